@@ -1,0 +1,14 @@
+//! Wharfage: Amazon ECR for any Kubernetes cluster, declared instead of clicked.
+//!
+//! One package, a library and a thin binary. The map, and which way dependencies may point:
+//!
+//! ```text
+//! cli ──► apply ──► (aws-sdk-ecr)          what manifests ask for, carried out through the ECR API alone
+//!  │        └─────► plan, crd
+//!  └────► registry, jobs ──► store         the server: OCI and ECR doors, jobs, metadata and bytes
+//! everything ──► names, lifecycle, policy  pure: no I/O, no clock, nothing else of ours
+//! ```
+//!
+//! `docs/architecture.md` tells the same at length.
+
+pub mod names;
