@@ -11,4 +11,5 @@
 //!
 //! `docs/architecture.md` tells the same at length.
 
+pub mod crd;
 pub mod names;

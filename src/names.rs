@@ -89,13 +89,9 @@ text_newtype!(
 impl FromStr for Region {
     type Err = InvalidName;
     fn from_str(s: &str) -> Result<Self, InvalidName> {
-        let fits = (2..=25).contains(&s.len())
-            && s.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'-');
-        if fits {
-            Ok(Self(s.into()))
-        } else {
-            Err(InvalidName::new("region", s, "it must match [0-9a-z-]{2,25}"))
-        }
+        let fits =
+            (2..=25).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'-');
+        if fits { Ok(Self(s.into())) } else { Err(InvalidName::new("region", s, "it must match [0-9a-z-]{2,25}")) }
     }
 }
 
@@ -320,7 +316,9 @@ mod tests {
             assert!(good.parse::<RepositoryName>().is_ok(), "{good} is valid");
         }
         let long = "a".repeat(257);
-        for bad in ["a", "", "A/b", "a//b", "/ab", "ab/", "a..b", "a___b", "-ab", "../etc", "a/../b", "a b", "ab\n", &long] {
+        for bad in
+            ["a", "", "A/b", "a//b", "/ab", "ab/", "a..b", "a___b", "-ab", "../etc", "a/../b", "a b", "ab\n", &long]
+        {
             assert!(bad.parse::<RepositoryName>().is_err(), "{bad:?} is refused");
         }
     }
@@ -352,7 +350,12 @@ mod tests {
     fn repository_arns_round_trip() {
         let text = "arn:aws:ecr:local-1:123456789012:repository/team/app";
         assert_eq!(text.parse::<RepositoryArn>().unwrap().to_string(), text);
-        for bad in ["arn:aws:s3:local-1:123456789012:repository/ab", "arn:aws:ecr:local-1:1:repository/ab", "ab", "arn:aws:ecr:local-1:123456789012:ab"] {
+        for bad in [
+            "arn:aws:s3:local-1:123456789012:repository/ab",
+            "arn:aws:ecr:local-1:1:repository/ab",
+            "ab",
+            "arn:aws:ecr:local-1:123456789012:ab",
+        ] {
             assert!(bad.parse::<RepositoryArn>().is_err(), "{bad:?} is refused");
         }
     }

@@ -1,0 +1,167 @@
+//! What several kinds share: references, policies of management, documents.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::{Selector, SelectorExt as _};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How long a resource rests between two looks at the registry when it says nothing else.
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// A DNS-1123 subdomain, which is what Kubernetes asks of an object's name.
+pub(crate) const NAME_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// A DNS-1123 label, which is what Kubernetes asks of a namespace's name.
+pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// A duration as Go writes it, of bounded length, so that reading it can't overflow.
+pub(crate) const DURATION_PATTERN: &str = r"^([0-9]{1,6}(ms|s|m|h)){1,4}$";
+
+/// The Registry that a resource belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct RegistryRef {
+    /// Name of the Registry. It may be made later: until then the resource waits.
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+}
+
+/// A Repository of the same namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct RepositoryRef {
+    /// Name of the Repository resource (its metadata.name, not its repositoryName).
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+}
+
+/// A Secret in a named namespace: what a cluster-scoped kind needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// Namespace of the Secret.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAMESPACE_PATTERN))]
+    pub namespace: String,
+}
+
+/// One key of a Secret in a named namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// Namespace of the Secret.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAMESPACE_PATTERN))]
+    pub namespace: String,
+    /// Key within the Secret's data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[-._a-zA-Z0-9]+$"))]
+    pub key: Option<String>,
+}
+
+/// Whether Wharfage changes what it manages, or only looks at it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ManagementPolicy {
+    /// The registry is made to match the spec.
+    #[default]
+    Full,
+    /// Only status is written; the registry is left as it is.
+    Observe,
+}
+
+/// What to do about an object of that name that already exists in the registry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AdoptionPolicy {
+    /// Take over what is there, make what is not.
+    #[default]
+    AdoptOrCreate,
+    /// Take over what is there; wait while there is nothing.
+    Adopt,
+    /// Make it; refuse to take over what is there.
+    Create,
+}
+
+/// What happens to the object in the registry when its resource goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// It stays.
+    #[default]
+    Retain,
+    /// It goes too.
+    Delete,
+}
+
+/// A JSON document in its own grammar (a policy in IAM's), written as YAML instead of as a string.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Document(pub serde_json::Map<String, serde_json::Value>);
+
+impl Document {
+    /// The document as a JSON value.
+    pub fn to_value(&self) -> serde_json::Value {
+        serde_json::Value::Object(self.0.clone())
+    }
+}
+
+impl JsonSchema for Document {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Document".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+    }
+}
+
+/// What every kind but Registry has: which registry it is in and how it is managed.
+pub trait Managed {
+    /// The Registry that it belongs to.
+    fn registry_ref(&self) -> &RegistryRef;
+    /// Whether the registry is made to match, or only looked at.
+    fn management_policy(&self) -> ManagementPolicy;
+    /// What to do about an object that already exists.
+    fn adoption_policy(&self) -> AdoptionPolicy;
+    /// What happens when the resource goes.
+    fn deletion_policy(&self) -> DeletionPolicy;
+    /// How long to rest between two looks at the registry.
+    fn interval(&self) -> Duration;
+    /// Whether nothing is to be done for now.
+    fn suspended(&self) -> bool;
+}
+
+/// The fields behind [`Managed`] are the same in every spec, so their reading is, too.
+macro_rules! managed {
+    ($kind:ty) => {
+        impl $crate::crd::common::Managed for $kind {
+            fn registry_ref(&self) -> &$crate::crd::common::RegistryRef {
+                &self.spec.registry_ref
+            }
+            fn management_policy(&self) -> $crate::crd::common::ManagementPolicy {
+                self.spec.management_policy.unwrap_or_default()
+            }
+            fn adoption_policy(&self) -> $crate::crd::common::AdoptionPolicy {
+                self.spec.adoption_policy.unwrap_or_default()
+            }
+            fn deletion_policy(&self) -> $crate::crd::common::DeletionPolicy {
+                self.spec.deletion_policy.unwrap_or_default()
+            }
+            fn interval(&self) -> std::time::Duration {
+                self.spec.interval.map_or($crate::crd::common::DEFAULT_INTERVAL, Into::into)
+            }
+            fn suspended(&self) -> bool {
+                self.spec.suspend.unwrap_or_default()
+            }
+        }
+    };
+}
+pub(crate) use managed;
+
+/// Whether `selector` chooses an object with these labels. An empty selector chooses all; one that Kubernetes would refuse
+/// (an unknown operator) chooses none.
+pub fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels.unwrap_or(&NONE)))
+}

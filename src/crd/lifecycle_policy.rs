@@ -1,0 +1,404 @@
+//! LifecyclePolicy: which images of which repositories expire or are archived, in ECR's own grammar.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
+use kube::core::Duration;
+use kube::{CustomResource, KubeSchema, ResourceExt as _};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::{
+    AdoptionPolicy, DURATION_PATTERN, DeletionPolicy, ManagementPolicy, RegistryRef, RepositoryRef, managed, selects,
+};
+use super::conditions::Condition;
+use super::repository::Repository;
+
+/// Which images of which repositories expire or are archived.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "wharfage.dev",
+    version = "v1alpha1",
+    kind = "LifecyclePolicy",
+    plural = "lifecyclepolicies",
+    shortname = "lcp",
+    category = "wharfage",
+    label("app.kubernetes.io/part-of", "wharfage"),
+    doc = "Which images of which repositories expire or are archived. The rules are those of an Amazon ECR lifecycle policy.",
+    namespaced,
+    status = "LifecyclePolicyStatus",
+    derive = "PartialEq",
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Repositories", type_ = "integer", json_path = ".status.totals.repositories"),
+    printcolumn(name = "Expiring", type_ = "integer", json_path = ".status.totals.expiring"),
+    printcolumn(name = "Protected", type_ = "integer", json_path = ".status.totals.protected"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Registry", type_ = "string", json_path = ".spec.registryRef.name", priority = 1),
+    printcolumn(name = "Size", type_ = "integer", json_path = ".status.totals.bytes", priority = 1),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.repositoryRef) != has(self.repositorySelector)")
+        .message("give exactly one of repositoryRef and repositorySelector"),
+)]
+pub struct LifecyclePolicySpec {
+    /// The Registry whose repositories are meant.
+    pub registry_ref: RegistryRef,
+    /// One Repository of this namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository_ref: Option<RepositoryRef>,
+    /// The Repositories of this namespace with these labels. An empty selector chooses all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository_selector: Option<LabelSelector>,
+    /// Preview tells in status what would go; Enforce lets it go. Default: Preview.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// The rules, as in the rules of an ECR lifecycle policy: paste them.
+    #[schemars(length(min = 1, max = 50))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new("self.all(rule, self.exists_one(other, other.rulePriority == rule.rulePriority))")
+            .message("every rule has a rulePriority of its own: number them anew"),
+        validation = Rule::new(
+            "self.filter(rule, rule.selection.tagStatus == 'untagged' && !(has(rule.selection.storageClass) && rule.selection.storageClass == 'archive')).size() <= 1 && self.filter(rule, rule.selection.tagStatus == 'untagged' && has(rule.selection.storageClass) && rule.selection.storageClass == 'archive').size() <= 1"
+        )
+        .message("only one rule may select untagged images per storage class: join them"),
+        validation = Rule::new(
+            "self.all(rule, rule.selection.tagStatus != 'any' || self.all(other, (has(other.selection.storageClass) && other.selection.storageClass == 'archive') != (has(rule.selection.storageClass) && rule.selection.storageClass == 'archive') || other.rulePriority <= rule.rulePriority))"
+        )
+        .message("a rule with tagStatus any must have the highest rulePriority of its storage class: number it last"),
+    )]
+    pub rules: Vec<LifecycleRule>,
+    /// Keeps images that run from expiring. An extension: not on Amazon ECR.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_use_protection: Option<InUseProtection>,
+    /// Full makes the registry match; Observe only looks. Default: Full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub management_policy: Option<ManagementPolicy>,
+    /// Whether a policy that a repository already has is taken over. Default: AdoptOrCreate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adoption_policy: Option<AdoptionPolicy>,
+    /// Whether the repositories keep the policy when this resource goes. Default: Retain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+    /// How long to rest between two looks at the registry, such as 10m or 1h30m. Default: 10m.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 32), regex(pattern = DURATION_PATTERN))]
+    pub interval: Option<Duration>,
+    /// Whether nothing is to be done for now. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
+}
+
+/// Whether a policy is carried out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// It is told what would go.
+    #[default]
+    Preview,
+    /// It goes.
+    Enforce,
+}
+
+/// One rule of a lifecycle policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.selection.countType != 'sinceImagePulled' || self.action.type == 'transition'")
+        .message("countType sinceImagePulled goes with action.type transition only: expire by sinceImagePushed or imageCountMoreThan"),
+    validation = Rule::new("self.selection.countType != 'sinceImageTransitioned' || self.action.type == 'expire'")
+        .message("countType sinceImageTransitioned goes with action.type expire only"),
+)]
+pub struct LifecycleRule {
+    /// Order in which rules are applied, the lowest first. Unique within the policy.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub rule_priority: i32,
+    /// What the rule is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 10_240))]
+    pub description: Option<String>,
+    /// Which images.
+    pub selection: Selection,
+    /// What becomes of them.
+    pub action: Action,
+}
+
+/// Which images a rule is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.tagStatus != 'tagged' || has(self.tagPatternList) != has(self.tagPrefixList)")
+        .message("tagStatus tagged needs one of tagPatternList and tagPrefixList"),
+    validation = Rule::new("self.tagStatus == 'tagged' || !(has(self.tagPatternList) || has(self.tagPrefixList))")
+        .message("tagPatternList and tagPrefixList go with tagStatus tagged only: leave them out, or change tagStatus"),
+    validation = Rule::new("(self.countType == 'imageCountMoreThan') != has(self.countUnit)")
+        .message("countUnit (days) goes with every countType but imageCountMoreThan: add it, or leave it out"),
+    validation = Rule::new(
+        "(self.countType == 'sinceImageTransitioned') == (has(self.storageClass) && self.storageClass == 'archive')"
+    )
+    .message("storageClass archive and countType sinceImageTransitioned go together: give both, or neither"),
+    validation = Rule::new("self.countType != 'sinceImageTransitioned' || self.countNumber >= 90")
+        .message("countNumber is at least 90 with countType sinceImageTransitioned: images are archived for 90 days or more"),
+)]
+pub struct Selection {
+    /// Images with a tag, without one, or both.
+    pub tag_status: TagStatus,
+    /// Patterns that an image's tags must match, all of them; a star stands for any run of characters, at most four per pattern.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 500),
+        inner(length(min = 1, max = 300), regex(pattern = r"^[^*]*(\*[^*]*){0,4}$"))
+    )]
+    pub tag_pattern_list: Option<Vec<String>>,
+    /// Prefixes that an image's tags must have, all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 500), inner(length(min = 1, max = 300)))]
+    pub tag_prefix_list: Option<Vec<String>>,
+    /// Images in the standard class, or archived ones. Default: standard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<StorageClass>,
+    /// What countNumber counts.
+    pub count_type: CountType,
+    /// Unit of countNumber, for every countType but imageCountMoreThan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count_unit: Option<CountUnit>,
+    /// How many images stay, or how many days.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub count_number: i32,
+}
+
+/// Images with a tag, without one, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TagStatus {
+    /// With a tag that the list chooses.
+    Tagged,
+    /// Without a tag.
+    Untagged,
+    /// All.
+    Any,
+}
+
+/// Where an image is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum StorageClass {
+    /// Ready to be pulled.
+    #[default]
+    Standard,
+    /// Archived: to be restored before it is pulled.
+    Archive,
+}
+
+/// What countNumber counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CountType {
+    /// All but the youngest countNumber images.
+    ImageCountMoreThan,
+    /// Images pushed more than countNumber days ago.
+    SinceImagePushed,
+    /// Images last pulled more than countNumber days ago.
+    SinceImagePulled,
+    /// Images archived more than countNumber days ago.
+    SinceImageTransitioned,
+}
+
+/// Unit of countNumber.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CountUnit {
+    /// Days of 24 hours.
+    #[default]
+    Days,
+}
+
+/// What becomes of the images that a rule selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.type == 'transition') == has(self.targetStorageClass)")
+        .message("targetStorageClass (archive) goes with type transition: give both, or neither"),
+)]
+pub struct Action {
+    /// Whether they are deleted or archived.
+    #[serde(rename = "type")]
+    pub type_: ActionType,
+    /// Where they are moved to, with type transition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_storage_class: Option<TargetStorageClass>,
+}
+
+/// Whether images are deleted or archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ActionType {
+    /// Deleted.
+    Expire,
+    /// Moved to another storage class.
+    Transition,
+}
+
+/// Where images can be moved to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TargetStorageClass {
+    /// The archive.
+    #[default]
+    Archive,
+}
+
+/// Keeps images that run from expiring.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InUseProtection {
+    /// Whether images that Pods or workloads use are kept. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// How many images that a workload used before are kept, too. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub keep_previous: Option<i32>,
+    /// Namespaces whose Pods count. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+}
+
+/// What is known of a LifecyclePolicy.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("default" = { "observedGeneration": -1 }))]
+pub struct LifecyclePolicyStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The repositories with the most to tell, at most 100; totals counts all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub repositories: Vec<RepositoryOutcome>,
+    /// What the policy means for all repositories together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub totals: Option<Totals>,
+    /// When the registry was last looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_sync_time: Option<Time>,
+    /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_handled_reconcile_at: Option<String>,
+    /// What is observed about the policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// What a policy means for one repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RepositoryOutcome {
+    /// Name of the repository in the registry.
+    pub name: String,
+    /// How far the policy got.
+    pub state: OutcomeState,
+    /// Images that expire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiring: Option<i64>,
+    /// Images that are archived.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transitioning: Option<i64>,
+    /// Bytes of the images that expire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// Images that would expire, but run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protected: Option<i64>,
+    /// When this was found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluated_at: Option<Time>,
+    /// Some of the images.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub sample: Vec<ImageOutcome>,
+}
+
+/// How far a policy got with a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OutcomeState {
+    /// Not looked at yet.
+    Pending,
+    /// It is known what would go.
+    Previewed,
+    /// The registry has the policy.
+    Enforced,
+    /// It did not work; the conditions say why.
+    Failed,
+}
+
+/// What a policy means for one image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageOutcome {
+    /// Digest of the image.
+    pub digest: String,
+    /// Its tags.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// What becomes of it: EXPIRE or TRANSITION.
+    pub action: String,
+    /// The rule that decided.
+    pub rule_priority: i32,
+}
+
+/// What a policy means for all repositories together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Repositories that the policy is for.
+    pub repositories: i64,
+    /// Images that expire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiring: Option<i64>,
+    /// Images that are archived.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transitioning: Option<i64>,
+    /// Bytes of the images that expire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// Images that would expire, but run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protected: Option<i64>,
+}
+
+managed!(LifecyclePolicy);
+
+impl LifecyclePolicy {
+    /// Whether the policy is carried out.
+    pub fn mode(&self) -> Mode {
+        self.spec.mode.unwrap_or_default()
+    }
+
+    /// Whether images that run are kept.
+    pub fn protects_in_use(&self) -> bool {
+        self.spec.in_use_protection.as_ref().and_then(|protection| protection.enabled).unwrap_or_default()
+    }
+
+    /// Whether it is about this repository: same namespace, same registry, and referred to or selected.
+    pub fn applies_to(&self, repository: &Repository) -> bool {
+        let spec = &self.spec;
+        let chosen = match (&spec.repository_ref, &spec.repository_selector) {
+            (Some(reference), _) => reference.name == repository.name_any(),
+            (None, Some(selector)) => selects(selector, repository.metadata.labels.as_ref()),
+            (None, None) => false,
+        };
+        chosen && self.namespace() == repository.namespace() && spec.registry_ref == repository.spec.registry_ref
+    }
+
+    /// The document that ECR's PutLifecyclePolicy takes as text.
+    pub fn document(&self) -> serde_json::Value {
+        serde_json::json!({ "rules": self.spec.rules })
+    }
+}

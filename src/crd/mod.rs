@@ -1,0 +1,26 @@
+//! The kinds of group `wharfage.dev`: their Rust types and the CRDs that are generated from them.
+//!
+//! One file per kind. The types carry their OpenAPI schema and CEL rules with them, so that `kubectl apply` and file mode
+//! refuse the same manifests with the same words. Nothing here does I/O, and nothing writes a default into a spec: an
+//! absent field has its effective value from a method of the same name.
+
+pub mod common;
+pub mod conditions;
+mod generate;
+pub mod lifecycle_policy;
+pub mod registry;
+pub mod repository;
+
+pub use common::{AdoptionPolicy, DeletionPolicy, Managed, ManagementPolicy};
+pub use conditions::{Condition, condition};
+pub use generate::{all, render};
+pub use lifecycle_policy::{LifecyclePolicy, LifecyclePolicySpec, LifecyclePolicyStatus};
+pub use registry::{Registry, RegistrySpec, RegistryStatus};
+pub use repository::{Repository, RepositorySpec, RepositoryStatus};
+
+/// The API group of every kind.
+pub const GROUP: &str = "wharfage.dev";
+/// The version that is served and stored.
+pub const VERSION: &str = "v1alpha1";
+/// What `apiVersion` of a manifest says.
+pub const API_VERSION: &str = "wharfage.dev/v1alpha1";
