@@ -13,3 +13,5 @@
 
 pub mod crd;
 pub mod names;
+pub mod store;
+pub mod wildcard;

@@ -1,0 +1,374 @@
+//! Manifests, tags and layers as the store keeps them. Plain data and pure decisions.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::jobs::NewJob;
+use super::repositories::{RepositoryId, TagMutability};
+use super::{Generation, StoreError};
+use crate::names::{Digest, Tag};
+
+/// A manifest's row id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ManifestId(pub i64);
+
+/// ECR's `imageStatus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageStatus {
+    /// May be pulled.
+    Active,
+    /// In the archive storage class: listed, not pulled.
+    Archived,
+    /// On its way back from the archive.
+    Activating,
+}
+
+impl ImageStatus {
+    /// ECR's spelling, which is also what the database holds.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Archived => "ARCHIVED",
+            Self::Activating => "ACTIVATING",
+        }
+    }
+
+    /// The value of ECR's spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Active, Self::Archived, Self::Activating].into_iter().find(|value| value.as_str() == text)
+    }
+}
+
+/// What is known of a manifest without its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its row id.
+    pub id: ManifestId,
+    /// The digest of its exact bytes.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// The manifest's `artifactType`, if it has one.
+    pub artifact_type: Option<String>,
+    /// The config descriptor's media type, for image manifests.
+    pub config_media_type: Option<String>,
+    /// Bytes of the payload.
+    pub payload_size: u64,
+    /// `imageSizeInBytes`: the sum of its blobs' sizes; for an index the largest child's.
+    pub image_size: u64,
+    /// The manifest that it refers to (OCI `subject`), which need not exist.
+    pub subject: Option<Digest>,
+    /// The manifest's annotations; kept for referrers only.
+    pub annotations: BTreeMap<String, String>,
+    /// When this digest was first pushed to the repository.
+    pub pushed_at: Timestamp,
+    /// `lastRecordedPullTime`.
+    pub last_pulled_at: Option<Timestamp>,
+    /// Its storage class, in effect.
+    pub status: ImageStatus,
+    /// When it was last archived.
+    pub archived_at: Option<Timestamp>,
+    /// When it was last restored from the archive.
+    pub activated_at: Option<Timestamp>,
+}
+
+/// A manifest with its payload: what a pull needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// Its row id.
+    pub id: ManifestId,
+    /// The digest of `payload`.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its exact bytes.
+    pub payload: Bytes,
+    /// Archived images are not pulled.
+    pub status: ImageStatus,
+    /// When a pull was last recorded.
+    pub last_pulled_at: Option<Timestamp>,
+}
+
+/// An image with the tags that point at it, in lexical order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaggedImage {
+    /// The image.
+    pub image: Image,
+    /// Its tags, sorted.
+    pub tags: Vec<Tag>,
+}
+
+/// A blob that a manifest to be stored needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobReference {
+    /// Its digest.
+    pub digest: Digest,
+    /// The media type that the manifest gives it.
+    pub media_type: String,
+}
+
+/// A manifest to be stored, its references read out of its payload by the caller.
+#[derive(Debug, Clone)]
+pub struct NewManifest {
+    /// The digest of `payload`.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its exact bytes, at most 4 MiB.
+    pub payload: Bytes,
+    /// `artifactType`, if the manifest has one.
+    pub artifact_type: Option<String>,
+    /// The config descriptor's media type, for image manifests.
+    pub config_media_type: Option<String>,
+    /// `subject`'s digest.
+    pub subject: Option<Digest>,
+    /// The manifest's annotations, where it has a subject; empty otherwise.
+    pub annotations: BTreeMap<String, String>,
+    /// The config and every layer without foreign URLs: each must be in the repository. Unique digests.
+    pub blobs: Vec<BlobReference>,
+    /// An index's children: each must be in the repository. Unique digests.
+    pub children: Vec<Digest>,
+}
+
+/// A manifest PUT, which is one transaction: references checked under lock, edges, tags, event and jobs written.
+#[derive(Debug, Clone)]
+pub struct PutManifest {
+    /// Where to.
+    pub repository: RepositoryId,
+    /// What.
+    pub manifest: NewManifest,
+    /// The tags to point at it; may be empty.
+    pub tags: Vec<Tag>,
+    /// Now.
+    pub now: Timestamp,
+    /// Images that the repository may have.
+    pub max_images: u64,
+    /// Tags that one image may have.
+    pub max_tags: u64,
+    /// What has to follow; written in the same transaction (the outbox).
+    pub jobs: Vec<NewJob>,
+}
+
+/// What a tag's PUT does to the tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TagEffect {
+    /// The tag is new.
+    Created,
+    /// The tag pointed at this digest already.
+    Unchanged,
+    /// The tag pointed at another digest and moved.
+    Moved,
+    /// The tag exists and the repository does not let it be pushed again.
+    Refused,
+}
+
+/// Decides what putting `tag` on `new` does, given where it points now. An immutable tag is refused even for the same
+/// digest: which answer that gives is the door's matter, see [`PutManifestError::TagAlreadyExists`].
+pub fn tag_effect(mutability: &TagMutability, tag: &Tag, current: Option<&Digest>, new: &Digest) -> TagEffect {
+    match current {
+        None => TagEffect::Created,
+        Some(_) if !mutability.allows_moving(tag) => TagEffect::Refused,
+        Some(current) if current == new => TagEffect::Unchanged,
+        Some(_) => TagEffect::Moved,
+    }
+}
+
+/// What a manifest PUT did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutOutcome {
+    /// The digest was not in the repository before.
+    pub created: bool,
+    /// The digest was archived, and this push restored it.
+    pub restored: bool,
+    /// What happened to each tag, in the order given.
+    pub tags: Vec<(Tag, TagEffect)>,
+}
+
+impl PutOutcome {
+    /// Whether everything was there already, just so: the API answers ImageAlreadyExists, `/v2/` answers 201.
+    pub fn unchanged(&self) -> bool {
+        !self.created && !self.restored && self.tags.iter().all(|(_, effect)| *effect == TagEffect::Unchanged)
+    }
+}
+
+/// Why a manifest was not stored. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum PutManifestError {
+    /// The repository is gone.
+    #[error("the repository does not exist")]
+    NoRepository,
+    /// These layers or configs are not in the repository.
+    #[error("blobs are missing: {0:?}")]
+    BlobsNotFound(Vec<Digest>),
+    /// These children are not in the repository.
+    #[error("children are missing: {0:?}")]
+    ChildrenNotFound(Vec<Digest>),
+    /// The tag exists and is immutable.
+    #[error("the tag {tag} exists and is immutable")]
+    TagAlreadyExists {
+        /// The tag.
+        tag: Tag,
+        /// The digest that it points at.
+        current: Digest,
+    },
+    /// The repository has as many images as it may have.
+    #[error("the repository has its {0} images")]
+    TooManyImages(u64),
+    /// The image has as many tags as it may have.
+    #[error("the image has its {0} tags")]
+    TooManyTags(u64),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What happens to an image whose last tag is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastTag {
+    /// The image stays, untagged (`/v2/`).
+    KeepsImage,
+    /// The image goes with it (BatchDeleteImage).
+    DeletesImage,
+}
+
+/// What deleting a tag did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagDeleted {
+    /// What the tag pointed at.
+    pub digest: Digest,
+    /// The image went too.
+    pub image_deleted: bool,
+}
+
+/// Why an image or a tag was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteImageError {
+    /// There is no such image or tag.
+    #[error("the image does not exist")]
+    NotFound,
+    /// The tag points at another digest than the caller said.
+    #[error("the tag points at {0}")]
+    TagPointsElsewhere(Digest),
+    /// Stored indexes hold it.
+    #[error("the image is referenced by {0:?}")]
+    ReferencedBy(Vec<Digest>),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// ECR's `filter.tagStatus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TagStatusFilter {
+    /// Both.
+    #[default]
+    Any,
+    /// Images with a tag.
+    Tagged,
+    /// Images without one.
+    Untagged,
+}
+
+/// Which images a listing shows. `status: None` is ECR's `ANY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageFilter {
+    /// By tags.
+    pub tag_status: TagStatusFilter,
+    /// By storage class.
+    pub status: Option<ImageStatus>,
+}
+
+impl ImageFilter {
+    /// Every image there is.
+    pub const EVERYTHING: Self = Self { tag_status: TagStatusFilter::Any, status: None };
+}
+
+/// One entry of ListImages: one for each tag, or one without a tag for an untagged image.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageIdentifier {
+    /// The image's digest.
+    pub digest: Digest,
+    /// The tag.
+    pub tag: Option<Tag>,
+}
+
+/// Which referrers a listing shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReferrerFilter {
+    /// These artifact types only; empty for all. A referrer's type is its `artifactType`, else its config's media type.
+    pub artifact_types: Vec<String>,
+    /// This status only; `None` for all.
+    pub status: Option<ImageStatus>,
+}
+
+/// A live blob of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where its bytes are.
+    pub generation: Generation,
+}
+
+/// What BatchCheckLayerAvailability and GetDownloadUrlForLayer need to know of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The blob.
+    pub blob: Blob,
+    /// The media type that a manifest gives it, if any does.
+    pub media_type: Option<String>,
+    /// Some image of the repository references it.
+    pub referenced: bool,
+    /// Images reference it, and every one of them is archived.
+    pub archived: bool,
+}
+
+/// What deleting a blob at `/v2/` did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnlinkBlob {
+    /// It is no longer in the repository.
+    Unlinked,
+    /// It was not there.
+    NotFound,
+    /// A manifest needs it.
+    InUse,
+}
+
+/// What mounting a blob from another repository did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountBlob {
+    /// It is in the target now, or was already.
+    Mounted,
+    /// The source repository does not have it in a committed manifest, or the two are encrypted differently.
+    NotMountable,
+}
+
+/// The storage class to move an image to (ECR's `targetStorageClass`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StorageClass {
+    /// `STANDARD`.
+    Standard,
+    /// `ARCHIVE`.
+    Archive,
+}
+
+/// Why an image's storage class did not change.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageClassError {
+    /// There is no such image.
+    #[error("the image does not exist")]
+    NotFound,
+    /// It is in that class already.
+    #[error("the image is {} already", .0.as_str())]
+    Unchanged(ImageStatus),
+    /// Active indexes hold it, so it may not be archived.
+    #[error("the image is referenced by {0:?}")]
+    ReferencedBy(Vec<Digest>),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,249 @@
+//! The metadata contract: every method is one transaction, and what it acknowledges is durable.
+//!
+//! Times come in as arguments: an implementation reads no clock. Lists are keyset pages: they come in the order of their
+//! key and start behind `after`, at most `limit` long.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::images::{
+    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, Manifest, ManifestId,
+    MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, StorageClass, StorageClassError, TagDeleted,
+    TaggedImage, UnlinkBlob,
+};
+use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
+use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::repositories::{
+    CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
+    ResourceTag, TagResourceError,
+};
+use super::uploads::{CommitUpload, Committed, Upload, UploadError, UploadProgress};
+use super::{Lookup, StoreResult};
+use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
+
+/// What the registry knows, in SQLite or PostgreSQL.
+#[async_trait::async_trait]
+pub trait Metadata: Send + Sync + std::fmt::Debug {
+    /// Whether the database answers, for readiness.
+    async fn ready(&self) -> StoreResult<()>;
+
+    // Accounts.
+
+    /// The account settings that were ever put; the caller knows the defaults.
+    async fn account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>>;
+    /// Puts one account setting.
+    async fn put_account_setting(&self, account: &AccountId, name: &str, value: &str) -> StoreResult<()>;
+
+    // Repositories.
+
+    /// Creates a repository, unless its name is taken or the registry has `max` already.
+    async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError>;
+    /// The repository of this name.
+    async fn repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>>;
+    /// Repositories in the order of their names.
+    async fn repositories(
+        &self,
+        account: &AccountId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<Repository>>;
+    /// The repository with this row id.
+    async fn repository_by_id(&self, id: RepositoryId) -> StoreResult<Option<Repository>>;
+    /// Repositories of every account that have a lifecycle policy which was not evaluated since `before`, by row id.
+    async fn repositories_due_for_lifecycle(&self, before: Timestamp, limit: usize) -> StoreResult<Vec<Repository>>;
+    /// Changes one setting; false when the repository is gone. With `LifecyclePolicy(Some(_))` the `jobs` are enqueued in
+    /// the same transaction.
+    async fn change_repository(
+        &self,
+        id: RepositoryId,
+        change: RepositoryChange,
+        jobs: Vec<NewJob>,
+    ) -> StoreResult<bool>;
+    /// Deletes a repository with everything in it; without `force` only if it has no image. Its uploads' generations are
+    /// handed to `delete-generation` jobs, its blobs' links go and the blobs await the collector.
+    async fn delete_repository(
+        &self,
+        id: RepositoryId,
+        force: bool,
+        now: Timestamp,
+    ) -> Result<(), DeleteRepositoryError>;
+    /// How many images a repository has, and the sum of their `imageSizeInBytes`.
+    async fn repository_usage(&self, id: RepositoryId) -> StoreResult<(u64, u64)>;
+
+    /// A repository's resource tags, in the order of their keys.
+    async fn resource_tags(&self, id: RepositoryId) -> StoreResult<Vec<ResourceTag>>;
+    /// Merges resource tags: an existing key takes the new value. All or nothing.
+    async fn tag_resource(&self, id: RepositoryId, tags: Vec<ResourceTag>, max: usize) -> Result<(), TagResourceError>;
+    /// Removes resource tags; keys that are not there are ignored.
+    async fn untag_resource(&self, id: RepositoryId, keys: &[String]) -> StoreResult<()>;
+
+    // Blobs.
+
+    /// The live blob of this digest in the repository of this name: the hot path of a pull, one round trip.
+    async fn find_blob(
+        &self,
+        account: &AccountId,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StoreResult<Lookup<Blob>>;
+    /// What is known of a layer: see [`Layer`].
+    async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>>;
+    /// Links a blob of `from` into `to`. With `referenced_only`, only if a manifest of `from` references it (ECR's rule).
+    async fn mount_blob(
+        &self,
+        from: RepositoryId,
+        to: RepositoryId,
+        digest: &Digest,
+        referenced_only: bool,
+        now: Timestamp,
+        lease_until: Timestamp,
+    ) -> StoreResult<MountBlob>;
+    /// Takes a blob out of a repository, unless a manifest needs it.
+    async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkBlob>;
+    /// Moves the blob's lease to `until` if that is later: it was reported as present, so it must stay true for a while.
+    async fn extend_lease(&self, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()>;
+
+    // Uploads.
+
+    /// Stores a new session; false when the repository is gone.
+    async fn create_upload(&self, upload: Upload) -> StoreResult<bool>;
+    /// The session, if it belongs to this repository.
+    async fn upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>>;
+    /// Replaces the session's progress if its version is still `progress.version - 1`.
+    async fn advance_upload(&self, id: Uuid, progress: UploadProgress) -> Result<(), UploadError>;
+    /// Turns the session into a live blob of its repository. The digest's live blob, if the account has one with the same
+    /// encryption, is linked instead and the upload's generation is handed to a `delete-generation` job.
+    async fn commit_upload(&self, commit: CommitUpload) -> Result<Committed, UploadError>;
+    /// Removes the session and hands its generation to a `delete-generation` job; false when it was not there.
+    async fn cancel_upload(&self, repository: RepositoryId, id: Uuid, now: Timestamp) -> StoreResult<bool>;
+    /// Removes sessions that no chunk came for since `before`, like [`Metadata::cancel_upload`]; how many.
+    async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64>;
+    /// How many sessions are open, for the metrics.
+    async fn open_uploads(&self) -> StoreResult<u64>;
+
+    // Manifests and tags.
+
+    /// The manifest that a reference names, archived ones included: the hot path of a pull, one round trip.
+    async fn find_manifest(
+        &self,
+        account: &AccountId,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> StoreResult<Lookup<Manifest>>;
+    /// Stores a manifest: see [`PutManifest`]. A known digest keeps its `pushed_at` and its media type; an archived one
+    /// becomes active again. Also writes a PUSH event.
+    async fn put_manifest(&self, put: PutManifest) -> Result<PutOutcome, PutManifestError>;
+    /// Deletes an image with all its tags, and returns those, sorted. Refused while a stored index holds it.
+    async fn delete_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        now: Timestamp,
+    ) -> Result<Vec<Tag>, DeleteImageError>;
+    /// Deletes a tag; `expected` is the digest that it must point at, if the caller said one. If it was the last tag and
+    /// takes the image along, the rules of [`Metadata::delete_image`] hold.
+    async fn delete_tag(
+        &self,
+        repository: RepositoryId,
+        tag: &Tag,
+        expected: Option<&Digest>,
+        last: LastTag,
+        now: Timestamp,
+    ) -> Result<TagDeleted, DeleteImageError>;
+    /// Tags in byte order; tags of archived images are left out.
+    async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>>;
+    /// The images that these references name; `None` where there is none. In the order given.
+    async fn images(&self, repository: RepositoryId, references: &[Reference])
+    -> StoreResult<Vec<Option<TaggedImage>>>;
+    /// Images with their tags, in the order of their digests.
+    async fn list_images(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<TaggedImage>>;
+    /// ListImages' entries, in the order of (digest, tag), an untagged image's entry having no tag.
+    async fn list_image_ids(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&ImageIdentifier>,
+        limit: usize,
+    ) -> StoreResult<Vec<ImageIdentifier>>;
+    /// Every edge from a stored index to a stored child, as (parent, child), in that order.
+    async fn index_edges(
+        &self,
+        repository: RepositoryId,
+        after: Option<&(Digest, Digest)>,
+        limit: usize,
+    ) -> StoreResult<Vec<(Digest, Digest)>>;
+    /// Manifests whose subject is `subject`, in the order of their digests.
+    async fn referrers(
+        &self,
+        repository: RepositoryId,
+        subject: &Digest,
+        filter: &ReferrerFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<Image>>;
+    /// Moves an image between storage classes and returns its new status. To archive it, no active index may hold it.
+    async fn set_storage_class(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        class: StorageClass,
+        now: Timestamp,
+    ) -> Result<ImageStatus, StorageClassError>;
+    /// Records pulls, in bulk; an earlier time never replaces a later one.
+    async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()>;
+
+    // Lifecycle previews.
+
+    /// Starts a preview and enqueues its job; false when one is in progress already.
+    async fn start_preview(
+        &self,
+        repository: RepositoryId,
+        policy: &str,
+        now: Timestamp,
+        job: NewJob,
+    ) -> StoreResult<bool>;
+    /// The latest preview.
+    async fn preview(&self, repository: RepositoryId) -> StoreResult<Option<Preview>>;
+    /// Ends the preview that was started at `started_at` (another one's end is ignored) and stores its results.
+    async fn finish_preview(
+        &self,
+        repository: RepositoryId,
+        started_at: Timestamp,
+        state: PreviewState,
+        results: Vec<PreviewResult>,
+    ) -> StoreResult<()>;
+    /// The latest preview's results behind position `after`, in their order, with their positions.
+    async fn preview_results(
+        &self,
+        repository: RepositoryId,
+        after: Option<u64>,
+        limit: usize,
+    ) -> StoreResult<Vec<(u64, PreviewResult)>>;
+
+    // Jobs and events.
+
+    /// Enqueues a job: see [`NewJob`] for how it coalesces.
+    async fn enqueue_job(&self, job: NewJob) -> StoreResult<()>;
+    /// Claims the job of these kinds that is due longest and that nobody holds, for `lease`. A job whose lease ran out
+    /// counts as held by nobody. No two jobs of the same kind and key run at once.
+    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>>;
+    /// Prolongs a claim; false when it was lost.
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease_until: Timestamp) -> StoreResult<bool>;
+    /// Ends a claim; ignored when it was lost (`attempts` tells).
+    async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()>;
+    /// How many jobs stand how.
+    async fn job_counts(&self) -> StoreResult<Vec<JobCount>>;
+    /// Keeps an event.
+    async fn record_event(&self, event: Event) -> StoreResult<()>;
+    /// The newest events of a registry, newest first.
+    async fn events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>>;
+}

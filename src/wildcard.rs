@@ -1,0 +1,61 @@
+//! ECR's tag wildcard: `*` stands for any run of characters, the whole text must match, case counts. Pure.
+
+/// Whether `text` matches `pattern` as a whole, `*` standing for any run of characters (also an empty one).
+///
+/// Runs in time proportional to the product of the lengths, whatever the pattern: there is no backtracking over stars
+/// other than the last one.
+pub fn matches(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    let mut last_star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if p < pattern.len() && pattern[p] == b'*' {
+            last_star = Some((p, t));
+            p += 1;
+        } else if p < pattern.len() && pattern[p] == text[t] {
+            p += 1;
+            t += 1;
+        } else if let Some((star, from)) = last_star {
+            // Let the last star swallow one more character and try again behind it.
+            last_star = Some((star, from + 1));
+            p = star + 1;
+            t = from + 1;
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|&b| b == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_star_is_any_run_and_everything_else_is_literal() {
+        for (pattern, text, expected) in [
+            ("v*", "v1", true),
+            ("v*", "v", true),
+            ("v*", "rv1", false),
+            ("*rc*", "v1-rc2", true),
+            ("*", "", true),
+            ("", "", true),
+            ("", "a", false),
+            ("a*b*c", "a1b2b3c", true),
+            ("a*b*c", "a1b2b3", false),
+            ("prod", "Prod", false),
+            ("v.*", "v11", false),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_regular_expression(pattern in "[ab*]{0,8}", text in "[ab]{0,12}") {
+            let naive = regex::Regex::new(&format!("^{}$", pattern.replace('*', ".*"))).unwrap();
+            prop_assert_eq!(matches(&pattern, &text), naive.is_match(&text));
+        }
+    }
+}
