@@ -13,5 +13,7 @@
 
 pub mod crd;
 pub mod names;
+pub mod registry;
 pub mod store;
+pub mod telemetry;
 pub mod wildcard;

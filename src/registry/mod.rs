@@ -1,0 +1,146 @@
+//! The registry: one process, one region, its two doors. `/v2/*` is the OCI door, `POST /` the ECR API's.
+//!
+//! A request becomes one value of a door's own enum before authentication, authorisation and handlers see it; a handler
+//! extracts, authorises, calls the store, renders. This module only holds what the doors share and picks the door.
+
+pub mod auth;
+pub mod body;
+pub mod server;
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, StatusCode, header};
+use hyper::body::Incoming;
+
+use crate::names::{AccountId, Region, RepositoryArn, RepositoryName};
+use crate::store::{Blobs, Metadata};
+use crate::telemetry::Metrics;
+use auth::Keyring;
+use body::Body;
+
+/// A request as it comes off the wire, its [`RequestId`] among its extensions.
+pub type Request = http::Request<Incoming>;
+/// A response of either door. A handler puts its [`Operation`] among the extensions, for metrics and the log.
+pub type Response = http::Response<Body>;
+
+/// The id that a request carries through the log, and that its client gets (`x-amzn-RequestId`, `X-Request-Id`).
+#[derive(Debug, Clone, Copy)]
+pub struct RequestId(pub uuid::Uuid);
+
+/// What a request turned out to be, as metrics and the log call it: an ECR operation's name or `GET manifest` and the like.
+/// A closed set: never anything that a client can make up.
+#[derive(Debug, Clone, Copy)]
+pub struct Operation(pub &'static str);
+
+/// Where clients reach this registry, as `repositoryUri` and `proxyEndpoint` say it: never taken from a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicUrl {
+    /// `http` or `https`.
+    pub scheme: String,
+    /// Host, and port where it is not the scheme's own.
+    pub authority: String,
+}
+
+impl std::fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}
+
+/// What a registry is told once, at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The region that it serves, the one in every ARN and in every signature's scope.
+    pub region: Region,
+    /// The account whose registry the bare host is.
+    pub account: AccountId,
+    /// Where clients reach it.
+    pub public_url: PublicUrl,
+    /// Whether blob reads redirect to the store where it can sign URLs.
+    pub redirect_blobs: bool,
+    /// The structural limits.
+    pub limits: Limits,
+}
+
+/// Structural limits; the defaults are Amazon ECR's quotas.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Repositories in a registry.
+    pub repositories: u64,
+    /// Images in a repository.
+    pub images: u64,
+    /// Tags on an image.
+    pub tags_per_image: u64,
+    /// Bytes of one blob.
+    pub blob_bytes: u64,
+    /// Bytes of a manifest.
+    pub manifest_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            repositories: 100_000,
+            images: 100_000,
+            tags_per_image: 1_000,
+            blob_bytes: 52_000 * 1024 * 1024,
+            manifest_bytes: 4_194_304,
+        }
+    }
+}
+
+/// A running registry: what every handler gets.
+#[derive(Debug)]
+pub struct Registry {
+    /// What it was told.
+    pub config: Config,
+    /// What it knows.
+    pub metadata: Arc<dyn Metadata>,
+    /// The bytes.
+    pub blobs: Arc<dyn Blobs>,
+    /// The access keys that sign requests and seal tokens.
+    pub keys: Keyring,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Registry {
+    /// The ARN of a repository of this registry's region.
+    pub fn arn(&self, account: &AccountId, name: &RepositoryName) -> RepositoryArn {
+        RepositoryArn { region: self.config.region.clone(), account: account.clone(), name: name.clone() }
+    }
+
+    /// `repositoryUri`: the public host and the name, without a scheme.
+    pub fn repository_uri(&self, name: &RepositoryName) -> String {
+        format!("{}/{name}", self.config.public_url.authority)
+    }
+
+    /// Answers one request.
+    pub async fn handle(self: Arc<Self>, request: Request) -> Response {
+        let path = request.uri().path();
+        if path == "/" {
+            return match *request.method() {
+                Method::GET | Method::HEAD => self.front_page(),
+                _ => plain(StatusCode::METHOD_NOT_ALLOWED, "This path takes GET, and POST for the ECR API.\n"),
+            };
+        }
+        plain(StatusCode::NOT_FOUND, "There is nothing here: the registry is at /v2/, the ECR API at POST /.\n")
+    }
+
+    /// What a person sees who opens the registry in a browser.
+    fn front_page(&self) -> Response {
+        let text = format!(
+            "This is a Wharfage registry, at {} in region {}.\n\nImages: /v2/ (docker, crane, skopeo, oras). ECR API: POST / (aws ecr --endpoint-url {}).\n",
+            self.config.public_url.authority, self.config.region, self.config.public_url
+        );
+        plain(StatusCode::OK, text)
+    }
+}
+
+/// A plain text answer.
+pub fn plain(status: StatusCode, text: impl Into<String>) -> Response {
+    let mut response = Response::new(Body::from(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

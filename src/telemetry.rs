@@ -1,0 +1,105 @@
+//! What can be seen from outside: the log and the metrics.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
+
+/// The labels of a request: each from a closed set.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The operation's name.
+    pub operation: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+}
+
+/// The label of what is told apart by operation only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OperationLabel {
+    /// The operation's name.
+    pub operation: &'static str,
+}
+
+/// The labels of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct JobLabels {
+    /// The job's kind.
+    pub kind: String,
+    /// `done`, `failed` or `dead` for what ended; `waiting`, `running` or `dead` for what stands.
+    pub state: String,
+}
+
+/// Everything that the registry counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: MetricsRegistry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<OperationLabel, Histogram, fn() -> Histogram>,
+    /// Bytes of blobs and manifests that clients have sent.
+    pub received: Counter,
+    /// Bytes of blobs and manifests that were sent to clients.
+    pub sent: Counter,
+    /// Connections that are open.
+    pub connections: Gauge,
+    /// Upload sessions that are open; set when the metrics are read.
+    pub uploads_open: Gauge,
+    /// Jobs that ended, by kind and how.
+    pub jobs_ended: Family<JobLabels, Counter>,
+    /// Jobs that stand, by kind and state; set when the metrics are read.
+    pub jobs: Family<JobLabels, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Metrics that start at zero.
+    pub fn new() -> Self {
+        fn seconds() -> Histogram {
+            // 100 µs to 54 minutes: a pull of a manifest and the push of a large layer both fall inside.
+            Histogram::new(exponential_buckets(0.0001, 4.0, 13))
+        }
+        let requests = Family::default();
+        let durations: Family<OperationLabel, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds);
+        let (received, sent) = (Counter::default(), Counter::default());
+        let (connections, uploads_open) = (Gauge::default(), Gauge::default());
+        let (jobs_ended, jobs) = (Family::default(), Family::default());
+
+        let mut registry = MetricsRegistry::with_prefix("wharfage");
+        registry.register("http_requests", "Requests answered", Family::clone(&requests));
+        registry.register_with_unit(
+            "http_request_duration",
+            "Time until a request's answer began",
+            Unit::Seconds,
+            Family::clone(&durations),
+        );
+        registry.register_with_unit("received", "Content received from clients", Unit::Bytes, received.clone());
+        registry.register_with_unit("sent", "Content sent to clients", Unit::Bytes, sent.clone());
+        registry.register("connections", "Open connections", connections.clone());
+        registry.register("uploads_open", "Open upload sessions", uploads_open.clone());
+        registry.register("jobs_ended", "Jobs that ended", Family::clone(&jobs_ended));
+        registry.register("jobs", "Jobs that stand", Family::clone(&jobs));
+        Self { registry, requests, durations, received, sent, connections, uploads_open, jobs_ended, jobs }
+    }
+
+    /// Counts a request that was answered.
+    pub fn request(&self, operation: &'static str, status: u16, took: Duration) {
+        self.requests.get_or_create(&RequestLabels { operation, status }).inc();
+        self.durations.get_or_create(&OperationLabel { operation }).observe(took.as_secs_f64());
+    }
+
+    /// The metrics in OpenMetrics' text format.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
