@@ -12,6 +12,7 @@
 //! `docs/architecture.md` tells the same at length.
 
 pub mod crd;
+pub mod manifests;
 pub mod names;
 pub mod registry;
 pub mod store;

@@ -4,12 +4,16 @@
 //! refuse the same manifests with the same words. Nothing here does I/O, and nothing writes a default into a spec: an
 //! absent field has its effective value from a method of the same name.
 
+// The lint takes the arguments of one printer column for those of another.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod common;
 pub mod conditions;
 mod generate;
 pub mod lifecycle_policy;
 pub mod registry;
 pub mod repository;
+mod rules;
 
 pub use common::{AdoptionPolicy, DeletionPolicy, Managed, ManagementPolicy};
 pub use conditions::{Condition, condition};
@@ -17,6 +21,7 @@ pub use generate::{all, render};
 pub use lifecycle_policy::{LifecyclePolicy, LifecyclePolicySpec, LifecyclePolicyStatus};
 pub use registry::{Registry, RegistrySpec, RegistryStatus};
 pub use repository::{Repository, RepositorySpec, RepositoryStatus};
+pub use rules::{KindRules, Rules, Violation};
 
 /// The API group of every kind.
 pub const GROUP: &str = "wharfage.dev";
