@@ -148,14 +148,15 @@ pub struct LifecycleRule {
 pub struct Selection {
     /// Images with a tag, without one, or both.
     pub tag_status: TagStatus,
-    /// Patterns that an image's tags must match, all of them; a star stands for any run of characters, at most four per pattern.
+    /// Patterns, each of which one of the image's tags must match; a star stands for any run of characters, at most four per
+    /// pattern.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 500),
         inner(length(min = 1, max = 300), regex(pattern = r"^[^*]*(\*[^*]*){0,4}$"))
     )]
     pub tag_pattern_list: Option<Vec<String>>,
-    /// Prefixes that an image's tags must have, all of them.
+    /// Prefixes, each of which one of the image's tags must have.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500), inner(length(min = 1, max = 300)))]
     pub tag_prefix_list: Option<Vec<String>>,
