@@ -1,0 +1,188 @@
+//! A server process of the test bed: its output captured, its readiness read from that output, its end certain.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a server may take until it is ready. Generous: it only bounds a test that fails anyway.
+const STARTUP: Duration = Duration::from_secs(60);
+
+/// How many lines of output are kept, the latest ones.
+const KEPT_LINES: usize = 2_000;
+
+/// Waits for the end of its input, which comes when the service is dropped or the test process dies in whatever way;
+/// then ends the server and removes its folder.
+///
+/// The short polls let a server end by itself; a server that doesn't is killed.
+const WATCHDOG: &str = r#"
+trap '' INT TERM HUP
+read -r _
+kill -s "$1" "$2" 2>/dev/null
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    kill -0 "$2" 2>/dev/null || break
+    sleep 0.05
+done
+kill -s KILL "$2" 2>/dev/null
+[ -z "$3" ] || rm -rf -- "$3"
+"#;
+
+/// A running server. Dropping it ends it and removes its folder.
+pub struct Service {
+    name: String,
+    child: Child,
+    output: Arc<Output>,
+    watchdog: Child,
+    lifeline: Option<ChildStdin>,
+}
+
+impl Service {
+    /// Starts `command`, to be ended by `signal` (`QUIT`, `TERM`, `KILL`); `folder` is removed after its end.
+    pub fn start(name: &str, command: &mut Command, signal: &str, folder: Option<PathBuf>) -> Self {
+        // A process group of its own keeps a Ctrl-C at the terminal from ending the server before the test has ended.
+        let mut child = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting {name} ({command:?}): {error}"));
+        let mut watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog", signal, &child.id().to_string()])
+            .arg(folder.unwrap_or_default())
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting the watchdog of {name}: {error}"));
+        let output = Arc::new(Output::default());
+        output.follow(child.stdout.take().expect("stdout is piped"));
+        output.follow(child.stderr.take().expect("stderr is piped"));
+        let lifeline = watchdog.stdin.take();
+        Self { name: name.to_owned(), child, output, watchdog, lifeline }
+    }
+
+    /// Waits until `pick` finds what it looks for in a line of the output, and returns that; the output when the server
+    /// ended without.
+    pub fn try_wait_for<T>(&self, pick: impl FnMut(&str) -> Option<T>) -> Result<T, String> {
+        self.output.wait_for(pick)
+    }
+
+    /// Waits until `pick` finds what it looks for in a line of the output, and returns that.
+    ///
+    /// # Panics
+    /// With the output, when the server ended or the time is up.
+    pub fn wait_for<T>(&self, pick: impl FnMut(&str) -> Option<T>) -> T {
+        self.try_wait_for(pick).unwrap_or_else(|why| panic!("{} is not ready: {why}", self.name))
+    }
+
+    /// The latest output, standard output and error together.
+    pub fn output(&self) -> String {
+        self.output.text()
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.child.kill().expect("killing a child");
+        self.child.wait().expect("waiting for a child")
+    }
+
+    /// Sends `signal` (`TERM`, `INT`) and leaves the process to it.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "sending SIG{signal} to {}", self.name);
+    }
+
+    /// Waits for the process's own end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("waiting for a child")
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(self.lifeline.take());
+        // Reaping the server first tells the watchdog that it has ended.
+        let _ = self.child.wait();
+        let _ = self.watchdog.wait();
+        if std::thread::panicking() {
+            eprintln!("---- output of {} ----\n{}", self.name, self.output());
+        }
+    }
+}
+
+/// The lines that a process has written.
+#[derive(Default)]
+struct Output {
+    lines: Mutex<Lines>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    kept: VecDeque<String>,
+    /// How many lines came before the kept ones.
+    dropped: usize,
+    streams_open: usize,
+}
+
+impl Output {
+    fn follow(self: &Arc<Self>, stream: impl Read + Send + 'static) {
+        self.lock().streams_open += 1;
+        let output = Arc::clone(self);
+        std::thread::spawn(move || {
+            let mut stream = BufReader::new(stream);
+            let mut line = Vec::new();
+            while matches!(stream.read_until(b'\n', &mut line), Ok(1..)) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                line.clear();
+                let mut lines = output.lock();
+                lines.kept.push_back(text);
+                if lines.kept.len() > KEPT_LINES {
+                    lines.kept.pop_front();
+                    lines.dropped += 1;
+                }
+                output.changed.notify_all();
+            }
+            output.lock().streams_open -= 1;
+            output.changed.notify_all();
+        });
+    }
+
+    fn wait_for<T>(&self, mut pick: impl FnMut(&str) -> Option<T>) -> Result<T, String> {
+        let deadline = Instant::now() + STARTUP;
+        let mut seen = 0_usize;
+        let mut lines = self.lock();
+        loop {
+            let dropped = lines.dropped;
+            if let Some(found) = lines.kept.iter().skip(seen.saturating_sub(dropped)).find_map(|line| pick(line)) {
+                return Ok(found);
+            }
+            seen = dropped + lines.kept.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if lines.streams_open == 0 || left.is_zero() {
+                drop(lines);
+                let why = if left.is_zero() { "the time is up" } else { "it ended" };
+                return Err(format!("{why}; its output:\n{}", self.text()));
+            }
+            lines = self.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn text(&self) -> String {
+        self.lock().kept.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
