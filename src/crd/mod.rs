@@ -15,6 +15,9 @@ pub mod registry;
 pub mod repository;
 mod rules;
 
+#[cfg(test)]
+mod tests;
+
 pub use common::{AdoptionPolicy, DeletionPolicy, Managed, ManagementPolicy};
 pub use conditions::{Condition, condition};
 pub use generate::{all, render};

@@ -164,6 +164,12 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Node, E> {
+        /// From here on, not every whole number is a float.
+        const EXACT: f64 = (1_u64 << 53) as f64;
+        // As kubectl has it, 5.0 is the whole number 5.
+        if value.fract() == 0.0 && value.abs() < EXACT {
+            return self.visit_i64(value as i64);
+        }
         let number = Number::from_f64(value).ok_or_else(|| E::custom(format!("{value} is no number that JSON has")))?;
         Ok(Node::Scalar(number.into()))
     }
