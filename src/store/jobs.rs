@@ -1,6 +1,11 @@
 //! Background work as the store keeps it: written in the transaction of its cause, claimed with a lease. Plain data.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Generation, StoreError, StoreResult, WriterState};
 
 /// A job to be enqueued.
 ///
@@ -76,4 +81,64 @@ pub struct Event {
     pub kind: String,
     /// Its details, as JSON.
     pub detail: String,
+}
+
+/// What a `delete-generation` job has to delete: bytes that no row refers to any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeleteGeneration {
+    /// The bytes.
+    pub generation: Generation,
+    /// What the upload's row had last, so that the backend can give up what was half written; empty when finished.
+    pub writer: WriterState,
+}
+
+/// The wire form of [`DeleteGeneration`].
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeleteGenerationPayload {
+    generation: String,
+    /// Base64.
+    writer: String,
+}
+
+impl DeleteGeneration {
+    /// The kind of the jobs that carry it.
+    pub const KIND: &str = "delete-generation";
+
+    /// The job that deletes it, due at once. Its key is the generation.
+    pub fn job(&self, now: Timestamp) -> NewJob {
+        let generation = self.generation.to_string();
+        let payload = json!({ "generation": generation, "writer": BASE64_STANDARD.encode(&self.writer.0) });
+        NewJob { kind: Self::KIND.into(), key: generation, payload: payload.to_string(), run_at: now }
+    }
+
+    /// Reads a job's payload.
+    ///
+    /// # Errors
+    /// `Inconsistent` when it is not what [`DeleteGeneration::job`] wrote.
+    pub fn parse(payload: &str) -> StoreResult<Self> {
+        let inconsistent = |error: &dyn std::fmt::Display| {
+            StoreError::Inconsistent(format!("the payload of a {} job does not parse: {error}", Self::KIND))
+        };
+        let DeleteGenerationPayload { generation, writer } =
+            serde_json::from_str(payload).map_err(|error| inconsistent(&error))?;
+        let writer = BASE64_STANDARD.decode(writer).map_err(|error| inconsistent(&error))?;
+        Ok(Self { generation: generation.parse()?, writer: WriterState(writer) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delete_generation_job_carries_the_generation_and_the_writers_state() {
+        let deletion = DeleteGeneration { generation: Generation::random(), writer: WriterState(vec![0, 255, 7]) };
+        let job = deletion.job(Timestamp::UNIX_EPOCH);
+        assert_eq!((job.kind.as_str(), job.key), (DeleteGeneration::KIND, deletion.generation.to_string()));
+        assert_eq!(DeleteGeneration::parse(&job.payload).unwrap(), deletion);
+        for bad in ["", "{}", r#"{"generation":"x","writer":""}"#] {
+            assert!(matches!(DeleteGeneration::parse(bad), Err(StoreError::Inconsistent(_))), "{bad:?} is refused");
+        }
+    }
 }

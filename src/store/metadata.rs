@@ -92,6 +92,7 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     /// What is known of a layer: see [`Layer`].
     async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>>;
     /// Links a blob of `from` into `to`. With `referenced_only`, only if a manifest of `from` references it (ECR's rule).
+    /// What `to` has already counts as mounted; repositories of two registries do not share blobs.
     async fn mount_blob(
         &self,
         from: RepositoryId,
@@ -134,9 +135,11 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         reference: &Reference,
     ) -> StoreResult<Lookup<Manifest>>;
     /// Stores a manifest: see [`PutManifest`]. A known digest keeps its `pushed_at` and its media type; an archived one
-    /// becomes active again. Also writes a PUSH event.
+    /// becomes active again. Also writes PUSH events. When nothing changes ([`PutOutcome::unchanged`]) nothing is
+    /// written, neither events nor jobs.
     async fn put_manifest(&self, put: PutManifest) -> Result<PutOutcome, PutManifestError>;
-    /// Deletes an image with all its tags, and returns those, sorted. Refused while a stored index holds it.
+    /// Deletes an image with all its tags, and returns those, sorted. Refused while a stored index holds it. Also writes
+    /// DELETE events, as [`Metadata::delete_tag`] does.
     async fn delete_image(
         &self,
         repository: RepositoryId,
@@ -190,7 +193,8 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         after: Option<&Digest>,
         limit: usize,
     ) -> StoreResult<Vec<Image>>;
-    /// Moves an image between storage classes and returns its new status. To archive it, no active index may hold it.
+    /// Moves an image between storage classes and returns its new status; a restored image is active at once. To archive
+    /// it, no active index may hold it. Also writes an UPDATE_STORAGE_CLASS event.
     async fn set_storage_class(
         &self,
         repository: RepositoryId,

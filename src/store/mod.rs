@@ -5,11 +5,13 @@
 //! doors: a handler turns the outcomes below into an OCI or an ECR answer.
 
 pub mod blobs;
+pub mod events;
 pub mod images;
 pub mod jobs;
 pub mod lifecycle;
 pub mod metadata;
 pub mod repositories;
+mod rows;
 pub mod uploads;
 
 pub use blobs::{BlobReader, BlobWriter, Blobs, Generation, WriterState};

@@ -1,0 +1,145 @@
+//! What columns hold, as the domain's values and back: shared by both databases, so that the two cannot differ. Pure.
+//!
+//! A column that does not parse is the store's fault, never the caller's: [`StoreError::Inconsistent`].
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::images::ImageStatus;
+use super::lifecycle::PreviewState;
+use super::repositories::{Encryption, Mutability, TagMutability};
+use super::{StoreError, StoreResult};
+
+/// A value of one of the newtypes (digest, tag, generation, …).
+pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str) -> StoreResult<T> {
+    text.parse().map_err(|error: T::Err| StoreError::Inconsistent(error.to_string()))
+}
+
+/// Milliseconds since the epoch: the precision that times are kept with.
+pub(super) fn millis(time: Timestamp) -> i64 {
+    time.as_millisecond()
+}
+
+/// The time of a column of milliseconds.
+pub(super) fn time(millis: i64) -> StoreResult<Timestamp> {
+    Timestamp::from_millisecond(millis).map_err(|_| StoreError::Inconsistent(format!("{millis} is no time")))
+}
+
+/// A time as it will be read back.
+pub(super) fn stored_time(moment: Timestamp) -> StoreResult<Timestamp> {
+    time(millis(moment))
+}
+
+/// A size or a count, which no database has as an unsigned number.
+pub(super) fn signed(value: u64) -> StoreResult<i64> {
+    i64::try_from(value).map_err(|_| StoreError::Inconsistent(format!("{value} is too large to be stored")))
+}
+
+/// The size or count of a column.
+pub(super) fn unsigned(value: i64) -> StoreResult<u64> {
+    u64::try_from(value).map_err(|_| StoreError::Inconsistent(format!("{value} is no size")))
+}
+
+/// A `LIMIT`.
+pub(super) fn limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// A JSON column's text.
+pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> StoreResult<String> {
+    serde_json::to_string(value).map_err(|error| StoreError::Backend(Box::new(error)))
+}
+
+/// A JSON column's value.
+pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> StoreResult<T> {
+    serde_json::from_str(text)
+        .map_err(|error| StoreError::Inconsistent(format!("a JSON column does not parse: {error}")))
+}
+
+/// The column `manifest.annotations`: NULL when there are none.
+pub(super) fn annotations(value: &BTreeMap<String, String>) -> StoreResult<Option<String>> {
+    if value.is_empty() { Ok(None) } else { json(value).map(Some) }
+}
+
+/// The annotations of that column.
+pub(super) fn annotations_of(column: Option<&str>) -> StoreResult<BTreeMap<String, String>> {
+    column.map_or_else(|| Ok(BTreeMap::new()), from_json)
+}
+
+/// The column `manifest.status`.
+pub(super) fn status(text: &str) -> StoreResult<ImageStatus> {
+    ImageStatus::parse(text).ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no image status")))
+}
+
+/// The columns `repository.tag_mutability` and `repository.exclusions`.
+pub(super) fn tag_mutability(mode: &str, exclusions: &str) -> StoreResult<TagMutability> {
+    let mode =
+        Mutability::parse(mode).ok_or_else(|| StoreError::Inconsistent(format!("{mode:?} is no tag mutability")))?;
+    Ok(TagMutability { mode, exclusions: from_json(exclusions)? })
+}
+
+/// The column `blob.encryption`: bytes are shared between repositories that encrypt alike.
+pub(super) fn encryption(encryption: &Encryption) -> String {
+    match &encryption.kms_key {
+        None => encryption.kind.clone(),
+        Some(key) => format!("{}:{key}", encryption.kind),
+    }
+}
+
+/// The columns `state`, `completed_at` and `summary` of a preview.
+pub(super) fn preview_columns(state: &PreviewState) -> (&'static str, Option<i64>, Option<&str>) {
+    match state {
+        PreviewState::InProgress => ("IN_PROGRESS", None, None),
+        PreviewState::Complete { completed_at, summary } => ("COMPLETE", Some(millis(*completed_at)), Some(summary)),
+        PreviewState::Failed => ("FAILED", None, None),
+    }
+}
+
+/// The state of those columns.
+pub(super) fn preview_state(
+    state: &str,
+    completed_at: Option<i64>,
+    summary: Option<String>,
+) -> StoreResult<PreviewState> {
+    match (state, completed_at, summary) {
+        ("IN_PROGRESS", _, _) => Ok(PreviewState::InProgress),
+        ("FAILED", _, _) => Ok(PreviewState::Failed),
+        ("COMPLETE", Some(completed_at), Some(summary)) => {
+            Ok(PreviewState::Complete { completed_at: time(completed_at)?, summary })
+        }
+        _ => Err(StoreError::Inconsistent(format!("a lifecycle preview is {state:?} without a result"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_that_does_not_parse_is_an_inconsistency() {
+        assert!(matches!(parse::<crate::names::Digest>("sha256:x"), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(time(i64::MAX), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(unsigned(-1), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(status("active"), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(tag_mutability("MUTABLE", "no JSON"), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(preview_state("COMPLETE", None, None), Err(StoreError::Inconsistent(_))));
+    }
+
+    #[test]
+    fn bytes_are_shared_under_one_key_only() {
+        let kms = |key: &str| encryption(&Encryption { kind: "KMS".into(), kms_key: Some(key.into()) });
+        assert_ne!(kms("a"), kms("b"));
+        assert_ne!(kms("a"), encryption(&Encryption::default()));
+    }
+
+    #[test]
+    fn annotations_round_trip_and_none_take_no_room() {
+        let some = BTreeMap::from([("a".to_owned(), "\"b\"".to_owned())]);
+        assert_eq!(annotations_of(annotations(&some).unwrap().as_deref()).unwrap(), some);
+        assert_eq!(annotations(&BTreeMap::new()).unwrap(), None);
+    }
+}
