@@ -3,3 +3,4 @@
 // Not every helper of the bed is used by every subject.
 #[allow(dead_code, unused_imports)]
 mod bed;
+mod blobs;

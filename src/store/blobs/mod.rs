@@ -2,6 +2,8 @@
 //!
 //! A backend knows nothing of digests, repositories or leases. What it has acknowledged is durable.
 
+pub mod folder;
+
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;

@@ -1,0 +1,149 @@
+//! Reading: bytes in the page cache are copied at once on the async thread, anything else is fetched on a blocking one.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures::Stream;
+use rustix::fs::OFlags;
+use tokio::task::JoinHandle;
+
+use super::buffers::{Buffer, Buffers};
+use super::{Folder, blocking, failed};
+use crate::store::{Generation, StoreError, StoreResult};
+
+/// What one step reads. Smaller costs more system calls, larger falls out of the processor's cache before it is sent.
+const CHUNK: u64 = 256 * 1024;
+
+/// A range of a generation on its way out.
+pub(super) struct FolderReader {
+    file: Arc<File>,
+    generation: Generation,
+    buffers: Buffers,
+    left: Range<u64>,
+    /// A chunk that a blocking thread is fetching.
+    fetching: Option<JoinHandle<io::Result<Buffer>>>,
+}
+
+impl FolderReader {
+    pub(super) async fn open(
+        folder: Arc<Folder>,
+        generation: Generation,
+        size: u64,
+        range: Range<u64>,
+    ) -> StoreResult<Self> {
+        if range.start > range.end || range.end > size {
+            return Err(StoreError::Backend(format!("range {range:?} is not within {size} bytes").into()));
+        }
+        let buffers = folder.buffers.clone();
+        let file = match cached::open(&folder, generation) {
+            Some(file) => file,
+            None => blocking(move || folder.open(generation, OFlags::RDONLY)).await?.map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => StoreError::Inconsistent(format!("{} is missing", generation.path())),
+                _ => failed("open", &generation.path(), e),
+            })?,
+        };
+        let found = file.metadata().map_err(|e| failed("look at", &generation.path(), e))?.len();
+        if found != size {
+            let path = generation.path();
+            return Err(StoreError::Inconsistent(format!("{path} has {found} bytes instead of {size}")));
+        }
+        Ok(Self { file: Arc::new(file), generation, buffers, left: range, fetching: None })
+    }
+
+    fn emit(&mut self, chunk: Buffer) -> Poll<Option<StoreResult<Bytes>>> {
+        self.left.start += chunk.as_ref().len() as u64;
+        Poll::Ready(Some(Ok(Bytes::from_owner(chunk))))
+    }
+
+    fn fail(&mut self, error: StoreError) -> Poll<Option<StoreResult<Bytes>>> {
+        self.left.start = self.left.end;
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Stream for FolderReader {
+    type Item = StoreResult<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.fetching.is_none() {
+            let left = self.left.end - self.left.start;
+            if left == 0 {
+                return Poll::Ready(None);
+            }
+            let mut chunk = self.buffers.take(usize::try_from(left.min(CHUNK)).unwrap_or(usize::MAX));
+            let at = self.left.start;
+            let got = cached::read(&self.file, chunk.as_mut(), at);
+            if got == chunk.as_ref().len() {
+                return self.emit(chunk);
+            }
+            let file = Arc::clone(&self.file);
+            self.fetching = Some(tokio::task::spawn_blocking(move || {
+                file.read_exact_at(&mut chunk.as_mut()[got..], at + got as u64)?;
+                Ok(chunk)
+            }));
+        }
+        let Some(fetching) = self.fetching.as_mut() else { return Poll::Ready(None) };
+        let fetched = ready!(Pin::new(fetching).poll(context));
+        self.fetching = None;
+        match fetched {
+            Ok(Ok(chunk)) => self.emit(chunk),
+            Ok(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                let told = format!("{} ended while it was read", self.generation.path());
+                self.fail(StoreError::Inconsistent(told))
+            }
+            Ok(Err(e)) => {
+                let error = failed("read", &self.generation.path(), e);
+                self.fail(error)
+            }
+            Err(e) => self.fail(StoreError::Backend(Box::new(e))),
+        }
+    }
+}
+
+/// What the kernel can answer from memory alone. Every failure means only "ask on a blocking thread", which then tells.
+#[cfg(target_os = "linux")]
+mod cached {
+    use std::fs::File;
+    use std::io::IoSliceMut;
+
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    use rustix::io::ReadWriteFlags;
+
+    use super::super::Folder;
+    use crate::store::Generation;
+
+    pub(super) fn open(folder: &Folder, generation: Generation) -> Option<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat2(&folder.root, generation.path(), flags, Mode::empty(), ResolveFlags::CACHED)
+            .ok()
+            .map(File::from)
+    }
+
+    /// How many of the bytes at `at` were in the page cache.
+    pub(super) fn read(file: &File, into: &mut [u8], at: u64) -> usize {
+        rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], at, ReadWriteFlags::NOWAIT).unwrap_or(0)
+    }
+}
+
+/// Elsewhere everything may wait for the disk.
+#[cfg(not(target_os = "linux"))]
+mod cached {
+    use std::fs::File;
+
+    use super::super::Folder;
+    use crate::store::Generation;
+
+    pub(super) fn open(_folder: &Folder, _generation: Generation) -> Option<File> {
+        None
+    }
+
+    pub(super) fn read(_file: &File, _into: &mut [u8], _at: u64) -> usize {
+        0
+    }
+}
