@@ -5,6 +5,8 @@
 
 pub mod auth;
 pub mod body;
+pub mod manifests;
+pub mod oci;
 pub mod server;
 
 use std::sync::Arc;

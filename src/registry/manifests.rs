@@ -1,0 +1,540 @@
+//! Manifests as they come in: checks their bytes and reads what they refer to. Pure: whether the references exist is the
+//! store's to say.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
+
+use crate::names::{Algorithm, Digest};
+use crate::store::images::{BlobReference, NewManifest};
+
+/// How deep a manifest's JSON may nest. Real ones need five levels.
+pub const MAX_DEPTH: usize = 64;
+/// How many descriptors a manifest may hold: an image has at most a few hundred layers, an index a few hundred children.
+pub const MAX_REFERENCES: usize = 10_000;
+/// A media type is two names of at most 127 characters (RFC 6838 §4.2).
+const MAX_MEDIA_TYPE: usize = 255;
+
+const SCHEMA_1_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+
+/// The kinds of manifests that Amazon ECR takes, by media type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Docker's first schema, in its signed form.
+    Schema1,
+    /// An image: Docker's second schema or the OCI image manifest.
+    Image,
+    /// A list of manifests: Docker's or the OCI index.
+    Index,
+}
+
+impl Kind {
+    /// The media types and what they are.
+    pub const MEDIA_TYPES: [(&'static str, Self); 5] = [
+        ("application/vnd.oci.image.manifest.v1+json", Self::Image),
+        ("application/vnd.oci.image.index.v1+json", Self::Index),
+        ("application/vnd.docker.distribution.manifest.v2+json", Self::Image),
+        ("application/vnd.docker.distribution.manifest.list.v2+json", Self::Index),
+        ("application/vnd.docker.distribution.manifest.v1+prettyjws", Self::Schema1),
+    ];
+
+    /// The kind of a media type, and the type's canonical spelling.
+    fn of(media_type: &str) -> Option<(&'static str, Self)> {
+        Self::MEDIA_TYPES.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(media_type))
+    }
+}
+
+/// Why a manifest is refused; the texts are those of ECR's PutImage.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidManifest {
+    /// It is longer than the limit, in bytes.
+    #[error(
+        "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Member must have length less than or equal to {0}'"
+    )]
+    TooLarge(usize),
+    /// It is no JSON.
+    #[error("Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'")]
+    Syntax,
+    /// It is JSON, but not what its media type says.
+    #[error("Invalid parameter at 'ImageManifest' failed to satisfy constraint: '{0}'")]
+    Content(String),
+    /// Its media type is missing, contradictory or not one that a registry of images keeps.
+    #[error("Invalid parameter at 'ImageManifestMediaType' failed to satisfy constraint: '{0}'")]
+    MediaType(String),
+}
+
+/// A manifest that passed, with the layers that need not be in the repository because they have their own URLs.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// What to store.
+    pub manifest: NewManifest,
+    /// Its foreign layers: where the repository has one of them nevertheless, the manifest keeps it alive.
+    pub foreign: Vec<BlobReference>,
+}
+
+/// Checks a manifest of at most `max_bytes`, whose media type the request may have `declared`, and names it by `algorithm`.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn check(
+    payload: Bytes,
+    declared: Option<&str>,
+    algorithm: Algorithm,
+    max_bytes: usize,
+) -> Result<Checked, InvalidManifest> {
+    if payload.len() > max_bytes {
+        return Err(InvalidManifest::TooLarge(max_bytes));
+    }
+    if is_deeper_than(&payload, MAX_DEPTH) {
+        return Err(content(format!("JSON nests deeper than {MAX_DEPTH} levels")));
+    }
+    let wire: Wire<'_> = serde_json::from_slice(&payload).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => content(error.to_string()),
+        _ => InvalidManifest::Syntax,
+    })?;
+    let (media_type, kind) = media_type(wire.media_type.as_deref(), declared)?;
+    let read = match kind {
+        Kind::Schema1 => schema_1(&wire)?,
+        Kind::Image => image(&wire)?,
+        Kind::Index => index(&wire)?,
+    };
+    let subject = match (&wire.subject, kind) {
+        (Some(subject), Kind::Image | Kind::Index) => Some(subject.check("subject")?),
+        _ => None,
+    };
+    let artifact_type = wire.artifact_type.as_deref().filter(|text| !text.is_empty());
+    let manifest = NewManifest {
+        digest: Digest::of(algorithm, &payload),
+        media_type: media_type.to_owned(),
+        artifact_type: artifact_type.map(|text| bounded("artifactType", text)).transpose()?,
+        config_media_type: read.config_media_type,
+        annotations: if subject.is_some() { wire.annotations.unwrap_or_default() } else { BTreeMap::new() },
+        subject,
+        blobs: read.blobs,
+        children: read.children,
+        payload,
+    };
+    Ok(Checked { manifest, foreign: read.foreign })
+}
+
+/// A Content-Type without its parameters.
+pub fn essence(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
+}
+
+fn content(reason: String) -> InvalidManifest {
+    InvalidManifest::Content(reason)
+}
+
+/// The manifest's own word comes first, and the request's must not contradict it.
+fn media_type(own: Option<&str>, declared: Option<&str>) -> Result<(&'static str, Kind), InvalidManifest> {
+    let own = own.filter(|text| !text.is_empty());
+    let declared = declared.map(essence).filter(|text| !text.is_empty());
+    if let (Some(own), Some(declared)) = (own, declared)
+        && !own.eq_ignore_ascii_case(declared)
+    {
+        let (own, declared) = (shortened(own), shortened(declared));
+        return Err(InvalidManifest::MediaType(format!(
+            "The manifest says mediaType {own}, the request says {declared}"
+        )));
+    }
+    let text = own.or(declared).ok_or_else(|| {
+        InvalidManifest::MediaType("The manifest has no mediaType, so the request must say it".to_owned())
+    })?;
+    Kind::of(text).ok_or_else(|| {
+        let known: Vec<&str> = Kind::MEDIA_TYPES.iter().map(|(known, _)| *known).collect();
+        let text = shortened(text);
+        InvalidManifest::MediaType(format!("Media type {text} is not supported; supported: [{}]", known.join(", ")))
+    })
+}
+
+/// An offending value as an error shows it.
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_MEDIA_TYPE).collect()
+}
+
+fn bounded(member: &str, text: &str) -> Result<String, InvalidManifest> {
+    if text.len() > MAX_MEDIA_TYPE {
+        return Err(content(format!("{member} must have at most {MAX_MEDIA_TYPE} characters")));
+    }
+    Ok(text.to_owned())
+}
+
+/// What a kind's reader found.
+#[derive(Default)]
+struct References {
+    config_media_type: Option<String>,
+    blobs: Vec<BlobReference>,
+    foreign: Vec<BlobReference>,
+    children: Vec<Digest>,
+}
+
+fn image(wire: &Wire<'_>) -> Result<References, InvalidManifest> {
+    schema_version(wire, 2)?;
+    // A document that could be read as either kind would be scanned as one and run as the other (CVE-2021-41190).
+    if wire.manifests.is_some() {
+        return Err(content("An image manifest must not have the member manifests".to_owned()));
+    }
+    let config = wire.config.as_ref().ok_or_else(|| missing("config"))?;
+    let layers = wire.layers.as_deref().ok_or_else(|| missing("layers"))?;
+    bound_references("layers", layers.len())?;
+
+    let config_media_type = bounded("config.mediaType", &config.media_type)?;
+    let mut seen = HashSet::new();
+    let mut read = References::default();
+    let digest = config.check("config")?;
+    seen.insert(digest.clone());
+    read.blobs.push(BlobReference { digest, media_type: config_media_type.clone() });
+    for layer in layers {
+        let digest = layer.check("layers")?;
+        if seen.insert(digest.clone()) {
+            let reference = BlobReference { digest, media_type: bounded("layers.mediaType", &layer.media_type)? };
+            if layer.is_foreign() { read.foreign.push(reference) } else { read.blobs.push(reference) }
+        }
+    }
+    read.config_media_type = Some(config_media_type).filter(|text| !text.is_empty());
+    Ok(read)
+}
+
+fn index(wire: &Wire<'_>) -> Result<References, InvalidManifest> {
+    schema_version(wire, 2)?;
+    if wire.layers.is_some() || wire.config.is_some() {
+        return Err(content("An index must not have the members config and layers".to_owned()));
+    }
+    let manifests = wire.manifests.as_deref().ok_or_else(|| missing("manifests"))?;
+    bound_references("manifests", manifests.len())?;
+    let mut seen = HashSet::new();
+    let mut read = References::default();
+    for child in manifests {
+        let digest = child.check("manifests")?;
+        if seen.insert(digest.clone()) {
+            read.children.push(digest);
+        }
+    }
+    Ok(read)
+}
+
+fn schema_1(wire: &Wire<'_>) -> Result<References, InvalidManifest> {
+    schema_version(wire, 1)?;
+    if wire.signatures.as_ref().is_none_or(Vec::is_empty) {
+        return Err(missing("signatures"));
+    }
+    let layers = wire.fs_layers.as_deref().ok_or_else(|| missing("fsLayers"))?;
+    bound_references("fsLayers", layers.len())?;
+    let mut seen = HashSet::new();
+    let mut read = References::default();
+    for layer in layers {
+        let digest: Digest = layer.blob_sum.parse().map_err(|error| content(format!("fsLayers: {error}")))?;
+        if seen.insert(digest.clone()) {
+            read.blobs.push(BlobReference { digest, media_type: SCHEMA_1_LAYER.to_owned() });
+        }
+    }
+    Ok(read)
+}
+
+fn schema_version(wire: &Wire<'_>, expected: i64) -> Result<(), InvalidManifest> {
+    match wire.schema_version {
+        Some(version) if version == expected => Ok(()),
+        Some(version) => Err(content(format!("schemaVersion must be {expected}, not {version}"))),
+        None => Err(missing("schemaVersion")),
+    }
+}
+
+fn missing(member: &str) -> InvalidManifest {
+    content(format!("The member {member} is missing"))
+}
+
+fn bound_references(member: &str, count: usize) -> Result<(), InvalidManifest> {
+    if count > MAX_REFERENCES {
+        return Err(content(format!("{member} must have at most {MAX_REFERENCES} entries, not {count}")));
+    }
+    Ok(())
+}
+
+/// Whether brackets nest deeper than `limit`, judged before the parser sees the bytes: its own limit does not hold for the
+/// members that it passes over.
+fn is_deeper_than(json: &[u8], limit: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The members that matter of every kind; others are kept in the payload and otherwise ignored. A member that comes twice
+/// is refused: two readers could take different ones.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire<'a> {
+    schema_version: Option<i64>,
+    #[serde(borrow)]
+    media_type: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    artifact_type: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    config: Option<Descriptor<'a>>,
+    #[serde(borrow, default, deserialize_with = "list")]
+    layers: Option<Vec<Descriptor<'a>>>,
+    #[serde(borrow, default, deserialize_with = "list")]
+    manifests: Option<Vec<Descriptor<'a>>>,
+    #[serde(borrow)]
+    subject: Option<Descriptor<'a>>,
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(borrow)]
+    fs_layers: Option<Vec<FsLayer<'a>>>,
+    signatures: Option<Vec<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor<'a> {
+    #[serde(borrow, default)]
+    media_type: Cow<'a, str>,
+    #[serde(borrow)]
+    digest: Cow<'a, str>,
+    size: i64,
+    urls: Option<Vec<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FsLayer<'a> {
+    #[serde(borrow)]
+    blob_sum: Cow<'a, str>,
+}
+
+impl Descriptor<'_> {
+    fn check(&self, member: &str) -> Result<Digest, InvalidManifest> {
+        if self.size < 0 {
+            return Err(content(format!("{member}: size must not be negative, but is {}", self.size)));
+        }
+        self.digest.parse().map_err(|error| content(format!("{member}: {error}")))
+    }
+
+    /// Whether the bytes are somewhere else by the descriptor's own word.
+    fn is_foreign(&self) -> bool {
+        self.urls.as_ref().is_some_and(|urls| !urls.is_empty())
+            || self.media_type.contains(".nondistributable.")
+            || self.media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
+    }
+}
+
+/// A list that is there; `null`, which Go writes for an empty one, counts as there.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Descriptor<'de>>>, D::Error> {
+    Ok(Some(Option::deserialize(deserializer)?.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+    fn digest(of: &str) -> String {
+        Digest::sha256(of.as_bytes()).to_string()
+    }
+
+    fn descriptor(of: &str) -> Value {
+        json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(of), "size": 3})
+    }
+
+    fn image_manifest() -> Value {
+        json!({
+            "schemaVersion": 2, "mediaType": IMAGE,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest("config"), "size": 1},
+            "layers": [descriptor("a"), descriptor("b"), descriptor("a")],
+        })
+    }
+
+    fn check_json(manifest: &Value, declared: Option<&str>) -> Result<Checked, InvalidManifest> {
+        check(Bytes::from(manifest.to_string()), declared, Algorithm::Sha256, 4_194_304)
+    }
+
+    fn with(member: &str, value: Value) -> Value {
+        let mut manifest = image_manifest();
+        manifest[member] = value;
+        manifest
+    }
+
+    fn reason(result: Result<Checked, InvalidManifest>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_image_needs_its_config_and_each_layer_once() {
+        let checked = check_json(&image_manifest(), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"));
+        let manifest = checked.unwrap().manifest;
+        let blobs: Vec<String> = manifest.blobs.iter().map(|blob| blob.digest.to_string()).collect();
+        assert_eq!(blobs, [digest("config"), digest("a"), digest("b")]);
+        assert_eq!(manifest.digest, Digest::sha256(image_manifest().to_string().as_bytes()));
+        assert_eq!(manifest.config_media_type.as_deref(), Some("application/vnd.oci.image.config.v1+json"));
+        assert!(manifest.children.is_empty() && manifest.subject.is_none());
+    }
+
+    #[test]
+    fn a_layer_with_urls_and_a_nondistributable_one_need_not_be_here() {
+        let mut foreign = descriptor("foreign");
+        foreign["urls"] = json!(["https://example.com/layer"]);
+        let mut nondistributable = descriptor("nondistributable");
+        nondistributable["mediaType"] = json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
+        let checked = check_json(&with("layers", json!([foreign, nondistributable, descriptor("a")])), None).unwrap();
+        assert_eq!(checked.manifest.blobs.len(), 2);
+        assert_eq!(checked.foreign.len(), 2);
+    }
+
+    #[test]
+    fn an_index_needs_its_children() {
+        let index = json!({
+            "schemaVersion": 2, "mediaType": INDEX, "artifactType": "application/x",
+            "manifests": [descriptor("one"), descriptor("two")], "subject": descriptor("subject"),
+            "annotations": {"key": "value"},
+        });
+        let manifest = check_json(&index, None).unwrap().manifest;
+        assert_eq!(manifest.children.len(), 2);
+        assert_eq!(manifest.artifact_type.as_deref(), Some("application/x"));
+        assert_eq!(manifest.subject.unwrap().to_string(), digest("subject"));
+        assert_eq!(manifest.annotations["key"], "value");
+    }
+
+    #[test]
+    fn an_index_of_nothing_is_one_whether_it_says_so_by_a_list_or_by_null() {
+        for empty in [json!([]), Value::Null] {
+            let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": empty});
+            assert!(check_json(&index, None).unwrap().manifest.children.is_empty());
+        }
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX});
+        assert!(reason(check_json(&index, None)).contains("manifests is missing"));
+    }
+
+    #[test]
+    fn annotations_are_kept_for_referrers_only() {
+        let manifest = with("annotations", json!({"key": "value"}));
+        assert!(check_json(&manifest, None).unwrap().manifest.annotations.is_empty());
+    }
+
+    #[test]
+    fn a_signed_schema_1_manifest_needs_its_layers() {
+        let signed = json!({
+            "schemaVersion": 1, "name": "app", "fsLayers": [{"blobSum": digest("a")}, {"blobSum": digest("a")}],
+            "signatures": [{"header": {}}],
+        });
+        let media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        assert_eq!(check_json(&signed, Some(media_type)).unwrap().manifest.blobs.len(), 1);
+        let mut unsigned = signed;
+        unsigned["signatures"] = json!([]);
+        assert!(reason(check_json(&unsigned, Some(media_type))).contains("signatures"));
+    }
+
+    #[test]
+    fn the_media_type_is_the_manifests_own_or_else_the_requests() {
+        let mut silent = image_manifest();
+        silent.as_object_mut().unwrap().remove("mediaType");
+        assert_eq!(check_json(&silent, Some(IMAGE)).unwrap().manifest.media_type, IMAGE);
+        assert!(reason(check_json(&silent, None)).contains("'ImageManifestMediaType'"));
+        assert!(reason(check_json(&image_manifest(), Some(INDEX))).contains(INDEX));
+        assert!(
+            reason(check_json(&with("mediaType", json!("text/plain")), None)).contains("text/plain is not supported")
+        );
+    }
+
+    #[test]
+    fn a_manifest_that_could_be_read_as_either_kind_is_refused() {
+        assert!(reason(check_json(&with("manifests", json!([])), None)).contains("must not have"));
+        let mut index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "layers": []});
+        assert!(reason(check_json(&index, None)).contains("must not have"));
+        index.as_object_mut().unwrap().remove("layers");
+        assert!(check_json(&index, None).is_ok());
+    }
+
+    #[test]
+    fn a_member_that_comes_twice_is_refused() {
+        let text = format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[],"manifests":[]}}"#);
+        let refused = check(Bytes::from(text), None, Algorithm::Sha256, 1000);
+        assert!(reason(refused).contains("duplicate field"));
+    }
+
+    #[test]
+    fn a_broken_descriptor_is_named() {
+        let bad = |member: &str, value: Value| {
+            let mut layer = descriptor("a");
+            layer[member] = value;
+            reason(check_json(&with("layers", json!([layer])), None))
+        };
+        assert!(bad("digest", json!("sha256:short")).contains("sha256:short"));
+        assert!(bad("digest", json!("md5:d41d8cd98f00b204e9800998ecf8427e")).contains("md5:"));
+        assert!(bad("size", json!(-1)).contains("-1"));
+        assert!(bad("size", json!("3")).contains("invalid type"));
+        assert!(bad("mediaType", json!("x".repeat(256))).contains("at most 255"));
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused_with_ecrs_words() {
+        for text in ["", "{", "{]", "not json"] {
+            let refused = check(Bytes::from(text), Some(IMAGE), Algorithm::Sha256, 1000);
+            assert_eq!(
+                reason(refused),
+                "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'"
+            );
+        }
+    }
+
+    #[test]
+    fn size_depth_and_references_have_limits() {
+        let text = image_manifest().to_string();
+        let refused = check(Bytes::from(text.clone()), None, Algorithm::Sha256, text.len() - 1);
+        assert_eq!(refused.unwrap_err(), InvalidManifest::TooLarge(text.len() - 1));
+        let nested = |levels: usize| {
+            let deep: Value = serde_json::from_str(&("[".repeat(levels) + &"]".repeat(levels))).unwrap();
+            check_json(&with("custom", deep), None)
+        };
+        assert!(nested(MAX_DEPTH - 1).is_ok());
+        assert!(reason(nested(MAX_DEPTH)).contains("deeper than 64"));
+        let brackets = with("custom", json!("[".repeat(MAX_DEPTH + 1) + "\\\"["));
+        assert!(check_json(&brackets, None).is_ok(), "brackets in strings nest nothing");
+        let many = with("layers", Value::Array(vec![descriptor("a"); MAX_REFERENCES + 1]));
+        assert!(reason(check_json(&many, None)).contains("at most 10000"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let declared = Some(IMAGE);
+            prop_assert!(check(Bytes::from(bytes), declared, Algorithm::Sha256, 1000).is_err());
+        }
+
+        #[test]
+        fn any_json_members_do_not_panic(
+            member in "schemaVersion|mediaType|config|layers|manifests|subject|annotations|artifactType|fsLayers|signatures",
+            text in r#"[\[\]{}:",a-c0-9\\ -]{0,40}"#,
+            kind in prop::sample::select(Kind::MEDIA_TYPES.to_vec()),
+        ) {
+            let value: Value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+            let _ = check_json(&with(&member, value), Some(kind.0));
+        }
+    }
+}
