@@ -11,7 +11,9 @@
 //!
 //! `docs/architecture.md` tells the same at length.
 
+pub mod cli;
 pub mod crd;
+pub mod datadir;
 pub mod manifests;
 pub mod names;
 pub mod registry;

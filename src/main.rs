@@ -1,3 +1,8 @@
 //! Parses the command line and dispatches; everything else is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    wharfage::cli::run().await
+}

@@ -8,6 +8,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
+use tracing_subscriber::EnvFilter;
+
+use crate::store::jobs::JobCount;
 
 /// The labels of a request: each from a closed set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -96,10 +99,44 @@ impl Metrics {
         self.durations.get_or_create(&OperationLabel { operation }).observe(took.as_secs_f64());
     }
 
+    /// Sets what is read from the store rather than counted.
+    pub fn set_gauges(&self, uploads_open: u64, jobs: &[JobCount]) {
+        self.uploads_open.set(i64::try_from(uploads_open).unwrap_or(i64::MAX));
+        self.jobs.clear();
+        for JobCount { kind, state, count } in jobs {
+            let labels = JobLabels { kind: kind.clone(), state: state.clone() };
+            self.jobs.get_or_create(&labels).inc_by(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+    }
+
     /// The metrics in OpenMetrics' text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for machines.
+    Json,
+}
+
+/// Starts the log on standard error. `filter` is tracing's directive syntax (`info`, `wharfage=debug,warn`).
+///
+/// # Errors
+/// When the filter does not parse; the error names it.
+pub fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| anyhow::anyhow!("the log filter {filter:?} is not valid: {error}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
 }

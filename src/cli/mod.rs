@@ -1,0 +1,80 @@
+//! The commands: what they are called, what they take, what their help teaches. One file each does the work.
+
+mod crds;
+mod env;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::telemetry::{LogFormat, start_log};
+
+/// Container registries that are declared, not clicked: an ECR-compatible registry and what reconciles it.
+#[derive(Debug, Parser)]
+#[command(name = "wharfage", version, propagate_version = true, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// What to log, on standard error: a level, or directives such as wharfage=debug,warn
+    #[arg(long, global = true, env = "WHARFAGE_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+
+    /// How to log
+    #[arg(long, global = true, env = "WHARFAGE_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  wharfage up deploy/quickstart              a registry on 127.0.0.1:5000, shaped by a folder of manifests
+  eval \"$(wharfage env)\"                     point the aws CLI and docker's friends at it
+  aws ecr describe-repositories
+  aws ecr get-login-password | crane auth login -u AWS --password-stdin $WHARFAGE_REGISTRY
+  wharfage plan -f deploy/quickstart         what would change; exits 2 when something would";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the shell lines that point aws, crane and docker at a registry that up or serve started
+    Env(env::Env),
+    /// Print the custom resource definitions, or write them to a folder
+    Crds(crds::Crds),
+    /// Print a shell's tab completion for wharfage
+    #[command(after_help = "Example:\n  wharfage completions bash > /etc/bash_completion.d/wharfage")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the command line and runs it; the result is the process's exit code.
+pub async fn run() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = start_log(&cli.log, cli.log_format) {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let outcome = match cli.command {
+        Command::Env(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Crds(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "wharfage", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}
