@@ -14,6 +14,13 @@ use super::service::Service;
 /// `nobody` on every Linux: PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65_534;
 
+/// Without syncs, because the folder dies with the server.
+const INITDB_THEN_SERVE: &str = r#"
+"$1/initdb" --username=wharfage --auth=trust --encoding=UTF8 --no-sync --no-instructions -D "$2" &&
+exec "$1/postgres" -D "$2" -k "$3" -c listen_addresses= -c max_connections=300 \
+    -c fsync=off -c synchronous_commit=off -c full_page_writes=off
+"#;
+
 /// The server that the tests of this process share.
 pub fn postgres() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
@@ -36,36 +43,19 @@ impl Postgres {
             chown(&folder, Some(NOBODY), Some(NOBODY)).expect("giving the folder to nobody");
         }
         let data = folder.join("data");
-        // A name of its own, as a host's environment may carry settings of another server.
-        let program = |name: &str| {
-            let mut command = Command::new(bin.join(name));
-            command.current_dir(&folder).env_clear().env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
-            if root {
-                command.uid(NOBODY).gid(NOBODY);
-            }
-            command
-        };
-
-        let made = program("initdb")
-            .args(["--username=wharfage", "--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions", "-D"])
-            .arg(&data)
-            .output()
-            .unwrap_or_else(|error| panic!("starting initdb in {}: {error}", bin.display()));
-        assert!(made.status.success(), "initdb failed:\n{}", String::from_utf8_lossy(&made.stderr));
-
-        let server = Service::start(
-            "postgres",
-            program("postgres").arg("-D").arg(&data).arg("-k").arg(&folder).args([
-                "-clisten_addresses=",
-                "-cmax_connections=300",
-                // The folder dies with the server.
-                "-cfsync=off",
-                "-csynchronous_commit=off",
-                "-cfull_page_writes=off",
-            ]),
-            "QUIT",
-            Some(folder.clone()),
-        );
+        // One process from the start, so that what ends the test ends it in the middle of initdb too. A clean environment,
+        // as the caller's may carry settings for another server.
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", INITDB_THEN_SERVE, "postgres"])
+            .args([&bin, &data, &folder])
+            .current_dir(&folder)
+            .env_clear()
+            .envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C.UTF-8"), ("TZ", "UTC")]);
+        if root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let server = Service::start("postgres", &mut command, "QUIT", Some(folder.clone()));
         server.wait_for(|line| line.contains("database system is ready to accept connections").then_some(()));
         Self { folder, _server: server }
     }

@@ -15,18 +15,18 @@ const STARTUP: Duration = Duration::from_secs(60);
 const KEPT_LINES: usize = 2_000;
 
 /// Waits for the end of its input, which comes when the service is dropped or the test process dies in whatever way;
-/// then ends the server and removes its folder.
+/// then ends the server's process group and removes its folder.
 ///
 /// The short polls let a server end by itself; a server that doesn't is killed.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 read -r _
-kill -s "$1" "$2" 2>/dev/null
+kill -s "$1" -- "-$2" 2>/dev/null
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     kill -0 "$2" 2>/dev/null || break
     sleep 0.05
 done
-kill -s KILL "$2" 2>/dev/null
+kill -s KILL -- "-$2" 2>/dev/null
 [ -z "$3" ] || rm -rf -- "$3"
 "#;
 
@@ -42,7 +42,7 @@ pub struct Service {
 impl Service {
     /// Starts `command`, to be ended by `signal` (`QUIT`, `TERM`, `KILL`); `folder` is removed after its end.
     pub fn start(name: &str, command: &mut Command, signal: &str, folder: Option<PathBuf>) -> Self {
-        // A process group of its own keeps a Ctrl-C at the terminal from ending the server before the test has ended.
+        // The process group is what the watchdog ends, and keeps a Ctrl-C at the terminal from ending the server before the test has ended.
         let mut child = command
             .process_group(0)
             .stdin(Stdio::null())
