@@ -2,6 +2,7 @@
 //! URL), and what each may do.
 
 pub mod download;
+pub mod sigv4;
 pub mod token;
 
 use std::collections::HashMap;
