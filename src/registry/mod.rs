@@ -5,9 +5,11 @@
 
 pub mod auth;
 pub mod body;
+pub mod images;
 pub mod manifests;
 pub mod oci;
 pub mod server;
+pub mod uploads;
 
 use std::sync::Arc;
 
@@ -104,9 +106,23 @@ pub struct Registry {
     pub keys: Keyring,
     /// What it counts.
     pub metrics: Arc<Metrics>,
+    uploads: Arc<uploads::Sessions>,
+    pulls: images::PullRecorder,
 }
 
 impl Registry {
+    /// A registry that keeps its state in these stores.
+    pub fn new(
+        config: Config,
+        metadata: Arc<dyn Metadata>,
+        blobs: Arc<dyn Blobs>,
+        keys: Keyring,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (uploads, pulls) = Default::default();
+        Self { config, metadata, blobs, keys, metrics, uploads, pulls }
+    }
+
     /// The ARN of a repository of this registry's region.
     pub fn arn(&self, account: &AccountId, name: &RepositoryName) -> RepositoryArn {
         RepositoryArn { region: self.config.region.clone(), account: account.clone(), name: name.clone() }
