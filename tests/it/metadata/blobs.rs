@@ -1,0 +1,117 @@
+//! Blobs in repositories: look-ups, mounts, links.
+
+use wharfage::store::images::{MountBlob, StorageClass, UnlinkBlob};
+use wharfage::store::repositories::{Encryption, NewRepository};
+
+use super::*;
+
+pub async fn a_look_up_tells_a_missing_blob_from_a_missing_repository(store: Fixture) {
+    let (with, without) = (store.repository_named("with").await, store.repository_named("without").await);
+    let layer = store.blob(&with, "layer").await;
+    let find = async |repository: &str| store.find_blob(&account(), &name(repository), &layer).await.unwrap();
+    let Lookup::Found(blob) = find("with").await else { panic!("the blob is found") };
+    assert_eq!((&blob.digest, blob.size), (&layer, 100));
+    assert_eq!(find("without").await, Lookup::Missing);
+    assert_eq!(find("nowhere").await, Lookup::NoRepository);
+    assert_eq!(store.layer(with.id, &layer).await.unwrap().unwrap().blob, blob);
+    assert_eq!(store.layer(without.id, &layer).await.unwrap(), None);
+}
+
+pub async fn a_layer_knows_its_media_type_and_who_references_it(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let found = store.layer(repository.id, &layer).await.unwrap().unwrap();
+    assert_eq!((found.media_type, found.referenced, found.archived), (None, false, false));
+
+    let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+    let media_type = image.blobs[0].media_type.clone();
+    store.put_manifest(put(&repository, image, &[])).await.unwrap();
+    let found = store.layer(repository.id, &layer).await.unwrap().unwrap();
+    assert_eq!((found.media_type, found.referenced, found.archived), (Some(media_type), true, false));
+}
+
+pub async fn a_layer_is_archived_when_every_image_with_it_is(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    for payload in ["one", "two"] {
+        let image = NewManifest { blobs: blobs(&[&layer]), ..manifest(payload) };
+        store.put_manifest(put(&repository, image, &[])).await.unwrap();
+    }
+    let archived = async || store.layer(repository.id, &layer).await.unwrap().unwrap().archived;
+    store.set_storage_class(repository.id, &digest("one"), StorageClass::Archive, at(1)).await.unwrap();
+    assert!(!archived().await);
+    store.set_storage_class(repository.id, &digest("two"), StorageClass::Archive, at(1)).await.unwrap();
+    assert!(archived().await);
+    store.set_storage_class(repository.id, &digest("one"), StorageClass::Standard, at(2)).await.unwrap();
+    assert!(!archived().await);
+}
+
+async fn mount(store: &Fixture, from: &Repository, to: &Repository, digest: &Digest, referenced: bool) -> MountBlob {
+    store.mount_blob(from.id, to.id, digest, referenced, at(1), at(60)).await.unwrap()
+}
+
+pub async fn a_mount_shares_the_bytes(store: Fixture) {
+    let (from, to) = (store.repository_named("from").await, store.repository_named("to").await);
+    let layer = store.blob(&from, "layer").await;
+    assert_eq!(mount(&store, &from, &to, &digest("other"), false).await, MountBlob::NotMountable);
+    assert_eq!(mount(&store, &from, &to, &layer, false).await, MountBlob::Mounted);
+    assert_eq!(mount(&store, &from, &to, &layer, true).await, MountBlob::Mounted, "it is there already");
+    let generation =
+        async |repository: &Repository| match store.find_blob(&account(), &repository.name, &layer).await.unwrap() {
+            Lookup::Found(blob) => blob.generation,
+            other => panic!("{other:?}"),
+        };
+    assert_eq!(generation(&from).await, generation(&to).await);
+    assert_eq!(store.unlink_blob(from.id, &layer).await.unwrap(), UnlinkBlob::Unlinked);
+    assert!(store.has_blob(&to, &layer).await);
+
+    store.delete_repository(to.id, false, at(2)).await.unwrap();
+    assert_eq!(mount(&store, &from, &to, &layer, false).await, MountBlob::NotMountable, "the target is gone");
+}
+
+pub async fn a_mount_can_ask_for_a_committed_manifest(store: Fixture) {
+    let (from, to) = (store.repository_named("from").await, store.repository_named("to").await);
+    let layer = store.blob(&from, "layer").await;
+    assert_eq!(mount(&store, &from, &to, &layer, true).await, MountBlob::NotMountable);
+    let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+    store.put_manifest(put(&from, image, &[])).await.unwrap();
+    assert_eq!(mount(&store, &from, &to, &layer, true).await, MountBlob::Mounted);
+    assert!(store.has_blob(&to, &layer).await);
+}
+
+pub async fn a_mount_needs_the_same_encryption_and_registry(store: Fixture) {
+    let from = store.repository_named("from").await;
+    let layer = store.blob(&from, "layer").await;
+    let kms = Encryption { kind: "KMS".into(), kms_key: Some("arn:aws:kms:r:1:key/k".into()) };
+    let encrypted = NewRepository { encryption: kms, ..new_repository("encrypted") };
+    let encrypted = store.create_repository(encrypted, 10).await.unwrap();
+    assert_eq!(mount(&store, &from, &encrypted, &layer, false).await, MountBlob::NotMountable);
+    let foreign = NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
+    let foreign = store.create_repository(foreign, 10).await.unwrap();
+    assert_eq!(mount(&store, &from, &foreign, &layer, false).await, MountBlob::NotMountable);
+}
+
+pub async fn a_blob_that_a_manifest_needs_cannot_be_unlinked(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+    store.put_manifest(put(&repository, image, &[])).await.unwrap();
+    assert_eq!(store.unlink_blob(repository.id, &digest("other")).await.unwrap(), UnlinkBlob::NotFound);
+    assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::InUse);
+    assert!(store.has_blob(&repository, &layer).await);
+
+    store.delete_image(repository.id, &digest("image"), at(1)).await.unwrap();
+    assert!(store.has_blob(&repository, &layer).await, "the link outlives the manifest");
+    assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::Unlinked);
+    assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::NotFound);
+    assert!(!store.has_blob(&repository, &layer).await);
+}
+
+pub async fn extending_a_lease_needs_no_blob(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    for (what, until) in [(&layer, at(100)), (&layer, at(50)), (&digest("other"), at(100))] {
+        store.extend_lease(repository.id, what, until).await.unwrap();
+    }
+    assert!(store.has_blob(&repository, &layer).await);
+}

@@ -1,0 +1,270 @@
+//! Listings: keyset pages in the order of their key, filters.
+
+use wharfage::store::images::{
+    ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, StorageClass, TagStatusFilter,
+};
+
+use super::*;
+
+/// Reads every page of `limit` and checks that none is longer, nor empty before the end.
+async fn pages<T: Clone>(limit: usize, read: impl AsyncFn(Option<T>) -> Vec<T>) -> Vec<T> {
+    let mut all: Vec<T> = Vec::new();
+    loop {
+        let page = read(all.last().cloned()).await;
+        assert!(page.len() <= limit, "a page is at most {limit} long");
+        let last = page.len() < limit;
+        all.extend(page);
+        if last {
+            return all;
+        }
+    }
+}
+
+/// An active image with two tags, an active one without, an archived one with one tag, an archived one without.
+async fn mixed(store: &Fixture) -> Repository {
+    let repository = store.repository_named("app").await;
+    store.image(&repository, "active tagged", &["b", "a"]).await;
+    store.image(&repository, "active untagged", &[]).await;
+    for (payload, names) in [("archived tagged", &["c"][..]), ("archived untagged", &[])] {
+        let image = store.image(&repository, payload, names).await;
+        store.set_storage_class(repository.id, &image, StorageClass::Archive, at(1)).await.unwrap();
+    }
+    repository
+}
+
+fn sorted<T: Ord>(items: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut items: Vec<T> = items.into_iter().collect();
+    items.sort();
+    items
+}
+
+pub async fn tags_come_in_byte_order_and_in_pages(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    store.image(&repository, "image", &["b", "B", "a-1", "a.1", "a_1", "_x", "10", "9"]).await;
+    let expected = tags(&["10", "9", "B", "_x", "a-1", "a.1", "a_1", "b"]);
+    for limit in [1, 3, 8, 100] {
+        let read =
+            async |after: Option<Tag>| store.tags(repository.id, after.as_ref().map(Tag::as_str), limit).await.unwrap();
+        assert_eq!(pages(limit, read).await, expected);
+    }
+    assert_eq!(store.tags(repository.id, Some("a"), 2).await.unwrap(), tags(&["a-1", "a.1"]), "no tag itself");
+    assert_eq!(store.tags(repository.id, None, 0).await.unwrap(), []);
+}
+
+pub async fn tags_of_archived_images_are_not_listed(store: Fixture) {
+    let repository = mixed(&store).await;
+    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&["a", "b"]));
+}
+
+pub async fn images_are_asked_for_by_reference_in_the_order_given(store: Fixture) {
+    let repository = mixed(&store).await;
+    let references: Vec<Reference> =
+        ["c", "nothing", digest("active untagged").as_str(), "a", digest("nothing").as_str(), "a"]
+            .map(reference_to)
+            .into();
+    let found = store.images(repository.id, &references).await.unwrap();
+    let found: Vec<_> = found.into_iter().map(|image| image.map(|it| (it.image.digest, it.tags))).collect();
+    let tagged = Some((digest("active tagged"), tags(&["a", "b"])));
+    assert_eq!(
+        found,
+        [
+            Some((digest("archived tagged"), tags(&["c"]))),
+            None,
+            Some((digest("active untagged"), vec![])),
+            tagged.clone(),
+            None,
+            tagged
+        ]
+    );
+    assert_eq!(store.images(repository.id, &[]).await.unwrap(), []);
+}
+
+pub async fn images_come_in_pages_with_their_tags(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let mut expected = Vec::new();
+    for number in 0..7 {
+        let (low, high) = (format!("a{number}"), format!("b{number}"));
+        let names: &[&str] = if number % 2 == 0 { &[&high, &low] } else { &[] };
+        let image = store.image(&repository, &format!("image {number}"), names).await;
+        expected.push((image, sorted(tags(names))));
+    }
+    expected.sort();
+    for limit in [1, 3, 7, 100] {
+        let read = async |after: Option<(Digest, Vec<Tag>)>| {
+            let after = after.as_ref().map(|(digest, _)| digest);
+            let page = store.list_images(repository.id, ImageFilter::EVERYTHING, after, limit).await.unwrap();
+            page.into_iter().map(|it| (it.image.digest, it.tags)).collect()
+        };
+        assert_eq!(pages(limit, read).await, expected);
+    }
+}
+
+/// Each filter with the payloads that it lets through.
+fn filters() -> [(TagStatusFilter, Option<ImageStatus>, &'static [&'static str]); 8] {
+    use ImageStatus::{Activating, Active, Archived};
+    use TagStatusFilter::{Any, Tagged, Untagged};
+    [
+        (Any, None, &["active tagged", "active untagged", "archived tagged", "archived untagged"]),
+        (Tagged, None, &["active tagged", "archived tagged"]),
+        (Untagged, None, &["active untagged", "archived untagged"]),
+        (Any, Some(Active), &["active tagged", "active untagged"]),
+        (Tagged, Some(Active), &["active tagged"]),
+        (Untagged, Some(Archived), &["archived untagged"]),
+        (Any, Some(Archived), &["archived tagged", "archived untagged"]),
+        (Any, Some(Activating), &[]),
+    ]
+}
+
+pub async fn images_are_filtered_by_tag_and_by_status(store: Fixture) {
+    let repository = mixed(&store).await;
+    for (tag_status, status, payloads) in filters() {
+        let filter = ImageFilter { tag_status, status };
+        let expected = sorted(payloads.iter().map(|payload| digest(payload)));
+        for limit in [1, 100] {
+            let read = async |after: Option<Digest>| {
+                let page = store.list_images(repository.id, filter, after.as_ref(), limit).await.unwrap();
+                page.into_iter().map(|it| it.image.digest).collect()
+            };
+            assert_eq!(pages(limit, read).await, expected, "{filter:?}");
+        }
+    }
+}
+
+pub async fn image_ids_come_in_pages_that_split_an_image(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let mut expected = Vec::new();
+    for (payload, names) in [("one", &["b", "a", "c"][..]), ("two", &[]), ("three", &["x", "y"])] {
+        let digest = store.image(&repository, payload, names).await;
+        let entry = |tag: Option<Tag>| ImageIdentifier { digest: digest.clone(), tag };
+        if names.is_empty() {
+            expected.push(entry(None));
+        }
+        expected.extend(tags(names).into_iter().map(|tag| entry(Some(tag))));
+    }
+    expected.sort();
+    for limit in [1, 2, 4, 100] {
+        let read = async |after: Option<ImageIdentifier>| {
+            store.list_image_ids(repository.id, ImageFilter::EVERYTHING, after.as_ref(), limit).await.unwrap()
+        };
+        assert_eq!(pages(limit, read).await, expected);
+    }
+    // Between two pages the untagged image got a tag: it is not lost.
+    let after = ImageIdentifier { digest: digest("two"), tag: None };
+    store.image(&repository, "two", &["late"]).await;
+    let next = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 1).await.unwrap();
+    assert_eq!(next, [ImageIdentifier { digest: digest("two"), tag: Some(tag("late")) }]);
+}
+
+pub async fn image_ids_are_filtered_by_tag_and_by_status(store: Fixture) {
+    let repository = mixed(&store).await;
+    for (tag_status, status, payloads) in filters() {
+        let filter = ImageFilter { tag_status, status };
+        let entries = payloads.iter().flat_map(|payload| {
+            let names: &[&str] = match *payload {
+                "active tagged" => &["a", "b"],
+                "archived tagged" => &["c"],
+                _ => &[],
+            };
+            let untagged = names.is_empty().then_some(None);
+            let tagged = tags(names).into_iter().map(Some);
+            let digest = digest(payload);
+            untagged.into_iter().chain(tagged).map(move |tag| ImageIdentifier { digest: digest.clone(), tag })
+        });
+        let expected = sorted(entries);
+        for limit in [1, 100] {
+            let read = async |after: Option<ImageIdentifier>| {
+                store.list_image_ids(repository.id, filter, after.as_ref(), limit).await.unwrap()
+            };
+            assert_eq!(pages(limit, read).await, expected, "{filter:?}");
+        }
+    }
+}
+
+pub async fn index_edges_come_in_pages(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let mut expected = Vec::new();
+    let images: Vec<Digest> = {
+        let mut images = Vec::new();
+        for number in 0..3 {
+            images.push(store.image(&repository, &format!("image {number}"), &[]).await);
+        }
+        images
+    };
+    for (payload, children) in [("one", &images[..]), ("two", &images[1..2])] {
+        let index = NewManifest { children: children.to_vec(), ..manifest(payload) };
+        store.put_manifest(put(&repository, index, &[])).await.unwrap();
+        expected.extend(children.iter().map(|child| (digest(payload), child.clone())));
+    }
+    let over = NewManifest { children: vec![digest("one")], ..manifest("index of an index") };
+    store.put_manifest(put(&repository, over, &[])).await.unwrap();
+    expected.push((digest("index of an index"), digest("one")));
+    expected.sort();
+    for limit in [1, 2, 100] {
+        let read = async |after: Option<(Digest, Digest)>| {
+            store.index_edges(repository.id, after.as_ref(), limit).await.unwrap()
+        };
+        assert_eq!(pages(limit, read).await, expected);
+    }
+}
+
+pub async fn referrers_come_in_pages_and_are_filtered(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let subject = digest("a subject that was never pushed");
+    for (payload, artifact_type, config) in [
+        ("sbom", Some("application/sbom"), Some("application/vnd.oci.empty.v1+json")),
+        ("signature", None, Some("application/signature")),
+        ("old sbom", Some("application/sbom"), None),
+        ("neither", None, None),
+    ] {
+        let referrer = NewManifest {
+            subject: Some(subject.clone()),
+            artifact_type: artifact_type.map(Into::into),
+            config_media_type: config.map(Into::into),
+            annotations: BTreeMap::from([("of".into(), payload.into())]),
+            ..manifest(payload)
+        };
+        store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
+    }
+    store.set_storage_class(repository.id, &digest("old sbom"), StorageClass::Archive, at(1)).await.unwrap();
+    let other = NewManifest { subject: Some(digest("other")), ..manifest("of another") };
+    store.put_manifest(put(&repository, other, &[])).await.unwrap();
+
+    let active = Some(ImageStatus::Active);
+    for (types, status, expected) in [
+        (&[][..], None, &["sbom", "signature", "old sbom", "neither"][..]),
+        (&[], active, &["sbom", "signature", "neither"]),
+        (&["application/sbom"], None, &["sbom", "old sbom"]),
+        (&["application/sbom"], active, &["sbom"]),
+        (&["application/signature", "application/sbom"], None, &["sbom", "signature", "old sbom"]),
+        (&["application/vnd.oci.empty.v1+json"], None, &[]),
+        (&["application/other"], None, &[]),
+    ] {
+        let artifact_types: Vec<String> = types.iter().map(|text: &&str| (*text).into()).collect();
+        let filter = ReferrerFilter { artifact_types, status };
+        for limit in [1, 100] {
+            let read = async |after: Option<Digest>| {
+                let page = store.referrers(repository.id, &subject, &filter, after.as_ref(), limit).await.unwrap();
+                for image in &page {
+                    assert_eq!(digest(&image.annotations["of"]), image.digest);
+                }
+                page.into_iter().map(|image| image.digest).collect()
+            };
+            let expected = sorted(expected.iter().map(|payload| digest(payload)));
+            assert_eq!(pages(limit, read).await, expected, "{filter:?}");
+        }
+    }
+    let all = ReferrerFilter { artifact_types: Vec::new(), status: None };
+    assert_eq!(store.referrers(repository.id, &digest("sbom"), &all, None, 10).await.unwrap(), []);
+}
+
+pub async fn listings_keep_to_their_repository(store: Fixture) {
+    let full = mixed(&store).await;
+    let empty = store.repository_named("empty").await;
+    store.index(&full, &[&digest("active tagged")], &[]).await;
+    let everything = ImageFilter::EVERYTHING;
+    assert_eq!(store.tags(empty.id, None, 10).await.unwrap(), []);
+    assert_eq!(store.list_images(empty.id, everything, None, 10).await.unwrap(), []);
+    assert_eq!(store.list_image_ids(empty.id, everything, None, 10).await.unwrap(), []);
+    assert_eq!(store.index_edges(empty.id, None, 10).await.unwrap(), []);
+    assert_eq!(store.images(empty.id, &[reference_to("a")]).await.unwrap(), [None]);
+}

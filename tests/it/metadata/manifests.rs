@@ -1,0 +1,416 @@
+//! Manifests and tags: what a push, a deletion and a change of storage class do.
+
+use wharfage::store::images::{
+    DeleteImageError, ImageStatus, LastTag, PutManifestError, StorageClass, StorageClassError, TagDeleted, TagEffect,
+    TaggedImage,
+};
+use wharfage::store::repositories::{Mutability, NewRepository, RepositoryChange};
+
+use super::*;
+
+async fn image_of(store: &Fixture, repository: &Repository, digest: &Digest) -> Option<TaggedImage> {
+    store.images(repository.id, &[Reference::Digest(digest.clone())]).await.unwrap().remove(0)
+}
+
+pub async fn a_manifest_is_found_by_digest_and_by_tag(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    store.repository_named("other").await;
+    let image = store.image(&repository, "image", &["v1", "latest"]).await;
+    let by_digest = store.found(&repository, image.as_str()).await;
+    let Lookup::Found(found) = &by_digest else { panic!("{by_digest:?}") };
+    assert_eq!(
+        (&found.digest, found.media_type.as_str(), found.payload.as_ref(), found.status, found.last_pulled_at),
+        (&image, manifest("").media_type.as_str(), b"image".as_slice(), ImageStatus::Active, None)
+    );
+    assert_eq!(store.found(&repository, "v1").await, by_digest);
+    assert_eq!(store.found(&repository, "latest").await, by_digest);
+    assert_eq!(store.found(&repository, "v2").await, Lookup::Missing);
+    assert_eq!(store.found(&repository, digest("other").as_str()).await, Lookup::Missing);
+    let find = async |repository: &str, reference: &str| {
+        store.find_manifest(&account(), &name(repository), &reference_to(reference)).await.unwrap()
+    };
+    assert_eq!(find("other", "v1").await, Lookup::Missing);
+    assert_eq!(find("other", image.as_str()).await, Lookup::Missing);
+    assert_eq!(find("nowhere", "v1").await, Lookup::NoRepository);
+    assert_eq!(find("nowhere", image.as_str()).await, Lookup::NoRepository);
+}
+
+pub async fn a_manifest_survives_a_restart(mut store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let large = "x".repeat(4 * 1024 * 1024);
+    let whole = NewManifest {
+        artifact_type: Some("application/vnd.example+json".into()),
+        config_media_type: Some("application/vnd.oci.empty.v1+json".into()),
+        subject: Some(digest("subject")),
+        annotations: BTreeMap::from([("a".into(), "\u{e9}\"\n".into())]),
+        blobs: blobs(&[&layer]),
+        ..manifest(&large)
+    };
+    store.put_manifest(PutManifest { now: at(7), ..put(&repository, whole.clone(), &["b", "a"]) }).await.unwrap();
+    store.reopen().await;
+
+    let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the manifest is found") };
+    assert_eq!(found.payload, whole.payload);
+    let TaggedImage { image, tags: its_tags } = image_of(&store, &repository, &whole.digest).await.unwrap();
+    assert_eq!(its_tags, tags(&["a", "b"]));
+    assert_eq!(
+        (image.id, &image.digest, &image.media_type, image.payload_size, image.image_size),
+        (found.id, &whole.digest, &whole.media_type, large.len() as u64, 100)
+    );
+    assert_eq!(
+        (&image.artifact_type, &image.config_media_type, &image.subject, &image.annotations),
+        (&whole.artifact_type, &whole.config_media_type, &whole.subject, &whole.annotations)
+    );
+    assert_eq!(
+        (image.pushed_at, image.last_pulled_at, image.status, image.archived_at, image.activated_at),
+        (at(7), None, ImageStatus::Active, None, None)
+    );
+}
+
+pub async fn missing_blobs_and_children_are_named_and_nothing_is_written(store: Fixture) {
+    let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
+    let here = store.blob(&repository, "here").await;
+    let elsewhere = store.blob(&other, "elsewhere").await;
+    let image = NewManifest { blobs: blobs(&[&elsewhere, &here, &digest("nowhere")]), ..manifest("image") };
+    let refused = store.put_manifest(put(&repository, image, &["a"])).await;
+    match refused {
+        Err(PutManifestError::BlobsNotFound(missing)) => assert_eq!(missing, [elsewhere, digest("nowhere")]),
+        other => panic!("{other:?}"),
+    }
+    let child = store.image(&repository, "child", &[]).await;
+    let foreign = store.image(&other, "foreign", &[]).await;
+    let index = NewManifest { children: vec![child, foreign.clone()], ..manifest("index") };
+    match store.put_manifest(put(&repository, index, &["a"])).await {
+        Err(PutManifestError::ChildrenNotFound(missing)) => assert_eq!(missing, [foreign]),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), []);
+    assert_eq!(store.repository_usage(repository.id).await.unwrap().0, 1, "the child alone");
+}
+
+pub async fn sizes_are_the_sum_of_the_blobs_and_of_an_index_the_largest_child(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (one, two) = (store.blob(&repository, "one").await, store.blob(&repository, "two").await);
+    for (payload, needs) in [("small", vec![&one]), ("large", vec![&one, &two])] {
+        let image = NewManifest { blobs: blobs(&needs), ..manifest(payload) };
+        store.put_manifest(put(&repository, image, &[])).await.unwrap();
+    }
+    let index = store.index(&repository, &[&digest("small"), &digest("large")], &[]).await;
+    let mut sizes = Vec::new();
+    for image in [digest("small"), digest("large"), index] {
+        sizes.push(image_of(&store, &repository, &image).await.unwrap().image.image_size);
+    }
+    assert_eq!(sizes, [100, 200, 200]);
+}
+
+pub async fn pushing_again_keeps_the_push_time_and_tells_what_changed(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let push = async |seconds: i64, names: &[&str]| {
+        let later = NewManifest { media_type: format!("application/{seconds}"), ..manifest("image") };
+        store.put_manifest(PutManifest { now: at(seconds), ..put(&repository, later, names) }).await.unwrap()
+    };
+    let first = push(1, &["b", "a"]).await;
+    assert!(first.created && !first.restored && !first.unchanged());
+    assert_eq!(first.tags, [(tag("b"), TagEffect::Created), (tag("a"), TagEffect::Created)]);
+    let second = push(2, &["a", "c"]).await;
+    assert!(!second.created && !second.restored && !second.unchanged());
+    assert_eq!(second.tags, [(tag("a"), TagEffect::Unchanged), (tag("c"), TagEffect::Created)]);
+    assert!(push(3, &["a"]).await.unchanged());
+    assert!(push(4, &[]).await.unchanged());
+    let TaggedImage { image, tags: its_tags } = image_of(&store, &repository, &digest("image")).await.unwrap();
+    assert_eq!((image.pushed_at, image.media_type.as_str()), (at(1), "application/1"));
+    assert_eq!(its_tags, tags(&["a", "b", "c"]));
+}
+
+pub async fn a_push_that_changes_nothing_writes_neither_event_nor_job(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    store.image(&repository, "image", &["a"]).await;
+    let jobs = vec![job("scan", "1", "{}", at(0))];
+    let again = PutManifest { jobs, ..put(&repository, manifest("image"), &["a"]) };
+    assert!(store.put_manifest(again).await.unwrap().unchanged());
+    assert_eq!(store.told().await.len(), 1);
+    assert_eq!(store.waiting("scan").await, 0);
+}
+
+pub async fn jobs_are_written_with_the_manifest_or_not_at_all(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let jobs = vec![job("scan", "1", "{}", at(0)), job("replicate", "1", "{}", at(0))];
+    let refused = NewManifest { children: vec![digest("nowhere")], ..manifest("index") };
+    let refused = PutManifest { jobs: jobs.clone(), ..put(&repository, refused, &[]) };
+    store.put_manifest(refused).await.unwrap_err();
+    assert_eq!((store.waiting("scan").await, store.waiting("replicate").await), (0, 0));
+    assert_eq!(store.told().await, []);
+    store.put_manifest(PutManifest { jobs, ..put(&repository, manifest("image"), &[]) }).await.unwrap();
+    assert_eq!((store.waiting("scan").await, store.waiting("replicate").await), (1, 1));
+}
+
+pub async fn a_push_moves_a_tag(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let old = store.image(&repository, "old", &["latest"]).await;
+    let moved = store.put_manifest(put(&repository, manifest("new"), &["latest"])).await.unwrap();
+    assert_eq!(moved.tags, [(tag("latest"), TagEffect::Moved)]);
+    assert_eq!(store.tagged(&repository, "latest").await, Some(digest("new")));
+    assert_eq!(image_of(&store, &repository, &old).await.unwrap().tags, [], "the old image stays, untagged");
+}
+
+pub async fn an_immutable_tag_is_set_once(store: Fixture) {
+    let immutable = TagMutability { mode: Mutability::Immutable, exclusions: Vec::new() };
+    let new = NewRepository { tag_mutability: immutable, ..new_repository("app") };
+    let repository = store.create_repository(new, 10).await.unwrap();
+    let first = store.image(&repository, "first", &["v1"]).await;
+    for payload in ["second", "first"] {
+        match store.put_manifest(put(&repository, manifest(payload), &["v2", "v1"])).await {
+            Err(PutManifestError::TagAlreadyExists { tag: refused, current }) => {
+                assert_eq!((refused, current), (tag("v1"), first.clone()));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(store.tagged(&repository, "v2").await, None, "nothing of a refused push is written");
+    assert_eq!(store.found(&repository, digest("second").as_str()).await, Lookup::Missing);
+    assert!(store.put_manifest(put(&repository, manifest("first"), &[])).await.unwrap().unchanged());
+
+    let mutable = RepositoryChange::TagMutability(TagMutability::MUTABLE);
+    store.change_repository(repository.id, mutable, Vec::new()).await.unwrap();
+    store.image(&repository, "second", &["v1"]).await;
+    assert_eq!(store.tagged(&repository, "v1").await, Some(digest("second")));
+}
+
+pub async fn an_excluded_tag_follows_its_own_rule(store: Fixture) {
+    let mode = Mutability::ImmutableWithExclusion;
+    let tag_mutability = TagMutability { mode, exclusions: vec!["dev-*".into()] };
+    let new = NewRepository { tag_mutability, ..new_repository("app") };
+    let repository = store.create_repository(new, 10).await.unwrap();
+    store.image(&repository, "first", &["v1", "dev-1"]).await;
+    store.image(&repository, "second", &["dev-1"]).await;
+    assert_eq!(store.tagged(&repository, "dev-1").await, Some(digest("second")));
+    let refused = store.put_manifest(put(&repository, manifest("second"), &["v1"])).await;
+    assert!(matches!(refused, Err(PutManifestError::TagAlreadyExists { .. })), "{refused:?}");
+}
+
+pub async fn a_repository_has_no_more_images_than_it_may(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let push = async |payload: &str, tag: &str| {
+        let put = PutManifest { max_images: 2, ..put(&repository, manifest(payload), &[tag]) };
+        store.put_manifest(put).await
+    };
+    push("one", "a").await.unwrap();
+    push("two", "b").await.unwrap();
+    let third = push("three", "a").await;
+    assert!(matches!(third, Err(PutManifestError::TooManyImages(2))), "{third:?}");
+    assert_eq!(store.tagged(&repository, "a").await, Some(digest("one")));
+    push("two", "a").await.unwrap();
+    assert_eq!(store.tagged(&repository, "a").await, Some(digest("two")), "a known image is no new one");
+    store.delete_image(repository.id, &digest("one"), at(1)).await.unwrap();
+    push("three", "c").await.unwrap();
+}
+
+pub async fn an_image_has_no_more_tags_than_it_may(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let push = async |names: &[&str]| {
+        store.put_manifest(PutManifest { max_tags: 2, ..put(&repository, manifest("image"), names) }).await
+    };
+    push(&["a"]).await.unwrap();
+    let both = push(&["b", "c"]).await;
+    assert!(matches!(both, Err(PutManifestError::TooManyTags(2))), "{both:?}");
+    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&["a"]));
+    push(&["b"]).await.unwrap();
+    push(&["a", "b"]).await.unwrap();
+    let third = push(&["a", "c"]).await;
+    assert!(matches!(third, Err(PutManifestError::TooManyTags(2))), "{third:?}");
+}
+
+pub async fn a_push_into_a_repository_that_is_gone_is_refused(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    store.delete_repository(repository.id, false, at(1)).await.unwrap();
+    let refused = store.put_manifest(put(&repository, manifest("image"), &["a"])).await;
+    assert!(matches!(refused, Err(PutManifestError::NoRepository)), "{refused:?}");
+}
+
+pub async fn pushing_an_archived_image_restores_it(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let image = store.image(&repository, "image", &["a"]).await;
+    store.set_storage_class(repository.id, &image, StorageClass::Archive, at(1)).await.unwrap();
+    let again = PutManifest { now: at(2), ..put(&repository, manifest("image"), &["a"]) };
+    let outcome = store.put_manifest(again).await.unwrap();
+    assert!(outcome.restored && !outcome.created && !outcome.unchanged());
+    let found = image_of(&store, &repository, &image).await.unwrap().image;
+    assert_eq!(
+        (found.status, found.pushed_at, found.archived_at, found.activated_at),
+        (ImageStatus::Active, at(0), Some(at(1)), Some(at(2)))
+    );
+}
+
+pub async fn one_tag_pushed_at_once_points_at_one_of_the_images(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let pushes = (0..32).map(|turn| {
+        let image = NewManifest { blobs: blobs(&[&layer]), ..manifest(&format!("image {}", turn % 16)) };
+        let (store, put) = (store.handle(), put(&repository, image, &["latest", &format!("t{turn}")]));
+        tokio::spawn(async move { store.put_manifest(put).await.unwrap() })
+    });
+    let outcomes: Vec<_> = futures::future::join_all(pushes).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.created).count(), 16, "each image is created once");
+    let first = |outcome: &&wharfage::store::images::PutOutcome| outcome.tags[0].1 == TagEffect::Created;
+    assert_eq!(outcomes.iter().filter(first).count(), 1, "the tag is created once");
+    let images =
+        store.list_images(repository.id, wharfage::store::images::ImageFilter::EVERYTHING, None, 100).await.unwrap();
+    assert_eq!(images.len(), 16);
+    let with_latest = images.iter().filter(|image| image.tags.contains(&tag("latest")));
+    assert_eq!(with_latest.count(), 1);
+    assert_eq!(store.tags(repository.id, None, 100).await.unwrap().len(), 33);
+    assert_eq!(store.repository_usage(repository.id).await.unwrap(), (16, 1600));
+}
+
+pub async fn deleting_an_image_takes_its_tags_and_frees_its_blobs(mut store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+    store.put_manifest(put(&repository, image, &["b", "a"])).await.unwrap();
+    let absent = store.delete_image(repository.id, &digest("absent"), at(1)).await;
+    assert!(matches!(absent, Err(DeleteImageError::NotFound)), "{absent:?}");
+    assert_eq!(store.delete_image(repository.id, &digest("image"), at(1)).await.unwrap(), tags(&["a", "b"]));
+    store.reopen().await;
+    assert_eq!(store.found(&repository, "a").await, Lookup::Missing);
+    assert_eq!(store.found(&repository, digest("image").as_str()).await, Lookup::Missing);
+    assert!(!store.layer(repository.id, &layer).await.unwrap().unwrap().referenced);
+}
+
+pub async fn an_image_that_an_index_holds_is_not_deleted(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let child = store.image(&repository, "child", &["a"]).await;
+    let index = store.index(&repository, &[&child], &[]).await;
+    // An archived index still holds its children.
+    store.set_storage_class(repository.id, &index, StorageClass::Archive, at(1)).await.unwrap();
+    match store.delete_image(repository.id, &child, at(2)).await {
+        Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by, [index.clone()]),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.tagged(&repository, "a").await, Some(child.clone()));
+    store.delete_image(repository.id, &index, at(3)).await.unwrap();
+    store.delete_image(repository.id, &child, at(3)).await.unwrap();
+}
+
+pub async fn a_deleted_tag_leaves_the_image_or_takes_it_along(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let image = store.image(&repository, "image", &["a", "b"]).await;
+    let delete = async |name: &str, last: LastTag| store.delete_tag(repository.id, &tag(name), None, last, at(1)).await;
+    let stays = TagDeleted { digest: image.clone(), image_deleted: false };
+    assert_eq!(delete("a", LastTag::DeletesImage).await.unwrap(), stays, "another tag is left");
+    assert_eq!(delete("b", LastTag::KeepsImage).await.unwrap(), stays);
+    assert_eq!(image_of(&store, &repository, &image).await.unwrap().tags, []);
+    let absent = delete("b", LastTag::KeepsImage).await;
+    assert!(matches!(absent, Err(DeleteImageError::NotFound)), "{absent:?}");
+
+    store.image(&repository, "image", &["c"]).await;
+    let goes = TagDeleted { digest: image.clone(), image_deleted: true };
+    assert_eq!(delete("c", LastTag::DeletesImage).await.unwrap(), goes);
+    assert_eq!(image_of(&store, &repository, &image).await, None);
+}
+
+pub async fn a_tag_is_deleted_only_where_it_is_expected(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let image = store.image(&repository, "image", &["a"]).await;
+    let delete = async |expected: &Digest| {
+        store.delete_tag(repository.id, &tag("a"), Some(expected), LastTag::KeepsImage, at(1)).await
+    };
+    match delete(&digest("other")).await {
+        Err(DeleteImageError::TagPointsElsewhere(actual)) => assert_eq!(actual, image),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.tagged(&repository, "a").await, Some(image.clone()));
+    delete(&image).await.unwrap();
+    assert_eq!(store.tagged(&repository, "a").await, None);
+}
+
+pub async fn the_last_tag_of_a_held_image_is_kept_with_it(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let child = store.image(&repository, "child", &["a"]).await;
+    let index = store.index(&repository, &[&child], &[]).await;
+    let delete = async |last: LastTag| store.delete_tag(repository.id, &tag("a"), None, last, at(1)).await;
+    match delete(LastTag::DeletesImage).await {
+        Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by, [index]),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.tagged(&repository, "a").await, Some(child.clone()));
+    delete(LastTag::KeepsImage).await.unwrap();
+    assert!(image_of(&store, &repository, &child).await.is_some());
+}
+
+pub async fn an_image_moves_between_storage_classes(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let image = store.image(&repository, "image", &["a"]).await;
+    let set = async |digest: &Digest, class: StorageClass, seconds: i64| {
+        store.set_storage_class(repository.id, digest, class, at(seconds)).await
+    };
+    let absent = set(&digest("absent"), StorageClass::Archive, 1).await;
+    assert!(matches!(absent, Err(StorageClassError::NotFound)), "{absent:?}");
+    let same = set(&image, StorageClass::Standard, 1).await;
+    assert!(matches!(same, Err(StorageClassError::Unchanged(ImageStatus::Active))), "{same:?}");
+
+    assert_eq!(set(&image, StorageClass::Archive, 2).await.unwrap(), ImageStatus::Archived);
+    let same = set(&image, StorageClass::Archive, 3).await;
+    assert!(matches!(same, Err(StorageClassError::Unchanged(ImageStatus::Archived))), "{same:?}");
+    let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("archived images are found") };
+    assert_eq!(found.status, ImageStatus::Archived);
+
+    assert_eq!(set(&image, StorageClass::Standard, 4).await.unwrap(), ImageStatus::Active);
+    let found = image_of(&store, &repository, &image).await.unwrap().image;
+    assert_eq!((found.status, found.archived_at, found.activated_at), (ImageStatus::Active, Some(at(2)), Some(at(4))));
+    let told: Vec<_> = store.told().await.into_iter().map(|(_, action, _)| action).collect();
+    assert_eq!(told, ["PUSH", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS"]);
+}
+
+pub async fn an_image_that_an_active_index_holds_is_not_archived(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let child = store.image(&repository, "child", &[]).await;
+    let index = store.index(&repository, &[&child], &[]).await;
+    let archive =
+        async |digest: &Digest| store.set_storage_class(repository.id, digest, StorageClass::Archive, at(1)).await;
+    match archive(&child).await {
+        Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, [index.clone()]),
+        other => panic!("{other:?}"),
+    }
+    archive(&index).await.unwrap();
+    archive(&child).await.unwrap();
+}
+
+pub async fn a_recorded_pull_never_goes_back(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (one, two) = (store.image(&repository, "one", &[]).await, store.image(&repository, "two", &[]).await);
+    let id = async |digest: &Digest| image_of(&store, &repository, digest).await.unwrap().image.id;
+    let (first, second) = (id(&one).await, id(&two).await);
+    store.record_pulls(&[(first, at(20)), (second, at(5))]).await.unwrap();
+    store.record_pulls(&[(first, at(10)), (second, at(6)), (second, at(4))]).await.unwrap();
+    store.delete_image(repository.id, &two, at(30)).await.unwrap();
+    store.record_pulls(&[(second, at(40))]).await.unwrap();
+    assert_eq!(image_of(&store, &repository, &one).await.unwrap().image.last_pulled_at, Some(at(20)));
+    let Lookup::Found(found) = store.found(&repository, one.as_str()).await else { panic!("the manifest is found") };
+    assert_eq!(found.last_pulled_at, Some(at(20)));
+}
+
+pub async fn pushes_and_deletions_are_told(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    store.image(&repository, "image", &["a", "b"]).await;
+    store.image(&repository, "untagged", &[]).await;
+    let referrer = NewManifest { subject: Some(digest("image")), ..manifest("referrer") };
+    store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
+    store.delete_tag(repository.id, &tag("a"), None, LastTag::KeepsImage, at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("image"), at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("untagged"), at(1)).await.unwrap();
+    let told = store.told().await;
+    let told: Vec<_> = told.iter().map(|(kind, act, tag)| (kind.as_str(), act.as_str(), tag.as_deref())).collect();
+    assert_eq!(
+        told,
+        [
+            ("ECR Image Action", "PUSH", Some("a")),
+            ("ECR Image Action", "PUSH", Some("b")),
+            ("ECR Image Action", "PUSH", None),
+            ("ECR Referrer Action", "PUSH", None),
+            ("ECR Image Action", "DELETE", Some("a")),
+            ("ECR Image Action", "DELETE", Some("b")),
+            ("ECR Image Action", "DELETE", None),
+        ]
+    );
+}

@@ -1,0 +1,359 @@
+//! The metadata contract: one suite that every database passes, in one module per subject.
+//!
+//! A database's own module says `contract!(open);`, where `open` makes a [`Fixture`] around an empty store, or `None` where
+//! that database is not there to be tested.
+
+mod blobs;
+mod jobs;
+mod listings;
+mod manifests;
+mod previews;
+mod repositories;
+mod uploads;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use jiff::{Timestamp, ToSpan};
+use uuid::Uuid;
+use wharfage::names::{AccountId, Algorithm, Digest, Reference, RepositoryName, Tag};
+use wharfage::store::images::{BlobReference, Manifest, NewManifest, PutManifest};
+use wharfage::store::jobs::NewJob;
+use wharfage::store::repositories::{Encryption, NewRepository, Repository, TagMutability};
+use wharfage::store::uploads::{CommitUpload, Committed, Upload, UploadProgress};
+use wharfage::store::{Generation, Lookup, Metadata, WriterState};
+
+/// A lease for a job.
+pub const MINUTE: Duration = Duration::from_secs(60);
+
+/// Opens the store of a fixture: the same data each time.
+pub type Open = Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Metadata>> + Send + Sync>;
+
+/// A store under test.
+pub struct Fixture {
+    store: Option<Arc<dyn Metadata>>,
+    open: Open,
+    /// What has to live as long as the data: a temporary folder, a database that is dropped at the end.
+    _keep: Box<dyn Any + Send + Sync>,
+}
+
+impl Deref for Fixture {
+    type Target = dyn Metadata;
+    fn deref(&self) -> &Self::Target {
+        self.store.as_deref().expect("the store is open")
+    }
+}
+
+impl Fixture {
+    pub async fn new(open: Open, keep: impl Any + Send + Sync) -> Self {
+        Self { store: Some(open().await), open, _keep: Box::new(keep) }
+    }
+
+    /// The store, to be shared by tasks.
+    pub fn handle(&self) -> Arc<dyn Metadata> {
+        Arc::clone(self.store.as_ref().expect("the store is open"))
+    }
+
+    /// Closes the store and opens it again, as a restart does.
+    pub async fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some((self.open)().await);
+    }
+
+    pub async fn repository_named(&self, name: &str) -> Repository {
+        self.create_repository(new_repository(name), 1000).await.unwrap()
+    }
+
+    /// Uploads `content` as a blob.
+    pub async fn blob(&self, repository: &Repository, content: &str) -> Digest {
+        let digest = digest(content);
+        self.commit(repository, &digest, at(0)).await;
+        digest
+    }
+
+    /// Uploads a blob of 100 bytes whose digest is said to be `digest`, with a lease.
+    pub async fn commit(&self, repository: &Repository, digest: &Digest, lease_until: Timestamp) -> Committed {
+        let upload = new_upload(repository);
+        let id = upload.id;
+        assert!(self.create_upload(upload).await.unwrap());
+        self.commit_upload(CommitUpload { lease_until, ..commit(id, digest) }).await.unwrap()
+    }
+
+    /// Puts a manifest without blobs.
+    pub async fn image(&self, repository: &Repository, payload: &str, tags: &[&str]) -> Digest {
+        let put = put(repository, manifest(payload), tags);
+        let digest = put.manifest.digest.clone();
+        self.put_manifest(put).await.unwrap();
+        digest
+    }
+
+    /// Puts an index of `children`.
+    pub async fn index(&self, repository: &Repository, children: &[&Digest], tags: &[&str]) -> Digest {
+        let children: Vec<Digest> = children.iter().copied().cloned().collect();
+        let put = put(repository, NewManifest { children, ..manifest("an index") }, tags);
+        let digest = put.manifest.digest.clone();
+        self.put_manifest(put).await.unwrap();
+        digest
+    }
+
+    /// Where a reference leads.
+    pub async fn found(&self, repository: &Repository, reference: &str) -> Lookup<Manifest> {
+        self.find_manifest(&repository.account, &repository.name, &reference_to(reference)).await.unwrap()
+    }
+
+    /// The digest that a tag points at.
+    pub async fn tagged(&self, repository: &Repository, tag: &str) -> Option<Digest> {
+        match self.found(repository, tag).await {
+            Lookup::Found(manifest) => Some(manifest.digest),
+            Lookup::Missing => None,
+            Lookup::NoRepository => panic!("the repository {} is gone", repository.name),
+        }
+    }
+
+    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> bool {
+        let found = self.find_blob(&repository.account, &repository.name, digest).await.unwrap();
+        matches!(found, Lookup::Found(_))
+    }
+
+    /// How many jobs of a kind wait.
+    pub async fn waiting(&self, kind: &str) -> u64 {
+        let counts = self.job_counts().await.unwrap();
+        counts.iter().filter(|count| count.kind == kind && count.state == "waiting").map(|count| count.count).sum()
+    }
+
+    /// The events' kinds, actions and tags, oldest first.
+    pub async fn told(&self) -> Vec<(String, String, Option<String>)> {
+        let mut events = self.events(&account(), 1000).await.unwrap();
+        events.reverse();
+        let short = |event: &wharfage::store::jobs::Event| {
+            let detail: serde_json::Value = serde_json::from_str(&event.detail).unwrap();
+            let text = |name: &str| detail[name].as_str().map(str::to_owned);
+            (event.kind.clone(), text("action-type").unwrap_or_default(), text("image-tag"))
+        };
+        events.iter().map(short).collect()
+    }
+}
+
+pub fn account() -> AccountId {
+    "123456789012".parse().unwrap()
+}
+
+pub fn name(text: &str) -> RepositoryName {
+    text.parse().unwrap()
+}
+
+pub fn tag(text: &str) -> Tag {
+    text.parse().unwrap()
+}
+
+pub fn tags(texts: &[&str]) -> Vec<Tag> {
+    texts.iter().map(|text| tag(text)).collect()
+}
+
+pub fn digest(content: &str) -> Digest {
+    Digest::sha256(content.as_bytes())
+}
+
+pub fn reference_to(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+/// Some moment, and `seconds` later.
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_780_000_000).unwrap() + seconds.seconds()
+}
+
+pub fn new_repository(text: &str) -> NewRepository {
+    NewRepository {
+        account: account(),
+        name: name(text),
+        created_at: at(0),
+        tag_mutability: TagMutability::MUTABLE,
+        scan_on_push: false,
+        encryption: Encryption::default(),
+        tags: Vec::new(),
+    }
+}
+
+pub fn new_upload(repository: &Repository) -> Upload {
+    Upload {
+        id: Uuid::new_v4(),
+        repository: repository.id,
+        generation: Generation::random(),
+        algorithm: Algorithm::Sha256,
+        started_at: at(0),
+        progress: progress(0, 0),
+    }
+}
+
+pub fn progress(version: i64, offset: u64) -> UploadProgress {
+    UploadProgress {
+        version,
+        offset,
+        hash_state: vec![1, 2, 3],
+        writer: WriterState(vec![4, 5]),
+        door: vec![6],
+        updated_at: at(version),
+    }
+}
+
+pub fn commit(id: Uuid, digest: &Digest) -> CommitUpload {
+    CommitUpload { id, version: 0, digest: digest.clone(), size: 100, now: at(0), lease_until: at(0) }
+}
+
+pub fn manifest(payload: &str) -> NewManifest {
+    NewManifest {
+        digest: digest(payload),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+        artifact_type: None,
+        config_media_type: None,
+        subject: None,
+        annotations: BTreeMap::new(),
+        blobs: Vec::new(),
+        children: Vec::new(),
+    }
+}
+
+pub fn blobs(digests: &[&Digest]) -> Vec<BlobReference> {
+    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+    digests.iter().map(|digest| BlobReference { digest: (*digest).clone(), media_type: media_type.into() }).collect()
+}
+
+pub fn put(repository: &Repository, manifest: NewManifest, names: &[&str]) -> PutManifest {
+    PutManifest {
+        repository: repository.id,
+        manifest,
+        tags: tags(names),
+        now: at(0),
+        max_images: 1000,
+        max_tags: 1000,
+        jobs: Vec::new(),
+    }
+}
+
+pub fn job(kind: &str, key: &str, payload: &str, run_at: Timestamp) -> NewJob {
+    NewJob { kind: kind.into(), key: key.into(), payload: payload.into(), run_at }
+}
+
+/// Runs every case on the stores that `$open` makes.
+macro_rules! contract {
+    ($open:ident) => {
+        contract!(@subject $open, repositories:
+            a_database_that_was_just_opened_is_ready,
+            account_settings_are_put_one_by_one,
+            a_repository_is_found_as_it_was_created,
+            a_repository_name_is_taken_once_per_registry,
+            a_registry_has_no_more_repositories_than_it_may,
+            repositories_are_listed_by_name_in_pages,
+            each_setting_changes_alone,
+            a_new_lifecycle_policy_enqueues_its_job_and_forgets_the_last_evaluation,
+            repositories_come_due_for_their_lifecycle_policy,
+            resource_tags_merge_up_to_their_limit,
+            a_repository_with_images_is_deleted_by_force_only,
+            deleting_a_repository_hands_its_uploads_to_jobs_and_keeps_shared_blobs,
+            what_belonged_to_a_deleted_repository_does_not_come_back_with_its_name,
+            usage_follows_what_is_pushed_and_deleted,
+        );
+        contract!(@subject $open, blobs:
+            a_look_up_tells_a_missing_blob_from_a_missing_repository,
+            a_layer_knows_its_media_type_and_who_references_it,
+            a_layer_is_archived_when_every_image_with_it_is,
+            a_mount_shares_the_bytes,
+            a_mount_can_ask_for_a_committed_manifest,
+            a_mount_needs_the_same_encryption_and_registry,
+            a_blob_that_a_manifest_needs_cannot_be_unlinked,
+            extending_a_lease_needs_no_blob,
+        );
+        contract!(@subject $open, uploads:
+            an_upload_is_read_back_as_it_was_stored,
+            a_chunk_is_one_compare_and_swap,
+            an_acknowledged_chunk_survives_a_restart,
+            a_commit_makes_a_blob_and_ends_the_session,
+            a_commit_of_a_stale_version_changes_nothing,
+            bytes_that_the_registry_has_are_shared_and_the_copy_is_deleted,
+            bytes_are_not_shared_across_registries_or_keys,
+            the_same_digest_committed_at_once_makes_one_blob,
+            cancelling_hands_the_generation_to_a_job,
+            stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked,
+        );
+        contract!(@subject $open, manifests:
+            a_manifest_is_found_by_digest_and_by_tag,
+            a_manifest_survives_a_restart,
+            missing_blobs_and_children_are_named_and_nothing_is_written,
+            sizes_are_the_sum_of_the_blobs_and_of_an_index_the_largest_child,
+            pushing_again_keeps_the_push_time_and_tells_what_changed,
+            a_push_that_changes_nothing_writes_neither_event_nor_job,
+            jobs_are_written_with_the_manifest_or_not_at_all,
+            a_push_moves_a_tag,
+            an_immutable_tag_is_set_once,
+            an_excluded_tag_follows_its_own_rule,
+            a_repository_has_no_more_images_than_it_may,
+            an_image_has_no_more_tags_than_it_may,
+            a_push_into_a_repository_that_is_gone_is_refused,
+            pushing_an_archived_image_restores_it,
+            one_tag_pushed_at_once_points_at_one_of_the_images,
+            deleting_an_image_takes_its_tags_and_frees_its_blobs,
+            an_image_that_an_index_holds_is_not_deleted,
+            a_deleted_tag_leaves_the_image_or_takes_it_along,
+            a_tag_is_deleted_only_where_it_is_expected,
+            the_last_tag_of_a_held_image_is_kept_with_it,
+            an_image_moves_between_storage_classes,
+            an_image_that_an_active_index_holds_is_not_archived,
+            a_recorded_pull_never_goes_back,
+            pushes_and_deletions_are_told,
+        );
+        contract!(@subject $open, listings:
+            tags_come_in_byte_order_and_in_pages,
+            tags_of_archived_images_are_not_listed,
+            images_are_asked_for_by_reference_in_the_order_given,
+            images_come_in_pages_with_their_tags,
+            images_are_filtered_by_tag_and_by_status,
+            image_ids_come_in_pages_that_split_an_image,
+            image_ids_are_filtered_by_tag_and_by_status,
+            index_edges_come_in_pages,
+            referrers_come_in_pages_and_are_filtered,
+            listings_keep_to_their_repository,
+        );
+        contract!(@subject $open, previews:
+            one_preview_runs_at_a_time,
+            a_previews_results_are_paged,
+            the_end_of_another_preview_is_ignored,
+            a_new_preview_forgets_the_last_ones_results,
+            a_repository_that_is_gone_has_no_preview,
+        );
+        contract!(@subject $open, jobs:
+            the_job_that_is_due_longest_comes_first,
+            a_job_is_not_claimed_before_its_time_nor_for_another_kind,
+            waiting_jobs_of_one_key_coalesce,
+            a_job_enqueued_while_its_like_runs_waits_behind_it,
+            no_job_is_claimed_twice_at_once,
+            a_lease_that_ran_out_lets_another_claim_the_job,
+            a_heartbeat_keeps_the_job_until_the_claim_is_lost,
+            a_failed_job_is_tried_again_when_it_says,
+            a_failed_job_joins_the_one_that_waits_behind_it,
+            a_dead_job_is_kept_and_not_claimed,
+            jobs_survive_a_restart,
+            events_come_newest_first_and_per_registry,
+        );
+    };
+    (@subject $open:ident, $subject:ident: $($case:ident),* $(,)?) => {
+        mod $subject {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if let Some(fixture) = super::$open().await {
+                        super::super::$subject::$case(fixture).await;
+                    }
+                }
+            )*
+        }
+    };
+}
+#[allow(unused_imports)]
+use contract;

@@ -1,0 +1,263 @@
+//! Accounts and repositories.
+
+use std::collections::BTreeMap;
+
+use wharfage::store::images::{StorageClass, UnlinkBlob};
+use wharfage::store::jobs::DeleteGeneration;
+use wharfage::store::repositories::{
+    CreateRepositoryError, DeleteRepositoryError, Encryption, Mutability, NewRepository, RepositoryChange, ResourceTag,
+    TagMutability, TagResourceError,
+};
+use wharfage::store::uploads::UploadError;
+
+use super::*;
+
+pub async fn a_database_that_was_just_opened_is_ready(store: Fixture) {
+    store.ready().await.unwrap();
+}
+
+pub async fn account_settings_are_put_one_by_one(store: Fixture) {
+    assert_eq!(store.account_settings(&account()).await.unwrap(), BTreeMap::new());
+    store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "CLAIR").await.unwrap();
+    store.put_account_setting(&account(), "REGISTRY_POLICY_SCOPE", "V2").await.unwrap();
+    store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE").await.unwrap();
+    let settings = store.account_settings(&account()).await.unwrap();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(settings, [("BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE"), ("REGISTRY_POLICY_SCOPE", "V2")]);
+    assert_eq!(store.account_settings(&other_account()).await.unwrap(), BTreeMap::new());
+}
+
+fn other_account() -> AccountId {
+    "210987654321".parse().unwrap()
+}
+
+fn resource_tag(key: &str, value: &str) -> ResourceTag {
+    ResourceTag { key: key.into(), value: value.into() }
+}
+
+pub async fn a_repository_is_found_as_it_was_created(mut store: Fixture) {
+    let new = NewRepository {
+        tag_mutability: TagMutability {
+            mode: Mutability::ImmutableWithExclusion,
+            exclusions: vec!["dev-*".into(), "latest".into()],
+        },
+        scan_on_push: true,
+        encryption: Encryption { kind: "KMS".into(), kms_key: Some("arn:aws:kms:r:1:key/k".into()) },
+        tags: vec![resource_tag("team", "a"), resource_tag("cost", "")],
+        ..new_repository("team/app")
+    };
+    let created = store.create_repository(new.clone(), 10).await.unwrap();
+    assert_eq!(
+        (&created.account, &created.name, created.created_at, &created.tag_mutability, &created.encryption),
+        (&new.account, &new.name, new.created_at, &new.tag_mutability, &new.encryption)
+    );
+    assert!(created.scan_on_push);
+    assert_eq!((&created.policy, &created.lifecycle_policy, created.lifecycle_evaluated_at), (&None, &None, None));
+
+    store.reopen().await;
+    assert_eq!(store.repository(&new.account, &new.name).await.unwrap(), Some(created.clone()));
+    assert_eq!(store.repository_by_id(created.id).await.unwrap(), Some(created.clone()));
+    assert_eq!(store.resource_tags(created.id).await.unwrap(), [resource_tag("cost", ""), resource_tag("team", "a")]);
+    assert_eq!(store.repository(&other_account(), &new.name).await.unwrap(), None);
+    assert_eq!(store.repository(&new.account, &name("team")).await.unwrap(), None);
+}
+
+pub async fn a_repository_name_is_taken_once_per_registry(store: Fixture) {
+    store.repository_named("app").await;
+    let again = store.create_repository(new_repository("app"), 10).await;
+    assert!(matches!(again, Err(CreateRepositoryError::AlreadyExists)), "{again:?}");
+    let elsewhere = NewRepository { account: other_account(), ..new_repository("app") };
+    store.create_repository(elsewhere, 10).await.unwrap();
+}
+
+pub async fn a_registry_has_no_more_repositories_than_it_may(store: Fixture) {
+    store.create_repository(new_repository("app1"), 2).await.unwrap();
+    store.create_repository(new_repository("app2"), 2).await.unwrap();
+    let third = store.create_repository(new_repository("app3"), 2).await;
+    assert!(matches!(third, Err(CreateRepositoryError::LimitExceeded(2))), "{third:?}");
+    assert_eq!(store.repository(&account(), &name("app3")).await.unwrap(), None);
+    store.create_repository(NewRepository { account: other_account(), ..new_repository("app3") }, 2).await.unwrap();
+}
+
+pub async fn repositories_are_listed_by_name_in_pages(store: Fixture) {
+    for text in ["bb", "aa", "a-b", "a/b", "aa/c", "a_b"] {
+        store.repository_named(text).await;
+    }
+    store.create_repository(NewRepository { account: other_account(), ..new_repository("zz") }, 10).await.unwrap();
+    let mut listed = Vec::new();
+    loop {
+        let after = listed.last().cloned();
+        let page = store.repositories(&account(), after.as_deref(), 4).await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        assert!(page.len() <= 4);
+        listed.extend(page.into_iter().map(|repository| String::from(repository.name)));
+    }
+    assert_eq!(listed, ["a-b", "a/b", "a_b", "aa", "aa/c", "bb"], "byte order");
+    assert_eq!(store.repositories(&account(), Some("aa"), 1).await.unwrap()[0].name, name("aa/c"));
+}
+
+pub async fn each_setting_changes_alone(store: Fixture) {
+    let before = store.repository_named("app").await;
+    let immutable = TagMutability { mode: Mutability::MutableWithExclusion, exclusions: vec!["v*".into()] };
+    for change in [
+        RepositoryChange::TagMutability(immutable.clone()),
+        RepositoryChange::ScanOnPush(true),
+        RepositoryChange::Policy(Some("{ \"a\": 1 }".into())),
+        RepositoryChange::LifecyclePolicy(Some("{}".into())),
+        RepositoryChange::LifecycleEvaluated(at(9)),
+    ] {
+        assert!(store.change_repository(before.id, change, Vec::new()).await.unwrap());
+    }
+    let after = store.repository_by_id(before.id).await.unwrap().unwrap();
+    let expected = Repository {
+        tag_mutability: immutable,
+        scan_on_push: true,
+        policy: Some("{ \"a\": 1 }".into()),
+        lifecycle_policy: Some("{}".into()),
+        lifecycle_evaluated_at: Some(at(9)),
+        ..before.clone()
+    };
+    assert_eq!(after, expected);
+
+    for change in [RepositoryChange::Policy(None), RepositoryChange::LifecyclePolicy(None)] {
+        assert!(store.change_repository(before.id, change, Vec::new()).await.unwrap());
+    }
+    let after = store.repository_by_id(before.id).await.unwrap().unwrap();
+    assert_eq!((after.policy, after.lifecycle_policy, after.lifecycle_evaluated_at), (None, None, None));
+
+    store.delete_repository(before.id, false, at(10)).await.unwrap();
+    let jobs = vec![job("lifecycle", "1", "{}", at(0))];
+    let change = RepositoryChange::LifecyclePolicy(Some("{}".into()));
+    assert!(!store.change_repository(before.id, change, jobs).await.unwrap());
+    assert_eq!(store.waiting("lifecycle").await, 0, "nothing follows a change that did not happen");
+}
+
+pub async fn a_new_lifecycle_policy_enqueues_its_job_and_forgets_the_last_evaluation(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let policy = |text: &str| RepositoryChange::LifecyclePolicy(Some(text.into()));
+    let jobs = vec![job("lifecycle", "1", "{}", at(5))];
+    assert!(store.change_repository(repository.id, policy("a"), jobs).await.unwrap());
+    assert_eq!(store.waiting("lifecycle").await, 1);
+    let evaluated = RepositoryChange::LifecycleEvaluated(at(6));
+    assert!(store.change_repository(repository.id, evaluated, Vec::new()).await.unwrap());
+    assert!(store.change_repository(repository.id, policy("b"), Vec::new()).await.unwrap());
+    let after = store.repository_by_id(repository.id).await.unwrap().unwrap();
+    assert_eq!((after.lifecycle_policy.as_deref(), after.lifecycle_evaluated_at), (Some("b"), None));
+}
+
+pub async fn repositories_come_due_for_their_lifecycle_policy(store: Fixture) {
+    let mut ids = Vec::new();
+    for (text, evaluated) in [("never", None), ("long-ago", Some(at(10))), ("just-now", Some(at(20)))] {
+        let new = NewRepository {
+            account: if text == "never" { other_account() } else { account() },
+            ..new_repository(text)
+        };
+        let id = store.create_repository(new, 10).await.unwrap().id;
+        let policy = RepositoryChange::LifecyclePolicy(Some("{}".into()));
+        store.change_repository(id, policy, Vec::new()).await.unwrap();
+        if let Some(moment) = evaluated {
+            store.change_repository(id, RepositoryChange::LifecycleEvaluated(moment), Vec::new()).await.unwrap();
+        }
+        ids.push(id);
+    }
+    store.repository_named("without-policy").await;
+    let due = async |before, limit| -> Vec<String> {
+        let due = store.repositories_due_for_lifecycle(before, limit).await.unwrap();
+        due.into_iter().map(|repository| repository.name.into()).collect()
+    };
+    assert_eq!(due(at(20), 10).await, ["never", "long-ago"], "of every account, by row id");
+    assert_eq!(due(at(21), 10).await, ["never", "long-ago", "just-now"]);
+    assert_eq!(due(at(21), 1).await, ["never"]);
+}
+
+pub async fn resource_tags_merge_up_to_their_limit(store: Fixture) {
+    let repository = store.repository_named("app").await.id;
+    store.tag_resource(repository, vec![resource_tag("a", "1"), resource_tag("b", "2")], 3).await.unwrap();
+    store.tag_resource(repository, vec![resource_tag("b", "3"), resource_tag("c", "4")], 3).await.unwrap();
+    let expected = [resource_tag("a", "1"), resource_tag("b", "3"), resource_tag("c", "4")];
+    assert_eq!(store.resource_tags(repository).await.unwrap(), expected);
+
+    let refused = store.tag_resource(repository, vec![resource_tag("a", "9"), resource_tag("d", "5")], 3).await;
+    assert!(matches!(refused, Err(TagResourceError::TooMany(3))), "{refused:?}");
+    assert_eq!(store.resource_tags(repository).await.unwrap(), expected, "all or nothing");
+
+    store.untag_resource(repository, &["a".into(), "nothing".into()]).await.unwrap();
+    assert_eq!(store.resource_tags(repository).await.unwrap(), expected[1..]);
+
+    store.delete_repository(repository, false, at(1)).await.unwrap();
+    let gone = store.tag_resource(repository, vec![resource_tag("a", "1")], 3).await;
+    assert!(matches!(gone, Err(TagResourceError::NotFound)), "{gone:?}");
+}
+
+pub async fn a_repository_with_images_is_deleted_by_force_only(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let with_layer = NewManifest { blobs: blobs(&[&layer]), ..manifest("child") };
+    store.put_manifest(put(&repository, with_layer, &["a"])).await.unwrap();
+    store.index(&repository, &[&digest("child")], &["b"]).await;
+    let archived = store.image(&repository, "archived", &[]).await;
+    store.set_storage_class(repository.id, &archived, StorageClass::Archive, at(1)).await.unwrap();
+
+    let refused = store.delete_repository(repository.id, false, at(2)).await;
+    assert!(matches!(refused, Err(DeleteRepositoryError::NotEmpty)), "{refused:?}");
+    assert_eq!(store.tagged(&repository, "b").await, Some(digest("an index")));
+
+    store.delete_repository(repository.id, true, at(2)).await.unwrap();
+    assert_eq!(store.repository(&account(), &name("app")).await.unwrap(), None);
+    assert_eq!(store.found(&repository, "a").await, Lookup::NoRepository);
+    let again = store.delete_repository(repository.id, true, at(2)).await;
+    assert!(matches!(again, Err(DeleteRepositoryError::NotFound)), "{again:?}");
+}
+
+pub async fn deleting_a_repository_hands_its_uploads_to_jobs_and_keeps_shared_blobs(store: Fixture) {
+    let (going, staying) = (store.repository_named("going").await, store.repository_named("staying").await);
+    let layer = store.blob(&going, "layer").await;
+    assert_eq!(store.commit(&staying, &layer, at(0)).await, Committed::Shared);
+    while let Some(job) = store.claim_job(&[DeleteGeneration::KIND], at(9), MINUTE).await.unwrap() {
+        store.end_job(job.id, job.attempts, wharfage::store::jobs::JobEnd::Done).await.unwrap();
+    }
+    let upload = new_upload(&going);
+    assert!(store.create_upload(upload.clone()).await.unwrap());
+
+    store.delete_repository(going.id, false, at(3)).await.unwrap();
+
+    assert!(store.has_blob(&staying, &layer).await);
+    let claimed = store.claim_job(&[DeleteGeneration::KIND], at(3), MINUTE).await.unwrap().unwrap();
+    let expected = DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
+    assert_eq!(DeleteGeneration::parse(&claimed.payload).unwrap(), expected);
+    assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
+    assert_eq!(store.open_uploads().await.unwrap(), 0);
+    let late = store.advance_upload(upload.id, progress(1, 5)).await;
+    assert!(matches!(late, Err(UploadError::NotFound)), "{late:?}");
+}
+
+pub async fn what_belonged_to_a_deleted_repository_does_not_come_back_with_its_name(store: Fixture) {
+    let old = store.repository_named("app").await;
+    let layer = store.blob(&old, "layer").await;
+    let image = store.image(&old, "image", &["a"]).await;
+    store.delete_repository(old.id, true, at(1)).await.unwrap();
+
+    let new = store.repository_named("app").await;
+    assert_ne!(old.id, new.id, "a row id is never given twice");
+    assert!(!store.has_blob(&new, &layer).await);
+    assert_eq!(store.found(&new, image.as_str()).await, Lookup::Missing);
+    assert_eq!(store.tags(new.id, None, 10).await.unwrap(), []);
+    assert_eq!(store.unlink_blob(new.id, &layer).await.unwrap(), UnlinkBlob::NotFound);
+    assert_eq!(store.commit(&new, &layer, at(0)).await, Committed::Shared, "the bytes await the collector");
+}
+
+pub async fn usage_follows_what_is_pushed_and_deleted(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    assert_eq!(store.repository_usage(repository.id).await.unwrap(), (0, 0));
+    let (one, two) = (store.blob(&repository, "one").await, store.blob(&repository, "two").await);
+    let both = NewManifest { blobs: blobs(&[&one, &two]), ..manifest("both") };
+    store.put_manifest(put(&repository, both.clone(), &["a"])).await.unwrap();
+    store.put_manifest(put(&repository, both, &["b"])).await.unwrap();
+    let single = NewManifest { blobs: blobs(&[&one]), ..manifest("single") };
+    store.put_manifest(put(&repository, single, &[])).await.unwrap();
+    assert_eq!(store.repository_usage(repository.id).await.unwrap(), (2, 300));
+    store.delete_image(repository.id, &digest("both"), at(1)).await.unwrap();
+    assert_eq!(store.repository_usage(repository.id).await.unwrap(), (1, 100));
+}
