@@ -3,6 +3,7 @@
 //! A backend knows nothing of digests, repositories or leases. What it has acknowledged is durable.
 
 pub mod folder;
+pub mod s3;
 
 use std::fmt;
 use std::ops::Range;

@@ -2,6 +2,7 @@
 
 mod contract;
 mod folder;
+mod s3;
 
 use std::ops::Range;
 use std::sync::Arc;

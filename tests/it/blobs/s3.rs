@@ -1,0 +1,202 @@
+//! The contract on S3, and what only S3 does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use http::Method;
+use object_store::ObjectStore;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::signer::{SignedUrlOptions, Signer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use wharfage::store::blobs::s3::{S3Blobs, S3Config, S3Credentials};
+use wharfage::store::{Blobs, Generation, StoreError, WriterState};
+
+use super::{Place, content, on, put, write};
+use crate::bed;
+use crate::bed::s3::S3;
+
+const MIB: usize = 1024 * 1024;
+
+async fn bucket() -> S3 {
+    bed::s3().bucket().await
+}
+
+fn config(bucket: &S3) -> S3Config {
+    S3Config {
+        bucket: bucket.bucket.clone(),
+        region: bucket.region.clone(),
+        endpoint: Some(bucket.endpoint.clone()),
+        credentials: Some(S3Credentials {
+            access_key: bucket.access_key.clone(),
+            secret_key: bucket.secret_key.clone(),
+        }),
+        prefix: "registry/one".to_owned(),
+        redirect: false,
+    }
+}
+
+#[async_trait::async_trait]
+impl Place for S3 {
+    async fn open(&self) -> Arc<dyn Blobs> {
+        Arc::new(S3Blobs::new(config(self)).unwrap())
+    }
+}
+
+on!(bucket);
+
+/// The bucket without the code under test.
+fn client(bucket: &S3) -> AmazonS3 {
+    AmazonS3Builder::new()
+        .with_endpoint(&bucket.endpoint)
+        .with_allow_http(true)
+        .with_region(&bucket.region)
+        .with_bucket_name(&bucket.bucket)
+        .with_access_key_id(&bucket.access_key)
+        .with_secret_access_key(&bucket.secret_key)
+        .build()
+        .unwrap()
+}
+
+/// Gets a URL of the bucket's server as a client without credentials does.
+async fn get(bucket: &S3, url: &str) -> String {
+    let target = url.strip_prefix(&bucket.endpoint).unwrap();
+    let host = bucket.endpoint.strip_prefix("http://").unwrap();
+    let mut connection = TcpStream::connect(host).await.unwrap();
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    answer
+}
+
+async fn keys(bucket: &S3) -> Vec<String> {
+    let mut keys: Vec<_> =
+        client(bucket).list(None).map_ok(|object| object.location.to_string()).try_collect().await.unwrap();
+    keys.sort();
+    keys
+}
+
+#[tokio::test]
+async fn a_blob_is_one_object_below_the_prefix() {
+    let bucket = bucket().await;
+    let blobs = bucket.open().await;
+    let mut expected = Vec::new();
+    for size in [10, 7 * MIB] {
+        expected.push(format!("registry/one/{}", put(blobs.as_ref(), &content(1, size)).await.path()));
+    }
+    expected.sort();
+    assert_eq!(keys(&bucket).await, expected);
+}
+
+#[tokio::test]
+async fn an_empty_prefix_is_none() {
+    let bucket = bucket().await;
+    let blobs = S3Blobs::new(S3Config { prefix: String::new(), ..config(&bucket) }).unwrap();
+    let generation = put(&blobs, &content(1, 10)).await;
+    assert_eq!(keys(&bucket).await, [generation.path()]);
+}
+
+#[tokio::test]
+async fn what_is_not_finished_is_no_object() {
+    let bucket = bucket().await;
+    let blobs = bucket.open().await;
+    let mut writer = blobs.writer(Generation::random(), 0, &WriterState::default()).await.unwrap();
+    write(writer.as_mut(), &content(2, 13 * MIB), MIB).await;
+    writer.checkpoint().await.unwrap();
+    assert_eq!(keys(&bucket).await, [""; 0]);
+}
+
+/// How many multipart uploads the bucket has open.
+async fn open_uploads(bucket: &S3) -> usize {
+    let mut options = SignedUrlOptions::default();
+    options.extra_query.push(("uploads".to_owned(), String::new()));
+    let root = object_store::path::Path::default();
+    let url = client(bucket).signed_url_opts(Method::GET, &root, Duration::from_secs(60), &options).await.unwrap();
+    let answer = get(bucket, url.as_str()).await;
+    answer.matches("<UploadId>").count()
+}
+
+#[tokio::test]
+async fn deleting_a_half_written_blob_ends_its_multipart_upload() {
+    let bucket = bucket().await;
+    let blobs = bucket.open().await;
+    let generation = Generation::random();
+    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+    write(writer.as_mut(), &content(5, 7 * MIB), MIB).await;
+    let state = writer.checkpoint().await.unwrap();
+    drop(writer);
+    assert_eq!(open_uploads(&bucket).await, 1, "a checkpoint keeps it");
+    blobs.delete(generation, &state).await.unwrap();
+    assert_eq!(open_uploads(&bucket).await, 0);
+}
+
+#[tokio::test]
+async fn a_writer_that_is_abandoned_before_its_first_checkpoint_leaves_no_multipart_upload() {
+    let bucket = bucket().await;
+    let blobs = bucket.open().await;
+    let mut writer = blobs.writer(Generation::random(), 0, &WriterState::default()).await.unwrap();
+    write(writer.as_mut(), &content(6, 7 * MIB), MIB).await;
+    assert_eq!(open_uploads(&bucket).await, 1);
+    drop(writer);
+    // It ends in the background: every look is a request of its own, so this waits for the server and not for a clock.
+    let mut looks = 0;
+    while open_uploads(&bucket).await > 0 {
+        looks += 1;
+        assert!(looks < 1000, "the multipart upload is still open");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_was_aborted_elsewhere_fails_and_makes_no_blob() {
+    let bucket = bucket().await;
+    let blobs = bucket.open().await;
+    let generation = Generation::random();
+    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+    write(writer.as_mut(), &content(3, 7 * MIB), MIB).await;
+    let state = writer.checkpoint().await.unwrap();
+    drop(writer);
+    blobs.delete(generation, &state).await.unwrap();
+    let writer = blobs.writer(generation, 7 * MIB as u64, &state).await.unwrap();
+    assert!(writer.finish().await.is_err());
+    assert_eq!(keys(&bucket).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_presigned_url_reads_the_blob_without_credentials_where_redirects_are_wanted() {
+    let bucket = bucket().await;
+    let blobs = S3Blobs::new(S3Config { redirect: true, ..config(&bucket) }).unwrap();
+    let bytes = content(4, 1000);
+    let generation = put(&blobs, &bytes).await;
+    let url = blobs.presigned_url(generation, Duration::from_secs(60)).await.unwrap().unwrap();
+    assert!(!url.contains(&bucket.secret_key));
+
+    assert!(get(&bucket, &url).await.ends_with(&*String::from_utf8_lossy(&bytes)));
+
+    let proxied = bucket.open().await;
+    assert_eq!(proxied.presigned_url(generation, Duration::from_secs(60)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_missing_or_refuses_the_key_is_not_ready() {
+    let bucket = bucket().await;
+    let missing = S3Blobs::new(S3Config { bucket: "missing".to_owned(), ..config(&bucket) }).unwrap();
+    assert!(matches!(missing.ready().await, Err(StoreError::Unavailable(_))));
+
+    let credentials = S3Credentials { access_key: bucket.access_key.clone(), secret_key: "wonderland".to_owned() };
+    let refused = S3Blobs::new(S3Config { credentials: Some(credentials), ..config(&bucket) }).unwrap();
+    let error = refused.ready().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)));
+    assert!(!format!("{error} {error:?}").contains("wonderland"));
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unavailable() {
+    let endpoint = Some("http://127.0.0.1:1".to_owned());
+    let bucket = bucket().await;
+    let blobs = S3Blobs::new(S3Config { endpoint, ..config(&bucket) }).unwrap();
+    assert!(matches!(blobs.read(Generation::random(), 10, 0..10).await, Err(StoreError::Unavailable(_))));
+}
