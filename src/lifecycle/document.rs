@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::grammar;
+use crate::names::Tag;
+use crate::wildcard;
 
 /// The fewest characters that PutLifecyclePolicy takes.
 pub const MIN_LENGTH: usize = 100;
@@ -101,6 +103,22 @@ pub enum TagSelection {
     Prefixes(BTreeSet<String>),
     /// Each pattern, with `*` for any run of characters, matches at least one whole tag of the image.
     Patterns(BTreeSet<String>),
+}
+
+impl TagSelection {
+    /// Whether it matches an image with these tags. Case counts; one tag may satisfy several entries of a list.
+    pub fn matches(&self, tags: &[Tag]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Untagged => tags.is_empty(),
+            Self::Prefixes(list) => {
+                list.iter().all(|prefix| tags.iter().any(|tag| tag.as_str().starts_with(prefix.as_str())))
+            }
+            Self::Patterns(list) => {
+                list.iter().all(|pattern| tags.iter().any(|tag| wildcard::matches(pattern, tag.as_str())))
+            }
+        }
+    }
 }
 
 /// `countType` with its `countNumber`: which of a rule's matching images are acted on.

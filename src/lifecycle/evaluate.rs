@@ -10,7 +10,6 @@ use std::collections::{BinaryHeap, HashMap};
 use jiff::{SignedDuration, Timestamp};
 
 use super::document::{Action, Count, Policy, Rule, StorageClass};
-use super::tags::Matcher;
 use crate::names::{Digest, Tag};
 
 /// What a lifecycle policy needs to know of an image: a manifest or an index that a repository stores.
@@ -206,8 +205,7 @@ fn select(policy: &Policy, repository: &Repository<'_>, now: Timestamp) -> Vec<O
             .collect();
         let mut claimed = vec![false; repository.images.len()];
         for rule in policy.rules().iter().filter(|rule| rule.storage_class() == class) {
-            let matcher = Matcher::new(&rule.tags);
-            let matching = candidates.iter().copied().filter(|&i| matcher.matches(&repository.images[i].tags));
+            let matching = candidates.iter().copied().filter(|&i| rule.tags.matches(&repository.images[i].tags));
             // Claimed images count as much as others do: only the action is kept from them.
             for (younger, i) in matching.enumerate() {
                 let claimed = std::mem::replace(&mut claimed[i], true);

@@ -5,7 +5,6 @@
 mod document;
 mod evaluate;
 mod grammar;
-mod tags;
 
 pub use document::{Action, Count, InvalidPolicy, MAX_LENGTH, MIN_LENGTH, Policy, Rule, StorageClass, TagSelection};
 pub use document::{check_length, check_template_length};
