@@ -6,11 +6,13 @@
 pub mod postgres;
 pub mod s3;
 pub mod service;
+pub mod wharfage;
 
 use std::path::PathBuf;
 
 pub use postgres::postgres;
 pub use s3::s3;
+pub use wharfage::wharfage;
 
 /// The path in the environment variable `name`, which `tests/run` sets.
 ///

@@ -1,0 +1,159 @@
+"""The server and the clients that the tests share.
+
+`wharfage up deploy/quickstart` runs once for all tests, on a free port, its data in a temporary folder. Clients get nothing
+in their environment but what `wharfage env` prints. A test makes the repositories it needs.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import subprocess
+import threading
+import uuid
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def tool(name):
+    path = os.environ.get(name)
+    if not path or not pathlib.Path(path).exists():
+        pytest.exit(f"{name} is {'not set' if not path else path + ', which is not there'}: run tests/run --only clients", 1)
+    return path
+
+
+class Server:
+    """A `wharfage up FOLDER`."""
+
+    def __init__(self, folder, data, home):
+        self.data = data
+        self.binary = tool("WHARFAGE_TEST_BINARY")
+        tools = [tool(name) for name in ("WHARFAGE_TEST_AWS", "WHARFAGE_TEST_CRANE", "WHARFAGE_TEST_SKOPEO")]
+        folders = dict.fromkeys(str(pathlib.Path(path).parent) for path in [self.binary, *tools])
+        self.bare = {"PATH": os.pathsep.join([*folders, "/usr/bin", "/bin"]), "HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
+        command = [self.binary, "up", folder, "--data", data, "--listen", "127.0.0.1:0"]
+        # The server ends with this process, however that ends.
+        self.process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
+            env=self.bare,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines = []
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if "wharfage env" in line:
+                break
+        else:
+            raise RuntimeError("wharfage up ended:\n" + "".join(self.lines))
+        self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
+        self._drain.start()
+        printed = subprocess.run(
+            ["sh", "-c", 'eval "$(wharfage env --data "$1")" && env -0', "sh", data],
+            env=self.bare, check=True, stdout=subprocess.PIPE, text=True,
+        ).stdout
+        self.environment = dict(line.split("=", 1) for line in printed.split("\0") if line)
+        self.address = self.environment["WHARFAGE_REGISTRY"]
+
+    def stop(self):
+        self.process.terminate()
+        code = self.process.wait(timeout=60)
+        self._drain.join()
+        assert code == 0, f"wharfage up ended with {code}:\n" + "".join(self.lines)
+
+    def shell(self, script, home, **variables):
+        """Runs a script as a user would type it, and returns what it prints."""
+        environment = self.environment | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home)} | variables
+        ran = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )
+        assert ran.returncode == 0, f"{script}\nexit code {ran.returncode}\n{ran.stdout}{ran.stderr}"
+        return ran.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    running = Server(ROOT / "deploy/quickstart", folder / "data", folder)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def shell(server, tmp_path):
+    """Runs a script in a folder and a home of the test's own."""
+    return lambda script, **variables: server.shell(script, tmp_path, **variables)
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    """Makes boto3 clients that are configured by the environment alone; no retry hides an error."""
+    wanted = {name: value for name, value in server.environment.items() if name.startswith(("AWS_", "WHARFAGE_REG"))}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+
+        def make(service="ecr", **settings):
+            config = Config(retries={"total_max_attempts": 1}, **settings.pop("config", {}))
+            return boto3.session.Session().client(service, config=config, **settings)
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def ecr(client):
+    return client()
+
+
+@pytest.fixture(scope="session")
+def unchecked(client):
+    """An ECR client that sends what its model refuses, so that the server has to."""
+    return client(config={"parameter_validation": False})
+
+
+@pytest.fixture
+def repository_name():
+    return f"test/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def repository(ecr, repository_name):
+    """The name of a fresh repository."""
+    ecr.create_repository(repositoryName=repository_name)
+    return repository_name
+
+
+@contextlib.contextmanager
+def refused(code, message="", status=400):
+    """Expects the error `code`; `message` is a regular expression for its text."""
+    with pytest.raises(ClientError) as caught:
+        yield caught
+    response = caught.value.response
+    error = response["Error"]
+    assert error["Code"] == code, error
+    assert re.search(message, error["Message"]), error["Message"]
+    assert response["ResponseMetadata"]["HTTPStatusCode"] == status
+    assert response["ResponseMetadata"]["RequestId"]
+
+
+def pages(call, key, **parameters):
+    """Every page of a listing, as a list of lists."""
+    token = {}
+    result = []
+    while True:
+        answer = call(**parameters, **token)
+        result.append(answer[key])
+        if "nextToken" not in answer:
+            return result
+        assert answer["nextToken"]
+        token = {"nextToken": answer["nextToken"]}

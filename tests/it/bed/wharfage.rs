@@ -1,0 +1,185 @@
+//! The program itself as a process: started by its command line, read by its output, ended by signals.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
+
+use super::service::Service;
+
+/// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
+pub fn wharfage() -> Launch {
+    let folder = tempfile::Builder::new().prefix("wharfage-data-").tempdir().expect("a temporary folder").keep();
+    Launch { command: vec!["serve".into()], folder, variables: BTreeMap::new() }
+}
+
+/// A start that is being prepared.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    command: Vec<String>,
+    folder: PathBuf,
+    variables: BTreeMap<String, String>,
+}
+
+impl Launch {
+    /// Runs `wharfage up FOLDER` instead of `wharfage serve`.
+    pub fn up(mut self, folder: impl AsRef<Path>) -> Self {
+        self.command = vec!["up".into(), folder.as_ref().to_str().expect("a path in UTF-8").into()];
+        self
+    }
+
+    /// Adds a flag or its value to the command line.
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.command.push(arg.into());
+        self
+    }
+
+    /// Sets an environment variable of the process.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.into(), value.into());
+        self
+    }
+
+    /// Keeps metadata in a fresh database of the test's PostgreSQL and bytes in a fresh bucket of the test's S3.
+    pub async fn on_postgres_and_s3(self) -> Self {
+        let s3 = super::s3().bucket().await;
+        self.env("WHARFAGE_DATABASE_URL", &super::postgres().database().await)
+            .env("WHARFAGE_S3_BUCKET", &s3.bucket)
+            .env("WHARFAGE_S3_REGION", &s3.region)
+            .env("WHARFAGE_S3_ENDPOINT", &s3.endpoint)
+            .env("WHARFAGE_S3_ACCESS_KEY_ID", &s3.access_key)
+            .env("WHARFAGE_S3_SECRET_ACCESS_KEY", &s3.secret_key)
+    }
+
+    /// Starts the program on a free port of loopback and waits until it serves.
+    pub async fn start(self) -> Wharfage {
+        let (service, authority) = self.run("127.0.0.1:0").await;
+        Wharfage { launch: self, service: Some(service), authority }
+    }
+
+    async fn run(&self, listen: &str) -> (Service, String) {
+        let mut command = program(&self.variables);
+        command.args(&self.command).arg("--data").arg(&self.folder).args(["--listen", listen]);
+        // The test's runtime may serve what the program calls at its start, so its thread isn't blocked.
+        tokio::task::spawn_blocking(move || {
+            let service = Service::start("wharfage", &mut command, "KILL", None);
+            let authority = service.wait_for(|line| {
+                let url = line.strip_prefix("Serving ")?.split([' ', ',']).next()?;
+                Some(url.split_once("://")?.1.trim_end_matches(['.', '/']).to_owned())
+            });
+            (service, authority)
+        })
+        .await
+        .expect("starting the program")
+    }
+}
+
+/// A running program. Dropping it kills it and removes its data.
+pub struct Wharfage {
+    launch: Launch,
+    service: Option<Service>,
+    authority: String,
+}
+
+impl Wharfage {
+    /// `HOST:PORT`, as image references begin.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// `http://HOST:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.authority)
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.launch.folder
+    }
+
+    /// The output of the latest start so far.
+    pub fn output(&self) -> String {
+        self.service().output()
+    }
+
+    /// Waits until `pick` finds what it looks for in a line of the output, from its beginning, and returns that.
+    pub fn wait_for<T>(&self, pick: impl FnMut(&str) -> Option<T>) -> T {
+        self.service().wait_for(pick)
+    }
+
+    /// The root key: its id and its secret.
+    pub fn root_key(&self) -> (String, String) {
+        let path = self.data().join("aws/credentials");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let value = |name: &str| {
+            let values = text.lines().filter_map(|line| line.split_once('=').filter(|(key, _)| key.trim() == name));
+            values.map(|(_, value)| value.trim().to_owned()).next().unwrap_or_else(|| panic!("no {name} in {text}"))
+        };
+        (value("aws_access_key_id"), value("aws_secret_access_key"))
+    }
+
+    /// An ECR client that signs with the root key.
+    pub fn ecr(&self) -> aws_sdk_ecr::Client {
+        let (id, secret) = self.root_key();
+        let config = aws_sdk_ecr::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("local-1"))
+            .endpoint_url(self.url())
+            .credentials_provider(Credentials::new(id, secret, None, None, "test"))
+            .build();
+        aws_sdk_ecr::Client::from_conf(config)
+    }
+
+    /// What `wharfage env` prints for the data folder, and `arguments`.
+    pub fn env(&self, arguments: &[&str]) -> String {
+        let printed = program(&BTreeMap::new()).arg("env").arg("--data").arg(self.data()).args(arguments).output();
+        let printed = printed.expect("running wharfage env");
+        assert!(printed.status.success(), "wharfage env: {}", String::from_utf8_lossy(&printed.stderr));
+        String::from_utf8(printed.stdout).expect("UTF-8")
+    }
+
+    /// Kills the program as a power cut would, and waits for its end.
+    pub async fn kill9(&mut self) {
+        let mut service = self.service.take().expect("the program runs");
+        let end = move || service.kill();
+        tokio::task::spawn_blocking(end).await.expect("killing the program");
+    }
+
+    /// Asks the program to end (`TERM`, or `INT` as Ctrl-C does) and waits until it has; with its output.
+    pub async fn stop(&mut self, signal: &'static str) -> (ExitStatus, String) {
+        let mut service = self.service.take().expect("the program runs");
+        let end = move || {
+            service.signal(signal);
+            let status = service.wait();
+            (status, service.output())
+        };
+        tokio::task::spawn_blocking(end).await.expect("stopping the program")
+    }
+
+    /// Starts the program again after its end, on the same data and port.
+    pub async fn start_again(&mut self) {
+        assert!(self.service.is_none(), "the program still runs");
+        let (service, authority) = self.launch.run(&self.authority).await;
+        assert_eq!(authority, self.authority);
+        self.service = Some(service);
+    }
+
+    fn service(&self) -> &Service {
+        self.service.as_ref().expect("the program runs")
+    }
+}
+
+impl Drop for Wharfage {
+    fn drop(&mut self) {
+        drop(self.service.take());
+        let _ = std::fs::remove_dir_all(&self.launch.folder);
+    }
+}
+
+/// The program with nothing in its environment but `variables`.
+fn program(variables: &BTreeMap<String, String>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wharfage"));
+    command.env_clear().env("PATH", "/usr/bin:/bin").envs(variables);
+    command
+}
