@@ -10,6 +10,7 @@ pub mod images;
 pub mod jobs;
 pub mod lifecycle;
 pub mod metadata;
+pub mod postgres;
 pub mod repositories;
 mod rows;
 pub mod uploads;

@@ -357,3 +357,5 @@ macro_rules! contract {
 }
 #[allow(unused_imports)]
 use contract;
+
+mod postgres;

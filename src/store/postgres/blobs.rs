@@ -1,0 +1,188 @@
+//! Blobs and their links: which bytes a repository has.
+
+use jiff::Timestamp;
+use sqlx::{PgConnection, PgPool, Row};
+
+use super::failure::Attempt;
+use super::rows::{self, get, millis, parsed};
+use crate::names::{AccountId, Digest, RepositoryName};
+use crate::store::images::{Blob, Layer, MountBlob, UnlinkBlob};
+use crate::store::repositories::RepositoryId;
+use crate::store::{Lookup, StoreResult};
+
+pub(super) async fn find(
+    pool: &PgPool,
+    account: &AccountId,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> Attempt<Lookup<Blob>> {
+    let row = sqlx::query(
+        "SELECT b.digest, b.size, b.generation
+         FROM repository r
+         LEFT JOIN (repository_blob l JOIN blob b ON b.id = l.blob_id AND b.state = 'live')
+                ON l.repository_id = r.id AND l.digest = $3
+         WHERE r.account_id = $1 AND r.name = $2",
+    )
+    .bind(account.as_str())
+    .bind(repository.as_str())
+    .bind(digest.as_str())
+    .fetch_optional(pool)
+    .await?;
+    Ok(match row {
+        None => Lookup::NoRepository,
+        Some(row) if get::<Option<&str>>(&row, "digest")?.is_none() => Lookup::Missing,
+        Some(row) => Lookup::Found(blob(&row)?),
+    })
+}
+
+pub(super) async fn layer(pool: &PgPool, repository: RepositoryId, digest: &Digest) -> Attempt<Option<Layer>> {
+    let row = sqlx::query(
+        "SELECT b.digest, b.size, b.generation, use.media_type,
+                use.images > 0 AS referenced, use.images > 0 AND use.archived = use.images AS archived
+         FROM repository_blob l
+         JOIN blob b ON b.id = l.blob_id AND b.state = 'live'
+         CROSS JOIN LATERAL (
+             SELECT (array_agg(e.media_type ORDER BY e.manifest_id))[1] AS media_type, count(*) AS images,
+                    count(*) FILTER (WHERE m.status = 'ARCHIVED') AS archived
+             FROM manifest_blob e JOIN manifest m ON m.id = e.manifest_id WHERE e.link_id = l.id
+         ) use
+         WHERE l.repository_id = $1 AND l.digest = $2",
+    )
+    .bind(repository.0)
+    .bind(digest.as_str())
+    .fetch_optional(pool)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Layer {
+        blob: blob(&row)?,
+        media_type: get(&row, "media_type")?,
+        referenced: get(&row, "referenced")?,
+        archived: get(&row, "archived")?,
+    }))
+}
+
+fn blob(row: &sqlx::postgres::PgRow) -> StoreResult<Blob> {
+    Ok(Blob {
+        digest: parsed(row, "digest")?,
+        size: rows::unsigned(row, "size")?,
+        generation: parsed(row, "generation")?,
+    })
+}
+
+pub(super) async fn mount(
+    pool: &PgPool,
+    from: RepositoryId,
+    to: RepositoryId,
+    digest: &Digest,
+    referenced_only: bool,
+    now: Timestamp,
+    lease_until: Timestamp,
+) -> Attempt<MountBlob> {
+    let mut tx = pool.begin().await?;
+    // What the target has counts as mounted whatever the source has.
+    let blob: Option<i64> = sqlx::query_scalar(
+        "SELECT l.blob_id FROM repository_blob l WHERE l.repository_id = $2 AND l.digest = $3
+         UNION ALL
+         SELECT l.blob_id
+         FROM repository source
+         JOIN repository target ON target.id = $2 AND target.account_id = source.account_id
+              AND target.encryption_type = source.encryption_type
+              AND target.kms_key IS NOT DISTINCT FROM source.kms_key
+         JOIN repository_blob l ON l.repository_id = source.id AND l.digest = $3
+         WHERE source.id = $1 AND (NOT $4 OR EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = l.id))
+         LIMIT 1",
+    )
+    .bind(from.0)
+    .bind(to.0)
+    .bind(digest.as_str())
+    .bind(referenced_only)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(blob) = blob else { return Ok(MountBlob::NotMountable) };
+    if !lease_live(&mut tx, blob, lease_until).await? {
+        return Ok(MountBlob::NotMountable);
+    }
+    let linked = link(&mut tx, to, digest, blob, now).await;
+    if linked.as_ref().is_err_and(super::failure::Failure::is_foreign_key) {
+        // The target has gone meanwhile.
+        return Ok(MountBlob::NotMountable);
+    }
+    linked?;
+    tx.commit().await?;
+    Ok(MountBlob::Mounted)
+}
+
+/// Moves a blob's lease and so locks its row; false when it is no longer live.
+async fn lease_live(tx: &mut PgConnection, blob: i64, until: Timestamp) -> Attempt<bool> {
+    let leased =
+        sqlx::query("UPDATE blob SET lease_until = greatest(lease_until, $2) WHERE id = $1 AND state = 'live'")
+            .bind(blob)
+            .bind(millis(until))
+            .execute(tx)
+            .await?;
+    Ok(leased.rows_affected() > 0)
+}
+
+/// Puts a live blob, whose row the caller has locked, into a repository; false when the repository has the digest already.
+pub(super) async fn link<E>(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    digest: &Digest,
+    blob: i64,
+    now: Timestamp,
+) -> Attempt<bool, E> {
+    let linked = sqlx::query(
+        "INSERT INTO repository_blob (repository_id, digest, blob_id, linked_at) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (repository_id, digest) DO NOTHING",
+    )
+    .bind(repository.0)
+    .bind(digest.as_str())
+    .bind(blob)
+    .bind(millis(now))
+    .execute(tx)
+    .await?;
+    Ok(linked.rows_affected() > 0)
+}
+
+pub(super) async fn unlink(pool: &PgPool, repository: RepositoryId, digest: &Digest) -> Attempt<UnlinkBlob> {
+    // Asking first keeps an everyday refusal out of the server's error log; the foreign key decides when they race.
+    let row = sqlx::query(
+        "WITH link AS (SELECT id FROM repository_blob WHERE repository_id = $1 AND digest = $2),
+              gone AS (
+                  DELETE FROM repository_blob WHERE id IN (
+                      SELECT id FROM link WHERE NOT EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = link.id))
+                  RETURNING id)
+         SELECT EXISTS (SELECT 1 FROM link) AS found, EXISTS (SELECT 1 FROM gone) AS unlinked",
+    )
+    .bind(repository.0)
+    .bind(digest.as_str())
+    .fetch_one(pool)
+    .await;
+    match row {
+        Ok(row) if row.try_get("unlinked")? => Ok(UnlinkBlob::Unlinked),
+        Ok(row) if row.try_get("found")? => Ok(UnlinkBlob::InUse),
+        Ok(_) => Ok(UnlinkBlob::NotFound),
+        Err(error) if error.as_database_error().is_some_and(|report| report.is_foreign_key_violation()) => {
+            Ok(UnlinkBlob::InUse)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) async fn extend_lease(
+    pool: &PgPool,
+    repository: RepositoryId,
+    digest: &Digest,
+    until: Timestamp,
+) -> Attempt<()> {
+    sqlx::query(
+        "UPDATE blob b SET lease_until = $3 FROM repository_blob l
+         WHERE l.repository_id = $1 AND l.digest = $2 AND b.id = l.blob_id AND b.lease_until < $3",
+    )
+    .bind(repository.0)
+    .bind(digest.as_str())
+    .bind(millis(until))
+    .execute(pool)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,341 @@
+//! The metadata contract on PostgreSQL, and what only several replicas on one database can get wrong.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use sqlx::Connection;
+use wharfage::store::images::{
+    DeleteImageError, ImageFilter, ImageIdentifier, LastTag, MountBlob, PutManifestError, TagEffect, UnlinkBlob,
+};
+use wharfage::store::jobs::JobEnd;
+use wharfage::store::postgres::{PostgresOptions, PostgresStore};
+use wharfage::store::repositories::{DeleteRepositoryError, Mutability, NewRepository};
+use wharfage::store::uploads::UploadError;
+use wharfage::store::{StoreError, StoreResult};
+
+use super::*;
+use crate::bed;
+
+async fn connect(url: &str) -> StoreResult<PostgresStore> {
+    PostgresStore::connect(url, PostgresOptions { max_connections: 8, ..PostgresOptions::default() }).await
+}
+
+async fn fixture_at(url: String) -> Fixture {
+    let open: Open = Box::new(move || {
+        let url = url.clone();
+        Box::pin(async move { Arc::new(connect(&url).await.unwrap()) as Arc<dyn Metadata> })
+    });
+    Fixture::new(open, ()).await
+}
+
+async fn postgres() -> Option<Fixture> {
+    Some(fixture_at(bed::postgres().database().await).await)
+}
+
+contract!(postgres);
+
+/// Two replicas on one database.
+async fn replicas() -> (Fixture, Fixture) {
+    let url = bed::postgres().database().await;
+    (fixture_at(url.clone()).await, fixture_at(url).await)
+}
+
+async fn run_sql(url: &str, sql: &str) {
+    let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// How often a race is run: often enough that both orders are seen, which no test relies on.
+const ROUNDS: usize = 24;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_replicas_start_on_an_empty_database_at_once() {
+    let url = bed::postgres().database().await;
+    let stores = join_all((0..6).map(|_| connect(&url))).await;
+    for store in stores {
+        store.unwrap().ready().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_schema_newer_than_the_binary_is_refused() {
+    let url = bed::postgres().database().await;
+    connect(&url).await.unwrap().close().await;
+    run_sql(
+        &url,
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'of the future', true, '', 0)",
+    )
+    .await;
+    let refused = connect(&url).await.unwrap_err().to_string();
+    assert!(refused.contains("9999") && refused.contains("newer"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_unavailable_and_back_when_it_does() {
+    let url = bed::postgres().database().await;
+    let store = connect(&url).await.unwrap();
+    let database = url.rsplit('/').next().unwrap();
+    let others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname";
+    run_sql(&url, &format!("SELECT pg_terminate_backend(pid) {others} = '{database}'")).await;
+    // The connections of before are found dead once; those made since work.
+    for _ in 0..8 {
+        match store.repository(&account(), &name("app")).await {
+            Ok(found) => assert_eq!(found, None),
+            Err(error) => assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}"),
+        }
+    }
+    store.ready().await.unwrap();
+
+    let server = bed::postgres::Postgres::start();
+    let options = PostgresOptions { acquire_timeout: Duration::from_secs(1), ..PostgresOptions::default() };
+    let url = server.database().await;
+    let store = PostgresStore::connect(&url, options.clone()).await.unwrap();
+    drop(server);
+    let gone = store.ready().await.unwrap_err();
+    assert!(matches!(gone, StoreError::Unavailable(_)), "{gone:?}");
+    let gone = PostgresStore::connect(&url, options).await.unwrap_err();
+    assert!(matches!(gone, StoreError::Unavailable(_)), "{gone:?}");
+}
+
+#[tokio::test]
+async fn keys_come_in_byte_order_whatever_the_databases_locale() {
+    let url = bed::postgres().database().await;
+    let (server, database) = url.rsplit_once('/').unwrap();
+    let english = format!("{database}_en");
+    run_sql(&url, &format!("CREATE DATABASE {english} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'")).await;
+    let store = fixture_at(format!("{server}/{english}")).await;
+    let repository = store.repository_named("a-b").await;
+    for other in ["a/b", "a.b", "ab"] {
+        store.repository_named(other).await;
+    }
+    let image = store.image(&repository, "image", &["b", "B", "_b", "a.b", "a-b", "ab", "1"]).await;
+    let in_bytes = tags(&["1", "B", "_b", "a-b", "a.b", "ab", "b"]);
+    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), in_bytes);
+    assert_eq!(store.tags(repository.id, Some("B"), 10).await.unwrap(), in_bytes[2..]);
+    let named = store.images(repository.id, &[reference_to("_b")]).await.unwrap().remove(0).unwrap();
+    assert_eq!(named.tags, in_bytes);
+    let after = ImageIdentifier { digest: image.clone(), tag: Some(tag("B")) };
+    let ids = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 10).await.unwrap();
+    assert_eq!(ids.into_iter().filter_map(|id| id.tag).collect::<Vec<_>>(), in_bytes[2..]);
+    let names: Vec<_> = store.repositories(&account(), None, 10).await.unwrap().into_iter().map(|r| r.name).collect();
+    assert_eq!(names, ["a-b", "a.b", "a/b", "ab"].map(name));
+    assert_eq!(store.delete_image(repository.id, &image, at(1)).await.unwrap(), in_bytes);
+}
+
+#[tokio::test]
+async fn a_page_may_begin_behind_any_text() {
+    let store = postgres().await.unwrap();
+    let repository = store.repository_named("app").await;
+    store.image(&repository, "image", &["a", "b"]).await;
+    assert_eq!(store.tags(repository.id, Some("a\0z"), 10).await.unwrap(), tags(&["b"]));
+    assert_eq!(store.tags(repository.id, Some("\0"), 10).await.unwrap(), tags(&["a", "b"]));
+    assert_eq!(store.repositories(&account(), Some("ap\0"), 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_replicas_that_push_an_immutable_tag_one_wins() {
+    let (one, two) = replicas().await;
+    let tag_mutability = TagMutability { mode: Mutability::Immutable, exclusions: Vec::new() };
+    let new = NewRepository { tag_mutability, ..new_repository("app") };
+    let repository = one.create_repository(new, 10).await.unwrap();
+    for round in 0..ROUNDS {
+        let tag = format!("v{round}");
+        let push = |payload: &str| put(&repository, manifest(payload), &[&tag]);
+        // Every other round the same image comes twice: an immutable tag is set once, even to the same digest.
+        let (first, second) = (format!("one {round}"), format!("two {}", round % 2 * round));
+        let second = if round % 2 == 0 { first.clone() } else { second };
+        let (left, right) = tokio::join!(one.put_manifest(push(&first)), two.put_manifest(push(&second)));
+        let (outcome, refused, winner) = match (left, right) {
+            (Ok(outcome), Err(refused)) => (outcome, refused, digest(&first)),
+            (Err(refused), Ok(outcome)) => (outcome, refused, digest(&second)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(outcome.tags[0].1, TagEffect::Created);
+        assert!(
+            matches!(&refused, PutManifestError::TagAlreadyExists { current, .. } if *current == winner),
+            "{refused:?}"
+        );
+        assert_eq!(one.tagged(&repository, &tag).await, Some(winner));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_cannot_both_take_the_last_place() {
+    let (one, two) = replicas().await;
+    for round in 0..ROUNDS {
+        let repository = one.repository_named(&format!("app-{round}")).await;
+        let push = |payload: &str, limits: (u64, u64), tag: &str| PutManifest {
+            max_images: limits.0,
+            max_tags: limits.1,
+            ..put(&repository, manifest(payload), &[tag])
+        };
+        let (left, right) =
+            tokio::join!(one.put_manifest(push("1", (1, 9), "a")), two.put_manifest(push("2", (1, 9), "b")));
+        let refused = match (left, right) {
+            (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(refused, PutManifestError::TooManyImages(1)), "{refused:?}");
+        assert_eq!(one.repository_usage(repository.id).await.unwrap().0, 1);
+
+        let (left, right) =
+            tokio::join!(one.put_manifest(push("3", (9, 1), "x")), two.put_manifest(push("3", (9, 1), "y")));
+        let refused = match (left, right) {
+            (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(refused, PutManifestError::TooManyTags(1)), "{refused:?}");
+    }
+    let count = one.repositories(&account(), None, 100).await.unwrap().len() as u64;
+    let (left, right) = tokio::join!(
+        one.create_repository(new_repository("left"), count + 1),
+        two.create_repository(new_repository("right"), count + 1)
+    );
+    assert!(left.is_ok() != right.is_ok(), "{left:?} {right:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_and_the_deletion_of_its_child_come_one_after_the_other() {
+    let (one, two) = replicas().await;
+    let repository = one.repository_named("app").await;
+    for round in 0..ROUNDS {
+        let child = one.image(&repository, &format!("child {round}"), &["child"]).await;
+        let index = NewManifest { children: vec![child.clone()], ..manifest(&format!("index {round}")) };
+        let (digest, child_tag) = (index.digest.clone(), tag("child"));
+        let delete = async {
+            // By digest, or by the tag that takes the image along.
+            if round % 2 == 0 {
+                two.delete_image(repository.id, &child, at(1)).await.map(|_| ())
+            } else {
+                two.delete_tag(repository.id, &child_tag, None, LastTag::DeletesImage, at(1)).await.map(|_| ())
+            }
+        };
+        let (pushed, deleted) = tokio::join!(one.put_manifest(put(&repository, index, &[])), delete);
+        match (pushed, deleted) {
+            (Ok(_), Err(DeleteImageError::ReferencedBy(by))) => {
+                assert_eq!(by, [digest]);
+                assert_eq!(one.tagged(&repository, "child").await, Some(child), "nothing of the deletion is written");
+            }
+            (Err(PutManifestError::ChildrenNotFound(missing)), Ok(())) => {
+                assert_eq!(missing, [child]);
+                assert_eq!(one.found(&repository, digest.as_str()).await, Lookup::Missing);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_and_the_removal_of_its_blob_come_one_after_the_other() {
+    let (one, two) = replicas().await;
+    let repository = one.repository_named("app").await;
+    for round in 0..ROUNDS {
+        let layers = [one.blob(&repository, &format!("a{round}")).await, one.blob(&repository, "shared").await];
+        let image = NewManifest { blobs: blobs(&[&layers[0], &layers[1]]), ..manifest(&format!("image {round}")) };
+        let (pushed, unlinked) = tokio::join!(
+            one.put_manifest(put(&repository, image, &["latest"])),
+            two.unlink_blob(repository.id, &layers[0])
+        );
+        match (pushed, unlinked.unwrap()) {
+            (Ok(_), UnlinkBlob::InUse) => assert!(one.has_blob(&repository, &layers[0]).await),
+            (Err(PutManifestError::BlobsNotFound(missing)), UnlinkBlob::Unlinked) => {
+                assert_eq!(missing, layers[..1]);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tag_that_was_acknowledged_survives_the_deletion_of_the_images_last_tag() {
+    let (one, two) = replicas().await;
+    let repository = one.repository_named("app").await;
+    for round in 0..ROUNDS {
+        let image = one.image(&repository, "image", &["old"]).await;
+        let (old, new) = (tag("old"), format!("new-{round}"));
+        let (pushed, deleted) = tokio::join!(
+            one.put_manifest(put(&repository, manifest("image"), &[&new])),
+            two.delete_tag(repository.id, &old, None, LastTag::DeletesImage, at(1))
+        );
+        let (pushed, deleted) = (pushed.unwrap(), deleted.unwrap());
+        assert_eq!(pushed.created, deleted.image_deleted, "the image went before the push, or not at all");
+        assert_eq!(one.tagged(&repository, &new).await, Some(image));
+        one.delete_tag(repository.id, &tag(&new), None, LastTag::DeletesImage, at(2)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_while_a_repository_is_deleted_is_in_time_or_refused() {
+    let (one, two) = replicas().await;
+    let source = one.repository_named("source").await;
+    let shared = one.blob(&source, "shared").await;
+    for round in 0..ROUNDS {
+        let repository = one.repository_named("app").await;
+        let layer = one.blob(&repository, &format!("layer {round}")).await;
+        let upload = new_upload(&repository);
+        let upload_id = upload.id;
+        assert!(one.create_upload(upload).await.unwrap());
+        let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+        let (deleted, pushed, committed, mounted, begun) = tokio::join!(
+            two.delete_repository(repository.id, true, at(1)),
+            one.put_manifest(put(&repository, image, &["latest"])),
+            one.commit_upload(commit(upload_id, &digest(&format!("upload {round}")))),
+            one.mount_blob(source.id, repository.id, &shared, false, at(1), at(2)),
+            one.create_upload(new_upload(&repository)),
+        );
+        deleted.unwrap();
+        assert!(matches!(pushed, Ok(_) | Err(PutManifestError::NoRepository)), "{pushed:?}");
+        assert!(matches!(committed, Ok(Committed::New) | Err(UploadError::NotFound)), "{committed:?}");
+        assert!(matches!(mounted, Ok(MountBlob::Mounted | MountBlob::NotMountable)), "{mounted:?}");
+        begun.unwrap();
+        assert_eq!(one.found(&repository, "latest").await, Lookup::NoRepository);
+        let again = one.delete_repository(repository.id, true, at(2)).await;
+        assert!(matches!(again, Err(DeleteRepositoryError::NotFound)), "{again:?}");
+        assert_eq!(one.open_uploads().await.unwrap(), 0);
+    }
+    assert!(one.has_blob(&source, &shared).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_work_off_one_queue_run_each_job_once() {
+    let (one, two) = replicas().await;
+    for key in 0..20 {
+        one.enqueue_job(job("scan", &key.to_string(), "{}", at(key))).await.unwrap();
+    }
+    let work = async |store: &Fixture| {
+        let mut done = Vec::new();
+        while let Some(job) = store.claim_job(&["scan"], at(60), MINUTE).await.unwrap() {
+            store.end_job(job.id, job.attempts, JobEnd::Done).await.unwrap();
+            done.push(job.key.parse::<i64>().unwrap());
+        }
+        done
+    };
+    let (mut left, right) = tokio::join!(work(&one), work(&two));
+    left.extend(right);
+    // One may find nothing just while the other claims the last.
+    left.extend(work(&one).await);
+    left.sort_unstable();
+    assert_eq!(left, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_fails_while_its_like_is_enqueued_leaves_one_waiting() {
+    let (one, two) = replicas().await;
+    for _ in 0..ROUNDS {
+        one.enqueue_job(job("scan", "key", "old", at(0))).await.unwrap();
+        let claimed = one.claim_job(&["scan"], at(1), MINUTE).await.unwrap().unwrap();
+        let retry = JobEnd::Retry { at: at(5), error: "it failed".into() };
+        let (ended, enqueued) = tokio::join!(
+            one.end_job(claimed.id, claimed.attempts, retry),
+            two.enqueue_job(job("scan", "key", "new", at(9)))
+        );
+        ended.unwrap();
+        enqueued.unwrap();
+        assert_eq!(one.waiting("scan").await, 1);
+        let next = one.claim_job(&["scan"], at(5), MINUTE).await.unwrap().unwrap();
+        assert_eq!(next.payload, "new", "due when the failed one was, with the newer payload");
+        one.end_job(next.id, next.attempts, JobEnd::Done).await.unwrap();
+    }
+}
