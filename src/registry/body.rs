@@ -109,21 +109,68 @@ pub async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, BodyError>
 }
 
 /// Reads a whole body of at most `limit` bytes. One that announces more is refused before it is read.
-pub async fn read_all(mut body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
-    let hint = http_body::Body::size_hint(&body);
-    if hint.lower() > limit as u64 {
-        return Err(BodyError::TooLarge(limit));
+pub async fn read_all(body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
+    RequestBody::new(body).read_up_to(limit).await
+}
+
+/// A request's body until a handler takes it: what nobody took can be read out before a refusal is sent.
+#[derive(Debug)]
+pub struct RequestBody(Option<Incoming>);
+
+impl RequestBody {
+    /// The body as it comes off the wire.
+    pub fn new(body: Incoming) -> Self {
+        Self(Some(body))
     }
-    let Some(first) = next_chunk(&mut body).await? else { return Ok(Bytes::new()) };
-    if hint.exact() == Some(first.len() as u64) {
-        return Ok(first);
+
+    /// Whether there is nothing to be read.
+    pub fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
-    let mut whole = BytesMut::from(first);
-    while let Some(chunk) = next_chunk(&mut body).await? {
-        if whole.len() + chunk.len() > limit {
+
+    /// The same body, leaving an empty one behind.
+    pub fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+
+    /// The next bytes, or `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        match &mut self.0 {
+            Some(body) => next_chunk(body).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Reads all of it, at most `limit` bytes. One that announces more is refused before it is read.
+    pub async fn read_up_to(&mut self, limit: usize) -> Result<Bytes, BodyError> {
+        let Some(body) = &mut self.0 else { return Ok(Bytes::new()) };
+        let hint = http_body::Body::size_hint(body);
+        if hint.lower() > limit as u64 {
             return Err(BodyError::TooLarge(limit));
         }
-        whole.extend_from_slice(&chunk);
+        let Some(first) = next_chunk(body).await? else { return Ok(Bytes::new()) };
+        if hint.exact() == Some(first.len() as u64) {
+            return Ok(first);
+        }
+        let mut whole = BytesMut::from(first);
+        while let Some(chunk) = next_chunk(body).await? {
+            if whole.len() + chunk.len() > limit {
+                return Err(BodyError::TooLarge(limit));
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        if whole.len() > limit { Err(BodyError::TooLarge(limit)) } else { Ok(whole.freeze()) }
     }
-    if whole.len() > limit { Err(BodyError::TooLarge(limit)) } else { Ok(whole.freeze()) }
+
+    /// Reads and forgets up to `limit` bytes, so that a client that only then listens gets its answer.
+    pub async fn drain(&mut self, limit: u64) {
+        let mut left = limit;
+        while let Ok(Some(chunk)) = self.next().await {
+            let length = chunk.len() as u64;
+            if length >= left {
+                return;
+            }
+            left -= length;
+        }
+    }
 }

@@ -142,6 +142,9 @@ impl Registry {
                 _ => plain(StatusCode::METHOD_NOT_ALLOWED, "This path takes GET, and POST for the ECR API.\n"),
             };
         }
+        if path == "/v2" || path.starts_with("/v2/") {
+            return self.handle_oci(request).await;
+        }
         plain(StatusCode::NOT_FOUND, "There is nothing here: the registry is at /v2/, the ECR API at POST /.\n")
     }
 

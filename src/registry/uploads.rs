@@ -324,7 +324,7 @@ impl Session {
     }
 
     /// Reads the finished bytes back to hash them by an algorithm that the client named only at the end.
-    async fn hash_again(&self, algorithm: Algorithm) -> Result<Digest, UploadFailure> {
+    async fn hash_again(&mut self, algorithm: Algorithm) -> Result<Digest, UploadFailure> {
         let size = self.offset();
         let mut hasher = Hasher::new(algorithm);
         if size > 0 {

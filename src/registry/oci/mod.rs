@@ -1,3 +1,231 @@
 //! The OCI door: distribution-spec 1.1 under `/v2/`, as Amazon ECR offers it.
+//!
+//! A request is parsed to an [`Action`], authenticated, authorised and handed to its handler; who is not authenticated learns
+//! nothing else. Handlers speak HTTP and the store; what is decided about bytes and names is in the pure modules.
 
 pub mod action;
+mod blobs;
+mod catalog;
+pub mod conditions;
+pub mod error;
+mod manifests;
+mod referrers;
+mod tags;
+mod uploads;
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+
+use super::auth::download::{self, DownloadError};
+use super::auth::token::{self, TokenError};
+use super::auth::{Principal, Resource, authorise};
+use super::body::{Body, RequestBody};
+use super::{Operation, Registry, Request, RequestId, Response};
+use crate::names::RepositoryName;
+use crate::store::repositories::Repository;
+use action::{Act, Action, Start};
+use error::{Code, OciError};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// How much of a refused request's body is read so that the client gets to see the refusal instead of a broken connection.
+const DRAINED: u64 = 4 * 1024 * 1024;
+/// How long a token in the Authorization header may be with its `AWS:`, in base64.
+const MAX_CREDENTIAL: usize = 8 * 1024;
+
+/// A request on its way to a handler.
+struct Call {
+    registry: Arc<Registry>,
+    headers: HeaderMap,
+    principal: Principal,
+    now: Timestamp,
+}
+
+impl Registry {
+    /// Answers a request whose path is `/v2` or begins with `/v2/`.
+    pub(super) async fn handle_oci(self: Arc<Self>, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let mut body = RequestBody::new(body);
+        let query = parts.uri.query();
+        let action = Action::parse(&parts.method, parts.uri.path(), query);
+        let operation = action.as_ref().map_or("v2 other", Action::operation);
+        // A client that waits for "100 Continue" sends nothing before this side reads, so it need not be read out.
+        let waits = parts.headers.contains_key(header::EXPECT);
+        let request_id = parts.extensions.get::<RequestId>().map(|id| id.0);
+        let mut response = match self.authenticate(&parts.headers, action.as_ref().ok(), query, Timestamp::now()) {
+            Err(response) => response,
+            Ok(principal) => {
+                let call = Call { registry: self, headers: parts.headers, principal, now: Timestamp::now() };
+                let answered = match action {
+                    Ok(action) => call.dispatch(action, &mut body).await,
+                    Err(error) => Err(error.into()),
+                };
+                match answered {
+                    Ok(response) => response,
+                    Err(error) => {
+                        if let Some(cause) = error.cause() {
+                            tracing::error!(?request_id, operation, cause, "the request failed");
+                        }
+                        if !waits {
+                            body.drain(DRAINED).await;
+                        }
+                        error.into_response()
+                    }
+                }
+            }
+        };
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        response.extensions_mut().insert(Operation(operation));
+        response
+    }
+
+    /// Finds out who is asking: a token as docker sends it, or a signed URL, which opens one blob.
+    fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        action: Option<&Action>,
+        query: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Principal, Response> {
+        let denied = |error: &dyn std::error::Error| {
+            OciError::new(StatusCode::FORBIDDEN, Code::Denied, error.to_string()).into_response()
+        };
+        if let Some(Action::In(name, Act::ReadBlob { digest, head: false })) = action
+            && let Some(query) = query.filter(|query| download::is_signed(query))
+        {
+            return download::verify(&self.keys, name, digest, query, now)
+                .map_err(|error @ (DownloadError::Invalid | DownloadError::Expired)| denied(&error));
+        }
+        let unauthorized = || error::unauthorized(&self.config.public_url);
+        let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or_else(unauthorized)?;
+        token::verify(&self.keys, &token, now).map_err(|error| match error {
+            TokenError::Invalid => unauthorized(),
+            TokenError::Expired => denied(&error),
+        })
+    }
+}
+
+/// The password of `Basic AWS:password`.
+fn basic_token(value: &HeaderValue) -> Option<String> {
+    let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") || credential.len() > MAX_CREDENTIAL {
+        return None;
+    }
+    let mut decoded = String::from_utf8(BASE64.decode(credential.trim()).ok()?).ok()?;
+    decoded.starts_with("AWS:").then(|| decoded.split_off(4))
+}
+
+impl Call {
+    async fn dispatch(self, action: Action, body: &mut RequestBody) -> Result<Response, OciError> {
+        let (name, act) = match action {
+            Action::Ping => return Ok(json(StatusCode::OK, "{}")),
+            Action::Catalog(page) => {
+                self.allow("DescribeRepositories", Resource::Registry(&self.registry.config.account))?;
+                return catalog::list(&self, page).await;
+            }
+            Action::In(name, act) => (name, act),
+        };
+        self.authorise(&name, &act, body.is_empty())?;
+        match act {
+            Act::ReadManifest { reference, head } => manifests::read(&self, &name, &reference, head).await,
+            Act::PutManifest { digest, tags } => manifests::put(&self, &name, digest, tags, body).await,
+            Act::DeleteManifest(digest) => manifests::delete(&self, &name, &digest).await,
+            Act::DeleteTag(tag) => manifests::delete_tag(&self, &name, &tag).await,
+            Act::ReadBlob { digest, head } => blobs::read(&self, &name, &digest, head).await,
+            Act::DeleteBlob(digest) => blobs::delete(&self, &name, &digest).await,
+            Act::StartUpload(start) => uploads::start(&self, &name, start, body).await,
+            Act::PatchUpload(id) => uploads::patch(&self, &name, id, body).await,
+            Act::PutUpload(id, digest) => uploads::put(&self, &name, id, digest, body).await,
+            Act::UploadStatus(id) => uploads::status(&self, &name, id).await,
+            Act::CancelUpload(id) => uploads::cancel(&self, &name, id).await,
+            Act::ListTags(page) => tags::list(&self, &name, page).await,
+            Act::ListReferrers { digest, artifact_type, after } => {
+                referrers::list(&self, &name, &digest, artifact_type, after).await
+            }
+        }
+    }
+
+    /// Checks the IAM actions that ECR checks for an endpoint. A mount's source is checked when it is known.
+    fn authorise(&self, name: &RepositoryName, act: &Act, empty: bool) -> Result<(), OciError> {
+        let needed: &[&'static str] = match act {
+            Act::ReadManifest { .. } | Act::ListReferrers { .. } => &["BatchGetImage"],
+            Act::PutManifest { .. } => &["PutImage"],
+            Act::DeleteManifest(_) | Act::DeleteTag(_) | Act::DeleteBlob(_) => &["BatchDeleteImage"],
+            Act::ReadBlob { head: false, .. } => &["GetDownloadUrlForLayer"],
+            Act::ReadBlob { head: true, .. } => {
+                // Who may pull a layer may also ask whether it is there.
+                if self.may("GetDownloadUrlForLayer", name).is_ok() {
+                    return Ok(());
+                }
+                &["BatchCheckLayerAvailability"]
+            }
+            Act::StartUpload(Start::Whole(_)) => &["InitiateLayerUpload", "UploadLayerPart", "CompleteLayerUpload"],
+            Act::StartUpload(_) => &["InitiateLayerUpload"],
+            Act::PatchUpload(_) | Act::UploadStatus(_) | Act::CancelUpload(_) => &["UploadLayerPart"],
+            Act::PutUpload(..) if empty => &["CompleteLayerUpload"],
+            Act::PutUpload(..) => &["CompleteLayerUpload", "UploadLayerPart"],
+            Act::ListTags(_) => &["ListImages"],
+        };
+        needed.iter().try_for_each(|action| self.may(action, name))
+    }
+
+    /// Whether the caller may do this to a repository, which need not exist.
+    fn may(&self, action: &'static str, name: &RepositoryName) -> Result<(), OciError> {
+        let config = &self.registry.config;
+        self.allow(action, Resource::Repository(&config.region, &config.account, name))
+    }
+
+    fn allow(&self, action: &'static str, resource: Resource<'_>) -> Result<(), OciError> {
+        Ok(authorise(&self.principal, action, resource)?)
+    }
+
+    async fn repository(&self, name: &RepositoryName) -> Result<Repository, OciError> {
+        let found = self.registry.metadata.repository(&self.registry.config.account, name).await?;
+        found.ok_or_else(|| self.name_unknown(name))
+    }
+
+    fn name_unknown(&self, name: &RepositoryName) -> OciError {
+        OciError::name_unknown(&self.registry.config.account, name)
+    }
+}
+
+/// An answer without a body.
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// An answer in JSON.
+fn json(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response {
+    let mut response = Response::new(Body::from(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A header's value of text that this registry made itself.
+fn value(text: impl AsRef<str>) -> Result<HeaderValue, OciError> {
+    HeaderValue::from_str(text.as_ref())
+        .map_err(|_| crate::store::StoreError::Inconsistent(format!("{:?} is no header's value", text.as_ref())).into())
+}
+
+/// `Link: <target>; rel="next"`.
+fn next_page(response: &mut Response, target: &str) -> Result<(), OciError> {
+    response.headers_mut().insert(header::LINK, value(format!("<{target}>; rel=\"next\""))?);
+    Ok(())
+}
+
+/// A query's value, encoded.
+fn encoded(text: &str) -> percent_encoding::PercentEncode<'_> {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
+}

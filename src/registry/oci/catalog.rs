@@ -1,0 +1,37 @@
+//! The list of the registry's repositories, which the distribution spec dropped and people still use.
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::action::{MAX_PAGE, Page};
+use super::error::OciError;
+use super::{Call, encoded, json, next_page};
+use crate::registry::Response;
+use crate::store::StoreError;
+
+#[derive(Serialize)]
+struct Catalog<'a> {
+    repositories: Vec<&'a str>,
+}
+
+/// `GET /v2/_catalog`, in byte order, a thousand at most.
+pub(super) async fn list(call: &Call, page: Page) -> Result<Response, OciError> {
+    let n = page.n.unwrap_or(MAX_PAGE);
+    let account = &call.registry.config.account;
+    let mut found = match n {
+        0 => Vec::new(),
+        n => call.registry.metadata.repositories(account, page.last.as_deref(), n + 1).await?,
+    };
+    let more = found.len() > n;
+    found.truncate(n);
+    let repositories: Vec<&str> = found.iter().map(|repository| repository.name.as_str()).collect();
+    let last = repositories.last().copied().filter(|_| more);
+    let next = last.map(|last| format!("/v2/_catalog?n={n}&last={}", encoded(last)));
+    let body = serde_json::to_vec(&Catalog { repositories })
+        .map_err(|error| StoreError::Inconsistent(format!("names do not serialise: {error}")))?;
+    let mut response = json(StatusCode::OK, body);
+    if let Some(next) = next {
+        next_page(&mut response, &next)?;
+    }
+    Ok(response)
+}

@@ -1,0 +1,354 @@
+//! What the OCI door says when it says no: the envelope of distribution-spec 1.1 with Amazon ECR's statuses and texts.
+
+use std::fmt::Display;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use super::super::auth::Denied;
+use super::super::body::{Body, BodyError};
+use super::super::images::PutImageError;
+use super::super::manifests::InvalidManifest;
+use super::super::uploads::UploadFailure;
+use super::super::{PublicUrl, Response, plain};
+use super::action::NoAction;
+use crate::names::{AccountId, Digest, RepositoryName};
+use crate::store::StoreError;
+use crate::store::images::{DeleteImageError, PutManifestError};
+
+/// The codes of the distribution spec's table that this registry uses, and ECR's `TAG_INVALID`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// A blob is not in the repository.
+    BlobUnknown,
+    /// An upload cannot go on like this.
+    BlobUploadInvalid,
+    /// There is no such upload.
+    BlobUploadUnknown,
+    /// A digest is no digest, or not the content's.
+    DigestInvalid,
+    /// A manifest refers to what is not in the repository.
+    ManifestBlobUnknown,
+    /// A manifest is not valid.
+    ManifestInvalid,
+    /// A manifest is not in the repository.
+    ManifestUnknown,
+    /// A repository's name is not valid.
+    NameInvalid,
+    /// There is no such repository.
+    NameUnknown,
+    /// A length is not what it was said to be.
+    SizeInvalid,
+    /// A tag is not valid, or immutable.
+    TagInvalid,
+    /// The policies do not allow it.
+    Denied,
+    /// The registry does not do that.
+    Unsupported,
+    /// The store does not answer.
+    Unavailable,
+    /// The registry failed.
+    Unknown,
+}
+
+impl Code {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::BlobUploadInvalid => "BLOB_UPLOAD_INVALID",
+            Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
+            Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
+            Self::ManifestInvalid => "MANIFEST_INVALID",
+            Self::ManifestUnknown => "MANIFEST_UNKNOWN",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::NameUnknown => "NAME_UNKNOWN",
+            Self::SizeInvalid => "SIZE_INVALID",
+            Self::TagInvalid => "TAG_INVALID",
+            Self::Denied => "DENIED",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// A refusal.
+#[derive(Debug)]
+pub struct OciError {
+    status: StatusCode,
+    code: Code,
+    message: String,
+    headers: HeaderMap,
+    /// What the log learns and the client does not.
+    cause: Option<String>,
+}
+
+impl OciError {
+    /// A refusal with this text.
+    pub fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), headers: HeaderMap::new(), cause: None }
+    }
+
+    /// The same with a header more.
+    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// RepositoryNotFoundException.
+    pub fn name_unknown(account: &AccountId, name: &RepositoryName) -> Self {
+        let text = format!("The repository with name '{name}' does not exist in the registry with id '{account}'");
+        Self::new(StatusCode::NOT_FOUND, Code::NameUnknown, text)
+    }
+
+    /// ImageNotFoundException, of archived images too.
+    pub fn manifest_unknown() -> Self {
+        Self::new(StatusCode::NOT_FOUND, Code::ManifestUnknown, "Requested image not found")
+    }
+
+    /// A layer that is not there.
+    pub fn blob_unknown(digest: &Digest) -> Self {
+        let text = format!("The layer with digest '{digest}' does not exist in this repository");
+        Self::new(StatusCode::NOT_FOUND, Code::BlobUnknown, text)
+    }
+
+    /// UploadNotFoundException.
+    pub fn upload_unknown(id: impl Display) -> Self {
+        let text = format!("The upload '{id}' does not exist or is complete already");
+        Self::new(StatusCode::NOT_FOUND, Code::BlobUploadUnknown, text)
+    }
+
+    /// ImageDigestDoesNotMatch and InvalidLayer.
+    pub fn digest_mismatch(actual: &Digest) -> Self {
+        let text = format!("The digest given is not that of the content, which is '{actual}'");
+        Self::new(StatusCode::BAD_REQUEST, Code::DigestInvalid, text)
+    }
+
+    /// InvalidParameterException, which ECR answers with 405 at this door.
+    pub fn invalid_parameter(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message)
+    }
+
+    /// Why the store failed, for the log: the client is told nothing of it.
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
+    /// The refusal of an upload's request, which is about repository `name`.
+    pub fn of_upload(failure: UploadFailure, id: impl Display) -> Self {
+        match failure {
+            UploadFailure::NotFound => Self::upload_unknown(id),
+            UploadFailure::Busy => Self::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, failure.to_string())
+                .with(header::RETRY_AFTER, HeaderValue::from_static("1")),
+            UploadFailure::TooLarge(_) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::SizeInvalid, failure.to_string())
+            }
+            UploadFailure::DigestMismatch { actual } => Self::digest_mismatch(&actual),
+            UploadFailure::Store(error) => error.into(),
+        }
+    }
+
+    /// The refusal of a manifest that was to be put into repository `name`.
+    pub fn of_put(error: PutImageError, account: &AccountId, name: &RepositoryName) -> Self {
+        let absent = |what: &str, digests: &[Digest]| {
+            let text = format!(
+                "{what} with digests '{}' required for pushing image into repository with name '{name}' in the registry with id '{account}' do not exist",
+                list(digests)
+            );
+            Self::new(StatusCode::BAD_REQUEST, Code::ManifestBlobUnknown, text)
+        };
+        match error {
+            PutImageError::Manifest(error @ InvalidManifest::TooLarge(_)) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::ManifestInvalid, error.to_string())
+            }
+            PutImageError::Manifest(error) => Self::invalid_parameter(error.to_string()),
+            PutImageError::DigestMismatch { actual } => Self::digest_mismatch(&actual),
+            PutImageError::Put(error) => match error {
+                PutManifestError::NoRepository => Self::name_unknown(account, name),
+                PutManifestError::BlobsNotFound(digests) => absent("Layers", &digests),
+                PutManifestError::ChildrenNotFound(digests) => absent("Images", &digests),
+                PutManifestError::TagAlreadyExists { tag, .. } => {
+                    let text = format!(
+                        "The image tag '{tag}' already exists in the '{name}' repository and cannot be overwritten because the repository is immutable."
+                    );
+                    Self::new(StatusCode::BAD_REQUEST, Code::TagInvalid, text)
+                }
+                PutManifestError::TooManyImages(limit) => {
+                    let text = format!("The repository with name '{name}' has the {limit} images that it may have");
+                    Self::new(StatusCode::FORBIDDEN, Code::Denied, text)
+                }
+                PutManifestError::TooManyTags(limit) => {
+                    let text = format!("The image would have more than the {limit} tags that it may have");
+                    Self::new(StatusCode::FORBIDDEN, Code::Denied, text)
+                }
+                PutManifestError::Store(error) => error.into(),
+            },
+        }
+    }
+
+    /// The answer. A HEAD's is without its body, as hyper sends it.
+    pub fn into_response(self) -> Response {
+        let envelope = Envelope { errors: [Entry { code: self.code.as_str(), message: &self.message }] };
+        // Two strings always serialise.
+        let body = serde_json::to_vec(&envelope).unwrap_or_default();
+        let mut response = Response::new(Body::from(bytes::Bytes::from(body)));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+/// `[a, b]`, as ECR writes lists into its texts.
+fn list(digests: &[Digest]) -> String {
+    const SHOWN: usize = 50;
+    let shown: Vec<&str> = digests.iter().take(SHOWN).map(Digest::as_str).collect();
+    let more = if digests.len() > SHOWN { ", …" } else { "" };
+    format!("[{}{more}]", shown.join(", "))
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    errors: [Entry<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    code: &'static str,
+    message: &'a str,
+}
+
+impl From<NoAction> for OciError {
+    fn from(error: NoAction) -> Self {
+        let text = error.to_string();
+        let (status, code) = match &error {
+            NoAction::UnknownEndpoint => (StatusCode::NOT_FOUND, Code::Unsupported),
+            NoAction::Method(allow) => {
+                return Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, text)
+                    .with(header::ALLOW, HeaderValue::from_static(allow));
+            }
+            NoAction::Name(_) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
+            NoAction::Digest(_) => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
+            NoAction::Tag(_) => (StatusCode::BAD_REQUEST, Code::TagInvalid),
+            NoAction::Upload(id) => return Self::upload_unknown(id),
+            NoAction::Parameter { name: "digest", .. } => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
+            NoAction::Parameter { .. } => return Self::invalid_parameter(text),
+            NoAction::TooManyTags => (StatusCode::URI_TOO_LONG, Code::Unsupported),
+        };
+        Self::new(status, code, text)
+    }
+}
+
+impl From<Denied> for OciError {
+    fn from(denied: Denied) -> Self {
+        Self::new(StatusCode::FORBIDDEN, Code::Denied, denied.to_string())
+    }
+}
+
+impl From<StoreError> for OciError {
+    fn from(error: StoreError) -> Self {
+        let mut refusal = match error {
+            StoreError::Unavailable(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "The registry is not available right now")
+                    .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+            }
+            StoreError::Inconsistent(_) | StoreError::Backend(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, "The registry failed")
+            }
+        };
+        refusal.cause = Some(match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        });
+        refusal
+    }
+}
+
+impl From<BodyError> for OciError {
+    fn from(error: BodyError) -> Self {
+        let status = match error {
+            BodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyError::TimedOut => StatusCode::REQUEST_TIMEOUT,
+            BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, Code::SizeInvalid, error.to_string())
+    }
+}
+
+impl From<DeleteImageError> for OciError {
+    fn from(error: DeleteImageError) -> Self {
+        match error {
+            // The OCI door names no digest beside a tag, so the two cannot disagree.
+            DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) => Self::manifest_unknown(),
+            DeleteImageError::ReferencedBy(indexes) => {
+                Self::invalid_parameter(format!("Requested image referenced by manifest list: {}", list(&indexes)))
+            }
+            DeleteImageError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// The answer to who has shown no valid token.
+pub fn unauthorized(public_url: &PublicUrl) -> Response {
+    let mut response = plain(StatusCode::UNAUTHORIZED, "Not Authorized\n");
+    let challenge = format!("Basic realm=\"{public_url}/\",service=\"ecr.amazonaws.com\"");
+    // A URL that was parsed at the start is a header's value; without it the answer would still be 401.
+    if let Ok(challenge) = HeaderValue::try_from(challenge) {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    async fn rendered(error: OciError) -> (StatusCode, serde_json::Value) {
+        let response = error.into_response();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_error_is_the_specifications_envelope() {
+        let name = "team/app".parse().unwrap();
+        let (status, body) = rendered(OciError::name_unknown(&"123456789012".parse().unwrap(), &name)).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert_eq!(
+            body,
+            serde_json::json!({"errors": [{
+                "code": "NAME_UNKNOWN",
+                "message": "The repository with name 'team/app' does not exist in the registry with id '123456789012'",
+            }]})
+        );
+    }
+
+    #[tokio::test]
+    async fn what_the_store_says_stays_in_the_log() {
+        let error = OciError::from(StoreError::Inconsistent("row 7 of secrets".to_owned()));
+        assert!(error.cause().unwrap().contains("row 7"));
+        let (status, body) = rendered(error).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!body.to_string().contains("row 7"));
+    }
+
+    #[test]
+    fn an_unavailable_store_says_when_to_come_back() {
+        let response = OciError::from(StoreError::Unavailable("timed out".to_owned())).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(response.headers().contains_key(header::RETRY_AFTER));
+    }
+
+    #[test]
+    fn the_challenge_is_basic_and_names_the_public_host() {
+        let url = PublicUrl { scheme: "https".to_owned(), authority: "registry.example.com:5000".to_owned() };
+        let response = unauthorized(&url);
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        let challenge = &response.headers()[header::WWW_AUTHENTICATE];
+        assert_eq!(challenge, "Basic realm=\"https://registry.example.com:5000/\",service=\"ecr.amazonaws.com\"");
+    }
+}

@@ -1,0 +1,116 @@
+//! Manifests and tags: GET, HEAD, PUT, DELETE.
+
+use http::{HeaderValue, StatusCode, header};
+
+use super::conditions::{Condition, Named, condition};
+use super::error::OciError;
+use super::{CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, value};
+use crate::names::{Digest, Reference, RepositoryName, Tag};
+use crate::registry::body::{Body, BodyError, RequestBody};
+use crate::registry::images::NewImage;
+use crate::registry::manifests::{InvalidManifest, Kind};
+use crate::registry::{Response, images};
+use crate::store::images::{ImageStatus, LastTag};
+use crate::store::{Lookup, StoreError};
+
+/// How many tags one `OCI-Tag` header names: clients limit the length of a header, and how many there are.
+const TAGS_PER_HEADER: usize = 20;
+
+/// end-3. Reads the stored bytes whatever the client accepts: nothing is ever converted.
+pub(super) async fn read(
+    call: &Call,
+    name: &RepositoryName,
+    reference: &Reference,
+    head: bool,
+) -> Result<Response, OciError> {
+    let registry = &call.registry;
+    let manifest = match registry.metadata.find_manifest(&registry.config.account, name, reference).await? {
+        Lookup::Found(manifest) if manifest.status == ImageStatus::Active => manifest,
+        Lookup::Found(_) | Lookup::Missing => return Err(OciError::manifest_unknown()),
+        Lookup::NoRepository => return Err(call.name_unknown(name)),
+    };
+    let named = named(&manifest.digest)?;
+    let mut response = match condition(&call.headers, &named.etag) {
+        Condition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
+        Condition::NotModified => empty(StatusCode::NOT_MODIFIED),
+        Condition::Met => {
+            if !head {
+                registry.note_pull(&manifest, call.now);
+                registry.metrics.sent.inc_by(manifest.payload.len() as u64);
+            }
+            let length = manifest.payload.len() as u64;
+            let mut response = Response::new(Body::from(manifest.payload));
+            response.headers_mut().insert(header::CONTENT_TYPE, media_type(&manifest.media_type)?);
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            response
+        }
+    };
+    response.headers_mut().insert(CONTENT_DIGEST, named.digest);
+    response.headers_mut().insert(header::ETAG, named.etag);
+    Ok(response)
+}
+
+fn named(digest: &Digest) -> Result<Named, OciError> {
+    Named::new(digest).ok_or_else(|| StoreError::Inconsistent(format!("{digest} is no header's value")).into())
+}
+
+fn media_type(stored: &str) -> Result<HeaderValue, OciError> {
+    let known = Kind::MEDIA_TYPES.iter().find(|(known, _)| *known == stored);
+    known.map_or_else(|| value(stored), |(known, _)| Ok(HeaderValue::from_static(known)))
+}
+
+/// end-7.
+pub(super) async fn put(
+    call: &Call,
+    name: &RepositoryName,
+    digest: Option<Digest>,
+    tags: Vec<Tag>,
+    body: &mut RequestBody,
+) -> Result<Response, OciError> {
+    let registry = &call.registry;
+    let repository = call.repository(name).await?;
+    let refused = |error| OciError::of_put(error, &registry.config.account, name);
+    let payload = body.read_up_to(registry.config.limits.manifest_bytes).await.map_err(|error| match error {
+        BodyError::TooLarge(limit) => refused(InvalidManifest::TooLarge(limit).into()),
+        error => error.into(),
+    })?;
+    registry.metrics.received.inc_by(payload.len() as u64);
+    let by_digest = digest.is_some();
+    let image = NewImage {
+        repository: repository.id,
+        payload,
+        media_type: call.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
+        digest: digest.as_ref(),
+        tags,
+    };
+    let images::PutImage { digest, subject, outcome, .. } =
+        registry.put_image(image, call.now).await.map_err(refused)?;
+    let mut response = empty(StatusCode::CREATED);
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, value(format!("/v2/{name}/manifests/{digest}"))?);
+    headers.insert(CONTENT_DIGEST, value(&digest)?);
+    if let Some(subject) = subject {
+        headers.insert(OCI_SUBJECT, value(subject)?);
+    }
+    if by_digest {
+        let tags: Vec<&str> = outcome.tags.iter().map(|(tag, _)| tag.as_str()).collect();
+        for tags in tags.chunks(TAGS_PER_HEADER) {
+            headers.append(OCI_TAG, value(tags.join(", "))?);
+        }
+    }
+    Ok(response)
+}
+
+/// end-9 by digest: the image goes with all its tags, unless a stored index holds it.
+pub(super) async fn delete(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    call.registry.metadata.delete_image(repository.id, digest, call.now).await?;
+    Ok(empty(StatusCode::ACCEPTED))
+}
+
+/// end-9 by tag: the image stays, as the distribution spec has it.
+pub(super) async fn delete_tag(call: &Call, name: &RepositoryName, tag: &Tag) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    call.registry.metadata.delete_tag(repository.id, tag, None, LastTag::KeepsImage, call.now).await?;
+    Ok(empty(StatusCode::ACCEPTED))
+}

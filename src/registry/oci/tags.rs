@@ -1,0 +1,37 @@
+//! The list of a repository's tags.
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::action::{MAX_PAGE, Page};
+use super::error::OciError;
+use super::{Call, json, next_page};
+use crate::names::{RepositoryName, Tag};
+use crate::registry::Response;
+use crate::store::StoreError;
+
+#[derive(Serialize)]
+struct TagList<'a> {
+    name: &'a RepositoryName,
+    tags: &'a [Tag],
+}
+
+/// end-8, in byte order, a thousand at most.
+pub(super) async fn list(call: &Call, name: &RepositoryName, page: Page) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    let n = page.n.unwrap_or(MAX_PAGE);
+    // One more than the page tells whether there is another.
+    let mut tags = match n {
+        0 => Vec::new(),
+        n => call.registry.metadata.tags(repository.id, page.last.as_deref(), n + 1).await?,
+    };
+    let more = tags.len() > n;
+    tags.truncate(n);
+    let body = serde_json::to_vec(&TagList { name, tags: &tags })
+        .map_err(|error| StoreError::Inconsistent(format!("tags do not serialise: {error}")))?;
+    let mut response = json(StatusCode::OK, body);
+    if let Some(last) = tags.last().filter(|_| more) {
+        next_page(&mut response, &format!("/v2/{name}/tags/list?n={n}&last={last}"))?;
+    }
+    Ok(response)
+}

@@ -1,0 +1,261 @@
+//! Pushing blobs: sessions, chunks, whole bodies and mounts.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use super::action::Start;
+use super::conditions::chunk_range;
+use super::error::{Code, OciError};
+use super::{CONTENT_DIGEST, Call, DRAINED, UPLOAD_UUID, empty, value};
+use crate::names::{Digest, RepositoryName};
+use crate::registry::body::RequestBody;
+use crate::registry::uploads::{Finished, LEASE, Session, UploadFailure};
+use crate::registry::{Registry, Response};
+use crate::store::StoreError;
+use crate::store::images::MountBlob;
+use crate::store::repositories::{Repository, RepositoryId};
+
+/// end-4 and end-11.
+pub(super) async fn start(
+    call: &Call,
+    name: &RepositoryName,
+    start: Start,
+    body: &mut RequestBody,
+) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    let algorithm = match start {
+        Start::Session(algorithm) => algorithm,
+        Start::Mount { digest, from } => {
+            if mount(call, &repository, &digest, from).await? {
+                return created(name, &digest);
+            }
+            // The client goes on with an upload of the same blob.
+            digest.algorithm()
+        }
+        Start::Whole(digest) => {
+            let registry = &call.registry;
+            let open = registry.begin_and_open_upload(repository.id, digest.algorithm(), call.now);
+            let session = open.await.map_err(|failure| gone(call, name, failure))?;
+            let id = session.acknowledged().id;
+            let expected = announced(&call.headers);
+            if let Some(length) = expected {
+                session.reserve(length).map_err(|failure| OciError::of_upload(failure, id))?;
+            }
+            let finished = complete(call, session, body, expected, digest).await?;
+            return created(name, &finished.digest);
+        }
+    };
+    let upload = call.registry.begin_upload(repository.id, algorithm, call.now).await;
+    let upload = upload.map_err(|failure| gone(call, name, failure))?;
+    progress(StatusCode::ACCEPTED, name, upload.id, 0)
+}
+
+/// A session that cannot begin belongs to a repository that has just been deleted.
+fn gone(call: &Call, name: &RepositoryName, failure: UploadFailure) -> OciError {
+    match failure {
+        UploadFailure::NotFound => call.name_unknown(name),
+        failure => OciError::of_upload(failure, ""),
+    }
+}
+
+/// Links a blob of another repository, if the account lets blobs be mounted and the caller may read it there. Every reason
+/// not to ends in an upload, as the specification asks.
+async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<RepositoryName>) -> Result<bool, OciError> {
+    let (registry, account) = (&call.registry, &call.registry.config.account);
+    let Some(from) = from.filter(|from| call.may("GetDownloadUrlForLayer", from).is_ok()) else { return Ok(false) };
+    let settings = registry.metadata.account_settings(account).await?;
+    if settings.get("BLOB_MOUNTING").is_none_or(|value| value != "ENABLED") {
+        return Ok(false);
+    }
+    let Some(from) = registry.metadata.repository(account, &from).await? else { return Ok(false) };
+    let lease_until = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
+    // ECR wants a committed manifest in the source to hold the blob; the specification only wants the blob to be there.
+    let mounted = registry.metadata.mount_blob(from.id, to.id, digest, false, call.now, lease_until).await?;
+    Ok(mounted == MountBlob::Mounted)
+}
+
+/// end-5.
+pub(super) async fn patch(
+    call: &Call,
+    name: &RepositoryName,
+    id: Uuid,
+    body: &mut RequestBody,
+) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    let (session, expected) = open(call, name, repository.id, id).await?;
+    let (body, registry) = (body.take(), Arc::clone(&call.registry));
+    let offset = detached(async move {
+        let mut session = append(session, body, expected, registry).await?;
+        session.acknowledge(None, Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
+    })
+    .await?;
+    progress(StatusCode::ACCEPTED, name, id, offset)
+}
+
+/// end-6.
+pub(super) async fn put(
+    call: &Call,
+    name: &RepositoryName,
+    id: Uuid,
+    digest: Digest,
+    body: &mut RequestBody,
+) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    let (mut session, expected) = open(call, name, repository.id, id).await?;
+    session.expect(digest.algorithm());
+    let finished = complete(call, session, body, expected, digest).await?;
+    created(name, &finished.digest)
+}
+
+/// end-13.
+pub(super) async fn status(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    let upload = call.registry.metadata.upload(repository.id, id).await?;
+    let upload = upload.ok_or_else(|| OciError::upload_unknown(id))?;
+    progress(StatusCode::NO_CONTENT, name, id, upload.progress.offset)
+}
+
+/// end-14.
+pub(super) async fn cancel(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+    let repository = call.repository(name).await?;
+    if call.registry.metadata.cancel_upload(repository.id, id, call.now).await? {
+        Ok(empty(StatusCode::NO_CONTENT))
+    } else {
+        Err(OciError::upload_unknown(id))
+    }
+}
+
+/// Takes hold of the session and checks that the request's chunk is the one that comes next. Returns the chunk's length, if
+/// the request says it.
+async fn open(
+    call: &Call,
+    name: &RepositoryName,
+    repository: RepositoryId,
+    id: Uuid,
+) -> Result<(Session, Option<u64>), OciError> {
+    let session = Registry::open_upload(&call.registry, repository, id).await;
+    let session = session.map_err(|failure| OciError::of_upload(failure, id))?;
+    let mut expected = announced(&call.headers);
+    if let Some(range) = call.headers.get(header::CONTENT_RANGE) {
+        let (first, length) = range.to_str().ok().and_then(chunk_range).ok_or_else(|| {
+            let text =
+                format!("Content-Range {range:?} is not valid: it must be FIRST-LAST, both in bytes and included");
+            OciError::new(StatusCode::BAD_REQUEST, Code::BlobUploadInvalid, text)
+        })?;
+        let offset = session.offset();
+        if first != offset {
+            let text =
+                format!("The upload has {offset} bytes, so its next chunk begins at {offset} and not at {first}");
+            return Err(OciError::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid, text)
+                .with(header::LOCATION, value(location(name, id))?)
+                .with(header::RANGE, so_far(offset)?));
+        }
+        if expected.is_some_and(|announced| announced != length) {
+            let text = format!("Content-Range {range:?} holds {length} bytes, which is not the Content-Length");
+            return Err(OciError::new(StatusCode::BAD_REQUEST, Code::SizeInvalid, text));
+        }
+        expected = Some(length);
+    }
+    if let Some(length) = expected {
+        session.reserve(length).map_err(|failure| OciError::of_upload(failure, id))?;
+    }
+    Ok((session, expected))
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Runs what has a body on a task of its own: a client that goes away takes the connection's task with it, and what has
+/// arrived of a broken body is to be acknowledged all the same, so that the upload can go on from there.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, OciError>> + Send + 'static,
+) -> Result<T, OciError> {
+    let ended = tokio::spawn(work.in_current_span()).await;
+    ended.map_err(|error| StoreError::Backend(error.into()))?
+}
+
+/// Appends a body to a session. `expected` is the length that the request announced.
+async fn append(
+    mut session: Session,
+    mut body: RequestBody,
+    expected: Option<u64>,
+    registry: Arc<Registry>,
+) -> Result<Session, OciError> {
+    let id = session.acknowledged().id;
+    let begin = session.offset();
+    loop {
+        match body.next().await {
+            Ok(Some(chunk)) => {
+                registry.metrics.received.inc_by(chunk.len() as u64);
+                if let Err(failure) = session.append(chunk).await {
+                    body.drain(DRAINED).await;
+                    return Err(OciError::of_upload(failure, id));
+                }
+            }
+            Ok(None) => break,
+            Err(broken) => {
+                if let Err(failure) = session.acknowledge(None, Timestamp::now()).await {
+                    tracing::warn!(upload = %id, error = %failure, "the part of a broken upload was not kept");
+                }
+                return Err(broken.into());
+            }
+        }
+    }
+    let received = session.offset() - begin;
+    match expected {
+        Some(expected) if expected != received => {
+            let text = format!("The request announced {expected} bytes and sent {received}; none of them were kept");
+            Err(OciError::new(StatusCode::BAD_REQUEST, Code::SizeInvalid, text))
+        }
+        _ => Ok(session),
+    }
+}
+
+/// Appends what is left of a blob and ends its session.
+async fn complete(
+    call: &Call,
+    session: Session,
+    body: &mut RequestBody,
+    expected: Option<u64>,
+    digest: Digest,
+) -> Result<Finished, OciError> {
+    let (body, registry) = (body.take(), Arc::clone(&call.registry));
+    detached(async move {
+        let id = session.acknowledged().id;
+        let session = append(session, body, expected, registry).await?;
+        session.finish(&[digest], Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
+    })
+    .await
+}
+
+/// 201 with where the blob is.
+fn created(name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+    let mut response = empty(StatusCode::CREATED);
+    response.headers_mut().insert(header::LOCATION, value(format!("/v2/{name}/blobs/{digest}"))?);
+    response.headers_mut().insert(CONTENT_DIGEST, value(digest)?);
+    Ok(response)
+}
+
+/// Where the session is and how far.
+fn progress(status: StatusCode, name: &RepositoryName, id: Uuid, offset: u64) -> Result<Response, OciError> {
+    let mut response = empty(status);
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, value(location(name, id))?);
+    headers.insert(header::RANGE, so_far(offset)?);
+    headers.insert(UPLOAD_UUID, value(id.to_string())?);
+    Ok(response)
+}
+
+fn location(name: &RepositoryName, id: Uuid) -> String {
+    format!("/v2/{name}/blobs/uploads/{id}")
+}
+
+/// `0-LAST`. Of an upload that has no byte yet it says `0-0`, as every registry does: the format knows no empty range.
+fn so_far(offset: u64) -> Result<HeaderValue, OciError> {
+    value(format!("0-{}", offset.saturating_sub(1)))
+}
