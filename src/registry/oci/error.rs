@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use super::super::auth::Denied;
@@ -79,7 +79,7 @@ pub struct OciError {
     status: StatusCode,
     code: Code,
     message: String,
-    headers: HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
     /// What the log learns and the client does not.
     cause: Option<String>,
 }
@@ -87,12 +87,12 @@ pub struct OciError {
 impl OciError {
     /// A refusal with this text.
     pub fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), headers: HeaderMap::new(), cause: None }
+        Self { status, code, message: message.into(), headers: Vec::new(), cause: None }
     }
 
     /// The same with a header more.
     pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.headers.push((name, value));
         self
     }
 
@@ -194,7 +194,7 @@ impl OciError {
         let body = serde_json::to_vec(&envelope).unwrap_or_default();
         let mut response = Response::new(Body::from(bytes::Bytes::from(body)));
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        response.headers_mut().extend(self.headers);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }

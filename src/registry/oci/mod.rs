@@ -20,7 +20,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 
-use super::auth::download::{self, DownloadError};
+use super::auth::download;
 use super::auth::token::{self, TokenError};
 use super::auth::{Principal, Resource, authorise};
 use super::body::{Body, RequestBody};
@@ -62,7 +62,7 @@ impl Registry {
         let waits = parts.headers.contains_key(header::EXPECT);
         let request_id = parts.extensions.get::<RequestId>().map(|id| id.0);
         let mut response = match self.authenticate(&parts.headers, action.as_ref().ok(), query, Timestamp::now()) {
-            Err(response) => response,
+            Err(refused) => refused.into_response(&self),
             Ok(principal) => {
                 let call = Call { registry: self, headers: parts.headers, principal, now: Timestamp::now() };
                 let answered = match action {
@@ -95,22 +95,35 @@ impl Registry {
         action: Option<&Action>,
         query: Option<&str>,
         now: Timestamp,
-    ) -> Result<Principal, Response> {
-        let denied = |error: &dyn std::error::Error| {
-            OciError::new(StatusCode::FORBIDDEN, Code::Denied, error.to_string()).into_response()
-        };
+    ) -> Result<Principal, NotAuthenticated> {
         if let Some(Action::In(name, Act::ReadBlob { digest, head: false })) = action
             && let Some(query) = query.filter(|query| download::is_signed(query))
         {
             return download::verify(&self.keys, name, digest, query, now)
-                .map_err(|error @ (DownloadError::Invalid | DownloadError::Expired)| denied(&error));
+                .map_err(|error| NotAuthenticated::Refused(error.to_string()));
         }
-        let unauthorized = || error::unauthorized(&self.config.public_url);
-        let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or_else(unauthorized)?;
+        let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or(NotAuthenticated::Unknown)?;
         token::verify(&self.keys, &token, now).map_err(|error| match error {
-            TokenError::Invalid => unauthorized(),
-            TokenError::Expired => denied(&error),
+            TokenError::Invalid => NotAuthenticated::Unknown,
+            TokenError::Expired => NotAuthenticated::Refused(error.to_string()),
         })
+    }
+}
+
+/// Why it is not known who is asking.
+enum NotAuthenticated {
+    /// Nothing valid was shown: 401.
+    Unknown,
+    /// What was shown is not good any more, or for something else: 403.
+    Refused(String),
+}
+
+impl NotAuthenticated {
+    fn into_response(self, registry: &Registry) -> Response {
+        match self {
+            Self::Unknown => error::unauthorized(&registry.config.public_url),
+            Self::Refused(text) => OciError::new(StatusCode::FORBIDDEN, Code::Denied, text).into_response(),
+        }
     }
 }
 
