@@ -13,6 +13,7 @@ pub mod metadata;
 pub mod postgres;
 pub mod repositories;
 mod rows;
+pub mod sqlite;
 pub mod uploads;
 
 pub use blobs::{BlobReader, BlobWriter, Blobs, Generation, WriterState};

@@ -9,6 +9,7 @@ mod listings;
 mod manifests;
 mod previews;
 mod repositories;
+mod sqlite;
 mod uploads;
 
 use std::any::Any;
@@ -355,7 +356,6 @@ macro_rules! contract {
         }
     };
 }
-#[allow(unused_imports)]
 use contract;
 
 mod postgres;

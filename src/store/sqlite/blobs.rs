@@ -1,0 +1,189 @@
+//! Blobs in repositories: look-ups, links, leases.
+
+use jiff::Timestamp;
+use rusqlite::{Row, params};
+
+use super::db::{Db, text};
+use super::repositories;
+use crate::names::{AccountId, Digest, RepositoryName};
+use crate::store::images::{Blob, Layer, MountBlob, UnlinkBlob};
+use crate::store::repositories::RepositoryId;
+use crate::store::{Lookup, StoreResult, rows};
+
+fn blob(row: &Row<'_>, digest: &Digest) -> StoreResult<Blob> {
+    Ok(Blob { digest: digest.clone(), size: rows::unsigned(row.get(0)?)?, generation: rows::parse(text(row, 1)?)? })
+}
+
+pub(super) fn find(
+    db: Db<'_>,
+    account: &AccountId,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> StoreResult<Lookup<Blob>> {
+    let sql = "SELECT b.size, b.generation FROM repository r \
+               JOIN repository_blob l ON l.repository_id = r.id AND l.digest = ?3 \
+               JOIN blob b ON b.id = l.blob_id \
+               WHERE r.account_id = ?1 AND r.name = ?2 AND b.state = 'live'";
+    let found = db.first(sql, [account.as_str(), repository.as_str(), digest.as_str()], |row| blob(row, digest))?;
+    Ok(match found {
+        Some(blob) => Lookup::Found(blob),
+        None if repositories::exists_by_name(db, account, repository)? => Lookup::Missing,
+        None => Lookup::NoRepository,
+    })
+}
+
+pub(super) fn layer(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
+    let sql = "SELECT b.size, b.generation, \
+               (SELECT e.media_type FROM manifest_blob e WHERE e.link_id = l.id ORDER BY e.manifest_id LIMIT 1), \
+               EXISTS (SELECT 1 FROM manifest_blob e JOIN manifest m ON m.id = e.manifest_id \
+                       WHERE e.link_id = l.id AND m.status <> 'ARCHIVED') \
+               FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
+               WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.state = 'live'";
+    db.first(sql, params![repository.0, digest.as_str()], |row| {
+        let media_type: Option<String> = row.get(2)?;
+        // Every edge has a media type, so there is one where there is an edge.
+        let referenced = media_type.is_some();
+        let in_use: bool = row.get(3)?;
+        Ok(Layer { blob: blob(row, digest)?, media_type, referenced, archived: referenced && !in_use })
+    })
+}
+
+/// A live blob as links see it.
+struct Linked {
+    link: i64,
+    blob: i64,
+    account: String,
+    encryption: String,
+}
+
+fn linked(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Linked>> {
+    let sql = "SELECT l.id, b.id, b.account_id, b.encryption FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
+               WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.state = 'live'";
+    db.first(sql, params![repository.0, digest.as_str()], |row| {
+        Ok(Linked { link: row.get(0)?, blob: row.get(1)?, account: row.get(2)?, encryption: row.get(3)? })
+    })
+}
+
+/// Puts a blob into a repository that does not have its digest, and moves the blob's lease.
+pub(super) fn link(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+    blob: i64,
+    now: Timestamp,
+    lease_until: Timestamp,
+) -> StoreResult<()> {
+    let sql = "INSERT INTO repository_blob (repository_id, digest, blob_id, linked_at) VALUES (?1, ?2, ?3, ?4)";
+    db.run(sql, params![repository.0, digest.as_str(), blob, rows::millis(now)])?;
+    move_lease(db, blob, lease_until)
+}
+
+fn move_lease(db: Db<'_>, blob: i64, until: Timestamp) -> StoreResult<()> {
+    let sql = "UPDATE blob SET lease_until = ?2 WHERE id = ?1 AND lease_until < ?2";
+    db.run(sql, [blob, rows::millis(until)]).map(drop)
+}
+
+pub(super) fn mount(
+    db: Db<'_>,
+    from: RepositoryId,
+    to: RepositoryId,
+    digest: &Digest,
+    referenced_only: bool,
+    now: Timestamp,
+    lease_until: Timestamp,
+) -> StoreResult<MountBlob> {
+    if let Some(present) = linked(db, to, digest)? {
+        move_lease(db, present.blob, lease_until)?;
+        return Ok(MountBlob::Mounted);
+    }
+    let (Some(source), Some(target)) = (linked(db, from, digest)?, repositories::by_id(db, to)?) else {
+        return Ok(MountBlob::NotMountable);
+    };
+    let alike = source.account == target.account.as_str() && source.encryption == rows::encryption(&target.encryption);
+    let referenced = || db.exists("SELECT 1 FROM manifest_blob WHERE link_id = ?1", [source.link]);
+    if !alike || (referenced_only && !referenced()?) {
+        return Ok(MountBlob::NotMountable);
+    }
+    link(db, to, digest, source.blob, now, lease_until)?;
+    Ok(MountBlob::Mounted)
+}
+
+pub(super) fn unlink(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkBlob> {
+    let Some(Linked { link, .. }) = linked(db, repository, digest)? else {
+        return Ok(UnlinkBlob::NotFound);
+    };
+    if db.exists("SELECT 1 FROM manifest_blob WHERE link_id = ?1", [link])? {
+        return Ok(UnlinkBlob::InUse);
+    }
+    db.run("DELETE FROM repository_blob WHERE id = ?1", [link])?;
+    Ok(UnlinkBlob::Unlinked)
+}
+
+pub(super) fn lease_ends_before(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+    until: Timestamp,
+) -> StoreResult<bool> {
+    let sql = "SELECT 1 FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
+               WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.lease_until < ?3";
+    db.exists(sql, params![repository.0, digest.as_str(), rows::millis(until)])
+}
+
+pub(super) fn extend_lease(db: Db<'_>, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()> {
+    match linked(db, repository, digest)? {
+        Some(Linked { blob, .. }) => move_lease(db, blob, until),
+        None => Ok(()),
+    }
+}
+
+/// Adds the row of a new live blob and links it.
+pub(super) fn add(db: Db<'_>, new: &NewBlob<'_>, lease_until: Timestamp) -> StoreResult<()> {
+    let NewBlob { account, encryption, repository, digest, size, generation, now } = *new;
+    let sql = "INSERT INTO blob (account_id, digest, encryption, size, generation, state, lease_until, created_at) \
+               VALUES (?1, ?2, ?3, ?4, ?5, 'live', ?6, ?7)";
+    let blob = db.insert(
+        sql,
+        params![
+            account,
+            digest.as_str(),
+            encryption,
+            rows::signed(size)?,
+            generation,
+            rows::millis(lease_until),
+            rows::millis(now)
+        ],
+    )?;
+    link(db, repository, digest, blob, now, lease_until)
+}
+
+/// A blob to be added.
+#[derive(Clone, Copy)]
+pub(super) struct NewBlob<'a> {
+    pub(super) account: &'a str,
+    pub(super) encryption: &'a str,
+    pub(super) repository: RepositoryId,
+    pub(super) digest: &'a Digest,
+    pub(super) size: u64,
+    pub(super) generation: &'a str,
+    pub(super) now: Timestamp,
+}
+
+/// The registry's live blob of a digest under an encryption.
+pub(super) fn live(db: Db<'_>, account: &str, digest: &Digest, encryption: &str) -> StoreResult<Option<i64>> {
+    let sql = "SELECT id FROM blob WHERE account_id = ?1 AND digest = ?2 AND encryption = ?3 AND state = 'live'";
+    db.first(sql, [account, digest.as_str(), encryption], |row| Ok(row.get(0)?))
+}
+
+/// Whether a repository has a blob; if so, its lease is moved.
+pub(super) fn confirm(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+    lease_until: Timestamp,
+) -> StoreResult<bool> {
+    match linked(db, repository, digest)? {
+        Some(Linked { blob, .. }) => move_lease(db, blob, lease_until).map(|()| true),
+        None => Ok(false),
+    }
+}

@@ -1,0 +1,446 @@
+//! [`Metadata`] in one SQLite file: one writer that groups commits, readers on the callers' threads.
+//!
+//! This file opens the database and says which query answers which method; the queries are in the modules below, in
+//! plain functions over a connection.
+
+mod blobs;
+mod db;
+mod jobs;
+mod listings;
+mod manifests;
+mod previews;
+mod readers;
+mod repositories;
+mod uploads;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OpenFlags};
+use rusqlite_migration::{M, Migrations};
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+use self::readers::Readers;
+use self::writer::Writer;
+use super::images::{
+    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, Manifest, ManifestId,
+    MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, StorageClass, StorageClassError, TagDeleted,
+    TaggedImage, UnlinkBlob,
+};
+use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
+use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::repositories::{
+    CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
+    ResourceTag, TagResourceError,
+};
+use super::uploads::{CommitUpload, Committed, Upload, UploadError, UploadProgress};
+use super::{Lookup, Metadata, StoreError, StoreResult};
+use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
+
+/// The schema's versions. A version that was released is never edited: a change is one more.
+const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("0001_initial.sql"))];
+
+/// What every connection is set to. With the write-ahead log, NORMAL would lose acknowledged commits in a power cut: FULL.
+/// Pages are cached per connection and small, as the operating system caches the file too.
+const SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; \
+                        PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
+/// The writer's own: 8 MiB of cache; the log is copied back at 16 MiB, so that a burst of pushes is not interrupted often.
+const WRITER_SETTINGS: &str = "PRAGMA cache_size = -8192; PRAGMA wal_autocheckpoint = 4096;";
+/// The readers' own: 2 MiB of cache each.
+const READER_SETTINGS: &str = "PRAGMA cache_size = -2048; PRAGMA query_only = ON;";
+/// Prepared statements that a connection keeps: more than there are.
+const STATEMENTS: usize = 128;
+
+/// The metadata in an SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    // The order matters: the writer's connection closes last, which empties the log, and then the lock goes.
+    readers: Readers,
+    writer: Writer,
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the database at `path`, which is created with its folder if it is not there, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// When another process has it open, when a newer version of this program wrote it, or when SQLite fails.
+    pub fn open(path: &Path) -> StoreResult<Self> {
+        let failed = |error: StoreError| {
+            StoreError::Backend(format!("the database {} cannot be opened: {error}", path.display()).into())
+        };
+        let lock = lock(path)?;
+        let mut connection = connect(path, OpenFlags::default(), WRITER_SETTINGS).map_err(failed)?;
+        migrate(&mut connection, path)?;
+        let writer = Writer::start(connection)?;
+        // A reader for each core, on which a request's thread runs, and one for what else may read.
+        let readers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(16)) + 1;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let connections: StoreResult<Vec<Connection>> =
+            (0..readers).map(|_| connect(path, flags, READER_SETTINGS).map_err(failed)).collect();
+        Ok(Self { readers: Readers::new(connections?), writer, _lock: lock })
+    }
+}
+
+/// Takes the lock that keeps a second process out: two writers would only wait for each other, and two job runners would
+/// both believe that they are alone.
+fn lock(path: &Path) -> StoreResult<File> {
+    let failed = |reason: String| StoreError::Unavailable(format!("the database {}: {reason}", path.display()));
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| failed(format!("its folder cannot be made: {error}")))?;
+    }
+    let mut lock = PathBuf::from(path).into_os_string();
+    lock.push(".lock");
+    let lock = PathBuf::from(lock);
+    let file = File::options().write(true).create(true).truncate(false).open(&lock);
+    let file = file.map_err(|error| failed(format!("its lock {} cannot be opened: {error}", lock.display())))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        rustix::io::Errno::WOULDBLOCK => {
+            failed("another process has it open; stop that one first, or use another folder".into())
+        }
+        error => failed(format!("its lock {} cannot be taken: {error}", lock.display())),
+    })?;
+    Ok(file)
+}
+
+fn connect(path: &Path, flags: OpenFlags, settings: &str) -> StoreResult<Connection> {
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.execute_batch(SETTINGS)?;
+    connection.execute_batch(settings)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> StoreResult<()> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let known = MIGRATIONS.len() as i64;
+    if version > known {
+        return Err(StoreError::Unavailable(format!(
+            "the database {} was written by a newer version of this program: its schema is {version}, this program \
+             knows {known}; start the newer version again, or restore a backup",
+            path.display()
+        )));
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    Migrations::from_slice(MIGRATIONS).to_latest(connection).map_err(|error| StoreError::Backend(Box::new(error)))
+}
+
+#[async_trait::async_trait]
+impl Metadata for SqliteStore {
+    async fn ready(&self) -> StoreResult<()> {
+        // Through the writer: a database that only reads is not ready.
+        self.writer.write(|db| db.exists("SELECT 1", []).map(drop)).await
+    }
+
+    async fn account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
+        self.readers.read(|db| repositories::account_settings(db, account))
+    }
+
+    async fn put_account_setting(&self, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
+        let (account, name, value) = (account.clone(), name.to_owned(), value.to_owned());
+        self.writer.write(move |db| repositories::put_account_setting(db, &account, &name, &value)).await
+    }
+
+    async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {
+        self.writer.write(move |db| repositories::create(db, &new, max)).await
+    }
+
+    async fn repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>> {
+        self.readers.read(|db| repositories::by_name(db, account, name))
+    }
+
+    async fn repositories(
+        &self,
+        account: &AccountId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<Repository>> {
+        self.readers.read(|db| repositories::list(db, account, after, limit))
+    }
+
+    async fn repository_by_id(&self, id: RepositoryId) -> StoreResult<Option<Repository>> {
+        self.readers.read(|db| repositories::by_id(db, id))
+    }
+
+    async fn repositories_due_for_lifecycle(&self, before: Timestamp, limit: usize) -> StoreResult<Vec<Repository>> {
+        self.readers.read(|db| repositories::due_for_lifecycle(db, before, limit))
+    }
+
+    async fn change_repository(
+        &self,
+        id: RepositoryId,
+        change: RepositoryChange,
+        jobs: Vec<NewJob>,
+    ) -> StoreResult<bool> {
+        self.writer.write(move |db| repositories::change(db, id, &change, &jobs)).await
+    }
+
+    async fn delete_repository(
+        &self,
+        id: RepositoryId,
+        force: bool,
+        now: Timestamp,
+    ) -> Result<(), DeleteRepositoryError> {
+        self.writer.write(move |db| repositories::delete(db, id, force, now)).await
+    }
+
+    async fn repository_usage(&self, id: RepositoryId) -> StoreResult<(u64, u64)> {
+        self.readers.read(|db| repositories::usage(db, id))
+    }
+
+    async fn resource_tags(&self, id: RepositoryId) -> StoreResult<Vec<ResourceTag>> {
+        self.readers.read(|db| repositories::resource_tags(db, id))
+    }
+
+    async fn tag_resource(&self, id: RepositoryId, tags: Vec<ResourceTag>, max: usize) -> Result<(), TagResourceError> {
+        self.writer.write(move |db| repositories::tag_resource(db, id, &tags, max)).await
+    }
+
+    async fn untag_resource(&self, id: RepositoryId, keys: &[String]) -> StoreResult<()> {
+        let keys = keys.to_vec();
+        self.writer.write(move |db| repositories::untag_resource(db, id, &keys)).await
+    }
+
+    async fn find_blob(
+        &self,
+        account: &AccountId,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StoreResult<Lookup<Blob>> {
+        self.readers.read(|db| blobs::find(db, account, repository, digest))
+    }
+
+    async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
+        self.readers.read(|db| blobs::layer(db, repository, digest))
+    }
+
+    async fn mount_blob(
+        &self,
+        from: RepositoryId,
+        to: RepositoryId,
+        digest: &Digest,
+        referenced_only: bool,
+        now: Timestamp,
+        lease_until: Timestamp,
+    ) -> StoreResult<MountBlob> {
+        let digest = digest.clone();
+        self.writer.write(move |db| blobs::mount(db, from, to, &digest, referenced_only, now, lease_until)).await
+    }
+
+    async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkBlob> {
+        let digest = digest.clone();
+        self.writer.write(move |db| blobs::unlink(db, repository, &digest)).await
+    }
+
+    async fn extend_lease(&self, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()> {
+        // Most often the lease is long enough, and then nothing has to queue.
+        if self.readers.read(|db| blobs::lease_ends_before(db, repository, digest, until))? {
+            let digest = digest.clone();
+            self.writer.write(move |db| blobs::extend_lease(db, repository, &digest, until)).await?;
+        }
+        Ok(())
+    }
+
+    async fn create_upload(&self, upload: Upload) -> StoreResult<bool> {
+        self.writer.write(move |db| uploads::create(db, &upload)).await
+    }
+
+    async fn upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>> {
+        self.readers.read(|db| uploads::find(db, repository, id))
+    }
+
+    async fn advance_upload(&self, id: Uuid, progress: UploadProgress) -> Result<(), UploadError> {
+        self.writer.write(move |db| uploads::advance(db, id, &progress)).await
+    }
+
+    async fn commit_upload(&self, commit: CommitUpload) -> Result<Committed, UploadError> {
+        self.writer.write(move |db| uploads::commit(db, &commit)).await
+    }
+
+    async fn cancel_upload(&self, repository: RepositoryId, id: Uuid, now: Timestamp) -> StoreResult<bool> {
+        self.writer.write(move |db| uploads::cancel(db, repository, id, now)).await
+    }
+
+    async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
+        self.writer.write(move |db| uploads::cancel_stale(db, before, now, limit)).await
+    }
+
+    async fn open_uploads(&self) -> StoreResult<u64> {
+        self.readers.read(uploads::count)
+    }
+
+    async fn find_manifest(
+        &self,
+        account: &AccountId,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> StoreResult<Lookup<Manifest>> {
+        self.readers.read(|db| listings::find_manifest(db, account, repository, reference))
+    }
+
+    async fn put_manifest(&self, put: PutManifest) -> Result<PutOutcome, PutManifestError> {
+        self.writer.write(move |db| manifests::put(db, &put)).await
+    }
+
+    async fn delete_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        now: Timestamp,
+    ) -> Result<Vec<Tag>, DeleteImageError> {
+        let digest = digest.clone();
+        self.writer.write(move |db| manifests::delete_image(db, repository, &digest, now)).await
+    }
+
+    async fn delete_tag(
+        &self,
+        repository: RepositoryId,
+        tag: &Tag,
+        expected: Option<&Digest>,
+        last: LastTag,
+        now: Timestamp,
+    ) -> Result<TagDeleted, DeleteImageError> {
+        let (tag, expected) = (tag.clone(), expected.cloned());
+        self.writer.write(move |db| manifests::delete_tag(db, repository, &tag, expected.as_ref(), last, now)).await
+    }
+
+    async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
+        self.readers.read(|db| listings::tags(db, repository, after, limit))
+    }
+
+    async fn images(
+        &self,
+        repository: RepositoryId,
+        references: &[Reference],
+    ) -> StoreResult<Vec<Option<TaggedImage>>> {
+        self.readers.snapshot(|db| listings::images(db, repository, references))
+    }
+
+    async fn list_images(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<TaggedImage>> {
+        self.readers.snapshot(|db| listings::list_images(db, repository, filter, after, limit))
+    }
+
+    async fn list_image_ids(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&ImageIdentifier>,
+        limit: usize,
+    ) -> StoreResult<Vec<ImageIdentifier>> {
+        self.readers.read(|db| listings::list_image_ids(db, repository, filter, after, limit))
+    }
+
+    async fn index_edges(
+        &self,
+        repository: RepositoryId,
+        after: Option<&(Digest, Digest)>,
+        limit: usize,
+    ) -> StoreResult<Vec<(Digest, Digest)>> {
+        self.readers.read(|db| listings::index_edges(db, repository, after, limit))
+    }
+
+    async fn referrers(
+        &self,
+        repository: RepositoryId,
+        subject: &Digest,
+        filter: &ReferrerFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<Image>> {
+        self.readers.read(|db| listings::referrers(db, repository, subject, filter, after, limit))
+    }
+
+    async fn set_storage_class(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        class: StorageClass,
+        now: Timestamp,
+    ) -> Result<ImageStatus, StorageClassError> {
+        let digest = digest.clone();
+        self.writer.write(move |db| manifests::set_storage_class(db, repository, &digest, class, now)).await
+    }
+
+    async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
+        let pulls = pulls.to_vec();
+        self.writer.write(move |db| manifests::record_pulls(db, &pulls)).await
+    }
+
+    async fn start_preview(
+        &self,
+        repository: RepositoryId,
+        policy: &str,
+        now: Timestamp,
+        job: NewJob,
+    ) -> StoreResult<bool> {
+        let policy = policy.to_owned();
+        self.writer.write(move |db| previews::start(db, repository, &policy, now, &job)).await
+    }
+
+    async fn preview(&self, repository: RepositoryId) -> StoreResult<Option<Preview>> {
+        self.readers.read(|db| previews::latest(db, repository))
+    }
+
+    async fn finish_preview(
+        &self,
+        repository: RepositoryId,
+        started_at: Timestamp,
+        state: PreviewState,
+        results: Vec<PreviewResult>,
+    ) -> StoreResult<()> {
+        self.writer.write(move |db| previews::finish(db, repository, started_at, &state, &results)).await
+    }
+
+    async fn preview_results(
+        &self,
+        repository: RepositoryId,
+        after: Option<u64>,
+        limit: usize,
+    ) -> StoreResult<Vec<(u64, PreviewResult)>> {
+        self.readers.read(|db| previews::results(db, repository, after, limit))
+    }
+
+    async fn enqueue_job(&self, job: NewJob) -> StoreResult<()> {
+        self.writer.write(move |db| jobs::enqueue(db, &job)).await
+    }
+
+    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
+        let kinds = super::rows::json(kinds)?;
+        // Workers ask often and mostly in vain: that is only read.
+        if self.readers.read(|db| jobs::next(db, &kinds, now))?.is_none() {
+            return Ok(None);
+        }
+        self.writer.write(move |db| jobs::claim(db, &kinds, now, lease)).await
+    }
+
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease_until: Timestamp) -> StoreResult<bool> {
+        self.writer.write(move |db| jobs::heartbeat(db, id, attempts, lease_until)).await
+    }
+
+    async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()> {
+        self.writer.write(move |db| jobs::end(db, id, attempts, &end)).await
+    }
+
+    async fn job_counts(&self) -> StoreResult<Vec<JobCount>> {
+        self.readers.read(jobs::counts)
+    }
+
+    async fn record_event(&self, event: Event) -> StoreResult<()> {
+        self.writer.write(move |db| jobs::record(db, &event)).await
+    }
+
+    async fn events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>> {
+        self.readers.read(|db| jobs::events(db, account, limit))
+    }
+}

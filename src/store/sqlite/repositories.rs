@@ -1,0 +1,210 @@
+//! Accounts, repositories and their resource tags.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use rusqlite::{Row, params};
+
+use super::db::{Db, text};
+use super::{jobs, uploads};
+use crate::names::{AccountId, RepositoryName};
+use crate::store::StoreResult;
+use crate::store::jobs::NewJob;
+use crate::store::repositories::{
+    CreateRepositoryError, DeleteRepositoryError, Encryption, NewRepository, Repository, RepositoryChange,
+    RepositoryId, ResourceTag, TagMutability, TagResourceError,
+};
+use crate::store::rows;
+
+const COLUMNS: &str = "id, account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type, \
+                       kms_key, policy, lifecycle_policy, lifecycle_evaluated_at";
+
+fn repository(row: &Row<'_>) -> StoreResult<Repository> {
+    Ok(Repository {
+        id: RepositoryId(row.get(0)?),
+        account: rows::parse(text(row, 1)?)?,
+        name: rows::parse(text(row, 2)?)?,
+        created_at: rows::time(row.get(3)?)?,
+        tag_mutability: rows::tag_mutability(text(row, 4)?, text(row, 5)?)?,
+        scan_on_push: row.get(6)?,
+        encryption: Encryption { kind: row.get(7)?, kms_key: row.get(8)? },
+        policy: row.get(9)?,
+        lifecycle_policy: row.get(10)?,
+        lifecycle_evaluated_at: row.get::<_, Option<i64>>(11)?.map(rows::time).transpose()?,
+    })
+}
+
+pub(super) fn account_settings(db: Db<'_>, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
+    let sql = "SELECT name, value FROM account_setting WHERE account_id = ?1";
+    Ok(db.all(sql, [account.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
+}
+
+pub(super) fn put_account_setting(db: Db<'_>, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
+    let sql = "INSERT INTO account_setting (account_id, name, value) VALUES (?1, ?2, ?3) \
+               ON CONFLICT DO UPDATE SET value = excluded.value";
+    db.run(sql, [account.as_str(), name, value]).map(drop)
+}
+
+pub(super) fn create(db: Db<'_>, new: &NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {
+    let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } = new;
+    if exists_by_name(db, account, name)? {
+        return Err(CreateRepositoryError::AlreadyExists);
+    }
+    let sql = "SELECT count(*) FROM repository WHERE account_id = ?1";
+    let count: Option<i64> = db.first(sql, [account.as_str()], |row| Ok(row.get(0)?))?;
+    if rows::unsigned(count.unwrap_or_default())? >= max {
+        return Err(CreateRepositoryError::LimitExceeded(max));
+    }
+    let sql = "INSERT INTO repository (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, \
+               encryption_type, kms_key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    let id = db.insert(
+        sql,
+        params![
+            account.as_str(),
+            name.as_str(),
+            rows::millis(*created_at),
+            tag_mutability.mode.as_str(),
+            rows::json(&tag_mutability.exclusions)?,
+            scan_on_push,
+            encryption.kind,
+            encryption.kms_key
+        ],
+    )?;
+    db.run("INSERT INTO repository_usage (repository_id, images, bytes) VALUES (?1, 0, 0)", [id])?;
+    for ResourceTag { key, value } in tags {
+        let sql = "INSERT INTO resource_tag (repository_id, key, value) VALUES (?1, ?2, ?3)";
+        db.run(sql, params![id, key, value])?;
+    }
+    Ok(Repository {
+        id: RepositoryId(id),
+        account: account.clone(),
+        name: name.clone(),
+        created_at: rows::stored_time(*created_at)?,
+        tag_mutability: tag_mutability.clone(),
+        scan_on_push: *scan_on_push,
+        encryption: encryption.clone(),
+        policy: None,
+        lifecycle_policy: None,
+        lifecycle_evaluated_at: None,
+    })
+}
+
+pub(super) fn by_name(db: Db<'_>, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>> {
+    let sql = format!("SELECT {COLUMNS} FROM repository WHERE account_id = ?1 AND name = ?2");
+    db.first(&sql, [account.as_str(), name.as_str()], repository)
+}
+
+pub(super) fn exists_by_name(db: Db<'_>, account: &AccountId, name: &RepositoryName) -> StoreResult<bool> {
+    let sql = "SELECT 1 FROM repository WHERE account_id = ?1 AND name = ?2";
+    db.exists(sql, [account.as_str(), name.as_str()])
+}
+
+pub(super) fn by_id(db: Db<'_>, id: RepositoryId) -> StoreResult<Option<Repository>> {
+    let sql = format!("SELECT {COLUMNS} FROM repository WHERE id = ?1");
+    db.first(&sql, [id.0], repository)
+}
+
+pub(super) fn exists(db: Db<'_>, id: RepositoryId) -> StoreResult<bool> {
+    db.exists("SELECT 1 FROM repository WHERE id = ?1", [id.0])
+}
+
+pub(super) fn list(db: Db<'_>, account: &AccountId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Repository>> {
+    let sql = format!("SELECT {COLUMNS} FROM repository WHERE account_id = ?1 AND name > ?2 ORDER BY name LIMIT ?3");
+    db.all(&sql, params![account.as_str(), after.unwrap_or_default(), rows::limit(limit)], repository)
+}
+
+pub(super) fn due_for_lifecycle(db: Db<'_>, before: Timestamp, limit: usize) -> StoreResult<Vec<Repository>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM repository WHERE lifecycle_policy IS NOT NULL \
+         AND (lifecycle_evaluated_at IS NULL OR lifecycle_evaluated_at < ?1) ORDER BY id LIMIT ?2"
+    );
+    db.all(&sql, params![rows::millis(before), rows::limit(limit)], repository)
+}
+
+pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jobs: &[NewJob]) -> StoreResult<bool> {
+    let id = id.0;
+    let changed = match change {
+        RepositoryChange::TagMutability(TagMutability { mode, exclusions }) => db.run(
+            "UPDATE repository SET tag_mutability = ?2, exclusions = ?3 WHERE id = ?1",
+            params![id, mode.as_str(), rows::json(exclusions)?],
+        )?,
+        RepositoryChange::ScanOnPush(scan_on_push) => {
+            db.run("UPDATE repository SET scan_on_push = ?2 WHERE id = ?1", params![id, scan_on_push])?
+        }
+        RepositoryChange::Policy(policy) => {
+            db.run("UPDATE repository SET policy = ?2 WHERE id = ?1", params![id, policy])?
+        }
+        RepositoryChange::LifecyclePolicy(policy) => db.run(
+            "UPDATE repository SET lifecycle_policy = ?2, lifecycle_evaluated_at = NULL WHERE id = ?1",
+            params![id, policy],
+        )?,
+        RepositoryChange::LifecycleEvaluated(at) => {
+            db.run("UPDATE repository SET lifecycle_evaluated_at = ?2 WHERE id = ?1", [id, rows::millis(*at)])?
+        }
+    };
+    if changed == 0 {
+        return Ok(false);
+    }
+    for job in jobs {
+        jobs::enqueue(db, job)?;
+    }
+    Ok(true)
+}
+
+pub(super) fn delete(db: Db<'_>, id: RepositoryId, force: bool, now: Timestamp) -> Result<(), DeleteRepositoryError> {
+    if !exists(db, id)? {
+        return Err(DeleteRepositoryError::NotFound);
+    }
+    if !force && db.exists("SELECT 1 FROM manifest WHERE repository_id = ?1", [id.0])? {
+        return Err(DeleteRepositoryError::NotEmpty);
+    }
+    uploads::cancel_all(db, id, now)?;
+    // What restricts goes first: the edges between manifests and to blobs. The rest cascades.
+    for sql in [
+        "DELETE FROM manifest_child WHERE parent_id IN (SELECT id FROM manifest WHERE repository_id = ?1)",
+        "DELETE FROM manifest_blob WHERE manifest_id IN (SELECT id FROM manifest WHERE repository_id = ?1)",
+        "DELETE FROM manifest WHERE repository_id = ?1",
+        "DELETE FROM repository WHERE id = ?1",
+    ] {
+        db.run(sql, [id.0])?;
+    }
+    Ok(())
+}
+
+pub(super) fn usage(db: Db<'_>, id: RepositoryId) -> StoreResult<(u64, u64)> {
+    let sql = "SELECT images, bytes FROM repository_usage WHERE repository_id = ?1";
+    let usage = db.first(sql, [id.0], |row| Ok((rows::unsigned(row.get(0)?)?, rows::unsigned(row.get(1)?)?)))?;
+    Ok(usage.unwrap_or_default())
+}
+
+pub(super) fn resource_tags(db: Db<'_>, id: RepositoryId) -> StoreResult<Vec<ResourceTag>> {
+    let sql = "SELECT key, value FROM resource_tag WHERE repository_id = ?1 ORDER BY key";
+    db.all(sql, [id.0], |row| Ok(ResourceTag { key: row.get(0)?, value: row.get(1)? }))
+}
+
+pub(super) fn tag_resource(
+    db: Db<'_>,
+    id: RepositoryId,
+    tags: &[ResourceTag],
+    max: usize,
+) -> Result<(), TagResourceError> {
+    if !exists(db, id)? {
+        return Err(TagResourceError::NotFound);
+    }
+    for ResourceTag { key, value } in tags {
+        let sql = "INSERT INTO resource_tag (repository_id, key, value) VALUES (?1, ?2, ?3) \
+                   ON CONFLICT DO UPDATE SET value = excluded.value";
+        db.run(sql, params![id.0, key, value])?;
+    }
+    if resource_tags(db, id)?.len() > max {
+        return Err(TagResourceError::TooMany(max));
+    }
+    Ok(())
+}
+
+pub(super) fn untag_resource(db: Db<'_>, id: RepositoryId, keys: &[String]) -> StoreResult<()> {
+    for key in keys {
+        db.run("DELETE FROM resource_tag WHERE repository_id = ?1 AND key = ?2", params![id.0, key])?;
+    }
+    Ok(())
+}
