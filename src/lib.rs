@@ -17,6 +17,7 @@ pub mod datadir;
 pub mod lifecycle;
 pub mod manifests;
 pub mod names;
+pub mod policy;
 pub mod registry;
 pub mod store;
 pub mod telemetry;

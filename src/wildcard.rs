@@ -1,10 +1,19 @@
-//! ECR's tag wildcard: `*` stands for any run of characters, the whole text must match, case counts. Pure.
+//! The wildcards of ECR's tag patterns and of IAM's actions: the whole text must match. Pure.
 
 /// Whether `text` matches `pattern` as a whole, `*` standing for any run of characters (also an empty one).
-///
+pub fn matches(pattern: &str, text: &str) -> bool {
+    matches_by(pattern, text, |expected, found| expected == found)
+}
+
+/// Whether an IAM action such as `ecr:PutImage` matches `pattern`: `?` stands for one character and case doesn't
+/// count. Both are ASCII.
+pub fn matches_action(pattern: &str, action: &str) -> bool {
+    matches_by(pattern, action, |expected, found| expected == b'?' || expected.eq_ignore_ascii_case(&found))
+}
+
 /// Runs in time proportional to the product of the lengths, whatever the pattern: there is no backtracking over stars
 /// other than the last one.
-pub fn matches(pattern: &str, text: &str) -> bool {
+fn matches_by(pattern: &str, text: &str, same: impl Fn(u8, u8) -> bool) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
     let mut last_star: Option<(usize, usize)> = None;
@@ -12,7 +21,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
         if p < pattern.len() && pattern[p] == b'*' {
             last_star = Some((p, t));
             p += 1;
-        } else if p < pattern.len() && pattern[p] == text[t] {
+        } else if p < pattern.len() && same(pattern[p], text[t]) {
             p += 1;
             t += 1;
         } else if let Some((star, from)) = last_star {
@@ -48,6 +57,20 @@ mod tests {
             ("v.*", "v11", false),
         ] {
             assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn in_actions_a_question_mark_is_one_character_and_case_does_not_count() {
+        for (pattern, action, expected) in [
+            ("*", "ecr:PutImage", true),
+            ("ECR:putimage", "ecr:PutImage", true),
+            ("ecr:Put?mage", "ecr:PutImage", true),
+            ("ecr:*Image", "ecr:BatchGetImage", true),
+            ("ecr:PutImage?", "ecr:PutImage", false),
+            ("ecr:Get*", "ecr:PutImage", false),
+        ] {
+            assert_eq!(matches_action(pattern, action), expected, "{pattern} {action}");
         }
     }
 
