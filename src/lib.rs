@@ -14,6 +14,7 @@
 pub mod cli;
 pub mod crd;
 pub mod datadir;
+pub mod jobs;
 pub mod lifecycle;
 pub mod manifests;
 pub mod names;
