@@ -297,6 +297,17 @@ impl Metadata for SqliteStore {
         self.writer.write(move |db| manifests::delete_image(db, repository, &digest, now)).await
     }
 
+    async fn expire_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        tags: &[Tag],
+        now: Timestamp,
+    ) -> Result<(), DeleteImageError> {
+        let (digest, tags) = (digest.clone(), tags.to_vec());
+        self.writer.write(move |db| manifests::expire_image(db, repository, &digest, &tags, now)).await
+    }
+
     async fn delete_tag(
         &self,
         repository: RepositoryId,
