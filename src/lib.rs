@@ -14,12 +14,13 @@
 pub mod cli;
 pub mod crd;
 pub mod datadir;
-pub mod jobs;
 pub mod lifecycle;
 pub mod manifests;
 pub mod names;
+pub mod plan;
 pub mod policy;
 pub mod registry;
 pub mod store;
+pub mod tag_mutability;
 pub mod telemetry;
 pub mod wildcard;

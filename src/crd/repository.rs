@@ -96,9 +96,9 @@ pub struct RepositorySpec {
     /// Who may do what with this repository, in IAM's grammar. A document, not a string.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository_policy: Option<Document>,
-    /// Tags of the repository itself (not of its images), at most 50 with the three that say who owns it.
+    /// Tags of the repository itself (not of its images), at most 45: ECR takes 50, and five say who owns it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 47, "additionalProperties" = { "type": "string", "maxLength": 256 }))]
+    #[schemars(extend("maxProperties" = 45, "additionalProperties" = { "type": "string", "maxLength": 256 }))]
     #[x_kube(
         validation = Rule::new("self.all(key, size(key) >= 1 && size(key) <= 128)").message("a tag's key has 1 to 128 characters"),
         validation = Rule::new("self.all(key, !key.startsWith('aws:') && !key.startsWith('wharfage.dev/'))")

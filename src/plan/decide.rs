@@ -1,0 +1,211 @@
+//! The decisions of a plan: who may have what, what is asked for, and what nothing asks for any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::lifecycle_policy;
+use super::model::{Desired, DesiredLifecyclePolicy, LifecycleMode, Management, Observed, ObservedRepository, Refused};
+use super::ownership::{LifecycleOwner, OnRemoval, Owner, Ownership, is_owner_tag};
+use super::repository;
+use super::{Action, Call, Object, Plan, Step, change};
+use crate::names::RepositoryName;
+
+/// Says what would have to change in a registry for it to be as the manifests want it.
+///
+/// Steps come in the order in which they can be carried out: settings, repositories, lifecycle policies, then what is let
+/// go of and what is deleted. Nothing is touched that the tags do not give to this cluster, or to nobody.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let world = World { desired, observed, waiting: desired.refused.iter().map(|refused| &refused.object).collect() };
+    let mut plan = Plan { steps: Vec::new(), refused: desired.refused.clone(), notes: desired.notes.clone() };
+    plan.take(account_settings(desired, observed));
+
+    let mut usable = BTreeSet::new();
+    for wanted in &desired.repositories {
+        let claim = repository::claim(&world, wanted);
+        if claim.usable {
+            usable.insert(&wanted.name);
+        }
+        plan.take(claim.decision);
+    }
+    for wanted in &desired.lifecycle_policies {
+        for name in &wanted.repositories {
+            plan.take(lifecycle(&world, wanted, name, usable.contains(name)));
+        }
+    }
+    plan.steps.extend(world.released());
+    plan
+}
+
+impl Plan {
+    fn take(&mut self, decision: Result<Option<Step>, Refused>) {
+        match decision {
+            Ok(step) => self.steps.extend(step),
+            Err(refused) => self.refused.push(refused),
+        }
+    }
+}
+
+/// Both sides of a plan, and what follows from them at once.
+pub(super) struct World<'a> {
+    pub(super) desired: &'a Desired,
+    pub(super) observed: &'a Observed,
+    /// Resources that are refused: they keep what they have.
+    waiting: BTreeSet<&'a Object>,
+}
+
+impl World<'_> {
+    /// Whether this owner is a resource of ours whose repository of this name is neither to be taken from it nor let go.
+    pub(super) fn holds(&self, owner: &Owner, name: &RepositoryName) -> bool {
+        let object = owner.object();
+        let declared = || self.desired.repositories.iter().any(|it| it.name == *name && it.object == object);
+        owner.cluster == self.desired.cluster && (self.waiting.contains(&object) || declared())
+    }
+
+    /// The LifecyclePolicy of this mode that a repository gets: the one that has it already, or else the first. No
+    /// repository has two, and none changes hands because a file was renamed.
+    fn governor(&self, name: &RepositoryName, mode: LifecycleMode) -> Option<&Object> {
+        let owner = self.observed.repositories.get(name).and_then(|found| Ownership::read(&found.tags).lifecycle);
+        let has = |it: &&&DesiredLifecyclePolicy| {
+            owner.as_ref().is_some_and(|owner| owner.is(&self.desired.cluster, &it.object))
+        };
+        let candidates: Vec<&DesiredLifecyclePolicy> = {
+            let all = self.desired.lifecycle_policies.iter();
+            all.filter(|it| it.mode == mode && it.repositories.contains(name)).collect()
+        };
+        let first = || candidates.iter().find(|it| it.management == Management::Full);
+        candidates.iter().find(has).or_else(first).map(|it| &it.object)
+    }
+
+    /// What no manifest asks for any more: first what is let go of, then what is deleted.
+    fn released(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (name, found) in &self.observed.repositories {
+            let ownership = Ownership::read(&found.tags);
+            let step = ownership.owner.as_ref().and_then(|owner| self.release(name, found, owner, &ownership));
+            let deleted = step.as_ref().is_some_and(|step| step.action == Action::Delete);
+            let lifecycle = ownership.lifecycle.as_ref().filter(|_| !deleted);
+            steps.extend(lifecycle.and_then(|owner| self.release_lifecycle(name, found, owner)));
+            steps.extend(step);
+        }
+        steps.sort_by_key(|step| step.action);
+        steps
+    }
+
+    /// Lets go of a repository whose manifest is gone, or deletes it if the manifest had said so.
+    fn release(
+        &self,
+        name: &RepositoryName,
+        found: &ObservedRepository,
+        owner: &Owner,
+        ownership: &Ownership,
+    ) -> Option<Step> {
+        // A repository that some manifest of ours names is that manifest's matter, whoever had it before.
+        let claimed = self.desired.repositories.iter().any(|wanted| wanted.name == *name);
+        if owner.cluster != self.desired.cluster || claimed || self.holds(owner, name) {
+            return None;
+        }
+        let object = owner.object();
+        // The manifest may have moved to another name or registry: that is no wish to delete this one.
+        let on_removal =
+            if self.desired.declared.contains(&object) { OnRemoval::Retain } else { ownership.manages.on_removal };
+        let (action, call) = match on_removal {
+            OnRemoval::Retain | OnRemoval::Protected => {
+                let keys = found.tags.keys().filter(|key| is_owner_tag(key)).cloned().collect();
+                (Action::Retain, Call::UntagResource(keys))
+            }
+            OnRemoval::Delete => (Action::Delete, Call::DeleteRepository { force: false }),
+            OnRemoval::DeleteWithImages => (Action::Delete, Call::DeleteRepository { force: true }),
+        };
+        let changes = match on_removal {
+            OnRemoval::DeleteWithImages => vec![change("images", None, Some("deleted too (emptyOnDelete)".into()))],
+            _ => Vec::new(),
+        };
+        Some(Step {
+            action,
+            object,
+            repository: Some(name.clone()),
+            arn: Some(found.arn.clone()),
+            changes,
+            calls: vec![call],
+        })
+    }
+
+    /// Lets go of a lifecycle policy whose manifest is gone, or deletes it if the manifest had said so.
+    fn release_lifecycle(
+        &self,
+        name: &RepositoryName,
+        found: &ObservedRepository,
+        owner: &LifecycleOwner,
+    ) -> Option<Step> {
+        let cluster = &self.desired.cluster;
+        let kept = self.waiting.iter().any(|object| object.kind == "LifecyclePolicy" && owner.is(cluster, object))
+            || self
+                .desired
+                .lifecycle_policies
+                .iter()
+                .any(|it| it.repositories.contains(name) && owner.is(cluster, &it.object))
+            || self.governor(name, LifecycleMode::Enforce).is_some();
+        if owner.cluster != *cluster || kept {
+            return None;
+        }
+        let mut calls = Vec::new();
+        if owner.delete && found.lifecycle_policy.is_some() {
+            calls.push(Call::DeleteLifecyclePolicy);
+        }
+        calls.push(lifecycle_policy::untag(found));
+        Some(Step {
+            action: if owner.delete { Action::Delete } else { Action::Retain },
+            object: owner.object(),
+            repository: Some(name.clone()),
+            arn: Some(found.arn.clone()),
+            changes: Vec::new(),
+            calls,
+        })
+    }
+}
+
+fn lifecycle(
+    world: &World,
+    wanted: &DesiredLifecyclePolicy,
+    name: &RepositoryName,
+    usable: bool,
+) -> Result<Option<Step>, Refused> {
+    if wanted.management != Management::Full {
+        return Ok(None);
+    }
+    let registry = &world.desired.registry;
+    if let Some(governor) = world.governor(name, wanted.mode).filter(|governor| **governor != wanted.object) {
+        let message = format!(
+            "{name} in {registry} has its lifecycle policy from {governor}: a repository has one, so join the rules, or choose \
+             other repositories"
+        );
+        return Err(Refused::new(&wanted.object, "OwnedByAnother", message));
+    }
+    if !usable {
+        let message = format!("the repository {name} is not there in {registry}, or is not ours to change");
+        return Err(Refused::new(&wanted.object, "ReferenceNotFound", message));
+    }
+    let taken_over = world.governor(name, LifecycleMode::Enforce).is_some();
+    lifecycle_policy::decide(world.desired, wanted, name, world.observed.repositories.get(name), taken_over)
+}
+
+fn account_settings(desired: &Desired, observed: &Observed) -> Result<Option<Step>, Refused> {
+    let object = Object { kind: "Registry", namespace: String::new(), name: desired.registry.clone() };
+    if desired.account_settings.is_empty() {
+        return Ok(None);
+    }
+    let found = observed.account_settings.as_ref().map_err(|error| {
+        let message = format!("accountSettings cannot be looked at: {}", error.message);
+        Refused { object: object.clone(), reason: error.name.clone().into(), message }
+    })?;
+    let different: BTreeMap<&String, &String> =
+        desired.account_settings.iter().filter(|(name, value)| found.get(*name) != Some(value)).collect();
+    let changes = different
+        .iter()
+        .map(|(name, to)| change(&format!("accountSettings.{name}"), found.get(*name).cloned(), Some((*to).clone())));
+    let calls = different
+        .iter()
+        .map(|(name, value)| Call::PutAccountSetting { name: (*name).clone(), value: (*value).clone() });
+    let (changes, calls) = (changes.collect(), calls.collect());
+    let step = Step { action: Action::Update, object, repository: None, arn: None, changes, calls };
+    Ok((!different.is_empty()).then_some(step))
+}

@@ -1,0 +1,288 @@
+//! From manifests to what is wanted of one registry: references are resolved, borders of namespaces hold, and what cannot
+//! be had here is refused or noted, never dropped.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::{Resource, ResourceExt as _};
+
+use super::Object;
+use super::model::{Adoption, Desired, DesiredLifecyclePolicy, DesiredRepository, LifecycleMode, Management, Refused};
+use super::ownership::OnRemoval;
+use crate::crd::common::selects;
+use crate::crd::lifecycle_policy::Mode;
+use crate::crd::registry::{Aws, Endpoint, ManagedRegistry, Storage};
+use crate::crd::repository::{ImageTagMutability, Visibility};
+use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Registry, Repository};
+use crate::manifests::{Loaded, Manifests};
+use crate::policy::RepositoryPolicy;
+use crate::tag_mutability::{Mutability, TagMutability};
+
+/// What the manifests want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
+pub fn desired(manifests: &Manifests, registry: &Registry, cluster: &str) -> Desired {
+    let mut desired = Desired {
+        cluster: cluster.to_owned(),
+        registry: registry.name_any(),
+        account_settings: BTreeMap::new(),
+        repositories: Vec::new(),
+        lifecycle_policies: Vec::new(),
+        declared: declared(manifests),
+        refused: Vec::new(),
+        notes: Vec::new(),
+    };
+    desired.settings(registry);
+    for Loaded { resource, .. } in &manifests.repositories {
+        if resource.registry_ref().name == desired.registry {
+            match repository(manifests, registry, resource) {
+                Ok(wanted) => desired.repositories.push(wanted),
+                Err(refused) => desired.refused.push(refused),
+            }
+        }
+    }
+    for Loaded { resource, .. } in &manifests.lifecycle_policies {
+        if resource.registry_ref().name == desired.registry {
+            desired.lifecycle_policy(manifests, registry, resource);
+        }
+    }
+    desired
+}
+
+/// Resources whose Registry is not among the manifests: they wait for it.
+pub fn unresolved(manifests: &Manifests) -> Vec<Refused> {
+    let missing = |object: Object, registry: &str| {
+        let message = format!("Registry {registry:?} does not exist: declare it, or correct registryRef");
+        manifests.registry(registry).is_none().then(|| Refused::new(&object, "ReferenceNotFound", message))
+    };
+    let repositories = manifests.repositories.iter().map(|it| (object(&it.resource), it.resource.registry_ref()));
+    let policies = manifests.lifecycle_policies.iter().map(|it| (object(&it.resource), it.resource.registry_ref()));
+    repositories.chain(policies).filter_map(|(object, registry)| missing(object, &registry.name)).collect()
+}
+
+/// What a resource is called in plans.
+fn object<K: Resource<DynamicType = ()>>(resource: &K) -> Object {
+    // The kinds' names are constants of their types, but kube hands them out as text.
+    let kind = match K::kind(&()).as_ref() {
+        "Repository" => "Repository",
+        "LifecyclePolicy" => "LifecyclePolicy",
+        _ => "Registry",
+    };
+    Object { kind, namespace: resource.namespace().unwrap_or_default(), name: resource.name_any() }
+}
+
+fn declared(manifests: &Manifests) -> BTreeSet<Object> {
+    let registries = manifests.registries.iter().map(|it| object(&it.resource));
+    let repositories = manifests.repositories.iter().map(|it| object(&it.resource));
+    let policies = manifests.lifecycle_policies.iter().map(|it| object(&it.resource));
+    registries.chain(repositories).chain(policies).collect()
+}
+
+impl Desired {
+    /// What the Registry says of itself.
+    fn settings(&mut self, registry: &Registry) {
+        let spec = &registry.spec;
+        let settings = spec.account_settings.clone().unwrap_or_default();
+        self.account_settings =
+            settings.given().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut unsupported = |field: &str| {
+            let message = format!("{field} cannot be set yet: take it out, or set it by another tool");
+            self.refused.push(Refused::new(&object(registry), "UnsupportedByRegistry", message));
+        };
+        if spec.policy.is_some() {
+            unsupported("policy");
+        }
+        if spec.scanning_configuration.is_some() {
+            unsupported("scanningConfiguration");
+        }
+        for note in elsewhere(registry) {
+            self.notes.push(format!("{}: {note}", object(registry)));
+        }
+    }
+
+    fn lifecycle_policy(&mut self, manifests: &Manifests, registry: &Registry, policy: &LifecyclePolicy) {
+        let object = object(policy);
+        let chosen = manifests.repositories.iter().filter(|it| policy.applies_to(&it.resource));
+        let repositories = chosen.filter_map(|it| it.resource.repository_name().ok()).collect::<Vec<_>>();
+        if let (Some(reference), true) = (&policy.spec.repository_ref, repositories.is_empty()) {
+            let message = format!(
+                "Repository {}/{} does not exist in Registry {}: declare it, or correct repositoryRef",
+                object.namespace, reference.name, self.registry
+            );
+            self.refused.push(Refused::new(&object, "ReferenceNotFound", message));
+            return;
+        }
+        if repositories.is_empty() {
+            self.notes.push(format!("{object}: its repositorySelector chooses no Repository of its namespace yet"));
+        }
+        let mut mode = match policy.mode() {
+            Mode::Preview => LifecycleMode::Preview,
+            Mode::Enforce => LifecycleMode::Enforce,
+        };
+        if mode == LifecycleMode::Enforce && policy.protects_in_use() {
+            // Only the operator sees Pods. Without it nobody can tell which images run, so none is let go.
+            if registry.spec.managed.is_none() {
+                const MESSAGE: &str = "inUseProtection needs Wharfage's operator, which sees the Pods, and a registry that it \
+                                       runs: leave inUseProtection out, or set mode to Preview";
+                self.refused.push(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
+                return;
+            }
+            mode = LifecycleMode::Preview;
+            self.notes.push(format!(
+                "{object}: inUseProtection needs a cluster whose Pods can be seen, so the policy is previewed, not enforced"
+            ));
+        }
+        self.lifecycle_policies.push(DesiredLifecyclePolicy {
+            object,
+            repositories,
+            mode,
+            document: policy.document(),
+            management: management(policy),
+            adoption: adoption(policy),
+            delete_on_removal: policy.deletion_policy() == DeletionPolicy::Delete,
+        });
+    }
+}
+
+fn repository(manifests: &Manifests, registry: &Registry, resource: &Repository) -> Result<DesiredRepository, Refused> {
+    let object = object(resource);
+    let name = resource
+        .repository_name()
+        .map_err(|error| Refused::new(&object, "InvalidParameterException", format!("{error}: set repositoryName")))?;
+    let labels = manifests.namespace_labels(&object.namespace);
+    if !registry.allows(Some(&labels), name.as_str()) {
+        return Err(Refused::new(&object, "NotAllowed", not_allowed(registry, &object, &labels, name.as_str())));
+    }
+    let spec = &resource.spec;
+    if resource.visibility() == Visibility::Public {
+        const MESSAGE: &str = "visibility Public is not possible on this registry yet: set it to Private, and let others pull by \
+                               repositoryPolicy";
+        return Err(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
+    }
+    let policy = spec.repository_policy.as_ref().map(|document| document.to_value());
+    if let Some(Err(error)) = policy.as_ref().map(RepositoryPolicy::from_value)
+        // Amazon ECR may know more of the grammar than we do.
+        && registry.spec.aws.is_none()
+    {
+        let message = format!("repositoryPolicy is not valid: {}", error.reason());
+        return Err(Refused::new(&object, "InvalidParameterException", message));
+    }
+    let tag_mutability = spec.image_tag_mutability.map(|mode| TagMutability {
+        mode: match mode {
+            ImageTagMutability::Mutable => Mutability::Mutable,
+            ImageTagMutability::Immutable => Mutability::Immutable,
+            ImageTagMutability::MutableWithExclusion => Mutability::MutableWithExclusion,
+            ImageTagMutability::ImmutableWithExclusion => Mutability::ImmutableWithExclusion,
+        },
+        exclusions: spec.image_tag_mutability_exclusion_filters.iter().map(|it| it.filter.clone()).collect(),
+    });
+    let encryption = spec.encryption_configuration.as_ref();
+    let on_removal = match resource.deletion_policy() {
+        _ if resource.deletion_protection() => OnRemoval::Protected,
+        DeletionPolicy::Retain => OnRemoval::Retain,
+        DeletionPolicy::Delete if resource.empty_on_delete() => OnRemoval::DeleteWithImages,
+        DeletionPolicy::Delete => OnRemoval::Delete,
+    };
+    Ok(DesiredRepository {
+        name,
+        tag_mutability,
+        scan_on_push: spec.image_scanning_configuration.map(|it| it.scan_on_push.unwrap_or_default()),
+        encryption: encryption.map(|it| (it.encryption_type.as_str().to_owned(), it.kms_key.clone())),
+        policy,
+        tags: spec.tags.clone(),
+        management: management(resource),
+        adoption: adoption(resource),
+        on_removal,
+        object,
+    })
+}
+
+/// Which names the namespace may use, and that this is none of them.
+fn not_allowed(registry: &Registry, object: &Object, labels: &BTreeMap<String, String>, name: &str) -> String {
+    let entries = registry.spec.allowed_namespaces.iter().flatten();
+    let prefixes: Vec<&str> = entries
+        .filter(|entry| selects(&entry.selector, Some(labels)))
+        .flat_map(|entry| entry.repository_prefixes.iter().map(String::as_str))
+        .collect();
+    let (namespace, registry) = (&object.namespace, registry.name_any());
+    if prefixes.is_empty() {
+        return format!(
+            "namespace {namespace} may not use Registry {registry}: none of its allowedNamespaces selects the namespace's labels"
+        );
+    }
+    format!("namespace {namespace} may use {} in Registry {registry}, not {name}", prefixes.join(", "))
+}
+
+fn management(resource: &impl Managed) -> Management {
+    match resource.management_policy() {
+        _ if resource.suspended() => Management::Suspended,
+        ManagementPolicy::Full => Management::Full,
+        ManagementPolicy::Observe => Management::Observe,
+    }
+}
+
+fn adoption(resource: &impl Managed) -> Adoption {
+    match resource.adoption_policy() {
+        AdoptionPolicy::AdoptOrCreate => Adoption::AdoptOrCreate,
+        AdoptionPolicy::Adopt => Adoption::Adopt,
+        AdoptionPolicy::Create => Adoption::Create,
+    }
+}
+
+/// What a Registry says that holds in a cluster only.
+fn elsewhere(registry: &Registry) -> Vec<String> {
+    const WORKLOAD: &str = "is for a cluster, and let be here";
+    let mut notes = Vec::new();
+    let mut workload = |given: bool, field: &str| {
+        if given {
+            notes.push(format!("{field} {WORKLOAD}"));
+        }
+    };
+    workload(registry.spec.deletion_policy.is_some(), "deletionPolicy");
+    if let Some(managed) = &registry.spec.managed {
+        let ManagedRegistry { replicas, public_url: _, storage, database, tls, service, namespace, resources } =
+            managed;
+        workload(replicas.is_some(), "managed.replicas");
+        workload(service.is_some(), "managed.service");
+        workload(namespace.is_some(), "managed.namespace");
+        workload(resources.is_some(), "managed.resources");
+        if tls.is_some() {
+            notes.push("managed.tls: Secrets are read in a cluster only, so plain HTTP is served here".to_owned());
+        }
+        if let Some(Storage { filesystem, s3 }) = storage {
+            if filesystem.as_ref().is_some_and(|it| it.size.is_some() || it.storage_class_name.is_some()) {
+                notes.push(format!("managed.storage.filesystem's size and storageClassName: each {WORKLOAD}"));
+            }
+            if s3.as_ref().is_some_and(|s3| s3.credentials_secret_ref.is_some()) {
+                notes.push(
+                    "managed.storage.s3.credentialsSecretRef: Secrets are read in a cluster only, so \
+                     WHARFAGE_S3_ACCESS_KEY_ID and WHARFAGE_S3_SECRET_ACCESS_KEY hold here, or the machine's own identity"
+                        .to_owned(),
+                );
+            }
+        }
+        if database.as_ref().is_some_and(|database| database.postgres.is_some()) {
+            notes.push(
+                "managed.database.postgres.connectionSecretRef: Secrets are read in a cluster only, so \
+                 WHARFAGE_DATABASE_URL holds here"
+                    .to_owned(),
+            );
+        }
+    }
+    const AMBIENT: &str = "Secrets are read in a cluster only, so the environment's AWS configuration holds here";
+    if let Some(Endpoint { url: _, ca_bundle_secret_ref, credentials_secret_ref }) = &registry.spec.endpoint {
+        if ca_bundle_secret_ref.is_some() {
+            notes.push(
+                "endpoint.caBundleSecretRef: Secrets are read in a cluster only, so the system's certificates hold here"
+                    .to_owned(),
+            );
+        }
+        if credentials_secret_ref.is_some() {
+            notes.push(format!("endpoint.credentialsSecretRef: {AMBIENT}"));
+        }
+    }
+    if let Some(Aws { role_arn: _, credentials_secret_ref: Some(_) }) = &registry.spec.aws {
+        notes.push(format!("aws.credentialsSecretRef: {AMBIENT}"));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+use super::*;
+use crate::plan::model::ApiError;
+use crate::plan::{Observed, plan};
+
+fn manifests(yaml: &str) -> Manifests {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), yaml).unwrap();
+    crate::manifests::load(folder.path()).unwrap()
+}
+
+/// What the manifests want of the Registry `home`.
+fn wanted(yaml: &str) -> Desired {
+    let manifests = manifests(yaml);
+    desired(&manifests, &manifests.registry("home").unwrap().resource, "local")
+}
+
+fn registry(spec: &str) -> String {
+    format!("apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {{name: home}}\nspec: {spec}\n---\n")
+}
+
+fn repository(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: wharfage.dev/v1alpha1\nkind: Repository\nmetadata: {{name: {name}, namespace: payments, labels: {{app: {name}}}}}\n\
+         spec: {{registryRef: {{name: home}}, {spec}}}\n---\n"
+    )
+}
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: wharfage.dev/v1alpha1\nkind: LifecyclePolicy\nmetadata: {{name: {name}, namespace: payments}}\n\
+         spec: {{registryRef: {{name: home}}, rules: [{{rulePriority: 1, selection: {{tagStatus: any, countType: imageCountMoreThan, \
+         countNumber: 5}}, action: {{type: expire}}}}], {spec}}}\n---\n"
+    )
+}
+
+fn refusals(desired: &Desired) -> Vec<String> {
+    desired.refused.iter().map(|it| format!("{}: {}: {}", it.object, it.reason, it.message)).collect()
+}
+
+#[test]
+fn what_a_repository_says_is_wanted_and_what_it_does_not_say_is_not() {
+    let yaml = registry("{managed: {}}")
+        + &repository("api", "")
+        + &repository(
+            "web",
+            "repositoryName: payments/web, imageTagMutability: MUTABLE_WITH_EXCLUSION, \
+             imageTagMutabilityExclusionFilters: [{filterType: WILDCARD, filter: 'v*'}], imageScanningConfiguration: {scanOnPush: \
+             true}, tags: {a: b}, deletionPolicy: Delete, emptyOnDelete: true, suspend: true",
+        );
+    let desired = wanted(&yaml);
+    let [api, web] = desired.repositories.as_slice() else { panic!("two repositories") };
+    assert_eq!((api.name.as_str(), &api.tag_mutability, api.scan_on_push), ("api", &None, None));
+    assert_eq!((&api.encryption, &api.policy, api.on_removal), (&None, &None, OnRemoval::Retain));
+    assert_eq!((web.name.as_str(), web.scan_on_push), ("payments/web", Some(true)));
+    let mutability = web.tag_mutability.clone().unwrap();
+    assert_eq!((mutability.mode, mutability.exclusions), (Mutability::MutableWithExclusion, vec!["v*".to_owned()]));
+    assert_eq!((web.on_removal, web.management), (OnRemoval::DeleteWithImages, Management::Suspended));
+    assert!(desired.refused.is_empty() && desired.notes.is_empty());
+}
+
+#[test]
+fn deletion_protection_wins_over_the_deletion_policy() {
+    let repository = repository("api", "deletionProtection: true, deletionPolicy: Delete, emptyOnDelete: true");
+    let desired = wanted(&(registry("{managed: {}}") + &repository));
+    assert_eq!(desired.repositories[0].on_removal, OnRemoval::Protected);
+}
+
+#[test]
+fn a_namespace_may_use_only_the_names_that_it_is_allowed() {
+    let border = "{managed: {}, allowedNamespaces: [{selector: {matchLabels: {team: payments}}, repositoryPrefixes: [payments/]}]}";
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: payments, labels: {team: payments}}\n---\n";
+    let both = repository("api", "repositoryName: payments/api") + &repository("bill", "repositoryName: billing/api");
+    let desired = wanted(&(registry(border) + namespace + &both));
+    assert_eq!(desired.repositories.len(), 1);
+    let expected =
+        "Repository payments/bill: NotAllowed: namespace payments may use payments/ in Registry home, not billing/api";
+    assert_eq!(refusals(&desired), [expected]);
+
+    let desired = wanted(&(registry(border) + &both));
+    assert!(desired.repositories.is_empty());
+    assert!(refusals(&desired)[0].contains("may not use Registry home"), "{:?}", refusals(&desired));
+}
+
+#[test]
+fn a_selector_chooses_repositories_of_its_namespace_and_registry() {
+    let elsewhere = repository("far", "").replace("namespace: payments", "namespace: other");
+    let abroad = repository("us", "").replace("name: home}", "name: us}");
+    let yaml = registry("{managed: {}}")
+        + &registry("{managed: {}}").replace("name: home", "name: us")
+        + &repository("api", "")
+        + &repository("web", "")
+        + &elsewhere
+        + &abroad
+        + &policy("all", "repositorySelector: {}")
+        + &policy("some", "repositorySelector: {matchLabels: {app: web}}, mode: Enforce")
+        + &policy("one", "repositoryRef: {name: api}")
+        + &policy("none", "repositorySelector: {matchLabels: {app: nothing}}");
+    let desired = wanted(&yaml);
+    let chosen = desired.lifecycle_policies.iter().map(|it| {
+        let names: Vec<&str> = it.repositories.iter().map(|name| name.as_str()).collect();
+        (it.object.name.as_str(), names.join(" "))
+    });
+    let chosen: Vec<(&str, String)> = chosen.collect();
+    let expected = [("all", "api web"), ("some", "web"), ("one", "api"), ("none", "")];
+    assert_eq!(chosen, expected.map(|(name, chosen)| (name, chosen.to_owned())));
+    assert_eq!(desired.notes.len(), 1, "{:?}", desired.notes);
+}
+
+#[test]
+fn a_reference_that_leads_nowhere_waits() {
+    let stray = repository("stray", "").replace("name: home}", "name: away}");
+    let manifests = manifests(&(registry("{managed: {}}") + &stray + &policy("keep", "repositoryRef: {name: api}")));
+    let messages: Vec<String> =
+        unresolved(&manifests).iter().map(|it| format!("{}: {}", it.reason, it.message)).collect();
+    assert_eq!(messages, ["ReferenceNotFound: Registry \"away\" does not exist: declare it, or correct registryRef"]);
+    let desired = desired(&manifests, &manifests.registry("home").unwrap().resource, "local");
+    assert_eq!(
+        refusals(&desired),
+        [
+            "LifecyclePolicy payments/keep: ReferenceNotFound: Repository payments/api does not exist in Registry home: declare it, or \
+          correct repositoryRef"
+        ]
+    );
+}
+
+#[test]
+fn what_cannot_be_had_is_refused_visibly() {
+    let spec =
+        "{managed: {}, policy: {Version: '2012-10-17', Statement: []}, scanningConfiguration: {scanType: BASIC}}";
+    let desired = wanted(&(registry(spec) + &repository("open", "visibility: Public")));
+    let reasons: Vec<String> = desired.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
+    assert_eq!(
+        reasons,
+        [
+            "Registry home UnsupportedByRegistry",
+            "Registry home UnsupportedByRegistry",
+            "Repository payments/open UnsupportedByRegistry"
+        ]
+    );
+    assert!(desired.repositories.is_empty());
+}
+
+#[test]
+fn in_use_protection_is_never_ignored() {
+    let policies = repository("api", "")
+        + &policy("keep", "repositorySelector: {}, mode: Enforce, inUseProtection: {enabled: true}");
+    let managed = wanted(&(registry("{managed: {}}") + &policies));
+    assert_eq!(managed.lifecycle_policies[0].mode, LifecycleMode::Preview);
+    assert!(managed.notes[0].contains("previewed, not enforced"), "{:?}", managed.notes);
+    let amazon = wanted(&(registry("{region: eu-1, aws: {}}") + &policies));
+    assert!(amazon.lifecycle_policies.is_empty());
+    assert_eq!(amazon.refused[0].reason, "UnsupportedByRegistry");
+    let preview = policies.replace("mode: Enforce", "mode: Preview");
+    assert!(wanted(&(registry("{region: eu-1, aws: {}}") + &preview)).refused.is_empty());
+}
+
+#[test]
+fn what_only_a_cluster_can_honour_is_noted() {
+    let spec = "{managed: {replicas: 1, service: {type: ClusterIP}, tls: {secretName: tls}, resources: {limits: {memory: 1Gi}}, \
+                database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}, deletionPolicy: Retain}";
+    let notes = wanted(&registry(spec)).notes.join("\n");
+    for field in [
+        "managed.replicas",
+        "managed.service",
+        "managed.tls",
+        "managed.resources",
+        "database.postgres",
+        "deletionPolicy",
+    ] {
+        assert!(notes.contains(field), "{field} in {notes}");
+    }
+    assert!(wanted(&registry("{managed: {publicUrl: 'https://r.example.com'}}")).notes.is_empty());
+    assert_eq!(
+        wanted(&registry("{region: eu-1, endpoint: {url: 'https://r.example.com'}}")).notes,
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn account_settings_are_named_as_ecr_names_them() {
+    let desired = wanted(&registry("{managed: {}, accountSettings: {BLOB_MOUNTING: ENABLED}}"));
+    assert_eq!(desired.account_settings, BTreeMap::from([("BLOB_MOUNTING".to_owned(), "ENABLED".to_owned())]));
+    let error = ApiError { name: "UnsupportedByRegistry".to_owned(), message: "no such operation".to_owned() };
+    let without = Observed { account_settings: Err(error), ..Observed::default() };
+    let plan = plan(&desired, &without);
+    assert_eq!((plan.is_empty(), plan.refused[0].reason.as_ref()), (true, "UnsupportedByRegistry"));
+}
+
+#[test]
+fn the_quickstart_is_wanted_whole() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/quickstart");
+    let manifests = crate::manifests::load(&folder).unwrap();
+    let desired = desired(&manifests, &manifests.registries[0].resource, "local");
+    assert!(desired.refused.is_empty(), "{:?}", desired.refused);
+    assert_eq!((desired.repositories.len(), desired.lifecycle_policies.len()), (4, 2));
+    assert!(unresolved(&manifests).is_empty());
+}
+
+#[test]
+fn a_repository_policy_that_no_registry_takes_is_refused_before_anything_is_sent() {
+    let policy = "repositoryPolicy: {Version: '2012-10-17', Statement: [{Effect: Maybe, Principal: '*', Action: 'ecr:PutImage'}]}";
+    let desired = wanted(&(registry("{managed: {}}") + &repository("api", policy)));
+    assert_eq!(desired.refused[0].reason, "InvalidParameterException");
+    assert!(desired.refused[0].message.starts_with("repositoryPolicy is not valid: "), "{:?}", desired.refused);
+    assert!(wanted(&(registry("{region: eu-1, aws: {}}") + &repository("api", policy))).refused.is_empty());
+}

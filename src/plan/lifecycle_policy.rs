@@ -1,0 +1,121 @@
+//! What becomes of one LifecyclePolicy in one repository.
+
+use serde_json::Value;
+
+use super::model::{Adoption, Desired, DesiredLifecyclePolicy, LifecycleMode, ObservedRepository, Refused};
+use super::ownership::{LifecycleOwner, Ownership, is_lifecycle_tag};
+use super::{Action, Call, FieldChange, Step, change, show_document};
+use crate::lifecycle::Policy;
+use crate::names::RepositoryName;
+
+/// Decides about a repository that may have it; `found` is nothing when this plan creates the repository. `enforced` says
+/// that some LifecyclePolicy of ours is put to it: then a preview must not take it away.
+pub(super) fn decide(
+    desired: &Desired,
+    wanted: &DesiredLifecyclePolicy,
+    name: &RepositoryName,
+    found: Option<&ObservedRepository>,
+    enforced: bool,
+) -> Result<Option<Step>, Refused> {
+    let (action, changes, calls) = match wanted.mode {
+        LifecycleMode::Enforce => enforce(desired, wanted, name, found)?,
+        LifecycleMode::Preview => preview(desired, wanted, found, enforced),
+    };
+    Ok((!calls.is_empty()).then(|| Step {
+        action,
+        object: wanted.object.clone(),
+        repository: Some(name.clone()),
+        arn: found.map(|found| found.arn.clone()),
+        changes,
+        calls,
+    }))
+}
+
+type Work = (Action, Vec<FieldChange>, Vec<Call>);
+
+fn enforce(
+    desired: &Desired,
+    wanted: &DesiredLifecyclePolicy,
+    name: &RepositoryName,
+    found: Option<&ObservedRepository>,
+) -> Result<Work, Refused> {
+    let refused = |reason, message| Err(Refused::new(&wanted.object, reason, message));
+    let before = found.and_then(|found| Ownership::read(&found.tags).lifecycle);
+    let current = found.and_then(|found| found.lifecycle_policy.as_ref());
+    match &before {
+        Some(owner) if owner.cluster != desired.cluster => {
+            let message =
+                format!("{name} in {} has its lifecycle policy from {owner}: remove that one", desired.registry);
+            return refused("OwnedByAnother", message);
+        }
+        None if current.is_some() && wanted.adoption == Adoption::Create => {
+            let message =
+                format!("{name} has a lifecycle policy, and adoptionPolicy is Create: set AdoptOrCreate to replace it");
+            return refused("AlreadyExists", message);
+        }
+        None if current.is_none() && wanted.adoption == Adoption::Adopt => {
+            let message = format!(
+                "{name} has no lifecycle policy, and adoptionPolicy is Adopt: set AdoptOrCreate to give it one"
+            );
+            return refused("NotFound", message);
+        }
+        _ => {}
+    }
+    let (mut changes, mut calls) = (Vec::new(), Vec::new());
+    let owner = LifecycleOwner::new(&desired.cluster, &wanted.object, wanted.delete_on_removal);
+    if before.as_ref() != Some(&owner) {
+        calls.push(Call::TagResource(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags()));
+    }
+    if !current.is_some_and(|current| equivalent(current, &wanted.document)) {
+        let (from, to) = (current.map(show_document), show_document(&wanted.document));
+        changes.push(change("lifecyclePolicy", from, Some(to)));
+        calls.push(Call::PutLifecyclePolicy(wanted.document.to_string()));
+    }
+    let action = match (current, before.is_some()) {
+        (None, _) => Action::Create,
+        (Some(_), true) => Action::Update,
+        (Some(_), false) => Action::Adopt,
+    };
+    if changes.is_empty() && action == Action::Update && !calls.is_empty() {
+        changes.push(change("ownership tags", None, None));
+    }
+    Ok((action, changes, calls))
+}
+
+fn preview(
+    desired: &Desired,
+    wanted: &DesiredLifecyclePolicy,
+    found: Option<&ObservedRepository>,
+    enforced: bool,
+) -> Work {
+    let (mut changes, mut calls) = (Vec::new(), Vec::new());
+    let owner = found.and_then(|found| Ownership::read(&found.tags).lifecycle);
+    let ours = owner.is_some_and(|owner| owner.is(&desired.cluster, &wanted.object));
+    if let Some(found) = found.filter(|_| ours && !enforced) {
+        // It was enforced until now, and a preview must not go on deleting.
+        if let Some(current) = &found.lifecycle_policy {
+            changes.push(change("lifecyclePolicy", Some(show_document(current)), None));
+            calls.push(Call::DeleteLifecyclePolicy);
+        }
+        calls.push(untag(found));
+    }
+    let previewed = found.and_then(|found| found.preview.as_ref());
+    if !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document)) {
+        changes.push(change("preview", None, Some(show_document(&wanted.document))));
+        calls.push(Call::StartLifecyclePolicyPreview(wanted.document.to_string()));
+    }
+    (Action::Preview, changes, calls)
+}
+
+/// Whether two documents mean the same. One that this version cannot read is only ever equal to itself.
+fn equivalent(one: &Value, other: &Value) -> bool {
+    match (Policy::from_value(one), Policy::from_value(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+/// Takes away what says whose the repository's lifecycle policy is.
+pub(super) fn untag(found: &ObservedRepository) -> Call {
+    Call::UntagResource(found.tags.keys().filter(|key| is_lifecycle_tag(key)).cloned().collect())
+}

@@ -1,0 +1,267 @@
+//! The core: `plan(desired, observed)` says what would change, as data that can be printed, compared and carried out.
+//!
+//! Pure: no I/O and no clock. File mode and the operator run the same function.
+
+mod decide;
+mod desired;
+mod lifecycle_policy;
+pub mod model;
+pub mod ownership;
+#[cfg(test)]
+mod properties;
+mod repository;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+pub use decide::plan;
+pub use desired::{desired, unresolved};
+pub use model::{Desired, Observed};
+
+use crate::names::RepositoryName;
+use crate::tag_mutability::TagMutability;
+use model::Refused;
+
+/// A resource that a step is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Object {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its namespace; empty for a cluster-scoped one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namespace.as_str() {
+            "" => write!(f, "{} {}", self.kind, self.name),
+            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
+        }
+    }
+}
+
+impl Object {
+    /// Whether the object's own name tells which repository is meant.
+    pub fn says(&self, repository: &RepositoryName) -> bool {
+        let Self { kind: _, namespace, name } = self;
+        repository.as_str() == name || repository.as_str() == format!("{namespace}/{name}")
+    }
+}
+
+/// What a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Makes what is not there.
+    Create,
+    /// Takes over what is there and nobody's.
+    Adopt,
+    /// Changes what is ours.
+    Update,
+    /// Evaluates a lifecycle policy without carrying it out.
+    Preview,
+    /// Lets go of what no manifest declares any more; it stays in the registry.
+    Retain,
+    /// Deletes what no manifest declares any more, as its manifest had said.
+    Delete,
+}
+
+impl Action {
+    /// Every action, in the order in which a summary counts them.
+    pub const ALL: [Self; 6] = [Self::Create, Self::Adopt, Self::Update, Self::Preview, Self::Retain, Self::Delete];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Adopt => "adopt",
+            Self::Update => "update",
+            Self::Preview => "preview",
+            Self::Retain => "retain",
+            Self::Delete => "delete",
+        }
+    }
+
+    fn sign(self) -> char {
+        match self {
+            Self::Create => '+',
+            Self::Adopt => '>',
+            Self::Update => '~',
+            Self::Preview => '?',
+            Self::Retain => '=',
+            Self::Delete => '-',
+        }
+    }
+}
+
+/// A field that a step changes, both sides as ECR writes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldChange {
+    /// ECR's name for it.
+    pub field: String,
+    /// What is there; nothing if it is new.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// What is wanted; nothing if it goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// One call of the ECR API. A step's calls run in order, and each may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// CreateRepository.
+    CreateRepository {
+        /// `imageTagMutability` with its filters.
+        tag_mutability: TagMutability,
+        /// `scanOnPush`.
+        scan_on_push: bool,
+        /// `encryptionType` and `kmsKey`; ECR's default if none.
+        encryption: Option<(String, Option<String>)>,
+        /// Resource tags.
+        tags: BTreeMap<String, String>,
+    },
+    /// PutImageTagMutability.
+    PutImageTagMutability(TagMutability),
+    /// PutImageScanningConfiguration.
+    PutImageScanningConfiguration {
+        /// `scanOnPush`.
+        scan_on_push: bool,
+    },
+    /// TagResource.
+    TagResource(BTreeMap<String, String>),
+    /// UntagResource.
+    UntagResource(Vec<String>),
+    /// SetRepositoryPolicy, with the document's text.
+    SetRepositoryPolicy(String),
+    /// DeleteRepositoryPolicy.
+    DeleteRepositoryPolicy,
+    /// PutLifecyclePolicy, with the document's text.
+    PutLifecyclePolicy(String),
+    /// DeleteLifecyclePolicy.
+    DeleteLifecyclePolicy,
+    /// StartLifecyclePolicyPreview, with the document's text.
+    StartLifecyclePolicyPreview(String),
+    /// DeleteRepository.
+    DeleteRepository {
+        /// Images too.
+        force: bool,
+    },
+    /// PutAccountSetting.
+    PutAccountSetting {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// One thing that a plan does, for one resource and one repository at most.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Step {
+    /// What it does.
+    pub action: Action,
+    /// The resource that asks for it, or asked once.
+    pub object: Object,
+    /// The repository that it does it to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RepositoryName>,
+    /// Its ARN, where the repository is there already.
+    #[serde(skip)]
+    pub arn: Option<String>,
+    /// What changes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<FieldChange>,
+    /// How it is done.
+    #[serde(skip)]
+    pub calls: Vec<Call>,
+}
+
+/// What would change in one registry.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Plan {
+    /// What is done, in this order.
+    pub steps: Vec<Step>,
+    /// Resources that are not acted on.
+    pub refused: Vec<Refused>,
+    /// What holds only elsewhere and is let be here.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Whether the registry is as the manifests want it, and nothing is refused.
+    pub fn is_settled(&self) -> bool {
+        self.steps.is_empty() && self.refused.is_empty()
+    }
+
+    /// Whether nothing would change.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// How many steps of each action there are, those with none left out.
+    pub fn counts(&self) -> Vec<(Action, usize)> {
+        let count = |action| self.steps.iter().filter(|step| step.action == action).count();
+        Action::ALL.into_iter().map(|action| (action, count(action))).filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:<8}{}", self.action.sign(), self.action.as_str(), self.object)?;
+        if let Some(repository) = self.repository.as_ref().filter(|repository| !self.object.says(repository)) {
+            write!(f, " ({repository})")?;
+        }
+        for FieldChange { field, from, to } in &self.changes {
+            match (from, to) {
+                (None, Some(to)) => write!(f, "\n             {field}: {to}")?,
+                (Some(from), Some(to)) => write!(f, "\n             {field}: {from} -> {to}")?,
+                (Some(from), None) => write!(f, "\n             {field}: {from} -> (none)")?,
+                (None, None) => write!(f, "\n             {field}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for step in &self.steps {
+            writeln!(f, "{step}")?;
+        }
+        for Refused { object, reason, message } in &self.refused {
+            writeln!(f, "! refused {object}\n             {reason}: {message}")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  note    {note}")?;
+        }
+        if self.steps.is_empty() {
+            return write!(f, "Nothing to change.");
+        }
+        let counts: Vec<String> =
+            self.counts().into_iter().map(|(action, count)| format!("{count} to {}", action.as_str())).collect();
+        write!(f, "{}.", counts.join(", "))
+    }
+}
+
+/// A document on one line, cut where it would no longer help anybody.
+fn show_document(document: &Value) -> String {
+    const ENOUGH: usize = 160;
+    let text = document.to_string();
+    match text.char_indices().nth(ENOUGH) {
+        Some((end, _)) => format!("{}… ({} characters)", &text[..end], text.chars().count()),
+        None => text,
+    }
+}
+
+fn change(field: &str, from: Option<String>, to: Option<String>) -> FieldChange {
+    FieldChange { field: field.to_owned(), from, to }
+}

@@ -1,0 +1,175 @@
+//! What is wanted of one registry, and what was found there. Plain data.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::Object;
+use super::ownership::OnRemoval;
+use crate::names::RepositoryName;
+use crate::tag_mutability::TagMutability;
+
+/// Everything that the manifests want of one registry.
+#[derive(Debug, Clone, Default)]
+pub struct Desired {
+    /// Who plans: the cluster's name, or what stands for one in file mode. It is written on what is owned.
+    pub cluster: String,
+    /// The Registry resource's name.
+    pub registry: String,
+    /// ECR account settings, by name.
+    pub account_settings: BTreeMap<String, String>,
+    /// Repositories, in the order in which their resources have precedence.
+    pub repositories: Vec<DesiredRepository>,
+    /// Lifecycle policies, in the order in which their resources have precedence.
+    pub lifecycle_policies: Vec<DesiredLifecyclePolicy>,
+    /// Every resource of the manifests, those of other registries included: what any of them has is never an orphan.
+    pub declared: BTreeSet<Object>,
+    /// Resources that cannot be planned, and why. What they have already is let be.
+    pub refused: Vec<Refused>,
+    /// What holds only elsewhere and is let be here.
+    pub notes: Vec<String>,
+}
+
+/// Why a resource is not acted on: a stable reason, and a sentence that names the object, the value and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Refused {
+    /// The resource.
+    pub object: Object,
+    /// CamelCase, as it will stand in a condition; the registry's own name for an error that is its own.
+    pub reason: Cow<'static, str>,
+    /// The sentence.
+    pub message: String,
+}
+
+impl Refused {
+    /// A refusal with a reason of ours.
+    pub fn new(object: &Object, reason: &'static str, message: String) -> Self {
+        Self { object: object.clone(), reason: reason.into(), message }
+    }
+}
+
+/// May a plan change things for this resource?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Management {
+    /// Yes.
+    #[default]
+    Full,
+    /// No: managementPolicy Observe.
+    Observe,
+    /// No: suspend.
+    Suspended,
+}
+
+/// What to do about a repository that exists, or does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Adoption {
+    /// Take it over, or make it.
+    #[default]
+    AdoptOrCreate,
+    /// Take it over; never make it.
+    Adopt,
+    /// Make it; never take over what is there.
+    Create,
+}
+
+/// One Repository.
+#[derive(Debug, Clone)]
+pub struct DesiredRepository {
+    /// The resource.
+    pub object: Object,
+    /// The repository's name.
+    pub name: RepositoryName,
+    /// Wanted; `None` leaves it be (and ECR's default when created).
+    pub tag_mutability: Option<TagMutability>,
+    /// Wanted; `None` leaves it be.
+    pub scan_on_push: Option<bool>,
+    /// `encryptionType` and `kmsKey`; only ever used when created.
+    pub encryption: Option<(String, Option<String>)>,
+    /// The repository policy's document; `None` leaves it be, unless this resource had set it.
+    pub policy: Option<Value>,
+    /// Resource tags.
+    pub tags: BTreeMap<String, String>,
+    /// May it be changed?
+    pub management: Management,
+    /// May it be taken over?
+    pub adoption: Adoption,
+    /// What happens when the manifest goes.
+    pub on_removal: OnRemoval,
+}
+
+/// How a LifecyclePolicy is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LifecycleMode {
+    /// Shown, not done.
+    Preview,
+    /// Put to the repository.
+    Enforce,
+}
+
+/// One LifecyclePolicy.
+#[derive(Debug, Clone)]
+pub struct DesiredLifecyclePolicy {
+    /// The resource.
+    pub object: Object,
+    /// The repositories that it is for.
+    pub repositories: Vec<RepositoryName>,
+    /// Preview or enforce.
+    pub mode: LifecycleMode,
+    /// ECR's document: `{"rules": […]}`.
+    pub document: Value,
+    /// May it be changed?
+    pub management: Management,
+    /// May it replace a policy that nobody of ours put?
+    pub adoption: Adoption,
+    /// The policy goes with the manifest (deletionPolicy Delete).
+    pub delete_on_removal: bool,
+}
+
+/// What was found in one registry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// The account settings that the desired state speaks of, or why they cannot be had.
+    pub account_settings: Result<BTreeMap<String, String>, ApiError>,
+    /// Its repositories.
+    pub repositories: BTreeMap<RepositoryName, ObservedRepository>,
+    /// Repositories that are there but could not be looked at.
+    pub unreadable: BTreeMap<RepositoryName, ApiError>,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self { account_settings: Ok(BTreeMap::new()), repositories: BTreeMap::new(), unreadable: BTreeMap::new() }
+    }
+}
+
+/// What a registry's API said instead of doing what it was asked to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, thiserror::Error)]
+#[error("{name}: {message}")]
+pub struct ApiError {
+    /// The error's own name.
+    pub name: String,
+    /// What it says.
+    pub message: String,
+}
+
+/// One repository that was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObservedRepository {
+    /// Its ARN, only ever handed back.
+    pub arn: String,
+    /// Its tag mutability.
+    pub tag_mutability: TagMutability,
+    /// Its scanning configuration.
+    pub scan_on_push: bool,
+    /// Its encryption type and key.
+    pub encryption: (String, Option<String>),
+    /// Its resource tags.
+    pub tags: BTreeMap<String, String>,
+    /// Its repository policy's document, where the desired state or the tags speak of one.
+    pub policy: Option<Value>,
+    /// Its lifecycle policy's document, where the desired state or the tags speak of one.
+    pub lifecycle_policy: Option<Value>,
+    /// The document of its latest preview that is complete or in progress, where the desired state speaks of one.
+    pub preview: Option<Value>,
+}

@@ -1,0 +1,324 @@
+//! Who a repository belongs to, as its resource tags say: the only memory that file mode and the operator share, and the
+//! reason why a plan never touches what no manifest of ours declared.
+//!
+//! | tag | says |
+//! |---|---|
+//! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | whose Repository it is |
+//! | `wharfage.dev/manages` | what that Repository set last, so that what it no longer sets is taken back |
+//! | `wharfage.dev/lifecycle` | whose LifecyclePolicy put the lifecycle policy |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
+
+use super::Object;
+
+/// The prefix of every tag that Wharfage writes for itself.
+pub const PREFIX: &str = "wharfage.dev/";
+const CLUSTER: &str = "wharfage.dev/cluster";
+const NAMESPACE: &str = "wharfage.dev/namespace";
+const NAME: &str = "wharfage.dev/name";
+const MANAGES: &str = "wharfage.dev/manages";
+const LIFECYCLE: &str = "wharfage.dev/lifecycle";
+
+/// What happens to a repository, or to a lifecycle policy, when its manifest goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnRemoval {
+    /// It stays, and is nobody's.
+    #[default]
+    Retain,
+    /// It is deleted, if it has no images.
+    Delete,
+    /// It is deleted with its images.
+    DeleteWithImages,
+    /// It stays: deletionProtection forbids deleting it.
+    Protected,
+}
+
+/// A resource of a cluster: who owns.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// The cluster, or what stands for one in file mode.
+    pub cluster: String,
+    /// The resource's namespace.
+    pub namespace: String,
+    /// The resource's name.
+    pub name: String,
+}
+
+impl Owner {
+    /// The owner that this resource of this cluster is.
+    pub fn new(cluster: &str, object: &Object) -> Self {
+        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name: object.name.clone() }
+    }
+
+    /// The Repository that it is, in its own cluster.
+    pub fn object(&self) -> Object {
+        Object { kind: "Repository", namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Repository {}/{} of cluster {}", self.namespace, self.name, self.cluster)
+    }
+}
+
+/// What the owner's manifest set when it was last applied.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Manages {
+    /// The repository policy.
+    pub policy: bool,
+    /// The tag mutability.
+    pub mutability: bool,
+    /// The scanning configuration.
+    pub scanning: bool,
+    /// What to do when the manifest goes.
+    pub on_removal: OnRemoval,
+    /// The resource tags, as short fingerprints of their keys.
+    pub tag_keys: BTreeSet<String>,
+}
+
+/// Characters of a key's fingerprint: 45 keys and the flags fit into a tag's 256 characters, and with 30 bits each,
+/// somebody else's tag is taken for ours about once in a million repositories that are full of tags.
+const FINGERPRINT: usize = 5;
+
+/// The fingerprint of a tag's key.
+pub fn fingerprint(key: &str) -> String {
+    hash(key, FINGERPRINT)
+}
+
+/// The first characters of a text's hash, all of them allowed in a tag's value.
+fn hash(text: &str, characters: usize) -> String {
+    let mut hash = URL_SAFE_NO_PAD.encode(Sha256::digest(text.as_bytes()));
+    hash.truncate(characters);
+    hash
+}
+
+impl Manages {
+    /// What either of the two manages; what happens on removal is as `self` says.
+    pub fn union(&self, other: &Self) -> Self {
+        Self {
+            policy: self.policy || other.policy,
+            mutability: self.mutability || other.mutability,
+            scanning: self.scanning || other.scanning,
+            on_removal: self.on_removal,
+            tag_keys: self.tag_keys.union(&other.tag_keys).cloned().collect(),
+        }
+    }
+
+    fn render(&self) -> String {
+        let mut text = String::new();
+        for (flag, letter) in [(self.policy, 'p'), (self.mutability, 'm'), (self.scanning, 's')] {
+            if flag {
+                text.push(letter);
+            }
+        }
+        text.push(match self.on_removal {
+            OnRemoval::Retain => 'r',
+            OnRemoval::Delete => 'd',
+            OnRemoval::DeleteWithImages => 'i',
+            OnRemoval::Protected => 'x',
+        });
+        text.push(':');
+        text.extend(self.tag_keys.iter().map(String::as_str));
+        text
+    }
+
+    /// Reads the tag; whatever cannot be read counts as not managed and to be retained, which is the safe side.
+    fn parse(text: &str) -> Self {
+        let (flags, keys) = text.split_once(':').unwrap_or((text, ""));
+        let on_removal = if flags.contains('x') {
+            OnRemoval::Protected
+        } else if flags.contains('i') {
+            OnRemoval::DeleteWithImages
+        } else if flags.contains('d') {
+            OnRemoval::Delete
+        } else {
+            OnRemoval::Retain
+        };
+        let keys = keys.as_bytes().chunks(FINGERPRINT).filter(|chunk| chunk.len() == FINGERPRINT);
+        Self {
+            policy: flags.contains('p'),
+            mutability: flags.contains('m'),
+            scanning: flags.contains('s'),
+            on_removal,
+            tag_keys: keys.map(|chunk| String::from_utf8_lossy(chunk).into_owned()).collect(),
+        }
+    }
+}
+
+/// Whose LifecyclePolicy put a repository's lifecycle policy, and whether it goes with the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LifecycleOwner {
+    /// The cluster that it is in.
+    pub cluster: String,
+    /// The LifecyclePolicy's namespace.
+    pub namespace: String,
+    /// Its name, shortened if it is long.
+    name: String,
+    /// The policy is deleted when the manifest goes.
+    pub delete: bool,
+}
+
+/// Characters of a LifecyclePolicy's name that a tag has room for, beside the cluster's and the namespace's (63 each).
+const LONGEST_NAME: usize = 120;
+
+impl LifecycleOwner {
+    /// The owner that this resource of this cluster is.
+    pub fn new(cluster: &str, object: &Object, delete: bool) -> Self {
+        const HASH: usize = 16;
+        let name = match object.name.get(..LONGEST_NAME - HASH - 1) {
+            Some(head) if object.name.len() > LONGEST_NAME => format!("{head}={}", hash(&object.name, HASH)),
+            _ => object.name.clone(),
+        };
+        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name, delete }
+    }
+
+    fn render(&self) -> String {
+        format!("{}/{}/{}{}", self.cluster, self.namespace, self.name, if self.delete { " delete" } else { "" })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (object, delete) = match text.strip_suffix(" delete") {
+            Some(object) => (object, true),
+            None => (text, false),
+        };
+        let mut parts = object.splitn(3, '/').map(str::to_owned);
+        Some(Self { cluster: parts.next()?, namespace: parts.next()?, name: parts.next()?, delete })
+    }
+
+    /// Whether it is this cluster's LifecyclePolicy of this name.
+    pub fn is(&self, cluster: &str, object: &Object) -> bool {
+        let Self { cluster, namespace, name, delete: _ } = Self::new(cluster, object, false);
+        self.cluster == cluster && self.namespace == namespace && self.name == name
+    }
+
+    /// The LifecyclePolicy that it is, in its own cluster, as far as the tag has room for its name.
+    pub fn object(&self) -> Object {
+        Object { kind: "LifecyclePolicy", namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+impl std::fmt::Display for LifecycleOwner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LifecyclePolicy {}/{} of cluster {}", self.namespace, self.name, self.cluster)
+    }
+}
+
+/// All that a repository's tags say about ownership.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ownership {
+    /// Its owner, if a Repository owns it.
+    pub owner: Option<Owner>,
+    /// What the owner set.
+    pub manages: Manages,
+    /// The owner of its lifecycle policy.
+    pub lifecycle: Option<LifecycleOwner>,
+}
+
+/// Whether a tag is one of those that say whose Repository it is.
+pub(super) fn is_owner_tag(key: &str) -> bool {
+    key.starts_with(PREFIX) && !is_lifecycle_tag(key)
+}
+
+/// Whether a tag is the one that says whose lifecycle policy it has.
+pub(super) fn is_lifecycle_tag(key: &str) -> bool {
+    key == LIFECYCLE
+}
+
+impl Ownership {
+    /// Reads a repository's tags.
+    pub fn read(tags: &BTreeMap<String, String>) -> Self {
+        let text = |key| tags.get(key).cloned();
+        let owner = match (text(CLUSTER), text(NAMESPACE), text(NAME)) {
+            (Some(cluster), Some(namespace), Some(name)) => Some(Owner { cluster, namespace, name }),
+            _ => None,
+        };
+        Self {
+            owner,
+            manages: tags.get(MANAGES).map(|text| Manages::parse(text)).unwrap_or_default(),
+            lifecycle: tags.get(LIFECYCLE).and_then(|text| LifecycleOwner::parse(text)),
+        }
+    }
+
+    /// The tags that say this.
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        let mut tags = BTreeMap::new();
+        if let Some(Owner { cluster, namespace, name }) = &self.owner {
+            tags.insert(CLUSTER.to_owned(), cluster.clone());
+            tags.insert(NAMESPACE.to_owned(), namespace.clone());
+            tags.insert(NAME.to_owned(), name.clone());
+            tags.insert(MANAGES.to_owned(), self.manages.render());
+        }
+        if let Some(lifecycle) = &self.lifecycle {
+            tags.insert(LIFECYCLE.to_owned(), lifecycle.render());
+        }
+        tags
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn object(kind: &'static str, namespace: &str, name: &str) -> Object {
+        Object { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            policy: bool, mutability: bool, scanning: bool, removal in 0..4usize,
+            keys in proptest::collection::btree_set("[a-z ]{1,12}", 0..=45),
+            (cluster, namespace, name) in ("[a-z]{1,63}", "[a-z]{1,63}", "[a-z.]{1,253}"),
+            delete in proptest::option::of(any::<bool>()),
+        ) {
+            let on_removal =
+                [OnRemoval::Retain, OnRemoval::Delete, OnRemoval::DeleteWithImages, OnRemoval::Protected][removal];
+            let owning = object("Repository", &namespace, &name);
+            let policing = object("LifecyclePolicy", &namespace, &name);
+            let ownership = Ownership {
+                owner: Some(Owner::new(&cluster, &owning)),
+                manages: Manages {
+                    policy, mutability, scanning, on_removal,
+                    tag_keys: keys.iter().map(|key| fingerprint(key)).collect(),
+                },
+                lifecycle: delete.map(|delete| LifecycleOwner::new(&cluster, &policing, delete)),
+            };
+            let tags = ownership.tags();
+            prop_assert!(tags.values().all(|value| value.len() <= 256));
+            prop_assert!(tags.values().flat_map(|value| value.chars()).all(|c| c.is_alphanumeric() || " _.:/=+-@".contains(c)));
+            prop_assert!(tags.len() <= 5);
+            let read = Ownership::read(&tags);
+            prop_assert!(read.lifecycle.iter().all(|owner| owner.is(&cluster, &policing)));
+            prop_assert_eq!(read, ownership);
+        }
+
+        #[test]
+        fn a_garbled_tag_never_asks_for_deletion(text in "[^dix]{0,40}") {
+            prop_assert_eq!(Manages::parse(&text).on_removal, OnRemoval::Retain);
+        }
+
+        #[test]
+        fn any_tags_are_read_without_a_panic(tags in proptest::collection::btree_map(
+            prop_oneof!["[a-z]{1,5}", Just(CLUSTER.to_owned()), Just(NAMESPACE.to_owned()), Just(NAME.to_owned()),
+                Just(MANAGES.to_owned()), Just(LIFECYCLE.to_owned())],
+            "\\PC{0,40}",
+            0..6,
+        )) {
+            Ownership::read(&tags);
+        }
+    }
+
+    #[test]
+    fn two_long_names_with_the_same_head_are_two_owners() {
+        let long = |end: &str| object("LifecyclePolicy", "team", &format!("{}{end}", "a".repeat(200)));
+        assert!(LifecycleOwner::new("local", &long("x"), false).is("local", &long("x")));
+        assert!(!LifecycleOwner::new("local", &long("x"), false).is("local", &long("y")));
+    }
+}

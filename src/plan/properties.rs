@@ -1,0 +1,424 @@
+//! What holds of every plan, whatever is wanted and whatever is there. Plans are carried out on plain data: the calls'
+//! meaning, without a registry.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::model::*;
+use super::ownership::{OnRemoval, Ownership, PREFIX};
+use super::*;
+use crate::tag_mutability::Mutability;
+
+const OURS: &str = "local";
+const THEIRS: &str = "other";
+
+/// What a call does to a registry; what a registry would refuse is a fault of the plan.
+fn carry_out(registry: &mut Observed, step: &Step, call: &Call) {
+    if let Call::PutAccountSetting { name, value } = call {
+        registry.account_settings.as_mut().unwrap().insert(name.clone(), value.clone());
+        return;
+    }
+    let name = step.repository.clone().expect("a step that calls for a repository names it");
+    if let Call::CreateRepository { tag_mutability, scan_on_push, encryption, tags } = call {
+        let made = ObservedRepository {
+            arn: format!("arn:aws:ecr:local-1:000000000000:repository/{name}"),
+            tag_mutability: tag_mutability.clone(),
+            scan_on_push: *scan_on_push,
+            encryption: encryption.clone().unwrap_or(("AES256".to_owned(), None)),
+            tags: tags.clone(),
+            policy: None,
+            lifecycle_policy: None,
+            preview: None,
+        };
+        assert!(registry.repositories.insert(name, made).is_none(), "RepositoryAlreadyExistsException");
+        return;
+    }
+    if let Call::DeleteRepository { force: _ } = call {
+        assert!(registry.repositories.remove(&name).is_some(), "RepositoryNotFoundException");
+        return;
+    }
+    let found = registry.repositories.get_mut(&name).expect("RepositoryNotFoundException");
+    match call {
+        Call::PutImageTagMutability(to) => found.tag_mutability = to.clone(),
+        Call::PutImageScanningConfiguration { scan_on_push } => found.scan_on_push = *scan_on_push,
+        Call::TagResource(tags) => {
+            assert!(!tags.is_empty(), "InvalidParameterException");
+            found.tags.extend(tags.clone());
+        }
+        Call::UntagResource(keys) => {
+            assert!(!keys.is_empty(), "InvalidParameterException");
+            found.tags.retain(|key, _| !keys.contains(key));
+        }
+        Call::SetRepositoryPolicy(text) => found.policy = Some(serde_json::from_str(text).unwrap()),
+        Call::DeleteRepositoryPolicy => assert!(found.policy.take().is_some(), "RepositoryPolicyNotFoundException"),
+        Call::PutLifecyclePolicy(text) => found.lifecycle_policy = Some(serde_json::from_str(text).unwrap()),
+        Call::DeleteLifecyclePolicy => {
+            assert!(found.lifecycle_policy.take().is_some(), "LifecyclePolicyNotFoundException");
+        }
+        Call::StartLifecyclePolicyPreview(text) => found.preview = Some(serde_json::from_str(text).unwrap()),
+        Call::CreateRepository { .. } | Call::DeleteRepository { .. } | Call::PutAccountSetting { .. } => {}
+    }
+}
+
+/// Carries out the first `calls` calls of what is planned.
+fn apply_some(desired: &Desired, registry: &mut Observed, calls: usize) {
+    let plan = plan(desired, registry);
+    let all = plan.steps.iter().flat_map(|step| step.calls.iter().map(move |call| (step, call)));
+    for (step, call) in all.take(calls) {
+        carry_out(registry, step, call);
+    }
+}
+
+fn apply(desired: &Desired, registry: &mut Observed) {
+    apply_some(desired, registry, usize::MAX);
+}
+
+fn name(index: usize) -> RepositoryName {
+    ["aa", "team/api", "team/web", "ci/cache", "zz"][index % 5].parse().unwrap()
+}
+
+fn policy_document(index: usize) -> Value {
+    json!({ "Version": "2012-10-17", "Statement": [
+        { "Sid": format!("s{index}"), "Effect": "Allow", "Principal": "*", "Action": "ecr:BatchGetImage" },
+    ] })
+}
+
+fn lifecycle_document(index: usize) -> Value {
+    json!({ "rules": [{
+        "rulePriority": 1,
+        "selection": { "tagStatus": "any", "countType": "imageCountMoreThan", "countNumber": index + 1 },
+        "action": { "type": "expire" },
+    }] })
+}
+
+fn tag_mutability() -> impl Strategy<Value = TagMutability> {
+    (0..4usize, 1..4usize).prop_map(|(mode, filters)| {
+        let mode = Mutability::ALL[mode];
+        let exclusions =
+            if mode.has_exclusions() { (0..filters).map(|it| format!("v{it}*")).collect() } else { vec![] };
+        TagMutability { mode, exclusions }
+    })
+}
+
+fn tags(prefix: &'static str) -> impl Strategy<Value = BTreeMap<String, String>> {
+    proptest::collection::btree_map((0..3usize).prop_map(move |it| format!("{prefix}{it}")), "[a-b]", 0..3)
+}
+
+fn management() -> impl Strategy<Value = Management> {
+    prop_oneof![6 => Just(Management::Full), 1 => Just(Management::Observe), 1 => Just(Management::Suspended)]
+}
+
+fn adoption() -> impl Strategy<Value = Adoption> {
+    prop_oneof![4 => Just(Adoption::AdoptOrCreate), 1 => Just(Adoption::Adopt), 1 => Just(Adoption::Create)]
+}
+
+fn on_removal() -> impl Strategy<Value = OnRemoval> {
+    prop_oneof![
+        Just(OnRemoval::Retain),
+        Just(OnRemoval::Delete),
+        Just(OnRemoval::DeleteWithImages),
+        Just(OnRemoval::Protected),
+    ]
+}
+
+fn desired_repository() -> impl Strategy<Value = DesiredRepository> {
+    let fields = (
+        (0..6usize, 0..5usize),
+        proptest::option::of(tag_mutability()),
+        proptest::option::of(any::<bool>()),
+        proptest::option::of((0..3usize).prop_map(policy_document)),
+        proptest::option::weighted(0.2, prop_oneof![Just("AES256".to_owned()), Just("KMS".to_owned())]),
+        tags("mine."),
+        (management(), adoption(), on_removal()),
+    );
+    fields.prop_map(
+        |(
+            (object, name_index),
+            tag_mutability,
+            scan_on_push,
+            policy,
+            encryption,
+            tags,
+            (management, adoption, on_removal),
+        )| {
+            DesiredRepository {
+                object: Object { kind: "Repository", namespace: "team".to_owned(), name: format!("r{object}") },
+                name: name(name_index),
+                tag_mutability,
+                scan_on_push,
+                encryption: encryption.map(|kind| (kind, None)),
+                policy,
+                tags,
+                management,
+                adoption,
+                on_removal,
+            }
+        },
+    )
+}
+
+fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
+    let fields = (
+        0..4usize,
+        proptest::collection::btree_set((0..5usize).prop_map(name), 0..4),
+        any::<bool>(),
+        0..3usize,
+        (management(), adoption()),
+        any::<bool>(),
+    );
+    fields.prop_map(|(object, repositories, enforce, document, (management, adoption), delete_on_removal)| {
+        DesiredLifecyclePolicy {
+            object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: format!("p{object}") },
+            repositories: repositories.into_iter().collect(),
+            mode: if enforce { LifecycleMode::Enforce } else { LifecycleMode::Preview },
+            document: lifecycle_document(document),
+            management,
+            adoption,
+            delete_on_removal,
+        }
+    })
+}
+
+fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
+    let waiting = proptest::collection::vec((any::<bool>(), 0..6usize), 0..2);
+    let settings = proptest::collection::btree_map("[A-B]", "[a-b]", 0..2);
+    let repositories = proptest::collection::vec(desired_repository(), 0..6);
+    let policies = proptest::collection::vec(desired_lifecycle_policy(), 0..4);
+    (repositories, policies, waiting, settings).prop_map(
+        move |(mut repositories, mut lifecycle_policies, waiting, account_settings)| {
+            let refused = waiting.into_iter().map(|(repository, index)| {
+                let (kind, letter) = if repository { ("Repository", 'r') } else { ("LifecyclePolicy", 'p') };
+                let object = Object { kind, namespace: "team".to_owned(), name: format!("{letter}{index}") };
+                Refused::new(&object, "NotAllowed", String::new())
+            });
+            let refused: Vec<Refused> = refused.collect();
+            // A folder declares each resource once.
+            let mut declared: BTreeSet<Object> = refused.iter().map(|refused| refused.object.clone()).collect();
+            repositories.retain(|it| declared.insert(it.object.clone()));
+            lifecycle_policies.retain(|it| declared.insert(it.object.clone()));
+            Desired {
+                cluster: cluster.to_owned(),
+                registry: "home".to_owned(),
+                account_settings,
+                repositories,
+                lifecycle_policies,
+                declared,
+                refused,
+                notes: Vec::new(),
+            }
+        },
+    )
+}
+
+fn nothing_wanted() -> Desired {
+    Desired { cluster: OURS.to_owned(), registry: "home".to_owned(), ..Desired::default() }
+}
+
+prop_compose! {
+    /// A registry with a history: repositories of nobody, of another cluster, of our manifests as they once were, and all of
+    /// it changed behind everybody's back.
+    fn registry()(
+        nobodys in proptest::collection::btree_map((0..5usize).prop_map(name), tags("theirs."), 0..4),
+        theirs in wanted(THEIRS),
+        before in wanted(OURS),
+        drift in proptest::collection::vec((0..5usize, tag_mutability(), 0..4usize), 0..4),
+    ) -> Observed {
+        let mut registry = Observed::default();
+        for (name, tags) in nobodys {
+            registry.repositories.insert(name.clone(), ObservedRepository {
+                arn: format!("arn:aws:ecr:local-1:000000000000:repository/{name}"),
+                tag_mutability: TagMutability::MUTABLE,
+                scan_on_push: false,
+                encryption: ("AES256".to_owned(), None),
+                tags,
+                policy: Some(policy_document(7)),
+                lifecycle_policy: Some(lifecycle_document(7)),
+                preview: None,
+            });
+        }
+        apply(&theirs, &mut registry);
+        apply(&before, &mut registry);
+        for (index, mutability, what) in drift {
+            let Some(found) = registry.repositories.get_mut(&name(index)) else { continue };
+            match what {
+                0 => found.tag_mutability = mutability,
+                1 => found.policy = None,
+                2 => found.lifecycle_policy = None,
+                _ => found.tags.extend([("theirs.drift".to_owned(), "x".to_owned())]),
+            }
+        }
+        registry
+    }
+}
+
+proptest! {
+    #[test]
+    fn an_applied_plan_plans_empty(desired in wanted(OURS), mut registry in registry()) {
+        apply(&desired, &mut registry);
+        let again = plan(&desired, &registry);
+        prop_assert!(again.is_empty(), "{again}");
+    }
+
+    #[test]
+    fn no_plan_deletes_or_changes_what_a_resource_does_not_own(desired in wanted(OURS), before in registry()) {
+        let mut after = before.clone();
+        apply(&desired, &mut after);
+        for (name, was) in &before.repositories {
+            let is = after.repositories.get(name);
+            let ownership = Ownership::read(&was.tags);
+            let named = desired.repositories.iter().any(|it| it.name == *name);
+            match &ownership.owner {
+                Some(owner) if owner.cluster != OURS => prop_assert_eq!(is, Some(was), "another cluster's"),
+                Some(owner) if desired.refused.iter().any(|it| it.object == owner.object()) => {
+                    // Its LifecyclePolicy is a matter of its own.
+                    prop_assert_eq!(is.map(|it| Ownership::read(&it.tags).owner), Some(ownership.owner.clone()));
+                    prop_assert_eq!(is.map(|it| &it.policy), Some(&was.policy));
+                }
+                None if !named => prop_assert_eq!(is.map(|it| &it.tag_mutability), Some(&was.tag_mutability), "nobody's"),
+                _ => {}
+            }
+            match is {
+                None => {
+                    let owner = ownership.owner.expect("what nobody owns is not deleted");
+                    prop_assert!(!desired.declared.contains(&owner.object()), "its manifest is still there");
+                    prop_assert!(matches!(
+                        ownership.manages.on_removal,
+                        OnRemoval::Delete | OnRemoval::DeleteWithImages
+                    ));
+                }
+                Some(is) => {
+                    let theirs = |tags: &BTreeMap<String, String>| -> BTreeMap<String, String> {
+                        tags.clone().into_iter().filter(|(key, _)| key.starts_with("theirs.")).collect()
+                    };
+                    prop_assert_eq!(theirs(&is.tags), theirs(&was.tags), "somebody else's tags");
+                    if ownership.lifecycle.is_some_and(|owner| owner.cluster != OURS) {
+                        prop_assert_eq!(&is.lifecycle_policy, &was.lifecycle_policy, "another cluster's lifecycle policy");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_that_was_cut_off_anywhere_is_made_good_by_the_next(
+        desired in wanted(OURS), registry in registry(), calls in 0..40usize,
+    ) {
+        let (mut whole, mut cut_off) = (registry.clone(), registry);
+        apply(&desired, &mut whole);
+        apply_some(&desired, &mut cut_off, calls);
+        apply(&desired, &mut cut_off);
+        prop_assert_eq!(whole, cut_off);
+    }
+
+    #[test]
+    fn what_is_not_declared_any_more_stays_by_default(mut desired in wanted(OURS), mut registry in registry()) {
+        desired.repositories.iter_mut().for_each(|it| it.on_removal = OnRemoval::Retain);
+        desired.lifecycle_policies.iter_mut().for_each(|it| it.delete_on_removal = false);
+        apply(&nothing_wanted(), &mut registry);
+        apply(&desired, &mut registry);
+        let before = registry.clone();
+        apply(&nothing_wanted(), &mut registry);
+        for (name, was) in &before.repositories {
+            let mut was = was.clone();
+            if Ownership::read(&was.tags).owner.is_none_or(|owner| owner.cluster == OURS) {
+                was.tags.retain(|key, value| !key.starts_with(PREFIX) || value.starts_with("other/"));
+            }
+            prop_assert_eq!(registry.repositories.get(name), Some(&was));
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_moves_to_another_name_deletes_nothing(
+        mut desired in wanted(OURS), mut registry in registry(), name_index in 0..5usize,
+    ) {
+        apply(&desired, &mut registry);
+        for it in &mut desired.repositories {
+            it.name = name(name_index);
+        }
+        let plan = plan(&desired, &registry);
+        let deletes = plan.steps.iter().filter(|it| it.action == Action::Delete && it.object.kind == "Repository");
+        for step in deletes {
+            prop_assert!(!desired.declared.contains(&step.object), "{plan}");
+        }
+    }
+
+    #[test]
+    fn plans_are_deterministic(desired in wanted(OURS), registry in registry()) {
+        let plans = [plan(&desired, &registry), plan(&desired.clone(), &registry.clone())];
+        prop_assert_eq!(&plans[0], &plans[1]);
+        prop_assert_eq!(plans[0].to_string(), plans[1].to_string());
+    }
+
+    #[test]
+    fn no_repository_serves_two_masters(desired in wanted(OURS), registry in registry()) {
+        let plan = plan(&desired, &registry);
+        let mut masters: BTreeMap<(&RepositoryName, &str, Action), &Object> = BTreeMap::new();
+        for step in &plan.steps {
+            let kind = (step.object.kind, step.repository.as_ref());
+            if let (kind, Some(name)) = kind
+                && let Some(other) = masters.insert((name, kind, step.action), &step.object)
+            {
+                prop_assert_eq!(other, &step.object, "{}", plan);
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_rules_principals_actions_and_filters_makes_no_step(
+        rules in Just(vec![1u8, 2, 3]).prop_shuffle(),
+        principals in Just(vec!["111111111111", "222222222222", "333333333333"]).prop_shuffle(),
+        actions in Just(vec!["ecr:BatchGetImage", "ecr:PutImage", "ecr:GetDownloadUrlForLayer"]).prop_shuffle(),
+        filters in Just(vec!["dev-*", "latest", "v*"]).prop_shuffle(),
+    ) {
+        let documents = |rules: &[u8], principals: &[&str], actions: &[&str], filters: &[&str]| {
+            let rule = |priority: &u8| json!({
+                "rulePriority": priority,
+                "selection": {
+                    "tagStatus": "tagged", "tagPrefixList": [format!("v{priority}")],
+                    "countType": "imageCountMoreThan", "countNumber": 5,
+                },
+                "action": { "type": "expire" },
+            });
+            let rules: Vec<Value> = rules.iter().map(rule).collect();
+            let repository = DesiredRepository {
+                object: Object { kind: "Repository", namespace: "team".to_owned(), name: "api".to_owned() },
+                name: name(1),
+                tag_mutability: Some(TagMutability {
+                    mode: Mutability::ImmutableWithExclusion,
+                    exclusions: filters.iter().map(|filter| (*filter).to_owned()).collect(),
+                }),
+                scan_on_push: None,
+                encryption: None,
+                policy: Some(json!({ "Version": "2012-10-17", "Statement": [{
+                    "Sid": "a", "Effect": "Allow", "Principal": { "AWS": principals }, "Action": actions,
+                }] })),
+                tags: BTreeMap::new(),
+                management: Management::Full,
+                adoption: Adoption::AdoptOrCreate,
+                on_removal: OnRemoval::Retain,
+            };
+            let policy = DesiredLifecyclePolicy {
+                object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: "keep".to_owned() },
+                repositories: vec![name(1)],
+                mode: LifecycleMode::Enforce,
+                document: json!({ "rules": rules }),
+                management: Management::Full,
+                adoption: Adoption::AdoptOrCreate,
+                delete_on_removal: false,
+            };
+            Desired { repositories: vec![repository], lifecycle_policies: vec![policy], ..nothing_wanted() }
+        };
+        let mut registry = Observed::default();
+        let sorted = documents(
+            &[1, 2, 3],
+            &["111111111111", "222222222222", "333333333333"],
+            &["ecr:BatchGetImage", "ecr:PutImage", "ecr:GetDownloadUrlForLayer"],
+            &["dev-*", "latest", "v*"],
+        );
+        apply(&sorted, &mut registry);
+        let again = plan(&documents(&rules, &principals, &actions, &filters), &registry);
+        prop_assert!(again.is_empty(), "{again}");
+    }
+}

@@ -1,0 +1,311 @@
+//! What becomes of one Repository: whether it may have the repository of its name, and what then is to change about it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::decide::World;
+use super::model::{Adoption, ApiError, Desired, DesiredRepository, Management, ObservedRepository, Refused};
+use super::ownership::{LifecycleOwner, Manages, Owner, Ownership, PREFIX, fingerprint, is_owner_tag};
+use super::{Action, Call, FieldChange, Object, Step, change, show_document};
+use crate::names::RepositoryName;
+use crate::policy;
+use crate::tag_mutability::TagMutability;
+
+/// The answer to a Repository.
+pub(super) struct Claim {
+    /// What is done for it: nothing when all is as it should be.
+    pub(super) decision: Result<Option<Step>, Refused>,
+    /// Whether its repository is there (or will be) and may have lifecycle policies of ours.
+    pub(super) usable: bool,
+}
+
+pub(super) fn claim(world: &World, wanted: &DesiredRepository) -> Claim {
+    let found = world.observed.repositories.get(&wanted.name);
+    let held = hold(world, wanted, found);
+    let decision = match (wanted.management, held) {
+        (Management::Full, Ok(hold)) => decide(world.desired, wanted, found, hold),
+        (Management::Full, Err(refused)) => Err(refused),
+        (Management::Observe, held) => {
+            let usable = held.is_ok() && found.is_some();
+            return Claim { decision: look(world, wanted, found), usable };
+        }
+        (Management::Suspended, held) => {
+            return Claim { decision: Ok(None), usable: held.is_ok() && found.is_some() };
+        }
+    };
+    let usable = decision.is_ok();
+    Claim { decision, usable }
+}
+
+/// Whose a repository is that a Repository may have.
+enum Hold {
+    Its,
+    Nobodys,
+}
+
+/// Whether this Repository may have the repository of its name.
+fn hold(world: &World, wanted: &DesiredRepository, found: Option<&ObservedRepository>) -> Result<Hold, Refused> {
+    let name = &wanted.name;
+    if let Some(unreadable) = world.observed.unreadable.get(name) {
+        return Err(unreadable_error(&wanted.object, name, unreadable));
+    }
+    let owner = found.and_then(|found| Ownership::read(&found.tags).owner);
+    if let Some(owner) = &owner {
+        if owner.cluster != world.desired.cluster {
+            return Err(owned_by_another(world.desired, wanted, owner));
+        }
+        let object = owner.object();
+        if object == wanted.object {
+            return Ok(Hold::Its);
+        }
+        if world.holds(owner, name) {
+            return Err(owned_by_another(world.desired, wanted, object));
+        }
+    }
+    // Nobody has it: the first that asks for it gets it.
+    let mut claimants = world.desired.repositories.iter().filter(|it| it.name == *name);
+    match claimants.find(|it| it.management == Management::Full) {
+        Some(first) if first.object != wanted.object => Err(owned_by_another(world.desired, wanted, &first.object)),
+        _ => Ok(Hold::Nobodys),
+    }
+}
+
+fn owned_by_another(desired: &Desired, wanted: &DesiredRepository, owner: impl std::fmt::Display) -> Refused {
+    let (name, registry) = (&wanted.name, &desired.registry);
+    let message =
+        format!("{name} in {registry} is managed by {owner}: give this one another repositoryName, or remove that one");
+    Refused::new(&wanted.object, "OwnedByAnother", message)
+}
+
+fn unreadable_error(object: &Object, name: &RepositoryName, unreadable: &ApiError) -> Refused {
+    let message = format!("{name} cannot be looked at: {}", unreadable.message);
+    Refused { object: object.clone(), reason: unreadable.name.clone().into(), message }
+}
+
+/// A Repository that may change nothing is refused only if there is nothing to look at.
+fn look(
+    world: &World,
+    wanted: &DesiredRepository,
+    found: Option<&ObservedRepository>,
+) -> Result<Option<Step>, Refused> {
+    let name = &wanted.name;
+    if let Some(unreadable) = world.observed.unreadable.get(name) {
+        return Err(unreadable_error(&wanted.object, name, unreadable));
+    }
+    if found.is_none() {
+        let message = format!(
+            "{name} does not exist, and managementPolicy is Observe: create it, or set managementPolicy to Full"
+        );
+        return Err(Refused::new(&wanted.object, "NotFound", message));
+    }
+    Ok(None)
+}
+
+fn decide(
+    desired: &Desired,
+    wanted: &DesiredRepository,
+    found: Option<&ObservedRepository>,
+    hold: Hold,
+) -> Result<Option<Step>, Refused> {
+    let name = &wanted.name;
+    let refused = |reason, message| Err(Refused::new(&wanted.object, reason, message));
+    let Some(found) = found else {
+        if wanted.adoption == Adoption::Adopt {
+            return refused(
+                "NotFound",
+                format!("{name} does not exist, and adoptionPolicy is Adopt: create it, or set AdoptOrCreate"),
+            );
+        }
+        return Ok(Some(create(desired, wanted)));
+    };
+    let action = match hold {
+        Hold::Its => Action::Update,
+        Hold::Nobodys if wanted.adoption == Adoption::Create => {
+            return refused(
+                "AlreadyExists",
+                format!("{name} exists, and adoptionPolicy is Create: set AdoptOrCreate to take it over"),
+            );
+        }
+        Hold::Nobodys => Action::Adopt,
+    };
+    if let Some(encryption) = &wanted.encryption
+        && !same_encryption(encryption, &found.encryption)
+    {
+        let show = |(kind, key): &(String, Option<String>)| match key {
+            Some(key) => format!("{kind} ({key})"),
+            None => kind.clone(),
+        };
+        let (found, wanted) = (show(&found.encryption), show(encryption));
+        return refused(
+            "Immutable",
+            format!(
+                "{name} is encrypted with {found}, not {wanted}, and that cannot change: make another repository, and copy the \
+                 images to it"
+            ),
+        );
+    }
+    Ok(update(desired, wanted, found, action))
+}
+
+/// Two ways to write the same key count as one: ECR reads an id back as a full ARN, and what an alias stands for cannot be
+/// told from its name.
+fn same_encryption(wanted: &(String, Option<String>), found: &(String, Option<String>)) -> bool {
+    let key = |wanted: &str, found: &str| found == wanted || found.ends_with(&format!(":key/{wanted}"));
+    wanted.0 == found.0
+        && match (&wanted.1, &found.1) {
+            (Some(wanted), Some(found)) => wanted.contains("alias/") || key(wanted, found),
+            (Some(_), None) => false,
+            (None, _) => true,
+        }
+}
+
+/// What the owner's manifest sets now.
+fn manages(wanted: &DesiredRepository) -> Manages {
+    Manages {
+        policy: wanted.policy.is_some(),
+        mutability: wanted.tag_mutability.is_some(),
+        scanning: wanted.scan_on_push.is_some(),
+        on_removal: wanted.on_removal,
+        tag_keys: wanted.tags.keys().map(|key| fingerprint(key)).collect(),
+    }
+}
+
+/// The manifest's tags, and those that say whose the repository is.
+fn tags(
+    desired: &Desired,
+    wanted: &DesiredRepository,
+    manages: Manages,
+    lifecycle: Option<LifecycleOwner>,
+) -> BTreeMap<String, String> {
+    let owner = Some(Owner::new(&desired.cluster, &wanted.object));
+    let mut tags = wanted.tags.clone();
+    tags.extend(Ownership { owner, manages, lifecycle }.tags());
+    tags
+}
+
+fn create(desired: &Desired, wanted: &DesiredRepository) -> Step {
+    let tag_mutability = wanted.tag_mutability.clone().unwrap_or(TagMutability::MUTABLE);
+    let scan_on_push = wanted.scan_on_push.unwrap_or_default();
+    let mut changes = vec![change("imageTagMutability", None, Some(show_mutability(&tag_mutability)))];
+    if scan_on_push {
+        changes.push(change("scanOnPush", None, Some("true".into())));
+    }
+    if let Some((kind, key)) = &wanted.encryption {
+        changes.push(change("encryptionType", None, Some(kind.clone())));
+        changes.extend(key.as_ref().map(|key| change("kmsKey", None, Some(key.clone()))));
+    }
+    changes.extend(wanted.tags.iter().map(|(key, value)| change(&format!("tags.{key}"), None, Some(value.clone()))));
+    let tags = tags(desired, wanted, manages(wanted), None);
+    let encryption = wanted.encryption.clone();
+    let mut calls = vec![Call::CreateRepository { tag_mutability, scan_on_push, encryption, tags }];
+    if let Some(document) = &wanted.policy {
+        changes.push(change("repositoryPolicy", None, Some(show_document(document))));
+        calls.push(Call::SetRepositoryPolicy(document.to_string()));
+    }
+    Step {
+        action: Action::Create,
+        object: wanted.object.clone(),
+        repository: Some(wanted.name.clone()),
+        arn: None,
+        changes,
+        calls,
+    }
+}
+
+/// The differences of a repository that is there; what a manifest does not speak of, and never did, is let be.
+fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedRepository, action: Action) -> Option<Step> {
+    let before = Ownership::read(&found.tags);
+    let had = &before.manages;
+    let (mut changes, mut calls) = (Vec::new(), Vec::new());
+
+    let default = || had.mutability.then_some(TagMutability::MUTABLE);
+    if let Some(to) = wanted.tag_mutability.clone().or_else(default)
+        && !same_mutability(&to, &found.tag_mutability)
+    {
+        let from = show_mutability(&found.tag_mutability);
+        changes.push(change("imageTagMutability", Some(from), Some(show_mutability(&to))));
+        calls.push(Call::PutImageTagMutability(to));
+    }
+    if let Some(scan_on_push) = wanted.scan_on_push.or_else(|| had.scanning.then_some(false))
+        && scan_on_push != found.scan_on_push
+    {
+        changes.push(change("scanOnPush", Some(found.scan_on_push.to_string()), Some(scan_on_push.to_string())));
+        calls.push(Call::PutImageScanningConfiguration { scan_on_push });
+    }
+    match (&wanted.policy, &found.policy) {
+        (Some(to), from) if !from.as_ref().is_some_and(|from| policy::equivalent(from, to)) => {
+            changes.push(change("repositoryPolicy", from.as_ref().map(show_document), Some(show_document(to))));
+            calls.push(Call::SetRepositoryPolicy(to.to_string()));
+        }
+        (None, Some(from)) if had.policy => {
+            changes.push(change("repositoryPolicy", Some(show_document(from)), None));
+            calls.push(Call::DeleteRepositoryPolicy);
+        }
+        _ => {}
+    }
+
+    // Written down before anything changes is what was managed or will be, and after it what is: whenever this is cut off,
+    // the next plan still knows what it has to take back.
+    let now = manages(wanted);
+    let meanwhile = if calls.is_empty() { now.clone() } else { now.union(had) };
+    let last = tags(desired, wanted, now.clone(), before.lifecycle.clone());
+    let mut first = tags(desired, wanted, meanwhile, before.lifecycle.clone());
+    let stale =
+        |key: &String| !last.contains_key(key) && (had.tag_keys.contains(&fingerprint(key)) || is_owner_tag(key));
+    let gone: Vec<String> = found.tags.keys().filter(|key| stale(key)).cloned().collect();
+    if !gone.is_empty() {
+        first = tags(desired, wanted, now.union(had), before.lifecycle.clone());
+    }
+    changes.extend(tag_changes(wanted, found, &gone));
+    if !gone.is_empty() {
+        calls.push(Call::UntagResource(gone));
+    }
+    let different = |tags: BTreeMap<String, String>, from: &BTreeMap<String, String>| -> BTreeMap<String, String> {
+        tags.into_iter().filter(|(key, value)| from.get(key) != Some(value)).collect()
+    };
+    let (first, last) = (different(first.clone(), &found.tags), different(last, &with(&found.tags, &first)));
+    if !first.is_empty() {
+        calls.insert(0, Call::TagResource(first));
+    }
+    if !last.is_empty() {
+        calls.push(Call::TagResource(last));
+    }
+    if changes.is_empty() && action == Action::Update && !calls.is_empty() {
+        changes.push(change("ownership tags", None, None));
+    }
+    (!calls.is_empty()).then(|| Step {
+        action,
+        object: wanted.object.clone(),
+        repository: Some(wanted.name.clone()),
+        arn: Some(found.arn.clone()),
+        changes,
+        calls,
+    })
+}
+
+fn with(tags: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut tags = tags.clone();
+    tags.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));
+    tags
+}
+
+/// The differences of the manifest's own tags.
+fn tag_changes(wanted: &DesiredRepository, found: &ObservedRepository, gone: &[String]) -> Vec<FieldChange> {
+    let new = wanted.tags.iter().filter(|(key, value)| found.tags.get(*key) != Some(value));
+    let new = new.map(|(key, to)| change(&format!("tags.{key}"), found.tags.get(key).cloned(), Some(to.clone())));
+    let gone = gone.iter().filter(|key| !key.starts_with(PREFIX));
+    let gone = gone.map(|key| change(&format!("tags.{key}"), found.tags.get(key).cloned(), None));
+    new.chain(gone).collect()
+}
+
+/// The order of exclusion filters does not count.
+fn same_mutability(a: &TagMutability, b: &TagMutability) -> bool {
+    let filters = |it: &TagMutability| it.exclusions.iter().cloned().collect::<BTreeSet<_>>();
+    a.mode == b.mode && filters(a) == filters(b)
+}
+
+fn show_mutability(it: &TagMutability) -> String {
+    match it.exclusions.as_slice() {
+        [] => it.mode.as_str().to_owned(),
+        filters => format!("{} ({})", it.mode.as_str(), filters.join(", ")),
+    }
+}

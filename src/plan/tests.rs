@@ -1,0 +1,193 @@
+//! How plans read, to people and to programs.
+
+use insta::assert_snapshot;
+
+use super::*;
+use crate::manifests::Manifests;
+use crate::plan::model::{ApiError, ObservedRepository};
+
+const FOLDER: &str = r#"
+apiVersion: wharfage.dev/v1alpha1
+kind: Registry
+metadata: {name: home}
+spec: {managed: {replicas: 2, storage: {s3: {bucket: images}}, database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}, accountSettings: {BLOB_MOUNTING: ENABLED}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {name: new, namespace: shop}
+spec: {registryRef: {name: home}, repositoryName: shop/new, imageTagMutability: IMMUTABLE_WITH_EXCLUSION, imageTagMutabilityExclusionFilters: [{filterType: WILDCARD, filter: "dev-*"}], tags: {team: shop}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {name: found, namespace: shop}
+spec: {registryRef: {name: home}, imageScanningConfiguration: {scanOnPush: true}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {name: ours, namespace: shop}
+spec: {registryRef: {name: home}, tags: {team: web}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {name: theirs, namespace: shop}
+spec: {registryRef: {name: home}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: LifecyclePolicy
+metadata: {name: keep, namespace: shop}
+spec: {registryRef: {name: home}, repositoryRef: {name: new}, rules: [{rulePriority: 1, selection: {tagStatus: any, countType: imageCountMoreThan, countNumber: 5}, action: {type: expire}}]}
+"#;
+
+fn manifests() -> Manifests {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), FOLDER).unwrap();
+    crate::manifests::load(folder.path()).unwrap()
+}
+
+fn found(name: &str, tags: &[(&str, &str)]) -> (RepositoryName, ObservedRepository) {
+    let found = ObservedRepository {
+        arn: format!("arn:aws:ecr:local-1:000000000000:repository/{name}"),
+        tag_mutability: TagMutability::MUTABLE,
+        scan_on_push: false,
+        encryption: ("AES256".to_owned(), None),
+        tags: tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        policy: None,
+        lifecycle_policy: None,
+        preview: None,
+    };
+    (name.parse().unwrap(), found)
+}
+
+fn owned(cluster: &str, name: &str, manages: &str, more: &[(&str, &str)]) -> (RepositoryName, ObservedRepository) {
+    let mut tags = vec![
+        ("wharfage.dev/cluster", cluster),
+        ("wharfage.dev/namespace", "shop"),
+        ("wharfage.dev/name", name),
+        ("wharfage.dev/manages", manages),
+    ];
+    tags.extend(more);
+    found(name, &tags)
+}
+
+fn observed() -> Observed {
+    Observed {
+        account_settings: Ok(BTreeMap::from([("BLOB_MOUNTING".to_owned(), "DISABLED".to_owned())])),
+        repositories: BTreeMap::from([
+            found("found", &[]),
+            owned("local", "ours", "r:", &[("team", "shop")]),
+            owned("elsewhere", "theirs", "r:", &[]),
+            owned("local", "kept", "r:", &[]),
+            owned("local", "gone", "i:", &[]),
+        ]),
+        unreadable: BTreeMap::new(),
+    }
+}
+
+fn planned() -> Plan {
+    let manifests = manifests();
+    plan(&desired(&manifests, &manifests.registries[0].resource, "local"), &observed())
+}
+
+#[test]
+fn a_plan_reads_as_what_would_happen() {
+    assert_snapshot!(planned(), @r#"
+    ~ update  Registry home
+                 accountSettings.BLOB_MOUNTING: DISABLED -> ENABLED
+    + create  Repository shop/new
+                 imageTagMutability: IMMUTABLE_WITH_EXCLUSION (dev-*)
+                 tags.team: shop
+    > adopt   Repository shop/found
+                 scanOnPush: false -> true
+    ~ update  Repository shop/ours
+                 tags.team: shop -> web
+    ? preview LifecyclePolicy shop/keep (shop/new)
+                 preview: {"rules":[{"action":{"type":"expire"},"rulePriority":1,"selection":{"countNumber":5,"countType":"imageCountMoreThan","tagStatus":"any"}}]}
+    = retain  Repository shop/kept
+    - delete  Repository shop/gone
+                 images: deleted too (emptyOnDelete)
+    ! refused Repository shop/theirs
+                 OwnedByAnother: theirs in home is managed by Repository shop/theirs of cluster elsewhere: give this one another repositoryName, or remove that one
+      note    Registry home: managed.replicas is for a cluster, and let be here
+      note    Registry home: managed.database.postgres.connectionSecretRef: Secrets are read in a cluster only, so WHARFAGE_DATABASE_URL holds here
+    1 to create, 1 to adopt, 2 to update, 1 to preview, 1 to retain, 1 to delete.
+    "#);
+}
+
+#[test]
+fn a_plan_is_json_for_programs() {
+    let mut plan = planned();
+    plan.steps.truncate(2);
+    plan.notes.truncate(1);
+    assert_snapshot!(serde_json::to_string_pretty(&plan).unwrap(), @r#"
+    {
+      "steps": [
+        {
+          "action": "update",
+          "object": {
+            "kind": "Registry",
+            "name": "home"
+          },
+          "changes": [
+            {
+              "field": "accountSettings.BLOB_MOUNTING",
+              "from": "DISABLED",
+              "to": "ENABLED"
+            }
+          ]
+        },
+        {
+          "action": "create",
+          "object": {
+            "kind": "Repository",
+            "namespace": "shop",
+            "name": "new"
+          },
+          "repository": "shop/new",
+          "changes": [
+            {
+              "field": "imageTagMutability",
+              "to": "IMMUTABLE_WITH_EXCLUSION (dev-*)"
+            },
+            {
+              "field": "tags.team",
+              "to": "shop"
+            }
+          ]
+        }
+      ],
+      "refused": [
+        {
+          "object": {
+            "kind": "Repository",
+            "namespace": "shop",
+            "name": "theirs"
+          },
+          "reason": "OwnedByAnother",
+          "message": "theirs in home is managed by Repository shop/theirs of cluster elsewhere: give this one another repositoryName, or remove that one"
+        }
+      ],
+      "notes": [
+        "Registry home: managed.replicas is for a cluster, and let be here"
+      ]
+    }
+    "#);
+}
+
+#[test]
+fn nothing_to_do_says_so() {
+    assert_snapshot!(Plan::default(), @"Nothing to change.");
+}
+
+#[test]
+fn a_repository_that_cannot_be_looked_at_is_let_be_and_says_why() {
+    let manifests = manifests();
+    let mut observed = observed();
+    observed.repositories.remove(&"ours".parse::<RepositoryName>().unwrap());
+    let denied = ApiError { name: "AccessDeniedException".to_owned(), message: "not for you".to_owned() };
+    observed.unreadable.insert("ours".parse().unwrap(), denied);
+    let plan = plan(&desired(&manifests, &manifests.registries[0].resource, "local"), &observed);
+    assert!(!plan.steps.iter().any(|step| step.object.name == "ours"));
+    let refused = plan.refused.iter().find(|refused| refused.object.name == "ours").unwrap();
+    assert_eq!(refused.reason, "AccessDeniedException");
+    assert_eq!(refused.message, "ours cannot be looked at: not for you");
+}
