@@ -11,6 +11,7 @@
 //!
 //! `docs/architecture.md` tells the same at length.
 
+pub mod apply;
 pub mod cli;
 pub mod crd;
 pub mod datadir;

@@ -4,5 +4,4 @@
 #[allow(dead_code, unused_imports)]
 mod bed;
 mod blobs;
-mod crash;
 mod metadata;

@@ -23,11 +23,9 @@ type Operation = Box<dyn FnOnce(&Connection) -> Ran + Send>;
 struct Ran {
     /// It succeeded: what it wrote is to be committed.
     keep: bool,
-    answer: Answer,
+    /// Tells the caller, who is told why if the commit failed.
+    answer: Box<dyn FnOnce(Result<(), &str>)>,
 }
-
-/// Tells the caller, and why if the commit failed.
-type Answer = Box<dyn FnOnce(Result<(), &str>)>;
 
 /// The writer's handle. Dropping it lets the queue run empty and closes the connection.
 #[derive(Debug)]

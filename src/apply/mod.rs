@@ -1,0 +1,89 @@
+//! Carries a plan out through the ECR API, and looks at what is there: all I/O of reconciling, and no decision of it.
+
+mod carry_out;
+mod client;
+mod observe;
+mod previews;
+mod report;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+pub use client::{Access, Ecr};
+pub use observe::observe;
+pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
+
+use crate::names::RepositoryName;
+use crate::plan::{Call, Plan, Step};
+
+/// How long previews may take all together before the report goes on without them.
+const PREVIEW_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How far an apply has come.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// A step begins.
+    Begun {
+        /// Which one, from 1.
+        number: usize,
+        /// Of how many.
+        of: usize,
+        /// The step.
+        step: &'a Step,
+    },
+    /// All steps are done but for the previews of this many repositories, which the registry still evaluates.
+    Previewing(usize),
+    /// A step has ended.
+    Ended(&'a Outcome),
+}
+
+/// Carries the steps out in their order and says what became of each. A step that fails stops none of the others, but for
+/// those that need the repository which it was to create.
+pub async fn apply(ecr: &Ecr, plan: &Plan, mut progress: impl FnMut(Progress<'_>)) -> Report {
+    let mut outcomes = Vec::with_capacity(plan.steps.len());
+    let mut arns: HashMap<&RepositoryName, String> = HashMap::new();
+    let mut missing: HashSet<&RepositoryName> = HashSet::new();
+    let mut previews = Vec::new();
+    for (index, step) in plan.steps.iter().enumerate() {
+        progress(Progress::Begun { number: index + 1, of: plan.steps.len(), step });
+        let verdict = match &step.repository {
+            Some(name) if missing.contains(name) => {
+                Verdict::Skipped { message: format!("the repository {name} could not be created") }
+            }
+            _ => match carry_out::step(ecr, step, &mut arns).await {
+                Ok(()) => Verdict::Done,
+                Err(error) => Verdict::Failed(error),
+            },
+        };
+        let creates = matches!(step.calls.first(), Some(Call::CreateRepository { .. }));
+        if let (Some(name), true) = (&step.repository, creates && !matches!(verdict, Verdict::Done)) {
+            // A repository that was made, but not wholly shaped, is there all the same.
+            if !arns.contains_key(name) {
+                missing.insert(name);
+            }
+        }
+        let started = step.calls.iter().any(|call| matches!(call, Call::StartLifecyclePolicyPreview(_)));
+        let outcome = Outcome::of(step, verdict);
+        if started && matches!(outcome.verdict, Verdict::Done) {
+            previews.push(outcomes.len());
+        } else {
+            progress(Progress::Ended(&outcome));
+        }
+        outcomes.push(outcome);
+    }
+    if !previews.is_empty() {
+        progress(Progress::Previewing(previews.len()));
+        let names = previews.iter().filter_map(|index| outcomes[*index].repository.clone()).collect();
+        let mut results = previews::results(ecr, names, PREVIEW_PATIENCE).await;
+        for index in previews {
+            let outcome: &mut Outcome = &mut outcomes[index];
+            match outcome.repository.as_ref().and_then(|name| results.remove(name)) {
+                Some(Ok(previewed)) => outcome.preview = Some(previewed),
+                Some(Err(error)) => outcome.verdict = Verdict::Failed(error),
+                None => {}
+            }
+            progress(Progress::Ended(outcome));
+        }
+    }
+    Report { outcomes }
+}
