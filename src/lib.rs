@@ -15,6 +15,7 @@ pub mod apply;
 pub mod cli;
 pub mod crd;
 pub mod datadir;
+pub mod jobs;
 pub mod lifecycle;
 pub mod manifests;
 pub mod names;

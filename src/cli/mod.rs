@@ -2,6 +2,7 @@
 
 mod crds;
 mod env;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,8 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run one registry on its own, without manifests: what a managed Registry's Pods run
+    Serve(Box<serve::Serve>),
     /// Print the shell lines that point aws, crane and docker at a registry that up or serve started
     Env(env::Env),
     /// Print the custom resource definitions, or write them to a folder
@@ -56,6 +59,7 @@ pub async fn run() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let outcome = match cli.command {
+        Command::Serve(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Env(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Crds(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
@@ -67,6 +71,17 @@ pub async fn run() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Waits for the signal that asks the process to end: Ctrl-C or SIGTERM.
+async fn stop_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -60,12 +60,28 @@ impl Image {
 /// ECR's `imageStatus`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ImageStatus {
-    /// It can be pulled.
+    /// May be pulled.
     Active,
-    /// It is archived and must be restored before it can be pulled.
+    /// In the archive storage class: listed, not pulled.
     Archived,
-    /// It is being restored.
+    /// On its way back from the archive: in neither storage class.
     Activating,
+}
+
+impl ImageStatus {
+    /// ECR's spelling, which is also what databases hold.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Archived => "ARCHIVED",
+            Self::Activating => "ACTIVATING",
+        }
+    }
+
+    /// The value of ECR's spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Active, Self::Archived, Self::Activating].into_iter().find(|value| value.as_str() == text)
+    }
 }
 
 /// The outcome of [`evaluate`].

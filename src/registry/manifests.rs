@@ -160,6 +160,10 @@ fn bounded(member: &str, text: &str) -> Result<String, InvalidManifest> {
     if text.len() > MAX_MEDIA_TYPE {
         return Err(content(format!("{member} must have at most {MAX_MEDIA_TYPE} characters")));
     }
+    // No media type has one, and PostgreSQL's text cannot hold a NUL.
+    if text.contains(char::is_control) {
+        return Err(content(format!("{member} must not have control characters")));
+    }
     Ok(text.to_owned())
 }
 
@@ -490,6 +494,7 @@ mod tests {
         assert!(bad("size", json!(-1)).contains("-1"));
         assert!(bad("size", json!("3")).contains("invalid type"));
         assert!(bad("mediaType", json!("x".repeat(256))).contains("at most 255"));
+        assert!(bad("mediaType", json!("x/\u{0}y")).contains("control characters"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod images;
 pub mod manifests;
 pub mod oci;
 pub mod server;
+pub mod start;
 pub mod uploads;
 
 use std::sync::Arc;
@@ -43,6 +44,21 @@ pub struct PublicUrl {
     pub scheme: String,
     /// Host, and port where it is not the scheme's own.
     pub authority: String,
+}
+
+impl std::str::FromStr for PublicUrl {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let uri: http::Uri = text.parse().map_err(|error| anyhow::anyhow!("{text:?} is no URL: {error}"))?;
+        match (uri.scheme_str(), uri.authority(), uri.path()) {
+            (Some(scheme @ ("http" | "https")), Some(authority), "" | "/") if !authority.as_str().contains('@') => {
+                Ok(Self { scheme: scheme.to_owned(), authority: authority.to_string() })
+            }
+            _ => {
+                anyhow::bail!("{text:?} must be http:// or https:// and a host, with a port if it is not the usual one")
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for PublicUrl {

@@ -8,38 +8,12 @@ use jiff::Timestamp;
 use super::jobs::NewJob;
 use super::repositories::{RepositoryId, TagMutability};
 use super::{Generation, StoreError};
+pub use crate::lifecycle::ImageStatus;
 use crate::names::{Digest, Tag};
 
 /// A manifest's row id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ManifestId(pub i64);
-
-/// ECR's `imageStatus`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ImageStatus {
-    /// May be pulled.
-    Active,
-    /// In the archive storage class: listed, not pulled.
-    Archived,
-    /// On its way back from the archive.
-    Activating,
-}
-
-impl ImageStatus {
-    /// ECR's spelling, which is also what the database holds.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "ACTIVE",
-            Self::Archived => "ARCHIVED",
-            Self::Activating => "ACTIVATING",
-        }
-    }
-
-    /// The value of ECR's spelling.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Active, Self::Archived, Self::Activating].into_iter().find(|value| value.as_str() == text)
-    }
-}
 
 /// What is known of a manifest without its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,6 +228,9 @@ pub enum DeleteImageError {
     /// Stored indexes hold it.
     #[error("the image is referenced by {0:?}")]
     ReferencedBy(Vec<Digest>),
+    /// The image has other tags than the caller decided by.
+    #[error("the image's tags have changed")]
+    TagsChanged,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

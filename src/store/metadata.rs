@@ -146,6 +146,15 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         digest: &Digest,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError>;
+    /// Deletes an image like [`Metadata::delete_image`], unless it has other tags by now than those (sorted) that the caller
+    /// decided by: a tag that was pushed in between was acknowledged and must not go ([`DeleteImageError::TagsChanged`]).
+    async fn expire_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        tags: &[Tag],
+        now: Timestamp,
+    ) -> Result<(), DeleteImageError>;
     /// Deletes a tag; `expected` is the digest that it must point at, if the caller said one. If it was the last tag and
     /// takes the image along, the rules of [`Metadata::delete_image`] hold.
     async fn delete_tag(

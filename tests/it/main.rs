@@ -4,4 +4,5 @@
 #[allow(dead_code, unused_imports)]
 mod bed;
 mod blobs;
+mod crash;
 mod metadata;

@@ -89,6 +89,7 @@ pub(super) async fn delete(
     pool: &PgPool,
     repository: RepositoryId,
     digest: &Digest,
+    expected: Option<&[Tag]>,
     now: Timestamp,
 ) -> Attempt<Vec<Tag>, DeleteImageError> {
     let mut tx = pool.begin().await?;
@@ -100,6 +101,9 @@ pub(super) async fn delete(
     .fetch_all(&mut *tx)
     .await?;
     let tags = tags.iter().map(|tag| parse(tag)).collect::<StoreResult<Vec<Tag>>>()?;
+    if expected.is_some_and(|expected| expected != tags) {
+        return Err(Failure::Refused(DeleteImageError::TagsChanged));
+    }
     delete_row(&mut tx, &image).await?;
     jobs::record(&mut *tx, &image.subject().deleted(&tags, now)).await?;
     tx.commit().await?;

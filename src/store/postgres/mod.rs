@@ -332,7 +332,16 @@ impl Metadata for PostgresStore {
         digest: &Digest,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError> {
-        self.run(|| images::delete(&self.pool, repository, digest, now)).await
+        self.run(|| images::delete(&self.pool, repository, digest, None, now)).await
+    }
+    async fn expire_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        tags: &[Tag],
+        now: Timestamp,
+    ) -> Result<(), DeleteImageError> {
+        self.run(|| images::delete(&self.pool, repository, digest, Some(tags), now)).await.map(drop)
     }
     async fn delete_tag(
         &self,

@@ -183,7 +183,7 @@ CREATE TABLE job (
 ) STRICT;
 CREATE UNIQUE INDEX job_waiting ON job (kind, key) WHERE state = 'waiting';
 CREATE UNIQUE INDEX job_running ON job (kind, key) WHERE state = 'running';
-CREATE INDEX job_due ON job (run_at, id) WHERE state = 'waiting';
+CREATE INDEX job_due ON job (kind, run_at, id) WHERE state = 'waiting';
 CREATE INDEX job_leases ON job (lease_until) WHERE state = 'running';
 
 CREATE TABLE event (

@@ -24,21 +24,19 @@ pub(super) fn enqueue(db: Db<'_>, job: &NewJob) -> StoreResult<()> {
 }
 
 /// The job of these kinds (a JSON array) that is to be claimed next. One that lost its holder comes before its like that
-/// wait, so that no two of a key run at once.
+/// wait, so that no two of a key run at once. Each kind is looked up by itself: a long queue of one does not slow another.
 pub(super) fn next(db: Db<'_>, kinds: &str, now: Timestamp) -> StoreResult<Option<i64>> {
-    let sql = "SELECT id FROM ( \
-                 SELECT * FROM ( \
-                   SELECT id, run_at FROM job w WHERE state = 'waiting' AND run_at <= ?2 \
-                   AND kind IN (SELECT value FROM json_each(?1)) \
-                   AND NOT EXISTS (SELECT 1 FROM job r WHERE r.kind = w.kind AND r.key = w.key AND r.state = 'running') \
-                   ORDER BY run_at, id LIMIT 1) \
-                 UNION ALL \
-                 SELECT * FROM ( \
-                   SELECT id, run_at FROM job WHERE state = 'running' AND lease_until <= ?2 \
-                   AND kind IN (SELECT value FROM json_each(?1)) ORDER BY run_at, id LIMIT 1) \
-               ) ORDER BY run_at, id LIMIT 1";
-    db.first(sql, params![kinds, rows::millis(now)], |row| Ok(row.get(0)?))
+    db.first(NEXT, params![kinds, rows::millis(now)], |row| Ok(row.get(0)?))
 }
+
+const NEXT: &str = "SELECT j.id FROM json_each(?1) k JOIN job j ON j.id IN ( \
+                      (SELECT w.id FROM job w WHERE w.kind = k.value AND w.state = 'waiting' AND w.run_at <= ?2 \
+                       AND NOT EXISTS (SELECT 1 FROM job r \
+                                       WHERE r.kind = w.kind AND r.key = w.key AND r.state = 'running') \
+                       ORDER BY w.run_at, w.id LIMIT 1), \
+                      (SELECT r.id FROM job r WHERE r.kind = k.value AND r.state = 'running' \
+                       AND r.lease_until <= ?2 ORDER BY r.run_at, r.id LIMIT 1)) \
+                    ORDER BY j.run_at, j.id LIMIT 1";
 
 pub(super) fn claim(db: Db<'_>, kinds: &str, now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
     let Some(id) = next(db, kinds, now)? else {
@@ -120,4 +118,31 @@ fn event(row: &Row<'_>) -> StoreResult<Event> {
         kind: row.get(3)?,
         detail: row.get(4)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn old_events_go_as_new_ones_come() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("0001_initial.sql")).unwrap();
+        let event = Event {
+            at: Timestamp::UNIX_EPOCH,
+            account: "123456789012".parse().unwrap(),
+            repository: None,
+            kind: "ECR Image Action".into(),
+            detail: "{}".into(),
+        };
+        for id in [1, EVENTS_PRUNED, EVENTS_PRUNED + 1, EVENTS_KEPT + EVENTS_PRUNED - 1] {
+            let sql = "INSERT INTO event (id, at, account_id, kind, detail) VALUES (?1, 0, '123456789012', '', '{}')";
+            connection.execute(sql, [id]).unwrap();
+        }
+        record(Db(&connection), &event).unwrap();
+        let ids = Db(&connection).all("SELECT id FROM event ORDER BY id", [], |row| Ok(row.get::<_, i64>(0)?)).unwrap();
+        assert_eq!(ids, [1, EVENTS_KEPT - 1, EVENTS_KEPT].map(|id| id + EVENTS_PRUNED));
+    }
 }

@@ -233,7 +233,7 @@ mod tests {
     /// How SQLite would carry out a statement.
     fn plan(connection: &Connection, sql: &str) -> Vec<String> {
         let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let steps = statement.query_map([], |row| row.get(3)).unwrap();
+        let steps = statement.raw_query().mapped(|row| row.get(3));
         steps.map(Result::unwrap).collect()
     }
 
@@ -248,7 +248,8 @@ mod tests {
                 let filter = ImageFilter { tag_status, status };
                 for sql in [list_images_sql(filter), list_image_ids_sql(filter)] {
                     let steps = plan(&connection, &sql);
-                    let sorts_or_scans = |step: &String| step.starts_with("SCAN") || step.contains("TEMP B-TREE");
+                    // Sorting the tags of one image is no matter; sorting images would be.
+                    let sorts_or_scans = |step: &String| step.starts_with("SCAN") || step.ends_with("FOR ORDER BY");
                     assert!(!steps.iter().any(sorts_or_scans), "{filter:?}: {steps:?}");
                 }
             }

@@ -270,6 +270,20 @@ pub(super) fn delete_image(
     remove(db, repository, &stored, now)
 }
 
+pub(super) fn expire_image(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+    tags: &[Tag],
+    now: Timestamp,
+) -> Result<(), DeleteImageError> {
+    let stored = by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
+    if super::listings::tags_of(db, ManifestId(stored.id))? != tags {
+        return Err(DeleteImageError::TagsChanged);
+    }
+    remove(db, repository, &stored, now).map(drop)
+}
+
 /// Removes an image that is there.
 fn remove(db: Db<'_>, repository: RepositoryId, stored: &Stored, now: Timestamp) -> Result<Vec<Tag>, DeleteImageError> {
     let holders = holders(db, stored.id, false)?;

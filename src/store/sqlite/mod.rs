@@ -77,9 +77,10 @@ impl SqliteStore {
         let lock = lock(path)?;
         let mut connection = connect(path, OpenFlags::default(), WRITER_SETTINGS).map_err(failed)?;
         migrate(&mut connection, path)?;
+        sync_folder(path)?;
         let writer = Writer::start(connection)?;
         // A reader for each core, on which a request's thread runs, and one for what else may read.
-        let readers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(16)) + 1;
+        let readers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8)) + 1;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let connections: StoreResult<Vec<Connection>> =
             (0..readers).map(|_| connect(path, flags, READER_SETTINGS).map_err(failed)).collect();
@@ -106,6 +107,14 @@ fn lock(path: &Path) -> StoreResult<File> {
         error => failed(format!("its lock {} cannot be taken: {error}", lock.display())),
     })?;
     Ok(file)
+}
+
+/// Makes the file's name as durable as its contents.
+fn sync_folder(path: &Path) -> StoreResult<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced
+        .map_err(|error| StoreError::Unavailable(format!("the folder {} cannot be synced: {error}", folder.display())))
 }
 
 fn connect(path: &Path, flags: OpenFlags, settings: &str) -> StoreResult<Connection> {
@@ -295,6 +304,17 @@ impl Metadata for SqliteStore {
     ) -> Result<Vec<Tag>, DeleteImageError> {
         let digest = digest.clone();
         self.writer.write(move |db| manifests::delete_image(db, repository, &digest, now)).await
+    }
+
+    async fn expire_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        tags: &[Tag],
+        now: Timestamp,
+    ) -> Result<(), DeleteImageError> {
+        let (digest, tags) = (digest.clone(), tags.to_vec());
+        self.writer.write(move |db| manifests::expire_image(db, repository, &digest, &tags, now)).await
     }
 
     async fn delete_tag(

@@ -23,9 +23,11 @@ type Operation = Box<dyn FnOnce(&Connection) -> Ran + Send>;
 struct Ran {
     /// It succeeded: what it wrote is to be committed.
     keep: bool,
-    /// Tells the caller, who is told why if the commit failed.
-    answer: Box<dyn FnOnce(Result<(), &str>)>,
+    answer: Answer,
 }
+
+/// Tells the caller, and why if the commit failed.
+type Answer = Box<dyn FnOnce(Result<(), &str>)>;
 
 /// The writer's handle. Dropping it lets the queue run empty and closes the connection.
 #[derive(Debug)]

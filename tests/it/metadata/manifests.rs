@@ -277,6 +277,19 @@ pub async fn deleting_an_image_takes_its_tags_and_frees_its_blobs(mut store: Fix
     assert!(!store.layer(repository.id, &layer).await.unwrap().unwrap().referenced);
 }
 
+pub async fn an_image_that_got_a_tag_since_it_was_looked_at_does_not_expire(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let image = store.image(&repository, "image", &["a"]).await;
+    for seen in [&[][..], &["b"], &["a", "b"]] {
+        let refused = store.expire_image(repository.id, &image, &tags(seen), at(1)).await;
+        assert!(matches!(refused, Err(DeleteImageError::TagsChanged)), "{seen:?}: {refused:?}");
+        assert_eq!(store.tagged(&repository, "a").await, Some(image.clone()));
+    }
+    store.expire_image(repository.id, &image, &tags(&["a"]), at(1)).await.unwrap();
+    let gone = store.expire_image(repository.id, &image, &tags(&["a"]), at(1)).await;
+    assert!(matches!(gone, Err(DeleteImageError::NotFound)), "{gone:?}");
+}
+
 pub async fn an_image_that_an_index_holds_is_not_deleted(store: Fixture) {
     let repository = store.repository_named("app").await;
     let child = store.image(&repository, "child", &["a"]).await;
@@ -284,7 +297,7 @@ pub async fn an_image_that_an_index_holds_is_not_deleted(store: Fixture) {
     // An archived index still holds its children.
     store.set_storage_class(repository.id, &index, StorageClass::Archive, at(1)).await.unwrap();
     match store.delete_image(repository.id, &child, at(2)).await {
-        Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by, [index.clone()]),
+        Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by, std::slice::from_ref(&index)),
         other => panic!("{other:?}"),
     }
     assert_eq!(store.tagged(&repository, "a").await, Some(child.clone()));
@@ -369,7 +382,7 @@ pub async fn an_image_that_an_active_index_holds_is_not_archived(store: Fixture)
     let archive =
         async |digest: &Digest| store.set_storage_class(repository.id, digest, StorageClass::Archive, at(1)).await;
     match archive(&child).await {
-        Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, [index.clone()]),
+        Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, std::slice::from_ref(&index)),
         other => panic!("{other:?}"),
     }
     archive(&index).await.unwrap();

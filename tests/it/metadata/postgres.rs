@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use sqlx::Connection;
 use wharfage::store::images::{
-    DeleteImageError, ImageFilter, ImageIdentifier, LastTag, MountBlob, PutManifestError, TagEffect, UnlinkBlob,
+    DeleteImageError, ImageFilter, ImageIdentifier, LastTag, MountBlob, PutManifestError, ReferrerFilter, TagEffect,
+    UnlinkBlob,
 };
 use wharfage::store::jobs::JobEnd;
 use wharfage::store::postgres::{PostgresOptions, PostgresStore};
@@ -134,6 +135,35 @@ async fn a_page_may_begin_behind_any_text() {
     assert_eq!(store.repositories(&account(), Some("ap\0"), 10).await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn bytes_that_come_again_while_the_old_are_being_deleted_are_a_new_blob() {
+    let url = bed::postgres().database().await;
+    let store = fixture_at(url.clone()).await;
+    let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
+    let layer = store.blob(&repository, "layer").await;
+    assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::Unlinked);
+    run_sql(&url, "UPDATE blob SET state = 'deleting'").await;
+    assert_eq!(store.commit(&repository, &layer, at(0)).await, Committed::New);
+    assert_eq!(store.commit(&other, &layer, at(0)).await, Committed::Shared);
+    run_sql(&url, "DELETE FROM blob WHERE state = 'deleting'").await;
+    assert!(store.has_blob(&repository, &layer).await && store.has_blob(&other, &layer).await);
+}
+
+#[tokio::test]
+async fn annotations_hold_any_character() {
+    let store = postgres().await.unwrap();
+    let repository = store.repository_named("app").await;
+    let annotations = BTreeMap::from([("a\0b".to_owned(), "\0\u{1f600}\\u0000".to_owned())]);
+    let subject = Some(digest("subject"));
+    let referrer = NewManifest { subject, annotations: annotations.clone(), ..manifest("referrer") };
+    store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
+    let filter = ReferrerFilter { artifact_types: Vec::new(), status: None };
+    let found = store.referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap();
+    assert_eq!(found[0].annotations, annotations);
+    let filter = ReferrerFilter { artifact_types: vec!["a\0b".to_owned()], status: None };
+    assert_eq!(store.referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap(), []);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_replicas_that_push_an_immutable_tag_one_wins() {
     let (one, two) = replicas().await;
@@ -144,8 +174,8 @@ async fn of_two_replicas_that_push_an_immutable_tag_one_wins() {
         let tag = format!("v{round}");
         let push = |payload: &str| put(&repository, manifest(payload), &[&tag]);
         // Every other round the same image comes twice: an immutable tag is set once, even to the same digest.
-        let (first, second) = (format!("one {round}"), format!("two {}", round % 2 * round));
-        let second = if round % 2 == 0 { first.clone() } else { second };
+        let first = format!("one {round}");
+        let second = if round % 2 == 0 { first.clone() } else { format!("two {round}") };
         let (left, right) = tokio::join!(one.put_manifest(push(&first)), two.put_manifest(push(&second)));
         let (outcome, refused, winner) = match (left, right) {
             (Ok(outcome), Err(refused)) => (outcome, refused, digest(&first)),

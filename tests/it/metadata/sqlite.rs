@@ -73,3 +73,37 @@ async fn an_acknowledged_write_is_in_the_file_while_the_store_is_still_open() {
     let copy = SqliteStore::open(&copy).unwrap();
     assert!(copy.repository(&account(), &name("app")).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn a_lease_only_moves_forward() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wharfage.db");
+    let open: Open = {
+        let path = path.clone();
+        Box::new(move || {
+            let store: Arc<dyn Metadata> = Arc::new(SqliteStore::open(&path).unwrap());
+            Box::pin(async move { store })
+        })
+    };
+    let store = Fixture::new(open, folder).await;
+    let (one, two) = (store.repository_named("one").await, store.repository_named("two").await);
+    let layer = digest("layer");
+    let lease = || -> i64 {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.query_row("SELECT lease_until FROM blob", [], |row| row.get(0)).unwrap()
+    };
+    let mut leases = Vec::new();
+    store.commit(&one, &layer, at(10)).await;
+    leases.push(lease());
+    for until in [at(30), at(20)] {
+        store.extend_lease(one.id, &layer, until).await.unwrap();
+        leases.push(lease());
+    }
+    store.mount_blob(one.id, two.id, &layer, false, at(0), at(40)).await.unwrap();
+    leases.push(lease());
+    for until in [at(50), at(0)] {
+        store.commit(&two, &layer, until).await;
+        leases.push(lease());
+    }
+    assert_eq!(leases, [10, 30, 30, 40, 50, 50].map(|seconds| at(seconds).as_millisecond()));
+}

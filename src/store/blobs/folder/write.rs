@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 use super::{Folder, blocking, failed};
 use crate::store::{BlobWriter, Generation, StoreError, StoreResult, WriterState};
 
-/// The largest and smallest batch in bytes, and what the batches of all writers together should stay within.
-const BATCH: usize = 1024 * 1024;
+/// The largest and smallest batch in bytes, and what the batches being gathered should stay within together.
+const BATCH: usize = 512 * 1024;
 const SMALLEST_BATCH: usize = 128 * 1024;
 const ALL_BATCHES: usize = 16 * 1024 * 1024;
 
@@ -25,7 +25,8 @@ const SMALL_FRAME: usize = 4 * 1024;
 /// Slices per vectored write (IOV_MAX).
 const SLICES: usize = 1024;
 
-/// Unsynced bytes after which the disk is set to work before anyone waits for it.
+/// Unsynced bytes after which the disk is set to work before anyone waits for it: the last sync of 256 MiB takes 10 ms
+/// instead of 100.
 const EARLY_SYNC: u64 = 32 * 1024 * 1024;
 
 /// Writes one generation.

@@ -1,0 +1,246 @@
+//! `wharfage serve`: one registry on its own, configured by flags and the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use super::stop_signal;
+use crate::datadir::{DataDir, StartedRegistry, root_key};
+use crate::jobs;
+use crate::names::{AccountId, Region};
+use crate::registry::auth::{AccessKey, Secret};
+use crate::registry::server::ServerLimits;
+use crate::registry::start::{Database, Running, Startup, Storage, listen, tls};
+use crate::registry::{Config, Limits, PublicUrl};
+use crate::store::blobs::s3::{S3Config, S3Credentials};
+use crate::telemetry::Metrics;
+
+/// The flags of `wharfage serve`. Secrets come from files or the environment, never from a flag's value.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wharfage serve --data /var/lib/wharfage
+  wharfage serve --data /var/lib/wharfage --listen 0.0.0.0:443 --tls-cert tls.crt --tls-key tls.key \\
+                 --public-url https://registry.example.com
+  wharfage serve --data /tmp/w --database-url-file /run/secrets/pg --s3-bucket images \\
+                 --s3-endpoint https://s3.example.com --s3-credentials-file /run/secrets/s3
+
+Secrets in the environment instead of files: WHARFAGE_DATABASE_URL, WHARFAGE_S3_ACCESS_KEY_ID and
+WHARFAGE_S3_SECRET_ACCESS_KEY, WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY (the root key).")]
+pub struct Serve {
+    /// The data folder: root key and aws files, and with the defaults the database and the blobs
+    #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
+    data: PathBuf,
+
+    /// Where to listen
+    #[arg(long, env = "WHARFAGE_LISTEN", default_value = "127.0.0.1:5000", value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+
+    /// Where /healthz, /readyz and /metrics listen; none if not given
+    #[arg(long, env = "WHARFAGE_OPERATIONS_LISTEN", value_name = "ADDR:PORT")]
+    operations_listen: Option<SocketAddr>,
+
+    /// The registry's name, which is its aws profile's too
+    #[arg(long, env = "WHARFAGE_NAME", default_value = "default", value_name = "NAME")]
+    name: String,
+
+    /// The region, as in ARNs and signatures
+    #[arg(long, env = "WHARFAGE_REGION", default_value = "local-1", value_name = "REGION")]
+    region: Region,
+
+    /// The account, ECR's registryId: twelve digits
+    #[arg(long, env = "WHARFAGE_REGISTRY_ID", default_value = "000000000000", value_name = "ID")]
+    registry_id: AccountId,
+
+    /// Where clients reach the registry: what repositoryUri and proxyEndpoint say [default: the listener's address]
+    #[arg(long, env = "WHARFAGE_PUBLIC_URL", value_name = "URL")]
+    public_url: Option<PublicUrl>,
+
+    /// The certificate chain (PEM)
+    #[arg(long, env = "WHARFAGE_TLS_CERT", requires = "tls_key", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM)
+    #[arg(long, env = "WHARFAGE_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+
+    /// Answer in the clear on an address other than loopback: behind a proxy that speaks TLS
+    #[arg(long, env = "WHARFAGE_ALLOW_PLAIN_HTTP")]
+    allow_plain_http: bool,
+
+    /// A file that holds the PostgreSQL URL [default: SQLite in the data folder]
+    #[arg(long, env = "WHARFAGE_DATABASE_URL_FILE", value_name = "FILE")]
+    database_url_file: Option<PathBuf>,
+
+    /// The bucket for blobs [default: a folder in the data folder]
+    #[arg(long, env = "WHARFAGE_S3_BUCKET", value_name = "BUCKET")]
+    s3_bucket: Option<String>,
+
+    /// The bucket's region
+    #[arg(
+        long,
+        env = "WHARFAGE_S3_REGION",
+        default_value = "us-east-1",
+        value_name = "REGION",
+        requires = "s3_bucket"
+    )]
+    s3_region: String,
+
+    /// The S3 endpoint [default: Amazon's]
+    #[arg(long, env = "WHARFAGE_S3_ENDPOINT", value_name = "URL", requires = "s3_bucket")]
+    s3_endpoint: Option<String>,
+
+    /// A prefix for every key in the bucket
+    #[arg(long, env = "WHARFAGE_S3_PREFIX", default_value = "", value_name = "PREFIX", requires = "s3_bucket")]
+    s3_prefix: String,
+
+    /// A JSON file with AccessKeyId and SecretAccessKey for the bucket [default: the machine's own identity]
+    #[arg(long, env = "WHARFAGE_S3_CREDENTIALS_FILE", value_name = "FILE", requires = "s3_bucket")]
+    s3_credentials_file: Option<PathBuf>,
+
+    /// Let clients read blobs from the bucket itself, by presigned URLs
+    #[arg(long, env = "WHARFAGE_S3_REDIRECT", requires = "s3_bucket")]
+    s3_redirect: bool,
+
+    /// How often a lifecycle policy is evaluated, in seconds
+    #[arg(long, env = "WHARFAGE_LIFECYCLE_INTERVAL", default_value = "3600", value_name = "SECONDS")]
+    lifecycle_interval: u64,
+
+    /// How long running transfers may go on after a stop, in seconds
+    #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "60", value_name = "SECONDS")]
+    shutdown_grace: u64,
+
+    /// Connections at once; further ones wait
+    #[arg(long, env = "WHARFAGE_MAX_CONNECTIONS", default_value = "4096", value_name = "N")]
+    max_connections: usize,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let data = DataDir::open(&self.data)?;
+        let folder = data.registry(&self.name)?;
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Some(tls(certificate, key)?),
+            _ => None,
+        };
+        if tls.is_none() && !self.allow_plain_http && !self.listen.ip().is_loopback() {
+            bail!(
+                "{} is not a loopback address: give --tls-cert and --tls-key, or --allow-plain-http behind a proxy that speaks TLS",
+                self.listen
+            );
+        }
+        let root_key = self.root_key(&folder)?;
+        let (listener, address) = listen(self.listen).await?;
+        let public_url = self.public_url.clone().unwrap_or_else(|| PublicUrl {
+            scheme: if tls.is_some() { "https" } else { "http" }.into(),
+            authority: address.to_string(),
+        });
+        let startup = Startup {
+            config: Config {
+                region: self.region.clone(),
+                account: self.registry_id.clone(),
+                public_url: public_url.clone(),
+                redirect_blobs: self.s3_redirect,
+                limits: Limits::default(),
+            },
+            root_key: root_key.clone(),
+            database: self.database(&folder)?,
+            storage: self.storage(&folder)?,
+            jobs: jobs::Settings {
+                lifecycle_interval: Duration::from_secs(self.lifecycle_interval.max(1)),
+                ..jobs::Settings::default()
+            },
+            limits: ServerLimits { connections: self.max_connections, grace: Duration::from_secs(self.shutdown_grace) },
+            tls,
+        };
+        let operations = match self.operations_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let mut running = Running::start(startup, listener, Arc::new(Metrics::new())).await?;
+        if let Some((listener, address)) = operations {
+            tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
+            running.serve_operations(listener, &[]);
+        }
+        let started = StartedRegistry {
+            name: self.name,
+            endpoint: public_url.to_string(),
+            authority: public_url.authority.clone(),
+            region: self.region,
+            account: self.registry_id,
+        };
+        data.publish(&[(started, root_key)])?;
+        println!("Serving {public_url} (listening on {address}).");
+        println!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display());
+        stop_signal().await?;
+        tracing::info!("stopping: running transfers may end");
+        running.stop().await;
+        Ok(())
+    }
+
+    fn root_key(&self, folder: &Path) -> anyhow::Result<AccessKey> {
+        let variable = |name| std::env::var(name).ok();
+        match (variable("WHARFAGE_ACCESS_KEY_ID"), variable("WHARFAGE_SECRET_ACCESS_KEY")) {
+            (Some(id), Some(secret)) if !id.is_empty() && !secret.is_empty() => {
+                Ok(AccessKey::new(&id, &secret, self.registry_id.clone()))
+            }
+            (None, None) => root_key(folder, &self.registry_id),
+            _ => bail!("set both of WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY, or neither"),
+        }
+    }
+
+    fn database(&self, folder: &Path) -> anyhow::Result<Database> {
+        let url = match &self.database_url_file {
+            Some(file) => Some(
+                std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read {}", file.display()))?
+                    .trim()
+                    .to_owned(),
+            ),
+            None => std::env::var("WHARFAGE_DATABASE_URL").ok(),
+        };
+        Ok(match url {
+            Some(url) => Database::Postgres(Secret::new(&url)),
+            None => Database::Sqlite(folder.to_owned()),
+        })
+    }
+
+    fn storage(&self, folder: &Path) -> anyhow::Result<Storage> {
+        let Some(bucket) = &self.s3_bucket else { return Ok(Storage::Folder(folder.to_owned())) };
+        Ok(Storage::S3(S3Config {
+            bucket: bucket.clone(),
+            region: self.s3_region.clone(),
+            endpoint: self.s3_endpoint.clone(),
+            prefix: self.s3_prefix.clone(),
+            credentials: self.s3_credentials()?,
+            redirect: self.s3_redirect,
+        }))
+    }
+
+    /// The bucket's access key id and secret, if any were given.
+    fn s3_credentials(&self) -> anyhow::Result<Option<S3Credentials>> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Stored {
+            access_key_id: String,
+            secret_access_key: String,
+        }
+        if let Some(file) = &self.s3_credentials_file {
+            let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            // The parser's message could quote the file, so it is not passed on.
+            let Ok(Stored { access_key_id, secret_access_key }) = serde_json::from_slice(&bytes) else {
+                bail!("{} must be a JSON object with AccessKeyId and SecretAccessKey", file.display());
+            };
+            return Ok(Some(S3Credentials { access_key: access_key_id, secret_key: secret_access_key }));
+        }
+        let variable = |name| std::env::var(name).ok();
+        match (variable("WHARFAGE_S3_ACCESS_KEY_ID"), variable("WHARFAGE_S3_SECRET_ACCESS_KEY")) {
+            (Some(access_key), Some(secret_key)) => Ok(Some(S3Credentials { access_key, secret_key })),
+            (None, None) => Ok(None),
+            _ => bail!("set both of WHARFAGE_S3_ACCESS_KEY_ID and WHARFAGE_S3_SECRET_ACCESS_KEY, or neither"),
+        }
+    }
+}

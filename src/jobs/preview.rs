@@ -1,0 +1,62 @@
+//! Evaluates a lifecycle policy that is not carried out, and keeps what it would do.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::JobError;
+use super::lifecycle::{evaluated, load};
+use crate::lifecycle::{Action, Evaluation, Policy};
+use crate::registry::Registry;
+use crate::store::lifecycle::{PreviewResult, PreviewState};
+use crate::store::repositories::RepositoryId;
+
+/// Ends the preview that is in progress. One that is not, or a repository that is gone, is no failure.
+pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<(), JobError> {
+    let Some(preview) = registry.metadata.preview(id).await? else { return Ok(()) };
+    if preview.state != PreviewState::InProgress {
+        return Ok(());
+    }
+    let now = Timestamp::now();
+    let (state, results) = match Policy::parse(&preview.policy) {
+        Ok(policy) => {
+            let images = load(registry, id).await?;
+            let (summary, results) = evaluated(policy, images, now, |it| (summary(it), results(it))).await?;
+            (PreviewState::Complete { completed_at: Timestamp::now(), summary }, results)
+        }
+        Err(error) => {
+            tracing::error!(repository = id.0, %error, "a previewed policy does not parse");
+            (PreviewState::Failed, Vec::new())
+        }
+    };
+    registry.metadata.finish_preview(id, preview.started_at, state, results).await?;
+    Ok(())
+}
+
+/// ECR's `summary`: the transitioning counts are there only if an image transitions.
+fn summary(evaluation: &Evaluation<'_>) -> String {
+    let counts = evaluation.summary();
+    let mut summary = serde_json::json!({ "expiringImageTotalCount": counts.expiring });
+    if counts.transitioning > 0 {
+        summary["transitioningImageTotalCounts"] =
+            serde_json::json!([{ "targetStorageClass": "ARCHIVE", "imageTotalCount": counts.transitioning }]);
+    }
+    summary.to_string()
+}
+
+fn results(evaluation: &Evaluation<'_>) -> Vec<PreviewResult> {
+    evaluation
+        .selected()
+        .map(|mark| PreviewResult {
+            digest: mark.image.digest.clone(),
+            tags: mark.image.tags.clone(),
+            pushed_at: mark.image.pushed_at,
+            action: match mark.action {
+                Action::Expire => "EXPIRE".into(),
+                Action::Transition => "TRANSITION".into(),
+            },
+            rule_priority: mark.rule_priority,
+            status: mark.image.status,
+        })
+        .collect()
+}

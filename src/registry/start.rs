@@ -1,0 +1,140 @@
+//! Starts a registry from what it was told: opens its stores, listens, runs its jobs, and stops it all in order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::auth::{AccessKey, Keyring};
+use super::server::{self, ServerLimits};
+use super::{Config, Registry};
+use crate::jobs;
+use crate::store::blobs::folder::FolderBlobs;
+use crate::store::blobs::s3::{S3Blobs, S3Config};
+use crate::store::postgres::{PostgresOptions, PostgresStore};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Blobs, Metadata};
+use crate::telemetry::Metrics;
+
+/// Where metadata are kept.
+#[derive(Debug, Clone)]
+pub enum Database {
+    /// In a file of this folder, which one process owns at a time.
+    Sqlite(PathBuf),
+    /// In a PostgreSQL database, by its URL (a secret: it may hold a password).
+    Postgres(super::auth::Secret),
+}
+
+/// Where bytes are kept.
+#[derive(Debug, Clone)]
+pub enum Storage {
+    /// In this folder.
+    Folder(PathBuf),
+    /// In a bucket.
+    S3(S3Config),
+}
+
+/// Everything that a registry needs to start.
+pub struct Startup {
+    /// What it is told about itself.
+    pub config: Config,
+    /// Its root key.
+    pub root_key: AccessKey,
+    /// Its metadata.
+    pub database: Database,
+    /// Its bytes.
+    pub storage: Storage,
+    /// How its jobs run.
+    pub jobs: jobs::Settings,
+    /// What its listener keeps to.
+    pub limits: ServerLimits,
+    /// TLS, unless it answers in the clear.
+    pub tls: Option<TlsAcceptor>,
+}
+
+/// A registry that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// The registry.
+    pub registry: Arc<Registry>,
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Running {
+    /// Opens the stores and starts to answer on `listener`; when this returns, the registry serves.
+    pub async fn start(startup: Startup, listener: TcpListener, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        let Startup { config, root_key, database, storage, jobs, limits, tls } = startup;
+        let metadata: Arc<dyn Metadata> = match database {
+            Database::Sqlite(folder) => {
+                let path = folder.join("metadata.sqlite");
+                Arc::new(SqliteStore::open(&path).with_context(|| format!("cannot open {}", path.display()))?)
+            }
+            Database::Postgres(url) => {
+                let store = PostgresStore::connect(url.expose(), PostgresOptions::default()).await;
+                Arc::new(store.context("cannot open the PostgreSQL database")?)
+            }
+        };
+        let blobs: Arc<dyn Blobs> = match storage {
+            Storage::Folder(folder) => {
+                Arc::new(FolderBlobs::open(&folder).with_context(|| format!("cannot open {}", folder.display()))?)
+            }
+            Storage::S3(s3) => Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?),
+        };
+        let (stop, stopped) = watch::channel(false);
+        let keys = Keyring::new([root_key]);
+        let registry = Arc::new(Registry::new(config, metadata, blobs, keys, metrics));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server::serve(Arc::clone(&registry), listener, tls, limits, stopped.clone()));
+        tasks.spawn(jobs::run(Arc::clone(&registry), jobs, stopped.clone()));
+        tasks.spawn(Arc::clone(&registry).record_pulls(stopped));
+        Ok(Self { registry, tasks, stop })
+    }
+
+    /// Serves health and metrics for this registry (and `others` of the same process) until it stops.
+    pub fn serve_operations(&mut self, listener: TcpListener, others: &[Arc<Registry>]) {
+        let registries = std::iter::once(&self.registry).chain(others).map(Arc::clone).collect();
+        self.tasks.spawn(server::serve_operations(registries, listener, self.stop.subscribe()));
+    }
+
+    /// Stops accepting, lets running transfers and jobs end within their grace, and returns when all is quiet.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a task of the registry failed");
+            }
+        }
+    }
+}
+
+/// Reads a certificate chain and its key, both PEM files, for a listener.
+pub fn tls(certificate: &std::path::Path, key: &std::path::Path) -> anyhow::Result<TlsAcceptor> {
+    use rustls_pki_types::pem::PemObject as _;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("cannot read the certificates of {}", certificate.display()))?;
+    // The parser's message is kept away from what is in the file.
+    let key_der = PrivateKeyDer::from_pem_file(key)
+        .map_err(|_| anyhow::anyhow!("cannot read a private key from {}: it must be a PEM file", key.display()))?;
+    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key_der)
+        .with_context(|| format!("{} and {} do not belong together", certificate.display(), key.display()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Binds `address`; with port 0 the system picks one, so the address that was bound is returned too.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = server::bind(address).await?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
