@@ -47,12 +47,16 @@ class Server:
             text=True,
         )
         self.lines = []
+        # A start that takes minutes is a failure, which ends the loop below.
+        timer = threading.Timer(120, self.process.kill)
+        timer.start()
         for line in self.process.stdout:
             self.lines.append(line)
             if "wharfage env" in line:
                 break
         else:
-            raise RuntimeError("wharfage up ended:\n" + "".join(self.lines))
+            raise RuntimeError("wharfage up ended before it said how to log in:\n" + "".join(self.lines))
+        timer.cancel()
         self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
         self._drain.start()
         printed = subprocess.run(
