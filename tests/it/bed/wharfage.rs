@@ -183,3 +183,33 @@ fn program(variables: &BTreeMap<String, String>) -> Command {
     command.env_clear().env("PATH", "/usr/bin:/bin").envs(variables);
     command
 }
+
+/// Whether the program answers at all.
+async fn answers(wharfage: &Wharfage) -> bool {
+    let answer = wharfage.ecr().describe_registry().send().await;
+    answer.map_or_else(|error| error.raw_response().is_some(), |_| true)
+}
+
+#[tokio::test]
+async fn a_program_that_was_killed_starts_again_where_it_was() {
+    for launch in [wharfage(), wharfage().on_postgres_and_s3().await] {
+        let mut program = launch.start().await;
+        let (key, env) = (program.root_key(), program.env(&[]));
+        assert!(env.contains(&format!("WHARFAGE_REGISTRY={}", program.authority())), "{env}");
+        assert!(answers(&program).await);
+        program.kill9().await;
+        assert!(!answers(&program).await);
+        program.start_again().await;
+        assert_eq!((program.root_key(), program.env(&[])), (key, env));
+        assert!(answers(&program).await);
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_is_asked_to_end_ends_well() {
+    for signal in ["TERM", "INT"] {
+        let mut program = wharfage().start().await;
+        let (status, output) = program.stop(signal).await;
+        assert!(status.success(), "SIG{signal}: {status}\n{output}");
+    }
+}
