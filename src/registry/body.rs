@@ -14,6 +14,9 @@ use crate::store::{BlobReader, StoreError};
 /// How long a client may be silent in the middle of a body.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the rest of a refused request's body is read.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A response's body.
 pub enum Body {
     /// All of it.
@@ -162,15 +165,18 @@ impl RequestBody {
         if whole.len() > limit { Err(BodyError::TooLarge(limit)) } else { Ok(whole.freeze()) }
     }
 
-    /// Reads and forgets up to `limit` bytes, so that a client that only then listens gets its answer.
+    /// Reads and forgets up to `limit` bytes for a few seconds, so that a client that only then listens gets its answer.
     pub async fn drain(&mut self, limit: u64) {
-        let mut left = limit;
-        while let Ok(Some(chunk)) = self.next().await {
-            let length = chunk.len() as u64;
-            if length >= left {
-                return;
+        let drained = async {
+            let mut left = limit;
+            while let Ok(Some(chunk)) = self.next().await {
+                left = left.saturating_sub(chunk.len() as u64);
+                if left == 0 {
+                    return;
+                }
             }
-            left -= length;
-        }
+        };
+        // Who sends slower than this sees its connection close.
+        let _ = tokio::time::timeout(DRAIN_PATIENCE, drained).await;
     }
 }

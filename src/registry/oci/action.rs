@@ -117,9 +117,12 @@ pub enum NoAction {
     /// A digest or an algorithm is not valid.
     #[error("{0}")]
     Digest(InvalidName),
-    /// A tag is not valid.
+    /// A tag to be put is not valid.
     #[error("{0}")]
     Tag(InvalidName),
+    /// A tag to be read or deleted is not valid, so there is none.
+    #[error("{0}")]
+    NoSuchTag(InvalidName),
     /// The upload was never one of ours.
     #[error("upload {0:?} is no session")]
     Upload(String),
@@ -239,9 +242,10 @@ fn read(method: &Method) -> Result<bool, NoAction> {
 
 fn manifest(method: &Method, name: &str, reference: &str, query: &Query<'_>) -> Result<Action, NoAction> {
     let reference = || {
-        reference.parse::<Reference>().map_err(|error| match reference.contains(':') {
-            true => NoAction::Digest(error),
-            false => NoAction::Tag(error),
+        reference.parse::<Reference>().map_err(|error| match *method {
+            _ if reference.contains(':') => NoAction::Digest(error),
+            Method::PUT => NoAction::Tag(error),
+            _ => NoAction::NoSuchTag(error),
         })
     };
     let act = match *method {
@@ -475,7 +479,8 @@ mod tests {
     #[test]
     fn the_parts_of_a_bad_request_are_told_apart() {
         assert!(matches!(parse("GET", "/v2/UPPER/manifests/latest"), Err(NoAction::Name(_))));
-        assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(NoAction::Tag(_))));
+        assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(NoAction::NoSuchTag(_))));
+        assert!(matches!(parse("PUT", "/v2/ab/manifests/.hidden"), Err(NoAction::Tag(_))));
         assert!(matches!(parse("GET", "/v2/ab/manifests/sha256:totallywrong"), Err(NoAction::Digest(_))));
         assert!(matches!(parse("GET", "/v2/ab/blobs/latest"), Err(NoAction::Digest(_))));
         assert!(matches!(parse("POST", "/v2/ab/blobs/uploads/?digest-algorithm=md5"), Err(NoAction::Digest(_))));

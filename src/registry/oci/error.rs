@@ -231,6 +231,7 @@ impl From<NoAction> for OciError {
             NoAction::Name(_) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
             NoAction::Digest(_) => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
             NoAction::Tag(_) => (StatusCode::BAD_REQUEST, Code::TagInvalid),
+            NoAction::NoSuchTag(_) => return Self::manifest_unknown(),
             NoAction::Upload(id) => return Self::upload_unknown(id),
             NoAction::Parameter { name: "digest", .. } => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
             NoAction::Parameter { .. } => return Self::invalid_parameter(text),

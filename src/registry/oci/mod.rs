@@ -61,26 +61,30 @@ impl Registry {
         // A client that waits for "100 Continue" sends nothing before this side reads, so it need not be read out.
         let waits = parts.headers.contains_key(header::EXPECT);
         let request_id = parts.extensions.get::<RequestId>().map(|id| id.0);
-        let mut response = match self.authenticate(&parts.headers, action.as_ref().ok(), query, Timestamp::now()) {
-            Err(refused) => refused.into_response(&self),
+        let now = Timestamp::now();
+        let answered = match self.authenticate(&parts.headers, action.as_ref().ok(), query, now) {
+            Err(refused) => Err(refused.into_response(&self)),
             Ok(principal) => {
-                let call = Call { registry: self, headers: parts.headers, principal, now: Timestamp::now() };
+                let call = Call { registry: self, headers: parts.headers, principal, now };
                 let answered = match action {
                     Ok(action) => call.dispatch(action, &mut body).await,
                     Err(error) => Err(error.into()),
                 };
-                match answered {
-                    Ok(response) => response,
-                    Err(error) => {
-                        if let Some(cause) = error.cause() {
-                            tracing::error!(?request_id, operation, cause, "the request failed");
-                        }
-                        if !waits {
-                            body.drain(DRAINED).await;
-                        }
-                        error.into_response()
+                answered.map_err(|error| {
+                    if let Some(cause) = error.cause() {
+                        tracing::error!(?request_id, operation, cause, "the request failed");
                     }
+                    error.into_response()
+                })
+            }
+        };
+        let mut response = match answered {
+            Ok(response) => response,
+            Err(refusal) => {
+                if !waits {
+                    body.drain(DRAINED).await;
                 }
+                refusal
             }
         };
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
