@@ -101,10 +101,14 @@ fn what_the_sdks_sign_is_their_principals() {
     assert!(public.verify().is_ok());
 }
 
+/// Method, target, headers, body, the names of the signed headers, the signature.
+type Example =
+    (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, &'static str, &'static str);
+
 /// From AWS's published test suite for Signature Version 4.
 #[test]
 fn the_published_examples_verify() {
-    let examples: [(&str, &str, &[(&str, &str)], &str, &str, &str); 5] = [
+    let examples: [Example; 5] = [
         ("POST", "/", &[], "", "host;x-amz-date", "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
         (
             "GET",
