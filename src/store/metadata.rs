@@ -91,6 +91,13 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     ) -> StoreResult<Lookup<Blob>>;
     /// What is known of a layer: see [`Layer`].
     async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>>;
+    /// Repositories that have this blob live, in the order of their names: where a mount that names no source may take it.
+    async fn blob_sources(
+        &self,
+        account: &AccountId,
+        digest: &Digest,
+        limit: usize,
+    ) -> StoreResult<Vec<(RepositoryId, RepositoryName)>>;
     /// Links a blob of `from` into `to`. With `referenced_only`, only if a manifest of `from` references it (ECR's rule).
     /// What `to` has already counts as mounted; repositories of two registries do not share blobs.
     async fn mount_blob(

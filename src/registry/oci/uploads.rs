@@ -19,6 +19,9 @@ use crate::store::StoreError;
 use crate::store::images::MountBlob;
 use crate::store::repositories::{Repository, RepositoryId};
 
+/// How many repositories are tried as the source of a mount that names none.
+const SOURCES: usize = 16;
+
 /// end-4 and end-11.
 pub(super) async fn start(
     call: &Call,
@@ -66,16 +69,27 @@ fn gone(call: &Call, name: &RepositoryName, failure: UploadFailure) -> OciError 
 /// not to ends in an upload, as the specification asks.
 async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<RepositoryName>) -> Result<bool, OciError> {
     let (registry, account) = (&call.registry, &call.registry.config.account);
-    let Some(from) = from.filter(|from| call.may("GetDownloadUrlForLayer", from).is_ok()) else { return Ok(false) };
     let settings = registry.metadata.account_settings(account).await?;
     if settings.get("BLOB_MOUNTING").is_none_or(|value| value != "ENABLED") {
         return Ok(false);
     }
-    let Some(from) = registry.metadata.repository(account, &from).await? else { return Ok(false) };
+    let sources = match from {
+        Some(from) => {
+            let found = registry.metadata.repository(account, &from).await?;
+            found.map(|repository| (repository.id, repository.name)).into_iter().collect()
+        }
+        None => registry.metadata.blob_sources(account, digest, SOURCES).await?,
+    };
+    let readable = |(_, name): &&(RepositoryId, RepositoryName)| call.may("GetDownloadUrlForLayer", name).is_ok();
     let lease_until = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
-    // ECR wants a committed manifest in the source to hold the blob; the specification only wants the blob to be there.
-    let mounted = registry.metadata.mount_blob(from.id, to.id, digest, false, call.now, lease_until).await?;
-    Ok(mounted == MountBlob::Mounted)
+    for (from, _) in sources.iter().filter(readable) {
+        // ECR wants a manifest in the source to hold the blob; the specification only wants the blob to be there.
+        let mounted = registry.metadata.mount_blob(*from, to.id, digest, false, call.now, lease_until).await?;
+        if mounted == MountBlob::Mounted {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// end-5.

@@ -69,6 +69,27 @@ fn blob(row: &sqlx::postgres::PgRow) -> StoreResult<Blob> {
     })
 }
 
+pub(super) async fn sources(
+    pool: &PgPool,
+    account: &AccountId,
+    digest: &Digest,
+    limit: usize,
+) -> Attempt<Vec<(RepositoryId, RepositoryName)>> {
+    let found = sqlx::query(
+        "SELECT r.id, r.name
+         FROM blob b JOIN repository_blob l ON l.blob_id = b.id JOIN repository r ON r.id = l.repository_id
+         WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live'
+         ORDER BY r.name LIMIT $3",
+    )
+    .bind(account.as_str())
+    .bind(digest.as_str())
+    .bind(rows::limit(limit))
+    .fetch_all(pool)
+    .await?;
+    let sources = found.iter().map(|row| Ok((RepositoryId(get(row, "id")?), parsed(row, "name")?)));
+    Ok(sources.collect::<StoreResult<_>>()?)
+}
+
 pub(super) async fn mount(
     pool: &PgPool,
     from: RepositoryId,

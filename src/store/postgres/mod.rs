@@ -275,6 +275,14 @@ impl Metadata for PostgresStore {
     async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
         self.run(|| blobs::layer(&self.pool, repository, digest)).await
     }
+    async fn blob_sources(
+        &self,
+        account: &AccountId,
+        digest: &Digest,
+        limit: usize,
+    ) -> StoreResult<Vec<(RepositoryId, RepositoryName)>> {
+        self.run(|| blobs::sources(&self.pool, account, digest, limit)).await
+    }
     async fn mount_blob(
         &self,
         from: RepositoryId,

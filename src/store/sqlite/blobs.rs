@@ -48,6 +48,20 @@ pub(super) fn layer(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> St
     })
 }
 
+pub(super) fn sources(
+    db: Db<'_>,
+    account: &AccountId,
+    digest: &Digest,
+    limit: usize,
+) -> StoreResult<Vec<(RepositoryId, RepositoryName)>> {
+    let sql = "SELECT r.id, r.name FROM blob b JOIN repository_blob l ON l.blob_id = b.id \
+               JOIN repository r ON r.id = l.repository_id \
+               WHERE b.account_id = ?1 AND b.digest = ?2 AND b.state = 'live' ORDER BY r.name LIMIT ?3";
+    db.all(sql, params![account.as_str(), digest.as_str(), rows::limit(limit)], |row| {
+        Ok((RepositoryId(row.get(0)?), rows::parse(text(row, 1)?)?))
+    })
+}
+
 /// A live blob as links see it.
 struct Linked {
     link: i64,

@@ -228,6 +228,15 @@ impl Metadata for SqliteStore {
         self.readers.read(|db| blobs::layer(db, repository, digest))
     }
 
+    async fn blob_sources(
+        &self,
+        account: &AccountId,
+        digest: &Digest,
+        limit: usize,
+    ) -> StoreResult<Vec<(RepositoryId, RepositoryName)>> {
+        self.readers.read(|db| blobs::sources(db, account, digest, limit))
+    }
+
     async fn mount_blob(
         &self,
         from: RepositoryId,

@@ -79,6 +79,22 @@ pub async fn a_mount_can_ask_for_a_committed_manifest(store: Fixture) {
     assert!(store.has_blob(&to, &layer).await);
 }
 
+pub async fn a_blobs_sources_are_the_repositories_of_its_registry_that_have_it(store: Fixture) {
+    let (one, two) = (store.repository_named("one").await, store.repository_named("two").await);
+    store.repository_named("none").await;
+    let layer = store.blob(&two, "layer").await;
+    mount(&store, &two, &one, &layer, false).await;
+    let foreign = NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
+    let foreign = store.create_repository(foreign, 10).await.unwrap();
+    store.blob(&foreign, "layer").await;
+    let sources = async |digest: &Digest, limit| store.blob_sources(&account(), digest, limit).await.unwrap();
+    assert_eq!(sources(&layer, 10).await, [(one.id, one.name.clone()), (two.id, two.name.clone())]);
+    assert_eq!(sources(&layer, 1).await.len(), 1);
+    assert!(sources(&digest("other"), 10).await.is_empty());
+    store.unlink_blob(one.id, &layer).await.unwrap();
+    assert_eq!(sources(&layer, 10).await.len(), 1);
+}
+
 pub async fn a_mount_needs_the_same_encryption_and_registry(store: Fixture) {
     let from = store.repository_named("from").await;
     let layer = store.blob(&from, "layer").await;

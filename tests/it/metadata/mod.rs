@@ -267,6 +267,7 @@ macro_rules! contract {
             a_layer_is_archived_when_every_image_with_it_is,
             a_mount_shares_the_bytes,
             a_mount_can_ask_for_a_committed_manifest,
+            a_blobs_sources_are_the_repositories_of_its_registry_that_have_it,
             a_mount_needs_the_same_encryption_and_registry,
             a_blob_that_a_manifest_needs_cannot_be_unlinked,
             extending_a_lease_needs_no_blob,
