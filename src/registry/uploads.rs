@@ -27,6 +27,14 @@ use crate::store::{BlobWriter, Generation, StoreError, WriterState};
 /// push takes from its first layer to its manifest.
 pub const LEASE: SignedDuration = SignedDuration::from_hours(24);
 
+/// Until when a blob is kept at least that is reported as present at `now`: three quarters of [`LEASE`] and more, in steps
+/// of the fourth, so that a blob that is asked for again and again has its lease written a few times a day.
+pub fn lease_of_present(now: Timestamp) -> Timestamp {
+    let step = LEASE.as_secs() / 4;
+    let steps = (now.as_second() + 3 * step).div_euclid(step) + 1;
+    Timestamp::from_second(steps * step).unwrap_or(Timestamp::MAX)
+}
+
 /// How long a request waits for the one before it to let go of the session. A client that lost its connection is often back
 /// before this side has noticed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -416,6 +424,15 @@ mod tests {
         #[test]
         fn a_state_that_is_none_is_refused(state in prop::collection::vec(any::<u8>(), 1..40)) {
             prop_assert!(Hasher::restore(Algorithm::Sha256, &state).is_none());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_present_blob_is_kept_for_hours_and_no_longer_than_a_pushed_one(second in 0_i64..4_000_000_000) {
+            let now = Timestamp::from_second(second).unwrap();
+            let kept = lease_of_present(now).duration_since(now);
+            prop_assert!(kept > LEASE * 3 / 4 && kept <= LEASE);
         }
     }
 

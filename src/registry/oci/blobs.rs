@@ -10,6 +10,7 @@ use super::{CONTENT_DIGEST, Call, empty, value};
 use crate::names::{Digest, RepositoryName};
 use crate::registry::Response;
 use crate::registry::body::Body;
+use crate::registry::uploads::lease_of_present;
 use crate::store::images::UnlinkBlob;
 use crate::store::{Lookup, StoreError};
 
@@ -34,7 +35,12 @@ pub(super) async fn read(
     let mut response = match condition(&call.headers, &named.etag) {
         Condition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
         Condition::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Condition::Met if head => content(StatusCode::OK, blob.size, Body::empty()),
+        Condition::Met if head => {
+            // A client that is told that a blob is here does not push it, so it stays until the manifest may have come.
+            let repository = call.repository(name).await?;
+            registry.metadata.extend_lease(repository.id, digest, lease_of_present(call.now)).await?;
+            content(StatusCode::OK, blob.size, Body::empty())
+        }
         Condition::Met => {
             if registry.config.redirect_blobs
                 && let Some(url) = registry.blobs.presigned_url(blob.generation, REDIRECT_VALID_FOR).await?

@@ -1,6 +1,7 @@
 //! Pushing blobs: sessions, chunks, whole bodies and mounts.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
@@ -19,6 +20,9 @@ use crate::store::StoreError;
 use crate::store::images::MountBlob;
 use crate::store::repositories::{Repository, RepositoryId};
 
+/// How often a body that goes on and on is acknowledged: its session must not look abandoned, and a crash should not cost
+/// hours of sending.
+const ACKNOWLEDGED_EVERY: Duration = Duration::from_secs(10 * 60);
 /// How many repositories are tried as the source of a mount that names none.
 const SOURCES: usize = 16;
 
@@ -202,11 +206,17 @@ async fn append(
 ) -> Result<Session, OciError> {
     let id = session.acknowledged().id;
     let begin = session.offset();
+    let mut acknowledged = Instant::now();
     loop {
         match body.next().await {
             Ok(Some(chunk)) => {
                 registry.metrics.received.inc_by(chunk.len() as u64);
-                if let Err(failure) = session.append(chunk).await {
+                let mut appended = session.append(chunk).await;
+                if appended.is_ok() && acknowledged.elapsed() > ACKNOWLEDGED_EVERY {
+                    appended = session.acknowledge(None, Timestamp::now()).await.map(drop);
+                    acknowledged = Instant::now();
+                }
+                if let Err(failure) = appended {
                     body.drain(DRAINED).await;
                     return Err(OciError::of_upload(failure, id));
                 }
@@ -223,7 +233,7 @@ async fn append(
     let received = session.offset() - begin;
     match expected {
         Some(expected) if expected != received => {
-            let text = format!("The request announced {expected} bytes and sent {received}; none of them were kept");
+            let text = format!("The request announced {expected} bytes and sent {received}");
             Err(OciError::new(StatusCode::BAD_REQUEST, Code::SizeInvalid, text))
         }
         _ => Ok(session),
