@@ -104,6 +104,13 @@ impl Registry {
         self.pulls.note(manifest, now);
     }
 
+    /// Records pulls at once, those that need recording: whoever asks next sees them.
+    pub async fn record_pulls_now(&self, manifests: &[Manifest], now: Timestamp) -> Result<(), StoreError> {
+        let due = manifests.iter().filter(|manifest| is_due(manifest, now));
+        let pulls: Vec<(ManifestId, Timestamp)> = due.map(|manifest| (manifest.id, now)).collect();
+        if pulls.is_empty() { Ok(()) } else { self.metadata.record_pulls(&pulls).await }
+    }
+
     /// Writes noted pulls until `stopped` says true, and what is left then.
     pub async fn record_pulls(self: Arc<Self>, mut stopped: watch::Receiver<bool>) {
         loop {
@@ -121,6 +128,11 @@ impl Registry {
 
 /// How old a recorded pull has to be before another one replaces it: ECR promises a day.
 const PRECISION: SignedDuration = SignedDuration::from_hours(6);
+/// Whether a pull of this manifest is worth recording.
+fn is_due(manifest: &Manifest, now: Timestamp) -> bool {
+    manifest.last_pulled_at.is_none_or(|last| now.duration_since(last) >= PRECISION)
+}
+
 /// How many manifests may wait; what is pulled beyond that is noted at its next pull.
 const MAX_PENDING: usize = 100_000;
 
@@ -133,7 +145,7 @@ pub(super) struct PullRecorder {
 
 impl PullRecorder {
     fn note(&self, manifest: &Manifest, now: Timestamp) {
-        if manifest.last_pulled_at.is_some_and(|last| now.duration_since(last) < PRECISION) {
+        if !is_due(manifest, now) {
             return;
         }
         // A map of times cannot be half changed, so a panic elsewhere leaves nothing to fear in it.

@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod body;
+pub mod ecr;
 pub mod images;
 pub mod manifests;
 pub mod oci;
@@ -154,6 +155,7 @@ impl Registry {
         let path = request.uri().path();
         if path == "/" {
             return match *request.method() {
+                Method::POST => ecr::handle(self, request).await,
                 Method::GET | Method::HEAD => self.front_page(),
                 _ => plain(StatusCode::METHOD_NOT_ALLOWED, "This path takes GET, and POST for the ECR API.\n"),
             };

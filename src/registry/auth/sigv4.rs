@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use super::{Keyring, Principal};
+use super::{AccessKey, Keyring, Principal};
 use crate::names::Region;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
@@ -67,6 +67,20 @@ pub struct Scope<'a> {
     pub services: &'a [&'static str],
 }
 
+/// What a request claims about its signature, checked as far as that needs no body.
+///
+/// # Errors
+/// [`AuthError`] as Amazon ECR would put it.
+pub fn check_claims(
+    uri: &Uri,
+    headers: &HeaderMap,
+    scope: Scope<'_>,
+    keyring: &Keyring,
+    now: Timestamp,
+) -> Result<(), AuthError> {
+    claims(uri, headers, scope, keyring, now).map(|_| ())
+}
+
 /// The principal who signed the request.
 ///
 /// # Errors
@@ -77,19 +91,9 @@ pub fn verify(
     keyring: &Keyring,
     now: Timestamp,
 ) -> Result<Principal, AuthError> {
-    let authorization = Authorization::of(&request)?;
-    let (date_text, date) = signing_date(request.headers)?;
-    authorization.check_scope(scope, date_text)?;
-    authorization.check_signed_headers(request.headers)?;
-    let key = keyring.get(authorization.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
-    if request.headers.contains_key(X_AMZ_SECURITY_TOKEN) {
-        // Only temporary credentials come with a session token, and there are none yet.
-        return Err(AuthError::UnrecognizedClient);
-    }
-    check_skew(date, now)?;
+    let (authorization, date, key) = claims(request.uri, request.headers, scope, keyring, now)?;
     check_content_hash(&request)?;
-
-    let expected = authorization.signature(&request, date_text, key.secret.expose())?;
+    let expected = authorization.signature(&request, date, key.secret.expose())?;
     let given = hex::decode(authorization.signature).unwrap_or_default();
     if aws_lc_rs::constant_time::verify_slices_are_equal(expected.as_ref(), &given).is_err() {
         return Err(invalid(
@@ -98,6 +102,27 @@ pub fn verify(
         ));
     }
     Ok(key.principal())
+}
+
+/// The Authorization header, the text of X-Amz-Date, and the key that is said to have signed.
+fn claims<'a>(
+    uri: &Uri,
+    headers: &'a HeaderMap,
+    scope: Scope<'_>,
+    keyring: &'a Keyring,
+    now: Timestamp,
+) -> Result<(Authorization<'a>, &'a str, &'a AccessKey), AuthError> {
+    let authorization = Authorization::of(uri, headers)?;
+    let (date_text, date) = signing_date(headers)?;
+    authorization.check_scope(scope, date_text)?;
+    authorization.check_signed_headers(headers)?;
+    let key = keyring.get(authorization.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
+    if headers.contains_key(X_AMZ_SECURITY_TOKEN) {
+        // Only temporary credentials come with a session token, and there are none yet.
+        return Err(AuthError::UnrecognizedClient);
+    }
+    check_skew(date, now)?;
+    Ok((authorization, date_text, key))
 }
 
 /// The parts of an Authorization header.
@@ -112,10 +137,10 @@ struct Authorization<'a> {
 }
 
 impl<'a> Authorization<'a> {
-    fn of(request: &SignedRequest<'a>) -> Result<Self, AuthError> {
-        let mut values = request.headers.get_all(AUTHORIZATION).iter();
+    fn of(uri: &Uri, headers: &'a HeaderMap) -> Result<Self, AuthError> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
         let Some(value) = values.next() else {
-            let presigned = request.uri.query().is_some_and(|query| query.contains("X-Amz-Signature="));
+            let presigned = uri.query().is_some_and(|query| query.contains("X-Amz-Signature="));
             return Err(if presigned {
                 incomplete("A signature in the query is not accepted: sign the Authorization header.")
             } else {

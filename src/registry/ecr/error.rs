@@ -1,0 +1,326 @@
+//! The errors of the ECR API: their names, their texts (which clients search for words), and how they look on the wire.
+
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::input::Text;
+use crate::names::{AccountId, Digest, RepositoryName, Tag};
+use crate::registry::Response;
+use crate::registry::auth::sigv4::AuthError;
+use crate::registry::auth::{Denied, NoRandomness};
+use crate::registry::body::{Body, BodyError};
+use crate::store::StoreError;
+
+/// A repository as error texts name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The registry.
+    pub account: AccountId,
+    /// The repository's name.
+    pub name: RepositoryName,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the repository with name '{}' in the registry with id '{}'", self.name, self.account)
+    }
+}
+
+/// Why a call failed. The texts are Amazon ECR's where it has been seen to give one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed: the only error that is not the caller's.
+    #[error("The registry could not carry out the request. Try again; its log says what failed.")]
+    Server(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The request is not signed by somebody we know.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// The caller may not do this.
+    #[error(transparent)]
+    AccessDenied(#[from] Denied),
+    /// There is no such operation.
+    #[error("{0}")]
+    UnknownOperation(String),
+    /// The body is no JSON object, or a member has the wrong JSON type.
+    #[error("{0}")]
+    Serialization(String),
+    /// The body did not arrive whole.
+    #[error("{0}")]
+    Body(#[from] BodyError),
+
+    /// An input member breaks its constraint.
+    #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
+    InvalidParameter {
+        /// The member.
+        member: Text,
+        /// What it should have been.
+        reason: Text,
+    },
+    /// The same, by a pure validator whose text is whole already.
+    #[error("{0}")]
+    InvalidParameterText(String),
+    /// The request contradicts a setting or a state.
+    #[error("{0}")]
+    Validation(String),
+    /// A quota is used up.
+    #[error("{0}")]
+    LimitExceeded(String),
+    /// The key that encrypts, or should, cannot be used.
+    #[error("{message}")]
+    Kms {
+        /// What is wrong.
+        message: &'static str,
+        /// KMS's own name of it.
+        kms_error: &'static str,
+    },
+
+    /// There is no such repository.
+    #[error("The repository with name '{}' does not exist in the registry with id '{}'", .0.name, .0.account)]
+    RepositoryNotFound(Place),
+    /// The name is taken.
+    #[error("The repository with name '{}' already exists in the registry with id '{}'", .0.name, .0.account)]
+    RepositoryAlreadyExists(Place),
+    /// The repository has images.
+    #[error("The repository with name '{}' in registry with id '{}' cannot be deleted because it still contains images", .0.name, .0.account)]
+    RepositoryNotEmpty(Place),
+    /// A resource tag is not valid.
+    #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
+    InvalidTagParameter {
+        /// Where it is.
+        member: Text,
+        /// What it should have been.
+        reason: Text,
+    },
+    /// A repository has as many resource tags as it may have.
+    #[error("A repository can have at most {0} tags")]
+    TooManyTags(usize),
+    /// The repository has no policy.
+    #[error("Repository policy does not exist for {0}")]
+    RepositoryPolicyNotFound(Place),
+
+    /// There is no such image.
+    #[error("The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist within the repository with name '{}' in the registry with id '{}'", .place.name, .place.account)]
+    ImageNotFound {
+        /// The digest that was asked for, or `null`.
+        digest: Text,
+        /// The tag that was asked for, or `null`.
+        tag: Text,
+        /// Where.
+        place: Place,
+    },
+    /// The push changes nothing.
+    #[error("Image with digest '{digest}' and tag '{tag}' already exists in the repository with name '{}' in registry with id '{}'", .place.name, .place.account)]
+    ImageAlreadyExists {
+        /// Its digest.
+        digest: Digest,
+        /// The tag, or `null`.
+        tag: Text,
+        /// Where.
+        place: Place,
+    },
+    /// The tag exists and is immutable.
+    #[error(
+        "The image tag '{tag}' already exists in the '{repository}' repository and cannot be overwritten because the repository is immutable."
+    )]
+    ImageTagAlreadyExists {
+        /// The tag.
+        tag: Tag,
+        /// The repository.
+        repository: RepositoryName,
+    },
+    /// The manifest has another digest than the request says.
+    #[error("The image digest '{expected}' does not match the digest '{actual}' of the manifest")]
+    ImageDigestDoesNotMatch {
+        /// What the request says.
+        expected: Text,
+        /// What the manifest has.
+        actual: Digest,
+    },
+    /// Blobs that a manifest needs are missing.
+    #[error("Layers with digests '{}' required for pushing image into {place} do not exist", digest_list(.digests))]
+    LayersNotFound {
+        /// The missing ones.
+        digests: Vec<Digest>,
+        /// Where.
+        place: Place,
+    },
+    /// A layer that was asked for is missing.
+    #[error("The layer with digest '{digest}' does not exist in {place}")]
+    LayerNotFound {
+        /// The digest.
+        digest: Text,
+        /// Where.
+        place: Place,
+    },
+    /// A layer exists, but no image that may be pulled has it.
+    #[error("The layer with digest '{digest}' is not associated with an available image in {place}")]
+    LayerInaccessible {
+        /// The digest.
+        digest: Digest,
+        /// Where.
+        place: Place,
+    },
+    /// Images that an index needs are missing.
+    #[error("Images with digests '{}' required for pushing image into {place} do not exist", digest_list(.digests))]
+    ReferencedImagesNotFound {
+        /// The missing ones.
+        digests: Vec<Digest>,
+        /// Where.
+        place: Place,
+    },
+    /// The image cannot go to that storage class.
+    #[error("{0}")]
+    StorageClassUpdateNotSupported(String),
+
+    /// There is no such upload.
+    #[error("The upload '{id}' does not exist in {place}")]
+    UploadNotFound {
+        /// The upload's id.
+        id: Text,
+        /// Where.
+        place: Place,
+    },
+    /// A part does not begin where the one before ended, or is not as long as it says.
+    #[error("{message}")]
+    InvalidLayerPart {
+        /// What is wrong.
+        message: String,
+        /// Where.
+        place: Place,
+        /// The upload.
+        id: Uuid,
+        /// The last byte that was accepted, if any was.
+        last_valid_byte: Option<u64>,
+    },
+    /// The bytes have none of the digests.
+    #[error(
+        "The layer digest calculation performed upon receipt of the image layer does not match the digest specified: {0}"
+    )]
+    InvalidLayer(String),
+    /// A part other than the last is too small.
+    #[error("All layer parts except the last part should be at least 5MB")]
+    LayerPartTooSmall,
+    /// The repository has the layer.
+    #[error("Layer with digest '{digest}' already exists in {place}")]
+    LayerAlreadyExists {
+        /// The digest.
+        digest: Digest,
+        /// Where.
+        place: Place,
+    },
+    /// The upload has no part.
+    #[error("The upload '{0}' has no parts: upload at least one before completing it")]
+    EmptyUpload(Uuid),
+
+    /// The repository has no lifecycle policy.
+    #[error("Lifecycle policy does not exist for {0}")]
+    LifecyclePolicyNotFound(Place),
+    /// A preview runs.
+    #[error("A lifecycle policy preview for {0} is in progress. Wait until it has completed and try again.")]
+    LifecyclePolicyPreviewInProgress(Place),
+    /// There has been no preview.
+    #[error("Lifecycle policy preview does not exist for {0}")]
+    LifecyclePolicyPreviewNotFound(Place),
+}
+
+fn digest_list(digests: &[Digest]) -> String {
+    let digests: Vec<&str> = digests.iter().map(Digest::as_str).collect();
+    format!("[{}]", digests.join(", "))
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Server(Box::new(error))
+    }
+}
+
+impl From<NoRandomness> for Error {
+    fn from(error: NoRandomness) -> Self {
+        Self::Server(Box::new(error))
+    }
+}
+
+impl Error {
+    /// The error's name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Server(_) => "ServerException",
+            Self::Auth(AuthError::MissingAuthenticationToken) => "MissingAuthenticationTokenException",
+            Self::Auth(AuthError::IncompleteSignature(_)) => "IncompleteSignatureException",
+            Self::Auth(AuthError::UnrecognizedClient) => "UnrecognizedClientException",
+            Self::Auth(AuthError::InvalidSignature(_)) => "InvalidSignatureException",
+            Self::AccessDenied(_) => "AccessDeniedException",
+            Self::UnknownOperation(_) => "UnknownOperationException",
+            Self::Serialization(_) => "SerializationException",
+            Self::Body(BodyError::TooLarge(_)) => "RequestEntityTooLargeException",
+            Self::Body(BodyError::TimedOut | BodyError::Broken(_)) => "RequestTimeoutException",
+            Self::InvalidParameter { .. } | Self::InvalidParameterText(_) => "InvalidParameterException",
+            Self::Validation(_) => "ValidationException",
+            Self::LimitExceeded(_) => "LimitExceededException",
+            Self::Kms { .. } => "KmsException",
+            Self::RepositoryNotFound(_) => "RepositoryNotFoundException",
+            Self::RepositoryAlreadyExists(_) => "RepositoryAlreadyExistsException",
+            Self::RepositoryNotEmpty(_) => "RepositoryNotEmptyException",
+            Self::InvalidTagParameter { .. } => "InvalidTagParameterException",
+            Self::TooManyTags(_) => "TooManyTagsException",
+            Self::RepositoryPolicyNotFound(_) => "RepositoryPolicyNotFoundException",
+            Self::ImageNotFound { .. } => "ImageNotFoundException",
+            Self::ImageAlreadyExists { .. } => "ImageAlreadyExistsException",
+            Self::ImageTagAlreadyExists { .. } => "ImageTagAlreadyExistsException",
+            Self::ImageDigestDoesNotMatch { .. } => "ImageDigestDoesNotMatchException",
+            Self::LayersNotFound { .. } | Self::LayerNotFound { .. } => "LayersNotFoundException",
+            Self::LayerInaccessible { .. } => "LayerInaccessibleException",
+            Self::ReferencedImagesNotFound { .. } => "ReferencedImagesNotFoundException",
+            Self::StorageClassUpdateNotSupported(_) => "ImageStorageClassUpdateNotSupportedException",
+            Self::UploadNotFound { .. } => "UploadNotFoundException",
+            Self::InvalidLayerPart { .. } => "InvalidLayerPartException",
+            Self::InvalidLayer(_) => "InvalidLayerException",
+            Self::LayerPartTooSmall => "LayerPartTooSmallException",
+            Self::LayerAlreadyExists { .. } => "LayerAlreadyExistsException",
+            Self::EmptyUpload(_) => "EmptyUploadException",
+            Self::LifecyclePolicyNotFound(_) => "LifecyclePolicyNotFoundException",
+            Self::LifecyclePolicyPreviewInProgress(_) => "LifecyclePolicyPreviewInProgressException",
+            Self::LifecyclePolicyPreviewNotFound(_) => "LifecyclePolicyPreviewNotFoundException",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Server(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Body(BodyError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Body(BodyError::TimedOut | BodyError::Broken(_)) => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The members that some errors have beside their message.
+    fn details(&self) -> Map<String, Value> {
+        let details = match self {
+            Self::Kms { kms_error, .. } => json!({ "kmsError": kms_error }),
+            Self::InvalidLayerPart { place, id, last_valid_byte, .. } => json!({
+                "registryId": place.account, "repositoryName": place.name, "uploadId": id,
+                "lastValidByteReceived": last_valid_byte,
+            }),
+            _ => Value::Null,
+        };
+        match details {
+            Value::Object(members) => members.into_iter().filter(|(_, value)| !value.is_null()).collect(),
+            _ => Map::new(),
+        }
+    }
+
+    /// The error as its caller gets it.
+    pub fn into_response(self) -> Response {
+        let mut body =
+            Map::from_iter([("__type".into(), self.code().into()), ("message".into(), self.to_string().into())]);
+        body.extend(self.details());
+        let mut response = super::json_response(self.status(), Body::from(Value::Object(body).to_string()));
+        response.headers_mut().insert("x-amzn-errortype", HeaderValue::from_static(self.code()));
+        if matches!(self, Self::Body(_)) {
+            // What is left of the body is not read, so the connection cannot be used again.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,349 @@
+//! Images: put, read, deleted, moved between storage classes.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::Call;
+use super::error::{Error, Place};
+use super::input::{self, Fault, ImageId, Selector, input, required};
+use crate::jobs::referrers;
+use crate::names::{Digest, Reference, Tag};
+use crate::registry::images::{NewImage, PutImageError};
+use crate::store::Lookup;
+use crate::store::images::{
+    DeleteImageError, ImageStatus, LastTag, Manifest, PutManifestError, StorageClass, StorageClassError, TaggedImage,
+};
+use crate::store::repositories::Repository;
+
+/// How much of manifests one BatchGetImage gives at most. A hundred of ordinary size are half a MiB.
+const MAX_MANIFESTS: usize = 32 * 1024 * 1024;
+
+input! {
+    /// PutImage's.
+    Put {
+        registry_id: String,
+        repository_name: String,
+        image_manifest: String,
+        image_manifest_media_type: String,
+        image_tag: String,
+        image_digest: String,
+    }
+}
+
+/// PutImage.
+pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let manifest = required("imageManifest", input.image_manifest)?;
+    input::length("imageManifest", &manifest, 1..=4_194_304)?;
+    let tag = input.image_tag.map(|tag| input::image_tag("imageTag", &tag)).transpose()?;
+    let digest = match input.image_digest {
+        None => None,
+        Some(text) => match input::digest("imageDigest", &text)? {
+            Some(digest) => Some(digest),
+            // Of an algorithm that names no image here.
+            None => {
+                let actual = Digest::sha256(manifest.as_bytes());
+                return Err(Error::ImageDigestDoesNotMatch { expected: text.into(), actual });
+            }
+        },
+    };
+    let repository = call.repository(&place).await?;
+
+    let payload = Bytes::from(manifest);
+    let image = NewImage {
+        repository: repository.id,
+        payload: payload.clone(),
+        media_type: input.image_manifest_media_type.as_deref(),
+        digest: digest.as_ref(),
+        tags: tag.iter().cloned().collect(),
+    };
+    let refuse = |error| refused_put(error, &place, &payload, digest.as_ref());
+    let put = call.registry.put_image(image, call.now).await.map_err(refuse)?;
+    if put.outcome.unchanged() {
+        return Err(Error::ImageAlreadyExists { digest: put.digest, tag: or_null(tag.as_ref()), place });
+    }
+    Ok(json!({ "image": image_shape(&place, &put.digest, tag.as_ref(), &payload, &put.media_type) }))
+}
+
+fn or_null<T: ToString>(value: Option<&T>) -> Cow<'static, str> {
+    value.map_or(Cow::Borrowed("null"), |value| Cow::Owned(value.to_string()))
+}
+
+fn refused_put(error: PutImageError, place: &Place, payload: &[u8], expected: Option<&Digest>) -> Error {
+    let place = place.clone();
+    let put = match error {
+        PutImageError::Manifest(error) => return Error::InvalidParameterText(error.to_string()),
+        PutImageError::DigestMismatch { actual } => {
+            return Error::ImageDigestDoesNotMatch { expected: or_null(expected), actual };
+        }
+        PutImageError::Put(put) => put,
+    };
+    match put {
+        PutManifestError::NoRepository => Error::RepositoryNotFound(place),
+        PutManifestError::BlobsNotFound(digests) => Error::LayersNotFound { digests, place },
+        PutManifestError::ChildrenNotFound(digests) => Error::ReferencedImagesNotFound { digests, place },
+        PutManifestError::TagAlreadyExists { tag, current } => {
+            // The same image under the same immutable tag changes nothing, which is another thing than overwriting it.
+            if current == Digest::of(current.algorithm(), payload) {
+                let tag = Cow::Owned(tag.to_string());
+                return Error::ImageAlreadyExists { digest: current, tag, place };
+            }
+            Error::ImageTagAlreadyExists { tag, repository: place.name }
+        }
+        PutManifestError::TooManyImages(limit) => {
+            Error::LimitExceeded(format!("The repository with name '{}' has its {limit} images", place.name))
+        }
+        PutManifestError::TooManyTags(limit) => Error::LimitExceeded(format!("The image has its {limit} tags")),
+        PutManifestError::Store(error) => error.into(),
+    }
+}
+
+/// ECR's `Image`.
+fn image_shape(place: &Place, digest: &Digest, tag: Option<&Tag>, payload: &[u8], media_type: &str) -> Value {
+    json!({
+        "registryId": place.account,
+        "repositoryName": place.name,
+        "imageId": image_id(digest, tag),
+        "imageManifest": String::from_utf8_lossy(payload),
+        "imageManifestMediaType": media_type,
+    })
+}
+
+/// ECR's `ImageIdentifier`.
+pub fn image_id(digest: &Digest, tag: Option<&Tag>) -> Value {
+    json!({ "imageDigest": digest, "imageTag": tag })
+}
+
+/// An entry of `failures`.
+fn failure(id: &ImageId, code: &str, reason: &str) -> Value {
+    json!({
+        "imageId": { "imageDigest": id.image_digest, "imageTag": id.image_tag },
+        "failureCode": code,
+        "failureReason": reason,
+    })
+}
+
+input! {
+    /// BatchGetImage's.
+    BatchGet {
+        registry_id: String,
+        repository_name: String,
+        image_ids: Vec<ImageId>,
+        accepted_media_types: Vec<String>,
+    }
+}
+
+/// BatchGetImage. `acceptedMediaTypes` is checked and otherwise let be: manifests are given as they are stored.
+pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let ids = required("imageIds", input.image_ids)?;
+    input::count("imageIds", &ids, 1..=100)?;
+    if let Some(types) = &input.accepted_media_types {
+        input::count("acceptedMediaTypes", types, 1..=100)?;
+    }
+    call.repository(&place).await?;
+    let (mut images, mut failures, mut pulls, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for id in &ids {
+        match find(call, &place, id).await? {
+            Ok((manifest, tag)) => {
+                bytes += manifest.payload.len();
+                if bytes > MAX_MANIFESTS {
+                    return Err(Error::LimitExceeded(format!(
+                        "The manifests have more than {MAX_MANIFESTS} bytes together: ask for fewer imageIds"
+                    )));
+                }
+                let Manifest { digest, payload, media_type, .. } = &manifest;
+                images.push(image_shape(&place, digest, tag.as_ref(), payload, media_type));
+                pulls.push(manifest);
+            }
+            Err(fault) => failures.push(failure(id, fault.code(), fault.reason())),
+        }
+    }
+    call.registry.record_pulls_now(&pulls, call.now).await?;
+    Ok(json!({ "images": images, "failures": failures }))
+}
+
+/// The manifest that an identifier means, and the tag that it was asked for by.
+async fn find(call: &Call, place: &Place, id: &ImageId) -> Result<Result<(Manifest, Option<Tag>), Fault>, Error> {
+    let (reference, tag, digest) = match id.selector() {
+        Ok(Selector::Tag(tag)) => (Reference::Tag(tag.clone()), Some(tag), None),
+        Ok(Selector::Both(tag, digest)) => (Reference::Tag(tag.clone()), Some(tag), Some(digest)),
+        Ok(Selector::Digest(digest)) => (Reference::Digest(digest), None, None),
+        Err(fault) => return Ok(Err(fault)),
+    };
+    Ok(match call.registry.metadata.find_manifest(&place.account, &place.name, &reference).await? {
+        Lookup::NoRepository => return Err(Error::RepositoryNotFound(place.clone())),
+        Lookup::Missing => Err(Fault::ImageNotFound),
+        Lookup::Found(manifest) if digest.is_some_and(|digest| digest != manifest.digest) => {
+            Err(Fault::ImageTagDoesNotMatchDigest)
+        }
+        Lookup::Found(manifest) if manifest.status != ImageStatus::Active => Err(Fault::ImageInaccessible),
+        Lookup::Found(manifest) => Ok((manifest, tag)),
+    })
+}
+
+input! {
+    /// BatchDeleteImage's.
+    BatchDelete { registry_id: String, repository_name: String, image_ids: Vec<ImageId> }
+}
+
+/// BatchDeleteImage. A tag is removed, and with the last one its image; a digest takes its tags along.
+pub async fn batch_delete(call: &Call, input: BatchDelete) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let ids = required("imageIds", input.image_ids)?;
+    input::count("imageIds", &ids, 1..=100)?;
+    let repository = call.repository(&place).await?;
+    let (mut deleted, mut failures) = (Vec::new(), Vec::new());
+    for id in &ids {
+        let outcome = match id.selector() {
+            Ok(selector) => delete(call, &repository, &selector).await,
+            Err(fault) => Err(Undeleted::Fault(fault)),
+        };
+        match outcome {
+            Ok(ids) => deleted.extend(ids),
+            Err(Undeleted::Fault(fault)) => failures.push(failure(id, fault.code(), fault.reason())),
+            Err(Undeleted::ReferencedBy(parents)) => {
+                let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
+                let reason = format!("Requested image referenced by manifest list: [{}]", parents.join(", "));
+                failures.push(failure(id, "ImageReferencedByManifestList", &reason));
+            }
+            Err(Undeleted::Error(error)) => return Err(error),
+        }
+    }
+    Ok(json!({ "imageIds": deleted, "failures": failures }))
+}
+
+/// Why an image of a batch was not deleted.
+enum Undeleted {
+    Fault(Fault),
+    ReferencedBy(Vec<Digest>),
+    Error(Error),
+}
+
+impl From<DeleteImageError> for Undeleted {
+    fn from(error: DeleteImageError) -> Self {
+        match error {
+            DeleteImageError::NotFound => Self::Fault(Fault::ImageNotFound),
+            DeleteImageError::TagPointsElsewhere(_) => Self::Fault(Fault::ImageTagDoesNotMatchDigest),
+            // Only an expiry says which tags it means.
+            DeleteImageError::TagsChanged => Self::Fault(Fault::ImageNotFound),
+            DeleteImageError::ReferencedBy(parents) => Self::ReferencedBy(parents),
+            DeleteImageError::Store(error) => Self::Error(error.into()),
+        }
+    }
+}
+
+impl From<crate::store::StoreError> for Undeleted {
+    fn from(error: crate::store::StoreError) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// Deletes, and tells what went as `imageIds` says it.
+async fn delete(call: &Call, repository: &Repository, selector: &Selector) -> Result<Vec<Value>, Undeleted> {
+    let metadata = call.registry.metadata.as_ref();
+    let (tag, expected) = match selector {
+        Selector::Digest(digest) => {
+            referrers::enqueue(metadata, repository.id, digest, call.now).await?;
+            let tags = metadata.delete_image(repository.id, digest, call.now).await?;
+            let none = tags.is_empty().then(|| image_id(digest, None));
+            return Ok(tags.iter().map(|tag| image_id(digest, Some(tag))).chain(none).collect());
+        }
+        Selector::Tag(tag) => (tag, None),
+        Selector::Both(tag, digest) => (tag, Some(digest)),
+    };
+    let gone = metadata.delete_tag(repository.id, tag, expected, LastTag::DeletesImage, call.now).await?;
+    if gone.image_deleted {
+        referrers::enqueue(metadata, repository.id, &gone.digest, call.now).await?;
+    }
+    Ok(vec![image_id(&gone.digest, Some(tag))])
+}
+
+input! {
+    /// UpdateImageStorageClass's.
+    UpdateStorageClass {
+        registry_id: String,
+        repository_name: String,
+        image_id: ImageId,
+        target_storage_class: String,
+    }
+}
+
+/// UpdateImageStorageClass.
+pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let id = required("imageId", input.image_id)?;
+    let selector = id.required_selector("imageId")?;
+    let class = required("targetStorageClass", input.target_storage_class)?;
+    let classes = [("STANDARD", StorageClass::Standard), ("ARCHIVE", StorageClass::Archive)];
+    let class = input::one_of("targetStorageClass", &class, &classes)?;
+    let repository = call.repository(&place).await?;
+    let TaggedImage { image, .. } = one(call, &place, &repository, &id, selector).await?;
+
+    let metadata = call.registry.metadata.as_ref();
+    let changed = metadata.set_storage_class(repository.id, &image.digest, class, call.now).await;
+    let status = changed.map_err(|error| match error {
+        StorageClassError::NotFound => not_found(&place, &id),
+        StorageClassError::Unchanged(status) => Error::StorageClassUpdateNotSupported(format!(
+            "The image '{}' is {} already",
+            image.digest,
+            status.as_str()
+        )),
+        StorageClassError::ReferencedBy(parents) => {
+            let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
+            Error::StorageClassUpdateNotSupported(format!(
+                "Requested image referenced by manifest list: [{}]",
+                parents.join(", ")
+            ))
+        }
+        StorageClassError::Store(error) => error.into(),
+    })?;
+    referrers::enqueue(metadata, repository.id, &image.digest, call.now).await?;
+    let tag = id.image_tag.as_deref().and_then(|tag| tag.parse::<Tag>().ok());
+    Ok(json!({
+        "registryId": place.account,
+        "repositoryName": place.name,
+        "imageId": image_id(&image.digest, tag.as_ref()),
+        "imageStatus": status.as_str(),
+    }))
+}
+
+/// The error of an image that is not there.
+pub fn not_found(place: &Place, id: &ImageId) -> Error {
+    let (digest, tag) = (or_null(id.image_digest.as_ref()), or_null(id.image_tag.as_ref()));
+    Error::ImageNotFound { digest, tag, place: place.clone() }
+}
+
+/// The one image that an operation is about.
+pub async fn one(
+    call: &Call,
+    place: &Place,
+    repository: &Repository,
+    id: &ImageId,
+    selector: Option<Selector>,
+) -> Result<TaggedImage, Error> {
+    let selector = selector.ok_or_else(|| not_found(place, id))?;
+    let found = call.registry.metadata.images(repository.id, &[selector.reference()]).await?;
+    let found = found.into_iter().next().flatten().filter(|found| selector.agrees(&found.image.digest));
+    found.ok_or_else(|| not_found(place, id))
+}
+
+impl Selector {
+    /// What to look the image up by.
+    pub fn reference(&self) -> Reference {
+        match self {
+            Self::Tag(tag) | Self::Both(tag, _) => Reference::Tag(tag.clone()),
+            Self::Digest(digest) => Reference::Digest(digest.clone()),
+        }
+    }
+
+    /// Whether what the reference led to is what was asked for.
+    pub fn agrees(&self, found: &Digest) -> bool {
+        match self {
+            Self::Both(_, digest) => digest == found,
+            Self::Tag(_) | Self::Digest(_) => true,
+        }
+    }
+}

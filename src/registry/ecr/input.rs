@@ -1,0 +1,294 @@
+//! What the API takes in: JSON objects of optional members, and the constraints that members keep, in ECR's words.
+
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::sync::LazyLock;
+
+use regex::Regex;
+use serde::Deserialize;
+
+use super::error::Error;
+use crate::names::{Digest, InvalidName, RepositoryName, Tag};
+
+/// A text that is mostly a constant.
+pub type Text = Cow<'static, str>;
+
+/// Defines an operation's input, or a structure in one: every member is optional until [`required`] says otherwise, members
+/// that we do not know are passed over, and only a JSON object will do.
+macro_rules! input {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default, serde::Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        pub struct $name {
+            $(pub(super) $field: Option<$type>,)*
+            // Serde also reads a struct from an array, by position; with something flattened into it, it does not.
+            #[serde(flatten)]
+            _object: (),
+        }
+    };
+}
+pub(super) use input;
+
+/// Reads an input. No body at all is an empty object: operations without input may be sent so.
+pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|error| Error::Serialization(error.to_string()))
+}
+
+/// The error of a member that breaks a constraint.
+pub fn invalid(member: impl Into<Text>, reason: impl Into<Text>) -> Error {
+    Error::InvalidParameter { member: member.into(), reason: reason.into() }
+}
+
+/// The member's value, which must be there.
+pub fn required<T>(member: &'static str, value: Option<T>) -> Result<T, Error> {
+    value.ok_or_else(|| invalid(member, "Member must not be null"))
+}
+
+fn bounds(value: i64, allowed: &RangeInclusive<i64>, what: &str) -> Result<(), String> {
+    if value < *allowed.start() {
+        return Err(format!("Member must have {what} greater than or equal to {}", allowed.start()));
+    }
+    if value > *allowed.end() {
+        return Err(format!("Member must have {what} less than or equal to {}", allowed.end()));
+    }
+    Ok(())
+}
+
+/// Checks a text's length, in characters.
+pub fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+    bounds(text.chars().count() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
+}
+
+/// Checks how many entries a list has.
+pub fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), Error> {
+    bounds(list.len() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
+}
+
+/// Checks a number.
+pub fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+    bounds(value, &allowed, "value").map_err(|reason| invalid(member, reason))
+}
+
+/// The variant of this spelling.
+pub fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, Error> {
+    variants.iter().find(|(spelling, _)| *spelling == text).map(|(_, variant)| *variant).ok_or_else(|| {
+        let spellings: Vec<&str> = variants.iter().map(|(spelling, _)| *spelling).collect();
+        invalid(member, format!("Member must satisfy enum value set: [{}]", spellings.join(", ")))
+    })
+}
+
+fn expression(member: &'static str, expression: &str) -> Error {
+    invalid(member, format!("must satisfy regular expression '{expression}'"))
+}
+
+/// A name whose whole rule is a regular expression.
+pub fn matching<T: FromStr<Err = InvalidName>>(member: &'static str, text: &str, rule: &str) -> Result<T, Error> {
+    text.parse().map_err(|_| expression(member, rule))
+}
+
+/// `repositoryName`, or an entry of `repositoryNames`.
+pub fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, Error> {
+    length(member, text, 2..=256)?;
+    matching(member, text, RepositoryName::PATTERN)
+}
+
+/// The expression that ECR cites for digests of images and layers.
+pub const DIGEST_EXPRESSION: &str = "[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+";
+
+/// Whether a text has a digest's syntax, be it one that we compute or not.
+pub fn is_digest_like(text: &str) -> bool {
+    static SYNTAX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("^[a-zA-Z0-9_+.-]+:[a-fA-F0-9]+$").ok());
+    SYNTAX.as_ref().is_some_and(|syntax| syntax.is_match(text))
+}
+
+/// A member that must look like a digest. One that no blob or manifest here can have (another algorithm, say) is `None`.
+pub fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, Error> {
+    if is_digest_like(text) { Ok(text.parse().ok()) } else { Err(expression(member, DIGEST_EXPRESSION)) }
+}
+
+/// An image tag at the API, which may be longer than at `/v2/`.
+pub fn image_tag(member: &'static str, text: &str) -> Result<Tag, Error> {
+    length(member, text, 1..=300)?;
+    matching(member, text, "[a-zA-Z0-9_][a-zA-Z0-9._-]*")
+}
+
+input! {
+    /// ECR's `ImageIdentifier`.
+    ImageId { image_digest: String, image_tag: String }
+}
+
+/// Which image is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// The one that the tag points at.
+    Tag(Tag),
+    /// The one with the digest.
+    Digest(Digest),
+    /// The one that the tag points at, if it has the digest.
+    Both(Tag, Digest),
+}
+
+/// Why an identifier means no image, as a batch operation's failure says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Neither a digest nor a tag.
+    MissingDigestAndTag,
+    /// The digest has not the syntax of one.
+    InvalidImageDigest,
+    /// The tag has not the syntax of one.
+    InvalidImageTag,
+    /// There is none.
+    ImageNotFound,
+    /// The tag points at another digest.
+    ImageTagDoesNotMatchDigest,
+    /// It is archived.
+    ImageInaccessible,
+}
+
+impl Fault {
+    /// `failureCode`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::MissingDigestAndTag => "MissingDigestAndTag",
+            Self::InvalidImageDigest => "InvalidImageDigest",
+            Self::InvalidImageTag => "InvalidImageTag",
+            Self::ImageNotFound => "ImageNotFound",
+            Self::ImageTagDoesNotMatchDigest => "ImageTagDoesNotMatchDigest",
+            Self::ImageInaccessible => "ImageInaccessible",
+        }
+    }
+
+    /// `failureReason`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::MissingDigestAndTag => "Invalid request parameters: both tag and digest cannot be null",
+            Self::InvalidImageDigest => {
+                "Invalid request parameters: image digest should satisfy the regex '[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+'"
+            }
+            Self::InvalidImageTag => {
+                "Invalid request parameters: image tag should satisfy the regex '[a-zA-Z0-9_][a-zA-Z0-9._-]*' and have 1 to 300 characters"
+            }
+            Self::ImageNotFound => "Requested image not found",
+            Self::ImageTagDoesNotMatchDigest => "Requested image tag does not point at the requested image digest",
+            Self::ImageInaccessible => "Requested image is archived: restore it before pulling it",
+        }
+    }
+}
+
+impl ImageId {
+    /// Which image is meant.
+    pub fn selector(&self) -> Result<Selector, Fault> {
+        let tag = self.image_tag.as_deref().map(|text| text.parse::<Tag>().map_err(|_| Fault::InvalidImageTag));
+        let digest = self.image_digest.as_deref().map(|text| match text.parse::<Digest>() {
+            Ok(digest) => Ok(digest),
+            // The syntax is right, but nothing here has such a digest.
+            Err(_) if is_digest_like(text) => Err(Fault::ImageNotFound),
+            Err(_) => Err(Fault::InvalidImageDigest),
+        });
+        match (tag.transpose()?, digest.transpose()?) {
+            (Some(tag), Some(digest)) => Ok(Selector::Both(tag, digest)),
+            (Some(tag), None) => Ok(Selector::Tag(tag)),
+            (None, Some(digest)) => Ok(Selector::Digest(digest)),
+            (None, None) => Err(Fault::MissingDigestAndTag),
+        }
+    }
+
+    /// The same, where the operation is about this one image: what is wrong is the parameter's fault, or there is no such
+    /// image.
+    pub fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, Error> {
+        match self.selector() {
+            Ok(selector) => Ok(Some(selector)),
+            Err(Fault::ImageNotFound) => Ok(None),
+            Err(fault) => Err(invalid(member, fault.reason())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    input! {
+        /// A structure with one in it.
+        Outer { name: String, inner: Inner, number: i64 }
+    }
+    input! {
+        /// A structure.
+        Inner { flag: bool }
+    }
+
+    #[test]
+    fn unknown_members_are_passed_over_and_null_is_absent() {
+        let outer: Outer =
+            parse(br#"{"name": "x", "inner": {"flag": true, "more": [1]}, "number": null, "a": {}}"#).unwrap();
+        assert_eq!(outer.name.as_deref(), Some("x"));
+        assert_eq!(outer.inner.unwrap().flag, Some(true));
+        assert_eq!(outer.number, None);
+        assert!(parse::<Outer>(b"").is_ok() && parse::<Outer>(b" \n").is_ok());
+    }
+
+    #[test]
+    fn only_objects_with_the_right_types_are_taken() {
+        for body in [
+            "[]",
+            "[\"x\"]",
+            "\"x\"",
+            "1",
+            "null",
+            "{",
+            "{} {}",
+            r#"{"name":1}"#,
+            r#"{"inner":[true]}"#,
+            r#"{"number":1.5}"#,
+            r#"{"number":"1"}"#,
+            "\u{feff}{}",
+        ] {
+            let refused = parse::<Outer>(body.as_bytes());
+            assert!(matches!(refused, Err(Error::Serialization(_))), "{body}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn constraints_are_told_in_ecrs_words() {
+        let told = |result: Result<(), Error>| result.unwrap_err().to_string();
+        assert_eq!(
+            told(length("policyText", &"x".repeat(11), 0..=10)),
+            "Invalid parameter at 'policyText' failed to satisfy constraint: 'Member must have length less than or equal to 10'"
+        );
+        assert_eq!(
+            told(range("maxResults", 0, 1..=1000)),
+            "Invalid parameter at 'maxResults' failed to satisfy constraint: 'Member must have value greater than or equal to 1'"
+        );
+        assert_eq!(
+            told(one_of("x", "c", &[("A", ()), ("B", ())])),
+            "Invalid parameter at 'x' failed to satisfy constraint: 'Member must satisfy enum value set: [A, B]'"
+        );
+        assert!(
+            told(repository_name("repositoryName", "UPPER").map(drop))
+                .contains("must satisfy regular expression '[a-z0-9]+")
+        );
+        assert!(told(required::<()>("repositoryName", None)).contains("'repositoryName'"));
+    }
+
+    #[test]
+    fn an_identifier_means_an_image_or_says_why_not() {
+        let id = |digest: Option<&str>, tag: Option<&str>| {
+            let (image_digest, image_tag) = (digest.map(str::to_owned), tag.map(str::to_owned));
+            ImageId { image_digest, image_tag, ..Default::default() }.selector()
+        };
+        let digest = Digest::sha256(b"");
+        let tag: Tag = "v1".parse().unwrap();
+        assert_eq!(id(Some(digest.as_str()), None), Ok(Selector::Digest(digest.clone())));
+        assert_eq!(id(None, Some("v1")), Ok(Selector::Tag(tag.clone())));
+        assert_eq!(id(Some(digest.as_str()), Some("v1")), Ok(Selector::Both(tag, digest)));
+        assert_eq!(id(None, None), Err(Fault::MissingDigestAndTag));
+        assert_eq!(id(Some("nonsense"), None), Err(Fault::InvalidImageDigest));
+        assert_eq!(id(Some("md5:d41d8cd98f00b204e9800998ecf8427e"), None), Err(Fault::ImageNotFound));
+        assert_eq!(id(None, Some("a b")), Err(Fault::InvalidImageTag));
+        assert_eq!(id(None, Some("")), Err(Fault::InvalidImageTag));
+        assert_eq!(id(None, Some(&"t".repeat(301))), Err(Fault::InvalidImageTag));
+    }
+}

@@ -1,0 +1,411 @@
+//! Layers: uploaded in parts by ECR's rules, checked, and found again by a signed URL.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Call;
+use super::error::{Error, Place};
+use super::input::{self, input, invalid, required};
+use crate::names::{Algorithm, Digest};
+use crate::registry::auth::download;
+use crate::registry::auth::sigv4::AuthError;
+use crate::registry::uploads::{LEASE, Session, UploadFailure};
+use crate::store::uploads::Committed;
+
+/// The size of parts that clients are told to send.
+const PART_SIZE: u64 = 10_485_760;
+/// The size of parts that is taken.
+const MAX_PART: usize = 20_971_520;
+/// What every part but the last has at least.
+const MIN_PART: u64 = 5_242_880;
+const MAX_PARTS: u32 = 4_200;
+/// How long a download URL is valid.
+const URL_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
+
+input! {
+    /// InitiateLayerUpload's.
+    InitiateUpload { registry_id: String, repository_name: String }
+}
+
+/// InitiateLayerUpload.
+pub async fn initiate_upload(call: &Call, input: InitiateUpload) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&place).await?;
+    let begun = call.registry.begin_upload(repository.id, Algorithm::Sha256, call.now).await;
+    let upload = begun.map_err(|failure| match failure {
+        UploadFailure::NotFound => Error::RepositoryNotFound(place.clone()),
+        other => refused_upload(other, &place, Uuid::nil()),
+    })?;
+    Ok(json!({ "uploadId": upload.id, "partSize": PART_SIZE }))
+}
+
+/// What the door remembers of an upload's parts, in the upload's row.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Parts {
+    count: u32,
+    /// A part that is not the last one is too small.
+    too_small: bool,
+    /// The last part.
+    last: Option<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Part {
+    first: u64,
+    last: u64,
+    digest: Digest,
+}
+
+/// What to do with a part.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is the next one.
+    Append(Parts),
+    /// It is the last one once more.
+    Replay,
+    /// It does not begin where the last one ended.
+    OutOfSequence,
+    /// There are as many as there may be.
+    TooMany,
+}
+
+impl Parts {
+    fn parse(door: &[u8]) -> Self {
+        // An upload that was begun at the other door has no parts that this one knows of.
+        serde_json::from_slice(door).unwrap_or_default()
+    }
+
+    /// Decides on a part, `offset` bytes having been acknowledged.
+    fn judge(&self, offset: u64, part: Part) -> Verdict {
+        if self.last.as_ref() == Some(&part) && offset == part.last + 1 {
+            return Verdict::Replay;
+        }
+        if part.first != offset {
+            return Verdict::OutOfSequence;
+        }
+        if self.count >= MAX_PARTS {
+            return Verdict::TooMany;
+        }
+        let before = self.last.as_ref();
+        let too_small = self.too_small || before.is_some_and(|before| before.last - before.first + 1 < MIN_PART);
+        Verdict::Append(Self { count: self.count + 1, too_small, last: Some(part) })
+    }
+}
+
+/// UploadLayerPart's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UploadPart {
+    registry_id: Option<String>,
+    repository_name: Option<String>,
+    upload_id: Option<String>,
+    part_first_byte: Option<i64>,
+    part_last_byte: Option<i64>,
+    layer_part_blob: Option<Blob>,
+    #[serde(flatten)]
+    _object: (),
+}
+
+/// A member of bytes, decoded from base64 as it is read, so that the text need not be kept.
+struct Blob(Bytes);
+
+impl std::fmt::Debug for Blob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Blob({} bytes)", self.0.len())
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Blob;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("base64")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Blob, E> {
+                BASE64.decode(text).map(|bytes| Blob(bytes.into())).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// UploadLayerPart.
+pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let id = upload_id(input.upload_id.as_deref())?;
+    let first = not_negative("partFirstByte", input.part_first_byte)?;
+    let last = not_negative("partLastByte", input.part_last_byte)?;
+    let Blob(blob) = required("layerPartBlob", input.layer_part_blob)?;
+    if blob.len() > MAX_PART {
+        return Err(invalid("layerPartBlob", format!("Member must have length less than or equal to {MAX_PART}")));
+    }
+    let repository = call.repository(&place).await?;
+    let refused = |failure| refused_upload(failure, &place, id);
+    let mut session = call.registry.open_upload(repository.id, id).await.map_err(refused)?;
+    let offset = session.offset();
+    let invalid_part =
+        |message| Error::InvalidLayerPart { message, place: place.clone(), id, last_valid_byte: offset.checked_sub(1) };
+    if last.checked_sub(first).is_none_or(|length| length + 1 != blob.len() as u64) {
+        return Err(invalid_part(format!("The part claims the bytes {first} to {last} but has {} bytes", blob.len())));
+    }
+    let part = Part { first, last, digest: Digest::sha256(&blob) };
+    match Parts::parse(&session.acknowledged().progress.door).judge(offset, part) {
+        Verdict::Replay => {}
+        Verdict::OutOfSequence => {
+            return Err(invalid_part(format!("The part begins at byte {first}, but byte {offset} is the next one")));
+        }
+        Verdict::TooMany => {
+            return Err(Error::LimitExceeded(format!("A layer may have at most {MAX_PARTS} parts")));
+        }
+        Verdict::Append(parts) => append(call, &mut session, blob, &parts).await.map_err(refused)?,
+    }
+    Ok(json!({
+        "registryId": place.account,
+        "repositoryName": place.name,
+        "uploadId": id,
+        "lastByteReceived": last,
+    }))
+}
+
+async fn append(call: &Call, session: &mut Session, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
+    // Numbers and a digest always serialise.
+    let door = serde_json::to_vec(parts).unwrap_or_default();
+    let length = blob.len() as u64;
+    session.append(blob).await?;
+    session.acknowledge(Some(door), call.now).await?;
+    call.registry.metrics.received.inc_by(length);
+    Ok(())
+}
+
+fn upload_id(text: Option<&str>) -> Result<Uuid, Error> {
+    const RULE: &str = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}";
+    let text = required("uploadId", text)?;
+    let fault = || invalid("uploadId", format!("must satisfy regular expression '{RULE}'"));
+    // Other spellings of a UUID exist; clients were given this one.
+    if text.len() == 36 { Uuid::try_parse(text).map_err(|_| fault()) } else { Err(fault()) }
+}
+
+fn not_negative(member: &'static str, value: Option<i64>) -> Result<u64, Error> {
+    let value = required(member, value)?;
+    input::range(member, value, 0..=i64::MAX)?;
+    Ok(value.unsigned_abs())
+}
+
+fn refused_upload(failure: UploadFailure, place: &Place, id: Uuid) -> Error {
+    match failure {
+        UploadFailure::NotFound => Error::UploadNotFound { id: id.to_string().into(), place: place.clone() },
+        UploadFailure::Busy => {
+            Error::Validation(format!("Another request is writing to the upload '{id}'. Try again."))
+        }
+        UploadFailure::TooLarge(limit) => Error::LimitExceeded(format!("A layer may have at most {limit} bytes")),
+        UploadFailure::DigestMismatch { actual } => {
+            Error::InvalidLayer(format!("the content has the digest '{actual}'"))
+        }
+        UploadFailure::Store(error) => error.into(),
+    }
+}
+
+input! {
+    /// CompleteLayerUpload's.
+    CompleteUpload {
+        registry_id: String,
+        repository_name: String,
+        upload_id: String,
+        layer_digests: Vec<String>,
+    }
+}
+
+/// CompleteLayerUpload. The digests are alternatives for the same content.
+pub async fn complete_upload(call: &Call, input: CompleteUpload) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let id = upload_id(input.upload_id.as_deref())?;
+    let digests = required("layerDigests", input.layer_digests)?;
+    input::count("layerDigests", &digests, 1..=100)?;
+    let mut expected = Vec::with_capacity(digests.len());
+    for text in &digests {
+        expected.extend(input::digest("layerDigests", text)?);
+    }
+    let repository = call.repository(&place).await?;
+    let refused = |failure| refused_upload(failure, &place, id);
+    let session = call.registry.open_upload(repository.id, id).await.map_err(refused)?;
+    if session.offset() == 0 {
+        return Err(Error::EmptyUpload(id));
+    }
+    if Parts::parse(&session.acknowledged().progress.door).too_small {
+        return Err(Error::LayerPartTooSmall);
+    }
+    let finished = session.finish(&expected, call.now).await.map_err(refused)?;
+    if finished.committed == Committed::AlreadyInRepository {
+        return Err(Error::LayerAlreadyExists { digest: finished.digest, place });
+    }
+    Ok(json!({
+        "registryId": place.account,
+        "repositoryName": place.name,
+        "uploadId": id,
+        "layerDigest": finished.digest,
+    }))
+}
+
+input! {
+    /// BatchCheckLayerAvailability's.
+    BatchCheck { registry_id: String, repository_name: String, layer_digests: Vec<String> }
+}
+
+/// BatchCheckLayerAvailability. What it reports as available stays so for a while.
+pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let digests = required("layerDigests", input.layer_digests)?;
+    input::count("layerDigests", &digests, 1..=100)?;
+    for digest in &digests {
+        input::length("layerDigests", digest, 0..=1000)?;
+    }
+    let repository = call.repository(&place).await?;
+    let metadata = call.registry.metadata.as_ref();
+    let (mut layers, mut failures) = (Vec::new(), Vec::new());
+    for text in &digests {
+        let failure = |code: &str, reason: Cow<'_, str>| json!({ "layerDigest": text, "failureCode": code, "failureReason": reason });
+        if text.is_empty() {
+            failures.push(failure("MissingLayerDigest", "The layer digest is missing".into()));
+            continue;
+        }
+        if !input::is_digest_like(text) {
+            let reason = format!("The layer digest should satisfy the regex '{}'", input::DIGEST_EXPRESSION);
+            failures.push(failure("InvalidLayerDigest", reason.into()));
+            continue;
+        }
+        let layer = match text.parse::<Digest>() {
+            Ok(digest) => metadata.layer(repository.id, &digest).await?,
+            Err(_) => None,
+        };
+        layers.push(match layer {
+            None => json!({ "layerDigest": text, "layerAvailability": "UNAVAILABLE" }),
+            Some(layer) => {
+                let lease = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
+                metadata.extend_lease(repository.id, &layer.blob.digest, lease).await?;
+                json!({
+                    "layerDigest": layer.blob.digest,
+                    "layerAvailability": if layer.archived { "ARCHIVED" } else { "AVAILABLE" },
+                    "layerSize": layer.blob.size,
+                    "mediaType": layer.media_type,
+                })
+            }
+        });
+    }
+    Ok(json!({ "layers": layers, "failures": failures }))
+}
+
+input! {
+    /// GetDownloadUrlForLayer's.
+    GetDownloadUrl { registry_id: String, repository_name: String, layer_digest: String }
+}
+
+/// GetDownloadUrlForLayer.
+pub async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let text = required("layerDigest", input.layer_digest)?;
+    let digest = input::digest("layerDigest", &text)?;
+    let repository = call.repository(&place).await?;
+    let metadata = call.registry.metadata.as_ref();
+    let layer = match &digest {
+        Some(digest) => metadata.layer(repository.id, digest).await?,
+        None => None,
+    };
+    let Some(layer) = layer else { return Err(Error::LayerNotFound { digest: text.into(), place }) };
+    let digest = layer.blob.digest;
+    if !layer.referenced || layer.archived {
+        return Err(Error::LayerInaccessible { digest, place });
+    }
+
+    let presigned = if call.registry.config.redirect_blobs {
+        let valid_for = std::time::Duration::from_secs(URL_LIFETIME.as_secs().unsigned_abs());
+        call.registry.blobs.presigned_url(layer.blob.generation, valid_for).await?
+    } else {
+        None
+    };
+    let url = match presigned {
+        Some(url) => url,
+        None => {
+            let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
+            let expires = call.now.checked_add(URL_LIFETIME).unwrap_or(Timestamp::MAX);
+            let query = download::sign(key, &place.name, &digest, expires);
+            format!("{}/v2/{}/blobs/{digest}?{query}", call.registry.config.public_url, place.name)
+        }
+    };
+    Ok(json!({ "downloadUrl": url, "layerDigest": digest }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(first: u64, last: u64) -> Part {
+        Part { first, last, digest: Digest::sha256(&first.to_be_bytes()) }
+    }
+
+    fn after(parts: &[(u64, u64)]) -> (Parts, u64) {
+        parts.iter().fold((Parts::default(), 0), |(parts, offset), &(first, last)| {
+            match parts.judge(offset, part(first, last)) {
+                Verdict::Append(parts) => (parts, last + 1),
+                other => panic!("{first}-{last}: {other:?}"),
+            }
+        })
+    }
+
+    #[test]
+    fn parts_come_one_after_the_other() {
+        let (parts, offset) = after(&[(0, MIN_PART - 1), (MIN_PART, MIN_PART + 9)]);
+        assert_eq!(parts.judge(offset, part(offset + 1, offset + 2)), Verdict::OutOfSequence);
+        assert_eq!(parts.judge(offset, part(0, MIN_PART - 1)), Verdict::OutOfSequence);
+        assert!(matches!(parts.judge(offset, part(offset, offset)), Verdict::Append(_)));
+    }
+
+    #[test]
+    fn the_last_part_may_be_sent_again_as_it_was() {
+        let (parts, offset) = after(&[(0, 9)]);
+        assert_eq!(parts.judge(offset, part(0, 9)), Verdict::Replay);
+        let other = Part { digest: Digest::sha256(b"other"), ..part(0, 9) };
+        assert_eq!(parts.judge(offset, other), Verdict::OutOfSequence);
+    }
+
+    #[test]
+    fn only_the_last_part_may_be_small() {
+        assert!(!after(&[(0, 9)]).0.too_small);
+        assert!(!after(&[(0, MIN_PART - 1), (MIN_PART, MIN_PART)]).0.too_small);
+        assert!(after(&[(0, MIN_PART - 2), (MIN_PART - 1, MIN_PART)]).0.too_small);
+    }
+
+    #[test]
+    fn a_layer_has_only_so_many_parts() {
+        let full = Parts { count: MAX_PARTS, ..Parts::default() };
+        assert_eq!(full.judge(0, part(0, 9)), Verdict::TooMany);
+    }
+
+    #[test]
+    fn what_is_remembered_of_parts_is_read_back() {
+        let (parts, _) = after(&[(0, 9)]);
+        assert_eq!(Parts::parse(&serde_json::to_vec(&parts).unwrap()), parts);
+        assert_eq!(Parts::parse(b""), Parts::default());
+    }
+
+    #[test]
+    fn parts_are_base64_and_nothing_else() {
+        let read = |body: &str| input::parse::<UploadPart>(body.as_bytes());
+        let blob = read(r#"{"layerPartBlob": "aGk="}"#).unwrap().layer_part_blob.unwrap();
+        assert_eq!(blob.0.as_ref(), b"hi");
+        for body in [r#"{"layerPartBlob": "%"}"#, r#"{"layerPartBlob": [1]}"#, r#"{"partFirstByte": "0"}"#, "[]"] {
+            assert!(matches!(read(body), Err(Error::Serialization(_))), "{body}");
+        }
+        assert!(upload_id(Some("../../etc/passwd")).is_err());
+        assert!(upload_id(Some("00000000000000000000000000000000")).is_err());
+        assert!(not_negative("partFirstByte", Some(-1)).is_err());
+    }
+}

@@ -1,0 +1,290 @@
+//! Lifecycle policies and their previews: kept and told here, carried out by jobs.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use super::error::{Error, Place};
+use super::input::{self, ImageId, Selector, input, required};
+use super::listings::tag_status;
+use super::page::{Page, Sizes, invalid_token};
+use super::repositories::no_paging;
+use super::{Call, shapes};
+use crate::jobs;
+use crate::lifecycle::{self, InvalidPolicy, Policy};
+use crate::store::images::TagStatusFilter;
+use crate::store::lifecycle::{Preview, PreviewResult, PreviewState};
+use crate::store::repositories::{Repository, RepositoryChange};
+
+/// How long a preview's results hold.
+const PREVIEW_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
+const PREVIEW: Sizes = Sizes { max: 100, default: 100 };
+/// How many results are read at a time when they are filtered.
+const BATCH: usize = 500;
+
+impl From<InvalidPolicy> for Error {
+    fn from(error: InvalidPolicy) -> Self {
+        Self::InvalidParameterText(error.to_string())
+    }
+}
+
+/// A policy's text, which must hold a policy.
+fn check(text: String) -> Result<String, Error> {
+    lifecycle::check_length(&text)?;
+    Policy::parse(&text)?;
+    Ok(text)
+}
+
+input! {
+    /// PutLifecyclePolicy's.
+    PutPolicy { registry_id: String, repository_name: String, lifecycle_policy_text: String }
+}
+
+/// PutLifecyclePolicy. The policy is carried out at once, by a job that is written with it.
+pub async fn put_policy(call: &Call, input: PutPolicy) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let text = check(required("lifecyclePolicyText", input.lifecycle_policy_text)?)?;
+    let repository = call.repository(&place).await?;
+    let change = RepositoryChange::LifecyclePolicy(Some(text.clone()));
+    let job = jobs::lifecycle_job(repository.id, call.now);
+    if !call.registry.metadata.change_repository(repository.id, change, vec![job]).await? {
+        return Err(Error::RepositoryNotFound(place));
+    }
+    Ok(policy_output(&place, &text))
+}
+
+fn policy_output(place: &Place, text: &str) -> Value {
+    json!({ "registryId": place.account, "repositoryName": place.name, "lifecyclePolicyText": text })
+}
+
+input! {
+    /// GetLifecyclePolicy's and DeleteLifecyclePolicy's.
+    Which { registry_id: String, repository_name: String }
+}
+
+/// The policy with the time of its last evaluation, which is the epoch before the first one.
+fn evaluated_output(place: &Place, repository: &Repository, text: &str) -> Value {
+    let mut output = policy_output(place, text);
+    output["lastEvaluatedAt"] = shapes::time(repository.lifecycle_evaluated_at.unwrap_or(Timestamp::UNIX_EPOCH));
+    output
+}
+
+/// GetLifecyclePolicy.
+pub async fn get_policy(call: &Call, input: Which) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&place).await?;
+    match &repository.lifecycle_policy {
+        Some(text) => Ok(evaluated_output(&place, &repository, text)),
+        None => Err(Error::LifecyclePolicyNotFound(place)),
+    }
+}
+
+/// DeleteLifecyclePolicy.
+pub async fn delete_policy(call: &Call, input: Which) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&place).await?;
+    let Some(text) = &repository.lifecycle_policy else { return Err(Error::LifecyclePolicyNotFound(place)) };
+    super::repositories::change(call, &place, repository.id, RepositoryChange::LifecyclePolicy(None)).await?;
+    Ok(evaluated_output(&place, &repository, text))
+}
+
+input! {
+    /// StartLifecyclePolicyPreview's.
+    StartPreview { registry_id: String, repository_name: String, lifecycle_policy_text: String }
+}
+
+/// StartLifecyclePolicyPreview: of the text, or of the policy that is put.
+pub async fn start_preview(call: &Call, input: StartPreview) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let given = input.lifecycle_policy_text.map(check).transpose()?;
+    let repository = call.repository(&place).await?;
+    let Some(text) = given.or(repository.lifecycle_policy) else { return Err(Error::LifecyclePolicyNotFound(place)) };
+    let job = jobs::preview_job(repository.id, call.now);
+    if !call.registry.metadata.start_preview(repository.id, &text, call.now, job).await? {
+        return Err(Error::LifecyclePolicyPreviewInProgress(place));
+    }
+    let mut output = policy_output(&place, &text);
+    output["status"] = "IN_PROGRESS".into();
+    Ok(output)
+}
+
+input! {
+    /// ECR's `LifecyclePolicyPreviewFilter`.
+    PreviewFilter { tag_status: String }
+}
+
+input! {
+    /// GetLifecyclePolicyPreview's.
+    GetPreview {
+        registry_id: String,
+        repository_name: String,
+        image_ids: Vec<ImageId>,
+        next_token: String,
+        max_results: i64,
+        filter: PreviewFilter,
+    }
+}
+
+/// GetLifecyclePolicyPreview. Filters narrow the results, not the summary.
+pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let (token, size) = (input.next_token.as_deref(), input.max_results);
+    let wanted = match &input.image_ids {
+        None => None,
+        Some(ids) => {
+            input::count("imageIds", ids, 1..=100)?;
+            no_paging("imageIds", token, size)?;
+            let selectors: Result<Vec<_>, _> = ids.iter().map(|id| id.required_selector("imageIds")).collect();
+            Some(selectors?.into_iter().flatten().collect::<Vec<Selector>>())
+        }
+    };
+    let tag_status = tag_status("filter.tagStatus", input.filter.and_then(|filter| filter.tag_status).as_deref())?;
+    let question = (place.name.to_string(), format!("{tag_status:?}"));
+    let page = Page::new(call, &place.account, question, token, size, PREVIEW)?;
+    let after = page.after.as_deref().map(parse_key).transpose()?;
+    let repository = call.repository(&place).await?;
+    let metadata = call.registry.metadata.as_ref();
+    let Some(preview) = metadata.preview(repository.id).await? else {
+        return Err(Error::LifecyclePolicyPreviewNotFound(place));
+    };
+    if after.is_some_and(|(started, _)| started != preview.started_at.as_nanosecond()) {
+        // Another preview was started since; its results have other positions.
+        return Err(invalid_token());
+    }
+
+    let (status, summary) = state(&preview, call.now);
+    let (results, next_token) = if status == "COMPLETE" {
+        let limit = if wanted.is_some() { usize::MAX } else { page.fetch() };
+        let fits = |result: &PreviewResult| {
+            let tagged = match tag_status {
+                TagStatusFilter::Any => true,
+                TagStatusFilter::Tagged => !result.tags.is_empty(),
+                TagStatusFilter::Untagged => result.tags.is_empty(),
+            };
+            tagged && wanted.as_ref().is_none_or(|wanted| wanted.iter().any(|selector| means(selector, result)))
+        };
+        let found = fetch(call, &repository, after.map(|(_, position)| position), limit, fits).await?;
+        if wanted.is_some() {
+            (found, None)
+        } else {
+            page.cut(found, |(position, _)| key(preview.started_at, *position))
+        }
+    } else {
+        (Vec::new(), None)
+    };
+    let mut output = policy_output(&place, &preview.policy);
+    output["status"] = status.into();
+    output["previewResults"] = results.iter().map(|(_, result)| result_shape(result)).collect();
+    output["summary"] = summary;
+    output["nextToken"] = next_token.into();
+    Ok(output)
+}
+
+/// A preview's status and summary at `now`.
+fn state(preview: &Preview, now: Timestamp) -> (&'static str, Value) {
+    match &preview.state {
+        PreviewState::InProgress => ("IN_PROGRESS", Value::Null),
+        PreviewState::Failed => ("FAILED", Value::Null),
+        PreviewState::Complete { completed_at, .. } if now.duration_since(*completed_at) > PREVIEW_LIFETIME => {
+            ("EXPIRED", Value::Null)
+        }
+        PreviewState::Complete { summary, .. } => ("COMPLETE", serde_json::from_str(summary).unwrap_or(Value::Null)),
+    }
+}
+
+/// Up to `limit` results that fit, behind a position.
+async fn fetch(
+    call: &Call,
+    repository: &Repository,
+    mut after: Option<u64>,
+    limit: usize,
+    fits: impl Fn(&PreviewResult) -> bool,
+) -> Result<Vec<(u64, PreviewResult)>, Error> {
+    let mut found = Vec::new();
+    loop {
+        let batch = call.registry.metadata.preview_results(repository.id, after, BATCH).await?;
+        let last = batch.len() < BATCH;
+        after = batch.last().map(|(position, _)| *position).or(after);
+        for entry in batch {
+            if fits(&entry.1) {
+                found.push(entry);
+                if found.len() == limit {
+                    return Ok(found);
+                }
+            }
+        }
+        if last {
+            return Ok(found);
+        }
+    }
+}
+
+/// Results are paged by the preview that they belong to and their position in it.
+fn key(started_at: Timestamp, position: u64) -> String {
+    format!("{} {position}", started_at.as_nanosecond())
+}
+
+fn parse_key(key: &str) -> Result<(i128, u64), Error> {
+    let parsed =
+        key.split_once(' ').and_then(|(started, position)| Some((started.parse().ok()?, position.parse().ok()?)));
+    parsed.ok_or_else(invalid_token)
+}
+
+fn means(selector: &Selector, result: &PreviewResult) -> bool {
+    match selector {
+        Selector::Tag(tag) => result.tags.contains(tag),
+        Selector::Digest(digest) => result.digest == *digest,
+        Selector::Both(tag, digest) => result.digest == *digest && result.tags.contains(tag),
+    }
+}
+
+/// ECR's `LifecyclePolicyPreviewResult`.
+fn result_shape(result: &PreviewResult) -> Value {
+    use crate::store::images::ImageStatus;
+    json!({
+        "imageTags": if result.tags.is_empty() { Value::Null } else { json!(result.tags) },
+        "imageDigest": result.digest,
+        "imagePushedAt": shapes::time(result.pushed_at),
+        "action": {
+            "type": result.action,
+            "targetStorageClass": (result.action == "TRANSITION").then_some("ARCHIVE"),
+        },
+        "appliedRulePriority": result.rule_priority,
+        "storageClass": if result.status == ImageStatus::Archived { "ARCHIVE" } else { "STANDARD" },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_is_checked_before_the_document() {
+        let refused = check(r#"{"rules":[]}"#.to_owned()).unwrap_err();
+        assert_eq!(refused.code(), "InvalidParameterException");
+        assert_eq!(
+            refused.to_string(),
+            "Invalid parameter at 'lifecyclePolicyText' failed to satisfy constraint: 'Member must have length greater than or equal to 100'"
+        );
+        let refused = check("x".repeat(100)).unwrap_err();
+        assert!(refused.to_string().contains("Could not map policyString into LifecyclePolicy."), "{refused}");
+    }
+
+    #[test]
+    fn a_preview_expires_a_day_after_its_completion() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let state_of =
+            |state, now| super::state(&Preview { policy: String::new(), started_at: at(0), state }, at(now)).0;
+        let complete = PreviewState::Complete { completed_at: at(10), summary: "{}".into() };
+        assert_eq!(state_of(PreviewState::InProgress, 1_000_000), "IN_PROGRESS");
+        assert_eq!(state_of(PreviewState::Failed, 1), "FAILED");
+        assert_eq!(state_of(complete.clone(), 86_410), "COMPLETE");
+        assert_eq!(state_of(complete, 86_411), "EXPIRED");
+    }
+
+    #[test]
+    fn a_results_key_is_read_back() {
+        let started = Timestamp::from_second(7).unwrap();
+        assert_eq!(parse_key(&key(started, 42)).unwrap(), (started.as_nanosecond(), 42));
+        assert!(parse_key("x").is_err());
+    }
+}

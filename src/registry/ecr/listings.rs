@@ -1,0 +1,274 @@
+//! Images listed: their identifiers, their descriptions, their referrers.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use super::error::{Error, Place};
+use super::images::{image_id, not_found};
+use super::input::{self, ImageId, Selector, input, required};
+use super::page::{self, Page, Sizes, invalid_token};
+use super::repositories::no_paging;
+use super::{Call, shapes};
+use crate::names::{Digest, Reference};
+use crate::store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter};
+use crate::store::repositories::Repository;
+
+/// ListImageReferrers has smaller pages than the others.
+const REFERRERS: Sizes = Sizes { max: 50, default: 20 };
+
+/// `imageStatus` in filters, `ANY` being none.
+const STATUSES: [(&str, Option<ImageStatus>); 4] = [
+    ("ACTIVE", Some(ImageStatus::Active)),
+    ("ARCHIVED", Some(ImageStatus::Archived)),
+    ("ACTIVATING", Some(ImageStatus::Activating)),
+    ("ANY", None),
+];
+
+input! {
+    /// ECR's `ListImagesFilter` and `DescribeImagesFilter`.
+    Filter { tag_status: String, image_status: String }
+}
+
+/// `tagStatus` in filters.
+pub fn tag_status(member: &'static str, text: Option<&str>) -> Result<TagStatusFilter, Error> {
+    const ALL: [(&str, TagStatusFilter); 3] =
+        [("TAGGED", TagStatusFilter::Tagged), ("UNTAGGED", TagStatusFilter::Untagged), ("ANY", TagStatusFilter::Any)];
+    text.map_or(Ok(TagStatusFilter::Any), |text| input::one_of(member, text, &ALL))
+}
+
+fn status(member: &'static str, text: Option<&str>) -> Result<Option<ImageStatus>, Error> {
+    text.map_or(Ok(Some(ImageStatus::Active)), |text| input::one_of(member, text, &STATUSES))
+}
+
+impl Filter {
+    fn check(filter: Option<Self>) -> Result<ImageFilter, Error> {
+        let filter = filter.unwrap_or_default();
+        Ok(ImageFilter {
+            tag_status: tag_status("filter.tagStatus", filter.tag_status.as_deref())?,
+            status: status("filter.imageStatus", filter.image_status.as_deref())?,
+        })
+    }
+}
+
+/// What makes a listing this one and not another one of the same operation.
+fn question(place: &Place, filter: &ImageFilter) -> (String, String) {
+    (place.name.to_string(), format!("{filter:?}"))
+}
+
+input! {
+    /// ListImages'.
+    ListImages {
+        registry_id: String,
+        repository_name: String,
+        next_token: String,
+        max_results: i64,
+        filter: Filter,
+    }
+}
+
+/// ListImages.
+pub async fn list_images(call: &Call, input: ListImages) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let filter = Filter::check(input.filter)?;
+    let (token, size) = (input.next_token.as_deref(), input.max_results);
+    let page = Page::new(call, &place.account, question(&place, &filter), token, size, page::USUAL)?;
+    let after = page.after.as_deref().map(|key| parse_key(key).ok_or_else(invalid_token)).transpose()?;
+    let repository = call.repository(&place).await?;
+    let metadata = call.registry.metadata.as_ref();
+    let found = metadata.list_image_ids(repository.id, filter, after.as_ref(), page.fetch()).await?;
+    let (found, next_token) = page.cut(found, key);
+    let ids: Vec<Value> = found.iter().map(|id| image_id(&id.digest, id.tag.as_ref())).collect();
+    Ok(json!({ "imageIds": ids, "nextToken": next_token }))
+}
+
+/// What an identifier is listed by. A digest holds no space.
+fn key(id: &ImageIdentifier) -> String {
+    match &id.tag {
+        Some(tag) => format!("{} {tag}", id.digest),
+        None => id.digest.to_string(),
+    }
+}
+
+fn parse_key(key: &str) -> Option<ImageIdentifier> {
+    let (digest, tag) = key.split_once(' ').map_or((key, None), |(digest, tag)| (digest, Some(tag)));
+    Some(ImageIdentifier { digest: digest.parse().ok()?, tag: tag.map(str::parse).transpose().ok()? })
+}
+
+input! {
+    /// DescribeImages'.
+    DescribeImages {
+        registry_id: String,
+        repository_name: String,
+        image_ids: Vec<ImageId>,
+        next_token: String,
+        max_results: i64,
+        filter: Filter,
+    }
+}
+
+/// DescribeImages.
+pub async fn describe_images(call: &Call, input: DescribeImages) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let filter = Filter::check(input.filter)?;
+    let (token, size) = (input.next_token.as_deref(), input.max_results);
+    if let Some(ids) = input.image_ids {
+        input::count("imageIds", &ids, 1..=100)?;
+        no_paging("imageIds", token, size)?;
+        let mut selectors = Vec::with_capacity(ids.len());
+        for id in &ids {
+            selectors.push(id.required_selector("imageIds")?);
+        }
+        let repository = call.repository(&place).await?;
+        return describe_these(call, &place, &repository, &ids, &selectors).await;
+    }
+    let page = Page::new(call, &place.account, question(&place, &filter), token, size, page::USUAL)?;
+    let after = parse_digest(&page)?;
+    let repository = call.repository(&place).await?;
+    let metadata = call.registry.metadata.as_ref();
+    let found = metadata.list_images(repository.id, filter, after.as_ref(), page.fetch()).await?;
+    let (found, next_token) = page.cut(found, |tagged| tagged.image.digest.to_string());
+    let details: Vec<Value> = found.iter().map(|tagged| shapes::image_detail(&place, tagged)).collect();
+    Ok(json!({ "imageDetails": details, "nextToken": next_token }))
+}
+
+/// Where a listing by digest goes on.
+fn parse_digest(page: &Page) -> Result<Option<Digest>, Error> {
+    page.after.as_deref().map(|key| key.parse().map_err(|_| invalid_token())).transpose()
+}
+
+/// Images that were asked for one by one: all of them, archived ones included, or an error.
+async fn describe_these(
+    call: &Call,
+    place: &Place,
+    repository: &Repository,
+    ids: &[ImageId],
+    selectors: &[Option<Selector>],
+) -> Result<Value, Error> {
+    let mut references: Vec<Reference> = Vec::with_capacity(ids.len());
+    for (id, selector) in ids.iter().zip(selectors) {
+        references.push(selector.as_ref().ok_or_else(|| not_found(place, id))?.reference());
+    }
+    let found = call.registry.metadata.images(repository.id, &references).await?;
+    let (mut details, mut seen) = (Vec::new(), HashSet::new());
+    for ((id, selector), found) in ids.iter().zip(selectors).zip(&found) {
+        let agreeing = found
+            .as_ref()
+            .filter(|found| selector.as_ref().is_some_and(|selector| selector.agrees(&found.image.digest)));
+        let tagged = agreeing.ok_or_else(|| not_found(place, id))?;
+        if seen.insert(&tagged.image.digest) {
+            details.push(shapes::image_detail(place, tagged));
+        }
+    }
+    Ok(json!({ "imageDetails": details }))
+}
+
+input! {
+    /// ECR's `SubjectIdentifier`.
+    SubjectId { image_digest: String }
+}
+
+input! {
+    /// ECR's `ListImageReferrersFilter`.
+    ReferrersFilter { artifact_types: Vec<String>, artifact_status: String }
+}
+
+input! {
+    /// ListImageReferrers'.
+    ListReferrers {
+        registry_id: String,
+        repository_name: String,
+        subject_id: SubjectId,
+        filter: ReferrersFilter,
+        next_token: String,
+        max_results: i64,
+    }
+}
+
+/// ListImageReferrers. A subject that is not there has none.
+pub async fn list_referrers(call: &Call, input: ListReferrers) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let subject = required("subjectId", input.subject_id)?;
+    let subject = required("subjectId.imageDigest", subject.image_digest)?;
+    let digest = input::digest("subjectId.imageDigest", &subject)?;
+    let filter = check_referrers_filter(input.filter.unwrap_or_default())?;
+    let question = (place.name.to_string(), &subject, format!("{filter:?}"));
+    let (token, size) = (input.next_token.as_deref(), input.max_results);
+    let page = Page::new(call, &place.account, question, token, size, REFERRERS)?;
+    let after = parse_digest(&page)?;
+    let repository = call.repository(&place).await?;
+    let found = match digest {
+        Some(digest) => {
+            let metadata = call.registry.metadata.as_ref();
+            metadata.referrers(repository.id, &digest, &filter, after.as_ref(), page.fetch()).await?
+        }
+        None => Vec::new(),
+    };
+    let (found, next_token) = page.cut(found, |image| image.digest.to_string());
+    let referrers: Vec<Value> = found
+        .iter()
+        .map(|image| {
+            json!({
+                "digest": image.digest,
+                "mediaType": image.media_type,
+                "artifactType": image.artifact_type.as_ref().or(image.config_media_type.as_ref()),
+                "size": image.payload_size,
+                "annotations": if image.annotations.is_empty() { Value::Null } else { json!(image.annotations) },
+                "artifactStatus": image.status.as_str(),
+            })
+        })
+        .collect();
+    Ok(json!({ "referrers": referrers, "nextToken": next_token }))
+}
+
+fn check_referrers_filter(filter: ReferrersFilter) -> Result<ReferrerFilter, Error> {
+    let artifact_types = filter.artifact_types.unwrap_or_default();
+    input::count("filter.artifactTypes", &artifact_types, 0..=5)?;
+    for artifact_type in &artifact_types {
+        input::length("filter.artifactTypes", artifact_type, 1..=255)?;
+    }
+    Ok(ReferrerFilter { artifact_types, status: status("filter.artifactStatus", filter.artifact_status.as_deref())? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lists_key_is_read_back() {
+        let digest = Digest::sha256(b"");
+        for tag in [None, Some("v1".parse().unwrap())] {
+            let id = ImageIdentifier { digest: digest.clone(), tag };
+            assert_eq!(parse_key(&key(&id)), Some(id));
+        }
+        assert_eq!(parse_key("sha256:nonsense v1"), None);
+    }
+
+    #[test]
+    fn lists_show_active_images_unless_told_otherwise() {
+        let check = |tag_status: Option<&str>, image_status: Option<&str>| {
+            let (tag_status, image_status) = (tag_status.map(str::to_owned), image_status.map(str::to_owned));
+            Filter::check(Some(Filter { tag_status, image_status, ..Default::default() }))
+        };
+        let usual = ImageFilter { tag_status: TagStatusFilter::Any, status: Some(ImageStatus::Active) };
+        assert_eq!(Filter::check(None).unwrap(), usual);
+        assert_eq!(check(Some("ANY"), Some("ANY")).unwrap(), ImageFilter::EVERYTHING);
+        assert_eq!(check(Some("UNTAGGED"), None).unwrap().tag_status, TagStatusFilter::Untagged);
+        let refused = check(Some("tagged"), None).unwrap_err().to_string();
+        assert!(refused.contains("[TAGGED, UNTAGGED, ANY]"), "{refused}");
+        let refused = check(None, Some("GONE")).unwrap_err().to_string();
+        assert!(refused.contains("[ACTIVE, ARCHIVED, ACTIVATING, ANY]"), "{refused}");
+    }
+
+    #[test]
+    fn a_filter_of_referrers_has_up_to_five_types() {
+        let check = |types: &[&str]| {
+            let artifact_types = Some(types.iter().map(|&text| text.to_owned()).collect());
+            check_referrers_filter(ReferrersFilter { artifact_types, ..Default::default() })
+        };
+        assert!(check(&["a"; 5]).is_ok());
+        assert!(check(&["a"; 6]).is_err());
+        assert!(check(&[""]).is_err());
+        assert!(check(&[&"a".repeat(256)]).is_err());
+    }
+}

@@ -1,0 +1,157 @@
+//! The ECR API's door: `POST /` with an `X-Amz-Target`, AWS JSON 1.1, signed.
+//!
+//! A request is read within its operation's limit, authenticated, looked up in the table and handed to its handler, which
+//! checks the input, authorises, calls the store and renders. Nothing here knows SQL or bytes on disk.
+
+mod error;
+mod images;
+mod input;
+mod layers;
+mod lifecycle;
+mod listings;
+mod operations;
+mod page;
+mod registry;
+mod repositories;
+mod repository_policies;
+mod resource_tags;
+mod shapes;
+
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
+
+use self::error::{Error, Place};
+use self::operations::Operation;
+use crate::names::{AccountId, RepositoryName};
+use crate::registry::auth::{self, Principal, Resource, sigv4};
+use crate::registry::body::{self, Body};
+use crate::registry::{Registry, Request, Response};
+use crate::store::repositories::Repository;
+
+/// Names the operation.
+pub const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
+
+const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
+/// Bodies up to this size are read whenever they come.
+const SMALL_BODY: usize = 256 * 1024;
+/// Larger ones wait for one of these, so that memory is bounded however many come at once. While one waits, its bytes wait
+/// in the kernel's buffers.
+static LARGE_BODIES: Semaphore = Semaphore::const_new(4);
+
+/// What a handler knows of the call beside its input.
+#[derive(Debug)]
+pub struct Call {
+    registry: Arc<Registry>,
+    principal: Principal,
+    operation: &'static Operation,
+    now: Timestamp,
+}
+
+/// Answers one request.
+pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
+    let target = request.headers().get(TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
+    let operation = operations::find(target);
+    let name = operation.map_or("unknown operation", |operation| operation.name);
+    let mut response = match answer(registry, operation, request).await {
+        Ok(output) => json_response(StatusCode::OK, Body::from(output)),
+        Err(error) => {
+            if let Error::Server(cause) = &error {
+                tracing::error!(operation = name, error = %cause, "the ECR API failed");
+            }
+            error.into_response()
+        }
+    };
+    response.extensions_mut().insert(crate::registry::Operation(name));
+    response
+}
+
+async fn answer(
+    registry: Arc<Registry>,
+    operation: Option<&'static Operation>,
+    request: Request,
+) -> Result<String, Error> {
+    let now = Timestamp::now();
+    let (head, body) = request.into_parts();
+    let scope = sigv4::Scope { region: &registry.config.region, services: &["ecr", "ecr-public"] };
+    // What can be refused without the body is refused before it is read.
+    sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
+    let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
+    let length = http_body::Body::size_hint(&body).exact();
+    let _permit = if length.is_none_or(|length| length > SMALL_BODY as u64) {
+        // The semaphore is never closed.
+        LARGE_BODIES.acquire().await.ok()
+    } else {
+        None
+    };
+    let body = body::read_all(body, limit).await?;
+    let body_hash = Sha256::digest(&body).into();
+    let signed = sigv4::SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
+    let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
+    let Some(operation) = operation else {
+        return Err(Error::UnknownOperation(match head.headers.get(TARGET).and_then(|target| target.to_str().ok()) {
+            Some(target) => {
+                format!("The operation '{}' is not available", target.chars().take(200).collect::<String>())
+            }
+            None => "The request names no operation in its X-Amz-Target header".to_owned(),
+        }));
+    };
+    let call = Call { registry, principal, operation, now };
+    (operation.run)(&call, body).await
+}
+
+/// An answer of the API.
+fn json_response(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+    response
+}
+
+impl Call {
+    /// `registryId`: the caller's own account unless it says another.
+    fn account(&self, registry_id: Option<&str>) -> Result<AccountId, Error> {
+        match registry_id {
+            None => Ok(self.principal.account.clone()),
+            Some(text) => input::matching("registryId", text, "[0-9]{12}"),
+        }
+    }
+
+    /// The place that `registryId` and `repositoryName` name.
+    fn place(&self, registry_id: Option<&str>, name: Option<&str>) -> Result<Place, Error> {
+        let name = input::repository_name("repositoryName", input::required("repositoryName", name)?)?;
+        Ok(Place { account: self.account(registry_id)?, name })
+    }
+
+    /// Whether the caller may do this operation in a registry.
+    fn authorise_registry(&self, account: &AccountId) -> Result<(), Error> {
+        Ok(auth::authorise(&self.principal, self.operation.action, Resource::Registry(account))?)
+    }
+
+    /// Whether the caller may do an action to a repository, which need not exist.
+    fn authorise_action(&self, action: &'static str, place: &Place) -> Result<(), Error> {
+        let resource = Resource::Repository(&self.registry.config.region, &place.account, &place.name);
+        Ok(auth::authorise(&self.principal, action, resource)?)
+    }
+
+    /// Whether the caller may do this operation to a repository.
+    fn authorise(&self, place: &Place) -> Result<(), Error> {
+        self.authorise_action(self.operation.action, place)
+    }
+
+    /// The repository, if the caller may do this operation to it. All other members of the input have been checked by then.
+    async fn repository(&self, place: &Place) -> Result<Repository, Error> {
+        self.authorise(place)?;
+        let found = self.registry.metadata.repository(&place.account, &place.name).await?;
+        found.ok_or_else(|| Error::RepositoryNotFound(place.clone()))
+    }
+}
+
+impl Place {
+    fn new(account: &AccountId, name: &RepositoryName) -> Self {
+        Self { account: account.clone(), name: name.clone() }
+    }
+}

@@ -1,0 +1,116 @@
+//! The table of operations: an operation joins by one line.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use super::error::Error;
+use super::{Call, images, input, layers, lifecycle, listings, registry, repositories};
+use super::{repository_policies, resource_tags, shapes};
+
+/// What a body may have, unless it carries a part of a layer.
+const BODY_LIMIT: usize = 5 * 1024 * 1024;
+/// 20 MiB of layer in base64, and what is around it.
+const PART_BODY_LIMIT: usize = 32 * 1024 * 1024;
+
+/// Runs an operation on its body.
+type Run = for<'a> fn(&'a Call, Bytes) -> BoxFuture<'a, Result<String, Error>>;
+
+/// An operation of the API.
+#[derive(Debug)]
+pub struct Operation {
+    /// Its name.
+    pub name: &'static str,
+    /// The IAM action that its caller must be allowed, without `ecr:`.
+    pub action: &'static str,
+    /// How long its body may be.
+    pub body_limit: usize,
+    /// Reads its input, runs its handler and renders what that returns.
+    pub run: Run,
+}
+
+/// The input's type is that of the handler's second argument.
+macro_rules! operation {
+    ($name:literal, $handler:path) => {
+        operation!($name, $handler, action: $name)
+    };
+    ($name:literal, $handler:path, action: $action:literal) => {
+        Operation {
+            name: $name,
+            action: $action,
+            body_limit: BODY_LIMIT,
+            run: |call, body| {
+                Box::pin(async move {
+                    let input = input::parse(&body)?;
+                    drop(body);
+                    Ok(shapes::render($handler(call, input).await?))
+                })
+            },
+        }
+    };
+}
+
+/// The private API's operations, sorted by name.
+static PRIVATE: &[Operation] = &[
+    operation!("BatchCheckLayerAvailability", layers::batch_check_availability),
+    operation!("BatchDeleteImage", images::batch_delete),
+    operation!("BatchGetImage", images::batch_get),
+    operation!("CompleteLayerUpload", layers::complete_upload),
+    operation!("CreateRepository", repositories::create),
+    operation!("DeleteLifecyclePolicy", lifecycle::delete_policy),
+    operation!("DeleteRepository", repositories::delete),
+    operation!("DeleteRepositoryPolicy", repository_policies::delete),
+    operation!("DescribeImages", listings::describe_images),
+    operation!("DescribeRegistry", registry::describe),
+    operation!("DescribeRepositories", repositories::describe),
+    operation!("GetAccountSetting", registry::get_account_setting),
+    operation!("GetAuthorizationToken", registry::get_authorization_token),
+    operation!("GetDownloadUrlForLayer", layers::get_download_url),
+    operation!("GetLifecyclePolicy", lifecycle::get_policy),
+    operation!("GetLifecyclePolicyPreview", lifecycle::get_preview),
+    operation!("GetRepositoryPolicy", repository_policies::get),
+    operation!("InitiateLayerUpload", layers::initiate_upload),
+    operation!("ListImageReferrers", listings::list_referrers, action: "BatchGetImage"),
+    operation!("ListImages", listings::list_images),
+    operation!("ListTagsForResource", resource_tags::list),
+    operation!("PutAccountSetting", registry::put_account_setting),
+    operation!("PutImage", images::put),
+    operation!("PutImageScanningConfiguration", repositories::put_scanning_configuration),
+    operation!("PutImageTagMutability", repositories::put_tag_mutability),
+    operation!("PutLifecyclePolicy", lifecycle::put_policy),
+    operation!("SetRepositoryPolicy", repository_policies::set),
+    operation!("StartLifecyclePolicyPreview", lifecycle::start_preview),
+    operation!("TagResource", resource_tags::tag),
+    operation!("UntagResource", resource_tags::untag),
+    operation!("UpdateImageStorageClass", images::update_storage_class),
+    Operation { body_limit: PART_BODY_LIMIT, ..operation!("UploadLayerPart", layers::upload_part) },
+];
+
+/// The operation that an `X-Amz-Target` names.
+pub fn find(target: &[u8]) -> Option<&'static Operation> {
+    let name = target.strip_prefix(b"AmazonEC2ContainerRegistry_V20150921.")?;
+    let at = PRIVATE.binary_search_by(|operation| operation.name.as_bytes().cmp(name)).ok()?;
+    PRIVATE.get(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_found_by_its_name() {
+        for operation in PRIVATE {
+            let target = format!("AmazonEC2ContainerRegistry_V20150921.{}", operation.name);
+            assert_eq!(find(target.as_bytes()).map(|found| found.name), Some(operation.name));
+        }
+    }
+
+    #[test]
+    fn other_targets_name_nothing() {
+        for target in
+            ["", "CreateRepository", "AmazonEC2ContainerRegistry_V20150921.", "SpencerFrontendService.CreateRepository"]
+        {
+            assert!(find(target.as_bytes()).is_none(), "{target}");
+        }
+        assert!(find(b"AmazonEC2ContainerRegistry_V20150921.\xff").is_none());
+    }
+}

@@ -1,0 +1,93 @@
+//! The registry as a whole: its description, its account settings, and tokens to log in with.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+
+use super::error::Error;
+use super::input::{self, input, required};
+use super::{Call, shapes};
+use crate::registry::auth::sigv4::AuthError;
+use crate::registry::auth::token;
+
+input! {
+    /// The input of operations that have none.
+    Nothing {}
+}
+
+/// DescribeRegistry.
+pub async fn describe(call: &Call, _: Nothing) -> Result<Value, Error> {
+    call.authorise_registry(&call.principal.account)?;
+    Ok(json!({ "registryId": call.principal.account, "replicationConfiguration": { "rules": [] } }))
+}
+
+input! {
+    /// GetAuthorizationToken's.
+    GetAuthorizationToken { registry_ids: Vec<String> }
+}
+
+/// GetAuthorizationToken.
+pub async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) -> Result<Value, Error> {
+    if let Some(ids) = &input.registry_ids {
+        input::count("registryIds", ids, 1..=10)?;
+        for id in ids {
+            input::matching::<crate::names::AccountId>("registryIds", id, "[0-9]{12}")?;
+        }
+    }
+    call.authorise_registry(&call.principal.account)?;
+    let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
+    let (token, expires_at) = token::issue(key, call.now)?;
+    let data = json!({
+        "authorizationToken": BASE64.encode(format!("AWS:{token}")),
+        "expiresAt": shapes::time(expires_at),
+        "proxyEndpoint": call.registry.config.public_url.to_string(),
+    });
+    // One for each registry that was asked for: the token is the same identity's, wherever it is shown.
+    let elements = input.registry_ids.map_or(1, |ids| ids.len());
+    Ok(json!({ "authorizationData": vec![data; elements] }))
+}
+
+/// The account settings: name, values (the default first).
+pub const ACCOUNT_SETTINGS: [(&str, &[&str]); 3] = [
+    ("BASIC_SCAN_TYPE_VERSION", &["AWS_NATIVE", "CLAIR"]),
+    ("BLOB_MOUNTING", &["DISABLED", "ENABLED"]),
+    ("REGISTRY_POLICY_SCOPE", &["V2", "V1"]),
+];
+
+/// The values that a setting may have.
+fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), Error> {
+    let name = required("name", name)?;
+    input::length("name", &name, 1..=64)?;
+    let values = input::one_of("name", &name, &ACCOUNT_SETTINGS)?;
+    Ok((name, values))
+}
+
+input! {
+    /// GetAccountSetting's.
+    GetAccountSetting { name: String }
+}
+
+/// GetAccountSetting.
+pub async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Result<Value, Error> {
+    let (name, values) = values_of(input.name)?;
+    call.authorise_registry(&call.principal.account)?;
+    let settings = call.registry.metadata.account_settings(&call.principal.account).await?;
+    let value = settings.get(&name).map(String::as_str).or(values.first().copied());
+    Ok(json!({ "name": name, "value": value }))
+}
+
+input! {
+    /// PutAccountSetting's.
+    PutAccountSetting { name: String, value: String }
+}
+
+/// PutAccountSetting.
+pub async fn put_account_setting(call: &Call, input: PutAccountSetting) -> Result<Value, Error> {
+    let (name, values) = values_of(input.name)?;
+    let value = required("value", input.value)?;
+    let variants: Vec<(&'static str, ())> = values.iter().map(|value| (*value, ())).collect();
+    input::one_of("value", &value, &variants)?;
+    call.authorise_registry(&call.principal.account)?;
+    call.registry.metadata.put_account_setting(&call.principal.account, &name, &value).await?;
+    Ok(json!({ "name": name, "value": value }))
+}

@@ -1,0 +1,65 @@
+//! Repository policies: checked, kept as they were put, and given back so.
+
+use serde_json::{Value, json};
+
+use super::Call;
+use super::error::{Error, Place};
+use super::input::{self, input, invalid, required};
+use super::repositories::change;
+use crate::policy::{Principal, RepositoryPolicy};
+use crate::store::repositories::RepositoryChange;
+
+const MAX_LENGTH: i64 = crate::policy::MAX_LENGTH as i64;
+
+input! {
+    /// SetRepositoryPolicy's.
+    Set { registry_id: String, repository_name: String, policy_text: String, force: bool }
+}
+
+/// SetRepositoryPolicy. Without `force`, a policy that would keep its caller from setting another one is refused.
+pub async fn set(call: &Call, input: Set) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let text = required("policyText", input.policy_text)?;
+    input::length("policyText", &text, 0..=MAX_LENGTH)?;
+    let policy = RepositoryPolicy::parse(&text).map_err(|fault| Error::InvalidParameterText(fault.to_string()))?;
+    if !input.force.unwrap_or(false) && locks_out(call, &policy) {
+        return Err(invalid(
+            "PolicyText",
+            "The policy would keep you from setting another one: say force if that is what you want",
+        ));
+    }
+    let repository = call.repository(&place).await?;
+    change(call, &place, repository.id, RepositoryChange::Policy(Some(text.clone()))).await?;
+    Ok(output(&place, &text))
+}
+
+fn locks_out(call: &Call, policy: &RepositoryPolicy) -> bool {
+    Principal::parse_aws(&call.principal.arn()).is_ok_and(|caller| policy.locks_out(&caller))
+}
+
+input! {
+    /// GetRepositoryPolicy's and DeleteRepositoryPolicy's.
+    Which { registry_id: String, repository_name: String }
+}
+
+/// GetRepositoryPolicy.
+pub async fn get(call: &Call, input: Which) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    match call.repository(&place).await?.policy {
+        Some(text) => Ok(output(&place, &text)),
+        None => Err(Error::RepositoryPolicyNotFound(place)),
+    }
+}
+
+/// DeleteRepositoryPolicy.
+pub async fn delete(call: &Call, input: Which) -> Result<Value, Error> {
+    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&place).await?;
+    let Some(text) = repository.policy else { return Err(Error::RepositoryPolicyNotFound(place)) };
+    change(call, &place, repository.id, RepositoryChange::Policy(None)).await?;
+    Ok(output(&place, &text))
+}
+
+fn output(place: &Place, text: &str) -> Value {
+    json!({ "registryId": place.account, "repositoryName": place.name, "policyText": text })
+}

@@ -1,0 +1,101 @@
+//! What the API gives out. Handlers build JSON with `null` for what is absent; rendering leaves that out.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Call;
+use super::error::Place;
+use crate::store::images::TaggedImage;
+use crate::store::repositories::Repository;
+
+/// Renders an output: members that are `null` are absent ones, which the API omits.
+pub fn render(mut output: Value) -> String {
+    omit_absent(&mut output);
+    output.to_string()
+}
+
+fn omit_absent(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(omit_absent);
+        }
+        Value::Array(entries) => entries.iter_mut().for_each(omit_absent),
+        _ => {}
+    }
+}
+
+/// A time: seconds since the epoch, with milliseconds as a fraction.
+pub fn time(timestamp: Timestamp) -> Value {
+    json!(timestamp.as_millisecond() as f64 / 1000.0)
+}
+
+/// The same, where it may be absent.
+pub fn optional_time(timestamp: Option<Timestamp>) -> Value {
+    timestamp.map_or(Value::Null, time)
+}
+
+/// ECR's `Repository`.
+pub fn repository(call: &Call, repository: &Repository) -> Value {
+    let Repository { account, name, .. } = repository;
+    json!({
+        "repositoryArn": call.registry.arn(account, name).to_string(),
+        "registryId": account,
+        "repositoryName": name,
+        "repositoryUri": call.registry.repository_uri(name),
+        "createdAt": time(repository.created_at),
+        "imageTagMutability": repository.tag_mutability.mode.as_str(),
+        "imageTagMutabilityExclusionFilters": exclusion_filters(repository),
+        "imageScanningConfiguration": { "scanOnPush": repository.scan_on_push },
+        "encryptionConfiguration": {
+            "encryptionType": repository.encryption.kind,
+            "kmsKey": repository.encryption.kms_key,
+        },
+    })
+}
+
+/// `imageTagMutabilityExclusionFilters`, absent when there are none.
+pub fn exclusion_filters(repository: &Repository) -> Value {
+    let filters = &repository.tag_mutability.exclusions;
+    if filters.is_empty() {
+        return Value::Null;
+    }
+    filters.iter().map(|filter| json!({ "filterType": "WILDCARD", "filter": filter })).collect()
+}
+
+/// ECR's `ImageDetail`.
+pub fn image_detail(place: &Place, tagged: &TaggedImage) -> Value {
+    let TaggedImage { image, tags } = tagged;
+    json!({
+        "registryId": place.account,
+        "repositoryName": place.name,
+        "imageDigest": image.digest,
+        "imageTags": if tags.is_empty() { Value::Null } else { json!(tags) },
+        "imageSizeInBytes": image.image_size,
+        "imagePushedAt": time(image.pushed_at),
+        "imageManifestMediaType": image.media_type,
+        "artifactMediaType": image.artifact_type.as_ref().or(image.config_media_type.as_ref()),
+        "lastRecordedPullTime": optional_time(image.last_pulled_at),
+        "subjectManifestDigest": image.subject,
+        "imageStatus": image.status.as_str(),
+        "lastArchivedAt": optional_time(image.archived_at),
+        "lastActivatedAt": optional_time(image.activated_at),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_absent_is_left_out_at_any_depth() {
+        let output = json!({ "a": null, "b": { "c": null, "d": 1 }, "e": [{ "f": null, "g": [] }] });
+        assert_eq!(render(output), r#"{"b":{"d":1},"e":[{"g":[]}]}"#);
+    }
+
+    #[test]
+    fn times_are_numbers_of_seconds() {
+        let text = time("2023-11-14T22:13:20.123456Z".parse().unwrap()).to_string();
+        assert_eq!(text, "1700000000.123");
+    }
+}
