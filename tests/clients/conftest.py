@@ -52,7 +52,7 @@ class Server:
         timer.start()
         for line in self.process.stdout:
             self.lines.append(line)
-            if "wharfage env" in line:
+            if "aws ecr get-login-password" in line:
                 break
         else:
             raise RuntimeError("wharfage up ended before it said how to log in:\n" + "".join(self.lines))
