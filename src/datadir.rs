@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{AccountId, Region};
-use crate::registry::auth::AccessKey;
+use crate::registry::auth::{AccessKey, Secret};
 
 /// A data folder.
 #[derive(Debug, Clone)]
@@ -97,6 +97,23 @@ impl DataDir {
             )
         })?;
         serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// The access key of a registry that was started last: its id and its secret.
+    pub fn access_key(&self, registry: &str) -> anyhow::Result<(String, Secret)> {
+        let path = self.aws_credentials();
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let heading = format!("[{registry}]");
+        let profile = text.lines().skip_while(|line| *line != heading).skip(1);
+        let mut profile = profile.take_while(|line| !line.starts_with('['));
+        let mut value = |name: &str| {
+            let (_, value) = profile.find_map(|line| line.split_once(" = ").filter(|(key, _)| *key == name))?;
+            Some(value.to_owned())
+        };
+        match (value("aws_access_key_id"), value("aws_secret_access_key")) {
+            (Some(id), Some(secret)) => Ok((id, Secret::new(&secret))),
+            _ => anyhow::bail!("{} holds no access key of {registry}", path.display()),
+        }
     }
 
     fn list(&self) -> PathBuf {
@@ -249,6 +266,11 @@ mod tests {
         }
         let mode = fs::metadata(data.aws_credentials()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        for (registry, key) in &started {
+            let (id, secret) = data.access_key(&registry.name).unwrap();
+            assert_eq!((id.as_str(), secret.expose()), (&*key.id, key.secret.expose()));
+        }
+        assert!(data.access_key("elsewhere").is_err());
         assert_eq!(data.started().unwrap(), started.into_iter().map(|(registry, _)| registry).collect::<Vec<_>>());
     }
 }

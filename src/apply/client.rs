@@ -94,15 +94,17 @@ const UNKNOWN_OPERATION: [&str; 5] = [
 ];
 
 /// An error of the SDK as its name and message. What never reached the registry has a name of ours.
-pub(super) fn api_error<E, R>(error: &SdkError<E, R>) -> ApiError
+pub(super) fn api_error<E>(error: &SdkError<E>) -> ApiError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: std::fmt::Debug,
-    SdkError<E, R>: std::error::Error,
 {
     let (name, message) = match error {
         SdkError::ServiceError(refused) => {
-            let name = refused.err().code().unwrap_or("UnknownError");
+            let Some(name) = refused.err().code() else {
+                let message =
+                    format!("HTTP status {} without an error's name: is this an ECR API?", refused.raw().status());
+                return ApiError { name: "UnexpectedResponse".to_owned(), message };
+            };
             let message = refused.err().message().map_or_else(|| refused.err().to_string(), str::to_owned);
             return ApiError { name: name.to_owned(), message };
         }

@@ -74,7 +74,7 @@ impl Env {
 }
 
 /// The text as one word of a POSIX shell.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:@%+=,".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) {
         text.to_owned()

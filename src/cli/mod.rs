@@ -1,8 +1,12 @@
 //! The commands: what they are called, what they take, what their help teaches. One file each does the work.
 
+mod apply;
 mod crds;
 mod env;
+mod plan;
+mod reconcile;
 mod serve;
+mod up;
 
 use std::process::ExitCode;
 
@@ -17,9 +21,10 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// What to log, on standard error: a level, or directives such as wharfage=debug,warn
-    #[arg(long, global = true, env = "WHARFAGE_LOG", default_value = "info", value_name = "FILTER")]
-    log: String,
+    /// What to log, on standard error: a level, or directives such as wharfage=debug,warn [default: info; warn for up, plan
+    /// and apply]
+    #[arg(long, global = true, env = "WHARFAGE_LOG", value_name = "FILTER")]
+    log: Option<String>,
 
     /// How to log
     #[arg(long, global = true, env = "WHARFAGE_LOG_FORMAT", value_enum, default_value = "text")]
@@ -36,6 +41,12 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start the registries that a folder of manifests declares, shape them, and keep them so
+    Up(up::Up),
+    /// Print what would change for a folder of manifests to hold
+    Plan(plan::Plan),
+    /// Make a folder of manifests hold
+    Apply(apply::Apply),
     /// Run one registry on its own, without manifests: what a managed Registry's Pods run
     Serve(Box<serve::Serve>),
     /// Print the shell lines that point aws, crane and docker at a registry that up or serve started
@@ -54,11 +65,17 @@ enum Command {
 /// Parses the command line and runs it; the result is the process's exit code.
 pub async fn run() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = start_log(&cli.log, cli.log_format) {
+    // These speak to a person on standard output: the log only disturbs where something is wrong.
+    let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_));
+    let log = cli.log.as_deref().unwrap_or(if quiet { "warn" } else { "info" });
+    if let Err(error) = start_log(log, cli.log_format) {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }
     let outcome = match cli.command {
+        Command::Up(command) => command.run().await.map(|()| ExitCode::SUCCESS),
+        Command::Plan(command) => command.run().await,
+        Command::Apply(command) => command.run().await,
         Command::Serve(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Env(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Crds(command) => command.run().map(|()| ExitCode::SUCCESS),

@@ -1,0 +1,60 @@
+//! `wharfage plan`: what would change, and nothing else.
+
+use std::process::ExitCode;
+
+use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, say, show_unresolved};
+
+/// What would change: the exit code when nothing is wrong.
+const WOULD_CHANGE: u8 = 2;
+
+/// The flags of `wharfage plan`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes:
+  0  nothing would change
+  2  something would
+  1  an error: a manifest or a resource is refused, or a registry cannot be reached
+
+Examples:
+  wharfage plan -f deploy/quickstart
+  wharfage plan -f deploy/quickstart --registry home --output json
+  AWS_PROFILE=prod wharfage plan -f registries/amazon")]
+pub struct Plan {
+    #[command(flatten)]
+    input: Input,
+}
+
+impl Plan {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let input = &self.input;
+        let (manifests, targets) = input.read().await?;
+        let unresolved = input.unresolved(&manifests);
+        let (mut refused, mut changes) = (!unresolved.is_empty(), false);
+        let mut registries = Vec::new();
+        for target in &targets {
+            let (plan, error) = match input.plan(&manifests, target).await {
+                Ok(plan) => (Some(plan), None),
+                Err(error) => (None, Some(format!("{error:#}"))),
+            };
+            refused |= error.is_some() || plan.as_ref().is_some_and(|plan| !plan.refused.is_empty());
+            changes |= plan.as_ref().is_some_and(|plan| !plan.is_empty());
+            if input.output == Output::Text {
+                match (&plan, &error) {
+                    (Some(plan), _) => say(format_args!("{}\n{plan}\n", target.heading())),
+                    (None, error) => eprintln!("error: {}", error.as_deref().unwrap_or_default()),
+                }
+            }
+            let (registry, place) = (target.name.clone(), target.place.clone());
+            registries.push(RegistryOutput { registry, place, plan, report: None, error });
+        }
+        match input.output {
+            Output::Text => show_unresolved(&unresolved),
+            Output::Json => JsonOutput { registries, refused: unresolved }.print()?,
+        }
+        Ok(match (refused, changes) {
+            (true, _) => ExitCode::FAILURE,
+            (false, true) => ExitCode::from(WOULD_CHANGE),
+            (false, false) => ExitCode::SUCCESS,
+        })
+    }
+}

@@ -1,0 +1,241 @@
+//! What up, plan and apply share: which registries a folder means, how each is reached, and how plans and their outcomes
+//! are shown.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use kube::ResourceExt as _;
+use serde::Serialize;
+
+use crate::apply::{self, Access, Ecr, Progress, Report, observe};
+use crate::crd::Registry;
+use crate::datadir::DataDir;
+use crate::manifests::Manifests;
+use crate::plan::model::{ApiError, Refused};
+use crate::plan::{Plan, desired, plan, unresolved};
+
+/// The flags of commands that read a folder and speak to registries which run already.
+#[derive(Debug, clap::Args)]
+pub(super) struct Input {
+    /// The folder of manifests, or a single file
+    #[arg(short, long, value_name = "FOLDER")]
+    file: PathBuf,
+
+    /// The data folder of the registries that up or serve started
+    #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
+    data: PathBuf,
+
+    /// Only this registry; may be given several times
+    #[arg(long, value_name = "NAME")]
+    registry: Vec<String>,
+
+    #[command(flatten)]
+    identity: Identity,
+
+    /// How to print
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub(super) output: Output,
+}
+
+/// Who writes on a repository that it is his.
+#[derive(Debug, clap::Args)]
+pub(super) struct Identity {
+    /// Whose manifests these are: it is written on what they own, and what another cluster owns is never touched
+    #[arg(long, env = "WHARFAGE_CLUSTER", default_value = "local", value_parser = cluster_name, value_name = "NAME")]
+    pub(super) cluster: String,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+fn cluster_name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if (1..=63).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('-') && !text.ends_with('-') {
+        Ok(text.to_owned())
+    } else {
+        Err("it must be 1 to 63 of a-z, 0-9 and -, and begin and end with none of -".to_owned())
+    }
+}
+
+impl Input {
+    /// Reads the folder and finds the registries that it means.
+    pub(super) async fn read(&self) -> anyhow::Result<(Manifests, Vec<Target>)> {
+        let path = self.file.clone();
+        let manifests = tokio::task::spawn_blocking(move || crate::manifests::load(&path)).await??;
+        if let Some(unknown) = self.registry.iter().find(|name| manifests.registry(name).is_none()) {
+            bail!("{} declares no Registry {unknown:?}", self.file.display());
+        }
+        if manifests.registries.is_empty() {
+            bail!("{} declares no Registry: add one, or name another folder", self.file.display());
+        }
+        let mut targets = Vec::new();
+        for registry in manifests.registries.iter().map(|loaded| &loaded.resource) {
+            if self.registry.is_empty() || self.registry.contains(&registry.name_any()) {
+                targets.push(Target::find(registry, &self.data).await?);
+            }
+        }
+        Ok((manifests, targets))
+    }
+
+    /// Looks at a registry and says what would change.
+    pub(super) async fn plan(&self, manifests: &Manifests, target: &Target) -> anyhow::Result<Plan> {
+        target.plan(manifests, &self.identity.cluster).await
+    }
+
+    /// What belongs to no registry; nothing when only some registries are asked for.
+    pub(super) fn unresolved(&self, manifests: &Manifests) -> Vec<Refused> {
+        if self.registry.is_empty() { unresolved(manifests) } else { Vec::new() }
+    }
+}
+
+/// A registry that can be reached.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// Its Registry's name.
+    pub(super) name: String,
+    /// Where it is, for people.
+    pub(super) place: String,
+    pub(super) ecr: Ecr,
+}
+
+impl Target {
+    /// How a registry is reached: a managed one by what was written when it started, others by the environment.
+    async fn find(registry: &Registry, data: &Path) -> anyhow::Result<Self> {
+        if registry.spec.managed.is_none() {
+            return Self::ambient(registry).await;
+        }
+        let name = registry.name_any();
+        if !data.is_dir() {
+            bail!(
+                "Registry {name} was not started from {}: run wharfage up FOLDER first, or name its --data",
+                data.display()
+            );
+        }
+        let data = DataDir::open(data)?;
+        let started = data.started()?.into_iter().find(|started| started.name == name);
+        let started = started.with_context(|| {
+            format!("Registry {name} was not started from {}: run wharfage up FOLDER first", data.path().display())
+        })?;
+        let (id, secret) = data.access_key(&name)?;
+        let access = Access::Key { endpoint: started.endpoint.clone(), region: started.region, id, secret };
+        Ok(Self { name, place: started.endpoint, ecr: Ecr::new(access, None).await })
+    }
+
+    /// A registry that runs elsewhere, by the environment's AWS configuration.
+    pub(super) async fn ambient(registry: &Registry) -> anyhow::Result<Self> {
+        let (name, region) = (registry.name_any(), registry.region());
+        let (place, endpoint, role) = match (&registry.spec.endpoint, &registry.spec.aws) {
+            (Some(endpoint), _) => (endpoint.url.clone(), Some(endpoint.url.clone()), None),
+            (None, Some(aws)) => (format!("Amazon ECR in {region}"), None, aws.role_arn.clone()),
+            (None, None) => bail!("Registry {name} is neither managed nor an endpoint nor aws"),
+        };
+        let ecr = Ecr::new(Access::Ambient { endpoint, region, role }, registry.registry_id().as_ref()).await;
+        Ok(Self { name, place, ecr })
+    }
+
+    /// Looks at the registry and says what would change.
+    pub(super) async fn plan(&self, manifests: &Manifests, cluster: &str) -> anyhow::Result<Plan> {
+        let registry = manifests.registry(&self.name).with_context(|| format!("Registry {} is gone", self.name))?;
+        let desired = desired(manifests, &registry.resource, cluster);
+        let observed = observe(&self.ecr, &desired).await.map_err(|error| self.explain(error))?;
+        Ok(plan(&desired, &observed))
+    }
+
+    fn explain(&self, error: ApiError) -> anyhow::Error {
+        anyhow::anyhow!("Registry {} ({}): {error}", self.name, self.place)
+    }
+
+    /// What stands above its plan.
+    pub(super) fn heading(&self) -> String {
+        format!("Registry {} ({})", self.name, self.place)
+    }
+}
+
+/// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done.
+pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Output) -> Report {
+    let lively = std::io::stderr().is_terminal();
+    let clear = || {
+        if lively {
+            eprint!("\r\x1b[K");
+        }
+    };
+    let report = apply::apply(&target.ecr, plan, |progress| match progress {
+        Progress::Begun { number, of, step } if lively => {
+            eprint!("\r\x1b[K[{number}/{of}] {} {}", step.action.as_str(), step.object);
+        }
+        Progress::Previewing(count) if lively => eprint!("\r\x1b[Kwaiting for {count} to be previewed"),
+        Progress::Begun { .. } | Progress::Previewing(_) => {}
+        Progress::Ended(outcome) => {
+            clear();
+            if output == Output::Text {
+                say(format_args!("{outcome}"));
+            }
+        }
+    });
+    let report = report.await;
+    clear();
+    report
+}
+
+/// Prints a line. Nobody reading any more is no reason to stop working.
+pub(super) fn say(line: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// What resources that belong to no registry read like.
+pub(super) fn show_unresolved(refused: &[Refused]) {
+    for Refused { object, reason, message } in refused {
+        say(format_args!("! refused {object}\n             {reason}: {message}"));
+    }
+}
+
+/// A registry's part of what is printed for programs.
+#[derive(Serialize)]
+pub(super) struct RegistryOutput {
+    pub(super) registry: String,
+    pub(super) place: String,
+    #[serde(flatten)]
+    pub(super) plan: Option<Plan>,
+    #[serde(flatten)]
+    pub(super) report: Option<Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+/// All that is printed for programs.
+#[derive(Serialize)]
+pub(super) struct JsonOutput {
+    pub(super) registries: Vec<RegistryOutput>,
+    /// Resources that belong to no registry.
+    pub(super) refused: Vec<Refused>,
+}
+
+impl JsonOutput {
+    pub(super) fn print(&self) -> anyhow::Result<()> {
+        say(format_args!("{}", serde_json::to_string_pretty(self)?));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cluster_name;
+
+    #[test]
+    fn a_clusters_name_fits_into_a_tag() {
+        for good in ["local", "a", "eu-1", &"a".repeat(63)] {
+            assert_eq!(cluster_name(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "A", "a/b", "-a", "a-", "a b", &"a".repeat(64)] {
+            assert!(cluster_name(bad).is_err(), "{bad}");
+        }
+    }
+}
