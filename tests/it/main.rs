@@ -6,3 +6,4 @@ mod bed;
 mod blobs;
 mod crash;
 mod metadata;
+mod oci;
