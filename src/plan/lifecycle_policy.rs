@@ -1,11 +1,13 @@
 //! What becomes of one LifecyclePolicy in one repository.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::model::{Adoption, Desired, DesiredLifecyclePolicy, LifecycleMode, ObservedRepository, Refused};
 use super::ownership::{LifecycleOwner, Ownership, is_lifecycle_tag};
 use super::{Action, Call, FieldChange, Step, change, show_document};
-use crate::lifecycle::Policy;
+use crate::lifecycle::{self, Count, Policy, TagSelection};
 use crate::names::RepositoryName;
 
 /// Decides about a repository that may have it; `found` is nothing when this plan creates the repository. `enforced` says
@@ -67,7 +69,7 @@ fn enforce(
         calls.push(Call::TagResource(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags()));
     }
     if !current.is_some_and(|current| equivalent(current, &wanted.document)) {
-        let (from, to) = (current.map(show_document), show_document(&wanted.document));
+        let (from, to) = (current.map(show), show(&wanted.document));
         changes.push(change("lifecyclePolicy", from, Some(to)));
         calls.push(Call::PutLifecyclePolicy(wanted.document.to_string()));
     }
@@ -94,14 +96,14 @@ fn preview(
     if let Some(found) = found.filter(|_| ours && !enforced) {
         // It was enforced until now, and a preview must not go on deleting.
         if let Some(current) = &found.lifecycle_policy {
-            changes.push(change("lifecyclePolicy", Some(show_document(current)), None));
+            changes.push(change("lifecyclePolicy", Some(show(current)), None));
             calls.push(Call::DeleteLifecyclePolicy);
         }
         calls.push(untag(found));
     }
     let previewed = found.and_then(|found| found.preview.as_ref());
     if !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document)) {
-        changes.push(change("preview", None, Some(show_document(&wanted.document))));
+        changes.push(change("preview", None, Some(show(&wanted.document))));
         calls.push(Call::StartLifecyclePolicyPreview(wanted.document.to_string()));
     }
     (Action::Preview, changes, calls)
@@ -113,6 +115,34 @@ fn equivalent(one: &Value, other: &Value) -> bool {
         (Ok(one), Ok(other)) => one == other,
         _ => one == other,
     }
+}
+
+/// The rules in a few words each.
+fn show(document: &Value) -> String {
+    let Ok(policy) = Policy::from_value(document) else { return show_document(document) };
+    let rules = policy.rules().iter().map(|rule| {
+        let list = |list: &BTreeSet<String>, end: &str| {
+            list.iter().map(|entry| format!("{entry}{end}")).collect::<Vec<_>>().join("+")
+        };
+        let tags = match &rule.tags {
+            TagSelection::Any => "any".to_owned(),
+            TagSelection::Untagged => "untagged".to_owned(),
+            TagSelection::Prefixes(prefixes) => format!("tagged {}", list(prefixes, "*")),
+            TagSelection::Patterns(patterns) => format!("tagged {}", list(patterns, "")),
+        };
+        let count = match rule.count {
+            Count::MoreThan(number) => format!("imageCountMoreThan {number}"),
+            Count::SincePushed(days) => format!("sinceImagePushed {days} days"),
+            Count::SincePulled(days) => format!("sinceImagePulled {days} days"),
+            Count::SinceTransitioned(days) => format!("sinceImageTransitioned {days} days"),
+        };
+        let action = match rule.action {
+            lifecycle::Action::Expire => "expire",
+            lifecycle::Action::Transition => "archive",
+        };
+        format!("{} {action} {tags} {count}", rule.priority)
+    });
+    rules.collect::<Vec<_>>().join("; ")
 }
 
 /// Takes away what says whose the repository's lifecycle policy is.

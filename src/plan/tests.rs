@@ -101,7 +101,7 @@ fn a_plan_reads_as_what_would_happen() {
     ~ update  Repository shop/ours
                  tags.team: shop -> web
     ? preview LifecyclePolicy shop/keep (shop/new)
-                 preview: {"rules":[{"action":{"type":"expire"},"rulePriority":1,"selection":{"countNumber":5,"countType":"imageCountMoreThan","tagStatus":"any"}}]}
+                 preview: 1 expire any imageCountMoreThan 5
     = retain  Repository shop/kept
     - delete  Repository shop/gone
                  images: deleted too (emptyOnDelete)

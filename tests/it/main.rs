@@ -7,3 +7,4 @@ mod blobs;
 mod crash;
 mod metadata;
 mod oci;
+mod up;

@@ -1,0 +1,332 @@
+//! `wharfage up`, `plan` and `apply` as people use them: a folder of manifests, the real program, and what a registry then
+//! holds.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use aws_sdk_ecr::Client;
+use aws_sdk_ecr::error::ProvideErrorMetadata as _;
+use aws_sdk_ecr::types::{ImageTagMutability, Repository};
+use serde_json::Value;
+
+use crate::bed::wharfage;
+use crate::bed::wharfage::Wharfage;
+
+const REGISTRY: &str = "\
+apiVersion: wharfage.dev/v1alpha1
+kind: Registry
+metadata: {name: home}
+spec: {managed: {}}
+";
+
+/// A folder of manifests. Dropping it removes it.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    /// With a Registry `home`.
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        folder.write("registry.yaml", REGISTRY);
+        folder
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Writes a file as editors do: a new one takes the place of the old one.
+    fn write(&self, name: &str, text: &str) {
+        let new = self.path().join(format!(".{name}.new"));
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.path().join(name)).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path().join(name)).unwrap();
+    }
+}
+
+fn repository(name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: wharfage.dev/v1alpha1\nkind: Repository\nmetadata: {{name: {name}, namespace: team}}\n\
+         spec: {{registryRef: {{name: home}}, repositoryName: team/{name}, {more}}}\n---\n"
+    )
+}
+
+/// Starts `wharfage up` and waits until it has applied the folder.
+async fn up(folder: &Path) -> Wharfage {
+    let program = wharfage().up(folder).start().await;
+    applied(&program);
+    program
+}
+
+fn applied(program: &Wharfage) {
+    program.wait_for(|line| line.contains("wharfage env").then_some(()));
+}
+
+/// Runs the program to its end.
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wharfage"));
+    command.env_clear().env("PATH", "/usr/bin:/bin").args(arguments).output().unwrap()
+}
+
+/// Runs `wharfage plan` or `apply` for a folder against what runs from `data`: its exit code and its output.
+fn run_on(command: &str, folder: &Path, data: &Path, more: &[&str]) -> (i32, String) {
+    let (folder, data) = (folder.to_str().unwrap(), data.to_str().unwrap());
+    let output = run(&[&[command, "-f", folder, "--data", data], more].concat());
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+}
+
+async fn found(ecr: &Client, name: &str) -> Option<Repository> {
+    match ecr.describe_repositories().repository_names(name).send().await {
+        Ok(answer) => answer.repositories().first().cloned(),
+        Err(error) if error.code() == Some("RepositoryNotFoundException") => None,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+async fn tags(ecr: &Client, name: &str) -> Vec<String> {
+    let arn = found(ecr, name).await.unwrap().repository_arn.unwrap();
+    let answer = ecr.list_tags_for_resource().resource_arn(arn).send().await.unwrap();
+    answer.tags().iter().map(|tag| format!("{}={}", tag.key(), tag.value())).collect()
+}
+
+/// Asks until a repository is as it should be.
+async fn until(ecr: &Client, name: &str, what: &str, is: impl Fn(Option<&Repository>) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = found(ecr, name).await;
+        if is(found.as_ref()) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name} never became {what}: {found:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn quickstart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/quickstart")
+}
+
+#[tokio::test]
+async fn the_quickstart_comes_up_shaped_and_a_second_start_goes_on_where_the_first_was() {
+    let mut program = up(&quickstart()).await;
+    let ecr = program.ecr();
+    let api = found(&ecr, "shop/api").await.unwrap();
+    assert_eq!(api.image_tag_mutability(), Some(&ImageTagMutability::ImmutableWithExclusion));
+    assert_eq!(api.repository_uri().unwrap(), format!("{}/shop/api", program.authority()));
+    let policy = ecr.get_lifecycle_policy().repository_name("ci/build-cache").send().await.unwrap();
+    assert!(policy.lifecycle_policy_text().unwrap().contains("sinceImagePushed"));
+    let preview = ecr.get_lifecycle_policy_preview().repository_name("shop/web").send().await.unwrap();
+    assert!(preview.lifecycle_policy_text().unwrap().contains("dev-*"));
+    let output = program.output();
+    for line in ["+ create  Repository quickstart/hello", "created    Repository quickstart/hello"] {
+        assert!(output.contains(line), "{line} in {output}");
+    }
+    assert_eq!(run_on("plan", &quickstart(), program.data(), &[]).0, 0);
+
+    let (status, _) = program.stop("INT").await;
+    assert_eq!(status.code(), Some(0));
+    program.start_again().await;
+    applied(&program);
+    let output = program.output();
+    assert!(output.contains("Nothing to change."), "{output}");
+    let (status, _) = program.stop("TERM").await;
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn plan_tells_by_its_exit_code_whether_something_would_change() {
+    let folder = Folder::new();
+    let program = wharfage().up(folder.path()).arg("--once").start().await;
+    applied(&program);
+    folder.write("api.yaml", &repository("api", "tags: {team: a}"));
+    let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("+ create  Repository team/api"), "{text}");
+    assert!(found(&program.ecr(), "team/api").await.is_none(), "a plan changes nothing");
+
+    let (code, text) = run_on("apply", folder.path(), program.data(), &[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("created    Repository team/api"), "{text}");
+    let (code, text) = run_on("plan", folder.path(), program.data(), &["--output", "json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, json["registries"][0]["steps"].as_array().unwrap().len()), (0, 0), "{text}");
+
+    folder.write("stray.yaml", &repository("stray", "").replace("name: home", "name: away"));
+    let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("Registry \"away\" does not exist"), "{text}");
+    folder.write("stray.yaml", "kind: Repository");
+    assert_eq!(run_on("plan", folder.path(), program.data(), &[]).0, 1);
+    let (code, text) = run_on("plan", &folder.path().join("registry.yaml"), &folder.path().join("nowhere"), &[]);
+    assert_eq!(code, 1);
+    assert!(text.contains("was not started from"), "{text}");
+}
+
+#[tokio::test]
+async fn a_resource_that_fails_stops_none_of_the_others_and_the_exit_code_tells() {
+    let folder = Folder::new();
+    let program = wharfage().up(folder.path()).arg("--once").start().await;
+    applied(&program);
+    let locked = repository("locked", "encryptionConfiguration: {encryptionType: KMS}");
+    let policy = "apiVersion: wharfage.dev/v1alpha1\nkind: LifecyclePolicy\nmetadata: {name: keep, namespace: team}\n\
+                  spec: {registryRef: {name: home}, repositorySelector: {}, mode: Enforce, rules: [{rulePriority: 1, selection: \
+                  {tagStatus: any, countType: imageCountMoreThan, countNumber: 5}, action: {type: expire}}]}\n";
+    folder.write("all.yaml", &(locked + &repository("open", "") + policy));
+    let (code, text) = run_on("apply", folder.path(), program.data(), &["--output", "json"]);
+    assert_eq!(code, 1, "{text}");
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let outcomes = json["registries"][0]["outcomes"].as_array().unwrap();
+    let results: Vec<_> = outcomes.iter().map(|it| (&it["object"]["kind"], &it["repository"], &it["result"])).collect();
+    let expected = [
+        ("Repository", "team/locked", "failed"),
+        ("Repository", "team/open", "done"),
+        ("LifecyclePolicy", "team/locked", "skipped"),
+        ("LifecyclePolicy", "team/open", "done"),
+    ]
+    .map(|(kind, name, result)| (Value::from(kind), Value::from(name), Value::from(result)));
+    assert_eq!(results, expected.iter().map(|(kind, name, result)| (kind, name, result)).collect::<Vec<_>>());
+    assert_eq!(outcomes[0]["name"], "KmsException");
+    assert!(found(&program.ecr(), "team/open").await.is_some());
+}
+
+#[tokio::test]
+async fn an_edit_changes_the_registry_and_a_wrong_one_changes_nothing() {
+    let folder = Folder::new();
+    folder.write("api.yaml", &repository("api", ""));
+    let program = up(folder.path()).await;
+    let ecr = program.ecr();
+
+    folder.write("api.yaml", &repository("api", "imageTagMutability: IMMUTABLE"));
+    let immutable = |it: Option<&Repository>| {
+        it.is_some_and(|it| it.image_tag_mutability() == Some(&ImageTagMutability::Immutable))
+    };
+    until(&ecr, "team/api", "immutable", immutable).await;
+
+    folder.write("api.yaml", &(repository("api", "imageTagMutability: SOMETIMES") + &repository("new", "")));
+    program.wait_for(|line| line.contains("\"SOMETIMES\" is none of").then_some(()));
+    program.wait_for(|line| line.contains("Nothing was changed").then_some(()));
+    assert!(immutable(found(&ecr, "team/api").await.as_ref()));
+    assert!(found(&ecr, "team/new").await.is_none(), "not even what was right is done by halves");
+
+    folder.write("api.yaml", &repository("api", "").replace("team/api", "team/other"));
+    program.wait_for(|line| line.contains("repositoryName is immutable").then_some(()));
+
+    folder.write("api.yaml", &(repository("api", "imageTagMutability: IMMUTABLE") + &repository("new", "")));
+    until(&ecr, "team/new", "there", |it| it.is_some()).await;
+    assert!(found(&ecr, "team/other").await.is_none());
+}
+
+#[tokio::test]
+async fn what_is_not_declared_any_more_stays_unless_its_manifest_had_said_otherwise() {
+    let folder = Folder::new();
+    folder.write("kept.yaml", &repository("kept", ""));
+    folder.write("gone.yaml", &repository("gone", "deletionPolicy: Delete"));
+    folder.write("protected.yaml", &repository("protected", "deletionPolicy: Delete, deletionProtection: true"));
+    let program = up(folder.path()).await;
+    let ecr = program.ecr();
+    ecr.create_repository().repository_name("somebodys").send().await.unwrap();
+    assert!(tags(&ecr, "team/kept").await.contains(&"wharfage.dev/name=kept".to_owned()));
+
+    for name in ["kept.yaml", "gone.yaml", "protected.yaml"] {
+        folder.remove(name);
+    }
+    until(&ecr, "team/gone", "deleted", |it| it.is_none()).await;
+    program.wait_for(|line| line.starts_with("retained   Repository team/protected").then_some(()));
+    assert_eq!(tags(&ecr, "team/kept").await, Vec::<String>::new());
+    assert!(found(&ecr, "team/protected").await.is_some() && found(&ecr, "somebodys").await.is_some());
+
+    folder.write("kept.yaml", &repository("kept", ""));
+    program.wait_for(|line| line.starts_with("adopted    Repository team/kept").then_some(()));
+}
+
+#[tokio::test]
+async fn what_another_cluster_owns_is_not_touched() {
+    let folder = Folder::new();
+    folder.write("api.yaml", &repository("api", ""));
+    let program = wharfage().up(folder.path()).arg("--once").start().await;
+    applied(&program);
+    folder.write("api.yaml", &repository("api", "imageTagMutability: IMMUTABLE"));
+    let (code, text) = run_on("apply", folder.path(), program.data(), &["--cluster", "other"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.contains("OwnedByAnother: team/api in home is managed by Repository team/api of cluster local"),
+        "{text}"
+    );
+    folder.remove("api.yaml");
+    assert_eq!(run_on("apply", folder.path(), program.data(), &["--cluster", "other"]).0, 0);
+    let api = found(&program.ecr(), "team/api").await.unwrap();
+    assert_eq!(api.image_tag_mutability(), Some(&ImageTagMutability::Mutable));
+}
+
+#[tokio::test]
+async fn drift_is_put_right_every_interval() {
+    let folder = Folder::new();
+    folder.write("api.yaml", &repository("api", "interval: 1s"));
+    let program = up(folder.path()).await;
+    let ecr = program.ecr();
+    ecr.delete_repository().repository_name("team/api").send().await.unwrap();
+    until(&ecr, "team/api", "there again", |it| it.is_some()).await;
+}
+
+#[tokio::test]
+async fn two_registries_run_in_one_process_each_with_what_is_its() {
+    let folder = Folder::new();
+    let us = "apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {name: us}\n\
+              spec: {managed: {}, region: us-home-1, registryId: \"210987654321\"}\n";
+    folder.write("us.yaml", us);
+    folder.write("api.yaml", &repository("api", ""));
+    folder.write("web.yaml", &repository("web", "").replace("name: home", "name: us"));
+    let mut program = up(folder.path()).await;
+    let (home, away) = (program.env(&[]), program.env(&["--registry", "us"]));
+    let authority = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("export WHARFAGE_REGISTRY="));
+        line.unwrap().to_owned()
+    };
+    assert_eq!(authority(&home), program.authority());
+    assert_ne!(authority(&home), authority(&away));
+    assert!(found(&program.ecr(), "team/api").await.is_some());
+    assert!(found(&program.ecr(), "team/web").await.is_none());
+    let (code, text) = run_on("plan", folder.path(), program.data(), &["--registry", "us"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("Registry us (http://") && !text.contains("Registry home"), "{text}");
+    let (code, text) = run_on("plan", folder.path(), program.data(), &["--registry", "eu"]);
+    assert_eq!((code, text.contains("declares no Registry \"eu\"")), (1, true), "{text}");
+
+    folder.remove("us.yaml");
+    program.wait_for(|line| line.contains("Registry us is gone, but is served until").then_some(()));
+    let (status, _) = program.stop("TERM").await;
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn what_up_cannot_start_it_says_and_ends() {
+    let folder = Folder::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let up_with = |data: &Path, address: &str| {
+        let (folder, data) = (folder.path().to_str().unwrap(), data.to_str().unwrap());
+        let output = run(&["up", folder, "--data", data, "--listen", address]);
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let up = |address: &str| up_with(elsewhere.path(), address);
+    let (code, text) = up_with(&folder.path().join("data"), "127.0.0.1:0");
+    assert!(code == 1 && text.contains("lies among the manifests"), "{text}");
+    let (code, text) = up("0.0.0.0:0");
+    assert!(code == 1 && text.contains("is not a loopback address"), "{text}");
+    folder.write(
+        "registry.yaml",
+        &REGISTRY
+            .replace("managed: {}", "managed: {database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}"),
+    );
+    let (code, text) = up("127.0.0.1:0");
+    assert!(code == 1 && text.contains("set WHARFAGE_DATABASE_URL"), "{text}");
+    folder.write("registry.yaml", &REGISTRY.replace("managed", "manged"));
+    let (code, text) = up("127.0.0.1:0");
+    assert!(code == 1 && text.contains("did you mean managed?"), "{text}");
+    folder.remove("registry.yaml");
+    let (code, text) = up("127.0.0.1:0");
+    assert!(code == 1 && text.contains("declares no Registry"), "{text}");
+}
