@@ -81,7 +81,7 @@ fn about_repository(kind: &str, repository: RepositoryId, run_at: Timestamp) -> 
 
 /// Why a job did not get done.
 #[derive(Debug, thiserror::Error)]
-enum JobError {
+pub(crate) enum JobError {
     /// Trying again may help.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -147,6 +147,7 @@ async fn carry_out(registry: &Arc<Registry>, job: Job, stop: &mut Stop) {
         }
         Err(error) => {
             tracing::error!(job = id, kind, key, attempts, %error, "a job failed for good and is parked");
+            give_up(registry, &job).await;
             (JobEnd::Dead { error: error.to_string() }, "dead")
         }
     };
@@ -154,6 +155,14 @@ async fn carry_out(registry: &Arc<Registry>, job: Job, stop: &mut Stop) {
     if let Err(error) = registry.metadata.end_job(*id, *attempts, end).await {
         // Its lease runs out, and it runs again.
         tracing::warn!(job = id, kind, key, %error, "cannot record how a job ended");
+    }
+}
+
+/// What must not wait for a job that is parked: a preview could not be started again while it is in progress.
+async fn give_up(registry: &Arc<Registry>, job: &Job) {
+    let (PREVIEW, Ok(repository)) = (job.kind.as_str(), repository_of(job)) else { return };
+    if let Err(error) = preview::fail(registry, repository).await {
+        tracing::warn!(job = job.id, %error, "cannot record that a preview failed");
     }
 }
 

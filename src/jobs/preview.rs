@@ -8,6 +8,7 @@ use super::JobError;
 use super::lifecycle::{evaluated, load};
 use crate::lifecycle::{Action, Evaluation, Policy};
 use crate::registry::Registry;
+use crate::store::StoreResult;
 use crate::store::lifecycle::{PreviewResult, PreviewState};
 use crate::store::repositories::RepositoryId;
 
@@ -31,6 +32,16 @@ pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<()
     };
     registry.metadata.finish_preview(id, preview.started_at, state, results).await?;
     Ok(())
+}
+
+/// Ends the preview that is in progress, if there is one, as failed.
+pub(super) async fn fail(registry: &Arc<Registry>, id: RepositoryId) -> StoreResult<()> {
+    match registry.metadata.preview(id).await? {
+        Some(preview) if preview.state == PreviewState::InProgress => {
+            registry.metadata.finish_preview(id, preview.started_at, PreviewState::Failed, Vec::new()).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// ECR's `summary`: the transitioning counts are there only if an image transitions.

@@ -65,7 +65,7 @@ enum Follow {
 }
 
 /// Makes the referrers what their subject is now: gone, archived or active.
-pub(super) async fn run(registry: &Arc<Registry>, payload: &str) -> Result<(), JobError> {
+pub(crate) async fn run(registry: &Arc<Registry>, payload: &str) -> Result<(), JobError> {
     let Payload { repository, subject } = serde_json::from_str(payload)
         .map_err(|error| JobError::Hopeless(format!("the payload {payload:?} does not parse: {error}")))?;
     let (repository, metadata) = (RepositoryId(repository), registry.metadata.as_ref());

@@ -1,6 +1,6 @@
 //! The errors of the ECR API: their names, their texts (which clients search for words), and how they look on the wire.
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -317,10 +317,6 @@ impl Error {
         body.extend(self.details());
         let mut response = super::json_response(self.status(), Body::from(Value::Object(body).to_string()));
         response.headers_mut().insert("x-amzn-errortype", HeaderValue::from_static(self.code()));
-        if matches!(self, Self::Body(_)) {
-            // What is left of the body is not read, so the connection cannot be used again.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
         response
     }
 }

@@ -18,6 +18,7 @@ mod resource_tags;
 mod shapes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
@@ -28,7 +29,7 @@ use self::error::{Error, Place};
 use self::operations::Operation;
 use crate::names::{AccountId, RepositoryName};
 use crate::registry::auth::{self, Principal, Resource, sigv4};
-use crate::registry::body::{self, Body};
+use crate::registry::body::{Body, BodyError, RequestBody};
 use crate::registry::{Registry, Request, Response};
 use crate::store::repositories::Repository;
 
@@ -38,6 +39,10 @@ pub const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 /// Bodies up to this size are read whenever they come.
 const SMALL_BODY: usize = 256 * 1024;
+/// How long a whole body may take. Without this, a few slow clients could keep others from sending large ones.
+const BODY_PATIENCE: Duration = Duration::from_secs(600);
+/// How much of a refused request's body is read out.
+const DRAINED: u64 = 32 * 1024 * 1024;
 /// Larger ones wait for one of these, so that memory is bounded however many come at once. While one waits, its bytes wait
 /// in the kernel's buffers.
 static LARGE_BODIES: Semaphore = Semaphore::const_new(4);
@@ -74,33 +79,49 @@ async fn answer(
     operation: Option<&'static Operation>,
     request: Request,
 ) -> Result<String, Error> {
-    let now = Timestamp::now();
     let (head, body) = request.into_parts();
+    let mut body = RequestBody::new(body);
+    let output = run(registry, operation, &head, &mut body).await;
+    if output.is_err() && !body.is_empty() {
+        // Most clients listen only when they have sent everything.
+        body.drain(DRAINED).await;
+    }
+    output
+}
+
+async fn run(
+    registry: Arc<Registry>,
+    operation: Option<&'static Operation>,
+    head: &http::request::Parts,
+    body: &mut RequestBody,
+) -> Result<String, Error> {
+    let now = Timestamp::now();
     let scope = sigv4::Scope { region: &registry.config.region, services: &["ecr", "ecr-public"] };
     // What can be refused without the body is refused before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
-    let length = http_body::Body::size_hint(&body).exact();
+    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let _permit = if length.is_none_or(|length| length > SMALL_BODY as u64) {
         // The semaphore is never closed.
         LARGE_BODIES.acquire().await.ok()
     } else {
         None
     };
-    let body = body::read_all(body, limit).await?;
+    let read = tokio::time::timeout(BODY_PATIENCE, body.read_up_to(limit)).await;
+    let body = read.unwrap_or(Err(BodyError::TimedOut))?;
     let body_hash = Sha256::digest(&body).into();
     let signed = sigv4::SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
-    let Some(operation) = operation else {
-        return Err(Error::UnknownOperation(match head.headers.get(TARGET).and_then(|target| target.to_str().ok()) {
-            Some(target) => {
-                format!("The operation '{}' is not available", target.chars().take(200).collect::<String>())
-            }
-            None => "The request names no operation in its X-Amz-Target header".to_owned(),
-        }));
-    };
+    let operation = operation.ok_or_else(|| unknown_operation(head))?;
     let call = Call { registry, principal, operation, now };
     (operation.run)(&call, body).await
+}
+
+fn unknown_operation(head: &http::request::Parts) -> Error {
+    Error::UnknownOperation(match head.headers.get(TARGET).and_then(|target| target.to_str().ok()) {
+        Some(target) => format!("The operation '{}' is not available", target.chars().take(200).collect::<String>()),
+        None => "The request names no operation in its X-Amz-Target header".to_owned(),
+    })
 }
 
 /// An answer of the API.
@@ -155,3 +176,6 @@ impl Place {
         Self { account: account.clone(), name: name.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@ use super::{repository_policies, resource_tags, shapes};
 
 /// What a body may have, unless it carries a part of a layer.
 const BODY_LIMIT: usize = 5 * 1024 * 1024;
+/// A manifest of 4 MiB as a JSON string, in which each quote and line break takes two bytes.
+const MANIFEST_BODY_LIMIT: usize = 10 * 1024 * 1024;
 /// 20 MiB of layer in base64, and what is around it.
 const PART_BODY_LIMIT: usize = 32 * 1024 * 1024;
 
@@ -50,7 +52,7 @@ macro_rules! operation {
 }
 
 /// The private API's operations, sorted by name.
-static PRIVATE: &[Operation] = &[
+pub(super) static PRIVATE: &[Operation] = &[
     operation!("BatchCheckLayerAvailability", layers::batch_check_availability),
     operation!("BatchDeleteImage", images::batch_delete),
     operation!("BatchGetImage", images::batch_get),
@@ -73,7 +75,7 @@ static PRIVATE: &[Operation] = &[
     operation!("ListImages", listings::list_images),
     operation!("ListTagsForResource", resource_tags::list),
     operation!("PutAccountSetting", registry::put_account_setting),
-    operation!("PutImage", images::put),
+    Operation { body_limit: MANIFEST_BODY_LIMIT, ..operation!("PutImage", images::put) },
     operation!("PutImageScanningConfiguration", repositories::put_scanning_configuration),
     operation!("PutImageTagMutability", repositories::put_tag_mutability),
     operation!("PutLifecyclePolicy", lifecycle::put_policy),

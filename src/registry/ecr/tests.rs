@@ -1,0 +1,328 @@
+//! The door as a whole on a real store: any input gets an answer, and what takes several calls to see.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::jobs::referrers;
+use crate::names::Digest;
+use crate::registry::auth::{AccessKey, Keyring};
+use crate::registry::{Config, Limits, PublicUrl};
+use crate::store::blobs::folder::FolderBlobs;
+use crate::store::sqlite::SqliteStore;
+use crate::telemetry::Metrics;
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A registry of one process on a temporary folder.
+struct Bed {
+    runtime: Runtime,
+    registry: Arc<Registry>,
+    principal: Principal,
+    _folder: tempfile::TempDir,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let account: AccountId = "123456789012".parse().unwrap();
+        let key = AccessKey::new("AKIAEXAMPLE", "secret", account.clone());
+        let config = Config {
+            region: "local-1".parse().unwrap(),
+            account,
+            public_url: PublicUrl { scheme: "http".into(), authority: "localhost:5000".into() },
+            redirect_blobs: false,
+            limits: Limits { repositories: 3, ..Limits::default() },
+        };
+        let registry = {
+            let _entered = runtime.enter();
+            let metadata = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
+            let blobs = Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap());
+            let keys = Keyring::new([key.clone()]);
+            Arc::new(Registry::new(config, metadata, blobs, keys, Arc::new(Metrics::new())))
+        };
+        Self { runtime, registry, principal: key.principal(), _folder: folder }
+    }
+
+    fn send(&self, name: &str, body: impl Into<Bytes>) -> Result<Value, Error> {
+        let target = format!("AmazonEC2ContainerRegistry_V20150921.{name}");
+        let operation = operations::find(target.as_bytes()).unwrap();
+        let (registry, principal) = (Arc::clone(&self.registry), self.principal.clone());
+        let call = Call { registry, principal, operation, now: Timestamp::now() };
+        let output = self.runtime.block_on((operation.run)(&call, body.into()))?;
+        Ok(serde_json::from_str(&output).unwrap())
+    }
+
+    fn call(&self, name: &str, input: Value) -> Value {
+        self.send(name, input.to_string()).unwrap_or_else(|error| panic!("{name}: {}: {error}", error.code()))
+    }
+
+    fn refusal(&self, name: &str, input: Value) -> (&'static str, String) {
+        let error = self.send(name, input.to_string()).expect_err(name);
+        (error.code(), error.to_string())
+    }
+
+    fn part(&self, upload: &Value, first: usize, bytes: &[u8]) -> Result<Value, Error> {
+        let input = json!({
+            "repositoryName": "app", "uploadId": upload, "partFirstByte": first,
+            "partLastByte": (first + bytes.len()).saturating_sub(1), "layerPartBlob": BASE64.encode(bytes),
+        });
+        self.send("UploadLayerPart", input.to_string())
+    }
+
+    fn layer(&self, bytes: &[u8]) -> Value {
+        let upload = self.call("InitiateLayerUpload", json!({ "repositoryName": "app" }))["uploadId"].take();
+        self.part(&upload, 0, bytes).unwrap();
+        let digest = Digest::sha256(bytes);
+        let input = json!({ "repositoryName": "app", "uploadId": upload, "layerDigests": [digest] });
+        self.call("CompleteLayerUpload", input)["layerDigest"].take()
+    }
+
+    fn push(&self, layer: &[u8], tag: Option<&str>, subject: Option<&Digest>) -> Digest {
+        let descriptor = |digest: Value, size: usize| json!({ "mediaType": "a/b", "digest": digest, "size": size });
+        let mut manifest = json!({
+            "schemaVersion": 2, "mediaType": IMAGE,
+            "config": descriptor(self.layer(layer), layer.len()), "layers": [],
+        });
+        if let Some(subject) = subject {
+            manifest["subject"] = descriptor(json!(subject), 1);
+        }
+        let manifest = manifest.to_string();
+        let mut input = json!({ "repositoryName": "app", "imageManifest": manifest });
+        if let Some(tag) = tag {
+            input["imageTag"] = tag.into();
+        }
+        self.call("PutImage", input);
+        Digest::sha256(manifest.as_bytes())
+    }
+}
+
+#[test]
+fn the_last_part_of_a_layer_may_be_sent_twice() {
+    let bed = Bed::new();
+    bed.call("CreateRepository", json!({ "repositoryName": "app" }));
+    let upload = bed.call("InitiateLayerUpload", json!({ "repositoryName": "app" }))["uploadId"].take();
+    for _ in 0..2 {
+        assert_eq!(bed.part(&upload, 0, b"0123456789").unwrap()["lastByteReceived"], 9);
+    }
+    let refused = bed.part(&upload, 0, b"9876543210").unwrap_err();
+    assert_eq!(refused.code(), "InvalidLayerPartException");
+    let digests = json!([Digest::sha256(b"0123456789")]);
+    bed.call("CompleteLayerUpload", json!({ "repositoryName": "app", "uploadId": upload, "layerDigests": digests }));
+}
+
+#[test]
+fn a_registry_has_only_so_many_repositories() {
+    let bed = Bed::new();
+    for name in ["aa", "bb", "cc"] {
+        bed.call("CreateRepository", json!({ "repositoryName": name }));
+    }
+    assert_eq!(bed.refusal("CreateRepository", json!({ "repositoryName": "dd" })).0, "LimitExceededException");
+}
+
+#[test]
+fn another_account_is_out_of_reach() {
+    let bed = Bed::new();
+    let input = json!({ "repositoryName": "app", "registryId": "999999999999" });
+    let (code, text) = bed.refusal("CreateRepository", input);
+    assert_eq!(code, "AccessDeniedException");
+    assert!(
+        text.contains("ecr:CreateRepository on resource: arn:aws:ecr:local-1:999999999999:repository/app"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_policy_that_locks_its_author_out_needs_force() {
+    let bed = Bed::new();
+    bed.call("CreateRepository", json!({ "repositoryName": "app" }));
+    let policy = json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "ecr:*" } }).to_string();
+    let mut input = json!({ "repositoryName": "app", "policyText": policy });
+    assert_eq!(bed.refusal("SetRepositoryPolicy", input.clone()).0, "InvalidParameterException");
+    input["force"] = true.into();
+    bed.call("SetRepositoryPolicy", input);
+}
+
+#[test]
+fn an_immutable_tag_refuses_another_image_and_knows_its_own() {
+    let bed = Bed::new();
+    bed.call("CreateRepository", json!({ "repositoryName": "app", "imageTagMutability": "IMMUTABLE" }));
+    let first = bed.push(b"one", Some("v1"), None);
+    let id = json!([{ "imageDigest": first }]);
+    let found = bed.call("BatchGetImage", json!({ "repositoryName": "app", "imageIds": id }));
+    let manifest = &found["images"][0]["imageManifest"];
+    let again = json!({ "repositoryName": "app", "imageManifest": manifest, "imageTag": "v1" });
+    assert_eq!(bed.refusal("PutImage", again).0, "ImageAlreadyExistsException");
+    bed.push(b"two", Some("v2"), None);
+    let other = json!({ "repositoryName": "app", "imageManifest": manifest, "imageTag": "v2" });
+    assert_eq!(bed.refusal("PutImage", other).0, "ImageTagAlreadyExistsException");
+}
+
+#[test]
+fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
+    let bed = Bed::new();
+    bed.call("CreateRepository", json!({ "repositoryName": "app" }));
+    let subject = bed.push(b"subject", Some("v1"), None);
+    let signature = bed.push(b"signature", None, Some(&subject));
+    let attestation = bed.push(b"attestation", None, Some(&signature));
+    let status = |digest: &Digest| {
+        let ids = json!([{ "imageDigest": digest }]);
+        let found = bed.send("DescribeImages", json!({ "repositoryName": "app", "imageIds": ids }).to_string());
+        found.map_or(Value::Null, |mut found| found["imageDetails"][0]["imageStatus"].take())
+    };
+    // What a worker would do when the jobs are due.
+    let run_jobs = || {
+        bed.runtime.block_on(async {
+            let later = Timestamp::now() + Duration::from_secs(3600);
+            let metadata = &bed.registry.metadata;
+            while let Some(job) = metadata.claim_job(&[referrers::KIND], later, Duration::from_secs(60)).await.unwrap()
+            {
+                referrers::run(&bed.registry, &job.payload).await.unwrap();
+                metadata.end_job(job.id, job.attempts, crate::store::jobs::JobEnd::Done).await.unwrap();
+            }
+        });
+    };
+
+    for (class, expected) in [("ARCHIVE", "ARCHIVED"), ("STANDARD", "ACTIVE")] {
+        let id = json!({ "imageDigest": subject });
+        let input = json!({ "repositoryName": "app", "imageId": id, "targetStorageClass": class });
+        bed.call("UpdateImageStorageClass", input);
+        run_jobs();
+        assert_eq!((status(&signature), status(&attestation)), (expected.into(), expected.into()));
+    }
+    let ids = json!([{ "imageTag": "v1" }]);
+    bed.call("BatchDeleteImage", json!({ "repositoryName": "app", "imageIds": ids }));
+    assert_eq!(status(&signature), "ACTIVE", "the subject may come back for a while");
+    run_jobs();
+    assert_eq!((status(&signature), status(&attestation)), (Value::Null, Value::Null));
+}
+
+/// JSON around the members that inputs have: nearly right more often than chance would have it.
+fn anything() -> impl Strategy<Value = Value> {
+    let text = prop_oneof![
+        prop::sample::select(vec![
+            "app",
+            "123456789012",
+            "v1",
+            "MUTABLE",
+            "IMMUTABLE_WITH_EXCLUSION",
+            "WILDCARD",
+            "AES256",
+            "ARCHIVE",
+            "ANY",
+            "ACTIVE",
+            "BLOB_MOUNTING",
+            "ENABLED",
+            "sha256:00",
+            "*",
+            "",
+            "-1",
+            "{}",
+            "arn:aws:ecr:local-1:123456789012:repository/app",
+            "00000000-0000-0000-0000-000000000000",
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        ])
+        .prop_map(str::to_owned),
+        "\\PC{0,20}",
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (-2..2000_i64).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        text.prop_map(Value::from),
+    ];
+    let member = prop::sample::select(vec![
+        "registryId",
+        "repositoryName",
+        "repositoryNames",
+        "tags",
+        "Key",
+        "Value",
+        "imageTagMutability",
+        "imageTagMutabilityExclusionFilters",
+        "filterType",
+        "filter",
+        "imageScanningConfiguration",
+        "scanOnPush",
+        "encryptionConfiguration",
+        "encryptionType",
+        "kmsKey",
+        "nextToken",
+        "maxResults",
+        "force",
+        "resourceArn",
+        "tagKeys",
+        "policyText",
+        "imageManifest",
+        "imageManifestMediaType",
+        "imageTag",
+        "imageDigest",
+        "imageIds",
+        "imageId",
+        "acceptedMediaTypes",
+        "tagStatus",
+        "imageStatus",
+        "subjectId",
+        "artifactTypes",
+        "artifactStatus",
+        "targetStorageClass",
+        "layerDigests",
+        "layerDigest",
+        "uploadId",
+        "partFirstByte",
+        "partLastByte",
+        "layerPartBlob",
+        "lifecyclePolicyText",
+        "name",
+        "value",
+        "registryIds",
+    ]);
+    leaf.prop_recursive(4, 32, 8, move |inner| {
+        let members = prop::collection::vec((member.clone(), inner.clone()), 0..8);
+        prop_oneof![
+            prop::collection::vec(inner, 0..4).prop_map(Value::from),
+            members.prop_map(|members| members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()),
+        ]
+    })
+}
+
+#[test]
+fn any_input_gets_an_answer_that_is_not_the_registrys_fault() {
+    let bed = Bed::new();
+    bed.call("CreateRepository", json!({ "repositoryName": "app" }));
+    bed.push(b"layer", Some("v1"), None);
+    let operations =
+        prop::sample::select(operations::PRIVATE.iter().map(|operation| operation.name).collect::<Vec<_>>());
+    let mut runner = TestRunner::new(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() });
+    runner
+        .run(&(operations, anything(), any::<bool>()), |(name, mut input, named)| {
+            if let (Value::Object(members), true) = (&mut input, named) {
+                members.insert("repositoryName".into(), "app".into());
+            }
+            if let Err(error) = bed.send(name, input.to_string()) {
+                prop_assert_ne!(error.code(), "ServerException", "{}", error);
+                let mut response = error.into_response();
+                prop_assert!(response.status().is_client_error());
+                prop_assert!(response.headers_mut().remove("x-amzn-errortype").is_some());
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_serialization_fault_or_an_input(body in prop::collection::vec(any::<u8>(), 0..60)) {
+        if let Err(error) = input::parse::<repositories::Describe>(&body) {
+            prop_assert_eq!(error.code(), "SerializationException");
+        }
+    }
+}
