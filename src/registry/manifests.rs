@@ -88,6 +88,10 @@ pub fn check(
     if payload.len() > max_bytes {
         return Err(InvalidManifest::TooLarge(max_bytes));
     }
+    // What the parser skips it does not look into, and the API gives manifests out as text.
+    if std::str::from_utf8(&payload).is_err() {
+        return Err(InvalidManifest::Syntax);
+    }
     if is_deeper_than(&payload, MAX_DEPTH) {
         return Err(content(format!("JSON nests deeper than {MAX_DEPTH} levels")));
     }
@@ -506,6 +510,14 @@ mod tests {
                 "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'"
             );
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused_wherever_they_stand() {
+        let text = with("custom", json!("~")).to_string();
+        let bytes: Vec<u8> = text.bytes().map(|byte| if byte == b'~' { 0xff } else { byte }).collect();
+        let refused = check(Bytes::from(bytes), None, Algorithm::Sha256, 4096);
+        assert_eq!(refused.unwrap_err(), InvalidManifest::Syntax);
     }
 
     #[test]
