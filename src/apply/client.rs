@@ -8,7 +8,7 @@ use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ecr::Client;
 use aws_sdk_ecr::config::Credentials;
-use aws_sdk_ecr::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
@@ -110,12 +110,24 @@ where
         }
         SdkError::TimeoutError(_) => ("RegistryUnavailable", "it did not answer in time".to_owned()),
         SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
-            ("RegistryUnavailable", format!("it does not answer: {}", DisplayErrorContext(error)))
+            ("RegistryUnavailable", format!("it does not answer, so is it running? ({})", cause(error)))
         }
-        SdkError::ResponseError(_) => ("UnexpectedResponse", DisplayErrorContext(error).to_string()),
-        _ => ("ClientError", DisplayErrorContext(error).to_string()),
+        SdkError::ResponseError(_) => ("UnexpectedResponse", causes(error)),
+        _ => ("ClientError", causes(error)),
     };
     ApiError { name: name.to_owned(), message }
+}
+
+/// An error's causes, from the outermost to the innermost.
+fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// The innermost cause of an error.
+fn cause(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.last().map(ToString::to_string).unwrap_or_default()
 }
 
 /// Whether the registry has no such operation.

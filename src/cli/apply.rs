@@ -52,7 +52,7 @@ impl Apply {
             }
             fine &= plan.refused.is_empty();
             let report = if self.yes || confirmed(&plan).await? {
-                let report = carry_out(target, &plan, input.output).await;
+                let report = carry_out(target, &plan, Some(input.output)).await;
                 fine &= report.succeeded();
                 Some(report)
             } else {

@@ -67,7 +67,7 @@ pub async fn run() -> ExitCode {
     let cli = Cli::parse();
     // These speak to a person on standard output: the log only disturbs where something is wrong.
     let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_));
-    let log = cli.log.as_deref().unwrap_or(if quiet { "warn" } else { "info" });
+    let log = cli.log.as_deref().unwrap_or(if quiet { "warn,aws_config=error" } else { "info" });
     if let Err(error) = start_log(log, cli.log_format) {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;

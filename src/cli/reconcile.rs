@@ -158,9 +158,10 @@ impl Target {
     }
 }
 
-/// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done.
-pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Output) -> Report {
-    let lively = std::io::stderr().is_terminal();
+/// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done. Without an
+/// `output` it is silent.
+pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
+    let lively = output.is_some() && std::io::stderr().is_terminal();
     let clear = || {
         if lively {
             eprint!("\r\x1b[K");
@@ -174,7 +175,7 @@ pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Output) -> R
         Progress::Begun { .. } | Progress::Previewing(_) => {}
         Progress::Ended(outcome) => {
             clear();
-            if output == Output::Text {
+            if output == Some(Output::Text) {
                 say(format_args!("{outcome}"));
             }
         }

@@ -244,6 +244,53 @@ async fn what_is_not_declared_any_more_stays_unless_its_manifest_had_said_otherw
 }
 
 #[tokio::test]
+async fn a_policy_in_preview_tells_which_images_would_go_and_lets_them_be() {
+    let folder = Folder::new();
+    folder.write("api.yaml", &repository("api", ""));
+    let program = up(folder.path()).await;
+    let ecr = program.ecr();
+    for tag in ["old", "new"] {
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{{"tag":"{tag}"}}}}"#
+        );
+        ecr.put_image().repository_name("team/api").image_tag(tag).image_manifest(manifest).send().await.unwrap();
+    }
+    let policy = "apiVersion: wharfage.dev/v1alpha1\nkind: LifecyclePolicy\nmetadata: {name: keep, namespace: team}\n\
+                  spec: {registryRef: {name: home}, repositoryRef: {name: api}, mode: Preview, rules: [{rulePriority: 1, selection: \
+                  {tagStatus: any, countType: imageCountMoreThan, countNumber: 1}, action: {type: expire}}]}\n";
+    folder.write("keep.yaml", policy);
+    program.wait_for(|line| {
+        line.starts_with("previewed  LifecyclePolicy team/keep (team/api): 1 image would expire").then_some(())
+    });
+    program.wait_for(|line| (line.contains("EXPIRE sha256:") && line.ends_with("(old) by rule 1")).then_some(()));
+    let images = ecr.list_images().repository_name("team/api").send().await.unwrap();
+    assert_eq!(images.image_ids().len(), 2);
+
+    folder.write("keep.yaml", &policy.replace("Preview", "Enforce"));
+    program.wait_for(|line| line.starts_with("created    LifecyclePolicy team/keep").then_some(()));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ecr.list_images().repository_name("team/api").send().await.unwrap().image_ids().len() > 1 {
+        assert!(Instant::now() < deadline, "the registry never carried the policy out");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    folder.write("keep.yaml", policy);
+    program
+        .wait_for(|line| line.contains("lifecyclePolicy: 1 expire any imageCountMoreThan 1 -> (none)").then_some(()));
+}
+
+#[tokio::test]
+async fn a_registry_that_does_not_run_is_named() {
+    let folder = Folder::new();
+    let mut program = wharfage().up(folder.path()).arg("--once").start().await;
+    applied(&program);
+    program.stop("TERM").await;
+    let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
+    assert_eq!(code, 1);
+    assert!(text.contains("RegistryUnavailable: it does not answer, so is it running?"), "{text}");
+}
+
+#[tokio::test]
 async fn what_another_cluster_owns_is_not_touched() {
     let folder = Folder::new();
     folder.write("api.yaml", &repository("api", ""));

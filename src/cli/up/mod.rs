@@ -3,6 +3,7 @@
 mod managed;
 mod watch;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::plan::unresolved;
 use managed::Fleet;
 use watch::Changes;
 
-/// How soon a registry is tried again where something failed.
+/// How soon a registry is tried again where something failed; then twice as late each time, up to the interval.
 const RETRY: Duration = Duration::from_secs(15);
 
 /// The flags of `wharfage up`.
@@ -97,7 +98,14 @@ impl Up {
                 targets.push(Target::ambient(registry).await?);
             }
         }
-        let mut shepherd = Shepherd { targets, cluster: self.identity.cluster, manifests, shown: Vec::new() };
+        let mut shepherd = Shepherd {
+            targets,
+            cluster: self.identity.cluster,
+            manifests,
+            shown: Vec::new(),
+            failing: HashMap::new(),
+            failures: 0,
+        };
         let work = async {
             let again = shepherd.reconcile(Occasion::Start).await;
             fleet.teach(&data, &shepherd.manifests);
@@ -168,6 +176,10 @@ struct Shepherd {
     manifests: Manifests,
     /// What was refused when it was last told, so that it isn't told again and again.
     shown: Vec<String>,
+    /// Plans that failed when they were last told, by registry: the same again is tried in silence.
+    failing: HashMap<String, String>,
+    /// How often in a row something failed.
+    failures: u32,
 }
 
 impl Shepherd {
@@ -240,12 +252,26 @@ impl Shepherd {
             let refused = plan.refused.iter().map(|it| told(&target.name, it)).collect::<Vec<_>>();
             let news = refused.iter().any(|it| !self.shown.contains(it));
             refusals.extend(refused);
-            if occasion != Occasion::Interval || !plan.is_empty() || news {
-                say(format_args!("{}\n{plan}\n", target.heading()));
+            let text = plan.to_string();
+            let again = occasion == Occasion::Interval && self.failing.get(&target.name) == Some(&text);
+            if occasion != Occasion::Interval || (!plan.is_empty() && !again) || news {
+                say(format_args!("{}\n{text}\n", target.heading()));
             }
-            if !plan.is_empty() {
-                let report = carry_out(target, &plan, Output::Text).await;
-                failed |= !report.succeeded();
+            if plan.is_empty() {
+                self.failing.remove(&target.name);
+                continue;
+            }
+            let report = carry_out(target, &plan, if again { None } else { Some(Output::Text) }).await;
+            if report.succeeded() {
+                self.failing.remove(&target.name);
+                if again {
+                    report.outcomes.iter().for_each(|outcome| say(format_args!("{outcome}")));
+                }
+            } else {
+                failed = true;
+                self.failing.insert(target.name.clone(), text);
+            }
+            if !again {
                 say(format_args!(""));
             }
         }
@@ -257,7 +283,13 @@ impl Shepherd {
         refusals.extend(unresolved.iter().map(|it| told("", it)));
         self.shown = refusals;
         let interval = self.interval();
-        if failed { interval.min(RETRY) } else { interval }
+        if !failed {
+            self.failures = 0;
+            return interval;
+        }
+        let wait = RETRY.saturating_mul(2_u32.saturating_pow(self.failures));
+        self.failures += 1;
+        wait.min(interval)
     }
 
     /// The shortest time that any resource wants to rest between two looks at its registry.
