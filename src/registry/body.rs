@@ -155,7 +155,10 @@ impl RequestBody {
         if hint.exact() == Some(first.len() as u64) {
             return Ok(first);
         }
-        let mut whole = BytesMut::from(first);
+        // What is announced is within the limit, and growing by doubling would take more.
+        let mut whole = BytesMut::with_capacity((hint.lower() as usize).max(first.len()));
+        whole.extend_from_slice(&first);
+        drop(first);
         while let Some(chunk) = next_chunk(body).await? {
             if whole.len() + chunk.len() > limit {
                 return Err(BodyError::TooLarge(limit));

@@ -65,6 +65,13 @@ def test_the_largest_part_is_taken_and_a_larger_one_refused(ecr, unchecked, repo
         part(unchecked, repository, start(ecr, repository), 0, largest + b"x")
 
 
+def test_a_body_that_no_part_needs_is_refused_and_its_client_is_told(ecr, unchecked, repository):
+    upload = start(ecr, repository)
+    with refused("RequestEntityTooLargeException"):
+        part(unchecked, repository, upload, 0, bytes(26 * MIB))
+    assert part(ecr, repository, upload, 0, b"goes on")["lastByteReceived"] == 6
+
+
 def test_a_part_out_of_sequence_is_refused_with_the_last_valid_byte(ecr, repository):
     upload = start(ecr, repository)
     part(ecr, repository, upload, 0, bytes(PART))

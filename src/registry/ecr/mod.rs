@@ -43,9 +43,9 @@ const SMALL_BODY: usize = 256 * 1024;
 const BODY_PATIENCE: Duration = Duration::from_secs(600);
 /// How much of a refused request's body is read out.
 const DRAINED: u64 = 32 * 1024 * 1024;
-/// Larger ones wait for one of these, so that memory is bounded however many come at once. While one waits, its bytes wait
-/// in the kernel's buffers.
-static LARGE_BODIES: Semaphore = Semaphore::const_new(4);
+/// Larger ones share so many MiB, so that memory is bounded however many come at once. While one waits, its bytes wait in the
+/// kernel's buffers.
+static LARGE_BODIES: Semaphore = Semaphore::const_new(64);
 
 /// What a handler knows of the call beside its input.
 #[derive(Debug)]
@@ -100,10 +100,11 @@ async fn run(
     // What can be refused without the body is refused before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
-    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let _permit = if length.is_none_or(|length| length > SMALL_BODY as u64) {
+    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = length.unwrap_or(limit).min(limit);
+    let _share = if length > SMALL_BODY {
         // The semaphore is never closed.
-        LARGE_BODIES.acquire().await.ok()
+        LARGE_BODIES.acquire_many(length.div_ceil(1024 * 1024) as u32).await.ok()
     } else {
         None
     };
