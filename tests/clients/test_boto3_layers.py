@@ -67,7 +67,7 @@ def test_the_largest_part_is_taken_and_a_larger_one_refused(ecr, unchecked, repo
 
 def test_a_body_that_no_part_needs_is_refused_and_its_client_is_told(ecr, unchecked, repository):
     upload = start(ecr, repository)
-    with refused("RequestEntityTooLargeException"):
+    with refused("RequestEntityTooLargeException", status=413):
         part(unchecked, repository, upload, 0, bytes(26 * MIB))
     assert part(ecr, repository, upload, 0, b"goes on")["lastByteReceived"] == 6
 
