@@ -1,46 +1,41 @@
 """The server and the clients that the tests share.
 
-`wharfage up deploy/quickstart` runs once for all tests, on a free port, its data in a temporary folder. Clients get nothing
-in their environment but what `wharfage env` prints. A test makes the repositories it needs.
+`wharfage up deploy/quickstart` runs once for all tests, on a free port, its data in a temporary folder; and once more on
+PostgreSQL and S3. Clients get nothing in their environment but what `wharfage env` prints. A test makes the repositories it
+needs.
 """
 
 import contextlib
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import threading
 import uuid
 
 import boto3
 import pytest
+from backends import TIED, postgres, s3, tool
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def tool(name):
-    path = os.environ.get(name)
-    if not path or not pathlib.Path(path).exists():
-        pytest.exit(f"{name} is {'not set' if not path else path + ', which is not there'}: run tests/run --only clients", 1)
-    return path
-
-
 class Server:
     """A `wharfage up FOLDER`."""
 
-    def __init__(self, folder, data, home):
+    def __init__(self, folder, data, home, **variables):
         self.data = data
         self.binary = tool("WHARFAGE_TEST_BINARY")
         tools = [tool(name) for name in ("WHARFAGE_TEST_AWS", "WHARFAGE_TEST_CRANE", "WHARFAGE_TEST_SKOPEO")]
         folders = dict.fromkeys(str(pathlib.Path(path).parent) for path in [self.binary, *tools])
         self.bare = {"PATH": os.pathsep.join([*folders, "/usr/bin", "/bin"]), "HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
         command = [self.binary, "up", folder, "--data", data, "--listen", "127.0.0.1:0"]
-        # The server ends with this process, however that ends.
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
-            env=self.bare,
+            [*TIED, *map(str, command)],
+            env=self.bare | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,12 +78,28 @@ class Server:
         return ran.stdout.strip()
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
+@pytest.fixture(scope="session", params=["sqlite-folder", "postgres-s3"])
+def server(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    running = Server(ROOT / "deploy/quickstart", folder / "data", folder)
-    yield running
-    running.stop()
+    manifests = ROOT / "deploy/quickstart"
+    with contextlib.ExitStack() as backends:
+        variables = {}
+        if request.param == "postgres-s3":
+            variables["WHARFAGE_DATABASE_URL"] = backends.enter_context(postgres())
+            endpoint, keys = backends.enter_context(s3())
+            variables |= keys
+            manifests = shutil.copytree(manifests, folder / "manifests")
+            registry = manifests / "registry.yaml"
+            managed = f"""
+    database: {{postgres: {{connectionSecretRef: {{namespace: quickstart, name: from-the-environment}}}}}}
+    storage: {{s3: {{bucket: images, endpoint: "{endpoint}", redirect: true}}}}
+"""
+            text, count = re.subn(r"managed: \{\}.*\n", f"managed:{managed}", registry.read_text())
+            assert count == 1, "the quickstart's Registry no longer says `managed: {}`"
+            registry.write_text(text)
+        running = Server(manifests, folder / "data", folder, **variables)
+        yield running
+        running.stop()
 
 
 @pytest.fixture
