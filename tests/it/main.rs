@@ -1,5 +1,6 @@
 //! Black-box tests of the binary and of the library's contracts, one module per subject.
 
+mod apply;
 // Not every helper of the bed is used by every subject.
 #[allow(dead_code, unused_imports)]
 mod bed;
