@@ -16,7 +16,7 @@ use super::input::{self, input, invalid, required};
 use crate::names::{Algorithm, Digest};
 use crate::registry::auth::download;
 use crate::registry::auth::sigv4::AuthError;
-use crate::registry::uploads::{LEASE, Session, UploadFailure};
+use crate::registry::uploads::{Session, UploadFailure, lease_of_present};
 use crate::store::uploads::Committed;
 
 /// The size of parts that clients are told to send.
@@ -289,8 +289,7 @@ pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<
         layers.push(match layer {
             None => json!({ "layerDigest": text, "layerAvailability": "UNAVAILABLE" }),
             Some(layer) => {
-                let lease = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
-                metadata.extend_lease(repository.id, &layer.blob.digest, lease).await?;
+                metadata.extend_lease(repository.id, &layer.blob.digest, lease_of_present(call.now)).await?;
                 json!({
                     "layerDigest": layer.blob.digest,
                     "layerAvailability": if layer.archived { "ARCHIVED" } else { "AVAILABLE" },
