@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::lifecycle_policy;
-use super::model::{Desired, DesiredLifecyclePolicy, LifecycleMode, Management, Observed, ObservedRepository, Refused};
+use super::model::{
+    Desired, DesiredLifecyclePolicy, DesiredRepository, LifecycleMode, Management, Observed, ObservedRepository,
+    Refused,
+};
 use super::ownership::{LifecycleOwner, OnRemoval, Owner, Ownership, is_owner_tag};
 use super::repository;
 use super::{Action, Call, Object, Plan, Step, change};
@@ -14,7 +17,12 @@ use crate::names::RepositoryName;
 /// Steps come in the order in which they can be carried out: settings, repositories, lifecycle policies, then what is let
 /// go of and what is deleted. Nothing is touched that the tags do not give to this cluster, or to nobody.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
-    let world = World { desired, observed, waiting: desired.refused.iter().map(|refused| &refused.object).collect() };
+    let mut claims: BTreeMap<&RepositoryName, Vec<&DesiredRepository>> = BTreeMap::new();
+    for wanted in &desired.repositories {
+        claims.entry(&wanted.name).or_default().push(wanted);
+    }
+    let waiting = desired.refused.iter().map(|refused| &refused.object).collect();
+    let world = World { desired, observed, claims, waiting };
     let mut plan = Plan { steps: Vec::new(), refused: desired.refused.clone(), notes: desired.notes.clone() };
     plan.take(account_settings(desired, observed));
 
@@ -48,15 +56,22 @@ impl Plan {
 pub(super) struct World<'a> {
     pub(super) desired: &'a Desired,
     pub(super) observed: &'a Observed,
+    /// Repositories by the name that they ask for, in their order.
+    claims: BTreeMap<&'a RepositoryName, Vec<&'a DesiredRepository>>,
     /// Resources that are refused: they keep what they have.
     waiting: BTreeSet<&'a Object>,
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
+    /// The Repositories that ask for this name, in their order.
+    pub(super) fn claims(&self, name: &RepositoryName) -> &[&'a DesiredRepository] {
+        self.claims.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// Whether this owner is a resource of ours whose repository of this name is neither to be taken from it nor let go.
     pub(super) fn holds(&self, owner: &Owner, name: &RepositoryName) -> bool {
         let object = owner.object();
-        let declared = || self.desired.repositories.iter().any(|it| it.name == *name && it.object == object);
+        let declared = || self.claims(name).iter().any(|it| it.object == object);
         owner.cluster == self.desired.cluster && (self.waiting.contains(&object) || declared())
     }
 
@@ -99,7 +114,7 @@ impl World<'_> {
         ownership: &Ownership,
     ) -> Option<Step> {
         // A repository that some manifest of ours names is that manifest's matter, whoever had it before.
-        let claimed = self.desired.repositories.iter().any(|wanted| wanted.name == *name);
+        let claimed = self.claims.contains_key(name);
         if owner.cluster != self.desired.cluster || claimed || self.holds(owner, name) {
             return None;
         }

@@ -100,7 +100,7 @@ impl Desired {
     fn lifecycle_policy(&mut self, manifests: &Manifests, registry: &Registry, policy: &LifecyclePolicy) {
         let object = object(policy);
         let chosen = manifests.repositories.iter().filter(|it| policy.applies_to(&it.resource));
-        let repositories = chosen.filter_map(|it| it.resource.repository_name().ok()).collect::<Vec<_>>();
+        let repositories = chosen.filter_map(|it| it.resource.repository_name().ok()).collect::<BTreeSet<_>>();
         if let (Some(reference), true) = (&policy.spec.repository_ref, repositories.is_empty()) {
             let message = format!(
                 "Repository {}/{} does not exist in Registry {}: declare it, or correct repositoryRef",

@@ -113,7 +113,7 @@ pub struct DesiredLifecyclePolicy {
     /// The resource.
     pub object: Object,
     /// The repositories that it is for.
-    pub repositories: Vec<RepositoryName>,
+    pub repositories: BTreeSet<RepositoryName>,
     /// Preview or enforce.
     pub mode: LifecycleMode,
     /// ECR's document: `{"rules": […]}`.

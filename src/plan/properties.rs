@@ -171,7 +171,7 @@ fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
     fields.prop_map(|(object, repositories, enforce, document, (management, adoption), delete_on_removal)| {
         DesiredLifecyclePolicy {
             object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: format!("p{object}") },
-            repositories: repositories.into_iter().collect(),
+            repositories,
             mode: if enforce { LifecycleMode::Enforce } else { LifecycleMode::Preview },
             document: lifecycle_document(document),
             management,
@@ -401,7 +401,7 @@ proptest! {
             };
             let policy = DesiredLifecyclePolicy {
                 object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: "keep".to_owned() },
-                repositories: vec![name(1)],
+                repositories: BTreeSet::from([name(1)]),
                 mode: LifecycleMode::Enforce,
                 document: json!({ "rules": rules }),
                 management: Management::Full,

@@ -62,8 +62,7 @@ fn hold(world: &World, wanted: &DesiredRepository, found: Option<&ObservedReposi
         }
     }
     // Nobody has it: the first that asks for it gets it.
-    let mut claimants = world.desired.repositories.iter().filter(|it| it.name == *name);
-    match claimants.find(|it| it.management == Management::Full) {
+    match world.claims(name).iter().find(|it| it.management == Management::Full) {
         Some(first) if first.object != wanted.object => Err(owned_by_another(world.desired, wanted, &first.object)),
         _ => Ok(Hold::Nobodys),
     }
