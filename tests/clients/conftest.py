@@ -6,17 +6,23 @@ needs.
 """
 
 import contextlib
+import datetime
+import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import threading
+import urllib.error
+import urllib.request
 import uuid
 
 import boto3
 import pytest
 from backends import TIED, postgres, s3, tool
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -172,3 +178,39 @@ def pages(call, key, **parameters):
             return result
         assert answer["nextToken"]
         token = {"nextToken": answer["nextToken"]}
+
+
+TARGET = "AmazonEC2ContainerRegistry_V20150921."
+
+
+def request(url, data=None, **headers):
+    """Status, headers and body of an HTTP exchange."""
+    asked = urllib.request.Request(url, data=data, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(asked) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+@pytest.fixture(scope="session")
+def send(ecr, server):
+    """Signs a body for ECR and sends it, with a clock that may be wrong; status, error code and body."""
+    key = ecr._request_signer._credentials
+
+    def send(operation, body, target=TARGET, skew=datetime.timedelta(), region="local-1", tamper=None):
+        signed = AWSRequest(
+            "POST", f"http://{server.address}/", data=body,
+            headers={"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": target + operation},
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            moment = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + skew
+            patch.setattr("botocore.auth.get_current_datetime", lambda remove_tzinfo=True: moment)
+            SigV4Auth(key, "ecr", region).add_auth(signed)
+        prepared = signed.prepare()
+        headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in prepared.headers.items()}
+        status, _, answer = request(prepared.url, tamper or body, **headers)
+        told = json.loads(answer)
+        return status, told.get("__type", "").rpartition("#")[2], told
+
+    return send

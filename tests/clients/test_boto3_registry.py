@@ -3,51 +3,9 @@
 import base64
 import datetime
 import json
-import urllib.error
-import urllib.request
 
 import pytest
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
-from conftest import refused
-
-TARGET = "AmazonEC2ContainerRegistry_V20150921."
-
-
-def request(url, data=None, **headers):
-    """Status, headers and body of an HTTP exchange."""
-    asked = urllib.request.Request(url, data=data, headers={name.replace("_", "-"): value for name, value in headers.items()})
-    try:
-        with urllib.request.urlopen(asked) as response:
-            return response.status, response.headers, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read()
-
-
-@pytest.fixture
-def send(client, server):
-    """Signs a body for ECR and sends it, with a clock that may be wrong; status, error code and body."""
-    key = client()._request_signer._credentials
-
-    def send(operation, body, target=TARGET, skew=datetime.timedelta(), region="local-1", credentials=key, tamper=None):
-        signed = AWSRequest(
-            "POST", f"http://{server.address}/", data=body,
-            headers={"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": target + operation},
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            moment = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + skew
-            for name in ("get_current_datetime",):
-                patch.setattr(f"botocore.auth.{name}", lambda remove_tzinfo=True: moment, raising=True)
-            SigV4Auth(credentials, "ecr", region).add_auth(signed)
-        prepared = signed.prepare()
-        headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in prepared.headers.items()}
-        status, _, answer = request(prepared.url, tamper or body, **headers)
-        told = json.loads(answer)
-        return status, told.get("__type", "").rpartition("#")[2], told
-
-    return send
-
+from conftest import TARGET, refused, request
 
 # GetAuthorizationToken
 
@@ -100,7 +58,7 @@ def test_an_unknown_key_is_refused(client):
         stranger.describe_repositories()
 
 
-def test_a_wrong_secret_is_refused(client, send):
+def test_a_wrong_secret_is_refused(client):
     key = client()._request_signer._credentials
     wrong = client(aws_access_key_id=key.access_key, aws_secret_access_key="x" * 40)
     with refused("InvalidSignatureException"):
