@@ -17,6 +17,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::{Operation, Registry, RequestId, Response, plain};
@@ -174,42 +175,36 @@ async fn answer(registry: Arc<Registry>, mut request: http::Request<Incoming>) -
     response
 }
 
-/// Serves `/healthz`, `/readyz` and `/metrics` for these registries until `stop`.
-pub async fn serve_operations(registries: Vec<Arc<Registry>>, listener: TcpListener, stop: Stop) {
+/// Serves `/healthz`, `/readyz` and `/metrics` for these registries until it is dropped. From `stopping` on `/readyz` says so:
+/// who routes traffic by it has to hear that while the last transfers still run.
+pub async fn serve_operations(registries: Vec<Arc<Registry>>, listener: TcpListener, stopping: Stop) {
     let registries: Arc<[Arc<Registry>]> = registries.into();
-    let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(64));
-    let mut stopped = stop.clone();
+    // Dropped with this future, which ends the connections.
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&slots).acquire_owned().await else { break };
-        let accepted = tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, _peer)) = accepted else {
+        let Ok((stream, _peer)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (registries, stop) = (Arc::clone(&registries), stop.clone());
+        let (registries, stopping) = (Arc::clone(&registries), stopping.clone());
         let service = service_fn(move |request: http::Request<Incoming>| {
-            let (registries, stopping) = (Arc::clone(&registries), *stop.borrow());
+            let (registries, stopping) = (Arc::clone(&registries), *stopping.borrow());
             async move { Ok::<_, Infallible>(operations(&registries, request.uri().path(), stopping).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_PATIENCE)
             .serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        connections.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an operations connection ended early");
             }
             drop(permit);
         });
     }
-    drop(listener);
-    // A scrape is short; nothing here is worth waiting for longer.
-    let _cut = tokio::time::timeout(Duration::from_secs(5), graceful.shutdown()).await;
 }
 
 async fn operations(registries: &[Arc<Registry>], path: &str, stopping: bool) -> Response {

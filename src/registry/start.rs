@@ -63,6 +63,8 @@ pub struct Running {
     /// The registry.
     pub registry: Arc<Registry>,
     tasks: JoinSet<()>,
+    /// Ends after the tasks: it tells how they are doing.
+    operations: JoinSet<()>,
     stop: watch::Sender<bool>,
 }
 
@@ -93,13 +95,13 @@ impl Running {
         tasks.spawn(server::serve(Arc::clone(&registry), listener, tls, limits, stopped.clone()));
         tasks.spawn(jobs::run(Arc::clone(&registry), jobs, stopped.clone()));
         tasks.spawn(Arc::clone(&registry).record_pulls(stopped));
-        Ok(Self { registry, tasks, stop })
+        Ok(Self { registry, tasks, operations: JoinSet::new(), stop })
     }
 
-    /// Serves health and metrics for this registry (and `others` of the same process) until it stops.
+    /// Serves health and metrics for this registry (and `others` of the same process) until it has stopped.
     pub fn serve_operations(&mut self, listener: TcpListener, others: &[Arc<Registry>]) {
         let registries = std::iter::once(&self.registry).chain(others).map(Arc::clone).collect();
-        self.tasks.spawn(server::serve_operations(registries, listener, self.stop.subscribe()));
+        self.operations.spawn(server::serve_operations(registries, listener, self.stop.subscribe()));
     }
 
     /// Stops accepting, lets running transfers and jobs end within their grace, and returns when all is quiet.
@@ -110,6 +112,7 @@ impl Running {
                 tracing::error!(%error, "a task of the registry failed");
             }
         }
+        self.operations.shutdown().await;
     }
 }
 
