@@ -20,9 +20,9 @@ macro_rules! on_both_backends {
 }
 
 mod access;
-mod client;
+pub mod client;
 mod discovery;
-mod images;
+pub mod images;
 mod management;
 mod manifests;
 mod pull;
