@@ -72,6 +72,7 @@ pub async fn run() -> ExitCode {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }
+    raise_file_limit();
     let outcome = match cli.command {
         Command::Up(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Plan(command) => command.run().await,
@@ -90,6 +91,16 @@ pub async fn run() -> ExitCode {
     })
 }
 
+/// Lets the process open as many files as the system allows it: a connection is one, and shells often give no more than 1024
+/// though the system would.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Waits for the signal that asks the process to end: Ctrl-C or SIGTERM.
 async fn stop_signal() -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -104,6 +115,13 @@ async fn stop_signal() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_system_allows() {
+        raise_file_limit();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

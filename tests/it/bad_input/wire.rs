@@ -118,6 +118,9 @@ async fn a_path_with_tricks_names_nothing() {
 
 #[tokio::test]
 async fn a_thousand_slow_clients_do_not_keep_others_waiting() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     let target = Target::start().await;
     let head = target.head("GET", "/v2/", "Connection: close\r\n");
     let mut slow = Vec::with_capacity(SLOW);
