@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,29 +14,88 @@ const STARTUP: Duration = Duration::from_secs(60);
 /// How many lines of output are kept, the latest ones.
 const KEPT_LINES: usize = 2_000;
 
-/// Waits for the end of its input, which comes when the service is dropped or the test process dies in whatever way;
-/// then ends the server's process group and removes its folder.
+/// Waits for the end of its input, which comes when its keeper is dropped or the test process dies in whatever way; then
+/// ends a process group, if it was given one, and removes a folder, if it was given one.
 ///
 /// The short polls let a server end by itself; a server that doesn't is killed.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 read -r _
-kill -s "$1" -- "-$2" 2>/dev/null
-for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-    kill -0 "$2" 2>/dev/null || break
-    sleep 0.05
-done
-kill -s KILL -- "-$2" 2>/dev/null
+if [ -n "$2" ]; then
+    kill -s "$1" -- "-$2" 2>/dev/null
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        kill -0 "$2" 2>/dev/null || break
+        sleep 0.05
+    done
+    kill -s KILL -- "-$2" 2>/dev/null
+fi
 [ -z "$3" ] || rm -rf -- "$3"
 "#;
+
+/// Sees to it that nothing of a test outlives the test process.
+#[derive(Debug)]
+struct Keeper {
+    watchdog: Child,
+    lifeline: Option<ChildStdin>,
+}
+
+impl Keeper {
+    fn new(signal: &str, group: Option<u32>, folder: Option<&Path>) -> Self {
+        let mut watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog", signal])
+            .arg(group.map_or(String::new(), |group| group.to_string()))
+            .arg(folder.unwrap_or(Path::new("")))
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting a watchdog: {error}"));
+        let lifeline = watchdog.stdin.take();
+        Self { watchdog, lifeline }
+    }
+
+    /// Lets the watchdog do its work; `end` is waited for meanwhile.
+    fn release(&mut self, end: impl FnOnce()) {
+        drop(self.lifeline.take());
+        end();
+        let _ = self.watchdog.wait();
+    }
+}
+
+/// A temporary folder, removed when it is dropped or the test process dies.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    keeper: Keeper,
+}
+
+impl Folder {
+    /// Makes an empty folder.
+    pub fn new() -> Self {
+        let path = tempfile::Builder::new().prefix("wharfage-test-").tempdir().expect("a temporary folder").keep();
+        let keeper = Keeper::new("KILL", None, Some(&path));
+        Self { path, keeper }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.keeper.release(|| {});
+    }
+}
 
 /// A running server. Dropping it ends it and removes its folder.
 pub struct Service {
     name: String,
     child: Child,
     output: Arc<Output>,
-    watchdog: Child,
-    lifeline: Option<ChildStdin>,
+    keeper: Keeper,
 }
 
 impl Service {
@@ -50,20 +109,11 @@ impl Service {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("starting {name} ({command:?}): {error}"));
-        let mut watchdog = Command::new("sh")
-            .args(["-c", WATCHDOG, "watchdog", signal, &child.id().to_string()])
-            .arg(folder.unwrap_or_default())
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("starting the watchdog of {name}: {error}"));
+        let keeper = Keeper::new(signal, Some(child.id()), folder.as_deref());
         let output = Arc::new(Output::default());
         output.follow(child.stdout.take().expect("stdout is piped"));
         output.follow(child.stderr.take().expect("stderr is piped"));
-        let lifeline = watchdog.stdin.take();
-        Self { name: name.to_owned(), child, output, watchdog, lifeline }
+        Self { name: name.to_owned(), child, output, keeper }
     }
 
     /// Waits until `pick` finds what it looks for in a line of the output, and returns that; the output when the server
@@ -110,10 +160,10 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        drop(self.lifeline.take());
-        // Reaping the server first tells the watchdog that it has ended.
-        let _ = self.child.wait();
-        let _ = self.watchdog.wait();
+        // Reaping the server tells the watchdog that it has ended.
+        self.keeper.release(|| {
+            let _ = self.child.wait();
+        });
         if std::thread::panicking() {
             eprintln!("---- output of {} ----\n{}", self.name, self.output());
         }

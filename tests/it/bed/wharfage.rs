@@ -1,24 +1,24 @@
 //! The program itself as a process: started by its command line, read by its output, ended by signals.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 
 use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
 
-use super::service::Service;
+use super::service::{Folder, Service};
 
 /// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
 pub fn wharfage() -> Launch {
-    let folder = tempfile::Builder::new().prefix("wharfage-data-").tempdir().expect("a temporary folder").keep();
-    Launch { command: vec!["serve".into()], folder, variables: BTreeMap::new() }
+    Launch { command: vec!["serve".into()], folder: Arc::new(Folder::new()), variables: BTreeMap::new() }
 }
 
 /// A start that is being prepared.
 #[derive(Debug, Clone)]
 pub struct Launch {
     command: Vec<String>,
-    folder: PathBuf,
+    folder: Arc<Folder>,
     variables: BTreeMap<String, String>,
 }
 
@@ -60,7 +60,7 @@ impl Launch {
 
     async fn run(&self, listen: &str) -> (Service, String) {
         let mut command = program(&self.variables);
-        command.args(&self.command).arg("--data").arg(&self.folder).args(["--listen", listen]);
+        command.args(&self.command).arg("--data").arg(self.folder.path()).args(["--listen", listen]);
         // The test's runtime may serve what the program calls at its start, so its thread isn't blocked.
         tokio::task::spawn_blocking(move || {
             let service = Service::start("wharfage", &mut command, "KILL", None);
@@ -77,8 +77,9 @@ impl Launch {
 
 /// A running program. Dropping it kills it and removes its data.
 pub struct Wharfage {
-    launch: Launch,
+    // In this order: the program ends before its data go.
     service: Option<Service>,
+    launch: Launch,
     authority: String,
 }
 
@@ -95,7 +96,7 @@ impl Wharfage {
 
     /// The data folder.
     pub fn data(&self) -> &Path {
-        &self.launch.folder
+        self.launch.folder.path()
     }
 
     /// The output of the latest start so far.
@@ -167,13 +168,6 @@ impl Wharfage {
 
     fn service(&self) -> &Service {
         self.service.as_ref().expect("the program runs")
-    }
-}
-
-impl Drop for Wharfage {
-    fn drop(&mut self) {
-        drop(self.service.take());
-        let _ = std::fs::remove_dir_all(&self.launch.folder);
     }
 }
 
