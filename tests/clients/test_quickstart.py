@@ -153,3 +153,31 @@ def test_skopeo_logs_in_with_the_aws_clis_password(shell, repository, tmp_path):
         """
     )
     assert json.loads(shell(f"aws ecr list-images --repository-name {repository}"))["imageIds"] == []
+
+
+def test_what_the_shell_had_set_for_another_registry_does_not_get_in_the_way(shell, server):
+    described = shell(
+        """
+        export AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE AWS_SECRET_ACCESS_KEY=x AWS_SESSION_TOKEN=x AWS_PROFILE=prod
+        export AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_ENDPOINT_URL=http://127.0.0.1:1
+        eval "$(wharfage env --data "$DATA")"
+        aws ecr describe-registry --query registryId --output text
+        """,
+        DATA=str(server.data),
+    )
+    assert described == "123456789012"
+
+
+def test_a_registry_is_chosen_by_its_name(shell, server):
+    script = 'eval "$(wharfage env --data "$DATA" --registry home)"; aws configure get region; aws ecr describe-registry'
+    assert shell(script, DATA=str(server.data)).startswith("local-1")
+
+
+def test_an_archived_image_is_not_pulled_until_it_is_restored(shell, repository):
+    crane_image(shell)
+    image = f"$WHARFAGE_REGISTRY/{repository}:v1"
+    archive = f"aws ecr update-image-storage-class --repository-name {repository} --image-id imageTag=v1 --target-storage-class"
+    shell(f"{LOGIN} crane push image.tar {image}; {archive} ARCHIVE")
+    with pytest.raises(AssertionError, match="MANIFEST_UNKNOWN|404"):
+        shell(f"crane pull {image} pulled.tar")
+    shell(f"crane push image.tar {image}; crane pull {image} pulled.tar")
