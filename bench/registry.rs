@@ -102,8 +102,7 @@ fn connect(server: &Server) -> anyhow::Result<Client> {
 
 /// Pushes `times` chunks as one blob, monolithically (POST, then PUT), and returns its digest.
 fn push_blob(client: &mut Client, chunk: &[u8], times: usize, digest: &Digest) -> anyhow::Result<()> {
-    let begun =
-        client.request("POST", &format!("/v2/{REPOSITORY}/blobs/uploads/"), &[], Some(b""))?.expect(202)?;
+    let begun = client.request("POST", &format!("/v2/{REPOSITORY}/blobs/uploads/"), &[], Some(b""))?.expect(202)?;
     let location = begun.header("location").ok_or_else(|| anyhow::anyhow!("no Location"))?;
     // A location may be absolute, and may have a query that must be kept.
     let path = location.split_once("//").map_or(location, |(_, rest)| &rest[rest.find('/').unwrap_or(0)..]);

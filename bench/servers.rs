@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use wharfage::datadir::{DataDir, root_key};
+use wharfage::names::AccountId;
 use wharfage::registry::auth::token;
-use wharfage::{datadir, names};
+use wharfage::store::Metadata as _;
+use wharfage::store::repositories::{Encryption, NewRepository, TagMutability};
+use wharfage::store::sqlite::SqliteStore;
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,7 @@ impl Server {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut command = match kind {
             Kind::Ours => {
+                create_repositories(folder.path(), repositories)?;
                 let mut command = Command::new(env!("CARGO_BIN_EXE_wharfage"));
                 command.args(["serve", "--registry-id", ACCOUNT, "--listen", &address.to_string(), "--data"]);
                 command.arg(folder.path());
@@ -74,13 +79,12 @@ impl Server {
         server.started_in = begun.elapsed();
         if kind == Kind::Ours {
             let data = server._folder.path().join("registries/default");
-            let account: names::AccountId = ACCOUNT.parse()?;
-            let key = datadir::root_key(&data, &account)?;
+            let account: AccountId = ACCOUNT.parse()?;
+            let key = root_key(&data, &account)?;
             let (password, _) = token::issue(&key, jiff::Timestamp::now())?;
             use base64::Engine as _;
             let basic = base64::engine::general_purpose::STANDARD.encode(format!("AWS:{password}"));
             server.authorization = Some(format!("Basic {basic}"));
-            create_repositories(address, &key.id, key.secret.expose(), repositories)?;
         }
         Ok(server)
     }
@@ -116,18 +120,22 @@ impl Drop for Server {
     }
 }
 
-fn create_repositories(address: SocketAddr, id: &str, secret: &str, names: &[&str]) -> anyhow::Result<()> {
-    use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
-    let config = aws_sdk_ecr::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("local-1"))
-        .endpoint_url(format!("http://{address}"))
-        .credentials_provider(Credentials::new(id, secret, None, None, "bench"))
-        .build();
-    let client = aws_sdk_ecr::Client::from_conf(config);
+/// Makes the repositories that the works push to, in the folder of a registry that does not run yet.
+fn create_repositories(folder: &Path, names: &[&str]) -> anyhow::Result<()> {
+    let data = DataDir::open(folder)?.registry("default")?;
+    let store = SqliteStore::open(&data.join("metadata.sqlite"))?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         for name in names {
-            client.create_repository().repository_name(*name).send().await?;
+            let new = NewRepository {
+                account: ACCOUNT.parse()?,
+                name: name.parse()?,
+                created_at: jiff::Timestamp::now(),
+                tag_mutability: TagMutability::MUTABLE,
+                scan_on_push: false,
+                encryption: Encryption::default(),
+                tags: Vec::new(),
+            };
+            store.create_repository(new, u64::MAX >> 1).await?;
         }
         anyhow::Ok(())
     })
