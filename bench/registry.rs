@@ -204,7 +204,12 @@ fn hammer(server: &Server, path: &str, options: &Options) -> anyhow::Result<Figu
             .map(|_| {
                 scope.spawn(|| -> anyhow::Result<()> {
                     let mut client = connect(server)?;
-                    let head = client.head("GET", path, &[("Accept", "*/*")], None);
+                    let head = client.head(
+                        "GET",
+                        path,
+                        &[("Accept", "application/vnd.oci.image.manifest.v1+json, */*")],
+                        None,
+                    );
                     while !stop.load(Ordering::Relaxed) {
                         client.send(&head, b"", 0)?.expect(200)?;
                         count.fetch_add(1, Ordering::Relaxed);
