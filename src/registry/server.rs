@@ -33,7 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The read buffer that one connection may grow to: large reads make pushes cheap, and it bounds the head of a request.
 const BUFFER: usize = 256 * 1024;
 
-/// A second's turn between listeners and the thing that ends them: true means stop.
+/// Tells listeners and jobs when to end: true means stop.
 pub type Stop = watch::Receiver<bool>;
 
 /// What a listener keeps to.
