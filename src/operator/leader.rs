@@ -1,0 +1,559 @@
+//! Who leads: of all replicas of the operator one works, by a Lease (coordination.k8s.io/v1) that it keeps renewing.
+//!
+//! Clocks of two machines are never compared. A candidate takes a lease over when, by its own clock, the lease has not changed for
+//! as long as it lasts; the leader, by its own clock, stops well before that. In between nobody works:
+//!
+//! ```text
+//! leader      renewal sent ─────────── 6 s: the work is dropped and writes are refused
+//! candidate     └► change seen ──────────────────────────── 10 s: takes over
+//! ```
+//!
+//! Writes of the lease are replacements of one resourceVersion, so that of two candidates one wins. What a leader does goes through its
+//! [`Term`], which refuses what is sent after the deadline: a process that was stopped in the middle of its work and goes on after
+//! another has taken over finds nothing that it could still write with.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::FutureExt as _;
+use futures::future::Either;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, PostParams};
+use kube::client::Body;
+use kube::{Api, Client};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long a lease that isn't renewed keeps others out.
+const LASTS: Duration = Duration::from_secs(10);
+/// How long after it asked for its last renewal the leader may work.
+const DEADLINE: Duration = Duration::from_secs(6);
+/// How often the leader renews.
+const RENEW: Duration = Duration::from_secs(2);
+/// How often a candidate looks at the lease: a lease that was given back is taken up within this.
+const LOOK: Duration = Duration::from_secs(1);
+/// How soon the leader tries again after a renewal that failed.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long one request may take.
+const REQUEST: Duration = Duration::from_secs(3);
+
+/// What is elected for, and who stands.
+#[derive(Debug, Clone)]
+pub struct Election {
+    /// The Lease's namespace.
+    pub namespace: String,
+    /// The Lease's name.
+    pub name: String,
+    /// Who stands: unique to the process, for a Pod's name survives its container's restart.
+    pub identity: String,
+    /// How long the work may take to end after a stop, before it is dropped and the lease is given back.
+    pub grace: Duration,
+}
+
+/// A time of leading. Clones are of the same term.
+#[derive(Debug, Clone)]
+pub struct Term {
+    /// None: without an end.
+    until: Arc<Mutex<Option<Instant>>>,
+    stopping: CancellationToken,
+}
+
+/// What is answered to a request that a [`Term`] refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this replica does not lead any more")]
+pub struct NotLeading;
+
+impl Term {
+    fn new(until: Option<Instant>) -> Self {
+        Self { until: Arc::new(Mutex::new(until)), stopping: CancellationToken::new() }
+    }
+
+    /// A term that lasts as long as the process: there is no election.
+    pub fn unlimited() -> Self {
+        Self::new(None)
+    }
+
+    /// Whether it lasts: what is written when it doesn't may cross what the next leader writes.
+    pub fn lasts(&self) -> bool {
+        self.until().is_none_or(|until| Instant::now() < until)
+    }
+
+    /// Waits until the work should end by itself: finish what runs, begin nothing new.
+    pub async fn stopping(&self) {
+        self.stopping.cancelled().await;
+    }
+
+    /// A client whose requests are refused when the term is over.
+    pub fn guard(&self, client: Client) -> Client {
+        let (term, namespace) = (self.clone(), client.default_namespace().to_owned());
+        let guarded = tower::service_fn(move |request: http::Request<Body>| {
+            let (term, client) = (term.clone(), client.clone());
+            async move {
+                if !term.lasts() {
+                    return Err(kube::Error::Service(NotLeading.into()));
+                }
+                client.send(request).await
+            }
+        });
+        Client::new(guarded, namespace)
+    }
+
+    fn until(&self) -> Option<Instant> {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_until(&self, until: Instant) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+}
+
+/// Runs `work` while this process leads, again each time that it comes to lead, until `stop`. On `stop` the work may go on for the
+/// election's grace; then, or when it has ended, the lease is given back.
+///
+/// # Errors
+/// The work's own; the lease is given back before.
+pub async fn lead<F, Fut>(
+    client: Client,
+    election: &Election,
+    stop: impl Future<Output = ()>,
+    mut work: F,
+) -> anyhow::Result<()>
+where
+    F: FnMut(Term) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let stop = stop.shared();
+    let mut candidate = Candidate::new(client, election);
+    loop {
+        let Some(until) = candidate.stand(stop.clone()).await else { return Ok(()) };
+        tracing::info!(lease = %election.name, identity = %election.identity, "leading");
+        let (term, ended) = (Term::new(Some(until)), CancellationToken::new());
+        // A task of its own: work that keeps its task busy must not keep the lease from being renewed.
+        let mut renewing = JoinSet::new();
+        renewing.spawn(candidate.renew(term.clone(), ended.clone()));
+        let outcome = tokio::select! {
+            biased;
+            Some(lost) = renewing.join_next() => Either::Left(lost),
+            outcome = until_stop(work(term.clone()), &term, stop.clone(), election.grace) => Either::Right(outcome),
+        };
+        // The work is gone by here; what it may have left running is refused from now on.
+        match outcome {
+            Either::Left(lost) => {
+                term.set_until(Instant::now());
+                candidate = lost.context("the task that renews the lease failed")?;
+                tracing::warn!(lease = %election.name, "not leading any more: the lease was lost");
+            }
+            Either::Right(outcome) => {
+                ended.cancel();
+                let held = renewing.join_next().await;
+                term.set_until(Instant::now());
+                if let Some(Ok(mut candidate)) = held {
+                    candidate.release().await;
+                }
+                return outcome;
+            }
+        }
+    }
+}
+
+/// Runs `work` without an election, until `stop` and then for `grace` at most.
+pub async fn work_alone<F, Fut>(grace: Duration, stop: impl Future<Output = ()>, work: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Term) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let term = Term::unlimited();
+    until_stop(work(term.clone()), &term, stop, grace).await
+}
+
+/// Runs `work` to its end, which it is asked for on `stop`; it is dropped if it then takes longer than `grace`.
+async fn until_stop(
+    work: impl Future<Output = anyhow::Result<()>>,
+    term: &Term,
+    stop: impl Future<Output = ()>,
+    grace: Duration,
+) -> anyhow::Result<()> {
+    let mut work = pin!(work);
+    tokio::select! {
+        biased;
+        () = stop => {}
+        outcome = &mut work => return outcome,
+    }
+    term.stopping.cancel();
+    timeout(grace, work).await.unwrap_or_else(|_elapsed| {
+        tracing::warn!(grace_seconds = grace.as_secs(), "ended with reconciles still running");
+        Ok(())
+    })
+}
+
+/// What to do about the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    /// Nobody holds it: take it.
+    Acquire,
+    /// It is ours: renew it.
+    Renew,
+    /// Another's, for so long at least.
+    Wait(Duration),
+}
+
+/// The lease as it was seen.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    /// As it is in the cluster, if it is there.
+    lease: Option<Lease>,
+    /// What it said last. A lease that is deleted by hand still counts for as long as it would have lasted: its holder works on
+    /// until it notices.
+    spec: LeaseSpec,
+    /// When it came to say so, by our clock.
+    changed: Option<Instant>,
+}
+
+impl Seen {
+    /// Takes note of what was answered at `at`.
+    fn note(&mut self, lease: Option<Lease>, at: Instant) {
+        if let Some(spec) = lease.as_ref().map(|lease| lease.spec.clone().unwrap_or_default())
+            && (self.changed.is_none() || spec != self.spec)
+        {
+            self.spec = spec;
+            self.changed = Some(at);
+        }
+        self.lease = lease;
+    }
+
+    /// What `me` should do at `now`.
+    fn decide(&self, me: &str, now: Instant) -> Decision {
+        let holder = self.spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
+        match (holder, self.changed) {
+            (None, _) | (_, None) => Decision::Acquire,
+            (Some(holder), _) if holder == me => Decision::Renew,
+            (Some(_), Some(changed)) => {
+                let seconds = self.spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+                let lasts = seconds.map_or(LASTS, Duration::from_secs);
+                match (changed + lasts).saturating_duration_since(now) {
+                    Duration::ZERO => Decision::Acquire,
+                    rest => Decision::Wait(rest),
+                }
+            }
+        }
+    }
+
+    /// What it should say when `me` takes or renews it.
+    fn claimed(&self, me: &str, now: Timestamp) -> LeaseSpec {
+        let held_before = self.spec.holder_identity.as_deref() == Some(me);
+        let transitions = self.spec.lease_transitions.unwrap_or(0);
+        LeaseSpec {
+            holder_identity: Some(me.to_owned()),
+            lease_duration_seconds: Some(LASTS.as_secs() as i32),
+            acquire_time: if held_before { self.spec.acquire_time.clone() } else { Some(MicroTime(now)) },
+            renew_time: Some(MicroTime(now)),
+            // The first to hold it takes it from nobody.
+            lease_transitions: Some(transitions + i32::from(!held_before && self.changed.is_some())),
+            ..self.spec.clone()
+        }
+    }
+
+    /// What it should say when its holder gives it back.
+    fn released(&self, now: Timestamp) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(String::new()),
+            lease_duration_seconds: Some(1),
+            renew_time: Some(MicroTime(now)),
+            ..self.spec.clone()
+        }
+    }
+}
+
+/// How an attempt to hold the lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// It is ours; the renewal was sent at this time.
+    Held(Instant),
+    /// Another holds it, for so long at least.
+    Taken(Duration),
+    /// Somebody wrote it at the same time: look again.
+    Crossed,
+}
+
+/// One who stands for an election.
+struct Candidate {
+    api: Api<Lease>,
+    election: Election,
+    seen: Seen,
+    /// Whether `seen` is what we wrote ourselves last, so that renewing needs no reading.
+    fresh: bool,
+    /// Whether the last request failed: a failure is logged when it begins and when it ends.
+    failing: bool,
+}
+
+impl Candidate {
+    fn new(client: Client, election: &Election) -> Self {
+        Self {
+            api: Api::namespaced(client, &election.namespace),
+            election: election.clone(),
+            seen: Seen::default(),
+            fresh: false,
+            failing: false,
+        }
+    }
+
+    /// Waits to lead; the answer is until when. None: stopped before.
+    async fn stand(&mut self, stop: impl Future<Output = ()>) -> Option<Instant> {
+        let mut stop = pin!(stop);
+        loop {
+            // A request is never cut off: it could make us the leader without our knowing.
+            let pause = match self.attempt(&[Decision::Acquire, Decision::Renew]).await {
+                Some(Attempt::Held(since)) => return Some(since + DEADLINE),
+                Some(Attempt::Taken(rest)) => rest.min(LOOK),
+                Some(Attempt::Crossed) | None => LOOK,
+            };
+            tokio::select! {
+                biased;
+                () = &mut stop => return None,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Keeps the lease until `ended`, or until it is lost: to another, or for want of an answer.
+    async fn renew(mut self, term: Term, ended: CancellationToken) -> Self {
+        let mut pause = RENEW;
+        loop {
+            let Some(until) = term.until() else { return self };
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => return self,
+                () = sleep_until(until) => return self,
+                () = sleep(pause) => {}
+            }
+            let attempt = tokio::select! {
+                biased;
+                attempt = self.attempt(&[Decision::Renew]) => attempt,
+                () = sleep_until(until) => {
+                    self.fresh = false;
+                    return self;
+                }
+            };
+            pause = match attempt {
+                Some(Attempt::Held(since)) => {
+                    term.set_until(since + DEADLINE);
+                    RENEW
+                }
+                Some(Attempt::Taken(_)) => return self,
+                Some(Attempt::Crossed) | None => RETRY,
+            };
+        }
+    }
+
+    /// One attempt to hold the lease, where what to do about it is one of `willing`. None: no answer, or a refusal.
+    async fn attempt(&mut self, willing: &[Decision]) -> Option<Attempt> {
+        let attempt = timeout(REQUEST, self.try_to_hold(willing)).await;
+        let failure = match attempt {
+            Ok(Ok(attempt)) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!(lease = %self.election.name, "the lease can be written again");
+                }
+                return Some(attempt);
+            }
+            Ok(Err(kube::Error::Api(refused))) if refused.code == 403 => format!(
+                "{}: the service account needs get, create and update of leases in namespace {}",
+                refused.message, self.election.namespace
+            ),
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => "no answer in time".to_owned(),
+        };
+        self.fresh = false;
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::warn!(lease = %self.election.name, failure, "the lease cannot be read or written; trying on");
+        }
+        None
+    }
+
+    async fn try_to_hold(&mut self, willing: &[Decision]) -> Result<Attempt, kube::Error> {
+        if !std::mem::take(&mut self.fresh) {
+            let lease = self.api.get_opt(&self.election.name).await?;
+            self.seen.note(lease, Instant::now());
+        }
+        let asked = Instant::now();
+        let decision = self.seen.decide(&self.election.identity, asked);
+        if let Decision::Wait(rest) = decision {
+            return Ok(Attempt::Taken(rest));
+        }
+        if !willing.contains(&decision) {
+            return Ok(Attempt::Taken(Duration::ZERO));
+        }
+        let spec = self.seen.claimed(&self.election.identity, Timestamp::now());
+        match self.write(spec).await {
+            Ok(()) => {
+                self.fresh = true;
+                Ok(Attempt::Held(asked))
+            }
+            // Written, made or deleted by another in between.
+            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => Ok(Attempt::Crossed),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the lease as it was seen, with another spec; somebody else's write in between is a conflict.
+    async fn write(&mut self, spec: LeaseSpec) -> Result<(), kube::Error> {
+        let parameters = PostParams { field_manager: Some("wharfage".into()), ..PostParams::default() };
+        let name = &self.election.name;
+        let written = match &self.seen.lease {
+            Some(lease) => {
+                let lease = Lease { metadata: lease.metadata.clone(), spec: Some(spec) };
+                self.api.replace(name, &parameters, &lease).await?
+            }
+            None => {
+                let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
+                self.api.create(&parameters, &Lease { metadata, spec: Some(spec) }).await?
+            }
+        };
+        self.seen.note(Some(written), Instant::now());
+        Ok(())
+    }
+
+    /// Gives the lease back, so that the next need not wait until it ends.
+    async fn release(&mut self) {
+        // After a renewal that failed nobody knows whose it is; it then ends by itself.
+        if !self.fresh {
+            return;
+        }
+        self.fresh = false;
+        let spec = self.seen.released(Timestamp::now());
+        match timeout(REQUEST, self.write(spec)).await {
+            Ok(Ok(())) => tracing::info!(lease = %self.election.name, "gave the lease back"),
+            Ok(Err(error)) => tracing::warn!(lease = %self.election.name, %error, "cannot give the lease back"),
+            Err(_elapsed) => {
+                tracing::warn!(lease = %self.election.name, "cannot give the lease back: no answer in time")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held_by(holder: &str, transitions: i32, renewed: i64) -> Lease {
+        let renewed = MicroTime(Timestamp::from_second(renewed).unwrap());
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: Some(10),
+            lease_transitions: Some(transitions),
+            acquire_time: Some(renewed.clone()),
+            renew_time: Some(renewed),
+            ..LeaseSpec::default()
+        };
+        Lease { metadata: ObjectMeta::default(), spec: Some(spec) }
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn what_nobody_holds_is_taken_at_once() {
+        let now = Instant::now();
+        let mut seen = Seen::default();
+        seen.note(None, now);
+        assert_eq!(seen.decide("me", now), Decision::Acquire);
+        assert_eq!(seen.claimed("me", Timestamp::UNIX_EPOCH).lease_transitions, Some(0));
+
+        seen.note(Some(held_by("", 3, 0)), now);
+        assert_eq!(seen.decide("me", now), Decision::Acquire);
+        assert_eq!(seen.claimed("me", Timestamp::UNIX_EPOCH).lease_transitions, Some(4));
+
+        let mut empty = Seen::default();
+        empty.note(Some(Lease::default()), now);
+        assert_eq!(empty.decide("me", now), Decision::Acquire);
+    }
+
+    #[test]
+    fn anothers_lease_is_taken_when_it_has_not_changed_for_as_long_as_it_lasts() {
+        let start = Instant::now();
+        let mut seen = Seen::default();
+        seen.note(Some(held_by("other", 0, 100)), start);
+        seen.note(Some(held_by("other", 0, 100)), start + seconds(4));
+        assert_eq!(seen.decide("me", start + seconds(4)), Decision::Wait(seconds(6)));
+        assert_eq!(seen.decide("me", start + seconds(10)), Decision::Acquire);
+
+        seen.note(Some(held_by("other", 0, 102)), start + seconds(5));
+        assert_eq!(seen.decide("me", start + seconds(10)), Decision::Wait(seconds(5)));
+    }
+
+    #[test]
+    fn the_holders_clock_does_not_count() {
+        let now = Instant::now();
+        for renewed in [0, 4_000_000_000] {
+            let mut seen = Seen::default();
+            seen.note(Some(held_by("other", 0, renewed)), now);
+            assert_eq!(seen.decide("me", now), Decision::Wait(seconds(10)));
+        }
+    }
+
+    #[test]
+    fn a_lease_that_is_deleted_by_hand_counts_until_it_would_have_ended() {
+        let start = Instant::now();
+        let mut seen = Seen::default();
+        seen.note(Some(held_by("other", 2, 100)), start);
+        seen.note(None, start + seconds(3));
+        assert_eq!(seen.decide("me", start + seconds(3)), Decision::Wait(seconds(7)));
+        assert_eq!(seen.decide("me", start + seconds(10)), Decision::Acquire);
+        assert_eq!(seen.decide("other", start + seconds(3)), Decision::Renew);
+        assert_eq!(seen.claimed("other", Timestamp::UNIX_EPOCH).lease_transitions, Some(2));
+    }
+
+    #[test]
+    fn renewing_changes_nothing_but_the_time() {
+        let mut seen = Seen::default();
+        seen.note(Some(held_by("me", 2, 100)), Instant::now());
+        let later = Timestamp::from_second(102).unwrap();
+        let expected = LeaseSpec { renew_time: Some(MicroTime(later)), ..seen.spec.clone() };
+        assert_eq!(seen.claimed("me", later), expected);
+    }
+
+    #[test]
+    fn what_is_given_back_is_nobodys_and_keeps_its_count() {
+        let now = Instant::now();
+        let mut seen = Seen::default();
+        seen.note(Some(held_by("me", 2, 100)), now);
+        let released = seen.released(Timestamp::UNIX_EPOCH);
+        seen.note(Some(Lease { metadata: ObjectMeta::default(), spec: Some(released) }), now);
+        assert_eq!(seen.decide("other", now), Decision::Acquire);
+        assert_eq!(seen.claimed("other", Timestamp::UNIX_EPOCH).lease_transitions, Some(3));
+    }
+
+    #[test]
+    fn a_leader_stops_well_before_another_may_begin() {
+        assert!(DEADLINE + REQUEST < LASTS && RENEW + REQUEST < DEADLINE);
+    }
+
+    #[test]
+    fn a_term_is_over_at_its_deadline() {
+        let now = Instant::now();
+        assert!(Term::new(Some(now + DEADLINE)).lasts());
+        assert!(!Term::new(Some(now)).lasts());
+        assert!(Term::unlimited().lasts());
+    }
+
+    #[tokio::test]
+    async fn work_is_asked_to_end_and_dropped_if_it_does_not() {
+        let term = Term::unlimited();
+        let obliging = term.clone();
+        let work = async move {
+            obliging.stopping().await;
+            anyhow::bail!("ended by itself")
+        };
+        let outcome = until_stop(work, &term, async {}, seconds(3600)).await;
+        assert_eq!(outcome.unwrap_err().to_string(), "ended by itself");
+
+        let endless = std::future::pending();
+        until_stop(endless, &Term::unlimited(), async {}, Duration::ZERO).await.unwrap();
+    }
+}

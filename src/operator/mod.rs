@@ -1,0 +1,3 @@
+//! The operator: the same manifests as file mode, reconciled by Kubernetes.
+
+pub mod leader;
