@@ -12,11 +12,11 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{AddNullable, RecursiveTransform};
 
-use super::{LifecyclePolicy, Registry, Repository};
+use super::{LifecyclePolicy, PullSecret, Registry, Repository};
 
 /// Every kind's CustomResourceDefinition.
 pub fn all() -> anyhow::Result<Vec<CustomResourceDefinition>> {
-    Ok(vec![crd::<Registry>()?, crd::<Repository>()?, crd::<LifecyclePolicy>()?])
+    Ok(vec![crd::<Registry>()?, crd::<Repository>()?, crd::<LifecyclePolicy>()?, crd::<PullSecret>()?])
 }
 
 /// Every kind's CustomResourceDefinition as a file: its name, and its text in YAML.

@@ -31,7 +31,13 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 
 #[test]
 fn the_group_and_version_are_those_of_the_constants() {
-    for resource in [Registry::api_resource(), Repository::api_resource(), LifecyclePolicy::api_resource()] {
+    let resources = [
+        Registry::api_resource(),
+        Repository::api_resource(),
+        LifecyclePolicy::api_resource(),
+        PullSecret::api_resource(),
+    ];
+    for resource in resources {
         assert_eq!((resource.group.as_str(), resource.version.as_str()), (GROUP, VERSION));
         assert_eq!(resource.api_version, API_VERSION);
     }
@@ -94,6 +100,25 @@ fn a_policy_is_about_the_repositories_that_it_selects() {
     let mut elsewhere = repository("team", "api", json!({}));
     elsewhere.spec.registry_ref.name = "us".to_owned();
     assert!(!all.applies_to(&elsewhere));
+}
+
+#[test]
+fn a_pull_secret_is_for_the_namespaces_that_it_selects_or_for_its_own() {
+    let secret = |spec: serde_json::Value| -> PullSecret {
+        let mut secret = json!({ "metadata": { "name": "pull", "namespace": "team" }, "spec": { "registryRef": { "name": "home" } } });
+        secret["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        serde_json::from_value(secret).unwrap()
+    };
+    let pulls = labels(&[("pulls-from", "home")]);
+    let own = secret(json!({}));
+    assert!(own.chooses("team", None) && !own.chooses("other", Some(&pulls)));
+    assert_eq!(own.secret_name(), "pull");
+    let some =
+        secret(json!({ "namespaceSelector": { "matchLabels": { "pulls-from": "home" } }, "secretName": "home-pull" }));
+    assert!(some.chooses("other", Some(&pulls)) && !some.chooses("team", None));
+    assert_eq!(some.secret_name(), "home-pull");
+    let all = secret(json!({ "namespaceSelector": {} }));
+    assert!(all.chooses("other", None) && all.chooses("team", None));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::crd::{API_VERSION, GROUP, KindRules, LifecyclePolicy, Registry, Repository, Rules, Violation};
+use crate::crd::{API_VERSION, GROUP, KindRules, LifecyclePolicy, PullSecret, Registry, Repository, Rules, Violation};
 use document::Document;
 
 /// The namespace of a manifest that names none.
@@ -33,6 +33,8 @@ pub struct Manifests {
     pub repositories: Vec<Loaded<Repository>>,
     /// The lifecycle policies.
     pub lifecycle_policies: Vec<Loaded<LifecyclePolicy>>,
+    /// The pull secrets, which are for a cluster.
+    pub pull_secrets: Vec<Loaded<PullSecret>>,
     /// Labels of the namespaces that the folder declares; see [`Self::namespace_labels`].
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Documents that are for somebody else.
@@ -169,6 +171,7 @@ impl Loader {
         self.changes(&old.registries, &new.registries, &mut problems);
         self.changes(&old.repositories, &new.repositories, &mut problems);
         self.changes(&old.lifecycle_policies, &new.lifecycle_policies, &mut problems);
+        self.changes(&old.pull_secrets, &new.pull_secrets, &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(LoadError { problems }) }
     }
 
@@ -208,7 +211,8 @@ impl Manifests {
 
     /// Whether there is nothing of ours.
     pub fn is_empty(&self) -> bool {
-        self.registries.is_empty() && self.repositories.is_empty() && self.lifecycle_policies.is_empty()
+        let Self { registries, repositories, lifecycle_policies, pull_secrets, namespaces: _, skipped: _ } = self;
+        registries.is_empty() && repositories.is_empty() && lifecycle_policies.is_empty() && pull_secrets.is_empty()
     }
 }
 
@@ -292,6 +296,7 @@ impl Loading<'_> {
             "Registry" => accept(value, source, &mut manifests.registries, problems),
             "Repository" => accept(value, source, &mut manifests.repositories, problems),
             "LifecyclePolicy" => accept(value, source, &mut manifests.lifecycle_policies, problems),
+            "PullSecret" => accept(value, source, &mut manifests.pull_secrets, problems),
             other => problems.push(Problem::at(&source, None, "kind", format!("{other} cannot be loaded"))),
         }
     }

@@ -236,11 +236,11 @@ fn documents_that_are_no_manifests_of_ours_are_refused() {
         ),
         (
             "{apiVersion: wharfage.dev/v1alpha1, kind: Repo, metadata: {name: api}}",
-            "a.yaml:1 (document 1): wharfage.dev/v1alpha1 Repo is unknown: this version knows wharfage.dev/v1alpha1 Registry, Repository, LifecyclePolicy",
+            "a.yaml:1 (document 1): wharfage.dev/v1alpha1 Repo is unknown: this version knows wharfage.dev/v1alpha1 Registry, Repository, LifecyclePolicy, PullSecret",
         ),
         (
             "{apiVersion: wharfage.dev/v1, kind: Repository, metadata: {name: api}}",
-            "a.yaml:1 (document 1): wharfage.dev/v1 Repository is unknown: this version knows wharfage.dev/v1alpha1 Registry, Repository, LifecyclePolicy",
+            "a.yaml:1 (document 1): wharfage.dev/v1 Repository is unknown: this version knows wharfage.dev/v1alpha1 Registry, Repository, LifecyclePolicy, PullSecret",
         ),
         (
             "{apiVersion: wharfage.dev/v1alpha1, kind: Repository}",
@@ -331,7 +331,8 @@ fn nearly_a_manifest() -> impl Strategy<Value = String> {
         Just("repositorySelector".to_owned()),
         "[a-z]{1,8}",
     ];
-    let kind = prop_oneof![Just("Registry"), Just("Repository"), Just("LifecyclePolicy"), Just("List")];
+    let kind =
+        prop_oneof![Just("Registry"), Just("Repository"), Just("LifecyclePolicy"), Just("PullSecret"), Just("List")];
     (kind, "[a-z0-9.-]{0,5}", proptest::collection::vec((field, value), 0..5)).prop_map(|(kind, name, fields)| {
         let spec: String = fields.into_iter().map(|(field, value)| format!("  {field}: {value}\n")).collect();
         format!("apiVersion: wharfage.dev/v1alpha1\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n{spec}")

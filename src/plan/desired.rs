@@ -43,6 +43,11 @@ pub fn desired(manifests: &Manifests, registry: &Registry, cluster: &str) -> Des
             desired.lifecycle_policy(manifests, registry, resource);
         }
     }
+    for Loaded { resource, .. } in &manifests.pull_secrets {
+        if resource.registry_ref().name == desired.registry {
+            desired.notes.push(format!("{} {WORKLOAD}", object(resource)));
+        }
+    }
     desired
 }
 
@@ -54,7 +59,9 @@ pub fn unresolved(manifests: &Manifests) -> Vec<Refused> {
     };
     let repositories = manifests.repositories.iter().map(|it| (object(&it.resource), it.resource.registry_ref()));
     let policies = manifests.lifecycle_policies.iter().map(|it| (object(&it.resource), it.resource.registry_ref()));
-    repositories.chain(policies).filter_map(|(object, registry)| missing(object, &registry.name)).collect()
+    let pull_secrets = manifests.pull_secrets.iter().map(|it| (object(&it.resource), it.resource.registry_ref()));
+    let resources = repositories.chain(policies).chain(pull_secrets);
+    resources.filter_map(|(object, registry)| missing(object, &registry.name)).collect()
 }
 
 /// What a resource is called in plans.
@@ -63,6 +70,7 @@ fn object<K: Resource<DynamicType = ()>>(resource: &K) -> Object {
     let kind = match K::kind(&()).as_ref() {
         "Repository" => "Repository",
         "LifecyclePolicy" => "LifecyclePolicy",
+        "PullSecret" => "PullSecret",
         _ => "Registry",
     };
     Object { kind, namespace: resource.namespace().unwrap_or_default(), name: resource.name_any() }
@@ -226,9 +234,11 @@ fn adoption(resource: &impl Managed) -> Adoption {
     }
 }
 
+/// What is said of something that holds in a cluster only.
+const WORKLOAD: &str = "is for a cluster, and let be here";
+
 /// What a Registry says that holds in a cluster only.
 fn elsewhere(registry: &Registry) -> Vec<String> {
-    const WORKLOAD: &str = "is for a cluster, and let be here";
     let mut notes = Vec::new();
     let mut workload = |given: bool, field: &str| {
         if given {

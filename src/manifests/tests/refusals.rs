@@ -332,3 +332,33 @@ fn immutable_fields_stay_and_others_may_change() {
     }
     assert_eq!(loader.check_update(&Manifests::default(), &old), Ok(()));
 }
+
+#[test]
+fn pull_secrets_are_held_to_their_rules() {
+    let problems =
+        |fields: &str| load(&manifest("PullSecret", "pull", &format!("registryRef: {{name: home}}\n{fields}")));
+    const PREFIX: &str = "a.yaml:";
+    for (fields, expected) in [
+        (
+            "secretName: Pull_Secret",
+            "7 (document 1): PullSecret default/pull: spec.secretName: \"Pull_Secret\" does not match ^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        ),
+        (
+            "serviceAccounts: [default, default]",
+            "7 (document 1): PullSecret default/pull: spec.serviceAccounts[1]: \"default\" is given twice: take one out",
+        ),
+        (
+            "namespaceSelektor: {}",
+            "7 (document 1): PullSecret default/pull: spec.namespaceSelektor: unknown field: did you mean namespaceSelector?",
+        ),
+    ] {
+        assert_eq!(problems(fields).unwrap_err().to_string(), format!("{PREFIX}{expected}"), "{fields}");
+    }
+    let most = (0..64).map(|n| format!("sa-{n}")).collect::<Vec<_>>().join(", ");
+    assert!(problems(&format!("serviceAccounts: [{most}]")).is_ok());
+    assert!(problems(&format!("serviceAccounts: [{most}, one-more]")).is_err());
+    let whole = "namespaceSelector: {matchLabels: {pulls-from: home}}\nsecretName: home-pull\nserviceAccounts: [default]\nsuspend: false";
+    let manifests = problems(whole).unwrap();
+    assert_eq!(manifests.pull_secrets[0].resource.secret_name(), "home-pull");
+    assert!(!manifests.is_empty());
+}

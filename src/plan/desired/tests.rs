@@ -177,6 +177,20 @@ fn what_only_a_cluster_can_honour_is_noted() {
 }
 
 #[test]
+fn a_pull_secret_is_noted_as_what_only_a_cluster_can_honour() {
+    let secret = "apiVersion: wharfage.dev/v1alpha1\nkind: PullSecret\nmetadata: {name: pull, namespace: payments}\n\
+                  spec: {registryRef: {name: home}}\n---\n";
+    let desired = wanted(&(registry("{managed: {}}") + secret));
+    assert_eq!(desired.notes, ["PullSecret payments/pull is for a cluster, and let be here"]);
+    assert!(desired.refused.is_empty());
+    let stray = manifests(&(registry("{managed: {}}") + &secret.replace("name: home}", "name: away}")));
+    assert_eq!(
+        unresolved(&stray).iter().map(|it| it.object.to_string()).collect::<Vec<_>>(),
+        ["PullSecret payments/pull"]
+    );
+}
+
+#[test]
 fn account_settings_are_named_as_ecr_names_them() {
     let desired = wanted(&registry("{managed: {}, accountSettings: {BLOB_MOUNTING: ENABLED}}"));
     assert_eq!(desired.account_settings, BTreeMap::from([("BLOB_MOUNTING".to_owned(), "ENABLED".to_owned())]));
