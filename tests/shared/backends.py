@@ -1,4 +1,4 @@
-"""PostgreSQL and S3 for the server under test: real ones, on a socket and on loopback, gone with this process."""
+"""What the tests' servers are started with, and PostgreSQL and S3: real ones, on a socket and on loopback, gone with this process."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ def tool(name):
     """The path in an environment variable that tests/run sets."""
     path = os.environ.get(name)
     if not path or not pathlib.Path(path).exists():
-        raise RuntimeError(f"{name} is {path or 'not set'}, which is not there: run tests/run --only clients")
+        raise RuntimeError(f"{name} is {path or 'not set'}, which is not there: start the tests by tests/run")
     return path
 
 
@@ -35,6 +35,13 @@ def wait_for(what, ready, process):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{what} doesn't start")
         time.sleep(0.02)
+
+
+def free_port():
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -70,11 +77,9 @@ def postgres():
 def s3():
     """A server with an empty bucket `images`; yields its endpoint and the environment that holds its keys."""
     keys = {"WHARFAGE_S3_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST", "WHARFAGE_S3_SECRET_ACCESS_KEY": os.urandom(20).hex()}
-    with tempfile.TemporaryDirectory(prefix="wharfage-clients-s3-") as folder, socket.socket() as probe:
+    with tempfile.TemporaryDirectory(prefix="wharfage-clients-s3-") as folder:
         (pathlib.Path(folder) / "images").mkdir()
-        probe.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:%d" % probe.getsockname()[1]
-        probe.close()
+        address = f"127.0.0.1:{free_port()}"
         environment = {
             "ROOT_ACCESS_KEY_ID": keys["WHARFAGE_S3_ACCESS_KEY_ID"],
             "ROOT_SECRET_ACCESS_KEY": keys["WHARFAGE_S3_SECRET_ACCESS_KEY"],

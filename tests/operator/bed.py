@@ -1,0 +1,153 @@
+"""A Kubernetes API server with its etcd, and who logs in to it."""
+
+import base64
+import json
+import pathlib
+import ssl
+import uuid
+
+import trustme
+import yaml
+from backends import free_port, tool
+from kube import Kube
+from processes import Process, answers
+
+# Nothing may be left out: a test tells the operator's requests by verb and resource.
+AUDIT_POLICY = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+
+
+class Etcd:
+    """One etcd, for any number of API servers."""
+
+    def __init__(self, folder):
+        self.url = f"http://127.0.0.1:{free_port()}"
+        command = [
+            tool("WHARFAGE_TEST_ETCD"), "--data-dir", folder / "etcd", "--unsafe-no-fsync", "--log-level=warn",
+            "--listen-client-urls", self.url, "--advertise-client-urls", self.url, "--listen-peer-urls=http://127.0.0.1:0",
+        ]  # fmt: skip
+        self.process = Process("etcd", command, folder / "etcd.log")
+        self.process.launch()
+        self.process.wait_until(lambda: answers(f"{self.url}/health"))
+
+    def end(self):
+        self.process.end()
+
+
+class Cluster:
+    """A Kubernetes API server as its administrator sees it: `kube`; `api` is its process."""
+
+    def __init__(self, folder, etcd):
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        self.server = f"https://127.0.0.1:{port}"
+        authority = trustme.CA()
+        self._authority = authority.cert_pem.bytes()
+        own = self._write("api", authority.issue_cert("127.0.0.1", "localhost"))
+        self._admin = self._write("admin", authority.issue_cert("admin", organization_name="system:masters", common_name="admin"))
+        authority.cert_pem.write_to_path(self.folder / "ca.crt")
+        (self.folder / "audit.yaml").write_text(json.dumps(AUDIT_POLICY))
+        command = [
+            tool("WHARFAGE_TEST_KUBE_APISERVER"),
+            f"--etcd-servers={etcd.url}", f"--etcd-prefix=/{uuid.uuid4().hex}",
+            "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={port}",
+            f"--tls-cert-file={own[0]}", f"--tls-private-key-file={own[1]}", f"--client-ca-file={self.folder / 'ca.crt'}",
+            f"--cert-dir={self.folder}", f"--service-account-issuer={self.server}",
+            f"--service-account-key-file={own[1]}", f"--service-account-signing-key-file={own[1]}",
+            "--service-cluster-ip-range=10.0.0.0/24", "--authorization-mode=RBAC", "--allow-privileged=true",
+            # Nobody is here who would make the service accounts that it asks for.
+            "--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none", "--profiling=false",
+            f"--audit-policy-file={self.folder / 'audit.yaml'}", f"--audit-log-path={self.folder / 'audit.log'}",
+        ]  # fmt: skip
+        self.api = Process("kube-apiserver", command, self.folder / "kube-apiserver.log")
+        self.start()
+        self.kube = Kube(self.kubeconfig(self._admin))
+
+    def start(self):
+        """Starts the API server, or starts it again, and waits until it is ready."""
+        self.api.launch()
+        context = ssl.create_default_context(cadata=self._authority.decode())
+        context.load_cert_chain(*self._admin)
+        self.api.wait_until(lambda: answers(f"{self.server}/readyz", context))
+
+    def stop(self):
+        """Stops the API server; what it keeps stays."""
+        self.api.stop()
+
+    def restart(self):
+        self.stop()
+        self.start()
+
+    def end(self):
+        self.api.end()
+
+    def login(self, namespace, service_account):
+        """The kubeconfig of a service account, made if there is none: a Kube of it, or what the operator gets."""
+        return login(self.kube, namespace, service_account, self.server, self._authority, self.folder)
+
+    def audit_offset(self):
+        """Where the audit log ends now."""
+        return (self.folder / "audit.log").stat().st_size
+
+    def audit(self, offset=0):
+        """What was asked of the API server since: audit events, whose `verb`, `user` and `objectRef` tell most."""
+        written = (self.folder / "audit.log").read_bytes()[offset:]
+        return [json.loads(line) for line in written.splitlines()]
+
+    def kubeconfig(self, certificate):
+        """Writes the kubeconfig of a client certificate."""
+        chain, key = (encoded(path.read_bytes()) for path in certificate)
+        user = {"client-certificate-data": chain, "client-key-data": key}
+        return write_kubeconfig(certificate[0].with_suffix(".kubeconfig"), self.server, self._authority, user)
+
+    def _write(self, name, certificate):
+        chain, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        key.write_bytes(certificate.private_key_pem.bytes())
+        return chain, key
+
+
+class ExistingCluster:
+    """The cluster of WHARFAGE_TEST_KUBECONFIG. Tests that stop an API server take one of their own by `make_cluster`."""
+
+    def __init__(self, folder, kubeconfig):
+        self.folder = pathlib.Path(folder)
+        own = self.folder / "admin.kubeconfig"
+        own.touch(0o600)
+        own.write_text(Kube(pathlib.Path(kubeconfig)).kubectl("config", "view", "--raw", "--flatten", "--minify", "--output=json"))
+        self.kube = Kube(own)
+        raw = json.loads(own.read_text())
+        cluster = raw["clusters"][0]["cluster"]
+        self.server = cluster["server"]
+        self._authority = base64.b64decode(cluster["certificate-authority-data"])
+
+    def login(self, namespace, service_account):
+        return login(self.kube, namespace, service_account, self.server, self._authority, self.folder)
+
+    def end(self):
+        pass
+
+
+def login(kube, namespace, service_account, server, authority, folder):
+    kube.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": service_account, "namespace": namespace}})
+    token = kube.kubectl("create", "token", service_account, "--namespace", namespace, "--duration=24h").strip()
+    path = folder / f"{namespace}.{service_account}.kubeconfig"
+    return write_kubeconfig(path, server, authority, {"token": token}, namespace)
+
+
+def write_kubeconfig(path, server, authority, user, namespace="default"):
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "bed", "cluster": {"server": server, "certificate-authority-data": encoded(authority)}}],
+        "users": [{"name": "bed", "user": user}],
+        "contexts": [{"name": "bed", "context": {"cluster": "bed", "user": "bed", "namespace": namespace}}],
+        "current-context": "bed",
+    }
+    path.write_text(yaml.safe_dump(config))
+    path.chmod(0o600)
+    return path
+
+
+def encoded(content):
+    return base64.b64encode(content).decode()

@@ -1,0 +1,88 @@
+"""The operator as a process, logged in with the permissions that its chart gives it and no other."""
+
+import urllib.request
+
+from backends import free_port, tool
+from kube import Kube
+from processes import Process, answers
+
+SERVICE_ACCOUNT = "wharfage"
+
+
+class Operator:
+    """`wharfage operator` for a cluster: stop(), kill(), start() again, freeze(), thaw(); `kube` is what it may see, and
+    replica() another one that waits for its lease."""
+
+    def __init__(self, folder, cluster, cluster_name="bed", namespace="wharfage", environment=None, options=()):
+        """`cluster_name` is written on what it owns, its lease lies in `namespace`; options and environment go to
+        `wharfage operator`."""
+        self.folder, self.cluster, self.cluster_name, self.namespace = folder, cluster, cluster_name, namespace
+        self._given = {"environment": environment or {}, "options": options}
+        self._replicas = []
+        folder.mkdir(parents=True, exist_ok=True)
+        cluster.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        self.kubeconfig = cluster.login(namespace, SERVICE_ACCOUNT)
+        permit(cluster.kube, namespace)
+        self.kube = Kube(self.kubeconfig)
+        address = f"127.0.0.1:{free_port()}"
+        self.operations = f"http://{address}"
+        command = [
+            tool("WHARFAGE_TEST_BINARY"), "operator", "--cluster", cluster_name, "--namespace", namespace,
+            "--operations-listen", address, *options,
+        ]  # fmt: skip
+        own = {"KUBECONFIG": str(self.kubeconfig), "WHARFAGE_LOG": "info,wharfage=debug"}
+        self.process = Process("wharfage operator", command, folder / "operator.log", own | self._given["environment"])
+
+    def start(self):
+        """Starts it and waits until it answers; it may still wait for the lease."""
+        self.process.launch()
+        self.process.wait_until(lambda: answers(f"{self.operations}/healthz"))
+
+    def stop(self):
+        """As Kubernetes stops a Pod: SIGTERM, and it gives its lease back."""
+        assert self.process.stop() == 0, self.process.tail()
+
+    def restart(self):
+        self.stop()
+        self.start()
+
+    def kill(self):
+        self.process.kill()
+
+    def freeze(self):
+        self.process.freeze()
+
+    def thaw(self):
+        self.process.thaw()
+
+    def replica(self):
+        """Another process for the same lease, started."""
+        folder = self.folder / f"replica-{len(self._replicas)}"
+        other = Operator(folder, self.cluster, self.cluster_name, self.namespace, **self._given)
+        self._replicas.append(other)
+        other.start()
+        return other
+
+    def end(self):
+        for replica in self._replicas:
+            replica.end()
+        self.process.end()
+
+    def metrics(self):
+        """Its metrics as a dict from a series' name with its labels, as Prometheus writes it, to its value."""
+        with urllib.request.urlopen(f"{self.operations}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        series = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in series}
+
+
+def permit(kube, namespace):
+    """Gives the operator's service account its permissions."""
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": f"{namespace}-operator"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": namespace}],
+    }
+    kube.apply(binding)

@@ -1,0 +1,108 @@
+"""A server of the bed as a process: started, stopped, killed, frozen; its output lies in a file."""
+
+import pathlib
+import signal
+import subprocess
+import time
+import urllib.request
+import weakref
+
+from backends import PATIENCE, TIED
+
+# What a server inherits: nothing of the shell that started the tests.
+BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+
+class Process:
+    """A command that can be started again. It ends with the tests, however they end."""
+
+    all = weakref.WeakSet()
+
+    def __init__(self, name, command, log, environment=None):
+        self.name = name
+        self.command = [str(word) for word in command]
+        self.log = pathlib.Path(log)
+        self.environment = BARE | (environment or {})
+        self._popen = None
+        self._mark = 0
+        Process.all.add(self)
+
+    @property
+    def running(self):
+        return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def pid(self):
+        return self._popen.pid
+
+    def launch(self):
+        """Starts it; nothing is said about its being ready."""
+        assert not self.running, f"{self.name} runs already"
+        with self.log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                [*TIED, *self.command], env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def wait_until(self, ready, what="be ready"):
+        """Waits until `ready()` says so; the process has to live on meanwhile."""
+        deadline = time.monotonic() + PATIENCE
+        while not ready():
+            if not self.running or time.monotonic() > deadline:
+                state = "ended" if not self.running else f"didn't {what} in {PATIENCE} s"
+                raise RuntimeError(f"{self.name} {state}; the end of its log:\n{self.tail()}")
+            time.sleep(0.02)
+
+    def stop(self):
+        """Asks it to end, and returns its exit code."""
+        self._popen.terminate()
+        return self._ended()
+
+    def kill(self):
+        """kill -9."""
+        self._popen.kill()
+        self._ended()
+
+    def freeze(self):
+        """It keeps its connections, and answers nothing from now on."""
+        self._popen.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self._popen.send_signal(signal.SIGCONT)
+
+    def end(self):
+        """Takes it away, whatever state it is in."""
+        if self.running:
+            self.kill()
+
+    def _ended(self):
+        try:
+            return self._popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+            raise AssertionError(f"{self.name} doesn't end when asked to; the end of its log:\n{self.tail()}") from None
+
+    def output(self, offset=0):
+        """What it has written so far, from this byte of its log on."""
+        if not self.log.exists():
+            return ""
+        return self.log.read_bytes()[offset:].decode(errors="replace")
+
+    def mark(self):
+        """From here on is what the present test makes it say."""
+        self._mark = self.log.stat().st_size if self.log.exists() else 0
+
+    def since_mark(self):
+        return self.output(self._mark)
+
+    def tail(self, lines=20):
+        return "\n".join(self.output().splitlines()[-lines:])
+
+
+def answers(url, context=None):
+    """Whether a server answers at this URL with anything but an error."""
+    try:
+        with urllib.request.urlopen(url, context=context, timeout=5):
+            return True
+    except OSError:
+        return False
