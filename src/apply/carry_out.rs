@@ -1,6 +1,6 @@
 //! Each call of a plan as a call of aws-sdk-ecr.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use aws_sdk_ecr::error::ProvideErrorMetadata as _;
 use aws_sdk_ecr::types::{
@@ -9,36 +9,45 @@ use aws_sdk_ecr::types::{
 };
 
 use super::client::{Ecr, api_error};
+use super::observe::Listed;
 use crate::names::RepositoryName;
 use crate::plan::model::ApiError;
 use crate::plan::{Call, Step};
 use crate::tag_mutability::TagMutability;
 
-/// Makes a step's calls in order, up to the first that fails. `arns` remembers the repositories that were made.
-pub(super) async fn step<'p>(
+/// Makes a step's calls in order, up to the first that fails. `arn` is that of the step's repository, where it is not in the
+/// step itself. `done` is told of each call that succeeded, and of the repository that it made.
+///
+/// # Errors
+/// What the registry said to the first call that failed.
+pub async fn carry_out(
     ecr: &Ecr,
-    step: &'p Step,
-    arns: &mut HashMap<&'p RepositoryName, String>,
+    step: &Step,
+    arn: Option<&str>,
+    mut done: impl FnMut(&Call, Option<Listed>),
 ) -> Result<(), ApiError> {
+    let mut arn = step.arn.clone().or_else(|| arn.map(str::to_owned));
     for call in &step.calls {
         if let Call::PutAccountSetting { name, value } = call {
             let sent = ecr.client.put_account_setting().name(name).value(value).send().await;
             sent.map_err(|error| api_error(&error))?;
+            done(call, None);
             continue;
         }
         let name = step.repository.as_ref().ok_or_else(|| client_error("the step names no repository".to_owned()))?;
         if let Call::CreateRepository { .. } = call {
-            let arn = create(ecr, name, call).await?;
-            arns.insert(name, arn);
+            let made = create(ecr, name, call).await?;
+            arn = Some(made.arn.clone());
+            done(call, Some(made));
             continue;
         }
-        let arn = step.arn.clone().or_else(|| arns.get(name).cloned());
-        repository_call(ecr, name, arn, call).await?;
+        repository_call(ecr, name, arn.as_deref(), call).await?;
+        done(call, None);
     }
     Ok(())
 }
 
-async fn create(ecr: &Ecr, name: &RepositoryName, call: &Call) -> Result<String, ApiError> {
+async fn create(ecr: &Ecr, name: &RepositoryName, call: &Call) -> Result<Listed, ApiError> {
     let Call::CreateRepository { tag_mutability, scan_on_push, encryption, tags: wanted } = call else {
         return Err(client_error(format!("{name} was to be created")));
     };
@@ -59,11 +68,10 @@ async fn create(ecr: &Ecr, name: &RepositoryName, call: &Call) -> Result<String,
         request = request.encryption_configuration(configuration.map_err(|error| client_error(error.to_string()))?);
     }
     let answer = request.send().await.map_err(|error| api_error(&error))?;
-    let arn = answer.repository().and_then(|made| made.repository_arn());
-    arn.map(str::to_owned).ok_or_else(|| client_error(format!("the registry did not say the ARN of {name}")))
+    Listed::read(answer.repository().ok_or_else(|| client_error(format!("the registry did not say what {name} became")))?)
 }
 
-async fn repository_call(ecr: &Ecr, name: &RepositoryName, arn: Option<String>, call: &Call) -> Result<(), ApiError> {
+async fn repository_call(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, call: &Call) -> Result<(), ApiError> {
     let (client, registry, repository) = (&ecr.client, ecr.registry_id.clone(), name.as_str());
     let arn = || arn.ok_or_else(|| client_error(format!("the ARN of {name} is not known")));
     /// What is gone already needs no deleting.

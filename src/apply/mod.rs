@@ -9,8 +9,9 @@ mod report;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+pub use carry_out::carry_out;
 pub use client::{Access, Ecr};
-pub use observe::observe;
+pub use observe::{ImageUsage, Listed, RepositoryNeeds, list, look, observe, registry_id, usage};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
 
 use crate::names::RepositoryName;
@@ -50,10 +51,18 @@ pub async fn apply(ecr: &Ecr, plan: &Plan, mut progress: impl FnMut(Progress<'_>
             Some(name) if missing.contains(name) => {
                 Verdict::Skipped { message: format!("the repository {name} could not be created") }
             }
-            _ => match carry_out::step(ecr, step, &mut arns).await {
-                Ok(()) => Verdict::Done,
-                Err(error) => Verdict::Failed(error),
-            },
+            name => {
+                let arn = name.as_ref().and_then(|name| arns.get(name).cloned());
+                let remember = |_: &Call, made: Option<Listed>| {
+                    if let (Some(name), Some(made)) = (name, made) {
+                        arns.insert(name, made.arn);
+                    }
+                };
+                match carry_out(ecr, step, arn.as_deref(), remember).await {
+                    Ok(()) => Verdict::Done,
+                    Err(error) => Verdict::Failed(error),
+                }
+            }
         };
         let creates = matches!(step.calls.first(), Some(Call::CreateRepository { .. }));
         if let (Some(name), true) = (&step.repository, creates && !matches!(verdict, Verdict::Done)) {

@@ -1,4 +1,7 @@
 //! Looks at a registry: one listing in bulk, then of each repository only what a plan needs to know.
+//!
+//! File mode looks at everything at once ([`observe`]). The operator keeps listings and looks at one repository at a time
+//! ([`list`], [`look`]), so that what it asks of a registry grows with pages and not with resources.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,41 +28,81 @@ const PAGE: i32 = 1000;
 pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError> {
     let mut observed = Observed { account_settings: account_settings(ecr, desired).await, ..Observed::default() };
     let needs = Needs::of(desired);
-    let mut pages = {
-        let request = ecr.client.describe_repositories().set_registry_id(ecr.registry_id.clone());
-        request.max_results(PAGE).into_paginator().send()
-    };
-    while let Some(page) = pages.next().await {
-        let page = page.map_err(|error| api_error(&error))?;
-        let named = page.repositories().iter().filter_map(|found| {
-            // A name that is none by ECR's own rule can't be one that a manifest means.
-            let name: RepositoryName = found.repository_name()?.parse().ok()?;
-            Some((name, found))
-        });
-        let looked_at: Vec<_> = stream::iter(named)
-            .map(|(name, found)| {
-                let needs = &needs;
-                async move {
-                    let looked_at = repository(ecr, needs, &name, found).await;
-                    (name, looked_at)
-                }
-            })
-            .buffer_unordered(CONCURRENCY)
-            .collect()
-            .await;
-        for (name, looked_at) in looked_at {
-            match looked_at {
-                Ok(Some(found)) => {
-                    observed.repositories.insert(name, found);
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    observed.unreadable.insert(name, error);
-                }
+    let listed = list(ecr).await?;
+    let mut looked_at = stream::iter(&listed)
+        .map(|(name, listed)| {
+            let needs = needs.of_repository(name);
+            async move { (name.clone(), look(ecr, name, listed, needs).await) }
+        })
+        .buffer_unordered(CONCURRENCY);
+    while let Some((name, looked_at)) = looked_at.next().await {
+        match looked_at {
+            Ok(Some(found)) => {
+                observed.repositories.insert(name, found);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                observed.unreadable.insert(name, error);
             }
         }
     }
+    drop(looked_at);
     Ok(observed)
+}
+
+/// What a listing says of a repository.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    /// Its ARN.
+    pub arn: String,
+    /// Its URI: what stands before a tag.
+    pub uri: String,
+    /// The account whose registry it is in.
+    pub registry_id: String,
+    /// Its tag mutability.
+    pub tag_mutability: TagMutability,
+    /// Its scanning configuration.
+    pub scan_on_push: bool,
+    /// Its encryption type and key.
+    pub encryption: (String, Option<String>),
+}
+
+impl Listed {
+    /// Reads what DescribeRepositories, or CreateRepository, says.
+    pub(super) fn read(found: &types::Repository) -> Result<Self, ApiError> {
+        Ok(Self {
+            arn: found.repository_arn().ok_or_else(|| unexpected("repositoryArn", ""))?.to_owned(),
+            uri: found.repository_uri().unwrap_or_default().to_owned(),
+            registry_id: found.registry_id().unwrap_or_default().to_owned(),
+            tag_mutability: tag_mutability(found)?,
+            scan_on_push: found
+                .image_scanning_configuration()
+                .is_some_and(types::ImageScanningConfiguration::scan_on_push),
+            encryption: match found.encryption_configuration() {
+                Some(it) => (it.encryption_type().as_str().to_owned(), it.kms_key().map(str::to_owned)),
+                None => ("AES256".to_owned(), None),
+            },
+        })
+    }
+}
+
+/// Every repository of the registry.
+///
+/// # Errors
+/// When they cannot be listed, or the answer makes no sense.
+pub async fn list(ecr: &Ecr) -> Result<BTreeMap<RepositoryName, Listed>, ApiError> {
+    let request = ecr.client.describe_repositories().set_registry_id(ecr.registry_id.clone());
+    let mut pages = request.max_results(PAGE).into_paginator().send();
+    let mut listed = BTreeMap::new();
+    while let Some(page) = pages.next().await {
+        for found in page.map_err(|error| api_error(&error))?.repositories() {
+            // A name that is none by ECR's own rule can't be one that a manifest means.
+            if let Some(name) = found.repository_name().and_then(|name| name.parse().ok()) {
+                listed.insert(name, Listed::read(found)?);
+            }
+        }
+    }
+    Ok(listed)
 }
 
 /// What a desired state needs to know of repositories beyond their listing and tags.
@@ -80,6 +123,45 @@ impl<'a> Needs<'a> {
             preview: previews.flat_map(|it| &it.repositories).collect(),
         }
     }
+
+    fn of_repository(&self, name: &RepositoryName) -> RepositoryNeeds {
+        RepositoryNeeds {
+            policy: self.policy.contains(name),
+            lifecycle_policy: self.lifecycle_policy.contains(name),
+            preview: self.preview.contains(name),
+        }
+    }
+}
+
+/// What a plan needs to know of one repository beyond its listing and its tags. What the tags say that a manifest manages is
+/// looked at in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RepositoryNeeds {
+    /// Its repository policy.
+    pub policy: bool,
+    /// Its lifecycle policy.
+    pub lifecycle_policy: bool,
+    /// The document of its latest preview.
+    pub preview: bool,
+}
+
+impl RepositoryNeeds {
+    /// Whether what was read for `self` serves `other`, too.
+    pub fn covers(self, other: Self) -> bool {
+        (self.policy || !other.policy)
+            && (self.lifecycle_policy || !other.lifecycle_policy)
+            && (self.preview || !other.preview)
+    }
+
+    /// What either needs.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            policy: self.policy || other.policy,
+            lifecycle_policy: self.lifecycle_policy || other.lifecycle_policy,
+            preview: self.preview || other.preview,
+        }
+    }
 }
 
 async fn account_settings(ecr: &Ecr, desired: &Desired) -> Result<BTreeMap<String, String>, ApiError> {
@@ -98,34 +180,67 @@ async fn account_settings(ecr: &Ecr, desired: &Desired) -> Result<BTreeMap<Strin
 }
 
 /// One repository; nothing if it has gone since it was listed.
-async fn repository(
+///
+/// # Errors
+/// When the registry refuses, or cannot be reached.
+pub async fn look(
     ecr: &Ecr,
-    needs: &Needs<'_>,
     name: &RepositoryName,
-    listed: &types::Repository,
+    listed: &Listed,
+    needs: RepositoryNeeds,
 ) -> Result<Option<ObservedRepository>, ApiError> {
-    let arn = listed.repository_arn().ok_or_else(|| unexpected("repositoryArn", ""))?;
-    let Some(tags) = tags(ecr, arn).await? else { return Ok(None) };
+    let Some(tags) = tags(ecr, &listed.arn).await? else { return Ok(None) };
     let ownership = Ownership::read(&tags);
-    let policy = if needs.policy.contains(name) || ownership.manages.policy { policy(ecr, name).await? } else { None };
-    let governed = needs.lifecycle_policy.contains(name) || ownership.lifecycle.is_some();
+    let policy = if needs.policy || ownership.manages.policy { policy(ecr, name).await? } else { None };
+    let governed = needs.lifecycle_policy || ownership.lifecycle.is_some();
     let lifecycle_policy = if governed { lifecycle_policy(ecr, name).await? } else { None };
-    let preview = if needs.preview.contains(name) { preview(ecr, name).await } else { None };
+    let preview = if needs.preview { preview(ecr, name).await } else { None };
+    let Listed { arn, uri: _, registry_id: _, tag_mutability, scan_on_push, encryption } = listed.clone();
     Ok(Some(ObservedRepository {
-        arn: arn.to_owned(),
-        tag_mutability: tag_mutability(listed)?,
-        scan_on_push: listed
-            .image_scanning_configuration()
-            .is_some_and(types::ImageScanningConfiguration::scan_on_push),
-        encryption: match listed.encryption_configuration() {
-            Some(it) => (it.encryption_type().as_str().to_owned(), it.kms_key().map(str::to_owned)),
-            None => ("AES256".to_owned(), None),
-        },
+        arn,
+        tag_mutability,
+        scan_on_push,
+        encryption,
         tags,
         policy,
         lifecycle_policy,
         preview,
     }))
+}
+
+/// How many images a repository has, and how many bytes they are, as their manifests say.
+///
+/// # Errors
+/// When the registry refuses, or cannot be reached.
+pub async fn usage(ecr: &Ecr, name: &RepositoryName) -> Result<ImageUsage, ApiError> {
+    let request = ecr.client.describe_images().set_registry_id(ecr.registry_id.clone()).repository_name(name.as_str());
+    let mut pages = request.max_results(PAGE).into_paginator().send();
+    let mut usage = ImageUsage::default();
+    while let Some(page) = pages.next().await {
+        for image in page.map_err(|error| api_error(&error))?.image_details() {
+            usage.images += 1;
+            usage.bytes += image.image_size_in_bytes().unwrap_or_default();
+        }
+    }
+    Ok(usage)
+}
+
+/// What a repository holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImageUsage {
+    /// How many images.
+    pub images: i64,
+    /// Their bytes.
+    pub bytes: i64,
+}
+
+/// The account whose registry answers.
+///
+/// # Errors
+/// When the registry refuses, or cannot be reached.
+pub async fn registry_id(ecr: &Ecr) -> Result<String, ApiError> {
+    let answer = ecr.client.describe_registry().send().await.map_err(|error| api_error(&error))?;
+    answer.registry_id().map(str::to_owned).ok_or_else(|| unexpected("registryId", ""))
 }
 
 fn tag_mutability(listed: &types::Repository) -> Result<TagMutability, ApiError> {

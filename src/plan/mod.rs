@@ -4,6 +4,7 @@
 
 mod decide;
 mod desired;
+mod effect;
 mod lifecycle_policy;
 pub mod model;
 pub mod ownership;

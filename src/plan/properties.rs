@@ -21,17 +21,8 @@ fn carry_out(registry: &mut Observed, step: &Step, call: &Call) {
         return;
     }
     let name = step.repository.clone().expect("a step that calls for a repository names it");
-    if let Call::CreateRepository { tag_mutability, scan_on_push, encryption, tags } = call {
-        let made = ObservedRepository {
-            arn: format!("arn:aws:ecr:local-1:000000000000:repository/{name}"),
-            tag_mutability: tag_mutability.clone(),
-            scan_on_push: *scan_on_push,
-            encryption: encryption.clone().unwrap_or(("AES256".to_owned(), None)),
-            tags: tags.clone(),
-            policy: None,
-            lifecycle_policy: None,
-            preview: None,
-        };
+    let arn = format!("arn:aws:ecr:local-1:000000000000:repository/{name}");
+    if let Some(made) = ObservedRepository::made(arn, call) {
         assert!(registry.repositories.insert(name, made).is_none(), "RepositoryAlreadyExistsException");
         return;
     }
@@ -41,25 +32,13 @@ fn carry_out(registry: &mut Observed, step: &Step, call: &Call) {
     }
     let found = registry.repositories.get_mut(&name).expect("RepositoryNotFoundException");
     match call {
-        Call::PutImageTagMutability(to) => found.tag_mutability = to.clone(),
-        Call::PutImageScanningConfiguration { scan_on_push } => found.scan_on_push = *scan_on_push,
-        Call::TagResource(tags) => {
-            assert!(!tags.is_empty(), "InvalidParameterException");
-            found.tags.extend(tags.clone());
-        }
-        Call::UntagResource(keys) => {
-            assert!(!keys.is_empty(), "InvalidParameterException");
-            found.tags.retain(|key, _| !keys.contains(key));
-        }
-        Call::SetRepositoryPolicy(text) => found.policy = Some(serde_json::from_str(text).unwrap()),
-        Call::DeleteRepositoryPolicy => assert!(found.policy.take().is_some(), "RepositoryPolicyNotFoundException"),
-        Call::PutLifecyclePolicy(text) => found.lifecycle_policy = Some(serde_json::from_str(text).unwrap()),
-        Call::DeleteLifecyclePolicy => {
-            assert!(found.lifecycle_policy.take().is_some(), "LifecyclePolicyNotFoundException");
-        }
-        Call::StartLifecyclePolicyPreview(text) => found.preview = Some(serde_json::from_str(text).unwrap()),
-        Call::CreateRepository { .. } | Call::DeleteRepository { .. } | Call::PutAccountSetting { .. } => {}
+        Call::TagResource(tags) => assert!(!tags.is_empty(), "InvalidParameterException"),
+        Call::UntagResource(keys) => assert!(!keys.is_empty(), "InvalidParameterException"),
+        Call::DeleteRepositoryPolicy => assert!(found.policy.is_some(), "RepositoryPolicyNotFoundException"),
+        Call::DeleteLifecyclePolicy => assert!(found.lifecycle_policy.is_some(), "LifecyclePolicyNotFoundException"),
+        _ => {}
     }
+    found.after(call);
 }
 
 /// Carries out the first `calls` calls of what is planned.
