@@ -68,7 +68,9 @@ async fn create(ecr: &Ecr, name: &RepositoryName, call: &Call) -> Result<Listed,
         request = request.encryption_configuration(configuration.map_err(|error| client_error(error.to_string()))?);
     }
     let answer = request.send().await.map_err(|error| api_error(&error))?;
-    Listed::read(answer.repository().ok_or_else(|| client_error(format!("the registry did not say what {name} became")))?)
+    Listed::read(
+        answer.repository().ok_or_else(|| client_error(format!("the registry did not say what {name} became")))?,
+    )
 }
 
 async fn repository_call(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, call: &Call) -> Result<(), ApiError> {

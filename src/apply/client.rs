@@ -2,13 +2,20 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use aws_config::BehaviorVersion;
 use aws_config::retry::RetryConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ecr::Client;
-use aws_sdk_ecr::config::Credentials;
+use aws_sdk_ecr::config::{Credentials, SharedAsyncSleep, SharedCredentialsProvider, SharedHttpClient};
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+
+use aws_smithy_async::rt::sleep::TokioSleep;
+use aws_smithy_async::time::SystemTimeSource;
+use aws_smithy_http_client::tls::{self, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
@@ -16,27 +23,41 @@ use crate::registry::auth::Secret;
 
 /// How a registry's API is reached.
 #[derive(Debug, Clone)]
-pub enum Access {
+pub struct Access {
+    /// Its URL; Amazon ECR's if there is none.
+    pub endpoint: Option<String>,
+    /// The region that requests are signed for.
+    pub region: Region,
+    /// Whose credentials.
+    pub identity: Identity,
+    /// A role to assume with them.
+    pub role: Option<String>,
+    /// Certificates to trust instead of the system's, in PEM.
+    pub ca_bundle: Option<String>,
+}
+
+impl Access {
     /// With an access key of the registry's own.
+    pub fn with_key(endpoint: String, region: Region, id: String, secret: Secret) -> Self {
+        let identity = Identity::Key { id, secret, session_token: None };
+        Self { endpoint: Some(endpoint), region, identity, role: None, ca_bundle: None }
+    }
+}
+
+/// Whose credentials requests are signed with.
+#[derive(Debug, Clone)]
+pub enum Identity {
+    /// An access key.
     Key {
-        /// Its URL.
-        endpoint: String,
-        /// The region that requests are signed for.
-        region: Region,
-        /// The access key's id.
+        /// Its id.
         id: String,
-        /// The access key's secret.
+        /// Its secret.
         secret: Secret,
+        /// With temporary credentials, their token.
+        session_token: Option<Secret>,
     },
-    /// With what the environment configures: variables, profiles, the machine's own identity.
-    Ambient {
-        /// Its URL; Amazon ECR's if there is none.
-        endpoint: Option<String>,
-        /// The region.
-        region: Region,
-        /// A role to assume.
-        role: Option<String>,
-    },
+    /// What the environment configures: variables, profiles, web identity, the machine's own.
+    Ambient,
 }
 
 /// The ECR API of one registry.
@@ -49,7 +70,10 @@ pub struct Ecr {
 
 impl Ecr {
     /// A client; nothing is sent yet. All its clones share one limit that adapts to throttling.
-    pub async fn new(access: Access, registry_id: Option<&AccountId>) -> Self {
+    ///
+    /// # Errors
+    /// When `ca_bundle` holds no certificates.
+    pub async fn new(access: Access, registry_id: Option<&AccountId>) -> anyhow::Result<Self> {
         let retries = RetryConfig::adaptive()
             .with_max_attempts(5)
             .with_initial_backoff(Duration::from_millis(200))
@@ -58,30 +82,49 @@ impl Ecr {
             .connect_timeout(Duration::from_secs(5))
             .operation_attempt_timeout(Duration::from_secs(30))
             .build();
-        let config = match access {
-            Access::Key { endpoint, region, id, secret } => aws_sdk_ecr::Config::builder()
-                .behavior_version(BehaviorVersion::latest())
-                .region(aws_sdk_ecr::config::Region::new(region.to_string()))
-                .endpoint_url(endpoint)
-                .credentials_provider(Credentials::new(id, secret.expose(), None, None, "wharfage")),
-            Access::Ambient { endpoint, region, role } => {
-                let region = aws_sdk_ecr::config::Region::new(region.to_string());
-                let ambient = aws_config::defaults(BehaviorVersion::latest()).region(region.clone()).load().await;
-                let mut config = aws_sdk_ecr::config::Builder::from(&ambient);
-                if let Some(endpoint) = endpoint {
-                    config = config.endpoint_url(endpoint);
-                }
-                if let Some(role) = role {
-                    let assumed =
-                        AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&ambient);
-                    config = config.credentials_provider(assumed.build().await);
-                }
-                config
+        let Access { endpoint, region, identity, role, ca_bundle } = access;
+        let region = aws_sdk_ecr::config::Region::new(region.to_string());
+        let base = match identity {
+            Identity::Key { id, secret, session_token } => {
+                let token = session_token.map(|token| token.expose().to_owned());
+                let credentials = Credentials::new(id, secret.expose(), token, None, "wharfage");
+                // The environment may speak of another registry: with a key of its own nothing is taken from there.
+                aws_config::SdkConfig::builder()
+                    .behavior_version(BehaviorVersion::latest())
+                    .region(region.clone())
+                    .credentials_provider(SharedCredentialsProvider::new(credentials))
+                    .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
+                    .time_source(SystemTimeSource::new())
+                    .build()
             }
+            Identity::Ambient => aws_config::defaults(BehaviorVersion::latest()).region(region.clone()).load().await,
         };
+        let mut config = aws_sdk_ecr::config::Builder::from(&base);
+        if let Some(endpoint) = endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        if let Some(pem) = ca_bundle {
+            config = config.http_client(trusting(&pem)?);
+        }
+        if let Some(role) = role {
+            let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
+            config = config.credentials_provider(assumed.build().await);
+        }
         let config = config.retry_config(retries).timeout_config(timeouts).build();
-        Self { client: Client::from_conf(config), registry_id: registry_id.map(ToString::to_string) }
+        Ok(Self { client: Client::from_conf(config), registry_id: registry_id.map(ToString::to_string) })
     }
+}
+
+/// An HTTP client that trusts these certificates and no others.
+fn trusting(pem: &str) -> anyhow::Result<SharedHttpClient> {
+    // The builder below panics on what is no certificate, so it is looked at first.
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let certificates = certificates.context("the certificates to trust are not in PEM")?;
+    anyhow::ensure!(!certificates.is_empty(), "there is no certificate in what is to be trusted");
+    let trust = TrustStore::empty().with_native_roots(false).with_pem_certificate(pem);
+    let context = TlsContext::builder().with_trust_store(trust).build()?;
+    let provider = tls::Provider::Rustls(CryptoMode::AwsLc);
+    Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).tls_context(context).build_https())
 }
 
 /// Names that registries give to operations which they do not have.

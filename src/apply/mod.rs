@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use carry_out::carry_out;
-pub use client::{Access, Ecr};
-pub use observe::{ImageUsage, Listed, RepositoryNeeds, list, look, observe, registry_id, usage};
+pub use client::{Access, Ecr, Identity};
+pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look, observe, registry_id, usage};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
 
 use crate::names::RepositoryName;

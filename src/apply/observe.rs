@@ -32,7 +32,13 @@ pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError>
     let mut looked_at = stream::iter(&listed)
         .map(|(name, listed)| {
             let needs = needs.of_repository(name);
-            async move { (name.clone(), look(ecr, name, listed, needs).await) }
+            async move {
+                let found = match listed {
+                    Ok(listed) => look(ecr, name, listed, needs).await,
+                    Err(error) => Err(error.clone()),
+                };
+                (name.clone(), found)
+            }
         })
         .buffer_unordered(CONCURRENCY);
     while let Some((name, looked_at)) = looked_at.next().await {
@@ -86,23 +92,39 @@ impl Listed {
     }
 }
 
+/// The repositories of a registry; one whose description makes no sense is there as an error.
+pub type Listing = BTreeMap<RepositoryName, Result<Listed, ApiError>>;
+
 /// Every repository of the registry.
 ///
 /// # Errors
-/// When they cannot be listed, or the answer makes no sense.
-pub async fn list(ecr: &Ecr) -> Result<BTreeMap<RepositoryName, Listed>, ApiError> {
+/// When they cannot be listed.
+pub async fn list(ecr: &Ecr) -> Result<Listing, ApiError> {
     let request = ecr.client.describe_repositories().set_registry_id(ecr.registry_id.clone());
     let mut pages = request.max_results(PAGE).into_paginator().send();
-    let mut listed = BTreeMap::new();
+    let mut listed = Listing::new();
     while let Some(page) = pages.next().await {
         for found in page.map_err(|error| api_error(&error))?.repositories() {
             // A name that is none by ECR's own rule can't be one that a manifest means.
             if let Some(name) = found.repository_name().and_then(|name| name.parse().ok()) {
-                listed.insert(name, Listed::read(found)?);
+                listed.insert(name, Listed::read(found));
             }
         }
     }
     Ok(listed)
+}
+
+/// One repository; nothing if there is none of that name.
+///
+/// # Errors
+/// When the registry refuses, cannot be reached, or its answer makes no sense.
+pub async fn find(ecr: &Ecr, name: &RepositoryName) -> Result<Option<Listed>, ApiError> {
+    let request = ecr.client.describe_repositories().set_registry_id(ecr.registry_id.clone());
+    match request.repository_names(name.as_str()).send().await {
+        Ok(answer) => answer.repositories().first().map(Listed::read).transpose(),
+        Err(error) if error.code() == Some("RepositoryNotFoundException") => Ok(None),
+        Err(error) => Err(api_error(&error)),
+    }
 }
 
 /// What a desired state needs to know of repositories beyond their listing and tags.
@@ -302,5 +324,6 @@ fn document(field: &str, text: Option<&str>) -> Result<Option<Value>, ApiError> 
 
 fn unexpected(field: &str, value: &str) -> ApiError {
     let value: String = value.chars().take(100).collect();
-    ApiError { name: "UnexpectedResponse".to_owned(), message: format!("the registry says {field} is {value:?}") }
+    // About this one value: the registry as such answers.
+    ApiError { name: "UnexpectedValue".to_owned(), message: format!("the registry says {field} is {value:?}") }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use kube::ResourceExt as _;
 use serde::Serialize;
 
+use crate::apply::Identity::Ambient;
 use crate::apply::{self, Access, Ecr, Progress, Report, observe};
 use crate::crd::Registry;
 use crate::datadir::DataDir;
@@ -124,8 +125,8 @@ impl Target {
             format!("Registry {name} was not started from {}: run wharfage up FOLDER first", data.path().display())
         })?;
         let (id, secret) = data.access_key(&name)?;
-        let access = Access::Key { endpoint: started.endpoint.clone(), region: started.region, id, secret };
-        Ok(Self { name, place: started.endpoint, ecr: Ecr::new(access, None).await })
+        let access = Access::with_key(started.endpoint.clone(), started.region, id, secret);
+        Ok(Self { name, place: started.endpoint, ecr: Ecr::new(access, None).await? })
     }
 
     /// A registry that runs elsewhere, by the environment's AWS configuration.
@@ -136,7 +137,8 @@ impl Target {
             (None, Some(aws)) => (format!("Amazon ECR in {region}"), None, aws.role_arn.clone()),
             (None, None) => bail!("Registry {name} is neither managed nor an endpoint nor aws"),
         };
-        let ecr = Ecr::new(Access::Ambient { endpoint, region, role }, registry.registry_id().as_ref()).await;
+        let access = Access { endpoint, region, identity: Ambient, role, ca_bundle: None };
+        let ecr = Ecr::new(access, registry.registry_id().as_ref()).await?;
         Ok(Self { name, place, ecr })
     }
 

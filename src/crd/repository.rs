@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    AdoptionPolicy, DURATION_PATTERN, DeletionPolicy, Document, ManagementPolicy, RegistryRef, managed,
+    AdoptionPolicy, DURATION_PATTERN, DeletionPolicy, Document, Managed as _, ManagementPolicy, RegistryRef, managed,
 };
 use super::conditions::Condition;
 use super::registry::WildcardFilter;
@@ -324,6 +324,11 @@ impl Repository {
     /// How images are encrypted at rest.
     pub fn encryption_configuration(&self) -> EncryptionConfiguration {
         self.spec.encryption_configuration.clone().unwrap_or_default()
+    }
+
+    /// Whether its repository goes with it.
+    pub fn deletes(&self) -> bool {
+        self.deletion_policy() == DeletionPolicy::Delete && !self.deletion_protection()
     }
 
     /// Whether each pushed image is scanned.

@@ -1,3 +1,140 @@
-//! The operator: the same manifests as file mode, reconciled by Kubernetes.
+//! The operator: the same manifests as file mode, from the Kubernetes API.
+//!
+//! One controller for each kind. A controller looks at what is there, calls the same [`plan`](crate::plan::plan), carries it
+//! out and writes the status. `watch` and `dispatch` say what wakes it; `session` is a registry as all of them know it;
+//! `leader` sees to it that only one process does all this.
 
+pub mod access;
+pub mod context;
+mod controllers;
+mod dispatch;
+mod events;
+mod finalizer;
 pub mod leader;
+pub mod metrics;
+mod secrets;
+pub mod session;
+mod slice;
+pub mod status;
+mod watch;
+
+use std::sync::Arc;
+
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use tokio::task::JoinSet;
+
+use access::{Access, Feature, Scope};
+use context::{Context, Stores, Wake, Woken, Writers};
+use leader::Term;
+use metrics::OperatorMetrics;
+
+/// What the operator is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The name that is written on what is owned: what another cluster owns is never touched.
+    pub cluster: String,
+    /// The namespace that it runs in.
+    pub namespace: String,
+    /// Its own name among replicas.
+    pub identity: String,
+}
+
+/// What watching and telling takes.
+const ACCESS: &[Access] = &[
+    Access {
+        group: "",
+        resources: &["namespaces"],
+        verbs: &["list", "watch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "labels, for allowedNamespaces and selectors",
+    },
+    Access {
+        group: "events.k8s.io",
+        resources: &["events"],
+        verbs: &["create", "patch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "events",
+    },
+];
+
+/// Everything that the operator may do.
+pub fn access() -> Vec<Access> {
+    [ACCESS, secrets::ACCESS, controllers::registry::ACCESS, controllers::repository::ACCESS].concat()
+}
+
+/// Reconciles for a term of leading: until it is asked to stop, then until what is under way has ended. Dropped, it stops at
+/// once.
+///
+/// # Errors
+/// When what is to be watched cannot be.
+pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetrics>, term: Term) -> anyhow::Result<()> {
+    let client = term.guard(client);
+    let (stores, writers) = Stores::new();
+    let (wake, woken) = Wake::new();
+    let ctx = Arc::new(Context {
+        events: events::Events::new(client.clone(), &settings.identity),
+        client,
+        settings,
+        stores,
+        sessions: session::Sessions::default(),
+        wake,
+        metrics,
+        secrets: secrets::SecretWatches::default(),
+    });
+    // Dropped with this future: nothing is watched, and nothing done, when it is not waited for any more.
+    let mut watches = JoinSet::new();
+    follow_all(&ctx, writers, &mut watches);
+    tokio::select! {
+        ready = ctx.stores.ready() => ready?,
+        () = term.stopping() => return Ok(()),
+    }
+    tracing::info!(
+        registries = ctx.stores.registries.len(),
+        repositories = ctx.stores.repositories.len(),
+        lifecycle_policies = ctx.stores.lifecycle_policies.len(),
+        "everything is known: reconciling begins"
+    );
+    control(&ctx, woken, &term).await;
+    Ok(())
+}
+
+fn follow_all(ctx: &Arc<Context>, writers: Writers, watches: &mut JoinSet<()>) {
+    /// Follows a kind, and hands its changes to a rule of [`dispatch`].
+    macro_rules! follow {
+        ($writer:expr, $means:path, $rule:path) => {{
+            let (api, follower) = (Api::all(ctx.client.clone()), Arc::clone(ctx));
+            watches.spawn(watch::follow(api, watcher::Config::default(), $writer, $means, move |change| {
+                $rule(&follower, &change);
+            }));
+        }};
+    }
+    follow!(writers.registries, watch::meta, dispatch::registry_changed);
+    follow!(writers.repositories, watch::meta, dispatch::repository_changed);
+    follow!(writers.lifecycle_policies, watch::meta, dispatch::lifecycle_policy_changed);
+    follow!(writers.namespaces, watch::meta, dispatch::namespace_changed);
+}
+
+/// Runs all controllers.
+async fn control(ctx: &Arc<Context>, woken: Woken, term: &Term) {
+    let stores = &ctx.stores;
+    let Woken { registries, repositories, lifecycle_policies } = woken;
+    drop(lifecycle_policies);
+    /// Runs a kind's controller, so many of it at a time.
+    macro_rules! run {
+        ($kind:ident, $queue:ident, $at_a_time:literal) => {
+            controllers::run(
+                controllers::$kind::KIND,
+                Arc::clone(ctx),
+                stores.$queue.clone(),
+                $queue,
+                $at_a_time,
+                term.clone(),
+                controllers::$kind::reconcile,
+            )
+        };
+    }
+    tokio::join!(run!(registry, registries, 8), run!(repository, repositories, 32));
+}

@@ -23,6 +23,7 @@ use serde_json::Value;
 pub use decide::plan;
 pub use desired::{desired, unresolved};
 pub use model::{Desired, Observed};
+pub use repository::differences;
 
 use crate::names::RepositoryName;
 use crate::tag_mutability::TagMutability;

@@ -281,6 +281,15 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     })
 }
 
+/// How a repository that is only looked at differs from its manifest. Whose it is does not matter.
+pub fn differences(wanted: &DesiredRepository, found: &ObservedRepository) -> Vec<FieldChange> {
+    let mut found = found.clone();
+    found.tags.retain(|key, _| !is_owner_tag(key));
+    let nobody = Desired::default();
+    let step = update(&nobody, wanted, &found, Action::Adopt);
+    step.map(|step| step.changes).unwrap_or_default()
+}
+
 fn with(tags: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut tags = tags.clone();
     tags.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));

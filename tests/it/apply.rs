@@ -87,8 +87,8 @@ async fn imitation() -> (Ecr, Calls) {
         }
     });
     let region = "eu-1".parse().unwrap();
-    let access = Access::Key { endpoint, region, id: "AKIAEXAMPLE".to_owned(), secret: Secret::new("secret") };
-    (Ecr::new(access, None).await, calls)
+    let access = Access::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), Secret::new("secret"));
+    (Ecr::new(access, None).await.unwrap(), calls)
 }
 
 fn wanted() -> Desired {

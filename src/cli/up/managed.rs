@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use kube::ResourceExt as _;
 
 use super::super::reconcile::{Target, say};
@@ -85,18 +85,14 @@ impl Fleet {
     }
 
     /// How the registries are reached.
-    pub(super) async fn targets(&self) -> Vec<Target> {
+    pub(super) async fn targets(&self) -> anyhow::Result<Vec<Target>> {
         let target = |(_, started, key): &(Running, StartedRegistry, AccessKey)| {
-            let access = Access::Key {
-                endpoint: started.endpoint.clone(),
-                region: started.region.clone(),
-                id: key.id.to_string(),
-                secret: key.secret.clone(),
-            };
+            let (endpoint, region) = (started.endpoint.clone(), started.region.clone());
+            let access = Access::with_key(endpoint, region, key.id.to_string(), key.secret.clone());
             let (name, place) = (started.name.clone(), started.endpoint.clone());
-            async move { Target { name, place, ecr: Ecr::new(access, None).await } }
+            async move { anyhow::Ok(Target { name, place, ecr: Ecr::new(access, None).await? }) }
         };
-        join_all(self.ships.iter().map(target)).await
+        try_join_all(self.ships.iter().map(target)).await
     }
 
     /// Says how to log in: lines to paste into another shell.

@@ -92,7 +92,7 @@ impl Up {
         }
 
         let fleet = Fleet::start(&manifests, &data, self.listen, self.operations_listen).await?;
-        let mut targets = fleet.targets().await;
+        let mut targets = fleet.targets().await?;
         for registry in manifests.registries.iter().map(|loaded| &loaded.resource) {
             if registry.spec.managed.is_none() {
                 targets.push(Target::ambient(registry).await?);

@@ -1,0 +1,43 @@
+//! What the operator may do in the cluster. Each room says what it watches and writes; the chart's RBAC is generated from
+//! that, and the tests run the operator with nothing more.
+
+use serde::Serialize;
+
+/// Where a rule holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Scope {
+    /// In every namespace, and for what has none.
+    Cluster,
+    /// In the operator's own namespace.
+    OwnNamespace,
+}
+
+/// What a rule is for: what is switched off in the chart takes its rules with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Feature {
+    /// Always there.
+    Core,
+    /// Registries that run in the cluster.
+    ManagedRegistries,
+    /// PullSecrets.
+    PullSecrets,
+    /// Lifecycle policies that spare what runs.
+    InUseProtection,
+}
+
+/// One rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Access {
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The resources, subresources included.
+    pub resources: &'static [&'static str],
+    /// The verbs.
+    pub verbs: &'static [&'static str],
+    /// Where.
+    pub scope: Scope,
+    /// What for.
+    pub feature: Feature,
+    /// Why, as one line beside the rule.
+    pub why: &'static str,
+}

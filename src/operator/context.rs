@@ -1,0 +1,142 @@
+//! What all controllers share.
+
+use std::sync::Arc;
+
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Client;
+use kube::core::PartialObjectMeta;
+use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
+
+use super::Settings;
+use super::events::Events;
+use super::metrics::OperatorMetrics;
+use super::secrets::SecretWatches;
+use super::session::Sessions;
+use crate::crd::{LifecyclePolicy, Registry, Repository};
+
+/// What all controllers share.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What the operator was told.
+    pub settings: Settings,
+    /// The objects that are followed.
+    pub stores: Stores,
+    /// The registries.
+    pub sessions: Sessions,
+    /// Makes resources reconcile now.
+    pub wake: Wake,
+    /// Tells people what happens.
+    pub events: Events,
+    /// Tells programs what happens.
+    pub metrics: Arc<OperatorMetrics>,
+    /// Secrets that Registries name.
+    pub secrets: SecretWatches,
+}
+
+/// The objects that are followed. All of a kind are known before any resource is decided about.
+#[derive(Clone)]
+pub struct Stores {
+    /// Registries.
+    pub registries: Store<Registry>,
+    /// Repositories.
+    pub repositories: Store<Repository>,
+    /// Lifecycle policies.
+    pub lifecycle_policies: Store<LifecyclePolicy>,
+    /// Namespaces: their labels are all that is needed.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+}
+
+/// The other ends of the stores.
+pub(super) struct Writers {
+    pub(super) registries: Writer<Registry>,
+    pub(super) repositories: Writer<Repository>,
+    pub(super) lifecycle_policies: Writer<LifecyclePolicy>,
+    pub(super) namespaces: Writer<PartialObjectMeta<Namespace>>,
+}
+
+impl Stores {
+    pub(super) fn new() -> (Self, Writers) {
+        let (registries, registries_writer) = store();
+        let (repositories, repositories_writer) = store();
+        let (lifecycle_policies, lifecycle_policies_writer) = store();
+        let (namespaces, namespaces_writer) = store();
+        (
+            Self { registries, repositories, lifecycle_policies, namespaces },
+            Writers {
+                registries: registries_writer,
+                repositories: repositories_writer,
+                lifecycle_policies: lifecycle_policies_writer,
+                namespaces: namespaces_writer,
+            },
+        )
+    }
+
+    /// Waits until all that is there is known.
+    pub(super) async fn ready(&self) -> anyhow::Result<()> {
+        self.registries.wait_until_ready().await?;
+        self.repositories.wait_until_ready().await?;
+        self.lifecycle_policies.wait_until_ready().await?;
+        self.namespaces.wait_until_ready().await?;
+        Ok(())
+    }
+
+    /// A Registry by its name.
+    pub fn registry(&self, name: &str) -> Option<Arc<Registry>> {
+        self.registries.get(&ObjectRef::new(name))
+    }
+
+    /// A namespace by its name.
+    pub fn namespace(&self, name: &str) -> Option<Arc<PartialObjectMeta<Namespace>>> {
+        self.namespaces.get(&ObjectRef::new(name))
+    }
+}
+
+/// The queues that make resources reconcile now. Waking one that is gone does nothing.
+#[derive(Clone)]
+pub struct Wake {
+    registries: UnboundedSender<ObjectRef<Registry>>,
+    repositories: UnboundedSender<ObjectRef<Repository>>,
+    lifecycle_policies: UnboundedSender<ObjectRef<LifecyclePolicy>>,
+}
+
+/// The other ends of the queues.
+pub(super) struct Woken {
+    pub(super) registries: UnboundedReceiver<ObjectRef<Registry>>,
+    pub(super) repositories: UnboundedReceiver<ObjectRef<Repository>>,
+    pub(super) lifecycle_policies: UnboundedReceiver<ObjectRef<LifecyclePolicy>>,
+}
+
+impl Wake {
+    pub(super) fn new() -> (Self, Woken) {
+        let (registries, registries_woken) = unbounded();
+        let (repositories, repositories_woken) = unbounded();
+        let (lifecycle_policies, lifecycle_policies_woken) = unbounded();
+        (
+            Self { registries, repositories, lifecycle_policies },
+            Woken {
+                registries: registries_woken,
+                repositories: repositories_woken,
+                lifecycle_policies: lifecycle_policies_woken,
+            },
+        )
+    }
+
+    // A queue whose controller has ended needs no waking.
+
+    /// Wakes a Registry.
+    pub fn registry(&self, object: ObjectRef<Registry>) {
+        let _ = self.registries.unbounded_send(object);
+    }
+
+    /// Wakes a Repository.
+    pub fn repository(&self, object: ObjectRef<Repository>) {
+        let _ = self.repositories.unbounded_send(object);
+    }
+
+    /// Wakes a LifecyclePolicy.
+    pub fn lifecycle_policy(&self, object: ObjectRef<LifecyclePolicy>) {
+        let _ = self.lifecycle_policies.unbounded_send(object);
+    }
+}

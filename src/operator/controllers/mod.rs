@@ -1,0 +1,123 @@
+//! One file for each kind: what a resource of it comes to. What they share is here.
+
+pub mod registry;
+pub mod repository;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt as _, stream};
+use kube::runtime::Controller;
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+
+use super::context::Context;
+use super::leader::Term;
+use super::metrics::Outcome;
+use super::status::{Because, Standing};
+use crate::plan::model::Refused;
+
+/// The finalizer of every kind.
+pub const FINALIZER: &str = "wharfage.dev/finalizer";
+/// Set by people: whenever its value changes, the resource is looked at anew.
+pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
+/// How long something that waits for another resource rests, if nothing wakes it.
+pub const WAIT: Duration = Duration::from_secs(60);
+
+/// What kept a resource from being reconciled: the API server, as everything else ends in its status.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(#[from] kube::Error);
+
+/// How a reconcile ended.
+pub struct Done {
+    /// When to look again.
+    pub next: Action,
+    /// For the metrics.
+    pub outcome: Outcome,
+}
+
+impl Done {
+    /// It stands so, and is looked at again after this long.
+    pub fn standing(standing: &Standing, next: Duration) -> Self {
+        let outcome = match standing {
+            Standing::Ready(_) => Outcome::ready,
+            Standing::Waiting(_) => Outcome::waiting,
+            Standing::Stalled(_) => Outcome::stalled,
+        };
+        Self { next: Action::requeue(next), outcome }
+    }
+
+    /// Nothing is to be done until it changes.
+    pub fn resting() -> Self {
+        Self { next: Action::await_change(), outcome: Outcome::ready }
+    }
+}
+
+/// Runs a kind's controller until the term is asked to stop, then until what it is busy with has ended.
+///
+/// It is triggered by the wake queue alone: `dispatch` decides what wakes whom.
+pub(super) async fn run<K, F>(
+    kind: &'static str,
+    ctx: Arc<Context>,
+    store: Store<K>,
+    wake: impl Stream<Item = ObjectRef<K>> + Send + 'static,
+    concurrency: u16,
+    term: Term,
+    mut reconcile: impl FnMut(Arc<K>, Arc<Context>) -> F,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    F: Future<Output = Result<Done, Error>> + Send + 'static,
+{
+    let measured = move |object: Arc<K>, ctx: Arc<Context>| {
+        let began = Instant::now();
+        let work = reconcile(object, Arc::clone(&ctx));
+        async move {
+            let done = work.await;
+            let outcome = done.as_ref().map_or(Outcome::failed, |done| done.outcome);
+            ctx.metrics.reconciled(kind, outcome, began.elapsed());
+            done.map(|done| done.next)
+        }
+    };
+    Controller::for_shared_stream(stream::pending(), store)
+        .with_config(Config::default().concurrency(concurrency))
+        .reconcile_on(wake)
+        .graceful_shutdown_on(async move { term.stopping().await })
+        .run(measured, again, ctx)
+        .for_each(|outcome| {
+            if let Err(error) = outcome {
+                tracing::debug!(kind, %error, "a reconcile came to nothing");
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// When to try again after the API server did not take what it was given.
+fn again<K: Resource<DynamicType = ()>>(object: Arc<K>, error: &Error, _: Arc<Context>) -> Action {
+    tracing::warn!(kind = %K::kind(&()), namespace = object.namespace(), name = object.name_any(), %error, "the API server refused");
+    Action::requeue(jittered(Duration::from_secs(5)))
+}
+
+/// A tenth more or less, so that what began together does not come back together.
+pub(super) fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+/// What a plan's refusal means for the resource: things that may come by themselves are waited for.
+pub(super) fn refusal(refused: &Refused) -> Standing {
+    let because = Because::new(refused.reason.clone(), refused.message.clone());
+    match refused.reason.as_ref() {
+        "ReferenceNotFound" | "NotFound" => Standing::Waiting(because),
+        _ => Standing::Stalled(because),
+    }
+}
+
+/// Whether somebody asked for a look just now: the value of the annotation, if it was not acted on yet.
+pub(super) fn requested<K: Resource>(object: &K, handled: Option<&String>) -> Option<String> {
+    let asked = object.meta().annotations.as_ref()?.get(REQUESTED_AT)?;
+    (Some(asked) != handled).then(|| asked.clone())
+}

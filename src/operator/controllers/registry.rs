@@ -1,0 +1,279 @@
+//! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its session.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, ResourceExt as _};
+
+use super::{Done, Error, WAIT, jittered};
+use crate::apply::{Access as Reach, Ecr, Identity, registry_id};
+use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
+use crate::crd::conditions::ConditionType;
+use crate::crd::registry::{Quota, Usage};
+use crate::crd::{Registry, RegistryStatus, condition};
+use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::context::Context;
+use crate::operator::dispatch;
+use crate::operator::secrets::{self, SecretName};
+use crate::operator::session::{Session, Trouble};
+use crate::operator::status::{self, Because, Findings, Standing};
+use crate::registry::auth::Secret;
+
+pub(in crate::operator) const ACCESS: &[Access] = &[
+    Access {
+        group: "wharfage.dev",
+        resources: &["registries"],
+        verbs: &["get", "list", "watch", "patch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "watched; patched for the finalizer only",
+    },
+    Access {
+        group: "wharfage.dev",
+        resources: &["registries/status"],
+        verbs: &["patch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "status",
+    },
+];
+
+pub(in crate::operator) const KIND: &str = "Registry";
+
+/// How often a registry is asked whether it serves.
+const PULSE: Duration = Duration::from_secs(60);
+/// Repositories that ECR lets a registry have.
+const REPOSITORIES_LIMIT: i64 = 100_000;
+
+/// Brings one Registry in line.
+pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Context>) -> Result<Done, Error> {
+    let name = registry.name_any();
+    if registry.metadata.deletion_timestamp.is_some() {
+        return Ok(Done::resting());
+    }
+    let wanted = referenced(&registry);
+    ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &wanted);
+    let outcome = match reach(&ctx, &registry, &wanted).await? {
+        Ok(reached) => serve(&ctx, &registry, reached).await,
+        Err(findings) => {
+            ctx.sessions.remove(&name);
+            Outcome { findings: *findings, ..Outcome::default() }
+        }
+    };
+    conclude(&ctx, &registry, outcome).await
+}
+
+/// The Secrets that a Registry names for the way to it.
+fn referenced(registry: &Registry) -> BTreeSet<SecretName> {
+    let name = |it: &SecretRef| (it.namespace.clone(), it.name.clone());
+    let spec = &registry.spec;
+    let mut secrets = BTreeSet::new();
+    if let Some(endpoint) = &spec.endpoint {
+        secrets.extend(endpoint.credentials_secret_ref.as_ref().map(name));
+        secrets.extend(endpoint.ca_bundle_secret_ref.as_ref().map(|it| (it.namespace.clone(), it.name.clone())));
+    }
+    secrets.extend(spec.aws.as_ref().and_then(|it| it.credentials_secret_ref.as_ref()).map(name));
+    secrets
+}
+
+/// How a registry is reached, and what that was made from.
+struct Reached {
+    how: Reach,
+    place: String,
+    fingerprint: u64,
+}
+
+/// Finds out how the registry is reached, or what is missing for it.
+async fn reach(
+    ctx: &Context,
+    registry: &Registry,
+    wanted: &BTreeSet<SecretName>,
+) -> Result<Result<Reached, Box<Findings>>, Error> {
+    let mut found: BTreeMap<SecretName, BTreeMap<String, String>> = BTreeMap::new();
+    for secret in wanted {
+        match secrets::read(&ctx.client, secret).await? {
+            Some(data) => {
+                found.insert(secret.clone(), data);
+            }
+            None => {
+                let (namespace, name) = secret;
+                return Ok(Err(missing(format!(
+                    "Secret {namespace}/{name} does not exist: make it, or correct the reference"
+                ))));
+            }
+        }
+    }
+    Ok(assemble(registry, &found))
+}
+
+fn missing(message: String) -> Box<Findings> {
+    let because = Because::new("ReferenceNotFound", message);
+    Box::new(Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) })
+}
+
+/// Pure: from the spec and the data of its Secrets to a way.
+fn assemble(
+    registry: &Registry,
+    secrets: &BTreeMap<SecretName, BTreeMap<String, String>>,
+) -> Result<Reached, Box<Findings>> {
+    let spec = &registry.spec;
+    let region = registry.region();
+    let key_of = |reference: &SecretRef| -> Result<Identity, Box<Findings>> {
+        let secret = (reference.namespace.clone(), reference.name.clone());
+        let data = secrets.get(&secret);
+        let value = |key: &str| data.and_then(|data| data.get(key)).map(|it| it.trim()).filter(|it| !it.is_empty());
+        let needed = |key: &str| {
+            let (namespace, name) = &secret;
+            value(key).ok_or_else(|| missing(format!("Secret {namespace}/{name} has no key {key}: add it")))
+        };
+        Ok(Identity::Key {
+            id: needed("AWS_ACCESS_KEY_ID")?.to_owned(),
+            secret: Secret::new(needed("AWS_SECRET_ACCESS_KEY")?),
+            session_token: value("AWS_SESSION_TOKEN").map(Secret::new),
+        })
+    };
+    let identity = |reference: Option<&SecretRef>| reference.map_or(Ok(Identity::Ambient), key_of);
+    let (how, place) = match (&spec.endpoint, &spec.aws) {
+        (Some(endpoint), _) => {
+            let ca_bundle = match &endpoint.ca_bundle_secret_ref {
+                None => None,
+                Some(reference) => {
+                    let key = reference.key.as_deref().unwrap_or("ca.crt");
+                    let data = secrets.get(&(reference.namespace.clone(), reference.name.clone()));
+                    let bundle = data.and_then(|data| data.get(key)).ok_or_else(|| {
+                        missing(format!("Secret {}/{} has no key {key}: add it", reference.namespace, reference.name))
+                    })?;
+                    Some(bundle.clone())
+                }
+            };
+            let identity = identity(endpoint.credentials_secret_ref.as_ref())?;
+            let how = Reach { endpoint: Some(endpoint.url.clone()), region, identity, role: None, ca_bundle };
+            (how, endpoint.url.trim_end_matches('/').to_owned())
+        }
+        (None, Some(aws)) => {
+            let identity = identity(aws.credentials_secret_ref.as_ref())?;
+            let place = format!("https://api.ecr.{region}.amazonaws.com");
+            (Reach { endpoint: None, region, identity, role: aws.role_arn.clone(), ca_bundle: None }, place)
+        }
+        (None, None) => {
+            let message = "it is neither managed, nor an endpoint, nor aws: give one of them".to_owned();
+            return Err(Box::new(Findings::of(Standing::Stalled(Because::new("InvalidParameterException", message)))));
+        }
+    };
+    // Secrets go into the hash, and no further.
+    let mut hasher = DefaultHasher::new();
+    (&how.endpoint, how.region.as_str(), &how.role, &how.ca_bundle, spec.registry_id.as_ref().map(ToString::to_string))
+        .hash(&mut hasher);
+    secrets.hash(&mut hasher);
+    Ok(Reached { how, place, fingerprint: hasher.finish() })
+}
+
+#[derive(Default)]
+struct Outcome {
+    findings: Findings,
+    endpoint: Option<String>,
+    usage: Option<Usage>,
+    quotas: Option<Vec<Quota>>,
+    retry: Option<Duration>,
+}
+
+/// Sees to the session, and asks whether the registry serves.
+async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome {
+    let name = registry.name_any();
+    let Reached { how, place, fingerprint } = reached;
+    let session = match ctx.sessions.get(&name).filter(|it| it.fingerprint() == fingerprint) {
+        Some(session) => session,
+        None => {
+            let ecr = match Ecr::new(how, registry.registry_id().as_ref()).await {
+                Ok(ecr) => ecr,
+                Err(error) => {
+                    ctx.sessions.remove(&name);
+                    let because = Because::new("InvalidParameterException", format!("{error:#}"));
+                    return Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() };
+                }
+            };
+            let (stores, wake, registry) = (ctx.stores.clone(), ctx.wake.clone(), name.clone());
+            let recovered = move || {
+                wake.registry(kube::runtime::reflector::ObjectRef::new(&registry));
+                dispatch::all_in(&stores, &wake, &registry);
+            };
+            let session = Arc::new(Session::new(&name, ecr, fingerprint, recovered));
+            ctx.sessions.put(&name, Arc::clone(&session));
+            dispatch::all_in(&ctx.stores, &ctx.wake, &name);
+            session
+        }
+    };
+    match pulse(&session, registry).await {
+        Ok((usage, quotas)) => {
+            let message = format!("{place} answers");
+            let mut findings = Findings::of(Standing::Ready(Because::new("Serving", message)));
+            findings.references = Some(Ok(()));
+            Outcome { findings, endpoint: Some(place), usage: Some(usage), quotas: Some(quotas), retry: None }
+        }
+        Err(Trouble::Away(away)) => {
+            let because = Because::new("RegistryUnavailable", away.message(&name));
+            let mut findings = Findings::of(Standing::Waiting(because));
+            findings.references = Some(Ok(()));
+            Outcome { findings, endpoint: Some(place), retry: Some(away.retry), ..Outcome::default() }
+        }
+        Err(Trouble::Refused(error)) => {
+            let mut findings = Findings::of(Standing::Stalled(Because::new(error.name, error.message)));
+            findings.references = Some(Ok(()));
+            Outcome { findings, endpoint: Some(place), ..Outcome::default() }
+        }
+    }
+}
+
+/// Whether the registry answers, and is the one that is meant; what it holds.
+async fn pulse(session: &Session, registry: &Registry) -> Result<(Usage, Vec<Quota>), Trouble> {
+    let answered = session.ask(registry_id(session.ecr())).await?;
+    if let Some(meant) = registry.registry_id().filter(|meant| meant.as_str() != answered) {
+        let message = format!(
+            "the credentials belong to registry {answered}, not to {meant}: correct registryId, or the credentials"
+        );
+        return Err(Trouble::Refused(crate::plan::model::ApiError { name: "RegistryIdMismatch".to_owned(), message }));
+    }
+    let (repositories, images) = session.totals(DEFAULT_INTERVAL).await?;
+    let repositories = i64::try_from(repositories).unwrap_or(i64::MAX);
+    let usage = Usage { repositories, images: images.images, bytes: images.bytes };
+    let quota = Quota { name: "repositories".to_owned(), used: repositories, limit: REPOSITORIES_LIMIT };
+    Ok((usage, vec![quota]))
+}
+
+async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Result<Done, Error> {
+    let Outcome { findings, endpoint, usage, quotas, retry } = outcome;
+    let before = registry.status.clone().unwrap_or_default();
+    let generation = registry.metadata.generation;
+    let after = RegistryStatus {
+        observed_generation: generation,
+        endpoint: endpoint.or_else(|| before.endpoint.clone()),
+        capabilities: vec!["InUseProtection".to_owned()],
+        usage: usage.or(before.usage),
+        quotas: quotas.unwrap_or_else(|| before.quotas.clone()),
+        conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),
+    };
+    let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
+    let news = was.is_none_or(|was| was.reason != is.reason);
+    let api: Api<Registry> = Api::all(ctx.client.clone());
+    status::write(&api, registry, registry.status.as_ref(), &after).await?;
+    match &findings.standing {
+        Standing::Ready(because) if news => ctx.events.normal(registry, &because.reason, &because.message).await,
+        Standing::Waiting(because) | Standing::Stalled(because) if news => {
+            ctx.events.warning(registry, &because.reason, &because.message).await;
+        }
+        _ => {}
+    }
+    if !matches!(findings.standing, Standing::Ready(_)) {
+        ctx.metrics.failed(KIND, &findings.standing.because().reason);
+    }
+    let next = match (&findings.standing, retry) {
+        (_, Some(retry)) => retry,
+        (Standing::Waiting(_), None) => jittered(WAIT),
+        _ => jittered(PULSE),
+    };
+    Ok(Done::standing(&findings.standing, next))
+}

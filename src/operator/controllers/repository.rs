@@ -1,0 +1,447 @@
+//! Repository: one repository of a registry is made, kept as its manifest says, and let go of.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, ResourceExt as _};
+
+use super::{Done, Error, WAIT, jittered, refusal, requested};
+use crate::apply::{Listed, RepositoryNeeds};
+use crate::crd::conditions::ConditionType;
+use crate::crd::{Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
+use crate::names::RepositoryName;
+use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::context::Context;
+use crate::operator::session::{Freshness, Held, Session, Trouble};
+use crate::operator::slice::slice;
+use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::{dispatch, finalizer};
+use crate::plan::model::{Desired, Observed, ObservedRepository, Refused};
+use crate::plan::{Action, FieldChange, Object, Plan, Step, desired, differences, plan};
+
+pub(in crate::operator) const ACCESS: &[Access] = &[
+    Access {
+        group: "wharfage.dev",
+        resources: &["repositories"],
+        verbs: &["get", "list", "watch", "patch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "watched; patched for the finalizer only",
+    },
+    Access {
+        group: "wharfage.dev",
+        resources: &["repositories/status"],
+        verbs: &["patch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "status",
+    },
+];
+
+pub(in crate::operator) const KIND: &str = "Repository";
+
+/// Brings one Repository in line.
+pub(in crate::operator) async fn reconcile(repository: Arc<Repository>, ctx: Arc<Context>) -> Result<Done, Error> {
+    let api: Api<Repository> = Api::namespaced(ctx.client.clone(), &repository.namespace().unwrap_or_default());
+    let work = Work { ctx: &ctx, api, repository: &repository, object: object(&repository) };
+    if repository.metadata.deletion_timestamp.is_some() {
+        return work.let_go().await;
+    }
+    if repository.suspended() {
+        return work.rest().await;
+    }
+    let outcome = work.bring_in_line().await?;
+    work.conclude(outcome).await
+}
+
+fn object(repository: &Repository) -> Object {
+    Object { kind: KIND, namespace: repository.namespace().unwrap_or_default(), name: repository.name_any() }
+}
+
+/// What a reconcile found out.
+struct Outcome {
+    findings: Findings,
+    /// What the registry says of the repository, if it was looked at.
+    seen: Option<Seen>,
+    next: std::time::Duration,
+}
+
+struct Seen {
+    listed: Option<Listed>,
+    images: Option<crate::apply::ImageUsage>,
+}
+
+impl Outcome {
+    fn of(standing: Standing, next: std::time::Duration) -> Self {
+        Self { findings: Findings::of(standing), seen: None, next }
+    }
+}
+
+struct Work<'a> {
+    ctx: &'a Context,
+    api: Api<Repository>,
+    repository: &'a Repository,
+    object: Object,
+}
+
+impl Work<'_> {
+    fn status(&self) -> RepositoryStatus {
+        self.repository.status.clone().unwrap_or_default()
+    }
+
+    fn generation(&self) -> Option<i64> {
+        self.repository.metadata.generation
+    }
+
+    /// The Registry and its session, or why there is none.
+    fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Outcome>> {
+        let name = &self.repository.spec.registry_ref.name;
+        let Some(registry) = self.ctx.stores.registry(name) else {
+            let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
+            let because = Because::new("ReferenceNotFound", message);
+            let mut outcome = Outcome::of(Standing::Waiting(because.clone()), jittered(WAIT));
+            outcome.findings.references = Some(Err(because));
+            return Err(Box::new(outcome));
+        };
+        match self.ctx.sessions.get(name) {
+            Some(session) => Ok((registry, session)),
+            None => {
+                let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
+                let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
+                let message = format!("Registry {name} is not ready: {}", why.unwrap_or("it was not looked at yet"));
+                let because = Because::new("RegistryNotReady", message);
+                Err(Box::new(Outcome::of(Standing::Waiting(because), jittered(WAIT))))
+            }
+        }
+    }
+
+    async fn bring_in_line(&self) -> Result<Outcome, Error> {
+        let (registry, session) = match self.registry() {
+            Ok(found) => found,
+            Err(outcome) => return Ok(*outcome),
+        };
+        let interval = self.repository.interval();
+        let name = match self.repository.repository_name() {
+            Ok(name) => name,
+            Err(error) => {
+                let because = Because::new("InvalidParameterException", format!("{error}: set repositoryName"));
+                return Ok(Outcome::of(Standing::Stalled(because), jittered(interval)));
+            }
+        };
+        let observe = self.repository.management_policy() == ManagementPolicy::Observe;
+        if !observe {
+            finalizer::add(&self.api, self.repository).await?;
+        }
+        let mut held = session.repository(&name).await;
+        let now = requested(self.repository, self.status().last_handled_reconcile_at.as_ref()).is_some();
+        let freshness = Freshness { interval, now };
+        let looked = if observe {
+            self.observe(&registry, &name, &mut held, freshness).await
+        } else {
+            self.manage(&registry, &name, &mut held, freshness).await
+        };
+        let mut findings = match looked {
+            Ok(findings) => findings,
+            Err(trouble) => return Ok(self.trouble(trouble)),
+        };
+        findings.references = Some(Ok(()));
+        let mut seen = Seen { listed: None, images: None };
+        if !matches!(findings.standing, Standing::Stalled(_)) {
+            seen.listed = held.as_listed().await;
+            if seen.listed.is_some() {
+                match held.usage(freshness).await {
+                    Ok(usage) => seen.images = Some(usage),
+                    Err(Trouble::Away(away)) => return Ok(self.trouble(Trouble::Away(away))),
+                    // Counting images takes a permission of its own: a registry that does not give it is not counted.
+                    Err(Trouble::Refused(error)) => tracing::debug!(%name, %error, "images cannot be counted"),
+                }
+            }
+        }
+        Ok(Outcome { findings, seen: Some(seen), next: jittered(interval) })
+    }
+
+    fn trouble(&self, trouble: Trouble) -> Outcome {
+        match trouble {
+            Trouble::Away(away) => {
+                let because =
+                    Because::new("RegistryUnavailable", away.message(&self.repository.spec.registry_ref.name));
+                // Not all at once, when it may be tried again.
+                Outcome::of(Standing::Waiting(because), away.retry.mul_f64(1.0 + fastrand::f64()))
+            }
+            Trouble::Refused(error) => Outcome::of(
+                Standing::Stalled(Because::new(error.name, error.message)),
+                jittered(self.repository.interval()),
+            ),
+        }
+    }
+
+    /// What is wanted of this name, by whoever asks for it.
+    fn wanted(&self, registry: &Registry, name: &RepositoryName) -> Desired {
+        desired(&slice(&self.ctx.stores, registry, name), registry, &self.ctx.settings.cluster)
+    }
+
+    fn needs(&self) -> RepositoryNeeds {
+        RepositoryNeeds { policy: self.repository.spec.repository_policy.is_some(), ..RepositoryNeeds::default() }
+    }
+
+    async fn manage(
+        &self,
+        registry: &Registry,
+        name: &RepositoryName,
+        held: &mut Held,
+        freshness: Freshness,
+    ) -> Result<Findings, Trouble> {
+        let before = self.status();
+        // A change of what was in line, and of what nobody asked for, is drift.
+        let settled = before.observed_generation == self.generation() && status::is_ready(&before.conditions);
+        let mut found = held.look(self.needs(), freshness).await?;
+        let mut drift: Vec<FieldChange> = Vec::new();
+        let mut tries = 0;
+        loop {
+            let desired = self.wanted(registry, name);
+            let mut step = match self.decide(&desired, name, found) {
+                Err(refused) => return Ok(Findings::of(refusal(&refused))),
+                Ok(None) => break,
+                Ok(Some(step)) => step,
+            };
+            if step.action != Action::Create {
+                // What was read a while ago may have become somebody else's.
+                found = held.look_before_change(self.needs()).await?;
+                step = match self.decide(&desired, name, found) {
+                    Err(refused) => return Ok(Findings::of(refusal(&refused))),
+                    Ok(None) => break,
+                    Ok(Some(step)) => step,
+                };
+            }
+            tries += 1;
+            match held.carry_out(&step).await {
+                Ok(()) => {}
+                // The listing was old: it is there already, or gone.
+                Err(Trouble::Refused(error))
+                    if tries == 1
+                        && matches!(
+                            error.name.as_str(),
+                            "RepositoryAlreadyExistsException" | "RepositoryNotFoundException"
+                        ) =>
+                {
+                    found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
+                    continue;
+                }
+                Err(trouble) => return Err(trouble),
+            }
+            self.tell(&step, settled).await;
+            if settled {
+                drift.clone_from(&step.changes);
+                if drift.is_empty() {
+                    drift.push(FieldChange { field: "ownership tags".to_owned(), from: None, to: None });
+                }
+            }
+            if step.action != Action::Adopt || tries > 1 {
+                break;
+            }
+            // Two clusters may have taken it over at the same moment: the tags say who has it now.
+            found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
+        }
+        let message = format!("{name} in {} is as this resource says", registry.name_any());
+        let mut findings = Findings::of(Standing::Ready(Because::new("InSync", message)));
+        findings.drifted = Some(if drift.is_empty() {
+            // What was repaired stays told until something else is to be told.
+            match condition(&before.conditions, ConditionType::Drifted) {
+                Some(told) if settled && told.reason == "Repaired" => {
+                    (false, Because::new("Repaired", told.message.clone()))
+                }
+                _ => (false, Because::new("InSync", "nobody else changed it")),
+            }
+        } else {
+            (
+                false,
+                Because::new("Repaired", format!("somebody else changed it, and it was put back: {}", show(&drift))),
+            )
+        });
+        Ok(findings)
+    }
+
+    async fn observe(
+        &self,
+        registry: &Registry,
+        name: &RepositoryName,
+        held: &mut Held,
+        freshness: Freshness,
+    ) -> Result<Findings, Trouble> {
+        let found = held.look(self.needs(), freshness).await?;
+        let desired = self.wanted(registry, name);
+        if let Err(refused) = self.decide(&desired, name, found.clone()) {
+            return Ok(Findings::of(refusal(&refused)));
+        }
+        let wanted = desired.repositories.iter().find(|it| it.object == self.object);
+        let changes = match (wanted, found) {
+            (Some(wanted), Some(found)) => differences(wanted, &found),
+            _ => Vec::new(),
+        };
+        let message = format!("{name} in {} is observed, and never changed", registry.name_any());
+        let mut findings = Findings::of(Standing::Ready(Because::new("Observed", message)));
+        findings.drifted = Some(if changes.is_empty() {
+            (false, Because::new("InSync", "it is as this resource says"))
+        } else {
+            (true, Because::new("Differs", format!("it is not as this resource says: {}", show(&changes))))
+        });
+        Ok(findings)
+    }
+
+    /// What the plan says for this resource.
+    fn decide(
+        &self,
+        desired: &Desired,
+        name: &RepositoryName,
+        found: Option<ObservedRepository>,
+    ) -> Result<Option<Step>, Refused> {
+        let plan = plan_for(desired, name, found);
+        match plan.refused.into_iter().find(|it| it.object == self.object) {
+            Some(refused) => Err(refused),
+            None => Ok(plan.steps.into_iter().find(|it| it.object == self.object)),
+        }
+    }
+
+    async fn tell(&self, step: &Step, drifted: bool) {
+        let events = &self.ctx.events;
+        let name = step.repository.as_ref().map(ToString::to_string).unwrap_or_default();
+        let changes = if step.changes.is_empty() { String::new() } else { format!(": {}", show(&step.changes)) };
+        if drifted {
+            let registry = &self.repository.spec.registry_ref.name;
+            let properties = u64::try_from(step.changes.len().max(1)).unwrap_or(u64::MAX);
+            self.ctx.metrics.drift_found(KIND, registry, properties);
+            self.ctx.metrics.drift_repaired(KIND, registry, properties);
+            let note = format!("{name} was changed by somebody else, and put back{changes}");
+            events.warning(self.repository, "DriftRepaired", note).await;
+            return;
+        }
+        let (reason, done) = match step.action {
+            Action::Create => ("Created", "created"),
+            Action::Adopt => ("Adopted", "taken over"),
+            Action::Delete => ("Deleted", "deleted"),
+            Action::Retain => ("Retained", "let go of, and stays in the registry"),
+            Action::Update | Action::Preview => ("Updated", "updated"),
+        };
+        events.normal(self.repository, reason, format!("{name} was {done}{changes}")).await;
+    }
+
+    /// Writes the status, tells what is new in it, and says when to look again.
+    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
+        let Outcome { findings, seen, next } = outcome;
+        let before = self.status();
+        let now = Time(Timestamp::now());
+        let mut after = RepositoryStatus {
+            observed_generation: self.generation(),
+            conditions: status::conditions(&before.conditions, self.generation(), &findings, &now),
+            ..before.clone()
+        };
+        if let Some(Seen { listed, images }) = seen {
+            if let Some(listed) = listed {
+                after.repository_arn = Some(listed.arn);
+                after.repository_uri = Some(listed.uri);
+                after.registry_id = Some(listed.registry_id);
+            }
+            if let Some(images) = images {
+                after.image_count = Some(images.images);
+                after.image_size_bytes = Some(images.bytes);
+            }
+        }
+        if let Some(asked) = requested(self.repository, before.last_handled_reconcile_at.as_ref())
+            && !matches!(findings.standing, Standing::Waiting(_))
+        {
+            after.last_handled_reconcile_at = Some(asked);
+        }
+        if after != before {
+            // A look that finds nothing new is not written down: that would be a write for every resource and interval.
+            after.last_sync_time = Some(now);
+        }
+        let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
+        let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
+        status::write(&self.api, self.repository, self.repository.status.as_ref(), &after).await?;
+        if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
+            self.ctx.events.warning(self.repository, &because.reason, &because.message).await;
+        }
+        if let (false, Standing::Ready(_)) = (status::is_ready(&before.conditions), &findings.standing) {
+            dispatch::repository_stands(self.ctx, self.repository);
+        }
+        if !matches!(findings.standing, Standing::Ready(_)) {
+            self.ctx.metrics.failed(KIND, &findings.standing.because().reason);
+        }
+        Ok(Done::standing(&findings.standing, next))
+    }
+
+    /// Nothing is done for a suspended resource.
+    async fn rest(&self) -> Result<Done, Error> {
+        let before = self.status();
+        let after = RepositoryStatus {
+            observed_generation: self.generation(),
+            conditions: status::suspended(&before.conditions),
+            ..before.clone()
+        };
+        if status::write(&self.api, self.repository, self.repository.status.as_ref(), &after).await? {
+            self.ctx.events.normal(self.repository, "Suspended", "nothing is done for it until suspend is false").await;
+        }
+        Ok(Done::resting())
+    }
+
+    /// The resource goes: its repository is let go of, or deleted if it says so.
+    async fn let_go(&self) -> Result<Done, Error> {
+        if !finalizer::has(self.repository) {
+            return Ok(Done::resting());
+        }
+        let deletes = self.repository.deletes() && !self.repository.suspended();
+        let outcome = match self.release().await {
+            Ok(()) => {
+                finalizer::remove(&self.api, self.repository).await?;
+                return Ok(Done::resting());
+            }
+            Err(outcome) => outcome,
+        };
+        if !deletes {
+            // What stays in the registry needs no word from it: what could not be untagged there is nobody's all the same,
+            // once this resource is gone.
+            let why = &outcome.findings.standing.because().message;
+            tracing::info!(object = %self.object, why, "let go of without the registry");
+            finalizer::remove(&self.api, self.repository).await?;
+            return Ok(Done::resting());
+        }
+        self.conclude(*outcome).await
+    }
+
+    async fn release(&self) -> Result<(), Box<Outcome>> {
+        if self.repository.management_policy() == ManagementPolicy::Observe || self.repository.suspended() {
+            return Ok(());
+        }
+        let (registry, session) = self.registry()?;
+        let Ok(name) = self.repository.repository_name() else { return Ok(()) };
+        let mut held = session.repository(&name).await;
+        let freshness = Freshness { interval: self.repository.interval(), now: true };
+        let found = held.look(RepositoryNeeds::default(), freshness).await.map_err(|it| Box::new(self.trouble(it)))?;
+        // It is among those that are wanted no more, as it is being deleted.
+        let mut desired = self.wanted(&registry, &name);
+        desired.declared.remove(&self.object);
+        let steps = plan_for(&desired, &name, found).steps;
+        for step in steps.into_iter().filter(|it| it.object == self.object) {
+            held.carry_out(&step).await.map_err(|it| Box::new(self.trouble(it)))?;
+            self.tell(&step, false).await;
+        }
+        Ok(())
+    }
+}
+
+fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
+    let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
+    plan(desired, &Observed { repositories, ..Observed::default() })
+}
+
+/// Changes in a line.
+fn show(changes: &[FieldChange]) -> String {
+    let none = || "(none)".to_owned();
+    let show = |FieldChange { field, from, to }: &FieldChange| match (from, to) {
+        (None, None) => field.clone(),
+        (from, to) => format!("{field}: {} -> {}", from.clone().unwrap_or_else(none), to.clone().unwrap_or_else(none)),
+    };
+    changes.iter().map(show).collect::<Vec<_>>().join(", ")
+}

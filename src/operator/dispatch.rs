@@ -1,0 +1,92 @@
+//! Who is woken by what: a resource is looked at when it changes, and when something that it depends on comes, changes or
+//! goes. Whatever is forgotten here waits for its interval.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt as _;
+use kube::core::PartialObjectMeta;
+use kube::runtime::reflector::ObjectRef;
+
+use super::context::{Context, Stores, Wake};
+use super::watch::Change;
+use crate::crd::{LifecyclePolicy, Registry, Repository};
+
+/// A Registry changed: it is looked at. What is in it is woken when its session is there ([`registry_serves`]); but what is
+/// allowed may have changed, and one that is gone leaves everything in it waiting.
+pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
+    let Some(registry) = change.either() else { return };
+    ctx.wake.registry(ObjectRef::from_obj(&**registry));
+    if change.new.is_none() {
+        let name = registry.name_any();
+        ctx.sessions.remove(&name);
+        ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &BTreeSet::new());
+    }
+    let allowed = |it: &Option<std::sync::Arc<Registry>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
+    if change.new.is_none() || allowed(&change.old) != allowed(&change.new) {
+        all_in(&ctx.stores, &ctx.wake, &registry.name_any());
+    }
+}
+
+/// Everything in a Registry is looked at: it serves, or serves again, or in another way.
+pub(super) fn all_in(stores: &Stores, wake: &Wake, registry: &str) {
+    for it in stores.repositories.state().iter().filter(|it| it.spec.registry_ref.name == registry) {
+        wake.repository(ObjectRef::from_obj(&**it));
+    }
+    for it in stores.lifecycle_policies.state().iter().filter(|it| it.spec.registry_ref.name == registry) {
+        wake.lifecycle_policy(ObjectRef::from_obj(&**it));
+    }
+}
+
+/// A Repository changed: it is looked at; so are those that ask for the same name, if it goes, and the lifecycle policies of
+/// its namespace that are, or were, about it.
+pub(super) fn repository_changed(ctx: &Context, change: &Change<Repository>) {
+    let Some(repository) = change.either() else { return };
+    ctx.wake.repository(ObjectRef::from_obj(&**repository));
+    let leaves = change.new.as_ref().is_none_or(|it| it.metadata.deletion_timestamp.is_some());
+    if leaves {
+        let same = |other: &Repository| {
+            other.spec.registry_ref == repository.spec.registry_ref
+                && other.repository_name() == repository.repository_name()
+                && other.uid() != repository.uid()
+        };
+        for rival in ctx.stores.repositories.state().iter().filter(|it| same(it)) {
+            ctx.wake.repository(ObjectRef::from_obj(&**rival));
+        }
+    }
+    let labels = |it: &Option<std::sync::Arc<Repository>>| it.as_ref().map(|it| it.metadata.labels.clone());
+    if leaves || labels(&change.old) != labels(&change.new) {
+        for policy in ctx.stores.lifecycle_policies.state() {
+            let about = [&change.old, &change.new].into_iter().flatten().any(|it| policy.applies_to(it));
+            if about {
+                ctx.wake.lifecycle_policy(ObjectRef::from_obj(&*policy));
+            }
+        }
+    }
+}
+
+/// A Repository has come to stand well: lifecycle policies that waited for it go on.
+pub(super) fn repository_stands(ctx: &Context, repository: &Repository) {
+    for policy in ctx.stores.lifecycle_policies.state().iter().filter(|it| it.applies_to(repository)) {
+        ctx.wake.lifecycle_policy(ObjectRef::from_obj(&**policy));
+    }
+}
+
+/// A LifecyclePolicy changed: it is looked at; so are those of its namespace that wait for what it lets go of.
+pub(super) fn lifecycle_policy_changed(ctx: &Context, change: &Change<LifecyclePolicy>) {
+    let Some(policy) = change.either() else { return };
+    ctx.wake.lifecycle_policy(ObjectRef::from_obj(&**policy));
+    for other in ctx.stores.lifecycle_policies.state() {
+        if other.namespace() == policy.namespace() && other.uid() != policy.uid() {
+            ctx.wake.lifecycle_policy(ObjectRef::from_obj(&*other));
+        }
+    }
+}
+
+/// A namespace's labels changed: what its resources may use may have, too.
+pub(super) fn namespace_changed(ctx: &Context, change: &Change<PartialObjectMeta<Namespace>>) {
+    let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
+    for it in ctx.stores.repositories.state().iter().filter(|it| it.namespace().as_ref() == Some(&namespace)) {
+        ctx.wake.repository(ObjectRef::from_obj(&**it));
+    }
+}

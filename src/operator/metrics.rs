@@ -1,0 +1,473 @@
+//! What the operator counts: reconciles, drift, calls of registries and of the Kubernetes API, and who leads.
+//!
+//! No label grows without bound. Kinds and outcomes are closed sets; registries are those that there are, for a deleted one's series are
+//! dropped; names of errors, which a registry that isn't one could make up at will, are as many as [`NAMES`].
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
+
+/// How many names of errors are told apart; further ones are counted as [`OTHER`].
+const NAMES: usize = 100;
+/// What stands for names that are not told apart.
+const OTHER: &str = "Other";
+
+/// How a reconcile ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are the label's values")]
+pub enum Outcome {
+    /// What the resource asks for holds.
+    ready,
+    /// It waits for something that may come by itself.
+    waiting,
+    /// Nothing but a change of the resource or the registry will help.
+    stalled,
+    /// It ended in an error and is tried again.
+    failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReconcileLabels {
+    kind: &'static str,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    kind: &'static str,
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DriftLabels {
+    kind: &'static str,
+    registry: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    registry: String,
+    operation: String,
+    code: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RegistryLabel {
+    registry: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KubernetesLabels {
+    method: String,
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StandingLabels {
+    kind: &'static str,
+    standing: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    namespace: String,
+    name: String,
+}
+
+/// So many resources of a kind stand so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resources {
+    /// The kind.
+    pub kind: &'static str,
+    /// `ready`, `waiting` or `stalled`.
+    pub standing: &'static str,
+    /// How many.
+    pub count: usize,
+}
+
+/// When the tokens that a PullSecret has put into Secrets end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenEnd {
+    /// The PullSecret's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// When the first of them ends.
+    pub ends: Timestamp,
+}
+
+/// What is read from memory when the metrics are read, rather than counted as it happens.
+pub trait Census: Send + Sync {
+    /// All resources, by kind and standing.
+    fn resources(&self) -> Vec<Resources>;
+    /// The tokens of all PullSecrets.
+    fn tokens(&self) -> Vec<TokenEnd>;
+}
+
+/// Everything that the operator counts.
+#[derive(Debug)]
+pub struct OperatorMetrics {
+    metrics: MetricsRegistry,
+    reconciles: Family<ReconcileLabels, Counter>,
+    durations: Family<KindLabel, Histogram, fn() -> Histogram>,
+    errors: Family<ErrorLabels, Counter>,
+    drift_found: Family<DriftLabels, Counter>,
+    drift_repaired: Family<DriftLabels, Counter>,
+    queued: Family<KindLabel, Gauge>,
+    calls: Family<CallLabels, Counter>,
+    call_durations: Family<RegistryLabel, Histogram, fn() -> Histogram>,
+    throttles: Family<RegistryLabel, Counter>,
+    up: Family<RegistryLabel, Gauge>,
+    leader: Gauge,
+    terms: Counter,
+    kubernetes_requests: Family<KubernetesLabels, Counter>,
+    census: Arc<CensusTaker>,
+    /// Which labels there are of each registry, to drop them with it.
+    of_registry: Mutex<HashMap<String, HashSet<CallLabels>>>,
+    names: Mutex<HashSet<String>>,
+}
+
+impl Default for OperatorMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl OperatorMetrics {
+    /// Metrics that start at zero.
+    pub fn new() -> Self {
+        fn seconds() -> Histogram {
+            // 1 ms to 65 s: from a look at memory to a registry that takes its time.
+            Histogram::new(exponential_buckets(0.001, 4.0, 9))
+        }
+        let durations: Family<KindLabel, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds);
+        let call_durations: Family<RegistryLabel, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds);
+        let this = Self {
+            metrics: MetricsRegistry::default(),
+            reconciles: Family::default(),
+            durations,
+            errors: Family::default(),
+            drift_found: Family::default(),
+            drift_repaired: Family::default(),
+            queued: Family::default(),
+            calls: Family::default(),
+            call_durations,
+            throttles: Family::default(),
+            up: Family::default(),
+            leader: Gauge::default(),
+            terms: Counter::default(),
+            kubernetes_requests: Family::default(),
+            census: Arc::default(),
+            of_registry: Mutex::default(),
+            names: Mutex::default(),
+        };
+
+        let mut metrics = MetricsRegistry::with_prefix("wharfage_operator");
+        metrics.register("reconciles", "Reconciles that ended", this.reconciles.clone());
+        let help = "Time that a reconcile took";
+        metrics.register_with_unit("reconcile_duration", help, Unit::Seconds, this.durations.clone());
+        metrics.register("errors", "Reconciles that ended in no good, by the reason given", this.errors.clone());
+        metrics.register("drift_found", "Properties found otherwise than asked for", this.drift_found.clone());
+        metrics.register("drift_repaired", "Properties made as asked for again", this.drift_repaired.clone());
+        metrics.register("queue_depth", "Resources that wait for their reconcile", this.queued.clone());
+        metrics.register("api_calls", "Calls of a registry's API, each attempt", this.calls.clone());
+        let help = "Time that an attempt to call a registry's API took";
+        metrics.register_with_unit("api_call_duration", help, Unit::Seconds, this.call_durations.clone());
+        metrics.register("api_throttles", "Calls that a registry refused for coming too fast", this.throttles.clone());
+        metrics.register("registry_up", "Whether the registry answered last (1) or not (0)", this.up.clone());
+        metrics.register("leader", "Whether this replica leads (1) or stands by (0)", this.leader.clone());
+        metrics.register("leader_terms", "How often this replica came to lead", this.terms.clone());
+        let help = "Requests to the Kubernetes API that were answered";
+        metrics.register("kubernetes_requests", help, this.kubernetes_requests.clone());
+        metrics.register_collector(Box::new(Ask(Arc::clone(&this.census))));
+        Self { metrics, ..this }
+    }
+
+    /// Counts a reconcile that ended.
+    pub fn reconciled(&self, kind: &'static str, outcome: Outcome, took: Duration) {
+        self.reconciles.get_or_create(&ReconcileLabels { kind, outcome }).inc();
+        self.durations.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a reconcile that ended in no good, under the reason that its condition gives.
+    pub fn failed(&self, kind: &'static str, reason: &str) {
+        self.errors.get_or_create(&ErrorLabels { kind, reason: self.name(reason) }).inc();
+    }
+
+    /// Counts properties that were found otherwise than asked for.
+    pub fn drift_found(&self, kind: &'static str, registry: &str, properties: u64) {
+        self.drift_found.get_or_create(&DriftLabels { kind, registry: registry.to_owned() }).inc_by(properties);
+    }
+
+    /// Counts properties that were made as asked for again.
+    pub fn drift_repaired(&self, kind: &'static str, registry: &str, properties: u64) {
+        self.drift_repaired.get_or_create(&DriftLabels { kind, registry: registry.to_owned() }).inc_by(properties);
+    }
+
+    /// Counts a resource as waiting for its reconcile until the answer is dropped.
+    #[must_use]
+    pub fn queued(&self, kind: &'static str) -> Queued {
+        let depth = self.queued.get_or_create_owned(&KindLabel { kind });
+        depth.inc();
+        Queued { depth }
+    }
+
+    /// Counts one attempt to call a registry's API.
+    pub fn called(&self, registry: &str, operation: &str, code: &str, throttled: bool, took: Duration) {
+        let labels =
+            CallLabels { registry: registry.to_owned(), operation: operation.to_owned(), code: self.name(code) };
+        self.calls.get_or_create(&labels).inc();
+        let label = RegistryLabel { registry: registry.to_owned() };
+        self.call_durations.get_or_create(&label).observe(took.as_secs_f64());
+        if throttled {
+            self.throttles.get_or_create(&label).inc();
+        }
+        let mut of_registry = self.of_registry.lock().unwrap_or_else(PoisonError::into_inner);
+        match of_registry.get_mut(registry) {
+            Some(known) if known.contains(&labels) => {}
+            Some(known) => drop(known.insert(labels)),
+            None => drop(of_registry.insert(registry.to_owned(), HashSet::from([labels]))),
+        }
+    }
+
+    /// Takes note of whether a registry answered.
+    pub fn registry_up(&self, registry: &str, up: bool) {
+        self.up.get_or_create(&RegistryLabel { registry: registry.to_owned() }).set(i64::from(up));
+    }
+
+    /// Drops the series of a registry that was deleted. `kinds` are those whose drift was counted.
+    pub fn forget_registry(&self, registry: &str, kinds: &[&'static str]) {
+        let label = RegistryLabel { registry: registry.to_owned() };
+        self.call_durations.remove(&label);
+        self.throttles.remove(&label);
+        self.up.remove(&label);
+        for kind in kinds {
+            let labels = DriftLabels { kind, registry: registry.to_owned() };
+            self.drift_found.remove(&labels);
+            self.drift_repaired.remove(&labels);
+        }
+        let known = self.of_registry.lock().unwrap_or_else(PoisonError::into_inner).remove(registry);
+        for labels in known.unwrap_or_default() {
+            self.calls.remove(&labels);
+        }
+    }
+
+    /// Counts an answer of the Kubernetes API.
+    pub fn kubernetes_answered(&self, method: &http::Method, code: http::StatusCode) {
+        let labels = KubernetesLabels { method: method.as_str().to_owned(), code: code.as_u16() };
+        self.kubernetes_requests.get_or_create(&labels).inc();
+    }
+
+    /// Says that this replica leads, until the answer is dropped. From then on `census` is asked when the metrics are read.
+    #[must_use]
+    pub fn leading(self: &Arc<Self>, census: Weak<dyn Census>) -> Leading {
+        self.leader.set(1);
+        self.terms.inc();
+        self.census.set(Some(census));
+        Leading { metrics: Arc::clone(self) }
+    }
+
+    /// The metrics in OpenMetrics' text format.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.metrics)?;
+        Ok(text)
+    }
+
+    /// The name of an error, or what stands for it when there are too many or it looks like none.
+    fn name(&self, name: &str) -> String {
+        let plain = (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = plain && (names.contains(name) || (names.len() < NAMES && names.insert(name.to_owned())));
+        if known { name.to_owned() } else { OTHER.to_owned() }
+    }
+}
+
+/// A resource that waits for its reconcile.
+#[derive(Debug)]
+pub struct Queued {
+    depth: Gauge,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.depth.dec();
+    }
+}
+
+/// A term of this replica, for the metrics.
+#[derive(Debug)]
+pub struct Leading {
+    metrics: Arc<OperatorMetrics>,
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.metrics.leader.set(0);
+        self.metrics.census.set(None);
+        // A queue ends with its term.
+        self.metrics.queued.clear();
+    }
+}
+
+/// Asks the census when the metrics are read; there is none while this replica stands by.
+#[derive(Default)]
+struct CensusTaker(Mutex<Option<Weak<dyn Census>>>);
+
+impl CensusTaker {
+    fn set(&self, census: Option<Weak<dyn Census>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = census;
+    }
+
+    fn get(&self) -> Option<Arc<dyn Census>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Weak::upgrade)
+    }
+}
+
+impl Debug for CensusTaker {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("CensusTaker").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Ask(Arc<CensusTaker>);
+impl Collector for Ask {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let census = self.0.get();
+        let resources = Family::<StandingLabels, Gauge>::default();
+        for Resources { kind, standing, count } in census.iter().flat_map(|census| census.resources()) {
+            resources
+                .get_or_create(&StandingLabels { kind, standing })
+                .inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let help = "Resources, by how they stand";
+        resources.encode(encoder.encode_descriptor("resources", help, None, resources.metric_type())?)?;
+
+        let tokens = Family::<TokenLabels, Gauge>::default();
+        let now = Timestamp::now();
+        for TokenEnd { namespace, name, ends } in census.iter().flat_map(|census| census.tokens()) {
+            tokens.get_or_create(&TokenLabels { namespace, name }).set(ends.duration_since(now).as_secs());
+        }
+        let help = "Time until the first of a PullSecret's tokens ends; negative when it has ended";
+        let unit = Some(&Unit::Seconds);
+        tokens.encode(encoder.encode_descriptor("pull_secret_token_remaining", help, unit, tokens.metric_type())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn has(metrics: &OperatorMetrics, line: &str) -> bool {
+        metrics.encode().unwrap().lines().any(|have| have == line)
+    }
+
+    struct Two;
+
+    impl Census for Two {
+        fn resources(&self) -> Vec<Resources> {
+            vec![Resources { kind: "Repository", standing: "ready", count: 2 }]
+        }
+
+        fn tokens(&self) -> Vec<TokenEnd> {
+            vec![TokenEnd { namespace: "shop".into(), name: "home".into(), ends: Timestamp::UNIX_EPOCH }]
+        }
+    }
+
+    #[test]
+    fn every_metric_is_in_the_documentation() {
+        let documented = include_str!("../../docs/operations.md");
+        let text = OperatorMetrics::new().encode().unwrap();
+        let metrics: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        assert!(metrics.len() > 10, "{text}");
+        for (name, kind) in metrics {
+            let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
+            assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
+        }
+    }
+
+    #[test]
+    fn names_that_anybody_may_make_up_are_bounded() {
+        let metrics = OperatorMetrics::new();
+        metrics.called("home", "ListImages", "not a name\"", false, SECOND);
+        for number in 0..1000 {
+            metrics.called("home", "ListImages", &format!("Madeup{number}"), false, SECOND);
+        }
+        let text = metrics.encode().unwrap();
+        let codes = text.lines().filter(|line| line.starts_with("wharfage_operator_api_calls_total")).count();
+        assert_eq!(codes, NAMES + 1, "{text}");
+        assert!(!text.contains("not a name"));
+        // What was known before is still told apart.
+        metrics.called("home", "ListImages", "Madeup0", false, SECOND);
+        let line = r#"wharfage_operator_api_calls_total{registry="home",operation="ListImages",code="Madeup0"} 2"#;
+        assert!(has(&metrics, line));
+    }
+
+    #[test]
+    fn a_deleted_registry_leaves_no_series() {
+        let metrics = OperatorMetrics::new();
+        for registry in ["home", "away"] {
+            metrics.called(registry, "ListImages", "ThrottlingException", true, SECOND);
+            metrics.called(registry, "ListImages", "200", false, SECOND);
+            metrics.registry_up(registry, true);
+            metrics.drift_found("Repository", registry, 3);
+            metrics.drift_repaired("Repository", registry, 2);
+        }
+        assert!(has(&metrics, r#"wharfage_operator_api_throttles_total{registry="away"} 1"#));
+        metrics.forget_registry("away", &["Repository"]);
+        let text = metrics.encode().unwrap();
+        assert!(!text.contains("away"), "{text}");
+        assert!(has(&metrics, r#"wharfage_operator_drift_found_total{kind="Repository",registry="home"} 3"#));
+    }
+
+    #[test]
+    fn only_the_leader_tells_of_resources_and_tokens() {
+        let metrics = Arc::new(OperatorMetrics::new());
+        let census: Arc<dyn Census> = Arc::new(Two);
+        let resources = r#"wharfage_operator_resources{kind="Repository",standing="ready"} 2"#;
+        assert!(!has(&metrics, resources));
+        let leading = metrics.leading(Arc::downgrade(&census));
+        let waiting = metrics.queued("Repository");
+        assert!(has(&metrics, resources));
+        assert!(has(&metrics, "wharfage_operator_leader 1"));
+        assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 1"#));
+        let text = metrics.encode().unwrap();
+        let token = r#"wharfage_operator_pull_secret_token_remaining_seconds{namespace="shop",name="home"} -"#;
+        assert!(text.contains(token), "{text}");
+        drop(waiting);
+        assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 0"#));
+        drop(leading);
+        assert!(!has(&metrics, resources));
+        assert!(has(&metrics, "wharfage_operator_leader 0"));
+        assert!(has(&metrics, "wharfage_operator_leader_terms_total 1"));
+    }
+
+    #[test]
+    fn reconciles_are_counted_by_kind_and_outcome() {
+        let metrics = OperatorMetrics::new();
+        metrics.reconciled("Repository", Outcome::ready, SECOND);
+        metrics.reconciled("Repository", Outcome::stalled, SECOND);
+        metrics.failed("Repository", "OwnedByAnother");
+        assert!(has(&metrics, r#"wharfage_operator_reconciles_total{kind="Repository",outcome="ready"} 1"#));
+        assert!(has(&metrics, r#"wharfage_operator_errors_total{kind="Repository",reason="OwnedByAnother"} 1"#));
+        assert!(has(&metrics, r#"wharfage_operator_reconcile_duration_seconds_count{kind="Repository"} 2"#));
+    }
+}

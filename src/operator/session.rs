@@ -1,0 +1,516 @@
+//! A registry as the operator knows it: one client, one listing that all resources share, what was read of each repository,
+//! and whether the registry answers at all.
+//!
+//! What is asked of a registry in steady state grows with the pages of its listing, not with the resources in it: the listing
+//! is read once per interval; tags and policies, which ECR gives for one repository at a time, are read before anything is
+//! changed, when somebody asks, and otherwise in rotation, about [`LOOKS_PER_INTERVAL`] repositories in an interval.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+use crate::apply::{Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, list, look, usage};
+use crate::names::RepositoryName;
+use crate::plan::model::{ApiError, ObservedRepository};
+use crate::plan::{Call, Step};
+
+/// Repositories whose tags and policies are read again in an interval, when nothing else asks for it.
+pub const LOOKS_PER_INTERVAL: usize = 100;
+/// What was read this recently is what is there: a change may be based on it.
+const JUST_READ: Duration = Duration::from_secs(5);
+/// The first pause after a registry did not answer; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Why a look or a change came to nothing.
+#[derive(Debug, Clone)]
+pub enum Trouble {
+    /// The registry is down, slow, throttling, or answers what makes no sense.
+    Away(Away),
+    /// It refused this.
+    Refused(ApiError),
+}
+
+/// A registry that does not answer.
+#[derive(Debug, Clone)]
+pub struct Away {
+    /// Since when.
+    pub since: Timestamp,
+    /// What happened.
+    pub message: String,
+    /// How long until it is tried again.
+    pub retry: Duration,
+}
+
+impl Away {
+    /// The sentence for a condition. It stays the same while the registry is away, so that it is written once.
+    pub fn message(&self, registry: &str) -> String {
+        let Self { since, message, retry: _ } = self;
+        let since = since.strftime("%H:%M:%SZ on %F");
+        let most = LONGEST_PAUSE.as_secs();
+        format!("Registry {registry} does not answer since {since}: {message}; tried again every {most} s or sooner")
+    }
+}
+
+/// Errors that say nothing of the request: the registry is not well, or wants to be left alone for a while.
+const AWAY: [&str; 11] = [
+    "RegistryUnavailable",
+    "UnexpectedResponse",
+    "ServerException",
+    "InternalFailure",
+    "InternalServerError",
+    "ServiceUnavailable",
+    "ServiceUnavailableException",
+    "ThrottlingException",
+    "Throttling",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+];
+
+/// Whether the registry answers.
+#[derive(Debug, Default)]
+struct Health {
+    down: Option<Down>,
+}
+
+#[derive(Debug)]
+struct Down {
+    since: Timestamp,
+    failures: u32,
+    next: Instant,
+    /// Whether one request was let through since the last failure that counted.
+    probed: bool,
+    message: String,
+}
+
+impl Down {
+    fn away(&self, now: Instant) -> Away {
+        Away { since: self.since, message: self.message.clone(), retry: self.next.saturating_duration_since(now) }
+    }
+}
+
+impl Health {
+    /// May it be asked? While it is down one request is let through when a pause is over, to find out.
+    fn admit(&mut self, now: Instant) -> Result<(), Away> {
+        let Some(down) = &mut self.down else { return Ok(()) };
+        if now >= down.next {
+            down.next = now + pause(down.failures);
+            down.probed = true;
+            return Ok(());
+        }
+        Err(down.away(now))
+    }
+
+    /// Of requests that were under way together only the first that fails counts.
+    fn failed(&mut self, now: Instant, at: Timestamp, message: String) -> Away {
+        let down =
+            self.down.get_or_insert(Down { since: at, failures: 0, next: now, probed: true, message: String::new() });
+        if down.probed {
+            down.failures = down.failures.saturating_add(1);
+            down.next = now + pause(down.failures);
+            down.probed = false;
+            // The first message stays, so that conditions do not change with each.
+            if down.message.is_empty() {
+                down.message = message;
+            }
+        }
+        down.away(now)
+    }
+
+    /// Whether this is news.
+    fn answered(&mut self) -> bool {
+        self.down.take().is_some()
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(LONGEST_PAUSE)
+}
+
+/// How new what is known must be.
+#[derive(Debug, Clone, Copy)]
+pub struct Freshness {
+    /// The resource's interval: what is older is read again.
+    pub interval: Duration,
+    /// Everything is read again now.
+    pub now: bool,
+}
+
+struct Snapshot {
+    at: Instant,
+    repositories: Listing,
+}
+
+/// A registry.
+pub struct Session {
+    name: String,
+    ecr: Ecr,
+    /// Of what it was made: a Registry that asks for something else gets another session.
+    fingerprint: u64,
+    listing: AsyncMutex<Option<Arc<Snapshot>>>,
+    repositories: Mutex<HashMap<RepositoryName, Arc<AsyncMutex<Known>>>>,
+    health: Mutex<Health>,
+    recovered: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What is known of one repository.
+#[derive(Debug, Default)]
+struct Known {
+    /// From an answer about it alone; a newer listing replaces it.
+    listed: Option<(Instant, Option<Listed>)>,
+    read: Option<Read>,
+    usage: Option<(Instant, ImageUsage)>,
+}
+
+#[derive(Debug)]
+struct Read {
+    at: Instant,
+    needs: RepositoryNeeds,
+    observed: ObservedRepository,
+}
+
+impl Session {
+    /// A session; nothing is sent yet. `recovered` is called when the registry answers again after it did not.
+    pub fn new(name: &str, ecr: Ecr, fingerprint: u64, recovered: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            name: name.to_owned(),
+            ecr,
+            fingerprint,
+            listing: AsyncMutex::default(),
+            repositories: Mutex::default(),
+            health: Mutex::default(),
+            recovered: Box::new(recovered),
+        }
+    }
+
+    /// Of what it was made.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// The client. What is asked with it goes through [`Self::ask`].
+    pub fn ecr(&self) -> &Ecr {
+        &self.ecr
+    }
+
+    /// Asks the registry something, unless it is known to be away.
+    ///
+    /// # Errors
+    /// When it is away, or refuses.
+    pub async fn ask<T>(&self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, Trouble> {
+        self.health().admit(Instant::now()).map_err(Trouble::Away)?;
+        let answer = question.await;
+        self.note(answer)
+    }
+
+    /// Remembers from an answer whether the registry is there.
+    fn note<T>(&self, answer: Result<T, ApiError>) -> Result<T, Trouble> {
+        match answer {
+            Err(error) if AWAY.contains(&error.name.as_str()) => {
+                let message = match error.name.as_str() {
+                    "RegistryUnavailable" => error.message,
+                    _ => error.to_string(),
+                };
+                tracing::debug!(registry = self.name, message, "the registry is away");
+                Err(Trouble::Away(self.health().failed(Instant::now(), Timestamp::now(), message)))
+            }
+            answer => {
+                if self.health().answered() {
+                    tracing::info!(registry = self.name, "the registry answers again");
+                    (self.recovered)();
+                }
+                answer.map_err(Trouble::Refused)
+            }
+        }
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The listing, at most this old: read again by one for all.
+    async fn listing(&self, max_age: Duration) -> Result<Arc<Snapshot>, Trouble> {
+        let mut listing = self.listing.lock().await;
+        if let Some(listing) = listing.as_ref().filter(|it| it.at.elapsed() < max_age) {
+            return Ok(Arc::clone(listing));
+        }
+        // A repository made while the listing goes on may be missing in it, so its time is that of its beginning.
+        let at = Instant::now();
+        let repositories = self.ask(list(&self.ecr)).await?;
+        self.forget_what_is_gone(&repositories, at);
+        let new = Arc::new(Snapshot { at, repositories });
+        *listing = Some(Arc::clone(&new));
+        Ok(new)
+    }
+
+    /// What was known of repositories that are listed no more, and that nobody is busy with.
+    fn forget_what_is_gone(&self, listed: &Listing, at: Instant) {
+        let mut known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|name, it| {
+            let busy = || it.try_lock().map_or(true, |it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
+            listed.contains_key(name) || busy()
+        });
+    }
+
+    /// How many repositories there are, and what is known of their images: how many and how many bytes.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn totals(&self, max_age: Duration) -> Result<(usize, ImageUsage), Trouble> {
+        let listing = self.listing(max_age).await?;
+        let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+        let usages = known.values().filter_map(|it| Some(it.try_lock().ok()?.usage?.1));
+        let add = |sum: ImageUsage, one: ImageUsage| ImageUsage {
+            images: sum.images + one.images,
+            bytes: sum.bytes + one.bytes,
+        };
+        Ok((listing.repositories.len(), usages.fold(ImageUsage::default(), add)))
+    }
+
+    /// One repository, for oneself: two resources that mean the same one come one after the other.
+    pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> Held {
+        let known = {
+            let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(repositories.entry(name.clone()).or_default())
+        };
+        Held { session: Arc::clone(self), name: name.clone(), known: known.lock_owned().await }
+    }
+}
+
+/// A repository that nobody else looks at or changes meanwhile.
+pub struct Held {
+    session: Arc<Session>,
+    name: RepositoryName,
+    known: OwnedMutexGuard<Known>,
+}
+
+impl Held {
+    /// What the repository is like; nothing if there is none.
+    ///
+    /// # Errors
+    /// When the registry is away, or refuses to say.
+    pub async fn look(
+        &mut self,
+        needs: RepositoryNeeds,
+        freshness: Freshness,
+    ) -> Result<Option<ObservedRepository>, Trouble> {
+        let Freshness { interval, now } = freshness;
+        let listed = if now { self.find().await? } else { self.listed(interval).await? };
+        let Some(listed) = listed else {
+            self.known.read = None;
+            self.known.usage = None;
+            return Ok(None);
+        };
+        if let Some(read) = &mut self.known.read {
+            let recreated = read.observed.arn != listed.arn;
+            let rotation = self.session.rotation().await;
+            let due = now || recreated || read.at.elapsed() >= interval.saturating_mul(rotation);
+            if read.needs.covers(needs) && !due {
+                read.observed.tag_mutability = listed.tag_mutability.clone();
+                read.observed.scan_on_push = listed.scan_on_push;
+                read.observed.encryption = listed.encryption.clone();
+                return Ok(Some(read.observed.clone()));
+            }
+        }
+        self.read(needs, &listed).await
+    }
+
+    /// Reads tags and policies, unless that was done just now: what is to be changed must be ours still.
+    ///
+    /// # Errors
+    /// When the registry is away, or refuses to say.
+    pub async fn look_before_change(&mut self, needs: RepositoryNeeds) -> Result<Option<ObservedRepository>, Trouble> {
+        if let Some(read) = &self.known.read
+            && read.at.elapsed() < JUST_READ
+            && read.needs.covers(needs)
+        {
+            return Ok(Some(read.observed.clone()));
+        }
+        let Some(listed) = self.find().await? else {
+            self.known.read = None;
+            return Ok(None);
+        };
+        self.read(needs, &listed).await
+    }
+
+    async fn read(&mut self, needs: RepositoryNeeds, listed: &Listed) -> Result<Option<ObservedRepository>, Trouble> {
+        let before = self.known.read.as_ref().map(|read| read.needs).unwrap_or_default();
+        let needs = needs.and(before);
+        let at = Instant::now();
+        let answer = self.session.ask(look(&self.session.ecr, &self.name, listed, needs)).await?;
+        self.known.read = answer.clone().map(|observed| Read { at, needs, observed });
+        if answer.is_none() {
+            self.known.listed = Some((at, None));
+        }
+        Ok(answer)
+    }
+
+    /// What the listing says of it, or a newer answer about it alone.
+    async fn listed(&mut self, max_age: Duration) -> Result<Option<Listed>, Trouble> {
+        let listing = self.session.listing(max_age).await?;
+        if let Some((at, listed)) = &self.known.listed
+            && *at >= listing.at
+        {
+            return Ok(listed.clone());
+        }
+        listing.repositories.get(&self.name).cloned().transpose().map_err(Trouble::Refused)
+    }
+
+    /// Asks about it alone.
+    async fn find(&mut self) -> Result<Option<Listed>, Trouble> {
+        let at = Instant::now();
+        let listed = self.session.ask(find(&self.session.ecr, &self.name)).await?;
+        self.known.listed = Some((at, listed.clone()));
+        Ok(listed)
+    }
+
+    /// What is known of it from the listing, without asking.
+    pub async fn as_listed(&mut self) -> Option<Listed> {
+        match &self.known.listed {
+            Some((at, listed)) => {
+                let listing = self.session.listing.lock().await.clone();
+                match listing.filter(|listing| listing.at > *at) {
+                    Some(newer) => newer.repositories.get(&self.name).cloned()?.ok(),
+                    None => listed.clone(),
+                }
+            }
+            None => {
+                let listing = self.session.listing.lock().await.clone();
+                listing?.repositories.get(&self.name).cloned()?.ok()
+            }
+        }
+    }
+
+    /// Carries a step out, and remembers what it did.
+    ///
+    /// # Errors
+    /// When the registry is away, or refuses.
+    pub async fn carry_out(&mut self, step: &Step) -> Result<(), Trouble> {
+        let (session, at) = (Arc::clone(&self.session), Instant::now());
+        let mut listed = self.as_listed().await;
+        let known = &mut *self.known;
+        let remember = |call: &Call, made: Option<Listed>| {
+            if let Some(made) = made {
+                let observed = ObservedRepository::made(made.arn.clone(), call);
+                // All of it is known: it was made just now.
+                let needs = RepositoryNeeds { policy: true, lifecycle_policy: true, preview: true };
+                known.read = observed.map(|observed| Read { at, needs, observed });
+                known.usage = Some((at, ImageUsage::default()));
+                listed = Some(made);
+            } else if let Call::DeleteRepository { .. } = call {
+                (known.read, known.usage, listed) = (None, None, None);
+            } else if let Some(read) = &mut known.read {
+                read.observed.after(call);
+                if let Some(listed) = &mut listed {
+                    listed.tag_mutability = read.observed.tag_mutability.clone();
+                    listed.scan_on_push = read.observed.scan_on_push;
+                }
+            }
+        };
+        let outcome = session.ask(carry_out(&session.ecr, step, None, remember)).await;
+        if outcome.is_ok() {
+            known.listed = Some((at, listed));
+        } else {
+            // Nobody knows how far it came: the next look asks.
+            (known.read, known.listed) = (None, None);
+            session.distrust_listing().await;
+        }
+        outcome
+    }
+
+    /// Its images, counted within the rotation; nothing if nobody counted yet.
+    ///
+    /// # Errors
+    /// When the registry is away, or refuses to say.
+    pub async fn usage(&mut self, freshness: Freshness) -> Result<ImageUsage, Trouble> {
+        let rotation = self.session.rotation().await;
+        if let Some((at, usage)) = self.known.usage
+            && !freshness.now
+            && at.elapsed() < freshness.interval.saturating_mul(rotation)
+        {
+            return Ok(usage);
+        }
+        let at = Instant::now();
+        let counted = self.session.ask(usage(&self.session.ecr, &self.name)).await?;
+        self.known.usage = Some((at, counted));
+        Ok(counted)
+    }
+
+    /// The session that it belongs to.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl Session {
+    /// The next look lists again: what was listed is not what is there.
+    async fn distrust_listing(&self) {
+        *self.listing.lock().await = None;
+    }
+
+    /// In how many intervals each repository is looked at once.
+    async fn rotation(&self) -> u32 {
+        let repositories = self.listing.lock().await.as_ref().map_or(0, |it| it.repositories.len());
+        u32::try_from(repositories.div_ceil(LOOKS_PER_INTERVAL)).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+/// The registries that are known, by the names of their Registry resources.
+#[derive(Debug, Default)]
+pub struct Sessions(RwLock<HashMap<String, Arc<Session>>>);
+
+impl Sessions {
+    /// The session of a Registry, if it has one.
+    pub fn get(&self, registry: &str) -> Option<Arc<Session>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
+    }
+
+    /// Gives a Registry its session.
+    pub fn put(&self, registry: &str, session: Arc<Session>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(registry.to_owned(), session);
+    }
+
+    /// Takes a Registry's session away.
+    pub fn remove(&self, registry: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(registry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_is_away_is_asked_once_per_pause() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        assert!(health.admit(start).is_ok());
+        let away = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
+        assert_eq!(away.retry, FIRST_PAUSE);
+        // Those that were under way at the same time change nothing.
+        health.failed(start + Duration::from_millis(10), Timestamp::UNIX_EPOCH, "refused".to_owned());
+        let later = start + Duration::from_millis(1020);
+        assert!(health.admit(later).is_ok(), "one finds out");
+        assert!(health.admit(later).is_err(), "the others wait");
+        let away = health.failed(later, Timestamp::UNIX_EPOCH, "refused".to_owned());
+        assert_eq!((away.retry, away.since), (FIRST_PAUSE * 2, Timestamp::UNIX_EPOCH));
+        assert!(health.answered());
+        assert!(!health.answered());
+        assert!(health.admit(later).is_ok());
+    }
+
+    #[test]
+    fn pauses_grow_to_a_limit() {
+        let pauses: Vec<u64> = (1..9).map(|failures| pause(failures).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+}

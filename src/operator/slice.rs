@@ -1,0 +1,51 @@
+//! The part of the world that a decision about one repository name needs: all who ask for the name, the older first.
+//!
+//! Everything that a plan decides is decided by name, so that a plan of such a slice is the whole plan's part about it.
+
+use std::cmp::Ordering;
+use std::path::PathBuf;
+
+use kube::ResourceExt as _;
+
+use super::context::Stores;
+use crate::crd::{Registry, Repository};
+use crate::manifests::{Loaded, Manifests, Source};
+use crate::names::RepositoryName;
+
+/// The Registry and the Repositories that ask for this name in it, without those that are being deleted.
+pub fn slice(stores: &Stores, registry: &Registry, name: &RepositoryName) -> Manifests {
+    let registry_name = registry.name_any();
+    let asks = |it: &Repository| {
+        it.spec.registry_ref.name == registry_name
+            && it.metadata.deletion_timestamp.is_none()
+            && it.spec.repository_name.as_ref().map_or_else(|| it.metadata.name.as_deref(), |it| Some(it.as_str()))
+                == Some(name.as_str())
+    };
+    let mut claims = stores.repositories.state_filter(asks);
+    claims.sort_by(|a, b| older(&**a, &**b));
+    let namespaces = claims.iter().filter_map(|it| it.namespace()).map(|it| labels(stores, it)).collect();
+    Manifests {
+        registries: vec![in_cluster(registry.clone())],
+        repositories: claims.iter().map(|it| in_cluster((**it).clone())).collect(),
+        lifecycle_policies: Vec::new(),
+        namespaces,
+        ..Manifests::default()
+    }
+}
+
+/// Which of two resources has precedence: the older; of two of the same second the one that comes first by name.
+pub fn older<K: kube::Resource>(a: &K, b: &K) -> Ordering {
+    let key = |it: &K| (it.meta().creation_timestamp.clone().map(|it| it.0), it.namespace(), it.name_any());
+    key(a).cmp(&key(b))
+}
+
+/// A namespace and its labels.
+pub fn labels(stores: &Stores, namespace: String) -> (String, std::collections::BTreeMap<String, String>) {
+    let labels = stores.namespace(&namespace).and_then(|it| it.metadata.labels.clone());
+    (namespace, labels.unwrap_or_default())
+}
+
+/// A resource of the cluster has no place in a file.
+pub fn in_cluster<T>(resource: T) -> Loaded<T> {
+    Loaded { resource, source: Source { file: PathBuf::new(), document: 0, line: 0 } }
+}

@@ -1,0 +1,251 @@
+//! How a resource stands, in the conditions that kstatus, Argo CD and people read. Pure, but for the writing at the end.
+//!
+//! kstatus reads `observedGeneration` first, then `Reconciling`, then `Stalled`, then `Ready`: so those two are there only
+//! while they are True, and each condition says which generation it is about.
+
+use std::fmt::Debug;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::crd::conditions::{ConditionStatus, ConditionType, set_condition};
+use crate::crd::{Condition, condition};
+
+/// The field manager of everything that the operator writes.
+pub const FIELD_MANAGER: &str = "wharfage";
+
+/// Longest message of a condition; a registry may say more than anybody reads.
+const LONGEST_MESSAGE: usize = 2048;
+
+/// A stable reason and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Because {
+    /// One CamelCase word.
+    pub reason: String,
+    /// The object, the value and what to do.
+    pub message: String,
+}
+
+impl Because {
+    /// A reason and its sentence.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason: word(&reason.into()), message: cut(message.into()) }
+    }
+}
+
+/// A condition's reason may hold no other characters than these; a registry's error name could.
+fn word(reason: &str) -> String {
+    let word: String = reason.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(256).collect();
+    if word.starts_with(|c: char| c.is_ascii_alphabetic()) { word } else { format!("Error{word}") }
+}
+
+fn cut(message: String) -> String {
+    match message.char_indices().nth(LONGEST_MESSAGE) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message,
+    }
+}
+
+/// How a reconcile ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// As it should be.
+    Ready(Because),
+    /// Something is waited for, or work goes on: it gets better by itself.
+    Waiting(Because),
+    /// It gets better when somebody changes something; tried again slowly all the same.
+    Stalled(Because),
+}
+
+impl Standing {
+    /// Why.
+    pub fn because(&self) -> &Because {
+        match self {
+            Self::Ready(because) | Self::Waiting(because) | Self::Stalled(because) => because,
+        }
+    }
+
+    /// `ready`, `waiting` or `stalled`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Ready(_) => "ready",
+            Self::Waiting(_) => "waiting",
+            Self::Stalled(_) => "stalled",
+        }
+    }
+}
+
+/// What a reconcile found out, beyond the kind's own fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Findings {
+    /// How it stands.
+    pub standing: Standing,
+    /// Whether all that it refers to is there; nothing if it was not looked at.
+    pub references: Option<Result<(), Because>>,
+    /// Whether somebody changed the registry behind its back; nothing if it was not looked at.
+    pub drifted: Option<(bool, Because)>,
+}
+
+impl Default for Findings {
+    fn default() -> Self {
+        Self::of(Standing::Waiting(Because::new("Progressing", "it was not looked at yet")))
+    }
+}
+
+impl Findings {
+    /// Only how it stands.
+    pub fn of(standing: Standing) -> Self {
+        Self { standing, references: None, drifted: None }
+    }
+}
+
+/// The conditions after `findings` about `generation`. One whose status stays keeps the time at which it began; what was not
+/// looked at stays as it was.
+pub fn conditions(before: &[Condition], generation: Option<i64>, findings: &Findings, now: &Time) -> Vec<Condition> {
+    let mut conditions = before.to_vec();
+    let mut set = |type_, status: ConditionStatus, because: &Because| {
+        set_condition(
+            &mut conditions,
+            Condition {
+                type_,
+                status,
+                reason: because.reason.clone(),
+                message: because.message.clone(),
+                observed_generation: generation,
+                last_transition_time: now.clone(),
+            },
+        );
+    };
+    let because = findings.standing.because();
+    set(ConditionType::Ready, matches!(findings.standing, Standing::Ready(_)).into(), because);
+    match &findings.references {
+        Some(Ok(())) => {
+            set(ConditionType::ReferencesResolved, true.into(), &Because::new("Resolved", "all references exist"));
+        }
+        Some(Err(missing)) => set(ConditionType::ReferencesResolved, false.into(), missing),
+        None => {}
+    }
+    if let Some((drifted, because)) = &findings.drifted {
+        set(ConditionType::Drifted, (*drifted).into(), because);
+    }
+    for (type_, holds) in [
+        (ConditionType::Reconciling, matches!(findings.standing, Standing::Waiting(_))),
+        (ConditionType::Stalled, matches!(findings.standing, Standing::Stalled(_))),
+    ] {
+        if holds {
+            set(type_, true.into(), because);
+        }
+    }
+    conditions.retain(|it| match it.type_ {
+        ConditionType::Reconciling => matches!(findings.standing, Standing::Waiting(_)),
+        ConditionType::Stalled => matches!(findings.standing, Standing::Stalled(_)),
+        _ => true,
+    });
+    conditions.sort_by_key(|it| it.type_);
+    conditions
+}
+
+/// Conditions of a suspended resource: Ready stays as it was, and nothing goes on.
+pub fn suspended(before: &[Condition]) -> Vec<Condition> {
+    before
+        .iter()
+        .filter(|it| !matches!(it.type_, ConditionType::Reconciling | ConditionType::Stalled))
+        .cloned()
+        .collect()
+}
+
+/// Whether the conditions say Ready.
+pub fn is_ready(conditions: &[Condition]) -> bool {
+    condition(conditions, ConditionType::Ready).is_some_and(|it| it.status == ConditionStatus::True)
+}
+
+/// Writes the status, if it differs from the one that the object has; `eq` says what counts as the same.
+///
+/// # Errors
+/// What the API server said. An object that is gone needs no status.
+pub async fn write<K, S>(api: &Api<K>, object: &K, before: Option<&S>, after: &S) -> Result<bool, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    S: Serialize + PartialEq,
+{
+    if before == Some(after) {
+        return Ok(false);
+    }
+    let name = object.name_any();
+    let patch = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        // A namesake that came after it has another uid, and refuses this status.
+        "metadata": { "name": name, "uid": object.meta().uid },
+        "status": after,
+    });
+    match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn types(conditions: &[Condition]) -> Vec<ConditionType> {
+        conditions.iter().map(|it| it.type_).collect()
+    }
+
+    #[test]
+    fn reconciling_and_stalled_are_there_only_while_true() {
+        let waiting = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "it is away")));
+        let stalled = Findings::of(Standing::Stalled(Because::new("NotAllowed", "not yours")));
+        let ready = Findings::of(Standing::Ready(Because::new("InSync", "all is well")));
+        let first = conditions(&[], Some(1), &waiting, &at(1));
+        assert_eq!(types(&first), [ConditionType::Ready, ConditionType::Reconciling]);
+        assert_eq!(first[0].status, ConditionStatus::False);
+        let second = conditions(&first, Some(2), &stalled, &at(2));
+        assert_eq!(types(&second), [ConditionType::Ready, ConditionType::Stalled]);
+        assert_eq!(second[0].last_transition_time, at(1), "Ready was False before");
+        assert_eq!(second[0].observed_generation, Some(2));
+        let third = conditions(&second, Some(3), &ready, &at(3));
+        assert_eq!(types(&third), [ConditionType::Ready]);
+        assert_eq!(third[0].last_transition_time, at(3));
+        assert!(is_ready(&third) && !is_ready(&second));
+    }
+
+    #[test]
+    fn what_was_not_looked_at_stays_as_it_was() {
+        let found = Findings {
+            standing: Standing::Ready(Because::new("InSync", "")),
+            references: Some(Ok(())),
+            drifted: Some((false, Because::new("InSync", ""))),
+        };
+        let first = conditions(&[], Some(1), &found, &at(1));
+        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "")));
+        let second = conditions(&first, Some(1), &away, &at(2));
+        for type_ in [ConditionType::ReferencesResolved, ConditionType::Drifted] {
+            assert_eq!(condition(&second, type_), condition(&first, type_));
+        }
+        assert_eq!(
+            types(&suspended(&second)),
+            [ConditionType::Ready, ConditionType::ReferencesResolved, ConditionType::Drifted]
+        );
+    }
+
+    #[test]
+    fn reasons_are_words_and_messages_have_an_end() {
+        let because = Because::new("com.example#Some Error", "x".repeat(5000));
+        assert_eq!(because.reason, "comexampleSomeError");
+        assert_eq!(because.message.chars().count(), LONGEST_MESSAGE + 1);
+        assert_eq!(Because::new("503", "").reason, "Error503");
+    }
+}

@@ -1,0 +1,116 @@
+//! Follows the objects of one kind: keeps a store of them, and tells of each change that means something.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use futures::{StreamExt as _, pin_mut};
+use kube::runtime::reflector::{ObjectRef, store::Writer};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt as _, reflector::Lookup};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+/// An object as it was and as it is; one of them may be missing.
+#[derive(Debug, Clone)]
+pub struct Change<K> {
+    /// Before: nothing if it is new.
+    pub old: Option<Arc<K>>,
+    /// Now: nothing if it is gone.
+    pub new: Option<Arc<K>>,
+}
+
+impl<K> Change<K> {
+    /// The object as it is, or was.
+    pub fn either(&self) -> Option<&Arc<K>> {
+        self.new.as_ref().or(self.old.as_ref())
+    }
+}
+
+/// Follows a kind for ever: a watch that breaks is begun again, with growing pauses. What went away in between is told, too.
+///
+/// `means` is what of an object means something: a change of the rest (status, mostly) is kept in the store, but not told.
+pub async fn follow<K>(
+    api: Api<K>,
+    selection: watcher::Config,
+    mut writer: Writer<K>,
+    means: fn(&K) -> u64,
+    mut tell: impl FnMut(Change<K>),
+) where
+    K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let reader = writer.as_reader();
+    let events = watcher(api, selection)
+        .modify(|object: &mut K| {
+            object.managed_fields_mut().clear();
+            // The same again as text: kubectl's memory, not ours.
+            object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+        })
+        .default_backoff();
+    pin_mut!(events);
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(kind = %<K as Resource>::kind(&()), %error, "a watch broke: it is begun again");
+                continue;
+            }
+        };
+        match event {
+            Event::Init | Event::InitApply(_) => writer.apply_watcher_event(&event),
+            Event::InitDone => {
+                let before: HashMap<ObjectRef<K>, Arc<K>> =
+                    reader.state().into_iter().map(|it| (ObjectRef::from_obj(&*it), it)).collect();
+                writer.apply_watcher_event(&event);
+                let mut there = HashSet::with_capacity(reader.len());
+                for new in reader.state() {
+                    let key = ObjectRef::from_obj(&*new);
+                    let old = before.get(&key).cloned();
+                    there.insert(key);
+                    if old.as_ref().is_none_or(|old| means(old) != means(&new)) {
+                        tell(Change { old, new: Some(new) });
+                    }
+                }
+                for (_, old) in before.into_iter().filter(|(key, _)| !there.contains(key)) {
+                    tell(Change { old: Some(old), new: None });
+                }
+            }
+            Event::Apply(ref object) => {
+                let key = ObjectRef::from_obj(object);
+                let old = reader.get(&key);
+                writer.apply_watcher_event(&event);
+                let new = reader.get(&key);
+                if old.as_ref().map(|it| means(it)) != new.as_ref().map(|it| means(it)) {
+                    tell(Change { old, new });
+                }
+            }
+            Event::Delete(ref object) => {
+                let old = reader.get(&ObjectRef::from_obj(object));
+                writer.apply_watcher_event(&event);
+                tell(Change { old, new: None });
+            }
+        }
+    }
+}
+
+/// What of an object of ours means something to its controller: all of it but its status.
+pub fn meta<K: ResourceExt>(object: &K) -> u64 {
+    let meta = object.meta();
+    let mut hasher = DefaultHasher::new();
+    meta.uid.hash(&mut hasher);
+    meta.generation.hash(&mut hasher);
+    meta.labels.hash(&mut hasher);
+    meta.annotations.hash(&mut hasher);
+    meta.finalizers.hash(&mut hasher);
+    meta.deletion_timestamp.is_some().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Every change means something.
+pub fn everything<K: ResourceExt>(object: &K) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    object.uid().hash(&mut hasher);
+    object.resource_version().hash(&mut hasher);
+    hasher.finish()
+}
