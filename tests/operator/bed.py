@@ -81,6 +81,11 @@ class Cluster:
     def end(self):
         self.api.end()
 
+    def finish(self, namespace):
+        """Ends a namespace that was deleted, as a controller manager would."""
+        done = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}, "spec": {"finalizers": []}}
+        self.kube.kubectl("replace", "--raw", f"/api/v1/namespaces/{namespace}/finalize", "-f", "-", stdin=json.dumps(done))
+
     def login(self, namespace, service_account):
         """The kubeconfig of a service account, made if there is none: a Kube of it, or what the operator gets."""
         return login(self.kube, namespace, service_account, self.server, self._authority, self.folder)
@@ -108,7 +113,8 @@ class Cluster:
 
 
 class ExistingCluster:
-    """The cluster of WHARFAGE_TEST_KUBECONFIG. Tests that stop an API server take one of their own by `make_cluster`."""
+    """The cluster of WHARFAGE_TEST_KUBECONFIG. Tests that stop an API server or read its audit log take one of their own by
+    `make_cluster`."""
 
     def __init__(self, folder, kubeconfig):
         self.folder = pathlib.Path(folder)
@@ -124,8 +130,11 @@ class ExistingCluster:
     def login(self, namespace, service_account):
         return login(self.kube, namespace, service_account, self.server, self._authority, self.folder)
 
+    def finish(self, namespace):
+        """Its controller manager does."""
+
     def end(self):
-        pass
+        """It goes on."""
 
 
 def login(kube, namespace, service_account, server, authority, folder):

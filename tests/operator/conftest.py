@@ -4,9 +4,10 @@
 What a test asks for, and gets:
 
 cluster        The suite's API server, with our CRDs. `cluster.kube` is its administrator. `login(namespace, service_account)` makes
-               a kubeconfig for less; `audit(offset)` is what was asked of it since `audit_offset()`.
-make_cluster   make_cluster() starts another API server, for tests that stop it (`stop()`, `start()`, `restart()`), that need
-               a second cluster, or operators of their own. It takes a few seconds.
+               a kubeconfig for less.
+make_cluster   make_cluster() starts another API server, for tests that stop it (`stop()`, `start()`, `restart()`), that look at what
+               was asked of it (`audit(offset)` since `audit_offset()`), that need a second cluster, or operators of their own. It
+               takes a few seconds.
 namespace      A fresh namespace, in which the test makes its objects; what it made through it goes when the test ends.
                    apply(yaml or dict), create, get, find (None where there is none), list, patch, delete, events, kubectl("get", …)
                    until(kind, name, predicate)         waits for anything about an object, and returns it
@@ -28,11 +29,11 @@ home, amazon   The name of a Registry that is Ready: `registry`, or `moto`, decl
 
 Images come from `images` (tests/shared): `images.push(registry.ecr, "team/app", images.image("hello"), "v1")`.
 
-There is neither a controller manager nor a node: nothing makes Pods of Deployments, collects owned objects, or finishes the
-deletion of a namespace. A Pod that is applied stays as it is.
+There is neither a controller manager nor a node: nothing makes Pods of Deployments, collects owned objects, or empties a
+namespace that is deleted. A Pod that is applied stays as it is.
 
 Waiting has a patience of a minute, which only a failing test uses up. Where a test fails, the operator's log of that time is shown.
-With WHARFAGE_TEST_KUBECONFIG `cluster` is that cluster; make_cluster starts its own still.
+With WHARFAGE_TEST_KUBECONFIG `cluster` is that cluster; make_cluster still starts its own.
 """
 
 import contextlib
@@ -111,6 +112,7 @@ def make_namespace(cluster):
     for namespace in reversed(made):
         if namespace.kube is cluster.kube:
             namespace.end()
+            cluster.finish(namespace.name)
 
 
 @pytest.fixture

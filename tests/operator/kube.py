@@ -1,5 +1,6 @@
 """Objects of a cluster, as plain dicts: applied, read, waited for."""
 
+import contextlib
 import copy
 import os
 import re
@@ -114,8 +115,7 @@ class Kube:
     def events(self, kind, name, namespace=None):
         """The Events about an object, oldest first."""
         about = f"involvedObject.kind={kind},involvedObject.name={name}"
-        # The events of what has no namespace lie in `default`.
-        found = self.list("Event", namespace or "default", field_selector=about)
+        found = self.list("Event", namespace, field_selector=about)
         return sorted(found, key=lambda event: (event.get("firstTimestamp") or event.get("eventTime") or "", event["metadata"]["name"]))
 
     def until(self, kind, name, holds, namespace=None, expected="what was waited for"):
@@ -143,12 +143,12 @@ class Kube:
 
 
 class Namespace:
-    """A namespace of one test, and the cluster-scoped objects that the test makes through it."""
+    """A namespace of one test, and what the test makes through it."""
 
     def __init__(self, kube, name=None, labels=None):
         self.kube = kube
         self.name = name or f"test-{uuid.uuid4().hex[:12]}"
-        self._cluster_scoped = []
+        self._made = []
         metadata = {"name": self.name, "labels": labels or {}}
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
@@ -156,15 +156,15 @@ class Namespace:
         return self.name
 
     def apply(self, manifests, **options):
-        """As Kube.apply, into this namespace. What has no namespace is taken away when the test ends."""
+        """As Kube.apply, into this namespace. It is taken away when the test ends, whether it has a namespace or not."""
         applied = self.kube.apply(manifests, self.name, **options)
-        for one in [applied] if isinstance(applied, dict) else applied:
-            if "namespace" not in one["metadata"]:
-                self._cluster_scoped.append((one["kind"], one["metadata"]["name"]))
+        self._made += [applied] if isinstance(applied, dict) else applied
         return applied
 
     def create(self, manifest):
-        return self.kube.create(manifest, self.name)
+        created = self.kube.create(manifest, self.name)
+        self._made.append(created)
+        return created
 
     def find(self, kind, name):
         return self.kube.find(kind, name, self.name)
@@ -231,17 +231,16 @@ class Namespace:
         return name
 
     def end(self):
-        """Takes away what the operator would go on with. Nobody waits for it: its registry may be gone."""
+        """Takes away what was made here. Nobody waits for the operator: the registry may be gone."""
         kinds = [one.kind for one in self.kube.resources(group=GROUP) if one.namespaced]
-        ours = [(kind, found["metadata"]["name"]) for kind in kinds for found in self.list(kind)]
-        for kind, name in [*ours, *reversed(self._cluster_scoped)]:
-            self.delete(kind, name)
-            if self.find(kind, name) is not None:
-                try:
-                    self.patch(kind, name, {"metadata": {"finalizers": None}})
-                except NotFoundError:
-                    pass
-        self.kube.delete("Namespace", self.name)
+        ours = [(kind, one["metadata"]["name"], self.name) for kind in kinds for one in self.list(kind)]
+        made = [(one["kind"], one["metadata"]["name"], one["metadata"].get("namespace")) for one in reversed(self._made)]
+        for kind, name, namespace in dict.fromkeys([*ours, *made, ("Namespace", self.name, None)]):
+            self.kube.delete(kind, name, namespace)
+            left = self.kube.find(kind, name, namespace)
+            if left and left["metadata"].get("finalizers"):
+                with contextlib.suppress(NotFoundError):
+                    self.kube.patch(kind, name, {"metadata": {"finalizers": None}}, namespace)
 
 
 def conditions(one):

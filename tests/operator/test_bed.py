@@ -70,11 +70,12 @@ def test_clusters_know_nothing_of_each_other(cluster, make_cluster, make_namespa
     assert other.kube.find("Namespace", namespace.name) is None
 
 
-def test_who_logs_in_may_do_what_he_is_permitted(cluster, namespace):
+def test_who_logs_in_may_do_what_he_is_permitted(make_cluster):
+    cluster, namespace = make_cluster(), "default"
     offset = cluster.audit_offset()
-    someone = Kube(cluster.login(namespace.name, "someone"))
+    someone = Kube(cluster.login(namespace, "someone"))
     with pytest.raises(ForbiddenError):
-        someone.list("Secret", namespace.name)
+        someone.list("Secret", namespace)
     asked = [one for one in cluster.audit(offset) if one.get("objectRef", {}).get("resource") == "secrets"]
     told = [(one["verb"], one["user"]["username"], one["responseStatus"]["code"]) for one in asked]
     assert told == [("list", f"system:serviceaccount:{namespace}:someone", 403)]
