@@ -5,6 +5,7 @@ mod client;
 mod observe;
 mod previews;
 mod report;
+mod token;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -13,6 +14,7 @@ pub use carry_out::carry_out;
 pub use client::{Access, Ecr, Identity};
 pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look, observe, registry_id, usage};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
+pub use token::{AuthorizationToken, authorization_token};
 
 use crate::names::RepositoryName;
 use crate::plan::{Call, Plan, Step};

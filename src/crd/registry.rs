@@ -510,6 +510,12 @@ impl Registry {
         self.spec.deletion_policy.unwrap_or_default()
     }
 
+    /// Whether a namespace with these labels may use this registry at all.
+    pub fn admits(&self, namespace_labels: Option<&BTreeMap<String, String>>) -> bool {
+        let Some(allowed) = &self.spec.allowed_namespaces else { return true };
+        allowed.iter().any(|entry| selects(&entry.selector, namespace_labels))
+    }
+
     /// Whether a namespace with these labels may use this repository name here.
     pub fn allows(&self, namespace_labels: Option<&BTreeMap<String, String>>, repository_name: &str) -> bool {
         let Some(allowed) = &self.spec.allowed_namespaces else { return true };

@@ -12,6 +12,7 @@ mod events;
 mod finalizer;
 pub mod leader;
 pub mod metrics;
+pub mod pull_secrets;
 mod secrets;
 pub mod session;
 mod slice;

@@ -1,0 +1,266 @@
+//! What is to be done so that Secrets and service accounts are as a PullSecret wants them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::marks::{Held, Owner};
+
+/// What is wanted, and what there is.
+#[derive(Debug, Clone)]
+pub struct World<'a> {
+    /// The PullSecret.
+    pub owner: &'a Owner,
+    /// Name of its Secret in every namespace.
+    pub secret_name: &'a str,
+    /// Service accounts that are to name it.
+    pub service_accounts: &'a BTreeSet<String>,
+    /// Namespaces that are to have it.
+    pub served: &'a BTreeSet<String>,
+    /// Every Secret that is marked as ours, this PullSecret's or another's.
+    pub held: &'a [Held],
+    /// The names in imagePullSecrets of each service account that there is, by namespace and name.
+    pub accounts: &'a BTreeMap<(String, String), Vec<String>>,
+    /// The Registry, and the identity by which it is asked for tokens; none while they aren't known.
+    pub source: Option<&'a str>,
+    /// Digest of the content that is at hand: all Secrets are to have the same.
+    pub at_hand: Option<&'a str>,
+    /// Whether new tokens are wanted, whatever there is.
+    pub requested: bool,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What is to be done, in this order. Nothing, when all is as it should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Names to take out of service accounts.
+    pub detach: Vec<Entry>,
+    /// Secrets to delete, once their names are out of all service accounts.
+    pub delete: Vec<Doomed>,
+    /// Secrets to write.
+    pub write: Vec<Due>,
+    /// Names to put into service accounts, once the Secret is there.
+    pub attach: Vec<Entry>,
+}
+
+/// A Secret's name in a service account's imagePullSecrets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// The namespace of both.
+    pub namespace: String,
+    /// The service account.
+    pub account: String,
+    /// The Secret's name.
+    pub secret: String,
+}
+
+/// A Secret to delete.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Doomed {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// A Secret to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// Its namespace.
+    pub namespace: String,
+    /// The UID of the one that is there; none if it is to be created.
+    pub uid: Option<String>,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a Secret is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It isn't there.
+    Missing,
+    /// Somebody edited it, or it was another PullSecret's.
+    Edited,
+    /// Its token is of another registry or identity.
+    SourceChanged,
+    /// It is time.
+    Renewal,
+    /// Somebody asked, or the credentials changed.
+    Requested,
+    /// The others have a newer one.
+    Superseded,
+    /// It says of other service accounts that they name it.
+    ServiceAccounts,
+}
+
+impl Decision {
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        let Self { detach, delete, write, attach } = self;
+        detach.is_empty() && delete.is_empty() && write.is_empty() && attach.is_empty()
+    }
+}
+
+/// Decides.
+pub fn decide(world: &World<'_>) -> Decision {
+    let mut decision = Decision::default();
+    let mut there = BTreeMap::new();
+    for held in world.held {
+        let mine = held.owner.as_ref() == Some(world.owner);
+        let wanted = held.name == world.secret_name && world.served.contains(&held.namespace);
+        if !mine && !wanted {
+            continue;
+        }
+        if wanted && held.typed {
+            there.insert(held.namespace.as_str(), held);
+            decision.detach(world, held, world.service_accounts);
+        } else {
+            // One of another type can only be made anew; the deletion is what wakes us to do so.
+            decision.detach(world, held, &BTreeSet::new());
+            let Held { namespace, name, uid, .. } = held.clone();
+            decision.delete.push(Doomed { namespace, name, uid });
+        }
+    }
+    for namespace in world.served {
+        if decision.delete.iter().any(|it| it.namespace == *namespace && it.name == world.secret_name) {
+            continue;
+        }
+        let held = there.get(namespace.as_str()).copied();
+        if let Some(why) = world.due(held) {
+            decision.write.push(Due { namespace: namespace.clone(), uid: held.map(|it| it.uid.clone()), why });
+        }
+        for account in world.service_accounts {
+            if world.names(namespace, account, world.secret_name) == Some(false) {
+                decision.attach.push(world.entry(namespace, account));
+            }
+        }
+    }
+    decision
+}
+
+impl Decision {
+    /// Takes the Secret's name out of the accounts that have it because of us, but for those in `stay`.
+    fn detach(&mut self, world: &World<'_>, held: &Held, stay: &BTreeSet<String>) {
+        for account in held.service_accounts.difference(stay) {
+            if world.names(&held.namespace, account, &held.name) == Some(true) {
+                let (namespace, account, secret) = (held.namespace.clone(), account.clone(), held.name.clone());
+                self.detach.push(Entry { namespace, account, secret });
+            }
+        }
+    }
+}
+
+impl World<'_> {
+    fn entry(&self, namespace: &str, account: &str) -> Entry {
+        Entry { namespace: namespace.to_owned(), account: account.to_owned(), secret: self.secret_name.to_owned() }
+    }
+
+    /// Whether a service account names a Secret; nothing if there is no such account.
+    fn names(&self, namespace: &str, account: &str, secret: &str) -> Option<bool> {
+        let names = self.accounts.get(&(namespace.to_owned(), account.to_owned()))?;
+        Some(names.iter().any(|name| name == secret))
+    }
+
+    /// Why the Secret of a namespace is to be written, if it is.
+    pub fn due(&self, held: Option<&Held>) -> Option<Why> {
+        let Some(held) = held else { return Some(Why::Missing) };
+        if held.owner.as_ref() != Some(self.owner) {
+            return Some(Why::Edited);
+        }
+        let Some(token) = &held.token else { return Some(Why::Edited) };
+        if self.source.is_some_and(|source| source != token.source) {
+            Some(Why::SourceChanged)
+        } else if token.renews_at <= self.now {
+            Some(Why::Renewal)
+        } else if self.requested {
+            Some(Why::Requested)
+        } else if self.at_hand.is_some_and(|digest| digest != token.digest) {
+            Some(Why::Superseded)
+        } else if held.service_accounts != *self.service_accounts {
+            Some(Why::ServiceAccounts)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::pull_secrets::marks::TokenMark;
+
+    fn owner(name: &str) -> Owner {
+        Owner { namespace: "platform".to_owned(), name: name.to_owned() }
+    }
+
+    fn held(renews_at: i64) -> Held {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        Held {
+            namespace: "shop".to_owned(),
+            name: "pull".to_owned(),
+            uid: "u1".to_owned(),
+            owner: Some(owner("home")),
+            token: Some(TokenMark {
+                source: "here".to_owned(),
+                digest: "d".to_owned(),
+                expires_at: at(2 * renews_at),
+                renews_at: at(renews_at),
+            }),
+            service_accounts: BTreeSet::new(),
+            typed: true,
+        }
+    }
+
+    /// Why the Secret in namespace `shop` is written, and what else is done.
+    fn why(held: Option<Held>, change: impl FnOnce(&mut World<'_>)) -> (Option<Why>, Vec<Doomed>) {
+        let (owner, none, accounts) = (owner("home"), BTreeSet::new(), BTreeMap::new());
+        let (served, held): (_, Vec<Held>) = (["shop".to_owned()].into(), held.into_iter().collect());
+        let mut world = World {
+            owner: &owner,
+            secret_name: "pull",
+            service_accounts: &none,
+            served: &served,
+            held: &held,
+            accounts: &accounts,
+            source: Some("here"),
+            at_hand: None,
+            requested: false,
+            now: Timestamp::from_second(1000).unwrap(),
+        };
+        change(&mut world);
+        let decision = decide(&world);
+        (decision.write.first().map(|due| due.why), decision.delete)
+    }
+
+    #[test]
+    fn a_secret_is_written_for_a_reason() {
+        assert_eq!(why(Some(held(1001)), |_| {}).0, None);
+        assert_eq!(why(Some(held(1000)), |_| {}).0, Some(Why::Renewal));
+        assert_eq!(why(None, |_| {}).0, Some(Why::Missing));
+        assert_eq!(why(Some(held(1001)), |world| world.source = Some("there")).0, Some(Why::SourceChanged));
+        assert_eq!(
+            why(Some(held(1001)), |world| world.source = None).0,
+            None,
+            "a Registry that is gone changes nothing"
+        );
+        assert_eq!(why(Some(held(1001)), |world| world.requested = true).0, Some(Why::Requested));
+        assert_eq!(why(Some(held(1001)), |world| world.at_hand = Some("d")).0, None);
+        assert_eq!(why(Some(held(1001)), |world| world.at_hand = Some("newer")).0, Some(Why::Superseded));
+        let edited = Held { token: None, ..held(1001) };
+        assert_eq!(why(Some(edited), |_| {}).0, Some(Why::Edited));
+        let named = Held { service_accounts: ["default".to_owned()].into(), ..held(1001) };
+        assert_eq!(why(Some(named), |_| {}).0, Some(Why::ServiceAccounts));
+        let taken = Held { owner: Some(owner("younger")), ..held(1001) };
+        assert_eq!(why(Some(taken), |_| {}).0, Some(Why::Edited));
+    }
+
+    #[test]
+    fn a_secret_of_another_type_is_deleted_to_be_made_anew() {
+        let opaque = Held { typed: false, ..held(1001) };
+        let (why, deleted) = why(Some(opaque), |_| {});
+        assert_eq!((why, deleted.len()), (None, 1));
+    }
+}

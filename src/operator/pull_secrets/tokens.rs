@@ -1,0 +1,67 @@
+//! The tokens at hand: nothing of them outlives the process, as what the Secrets say of themselves is enough to go on.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+
+use super::docker_config::render;
+use super::marks::{Owner, TokenMark, digest};
+use super::renewal::renews_at;
+use crate::apply::AuthorizationToken;
+use crate::registry::auth::Secret;
+
+/// A token as it is put into Secrets.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The content of the Secrets.
+    pub content: Secret,
+    /// What they say of it.
+    pub mark: TokenMark,
+    /// Of what the session was made that got it: new credentials make it useless, and another session.
+    pub session: u64,
+    /// The request of a person that it answers.
+    pub asked: Option<String>,
+}
+
+impl Issued {
+    /// What `token`, got now for `owner`, is as content and marks.
+    pub fn new(
+        token: &AuthorizationToken,
+        owner: &Owner,
+        source: String,
+        session: u64,
+        asked: Option<String>,
+        now: Timestamp,
+    ) -> Self {
+        let content = render(token);
+        let mark = TokenMark {
+            source,
+            digest: digest(content.expose().as_bytes()),
+            expires_at: token.expires_at,
+            renews_at: renews_at(now, token.expires_at, &owner.to_string()),
+        };
+        Self { content, mark, session, asked }
+    }
+}
+
+/// One token for each PullSecret.
+#[derive(Debug, Default)]
+pub struct Tokens(Mutex<HashMap<Owner, Issued>>);
+
+impl Tokens {
+    /// The PullSecret's token, if it has one.
+    pub fn get(&self, owner: &Owner) -> Option<Issued> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(owner).cloned()
+    }
+
+    /// Keeps a token.
+    pub fn put(&self, owner: Owner, issued: Issued) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(owner, issued);
+    }
+
+    /// Forgets the token of a PullSecret that is gone.
+    pub fn remove(&self, owner: &Owner) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
+    }
+}
