@@ -17,6 +17,8 @@ use aws_smithy_http_client::tls::{self, TlsContext, TrustStore, rustls_provider:
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
 use crate::registry::auth::Secret;
@@ -66,6 +68,7 @@ pub struct Ecr {
     pub(super) client: Client,
     /// The account whose registry is meant, if it is not the credentials' own.
     pub(super) registry_id: Option<String>,
+    identity: String,
 }
 
 impl Ecr {
@@ -83,6 +86,13 @@ impl Ecr {
             .operation_attempt_timeout(Duration::from_secs(30))
             .build();
         let Access { endpoint, region, identity, role, ca_bundle } = access;
+        let registry_id = registry_id.map(ToString::to_string);
+        let key = match &identity {
+            Identity::Key { id, .. } => Some(id),
+            Identity::Ambient => None,
+        };
+        let known = format!("{:?}", (&endpoint, region.as_str(), key, &role, &registry_id));
+        let known = hex::encode(&Sha256::digest(known)[..16]);
         let region = aws_sdk_ecr::config::Region::new(region.to_string());
         let base = match identity {
             Identity::Key { id, secret, session_token } => {
@@ -111,7 +121,12 @@ impl Ecr {
             config = config.credentials_provider(assumed.build().await);
         }
         let config = config.retry_config(retries).timeout_config(timeouts).build();
-        Ok(Self { client: Client::from_conf(config), registry_id: registry_id.map(ToString::to_string) })
+        Ok(Self { client: Client::from_conf(config), registry_id, identity: known })
+    }
+
+    /// Which registry is asked, and as whom, as one word without any secret: the same after a restart.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 }
 

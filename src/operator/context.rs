@@ -11,9 +11,12 @@ use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 use super::Settings;
 use super::events::Events;
 use super::metrics::OperatorMetrics;
+use super::pull_secrets::accounts::WatchedServiceAccount;
+use super::pull_secrets::marks::WatchedSecret;
+use super::pull_secrets::tokens::Tokens;
 use super::secrets::SecretWatches;
 use super::session::Sessions;
-use crate::crd::{LifecyclePolicy, Registry, Repository};
+use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 
 /// What all controllers share.
 pub struct Context {
@@ -33,6 +36,8 @@ pub struct Context {
     pub metrics: Arc<OperatorMetrics>,
     /// Secrets that Registries name.
     pub secrets: SecretWatches,
+    /// The tokens that PullSecrets put into Secrets.
+    pub tokens: Tokens,
 }
 
 /// The objects that are followed. All of a kind are known before any resource is decided about.
@@ -44,6 +49,12 @@ pub struct Stores {
     pub repositories: Store<Repository>,
     /// Lifecycle policies.
     pub lifecycle_policies: Store<LifecyclePolicy>,
+    /// Pull secrets.
+    pub pull_secrets: Store<PullSecret>,
+    /// Secrets that pull secrets made.
+    pub pulled: Store<WatchedSecret>,
+    /// Service accounts.
+    pub service_accounts: Store<WatchedServiceAccount>,
     /// Namespaces: their labels are all that is needed.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
 }
@@ -53,6 +64,9 @@ pub(super) struct Writers {
     pub(super) registries: Writer<Registry>,
     pub(super) repositories: Writer<Repository>,
     pub(super) lifecycle_policies: Writer<LifecyclePolicy>,
+    pub(super) pull_secrets: Writer<PullSecret>,
+    pub(super) pulled: Writer<WatchedSecret>,
+    pub(super) service_accounts: Writer<WatchedServiceAccount>,
     pub(super) namespaces: Writer<PartialObjectMeta<Namespace>>,
 }
 
@@ -61,13 +75,19 @@ impl Stores {
         let (registries, registries_writer) = store();
         let (repositories, repositories_writer) = store();
         let (lifecycle_policies, lifecycle_policies_writer) = store();
+        let (pull_secrets, pull_secrets_writer) = store();
+        let (pulled, pulled_writer) = store();
+        let (service_accounts, service_accounts_writer) = store();
         let (namespaces, namespaces_writer) = store();
         (
-            Self { registries, repositories, lifecycle_policies, namespaces },
+            Self { registries, repositories, lifecycle_policies, pull_secrets, pulled, service_accounts, namespaces },
             Writers {
                 registries: registries_writer,
                 repositories: repositories_writer,
                 lifecycle_policies: lifecycle_policies_writer,
+                pull_secrets: pull_secrets_writer,
+                pulled: pulled_writer,
+                service_accounts: service_accounts_writer,
                 namespaces: namespaces_writer,
             },
         )
@@ -78,6 +98,9 @@ impl Stores {
         self.registries.wait_until_ready().await?;
         self.repositories.wait_until_ready().await?;
         self.lifecycle_policies.wait_until_ready().await?;
+        self.pull_secrets.wait_until_ready().await?;
+        self.pulled.wait_until_ready().await?;
+        self.service_accounts.wait_until_ready().await?;
         self.namespaces.wait_until_ready().await?;
         Ok(())
     }
@@ -99,6 +122,7 @@ pub struct Wake {
     registries: UnboundedSender<ObjectRef<Registry>>,
     repositories: UnboundedSender<ObjectRef<Repository>>,
     lifecycle_policies: UnboundedSender<ObjectRef<LifecyclePolicy>>,
+    pull_secrets: UnboundedSender<ObjectRef<PullSecret>>,
 }
 
 /// The other ends of the queues.
@@ -106,6 +130,7 @@ pub(super) struct Woken {
     pub(super) registries: UnboundedReceiver<ObjectRef<Registry>>,
     pub(super) repositories: UnboundedReceiver<ObjectRef<Repository>>,
     pub(super) lifecycle_policies: UnboundedReceiver<ObjectRef<LifecyclePolicy>>,
+    pub(super) pull_secrets: UnboundedReceiver<ObjectRef<PullSecret>>,
 }
 
 impl Wake {
@@ -113,12 +138,14 @@ impl Wake {
         let (registries, registries_woken) = unbounded();
         let (repositories, repositories_woken) = unbounded();
         let (lifecycle_policies, lifecycle_policies_woken) = unbounded();
+        let (pull_secrets, pull_secrets_woken) = unbounded();
         (
-            Self { registries, repositories, lifecycle_policies },
+            Self { registries, repositories, lifecycle_policies, pull_secrets },
             Woken {
                 registries: registries_woken,
                 repositories: repositories_woken,
                 lifecycle_policies: lifecycle_policies_woken,
+                pull_secrets: pull_secrets_woken,
             },
         )
     }
@@ -133,6 +160,11 @@ impl Wake {
     /// Wakes a Repository.
     pub fn repository(&self, object: ObjectRef<Repository>) {
         let _ = self.repositories.unbounded_send(object);
+    }
+
+    /// Wakes a PullSecret.
+    pub fn pull_secret(&self, object: ObjectRef<PullSecret>) {
+        let _ = self.pull_secrets.unbounded_send(object);
     }
 
     /// Wakes a LifecyclePolicy.

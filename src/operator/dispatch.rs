@@ -9,8 +9,10 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 
 use super::context::{Context, Stores, Wake};
+use super::pull_secrets::accounts::WatchedServiceAccount;
+use super::pull_secrets::marks::{Owner, WatchedSecret};
 use super::watch::Change;
-use crate::crd::{LifecyclePolicy, Registry, Repository};
+use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 
 /// A Registry changed: it is looked at. What is in it is woken when its session is there ([`registry_serves`]); but what is
 /// allowed may have changed, and one that is gone leaves everything in it waiting.
@@ -35,6 +37,9 @@ pub(super) fn all_in(stores: &Stores, wake: &Wake, registry: &str) {
     }
     for it in stores.lifecycle_policies.state().iter().filter(|it| it.spec.registry_ref.name == registry) {
         wake.lifecycle_policy(ObjectRef::from_obj(&**it));
+    }
+    for it in stores.pull_secrets.state().iter().filter(|it| it.spec.registry_ref.name == registry) {
+        wake.pull_secret(ObjectRef::from_obj(&**it));
     }
 }
 
@@ -89,4 +94,38 @@ pub(super) fn namespace_changed(ctx: &Context, change: &Change<PartialObjectMeta
     for it in ctx.stores.repositories.state().iter().filter(|it| it.namespace().as_ref() == Some(&namespace)) {
         ctx.wake.repository(ObjectRef::from_obj(&**it));
     }
+    let chooses = |it: &PullSecret| {
+        let labels = [&change.old, &change.new].into_iter().flatten().map(|it| it.metadata.labels.as_ref());
+        it.namespace().as_ref() == Some(&namespace) || labels.into_iter().any(|labels| it.chooses(&namespace, labels))
+    };
+    wake_pull_secrets(ctx, chooses);
+}
+
+fn wake_pull_secrets(ctx: &Context, which: impl Fn(&PullSecret) -> bool) {
+    for it in ctx.stores.pull_secrets.state().iter().filter(|it| which(it)) {
+        ctx.wake.pull_secret(ObjectRef::from_obj(&**it));
+    }
+}
+
+/// A PullSecret changed: it is looked at; so are those that want Secrets of the same name, now or before.
+pub(super) fn pull_secret_changed(ctx: &Context, change: &Change<PullSecret>) {
+    let Some(pull_secret) = change.either() else { return };
+    ctx.wake.pull_secret(ObjectRef::from_obj(&**pull_secret));
+    let names: BTreeSet<String> = [&change.old, &change.new].into_iter().flatten().map(|it| it.secret_name()).collect();
+    wake_pull_secrets(ctx, |other| other.uid() != pull_secret.uid() && names.contains(&other.secret_name()));
+}
+
+/// A Secret that a PullSecret made changed: it is looked at, whoever the Secret says or said that it belongs to.
+pub(super) fn pulled_changed(ctx: &Context, change: &Change<WatchedSecret>) {
+    let whose = [&change.old, &change.new].into_iter().flatten().flat_map(|it| it.owners()).collect::<BTreeSet<_>>();
+    wake_pull_secrets(ctx, |it| whose.contains(&Owner::of(it).label()));
+}
+
+/// A service account came, or names other Secrets: the PullSecrets that are to be named in it are looked at.
+pub(super) fn service_account_changed(ctx: &Context, change: &Change<WatchedServiceAccount>) {
+    let Some(account) = &change.new else { return };
+    let (namespace, name) = (account.namespace().unwrap_or_default(), account.name_any());
+    let found = ctx.stores.namespace(&namespace);
+    let labels = found.as_ref().and_then(|it| it.metadata.labels.as_ref());
+    wake_pull_secrets(ctx, |it| it.spec.service_accounts.contains(&name) && it.chooses(&namespace, labels));
 }

@@ -63,7 +63,14 @@ const ACCESS: &[Access] = &[
 
 /// Everything that the operator may do.
 pub fn access() -> Vec<Access> {
-    [ACCESS, secrets::ACCESS, controllers::registry::ACCESS, controllers::repository::ACCESS].concat()
+    [
+        ACCESS,
+        secrets::ACCESS,
+        controllers::registry::ACCESS,
+        controllers::repository::ACCESS,
+        controllers::pull_secret::ACCESS,
+    ]
+    .concat()
 }
 
 /// Reconciles for a term of leading: until it is asked to stop, then until what is under way has ended. Dropped, it stops at
@@ -84,6 +91,7 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
         wake,
         metrics,
         secrets: secrets::SecretWatches::default(),
+        tokens: pull_secrets::tokens::Tokens::default(),
     });
     // Dropped with this future: nothing is watched, and nothing done, when it is not waited for any more.
     let mut watches = JoinSet::new();
@@ -105,9 +113,12 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
 fn follow_all(ctx: &Arc<Context>, writers: Writers, watches: &mut JoinSet<()>) {
     /// Follows a kind, and hands its changes to a rule of [`dispatch`].
     macro_rules! follow {
-        ($writer:expr, $means:path, $rule:path) => {{
+        ($writer:expr, $means:path, $rule:path) => {
+            follow!($writer, $means, $rule, watcher::Config::default())
+        };
+        ($writer:expr, $means:path, $rule:path, $selection:expr) => {{
             let (api, follower) = (Api::all(ctx.client.clone()), Arc::clone(ctx));
-            watches.spawn(watch::follow(api, watcher::Config::default(), $writer, $means, move |change| {
+            watches.spawn(watch::follow(api, $selection, $writer, $means, move |change| {
                 $rule(&follower, &change);
             }));
         }};
@@ -116,12 +127,16 @@ fn follow_all(ctx: &Arc<Context>, writers: Writers, watches: &mut JoinSet<()>) {
     follow!(writers.repositories, watch::meta, dispatch::repository_changed);
     follow!(writers.lifecycle_policies, watch::meta, dispatch::lifecycle_policy_changed);
     follow!(writers.namespaces, watch::meta, dispatch::namespace_changed);
+    follow!(writers.pull_secrets, watch::meta, dispatch::pull_secret_changed);
+    let ours = watcher::Config::default().labels(pull_secrets::marks::LABEL);
+    follow!(writers.pulled, watch::everything, dispatch::pulled_changed, ours);
+    follow!(writers.service_accounts, pull_secrets::accounts::meaning, dispatch::service_account_changed);
 }
 
 /// Runs all controllers.
 async fn control(ctx: &Arc<Context>, woken: Woken, term: &Term) {
     let stores = &ctx.stores;
-    let Woken { registries, repositories, lifecycle_policies } = woken;
+    let Woken { registries, repositories, lifecycle_policies, pull_secrets } = woken;
     drop(lifecycle_policies);
     /// Runs a kind's controller, so many of it at a time.
     macro_rules! run {
@@ -137,5 +152,5 @@ async fn control(ctx: &Arc<Context>, woken: Woken, term: &Term) {
             )
         };
     }
-    tokio::join!(run!(registry, registries, 8), run!(repository, repositories, 32));
+    tokio::join!(run!(registry, registries, 8), run!(repository, repositories, 32), run!(pull_secret, pull_secrets, 4));
 }

@@ -1,5 +1,6 @@
 //! One file for each kind: what a resource of it comes to. What they share is here.
 
+pub mod pull_secret;
 pub mod registry;
 pub mod repository;
 
@@ -17,7 +18,9 @@ use serde::de::DeserializeOwned;
 use super::context::Context;
 use super::leader::Term;
 use super::metrics::Outcome;
-use super::status::{Because, Standing};
+use super::status::{Because, Findings, Standing};
+use crate::crd::conditions::ConditionType;
+use crate::crd::{Registry, condition};
 use crate::plan::model::Refused;
 
 /// The finalizer of every kind.
@@ -105,6 +108,22 @@ fn again<K: Resource<DynamicType = ()>>(object: Arc<K>, error: &Error, _: Arc<Co
 /// A tenth more or less, so that what began together does not come back together.
 pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+/// A resource refers to a Registry that isn't there.
+pub(super) fn registry_missing(name: &str) -> Findings {
+    let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
+    let because = Because::new("ReferenceNotFound", message);
+    Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) }
+}
+
+/// A resource refers to a Registry that has no session.
+pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
+    let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
+    let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
+    let message =
+        format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not looked at yet"));
+    Findings::of(Standing::Waiting(Because::new("RegistryNotReady", message)))
 }
 
 /// What a plan's refusal means for the resource: things that may come by themselves are waited for.

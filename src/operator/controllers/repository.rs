@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, WAIT, jittered, refusal, requested};
+use super::{Done, Error, WAIT, jittered, refusal, registry_missing, registry_not_ready, requested};
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
@@ -99,20 +99,14 @@ impl Work<'_> {
     fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Outcome>> {
         let name = &self.repository.spec.registry_ref.name;
         let Some(registry) = self.ctx.stores.registry(name) else {
-            let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
-            let because = Because::new("ReferenceNotFound", message);
-            let mut outcome = Outcome::of(Standing::Waiting(because.clone()), jittered(WAIT));
-            outcome.findings.references = Some(Err(because));
-            return Err(Box::new(outcome));
+            let findings = registry_missing(name);
+            return Err(Box::new(Outcome { findings, seen: None, next: jittered(WAIT) }));
         };
         match self.ctx.sessions.get(name) {
             Some(session) => Ok((registry, session)),
             None => {
-                let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
-                let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
-                let message = format!("Registry {name} is not ready: {}", why.unwrap_or("it was not looked at yet"));
-                let because = Because::new("RegistryNotReady", message);
-                Err(Box::new(Outcome::of(Standing::Waiting(because), jittered(WAIT))))
+                let findings = registry_not_ready(&registry);
+                Err(Box::new(Outcome { findings, seen: None, next: jittered(WAIT) }))
             }
         }
     }

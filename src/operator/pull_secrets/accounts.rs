@@ -1,5 +1,7 @@
 //! A service account's imagePullSecrets: a list of which some entries are ours and the others none of our business.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use k8s_openapi::api::core::v1::{LocalObjectReference, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -15,6 +17,14 @@ pub struct WatchedServiceAccount {
     /// The Secrets that its Pods pull with.
     #[serde(default)]
     pub image_pull_secrets: Vec<LocalObjectReference>,
+}
+
+/// What of a service account means something: which Secrets it names.
+pub fn meaning(account: &WatchedServiceAccount) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    account.metadata.uid.hash(&mut hasher);
+    account.image_pull_secrets.iter().for_each(|entry| entry.name.hash(&mut hasher));
+    hasher.finish()
 }
 
 impl WatchedServiceAccount {

@@ -92,6 +92,14 @@ pub struct WatchedSecret {
     pub digest: Option<String>,
 }
 
+impl WatchedSecret {
+    /// The labels of the PullSecrets that it says it belongs to: one, unless somebody edited it.
+    pub fn owners(&self) -> BTreeSet<String> {
+        let named = self.annotations().get(OWNER).and_then(|owner| Owner::read(owner));
+        self.labels().get(LABEL).cloned().into_iter().chain(named.map(|owner| owner.label())).collect()
+    }
+}
+
 fn digest_of_content<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     struct Data {

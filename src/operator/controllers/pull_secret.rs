@@ -1,0 +1,594 @@
+//! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and taken away again.
+
+mod objects;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt as _};
+
+use super::{Done, Error, WAIT, jittered, registry_missing, registry_not_ready, requested};
+use crate::apply::authorization_token;
+use crate::crd::common::DEFAULT_INTERVAL;
+use crate::crd::conditions::ConditionType;
+use crate::crd::{PullSecret, PullSecretStatus, Registry, condition};
+use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::context::Context;
+use crate::operator::finalizer;
+use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
+use crate::operator::pull_secrets::decide::{Decision, Doomed, Due, Entry, Why, World, decide};
+use crate::operator::pull_secrets::marks::{Held, Owner, TokenMark};
+use crate::operator::pull_secrets::tokens::Issued;
+use crate::operator::session::{Session, Trouble};
+use crate::operator::status::{self, Because, Findings, Standing};
+use objects::Place;
+
+pub(in crate::operator) const ACCESS: &[Access] = &[
+    Access {
+        group: "wharfage.dev",
+        resources: &["pullsecrets"],
+        verbs: &["get", "list", "watch", "patch"],
+        scope: Scope::Cluster,
+        feature: Feature::PullSecrets,
+        why: "watched; patched for the finalizer only",
+    },
+    Access {
+        group: "wharfage.dev",
+        resources: &["pullsecrets/status"],
+        verbs: &["patch"],
+        scope: Scope::Cluster,
+        feature: Feature::PullSecrets,
+        why: "status",
+    },
+    Access {
+        group: "",
+        resources: &["secrets"],
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
+        scope: Scope::Cluster,
+        feature: Feature::PullSecrets,
+        why: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
+    },
+    Access {
+        group: "",
+        resources: &["serviceaccounts"],
+        verbs: &["get", "list", "watch", "patch"],
+        scope: Scope::Cluster,
+        feature: Feature::PullSecrets,
+        why: "imagePullSecrets of the service accounts that PullSecrets name",
+    },
+];
+
+pub(in crate::operator) const KIND: &str = "PullSecret";
+
+/// Requests to the API server that are under way at once for one PullSecret.
+const AT_ONCE: usize = 8;
+/// How long to wait for what changed at the same moment.
+const MOMENT: Duration = Duration::from_secs(2);
+/// Names in a message; the rest is counted.
+const NAMED: usize = 5;
+
+/// Brings one PullSecret in line.
+pub(in crate::operator) async fn reconcile(pull_secret: Arc<PullSecret>, ctx: Arc<Context>) -> Result<Done, Error> {
+    let work = Work {
+        api: Api::namespaced(ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
+        owner: Owner::of(&pull_secret),
+        secret_name: pull_secret.secret_name(),
+        service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
+        ctx: &ctx,
+        pull_secret: &pull_secret,
+    };
+    if pull_secret.metadata.deletion_timestamp.is_some() {
+        return work.take_all_away().await;
+    }
+    if pull_secret.suspended() {
+        return work.rest().await;
+    }
+    finalizer::add(&work.api, &pull_secret).await?;
+    let outcome = work.bring_in_line().await?;
+    work.conclude(outcome).await
+}
+
+struct Work<'a> {
+    ctx: &'a Context,
+    api: Api<PullSecret>,
+    pull_secret: &'a PullSecret,
+    owner: Owner,
+    secret_name: String,
+    service_accounts: BTreeSet<String>,
+}
+
+/// What a reconcile came to.
+#[derive(Default)]
+struct Outcome {
+    /// Namespaces that have the Secret, with the token that is in it.
+    have: BTreeMap<String, TokenMark>,
+    /// Namespaces where somebody else has a Secret of that name: whose it is, if it is another PullSecret's.
+    taken: BTreeMap<String, Option<Owner>>,
+    /// Chosen namespaces that may not use the Registry.
+    not_allowed: BTreeSet<String>,
+    /// What the API server refused: the namespace, and the error.
+    refused: Vec<(String, kube::core::Status)>,
+    /// Why there is no token where one is needed, or none should be.
+    why_not: Option<Findings>,
+    /// When the registry may be asked again.
+    retry: Option<Duration>,
+    /// Whether something changed at the same moment, so that it is to be looked at again.
+    unsettled: bool,
+}
+
+impl Work<'_> {
+    fn status(&self) -> PullSecretStatus {
+        self.pull_secret.status.clone().unwrap_or_default()
+    }
+
+    async fn bring_in_line(&self) -> Result<Outcome, Error> {
+        let now = Timestamp::now();
+        let registry = self.ctx.stores.registry(&self.pull_secret.registry_ref().name);
+        let session = self.ctx.sessions.get(&self.pull_secret.registry_ref().name);
+        let session = session.filter(|_| registry.is_some());
+        let source = session.as_ref().map(|session| session.ecr().identity().to_owned());
+
+        let Claims { served, taken, not_allowed, refused } = self.claims();
+        let asked = requested(self.pull_secret, self.status().last_handled_reconcile_at.as_ref());
+        let issued = self.ctx.tokens.get(&self.owner);
+        // New credentials, or a request that the token at hand doesn't answer yet.
+        let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
+            session.as_ref().is_some_and(|it| it.fingerprint() != issued.session)
+                || (asked.is_some() && asked != issued.asked)
+        });
+        let at_hand = issued.filter(|issued| {
+            !anew && issued.mark.renews_at > now && source.as_ref().is_none_or(|source| *source == issued.mark.source)
+        });
+        let held = self.held(&served);
+        let accounts = self.accounts(&held, &served);
+        let world = World {
+            owner: &self.owner,
+            secret_name: &self.secret_name,
+            service_accounts: &self.service_accounts,
+            served: &served,
+            held: &held,
+            accounts: &accounts,
+            source: source.as_deref(),
+            at_hand: at_hand.as_ref().map(|issued| issued.mark.digest.as_str()),
+            requested: anew,
+            now,
+        };
+        let decision = decide(&world);
+
+        let mut outcome = Outcome {
+            have: self.untouched(&held, &served, &decision),
+            taken: taken.into_iter().map(|(namespace, owner)| (namespace, Some(owner))).collect(),
+            not_allowed,
+            ..Outcome::default()
+        };
+        if refused {
+            let (own, name) = (&self.owner.namespace, &self.pull_secret.registry_ref().name);
+            let message = format!(
+                "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
+            );
+            outcome.why_not = Some(Findings::of(Standing::Stalled(Because::new("NotAllowed", message))));
+        }
+        self.clear(decision.detach, decision.delete, &mut outcome).await?;
+        let due = self.settle_places(&world, decision.write, &mut outcome).await?;
+        if registry.is_none() {
+            outcome.why_not = Some(self.registry_missing());
+        }
+        if !due.is_empty() {
+            let issued = match at_hand {
+                Some(issued) => Ok(issued),
+                None => self.issue(session.as_deref(), registry.as_deref(), asked, now).await,
+            };
+            match issued {
+                Ok(issued) => self.write(due, &issued, &mut outcome).await?,
+                Err((findings, retry)) => {
+                    outcome.why_not.get_or_insert(findings);
+                    outcome.retry = retry;
+                }
+            }
+        }
+        let attach = decision.attach.into_iter().filter(|entry| outcome.have.contains_key(&entry.namespace));
+        for (entry, done) in self.in_accounts(attach.collect(), true).await {
+            outcome.note(&entry.namespace, done)?;
+        }
+        Ok(outcome)
+    }
+
+    /// What it wants, and may.
+    fn claims(&self) -> Claims {
+        let stores = &self.ctx.stores;
+        let pull_secrets = stores.pull_secrets.state();
+        let registries: HashMap<String, Arc<Registry>> =
+            stores.registries.state().into_iter().map(|it| (it.name_any(), it)).collect();
+        let namespaces: Namespaces = stores
+            .namespaces
+            .state()
+            .iter()
+            .map(|it| {
+                let labels = it.metadata.labels.clone().unwrap_or_default();
+                (it.name_any(), Namespace { labels, going: it.metadata.deletion_timestamp.is_some() })
+            })
+            .collect();
+        let registry = |name: &str| registries.get(name).map(|it| &**it);
+        claims(self.pull_secret, pull_secrets.iter().map(|it| &**it), registry, &namespaces)
+    }
+
+    /// The marked Secrets that are this PullSecret's, or where its own are to be.
+    fn held(&self, served: &BTreeSet<String>) -> Vec<Held> {
+        let concerns = |held: &Held| {
+            held.owner.as_ref() == Some(&self.owner)
+                || held.name == self.secret_name && served.contains(&held.namespace)
+        };
+        self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).filter(concerns).collect()
+    }
+
+    /// What the service accounts that matter name.
+    fn accounts(&self, held: &[Held], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
+        let wanted = served.iter().flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
+        let patched =
+            held.iter().flat_map(|it| it.service_accounts.iter().map(move |account| (&it.namespace, account)));
+        let names = |(namespace, account): (&String, &String)| {
+            let found = self.ctx.stores.service_accounts.get(&ObjectRef::new(account).within(namespace))?;
+            let names = found.image_pull_secrets.iter().map(|entry| entry.name.clone()).collect();
+            Some(((namespace.clone(), account.clone()), names))
+        };
+        wanted.chain(patched).filter_map(names).collect()
+    }
+
+    /// Namespaces whose Secret is there and stays as it is.
+    fn untouched(&self, held: &[Held], served: &BTreeSet<String>, decision: &Decision) -> BTreeMap<String, TokenMark> {
+        let due: BTreeSet<&str> = decision.write.iter().map(|due| due.namespace.as_str()).collect();
+        let there = held.iter().filter(|it| {
+            it.typed
+                && it.name == self.secret_name
+                && served.contains(&it.namespace)
+                && !due.contains(it.namespace.as_str())
+        });
+        there.filter_map(|it| Some((it.namespace.clone(), it.token.clone()?))).collect()
+    }
+
+    /// Names out of service accounts, then Secrets away.
+    async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Outcome) -> Result<(), Error> {
+        let mut named_still = BTreeSet::new();
+        for (entry, done) in self.in_accounts(detach, false).await {
+            if !outcome.note(&entry.namespace, done)? {
+                named_still.insert((entry.namespace, entry.secret));
+            }
+        }
+        // A Secret says which accounts name it: it goes last.
+        let free = delete.into_iter().filter(|it| !named_still.contains(&(it.namespace.clone(), it.name.clone())));
+        let deleted: Vec<_> = stream::iter(free)
+            .map(|doomed| async move { (objects::delete(&self.ctx.client, &doomed).await, doomed) })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let mut gone = BTreeSet::new();
+        for (done, doomed) in deleted {
+            if outcome.note(&doomed.namespace, done)? {
+                gone.insert(format!("{}/{}", doomed.namespace, doomed.name));
+            }
+        }
+        self.tell("Deleted", "deleted", &gone).await;
+        Ok(())
+    }
+
+    async fn in_accounts(&self, entries: Vec<Entry>, named: bool) -> Vec<(Entry, Result<bool, kube::Error>)> {
+        stream::iter(entries)
+            .map(|entry| async move {
+                let done = objects::name_in_account(&self.ctx.client, &entry, named).await;
+                (entry, done)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await
+    }
+
+    /// Looks at the names where Secrets are to be made: those that somebody else has are left out.
+    async fn settle_places(
+        &self,
+        world: &World<'_>,
+        write: Vec<Due>,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Due>, Error> {
+        let looked: Vec<_> = stream::iter(write)
+            .map(|due| async move {
+                let place = match &due.uid {
+                    Some(_) => Ok(Place::Free),
+                    None => objects::place(&self.ctx.client, &due.namespace, &self.secret_name, &self.owner).await,
+                };
+                (due, place)
+            })
+            .buffered(AT_ONCE)
+            .collect()
+            .await;
+        let mut due = Vec::with_capacity(looked.len());
+        for (one, place) in looked {
+            match place {
+                Ok(Place::Free) => due.push(one),
+                Ok(Place::Own(held)) => {
+                    let why = world.due(Some(&held));
+                    let Held { token, uid, .. } = *held;
+                    match (why, token) {
+                        (None, Some(token)) => {
+                            outcome.have.insert(one.namespace, token);
+                        }
+                        (why, _) => due.push(Due { uid: Some(uid), why: why.unwrap_or(Why::Edited), ..one }),
+                    }
+                }
+                Ok(Place::Passing) => outcome.unsettled = true,
+                Ok(Place::Taken) => {
+                    outcome.taken.insert(one.namespace, None);
+                }
+                Err(error) => {
+                    outcome.note(&one.namespace, Err(error))?;
+                }
+            }
+        }
+        Ok(due)
+    }
+
+    /// Gets a new token, or says why there is none, and when to try again.
+    async fn issue(
+        &self,
+        session: Option<&Session>,
+        registry: Option<&Registry>,
+        asked: Option<String>,
+        now: Timestamp,
+    ) -> Result<Issued, (Findings, Option<Duration>)> {
+        let name = &self.pull_secret.registry_ref().name;
+        let Some(registry) = registry else { return Err((self.registry_missing(), None)) };
+        let Some(session) = session else { return Err((registry_not_ready(registry), None)) };
+        match session.ask(authorization_token(session.ecr())).await {
+            Ok(token) => {
+                let source = session.ecr().identity().to_owned();
+                let issued = Issued::new(&token, &self.owner, source, session.fingerprint(), asked, now);
+                self.ctx.tokens.put(self.owner.clone(), issued.clone());
+                Ok(issued)
+            }
+            Err(Trouble::Away(away)) => {
+                let because = Because::new("RegistryUnavailable", away.message(name));
+                let retry = away.retry.mul_f64(1.0 + fastrand::f64());
+                Err((Findings::of(Standing::Waiting(because)), Some(retry)))
+            }
+            Err(Trouble::Refused(error)) => {
+                Err((Findings::of(Standing::Stalled(Because::new(error.name, error.message))), None))
+            }
+        }
+    }
+
+    fn registry_missing(&self) -> Findings {
+        registry_missing(&self.pull_secret.registry_ref().name)
+    }
+
+    async fn write(&self, due: Vec<Due>, issued: &Issued, outcome: &mut Outcome) -> Result<(), Error> {
+        let written: Vec<_> = stream::iter(due)
+            .map(|due| async move {
+                let whose = (&self.owner, &self.service_accounts);
+                let (namespace, uid) = (&due.namespace, due.uid.as_deref());
+                let done = objects::write(&self.ctx.client, namespace, &self.secret_name, uid, issued, whose).await;
+                (due, done)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let (mut created, mut repaired, mut renewed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for (Due { namespace, uid: _, why }, done) in written {
+            if !outcome.note(&namespace, done)? {
+                continue;
+            }
+            outcome.have.insert(namespace.clone(), issued.mark.clone());
+            match why {
+                Why::Missing => created.insert(namespace),
+                Why::Edited => repaired.insert(namespace),
+                Why::SourceChanged | Why::Renewal | Why::Requested | Why::Superseded => renewed.insert(namespace),
+                Why::ServiceAccounts => false,
+            };
+        }
+        self.tell("Created", "made in", &created).await;
+        self.tell("Renewed", "given a new token in", &renewed).await;
+        if !repaired.is_empty() {
+            let secrets = u64::try_from(repaired.len()).unwrap_or(u64::MAX);
+            let registry = &self.pull_secret.registry_ref().name;
+            self.ctx.metrics.drift_found(KIND, registry, secrets);
+            self.ctx.metrics.drift_repaired(KIND, registry, secrets);
+            let note = format!(
+                "Secret {} was changed by somebody else, and put back in {}",
+                self.secret_name,
+                some(&repaired)
+            );
+            self.ctx.events.warning(self.pull_secret, "DriftRepaired", note).await;
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, reason: &str, done: &str, places: &BTreeSet<String>) {
+        if !places.is_empty() {
+            let note = format!("Secret {} was {done} {}", self.secret_name, some(places));
+            self.ctx.events.normal(self.pull_secret, reason, note).await;
+        }
+    }
+
+    /// Writes the status, tells what is new in it, and says when to look again.
+    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
+        let findings = self.findings(&outcome);
+        let before = self.status();
+        let generation = self.pull_secret.metadata.generation;
+        let first = |time: fn(&TokenMark) -> Timestamp| outcome.have.values().map(time).min().map(Time);
+        let (expires_at, renews_at) = (first(|it| it.expires_at), first(|it| it.renews_at));
+        let now = Timestamp::now();
+        let waits = matches!(findings.standing, Standing::Waiting(_));
+        let asked = requested(self.pull_secret, before.last_handled_reconcile_at.as_ref()).filter(|_| !waits);
+        let after = PullSecretStatus {
+            observed_generation: generation,
+            secret_name: Some(self.secret_name.clone()),
+            namespaces: Some(i64::try_from(outcome.have.len()).unwrap_or(i64::MAX)),
+            expires_at,
+            renews_at: renews_at.clone(),
+            last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
+            conditions: status::conditions(&before.conditions, generation, &findings, &Time(now)),
+        };
+        let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
+        let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
+        status::write(&self.api, self.pull_secret, self.pull_secret.status.as_ref(), &after).await?;
+        if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
+            self.ctx.events.warning(self.pull_secret, &because.reason, &because.message).await;
+        }
+        if !matches!(findings.standing, Standing::Ready(_)) {
+            self.ctx.metrics.failed(KIND, &findings.standing.because().reason);
+        }
+        Ok(Done::standing(&findings.standing, self.next(&outcome, &findings, renews_at, now)))
+    }
+
+    /// When to look again, if nothing wakes it before.
+    fn next(&self, outcome: &Outcome, findings: &Findings, renews_at: Option<Time>, now: Timestamp) -> Duration {
+        let rest = if matches!(findings.standing, Standing::Ready(_)) { None } else { Some(jittered(WAIT)) };
+        let renewal = renews_at.map(|it| Duration::try_from(it.0.duration_since(now)).unwrap_or_default());
+        // What waits for the registry is due already: it is tried again when the registry may be asked.
+        let renewal = if outcome.why_not.is_some() { None } else { renewal };
+        let moment = outcome.unsettled.then_some(MOMENT);
+        [outcome.retry.or(rest), renewal, moment]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| jittered(DEFAULT_INTERVAL))
+    }
+
+    fn findings(&self, outcome: &Outcome) -> Findings {
+        let Outcome { have, taken, not_allowed, refused, why_not, .. } = outcome;
+        let name = &self.secret_name;
+        let holds = match have.values().map(|it| it.expires_at).min() {
+            Some(end) if why_not.is_some() => format!("; Secret {name} is in {} until {end}", namespaces(have.len())),
+            _ => format!("; Secret {name} is in {}", namespaces(have.len())),
+        };
+        if let Some(findings) = why_not {
+            let mut findings = findings.clone();
+            if !have.is_empty() {
+                findings.standing = match findings.standing {
+                    Standing::Ready(it) => Standing::Ready(it),
+                    Standing::Waiting(it) => Standing::Waiting(Because::new(it.reason, it.message + &holds)),
+                    Standing::Stalled(it) => Standing::Stalled(Because::new(it.reason, it.message + &holds)),
+                };
+            }
+            return findings;
+        }
+        let found = |standing| Findings { references: Some(Ok(())), ..Findings::of(standing) };
+        let theirs: BTreeSet<String> = taken.iter().filter(|it| it.1.is_none()).map(|it| it.0.clone()).collect();
+        if !theirs.is_empty() {
+            let message = format!(
+                "a Secret {name} that is not this PullSecret's is in {}: delete it there, or set another secretName{holds}",
+                some(&theirs)
+            );
+            return found(Standing::Stalled(Because::new("OwnedByAnother", message)));
+        }
+        if let Some((namespace, Some(owner))) = taken.first_key_value() {
+            let more = if taken.len() > 1 { format!(" and {} more", taken.len() - 1) } else { String::new() };
+            let message = format!(
+                "Secret {name} in {namespace}{more} is managed by PullSecret {owner}: set another secretName, or choose other \
+                 namespaces{holds}"
+            );
+            return found(Standing::Stalled(Because::new("OwnedByAnother", message)));
+        }
+        if let Some((namespace, status)) = refused.first() {
+            let message =
+                format!("the API server refused a change in namespace {namespace}: {}{holds}", status.message);
+            return found(Standing::Waiting(Because::new(status.reason.clone(), message)));
+        }
+        if outcome.unsettled {
+            let message = format!("something changed at the same moment, and is looked at again{holds}");
+            return found(Standing::Waiting(Because::new("Progressing", message)));
+        }
+        let mut message = match have.len() {
+            0 => "no namespace is chosen yet".to_owned(),
+            count => format!("Secret {name} is in {}", namespaces(count)),
+        };
+        if !not_allowed.is_empty() {
+            let registry = &self.pull_secret.registry_ref().name;
+            message += &format!("; chosen, but not allowed to use Registry {registry}: {}", some(not_allowed));
+        }
+        found(Standing::Ready(Because::new("InSync", message)))
+    }
+
+    /// Nothing is done for a suspended resource.
+    async fn rest(&self) -> Result<Done, Error> {
+        let before = self.status();
+        let after = PullSecretStatus {
+            observed_generation: self.pull_secret.metadata.generation,
+            conditions: status::suspended(&before.conditions),
+            ..before.clone()
+        };
+        if status::write(&self.api, self.pull_secret, self.pull_secret.status.as_ref(), &after).await? {
+            self.ctx
+                .events
+                .normal(self.pull_secret, "Suspended", "nothing is done for it until suspend is false")
+                .await;
+        }
+        Ok(Done::resting())
+    }
+
+    /// The resource goes, and takes everything with it, whatever has become of its Registry.
+    async fn take_all_away(&self) -> Result<Done, Error> {
+        if !finalizer::has(self.pull_secret) {
+            return Ok(Done::resting());
+        }
+        // Asked for now: a Secret that a watch has yet to tell of goes, too.
+        let held = objects::all_of(&self.ctx.client, &self.owner).await?;
+        let detach = held.iter().flat_map(|it| {
+            let entry = |account: &String| Entry {
+                namespace: it.namespace.clone(),
+                account: account.clone(),
+                secret: it.name.clone(),
+            };
+            it.service_accounts.iter().map(entry).collect::<Vec<_>>()
+        });
+        let detach = detach.collect();
+        let delete =
+            held.into_iter().map(|Held { namespace, name, uid, .. }| Doomed { namespace, name, uid }).collect();
+        let mut outcome = Outcome::default();
+        self.clear(detach, delete, &mut outcome).await?;
+        if let Some((namespace, status)) = outcome.refused.first() {
+            let note = format!("the API server refused a change in namespace {namespace}: {}", status.message);
+            self.ctx.events.warning(self.pull_secret, &status.reason, note).await;
+        } else if !outcome.unsettled {
+            finalizer::remove(&self.api, self.pull_secret).await?;
+            self.ctx.tokens.remove(&self.owner);
+            return Ok(Done::resting());
+        }
+        let because = Because::new("Deleting", "its Secrets are being taken away");
+        Ok(Done::standing(&Standing::Waiting(because), MOMENT))
+    }
+}
+
+impl Outcome {
+    /// Remembers what didn't work, and says whether it did. What the API server refuses in one namespace keeps no other from
+    /// being served; that it can't be reached is an error.
+    fn note(&mut self, namespace: &str, done: Result<bool, kube::Error>) -> Result<bool, Error> {
+        match done {
+            Ok(done) => {
+                self.unsettled |= !done;
+                Ok(done)
+            }
+            Err(kube::Error::Api(status)) => {
+                self.refused.push((namespace.to_owned(), *status));
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn namespaces(count: usize) -> String {
+    if count == 1 { "1 namespace".to_owned() } else { format!("{count} namespaces") }
+}
+
+/// Some of the names, and how many more there are.
+fn some(names: &BTreeSet<String>) -> String {
+    let named = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
