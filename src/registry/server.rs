@@ -33,6 +33,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The read buffer that one connection may grow to: large reads make pushes cheap, and it bounds the head of a request.
 const BUFFER: usize = 256 * 1024;
 
+/// What every answer's `Server` header says: what speaks, and which version of it.
+const SERVER: HeaderValue = HeaderValue::from_static(concat!("wharfage/", env!("CARGO_PKG_VERSION")));
+
 /// Tells listeners and jobs when to end: true means stop.
 pub type Stop = watch::Receiver<bool>;
 
@@ -154,6 +157,7 @@ async fn answer(registry: Arc<Registry>, mut request: http::Request<Incoming>) -
         plain(StatusCode::INTERNAL_SERVER_ERROR, format!("The registry failed; its log says why, under {id}.\n"))
     });
 
+    response.headers_mut().insert(header::SERVER, SERVER);
     let mut text = uuid::Uuid::encode_buffer();
     if let Ok(value) = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)) {
         response.headers_mut().insert("x-amzn-requestid", value);

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import json
+import re
 
 import pytest
 from conftest import TARGET, refused, request
@@ -47,6 +48,14 @@ def test_the_registry_is_described(ecr):
     described = ecr.describe_registry()
     assert described["registryId"] == "123456789012"
     assert described["replicationConfiguration"] == {"rules": []}
+
+
+def test_every_answer_says_what_speaks(ecr, server):
+    told = ecr.describe_registry()["ResponseMetadata"]["HTTPHeaders"]["server"]
+    assert re.fullmatch(r"wharfage/\d+\.\d+\.\d+\S*", told)
+    for path in ("/", "/v2/", "/v2/app/manifests/v1", "/nowhere"):
+        _, headers, _ = request(f"http://{server.address}{path}")
+        assert headers.get_all("Server") == [told], path
 
 
 # Who may ask
