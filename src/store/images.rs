@@ -231,6 +231,9 @@ pub enum DeleteImageError {
     /// The image has other tags than the caller decided by.
     #[error("the image's tags have changed")]
     TagsChanged,
+    /// The repository's lifecycle policy is not the one that the caller decided by.
+    #[error("the repository's lifecycle policy has changed")]
+    PolicyChanged,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -345,6 +348,9 @@ pub enum StorageClassError {
     /// Active indexes hold it, so it may not be archived.
     #[error("the image is referenced by {0:?}")]
     ReferencedBy(Vec<Digest>),
+    /// The repository's lifecycle policy is not the one that the caller decided by.
+    #[error("the repository's lifecycle policy has changed")]
+    PolicyChanged,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

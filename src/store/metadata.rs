@@ -153,12 +153,14 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         digest: &Digest,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError>;
-    /// Deletes an image like [`Metadata::delete_image`], unless it has other tags by now than those (sorted) that the caller
-    /// decided by: a tag that was pushed in between was acknowledged and must not go ([`DeleteImageError::TagsChanged`]).
+    /// Deletes an image like [`Metadata::delete_image`], unless what the caller decided by is no longer so: the repository's
+    /// lifecycle policy ([`DeleteImageError::PolicyChanged`]), or the image's tags (sorted), as one that was pushed in between
+    /// was acknowledged and must not go ([`DeleteImageError::TagsChanged`]).
     async fn expire_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
+        policy: &str,
         tags: &[Tag],
         now: Timestamp,
     ) -> Result<(), DeleteImageError>;
@@ -218,6 +220,15 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         class: StorageClass,
         now: Timestamp,
     ) -> Result<ImageStatus, StorageClassError>;
+    /// Archives an image like [`Metadata::set_storage_class`], unless the repository's lifecycle policy is no longer the one
+    /// that the caller decided by ([`StorageClassError::PolicyChanged`]).
+    async fn archive_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        policy: &str,
+        now: Timestamp,
+    ) -> Result<(), StorageClassError>;
     /// Records pulls, in bulk; an earlier time never replaces a later one.
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()>;
 

@@ -227,8 +227,8 @@ impl From<DeleteImageError> for Undeleted {
         match error {
             DeleteImageError::NotFound => Self::Fault(Fault::ImageNotFound),
             DeleteImageError::TagPointsElsewhere(_) => Self::Fault(Fault::ImageTagDoesNotMatchDigest),
-            // Only an expiry says which tags it means.
-            DeleteImageError::TagsChanged => Self::Fault(Fault::ImageNotFound),
+            // Only an expiry says what it was decided by.
+            DeleteImageError::TagsChanged | DeleteImageError::PolicyChanged => Self::Fault(Fault::ImageNotFound),
             DeleteImageError::ReferencedBy(parents) => Self::ReferencedBy(parents),
             DeleteImageError::Store(error) => Self::Error(error.into()),
         }
@@ -285,7 +285,8 @@ pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Res
     let metadata = call.registry.metadata.as_ref();
     let changed = metadata.set_storage_class(repository.id, &image.digest, class, call.now).await;
     let status = changed.map_err(|error| match error {
-        StorageClassError::NotFound => not_found(&place, &id),
+        // Only a lifecycle policy's job says which policy it means.
+        StorageClassError::NotFound | StorageClassError::PolicyChanged => not_found(&place, &id),
         StorageClassError::Unchanged(status) => Error::StorageClassUpdateNotSupported(format!(
             "The image '{}' is {} already",
             image.digest,

@@ -280,10 +280,11 @@ impl From<BodyError> for OciError {
 impl From<DeleteImageError> for OciError {
     fn from(error: DeleteImageError) -> Self {
         match error {
-            // The OCI door names neither a digest beside a tag nor the tags of an image, so nothing can disagree.
-            DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) | DeleteImageError::TagsChanged => {
-                Self::manifest_unknown()
-            }
+            // The OCI door names neither a digest beside a tag nor what an expiry was decided by, so nothing can disagree.
+            DeleteImageError::NotFound
+            | DeleteImageError::TagPointsElsewhere(_)
+            | DeleteImageError::TagsChanged
+            | DeleteImageError::PolicyChanged => Self::manifest_unknown(),
             DeleteImageError::ReferencedBy(indexes) => {
                 Self::invalid_parameter(format!("Requested image referenced by manifest list: {}", list(&indexes)))
             }

@@ -85,15 +85,49 @@ async fn parents<E>(tx: &mut PgConnection, id: ManifestId, active_only: bool) ->
     Ok(digests.iter().map(|digest| parse(digest)).collect::<StoreResult<_>>()?)
 }
 
+/// Whether this is the repository's lifecycle policy, which it stays until the transaction's end.
+async fn hold_policy<E>(tx: &mut PgConnection, repository: RepositoryId, policy: &str) -> Attempt<bool, E> {
+    let held = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND lifecycle_policy = $2 FOR SHARE");
+    Ok(held.bind(repository.0).bind(policy).fetch_optional(tx).await?.is_some())
+}
+
 pub(super) async fn delete(
     pool: &PgPool,
+    repository: RepositoryId,
+    digest: &Digest,
+    now: Timestamp,
+) -> Attempt<Vec<Tag>, DeleteImageError> {
+    let mut tx = pool.begin().await?;
+    let tags = delete_in(&mut tx, repository, digest, None, now).await?;
+    tx.commit().await?;
+    Ok(tags)
+}
+
+pub(super) async fn expire(
+    pool: &PgPool,
+    repository: RepositoryId,
+    digest: &Digest,
+    policy: &str,
+    tags: &[Tag],
+    now: Timestamp,
+) -> Attempt<(), DeleteImageError> {
+    let mut tx = pool.begin().await?;
+    if !hold_policy(&mut tx, repository, policy).await? {
+        return Err(Failure::Refused(DeleteImageError::PolicyChanged));
+    }
+    delete_in(&mut tx, repository, digest, Some(tags), now).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn delete_in(
+    tx: &mut PgConnection,
     repository: RepositoryId,
     digest: &Digest,
     expected: Option<&[Tag]>,
     now: Timestamp,
 ) -> Attempt<Vec<Tag>, DeleteImageError> {
-    let mut tx = pool.begin().await?;
-    let image = lock(&mut tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
+    let image = lock(tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
     let tags: Vec<String> = sqlx::query_scalar(
         "WITH gone AS (DELETE FROM tag WHERE manifest_id = $1 RETURNING name) TABLE gone ORDER BY 1",
     )
@@ -104,9 +138,8 @@ pub(super) async fn delete(
     if expected.is_some_and(|expected| expected != tags) {
         return Err(Failure::Refused(DeleteImageError::TagsChanged));
     }
-    delete_row(&mut tx, &image).await?;
-    jobs::record(&mut *tx, &image.subject().deleted(&tags, now)).await?;
-    tx.commit().await?;
+    delete_row(tx, &image).await?;
+    jobs::record(tx, &image.subject().deleted(&tags, now)).await?;
     Ok(tags)
 }
 
@@ -173,14 +206,42 @@ pub(super) async fn set_storage_class(
     now: Timestamp,
 ) -> Attempt<ImageStatus, StorageClassError> {
     let mut tx = pool.begin().await?;
-    let image = lock(&mut tx, repository, digest).await?.ok_or(Failure::Refused(StorageClassError::NotFound))?;
+    let status = set_storage_class_in(&mut tx, repository, digest, class, now).await?;
+    tx.commit().await?;
+    Ok(status)
+}
+
+pub(super) async fn archive(
+    pool: &PgPool,
+    repository: RepositoryId,
+    digest: &Digest,
+    policy: &str,
+    now: Timestamp,
+) -> Attempt<(), StorageClassError> {
+    let mut tx = pool.begin().await?;
+    if !hold_policy(&mut tx, repository, policy).await? {
+        return Err(Failure::Refused(StorageClassError::PolicyChanged));
+    }
+    set_storage_class_in(&mut tx, repository, digest, StorageClass::Archive, now).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn set_storage_class_in(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    digest: &Digest,
+    class: StorageClass,
+    now: Timestamp,
+) -> Attempt<ImageStatus, StorageClassError> {
+    let image = lock(tx, repository, digest).await?.ok_or(Failure::Refused(StorageClassError::NotFound))?;
     let archived = image.status == ImageStatus::Archived;
     if archived == (class == StorageClass::Archive) {
         return Err(Failure::Refused(StorageClassError::Unchanged(image.status)));
     }
     let (update, status, activated_at) = match class {
         StorageClass::Archive => {
-            let parents = parents(&mut tx, image.id, true).await?;
+            let parents = parents(tx, image.id, true).await?;
             if !parents.is_empty() {
                 return Err(Failure::Refused(StorageClassError::ReferencedBy(parents)));
             }
@@ -191,8 +252,7 @@ pub(super) async fn set_storage_class(
         }
     };
     sqlx::query(update).bind(image.id.0).bind(millis(now)).execute(&mut *tx).await?;
-    jobs::record(&mut *tx, &[image.subject().moved(class, activated_at, now)]).await?;
-    tx.commit().await?;
+    jobs::record(tx, &[image.subject().moved(class, activated_at, now)]).await?;
     Ok(status)
 }
 

@@ -340,16 +340,17 @@ impl Metadata for PostgresStore {
         digest: &Digest,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError> {
-        self.run(|| images::delete(&self.pool, repository, digest, None, now)).await
+        self.run(|| images::delete(&self.pool, repository, digest, now)).await
     }
     async fn expire_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
+        policy: &str,
         tags: &[Tag],
         now: Timestamp,
     ) -> Result<(), DeleteImageError> {
-        self.run(|| images::delete(&self.pool, repository, digest, Some(tags), now)).await.map(drop)
+        self.run(|| images::expire(&self.pool, repository, digest, policy, tags, now)).await
     }
     async fn delete_tag(
         &self,
@@ -415,6 +416,15 @@ impl Metadata for PostgresStore {
         now: Timestamp,
     ) -> Result<ImageStatus, StorageClassError> {
         self.run(|| images::set_storage_class(&self.pool, repository, digest, class, now)).await
+    }
+    async fn archive_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        policy: &str,
+        now: Timestamp,
+    ) -> Result<(), StorageClassError> {
+        self.run(|| images::archive(&self.pool, repository, digest, policy, now)).await
     }
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
         self.run(|| images::record_pulls(&self.pool, pulls)).await

@@ -274,9 +274,13 @@ pub(super) fn expire_image(
     db: Db<'_>,
     repository: RepositoryId,
     digest: &Digest,
+    policy: &str,
     tags: &[Tag],
     now: Timestamp,
 ) -> Result<(), DeleteImageError> {
+    if !has_lifecycle_policy(db, repository, policy)? {
+        return Err(DeleteImageError::PolicyChanged);
+    }
     let stored = by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
     if super::listings::tags_of(db, ManifestId(stored.id))? != tags {
         return Err(DeleteImageError::TagsChanged);
@@ -347,6 +351,24 @@ pub(super) fn set_storage_class(
     db.run(sql, params![stored.id, status.as_str(), rows::millis(now)])?;
     jobs::record(db, &stored.subject(&home_of(db, repository)?).moved(class, activated_at, now))?;
     Ok(status)
+}
+
+pub(super) fn archive_image(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+    policy: &str,
+    now: Timestamp,
+) -> Result<(), StorageClassError> {
+    if !has_lifecycle_policy(db, repository, policy)? {
+        return Err(StorageClassError::PolicyChanged);
+    }
+    set_storage_class(db, repository, digest, StorageClass::Archive, now).map(drop)
+}
+
+fn has_lifecycle_policy(db: Db<'_>, repository: RepositoryId, policy: &str) -> StoreResult<bool> {
+    let sql = "SELECT 1 FROM repository WHERE id = ?1 AND lifecycle_policy = ?2";
+    db.exists(sql, params![repository.0, policy])
 }
 
 pub(super) fn record_pulls(db: Db<'_>, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {

@@ -319,11 +319,12 @@ impl Metadata for SqliteStore {
         &self,
         repository: RepositoryId,
         digest: &Digest,
+        policy: &str,
         tags: &[Tag],
         now: Timestamp,
     ) -> Result<(), DeleteImageError> {
-        let (digest, tags) = (digest.clone(), tags.to_vec());
-        self.writer.write(move |db| manifests::expire_image(db, repository, &digest, &tags, now)).await
+        let (digest, policy, tags) = (digest.clone(), policy.to_owned(), tags.to_vec());
+        self.writer.write(move |db| manifests::expire_image(db, repository, &digest, &policy, &tags, now)).await
     }
 
     async fn delete_tag(
@@ -399,6 +400,17 @@ impl Metadata for SqliteStore {
     ) -> Result<ImageStatus, StorageClassError> {
         let digest = digest.clone();
         self.writer.write(move |db| manifests::set_storage_class(db, repository, &digest, class, now)).await
+    }
+
+    async fn archive_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        policy: &str,
+        now: Timestamp,
+    ) -> Result<(), StorageClassError> {
+        let (digest, policy) = (digest.clone(), policy.to_owned());
+        self.writer.write(move |db| manifests::archive_image(db, repository, &digest, &policy, now)).await
     }
 
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {

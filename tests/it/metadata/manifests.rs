@@ -277,17 +277,48 @@ pub async fn deleting_an_image_takes_its_tags_and_frees_its_blobs(mut store: Fix
     assert!(!store.layer(repository.id, &layer).await.unwrap().unwrap().referenced);
 }
 
+async fn set_policy(store: &Fixture, repository: &Repository, policy: Option<&str>) {
+    let change = RepositoryChange::LifecyclePolicy(policy.map(str::to_owned));
+    assert!(store.change_repository(repository.id, change, Vec::new()).await.unwrap());
+}
+
 pub async fn an_image_that_got_a_tag_since_it_was_looked_at_does_not_expire(store: Fixture) {
     let repository = store.repository_named("app").await;
+    set_policy(&store, &repository, Some("policy")).await;
     let image = store.image(&repository, "image", &["a"]).await;
+    let expire = async |seen: &[&str]| store.expire_image(repository.id, &image, "policy", &tags(seen), at(1)).await;
     for seen in [&[][..], &["b"], &["a", "b"]] {
-        let refused = store.expire_image(repository.id, &image, &tags(seen), at(1)).await;
+        let refused = expire(seen).await;
         assert!(matches!(refused, Err(DeleteImageError::TagsChanged)), "{seen:?}: {refused:?}");
         assert_eq!(store.tagged(&repository, "a").await, Some(image.clone()));
     }
-    store.expire_image(repository.id, &image, &tags(&["a"]), at(1)).await.unwrap();
-    let gone = store.expire_image(repository.id, &image, &tags(&["a"]), at(1)).await;
+    expire(&["a"]).await.unwrap();
+    let gone = expire(&["a"]).await;
     assert!(matches!(gone, Err(DeleteImageError::NotFound)), "{gone:?}");
+}
+
+pub async fn a_lifecycle_policy_that_is_no_longer_the_repositorys_acts_on_nothing(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let image = store.image(&repository, "image", &["a"]).await;
+    let expire = async |policy| store.expire_image(repository.id, &image, policy, &tags(&["a"]), at(1)).await;
+    let archive = async |policy| store.archive_image(repository.id, &image, policy, at(1)).await;
+    for now in [Some("new"), None] {
+        set_policy(&store, &repository, now).await;
+        let refused = (expire("old").await, archive("old").await);
+        assert!(
+            matches!(&refused, (Err(DeleteImageError::PolicyChanged), Err(StorageClassError::PolicyChanged))),
+            "{refused:?}"
+        );
+        let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the image is there") };
+        assert_eq!(found.status, ImageStatus::Active);
+    }
+    set_policy(&store, &repository, Some("new")).await;
+    archive("new").await.unwrap();
+    let again = archive("new").await;
+    assert!(matches!(again, Err(StorageClassError::Unchanged(ImageStatus::Archived))), "{again:?}");
+    expire("new").await.unwrap();
+    let gone = archive("new").await;
+    assert!(matches!(gone, Err(StorageClassError::NotFound)), "{gone:?}");
 }
 
 pub async fn an_image_that_an_index_holds_is_not_deleted(store: Fixture) {

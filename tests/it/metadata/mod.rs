@@ -303,6 +303,7 @@ macro_rules! contract {
             deleting_an_image_takes_its_tags_and_frees_its_blobs,
             an_image_that_an_index_holds_is_not_deleted,
             an_image_that_got_a_tag_since_it_was_looked_at_does_not_expire,
+            a_lifecycle_policy_that_is_no_longer_the_repositorys_acts_on_nothing,
             a_deleted_tag_leaves_the_image_or_takes_it_along,
             a_tag_is_deleted_only_where_it_is_expected,
             the_last_tag_of_a_held_image_is_kept_with_it,
