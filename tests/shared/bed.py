@@ -15,6 +15,12 @@ from processes import Process, answers
 # Nothing may be left out: a test tells the operator's requests by verb and resource.
 AUDIT_POLICY = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
 
+# The address of the API server's own Service, the first of the range.
+SERVICE = "10.0.0.1"
+
+# Without nodes nobody makes the service accounts that Pods are admitted with, and nobody asks for that Service.
+NODELESS = ["--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"]
+
 
 class Etcd:
     """One etcd, for any number of API servers."""
@@ -36,27 +42,28 @@ class Etcd:
 class Cluster:
     """A Kubernetes API server as its administrator sees it: `kube`; `api` is its process."""
 
-    def __init__(self, folder, etcd):
+    def __init__(self, folder, etcd, address="127.0.0.1"):
+        """With an address that Pods can reach, it is made for nodes: it admits Pods as any cluster does, and is their
+        Service `kubernetes`."""
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        self.server = f"https://127.0.0.1:{port}"
+        self.server = f"https://{address}:{port}"
         authority = trustme.CA()
         self._authority = authority.cert_pem.bytes()
-        own = self._write("api", authority.issue_cert("127.0.0.1", "localhost"))
+        own = self._write("api", authority.issue_cert(address, SERVICE))
         self._admin = self._write("admin", authority.issue_cert("admin", organization_name="system:masters", common_name="admin"))
         authority.cert_pem.write_to_path(self.folder / "ca.crt")
         (self.folder / "audit.yaml").write_text(json.dumps(AUDIT_POLICY))
         command = [
             tool("WHARFAGE_TEST_KUBE_APISERVER"),
             f"--etcd-servers={etcd.url}", f"--etcd-prefix=/{uuid.uuid4().hex}",
-            "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={port}",
+            f"--bind-address={address}", f"--advertise-address={address}", f"--secure-port={port}",
             f"--tls-cert-file={own[0]}", f"--tls-private-key-file={own[1]}", f"--client-ca-file={self.folder / 'ca.crt'}",
             f"--cert-dir={self.folder}", f"--service-account-issuer={self.server}",
             f"--service-account-key-file={own[1]}", f"--service-account-signing-key-file={own[1]}",
             "--service-cluster-ip-range=10.0.0.0/24", "--authorization-mode=RBAC", "--allow-privileged=true",
-            # Nobody is here who would make the service accounts that it asks for.
-            "--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none", "--profiling=false",
+            "--profiling=false", *(NODELESS if address == "127.0.0.1" else []),
             f"--audit-policy-file={self.folder / 'audit.yaml'}", f"--audit-log-path={self.folder / 'audit.log'}",
         ]  # fmt: skip
         self.api = Process("kube-apiserver", command, self.folder / "kube-apiserver.log")

@@ -1,0 +1,80 @@
+"""Clients of registries that run in the cluster: boto3, crane, and the node's containerd."""
+
+import base64
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+
+import boto3
+import node
+from backends import tool
+from botocore.config import Config
+from images import write_layout
+
+REGION = "eu-home-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """How a registry is reached from the node: its URL, its root key, and the bundle that its certificate is checked by."""
+
+    url: str
+    access_key_id: str
+    secret_access_key: str
+    ca: str | None = None
+
+    @property
+    def address(self):
+        return self.url.partition("://")[2]
+
+    def ecr(self, attempts=1):
+        """A boto3 client, which tries each call so many times."""
+        return boto3.session.Session().client(
+            "ecr", endpoint_url=self.url, region_name=REGION, aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key, verify=self.ca or True,
+            config=Config(retries={"total_max_attempts": attempts, "mode": "standard"}),
+        )  # fmt: skip
+
+    def docker_config(self, *names):
+        """The content of a docker config that logs in to the registry under these names, as a PullSecret's does."""
+        (data,) = self.ecr().get_authorization_token()["authorizationData"]
+        return json.dumps({"auths": {name: {"auth": data["authorizationToken"]} for name in names}})
+
+    def crane(self, *arguments, folder):
+        """Runs crane, logged in; `folder` is its home."""
+        (folder / "config.json").write_text(self.docker_config(self.address))
+        environment = {"DOCKER_CONFIG": str(folder), "HOME": str(folder), **({"SSL_CERT_FILE": self.ca} if self.ca else {})}
+        command = [tool("WHARFAGE_TEST_CRANE"), *map(str, arguments)]
+        ran = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert ran.returncode == 0, f"crane {' '.join(command[1:])}: {ran.stderr}"
+        return ran.stdout.strip()
+
+    def push(self, image, repository, tag, folder):
+        """Pushes an image by crane; returns its digest."""
+        layout = pathlib.Path(folder) / f"layout-{os.urandom(4).hex()}"
+        write_layout(layout, image)
+        self.crane("push", layout, f"{self.address}/{repository}:{tag}", folder=folder)
+        return image.digest
+
+
+def let_nodes_pull(name, url, ca=None):
+    """Tells containerd how the registry `name` is reached: what a node's administrator writes for names that no DNS has."""
+    folder = node.HOSTS / name
+    folder.mkdir(exist_ok=True)
+    trusted = ""
+    if ca:
+        (folder / "ca.crt").write_text(ca)
+        trusted = f'\n  ca = "{folder / "ca.crt"}"'
+    (folder / "hosts.toml").write_text(f'server = "https://{name}"\n\n[host."{url}"]\n  capabilities = ["pull", "resolve"]{trusted}\n')
+
+
+def pull_secret(name, docker_config):
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name},
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": {".dockerconfigjson": base64.b64encode(docker_config.encode()).decode()},
+    }

@@ -1,0 +1,118 @@
+"""The cluster that the tests share: real from the API server to the container, in namespaces of its own."""
+
+import pathlib
+import subprocess
+
+import node
+import pytest
+from backends import tool
+from bed import Cluster, Etcd
+from busybox import busybox, write_archive
+from kube import Namespace, conditions
+
+# What Pods rest on, and what does nothing in particular.
+PAUSE = "localhost/pause:1"
+# The image of deploy/image, under the two names between which a version changes.
+BEFORE, AFTER = "localhost/wharfage:before", "localhost/wharfage:after"
+
+# What the restricted Pod security standard asks for, and a root file system that nobody writes to.
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def pod(name, image, labels=None, mounts=None, **container):
+    """A Pod with one container, under the restricted standard; `mounts` are volumes by the path that they are mounted at."""
+    volumes = {f"volume-{index}": (path, volume) for index, (path, volume) in enumerate((mounts or {}).items())}
+    container = {
+        "name": "main",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "securityContext": RESTRICTED,
+        "volumeMounts": [{"name": volume, "mountPath": path} for volume, (path, _) in volumes.items()],
+        **container,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {
+            "containers": [container],
+            "volumes": [{"name": name, **volume} for name, (_, volume) in volumes.items()],
+            "securityContext": {"fsGroup": 65532},
+            "terminationGracePeriodSeconds": 2,
+        },
+    }
+
+
+class NodeCluster(Cluster):
+    """An API server with a node behind it."""
+
+    def __init__(self, folder, etcd):
+        super().__init__(folder, etcd, address=node.ADDRESS)
+        kubeconfig = self.kube.kubeconfig
+        pause = write_archive(folder / "pause.tar", busybox("pause"), "1")
+        node.start_containerd(PAUSE)
+        node.load(pause, PAUSE)
+        self.programs = [
+            *node.start_controllers(kubeconfig, self.folder / "api.key", self.folder / "ca.crt"),
+            node.start_kube_proxy(kubeconfig),
+            node.start_dns(kubeconfig),
+        ]
+        kubelet = node.start_kubelet(kubeconfig)
+        node.load(tool("WHARFAGE_TEST_IMAGE"), BEFORE)
+        node.ctr("images", "tag", BEFORE, AFTER)
+        kubelet.wait_until(lambda: conditions(self.kube.find("Node", node.ADDRESS)).get("Ready", {}).get("status") == "True")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    if not node.ADDRESS:
+        pytest.fail("these tests make a node of the machine that they run on: start them by tests/run --only node", pytrace=False)
+    folder = pathlib.Path("/var/lib/bed")
+    folder.mkdir()
+    return NodeCluster(folder, Etcd(folder))
+
+
+@pytest.fixture(scope="session")
+def kube(cluster):
+    return cluster.kube
+
+
+@pytest.fixture
+def namespace(kube):
+    """A namespace of one test."""
+    made = Namespace(kube)
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory):
+    """The image of deploy/image as a folder: an OCI layout."""
+    folder = tmp_path_factory.mktemp("image")
+    subprocess.run(["tar", "--extract", "--file", tool("WHARFAGE_TEST_IMAGE"), "--directory", folder], check=True)
+    return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Adds to a failure what the cluster has to say about it."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and cluster:
+        for title, command in [
+            ("pods", ["get", "pods", "--all-namespaces", "--output=wide"]),
+            ("events", ["get", "events", "--all-namespaces", "--sort-by=.metadata.creationTimestamp"]),
+            ("wharfage", ["get", "registries,repositories,lifecyclepolicies,pullsecrets", "--all-namespaces", "--output=yaml"]),
+        ]:
+            told = cluster.kube.kubectl(*command, check=False)
+            report.sections.append((title, told.stdout + told.stderr))
+        for pod in cluster.kube.list("Pod"):
+            where = ["--namespace", pod["metadata"]["namespace"], pod["metadata"]["name"], "--tail=60"]
+            report.sections.append((f"log of {where[1]}/{where[2]}", cluster.kube.kubectl("logs", *where, check=False).stdout))
+    return report
