@@ -28,10 +28,11 @@ class Operator:
         address = f"127.0.0.1:{free_port()}"
         self.operations = f"http://{address}"
         command = [
-            tool("WHARFAGE_TEST_BINARY"), "operator", "--cluster", cluster_name, "--operations-listen", address, *options,
+            tool("WHARFAGE_TEST_BINARY"), "operator", "--cluster", cluster_name, "--namespace", namespace,
+            "--operations-listen", address, *options,
         ]  # fmt: skip
         own = {
-            "KUBECONFIG": str(self.kubeconfig), "POD_NAMESPACE": namespace, "POD_NAME": f"wharfage-{uuid.uuid4().hex[:5]}",
+            "KUBECONFIG": str(self.kubeconfig), "POD_NAME": f"wharfage-{uuid.uuid4().hex[:5]}",
             "WHARFAGE_LOG": "info,wharfage=debug",
         }  # fmt: skip
         self.process = Process("wharfage operator", command, folder / "operator.log", own | self._given["environment"])
