@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod lifecycle;
 pub mod manifests;
 pub mod names;
+pub mod operations;
 pub mod operator;
 pub mod plan;
 pub mod policy;

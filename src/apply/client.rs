@@ -19,6 +19,7 @@ use rustls_pki_types::pem::PemObject as _;
 
 use sha2::{Digest as _, Sha256};
 
+use super::meter::of_its_own;
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
 use crate::registry::auth::Secret;
@@ -120,7 +121,7 @@ impl Ecr {
             let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
             config = config.credentials_provider(assumed.build().await);
         }
-        let config = config.retry_config(retries).timeout_config(timeouts).build();
+        let config = of_its_own(config).retry_config(retries).timeout_config(timeouts).build();
         Ok(Self { client: Client::from_conf(config), registry_id, identity: known })
     }
 

@@ -2,6 +2,7 @@
 
 mod carry_out;
 mod client;
+mod meter;
 mod observe;
 mod previews;
 mod report;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use carry_out::carry_out;
 pub use client::{Access, Ecr, Identity};
+pub use meter::CallObserver;
 pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look, observe, registry_id, usage};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
 pub use token::{AuthorizationToken, authorization_token};

@@ -3,6 +3,7 @@
 mod apply;
 mod crds;
 mod env;
+mod operator;
 mod plan;
 mod reconcile;
 mod serve;
@@ -49,6 +50,8 @@ enum Command {
     Apply(apply::Apply),
     /// Run one registry on its own, without manifests: what a managed Registry's Pods run
     Serve(Box<serve::Serve>),
+    /// Reconcile the kinds of a Kubernetes cluster
+    Operator(operator::Operator),
     /// Print the shell lines that point aws, crane and docker at a registry that up or serve started
     Env(env::Env),
     /// Print the custom resource definitions, or write them to a folder
@@ -78,6 +81,7 @@ pub async fn run() -> ExitCode {
         Command::Plan(command) => command.run().await,
         Command::Apply(command) => command.run().await,
         Command::Serve(command) => command.run().await.map(|()| ExitCode::SUCCESS),
+        Command::Operator(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Env(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Crds(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {

@@ -10,6 +10,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 
 use super::Settings;
 use super::events::Events;
+use super::leader::Term;
 use super::metrics::OperatorMetrics;
 use super::pull_secrets::accounts::WatchedServiceAccount;
 use super::pull_secrets::marks::WatchedSecret;
@@ -34,6 +35,8 @@ pub struct Context {
     pub events: Events,
     /// Tells programs what happens.
     pub metrics: Arc<OperatorMetrics>,
+    /// The term that it reconciles in.
+    pub term: Term,
     /// Secrets that Registries name.
     pub secrets: SecretWatches,
     /// The tokens that PullSecrets put into Secrets.

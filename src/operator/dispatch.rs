@@ -22,6 +22,7 @@ pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
     if change.new.is_none() {
         let name = registry.name_any();
         ctx.sessions.remove(&name);
+        ctx.metrics.forget_registry(&name);
         ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &BTreeSet::new());
     }
     let allowed = |it: &Option<std::sync::Arc<Registry>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());

@@ -30,6 +30,18 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::access::{Access, Feature, Scope};
+
+/// What electing takes.
+pub(super) const ACCESS: &[Access] = &[Access {
+    group: "coordination.k8s.io",
+    resources: &["leases"],
+    verbs: &["get", "create", "update"],
+    scope: Scope::OwnNamespace,
+    feature: Feature::Core,
+    why: "who works, of several replicas",
+}];
+
 /// How long a lease that isn't renewed keeps others out.
 const LASTS: Duration = Duration::from_secs(10);
 /// How long after it asked for its last renewal the leader may work.
@@ -79,9 +91,20 @@ impl Term {
         Self::new(None)
     }
 
+    /// A term that is over since then.
+    #[cfg(test)]
+    pub(super) fn ended_at(end: Instant) -> Self {
+        Self::new(Some(end))
+    }
+
     /// Whether it lasts: what is written when it doesn't may cross what the next leader writes.
     pub fn lasts(&self) -> bool {
         self.until().is_none_or(|until| Instant::now() < until)
+    }
+
+    /// For how long it has been over.
+    pub fn over_for(&self) -> Option<Duration> {
+        Instant::now().checked_duration_since(self.until()?)
     }
 
     /// Waits until the work should end by itself: finish what runs, begin nothing new.

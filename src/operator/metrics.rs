@@ -5,7 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -89,6 +90,13 @@ struct TokenLabels {
     name: String,
 }
 
+/// Which series there are of a registry.
+#[derive(Debug, Default)]
+struct OfRegistry {
+    calls: HashSet<CallLabels>,
+    drift: HashSet<DriftLabels>,
+}
+
 /// So many resources of a kind stand so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
@@ -137,8 +145,8 @@ pub struct OperatorMetrics {
     terms: Counter,
     kubernetes_requests: Family<KubernetesLabels, Counter>,
     census: Arc<CensusTaker>,
-    /// Which labels there are of each registry, to drop them with it.
-    of_registry: Mutex<HashMap<String, HashSet<CallLabels>>>,
+    /// The registries that there are, and which labels of each, to drop them with it.
+    registries: Mutex<HashMap<String, OfRegistry>>,
     names: Mutex<HashSet<String>>,
 }
 
@@ -173,7 +181,7 @@ impl OperatorMetrics {
             terms: Counter::default(),
             kubernetes_requests: Family::default(),
             census: Arc::default(),
-            of_registry: Mutex::default(),
+            registries: Mutex::default(),
             names: Mutex::default(),
         };
 
@@ -194,7 +202,7 @@ impl OperatorMetrics {
         metrics.register("leader_terms", "How often this replica came to lead", this.terms.clone());
         let help = "Requests to the Kubernetes API that were answered";
         metrics.register("kubernetes_requests", help, this.kubernetes_requests.clone());
-        metrics.register_collector(Box::new(Ask(Arc::clone(&this.census))));
+        metrics.register_collector(Box::new(Arc::clone(&this.census)));
         Self { metrics, ..this }
     }
 
@@ -211,60 +219,70 @@ impl OperatorMetrics {
 
     /// Counts properties that were found otherwise than asked for.
     pub fn drift_found(&self, kind: &'static str, registry: &str, properties: u64) {
-        self.drift_found.get_or_create(&DriftLabels { kind, registry: registry.to_owned() }).inc_by(properties);
+        self.drift(&self.drift_found, kind, registry, properties);
     }
 
     /// Counts properties that were made as asked for again.
     pub fn drift_repaired(&self, kind: &'static str, registry: &str, properties: u64) {
-        self.drift_repaired.get_or_create(&DriftLabels { kind, registry: registry.to_owned() }).inc_by(properties);
+        self.drift(&self.drift_repaired, kind, registry, properties);
     }
 
-    /// Counts a resource as waiting for its reconcile until the answer is dropped.
-    #[must_use]
-    pub fn queued(&self, kind: &'static str) -> Queued {
+    fn drift(&self, family: &Family<DriftLabels, Counter>, kind: &'static str, registry: &str, properties: u64) {
+        let mut registries = self.registries();
+        let Some(of_registry) = registries.get_mut(registry) else { return };
+        let labels = DriftLabels { kind, registry: registry.to_owned() };
+        family.get_or_create(&labels).inc_by(properties);
+        of_registry.drift.insert(labels);
+    }
+
+    /// The queue of a kind's resources, empty at first.
+    pub fn queue<T: Eq + Hash>(&self, kind: &'static str) -> Queue<T> {
         let depth = self.queued.get_or_create_owned(&KindLabel { kind });
-        depth.inc();
-        Queued { depth }
+        depth.set(0);
+        Queue { depth, waiting: Mutex::default() }
+    }
+
+    /// Begins to count what concerns a registry. Of others nothing is counted: the last call of one that was deleted may end later.
+    pub fn know_registry(&self, registry: &str) {
+        self.registries().entry(registry.to_owned()).or_default();
     }
 
     /// Counts one attempt to call a registry's API.
     pub fn called(&self, registry: &str, operation: &str, code: &str, throttled: bool, took: Duration) {
+        let mut registries = self.registries();
+        let Some(of_registry) = registries.get_mut(registry) else { return };
         let labels =
             CallLabels { registry: registry.to_owned(), operation: operation.to_owned(), code: self.name(code) };
         self.calls.get_or_create(&labels).inc();
+        of_registry.calls.insert(labels);
         let label = RegistryLabel { registry: registry.to_owned() };
         self.call_durations.get_or_create(&label).observe(took.as_secs_f64());
         if throttled {
             self.throttles.get_or_create(&label).inc();
         }
-        let mut of_registry = self.of_registry.lock().unwrap_or_else(PoisonError::into_inner);
-        match of_registry.get_mut(registry) {
-            Some(known) if known.contains(&labels) => {}
-            Some(known) => drop(known.insert(labels)),
-            None => drop(of_registry.insert(registry.to_owned(), HashSet::from([labels]))),
+        let away = matches!(code, "RegistryUnavailable" | "UnexpectedResponse") || code.starts_with('5');
+        self.up.get_or_create(&label).set(i64::from(!away));
+    }
+
+    /// Drops the series of a registry that was deleted.
+    pub fn forget_registry(&self, registry: &str) {
+        let mut registries = self.registries();
+        let OfRegistry { calls, drift } = registries.remove(registry).unwrap_or_default();
+        for labels in calls {
+            self.calls.remove(&labels);
         }
-    }
-
-    /// Takes note of whether a registry answered.
-    pub fn registry_up(&self, registry: &str, up: bool) {
-        self.up.get_or_create(&RegistryLabel { registry: registry.to_owned() }).set(i64::from(up));
-    }
-
-    /// Drops the series of a registry that was deleted. `kinds` are those whose drift was counted.
-    pub fn forget_registry(&self, registry: &str, kinds: &[&'static str]) {
+        for labels in drift {
+            self.drift_found.remove(&labels);
+            self.drift_repaired.remove(&labels);
+        }
         let label = RegistryLabel { registry: registry.to_owned() };
         self.call_durations.remove(&label);
         self.throttles.remove(&label);
         self.up.remove(&label);
-        for kind in kinds {
-            let labels = DriftLabels { kind, registry: registry.to_owned() };
-            self.drift_found.remove(&labels);
-            self.drift_repaired.remove(&labels);
-        }
-        let known = self.of_registry.lock().unwrap_or_else(PoisonError::into_inner).remove(registry);
-        for labels in known.unwrap_or_default() {
-            self.calls.remove(&labels);
-        }
+    }
+
+    fn registries(&self) -> MutexGuard<'_, HashMap<String, OfRegistry>> {
+        self.registries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts an answer of the Kubernetes API.
@@ -273,13 +291,22 @@ impl OperatorMetrics {
         self.kubernetes_requests.get_or_create(&labels).inc();
     }
 
-    /// Says that this replica leads, until the answer is dropped. From then on `census` is asked when the metrics are read.
+    /// Says that this replica leads, until the answer is dropped.
     #[must_use]
-    pub fn leading(self: &Arc<Self>, census: Weak<dyn Census>) -> Leading {
+    pub fn leading(self: &Arc<Self>) -> Leading {
         self.leader.set(1);
         self.terms.inc();
-        self.census.set(Some(census));
         Leading { metrics: Arc::clone(self) }
+    }
+
+    /// Says whom to ask when the metrics are read, from when everything that is there is known until the term ends.
+    pub fn ask(&self, census: Weak<dyn Census>) {
+        self.census.set(Some(census));
+    }
+
+    /// Whether everything that is there is known.
+    pub fn knows(&self) -> bool {
+        self.census.get().is_some()
     }
 
     /// The metrics in OpenMetrics' text format.
@@ -298,15 +325,32 @@ impl OperatorMetrics {
     }
 }
 
-/// A resource that waits for its reconcile.
+/// The resources of a kind that were woken and whose reconcile has not begun.
 #[derive(Debug)]
-pub struct Queued {
+pub struct Queue<T> {
     depth: Gauge,
+    waiting: Mutex<HashSet<T>>,
 }
 
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.depth.dec();
+impl<T: Eq + Hash> Queue<T> {
+    /// A resource was woken; once more, if it waits already.
+    pub fn woken(&self, resource: T) {
+        self.change(|waiting| {
+            waiting.insert(resource);
+        });
+    }
+
+    /// A resource's reconcile begins, or the resource turned out to be gone.
+    pub fn taken(&self, resource: &T) {
+        self.change(|waiting| {
+            waiting.remove(resource);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashSet<T>)) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut waiting);
+        self.depth.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
     }
 }
 
@@ -345,11 +389,9 @@ impl Debug for CensusTaker {
     }
 }
 
-#[derive(Debug)]
-struct Ask(Arc<CensusTaker>);
-impl Collector for Ask {
+impl Collector for CensusTaker {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let census = self.0.get();
+        let census = self.get();
         let resources = Family::<StandingLabels, Gauge>::default();
         for Resources { kind, standing, count } in census.iter().flat_map(|census| census.resources()) {
             resources
@@ -394,12 +436,24 @@ mod tests {
 
     #[test]
     fn every_metric_is_in_the_documentation() {
+        let metrics = Arc::new(OperatorMetrics::new());
+        metrics.reconciled("Repository", Outcome::ready, SECOND);
+        metrics.failed("Repository", "OwnedByAnother");
+        metrics.know_registry("home");
+        metrics.drift_found("Repository", "home", 1);
+        metrics.drift_repaired("Repository", "home", 1);
+        metrics.called("home", "ListImages", "ThrottlingException", true, SECOND);
+        metrics.kubernetes_answered(&http::Method::GET, http::StatusCode::OK);
+        metrics.queue::<&str>("Repository");
+        let text = metrics.encode().unwrap();
+        let told: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        // Families without a series are not told: all must have one here. The census is two more.
+        let registered = format!("{:?}", metrics.metrics).matches("Descriptor {").count();
+        assert_eq!(told.len(), registered + 2, "{text}");
+
         let documented = include_str!("../../docs/operations.md");
-        let text = OperatorMetrics::new().encode().unwrap();
-        let metrics: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        assert!(metrics.len() > 10, "{text}");
-        for (name, kind) in metrics {
-            let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
+        for (name, kind) in told {
+            let name = if kind == "counter" { format!("| `{name}_total` |") } else { format!("| `{name}` |") };
             assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
         }
     }
@@ -407,6 +461,7 @@ mod tests {
     #[test]
     fn names_that_anybody_may_make_up_are_bounded() {
         let metrics = OperatorMetrics::new();
+        metrics.know_registry("home");
         metrics.called("home", "ListImages", "not a name\"", false, SECOND);
         for number in 0..1000 {
             metrics.called("home", "ListImages", &format!("Madeup{number}"), false, SECOND);
@@ -425,14 +480,15 @@ mod tests {
     fn a_deleted_registry_leaves_no_series() {
         let metrics = OperatorMetrics::new();
         for registry in ["home", "away"] {
+            metrics.know_registry(registry);
             metrics.called(registry, "ListImages", "ThrottlingException", true, SECOND);
             metrics.called(registry, "ListImages", "200", false, SECOND);
-            metrics.registry_up(registry, true);
             metrics.drift_found("Repository", registry, 3);
             metrics.drift_repaired("Repository", registry, 2);
         }
         assert!(has(&metrics, r#"wharfage_operator_api_throttles_total{registry="away"} 1"#));
-        metrics.forget_registry("away", &["Repository"]);
+        metrics.forget_registry("away");
+        metrics.called("away", "ListImages", "200", false, SECOND);
         let text = metrics.encode().unwrap();
         assert!(!text.contains("away"), "{text}");
         assert!(has(&metrics, r#"wharfage_operator_drift_found_total{kind="Repository",registry="home"} 3"#));
@@ -444,20 +500,44 @@ mod tests {
         let census: Arc<dyn Census> = Arc::new(Two);
         let resources = r#"wharfage_operator_resources{kind="Repository",standing="ready"} 2"#;
         assert!(!has(&metrics, resources));
-        let leading = metrics.leading(Arc::downgrade(&census));
-        let waiting = metrics.queued("Repository");
+        let leading = metrics.leading();
+        assert!(!metrics.knows());
+        metrics.ask(Arc::downgrade(&census));
+        assert!(metrics.knows());
         assert!(has(&metrics, resources));
         assert!(has(&metrics, "wharfage_operator_leader 1"));
-        assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 1"#));
         let text = metrics.encode().unwrap();
         let token = r#"wharfage_operator_pull_secret_token_remaining_seconds{namespace="shop",name="home"} -"#;
         assert!(text.contains(token), "{text}");
-        drop(waiting);
-        assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 0"#));
         drop(leading);
-        assert!(!has(&metrics, resources));
+        assert!(!metrics.knows() && !has(&metrics, resources));
         assert!(has(&metrics, "wharfage_operator_leader 0"));
         assert!(has(&metrics, "wharfage_operator_leader_terms_total 1"));
+    }
+
+    #[test]
+    fn a_resource_that_is_woken_twice_waits_once() {
+        let metrics = Arc::new(OperatorMetrics::new());
+        let leading = metrics.leading();
+        let queue = metrics.queue("Repository");
+        for woken in ["api", "web", "api"] {
+            queue.woken(woken);
+        }
+        assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 2"#));
+        queue.taken(&"api");
+        assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 1"#));
+        drop(leading);
+        assert!(!metrics.encode().unwrap().contains("queue_depth{"));
+    }
+
+    #[test]
+    fn a_registry_is_up_when_it_answered_last_whatever_it_said() {
+        let metrics = OperatorMetrics::new();
+        metrics.know_registry("home");
+        for (code, up) in [("200", 1), ("RegistryUnavailable", 0), ("AccessDeniedException", 1), ("503", 0)] {
+            metrics.called("home", "ListImages", code, false, SECOND);
+            assert!(has(&metrics, &format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#)), "{code}");
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! `leader` sees to it that only one process does all this.
 
 pub mod access;
+pub mod calls;
+mod census;
 pub mod context;
 mod controllers;
 mod dispatch;
@@ -12,14 +14,18 @@ mod events;
 mod finalizer;
 pub mod leader;
 pub mod metrics;
+pub mod operations;
 pub mod pull_secrets;
+mod run;
 mod secrets;
 pub mod session;
 mod slice;
 pub mod status;
 mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+pub use run::{Process, cluster, run};
 
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -28,7 +34,7 @@ use tokio::task::JoinSet;
 use access::{Access, Feature, Scope};
 use context::{Context, Stores, Wake, Woken, Writers};
 use leader::Term;
-use metrics::OperatorMetrics;
+use metrics::{Census, OperatorMetrics};
 
 /// What the operator is told.
 #[derive(Debug, Clone)]
@@ -65,6 +71,7 @@ const ACCESS: &[Access] = &[
 pub fn access() -> Vec<Access> {
     [
         ACCESS,
+        leader::ACCESS,
         secrets::ACCESS,
         controllers::registry::ACCESS,
         controllers::repository::ACCESS,
@@ -90,6 +97,7 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
         sessions: session::Sessions::default(),
         wake,
         metrics,
+        term: term.clone(),
         secrets: secrets::SecretWatches::default(),
         tokens: pull_secrets::tokens::Tokens::default(),
     });
@@ -106,6 +114,8 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
         lifecycle_policies = ctx.stores.lifecycle_policies.len(),
         "everything is known: reconciling begins"
     );
+    let census: Weak<dyn Census> = Arc::<Context>::downgrade(&ctx);
+    ctx.metrics.ask(census);
     control(&ctx, woken, &term).await;
     Ok(())
 }

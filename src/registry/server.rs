@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use async_trait::async_trait;
 use futures::FutureExt as _;
 use http::{HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
@@ -17,10 +18,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::{Operation, Registry, RequestId, Response, plain};
+use crate::operations::Operated;
 
 /// How long a client may take for the head of a request, which is also how long a kept connection may idle.
 const HEAD_PATIENCE: Duration = Duration::from_secs(75);
@@ -179,81 +180,43 @@ async fn answer(registry: Arc<Registry>, mut request: http::Request<Incoming>) -
     response
 }
 
-/// Serves `/healthz`, `/readyz` and `/metrics` for these registries until it is dropped. From `stopping` on `/readyz` says so:
-/// who routes traffic by it has to hear that while the last transfers still run.
-pub async fn serve_operations(registries: Vec<Arc<Registry>>, listener: TcpListener, stopping: Stop) {
-    let registries: Arc<[Arc<Registry>]> = registries.into();
-    let slots = Arc::new(Semaphore::new(64));
-    // Dropped with this future, which ends the connections.
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&slots).acquire_owned().await else { break };
-        let Ok((stream, _peer)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let (registries, stopping) = (Arc::clone(&registries), stopping.clone());
-        let service = service_fn(move |request: http::Request<Incoming>| {
-            let (registries, stopping) = (Arc::clone(&registries), *stopping.borrow());
-            async move { Ok::<_, Infallible>(operations(&registries, request.uri().path(), stopping).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_PATIENCE)
-            .serve_connection(TokioIo::new(stream), service);
-        connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an operations connection ended early");
-            }
-            drop(permit);
-        });
-    }
+/// The registries of a process, as the operations listener shows them. From `stopping` on `/readyz` says so: who routes traffic by
+/// it has to hear that while the last transfers still run.
+pub struct Registries {
+    /// The registries; they share one set of metrics.
+    pub registries: Vec<Arc<Registry>>,
+    /// Whether the process ends.
+    pub stopping: Stop,
 }
 
-async fn operations(registries: &[Arc<Registry>], path: &str, stopping: bool) -> Response {
-    match path {
-        "/healthz" => plain(StatusCode::OK, "ok\n"),
-        "/readyz" if stopping => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
-        "/readyz" => match ready(registries).await {
-            Ok(()) => plain(StatusCode::OK, "ok\n"),
-            Err(error) => {
+#[async_trait]
+impl Operated for Registries {
+    async fn ready(&self) -> Result<(), String> {
+        if *self.stopping.borrow() {
+            return Err("stopping".into());
+        }
+        for registry in &self.registries {
+            let stores = async {
+                registry.metadata.ready().await?;
+                registry.blobs.ready().await
+            };
+            stores.await.map_err(|error| {
                 tracing::warn!(%error, "not ready");
-                plain(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer; the log says why\n")
-            }
-        },
-        "/metrics" => match metrics(registries).await {
-            Ok(text) => {
-                let mut response = plain(StatusCode::OK, text);
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-                response
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot render the metrics");
-                plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n")
-            }
-        },
-        _ => plain(StatusCode::NOT_FOUND, "/healthz, /readyz and /metrics are here.\n"),
+                "the store does not answer; the log says why".to_owned()
+            })?;
+        }
+        Ok(())
     }
-}
 
-async fn ready(registries: &[Arc<Registry>]) -> Result<(), crate::store::StoreError> {
-    for registry in registries {
-        registry.metadata.ready().await?;
-        registry.blobs.ready().await?;
+    /// What stands is summed over the registries.
+    async fn metrics(&self) -> anyhow::Result<String> {
+        let (mut open, mut jobs) = (0, Vec::new());
+        for registry in &self.registries {
+            open += registry.metadata.open_uploads().await?;
+            jobs.extend(registry.metadata.job_counts().await?);
+        }
+        let Some(registry) = self.registries.first() else { return Ok(String::new()) };
+        registry.metrics.set_gauges(open, &jobs);
+        Ok(registry.metrics.encode()?)
     }
-    Ok(())
-}
-
-/// The metrics of the process: its registries share one set, so that what stands is summed over them.
-async fn metrics(registries: &[Arc<Registry>]) -> anyhow::Result<String> {
-    let (mut open, mut jobs) = (0, Vec::new());
-    for registry in registries {
-        open += registry.metadata.open_uploads().await?;
-        jobs.extend(registry.metadata.job_counts().await?);
-    }
-    let Some(registry) = registries.first() else { return Ok(String::new()) };
-    registry.metrics.set_gauges(open, &jobs);
-    Ok(registry.metrics.encode()?)
 }

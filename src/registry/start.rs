@@ -11,9 +11,10 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::{AccessKey, Keyring};
-use super::server::{self, ServerLimits};
+use super::server::{self, Registries, ServerLimits};
 use super::{Config, Registry};
 use crate::jobs;
+use crate::operations;
 use crate::store::blobs::folder::FolderBlobs;
 use crate::store::blobs::s3::{S3Blobs, S3Config};
 use crate::store::postgres::{PostgresOptions, PostgresStore};
@@ -101,7 +102,8 @@ impl Running {
     /// Serves health and metrics for this registry (and `others` of the same process) until it has stopped.
     pub fn serve_operations(&mut self, listener: TcpListener, others: &[Arc<Registry>]) {
         let registries = std::iter::once(&self.registry).chain(others).map(Arc::clone).collect();
-        self.operations.spawn(server::serve_operations(registries, listener, self.stop.subscribe()));
+        let operated = Registries { registries, stopping: self.stop.subscribe() };
+        self.operations.spawn(operations::serve(Arc::new(operated), listener));
     }
 
     /// Stops accepting, lets running transfers and jobs end within their grace, and returns when all is quiet.

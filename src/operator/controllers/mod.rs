@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt as _, stream};
 use kube::runtime::Controller;
-use kube::runtime::controller::{Action, Config};
+use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
@@ -75,7 +75,10 @@ pub(super) async fn run<K, F>(
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     F: Future<Output = Result<Done, Error>> + Send + 'static,
 {
+    let queue = Arc::new(ctx.metrics.queue(kind));
+    let (woken, begun, gone) = (Arc::clone(&queue), Arc::clone(&queue), queue);
     let measured = move |object: Arc<K>, ctx: Arc<Context>| {
+        begun.taken(&(object.namespace(), object.name_any()));
         let began = Instant::now();
         let work = reconcile(object, Arc::clone(&ctx));
         async move {
@@ -87,12 +90,14 @@ pub(super) async fn run<K, F>(
     };
     Controller::for_shared_stream(stream::pending(), store)
         .with_config(Config::default().concurrency(concurrency))
-        .reconcile_on(wake)
+        .reconcile_on(wake.inspect(move |object| woken.woken((object.namespace.clone(), object.name.clone()))))
         .graceful_shutdown_on(async move { term.stopping().await })
         .run(measured, again, ctx)
         .for_each(|outcome| {
-            if let Err(error) = outcome {
-                tracing::debug!(kind, %error, "a reconcile came to nothing");
+            match outcome {
+                Ok(_) => {}
+                Err(ControllerError::ObjectNotFound(object)) => gone.taken(&(object.namespace, object.name)),
+                Err(error) => tracing::debug!(kind, %error, "a reconcile came to nothing"),
             }
             std::future::ready(())
         })

@@ -16,6 +16,7 @@ use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{Quota, Usage};
 use crate::crd::{Registry, RegistryStatus, condition};
 use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::calls::Calls;
 use crate::operator::context::Context;
 use crate::operator::dispatch;
 use crate::operator::secrets::{self, SecretName};
@@ -189,7 +190,7 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
         Some(session) => session,
         None => {
             let ecr = match Ecr::new(how, registry.registry_id().as_ref()).await {
-                Ok(ecr) => ecr,
+                Ok(ecr) => ecr.observed_by(Arc::new(Calls::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone()))),
                 Err(error) => {
                     ctx.sessions.remove(&name);
                     let because = Because::new("InvalidParameterException", format!("{error:#}"));

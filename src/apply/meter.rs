@@ -1,0 +1,358 @@
+//! Watches calls of a registry's API as they are sent and answered, each attempt by itself: for metrics, for what the registry says it
+//! is, and to hold calls back. Also what throttling is, and what isn't: each registry has a limiter of its own, which adapts to it.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_sdk_ecr::config::interceptors::{
+    BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef, InterceptorContext,
+};
+use aws_sdk_ecr::config::retry::{ClassifyRetry, ClientRateLimiter, RetryAction, RetryPartition};
+use aws_sdk_ecr::config::{Builder, ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_ecr::error::BoxError;
+use aws_smithy_runtime_api::client::orchestrator::{HttpResponse, Metadata};
+use aws_smithy_types::config_bag::{Storable, StoreReplace};
+
+use super::client::Ecr;
+
+/// Who is told of a client's calls.
+pub trait CallObserver: Debug + Send + Sync {
+    /// Whether a call may be sent at this moment.
+    fn allows(&self) -> bool {
+        true
+    }
+
+    /// An attempt has ended. `code` is `200`, the name of the error that was answered, or `RegistryUnavailable`, `UnexpectedResponse`
+    /// and `ClientError` for what got no answer, none of an ECR API's, or was not sent; `throttled` says that it came too fast.
+    fn called(&self, operation: &str, code: &str, throttled: bool, took: Duration);
+
+    /// What the answers' `Server` header says.
+    fn server(&self, header: &str);
+}
+
+impl Ecr {
+    /// The same client, the limiter included, with somebody who is told of its calls.
+    #[must_use]
+    pub fn observed_by(mut self, observer: Arc<dyn CallObserver>) -> Self {
+        let config = self.client.config().to_builder().interceptor(Meter(observer)).build();
+        self.client = aws_sdk_ecr::Client::from_conf(config);
+        self
+    }
+}
+
+/// Gives a client a limiter and a retry quota of its own. The SDK's default is one of each for all clients of a region in the process,
+/// however many registries they are of.
+pub(super) fn of_its_own(config: Builder) -> Builder {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let limiter = ClientRateLimiter::new(now.as_secs_f64());
+    config
+        .retry_partition(RetryPartition::custom("registry").client_rate_limiter(limiter).build())
+        .retry_classifier(Throttling)
+}
+
+/// The call is held back by its observer.
+#[derive(Debug, thiserror::Error)]
+#[error("held back: it may not be sent any more")]
+struct HeldBack;
+
+/// When the attempt was sent.
+#[derive(Debug)]
+struct Sent(Option<Instant>);
+
+impl Storable for Sent {
+    type Storer = StoreReplace<Self>;
+}
+
+/// Tells an observer of each attempt.
+#[derive(Debug)]
+struct Meter(Arc<dyn CallObserver>);
+
+impl Intercept for Meter {
+    fn name(&self) -> &'static str {
+        "Meter"
+    }
+
+    fn read_before_transmit(
+        &self,
+        _context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        cfg: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if !self.0.allows() {
+            return Err(HeldBack.into());
+        }
+        cfg.interceptor_state().store_put(Sent(Some(Instant::now())));
+        Ok(())
+    }
+
+    fn read_after_attempt(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        cfg: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let Some(sent) = cfg.load::<Sent>().and_then(|sent| sent.0) else { return Ok(()) };
+        let operation = cfg.load::<Metadata>().map_or("Unknown", Metadata::name);
+        let code = code(context.inner());
+        let throttled = is_throttling(&code);
+        self.0.called(operation, &code, throttled, sent.elapsed());
+        if let Some(server) = context.response().and_then(|response| response.headers().get("server")) {
+            self.0.server(server);
+        }
+        // The next attempt may end before it is sent.
+        cfg.interceptor_state().store_put(Sent(None));
+        Ok(())
+    }
+}
+
+/// How an attempt ended, in a word.
+fn code(context: &InterceptorContext) -> String {
+    let response = context.response();
+    let status = response.map(|response| response.status().as_u16().to_string()).unwrap_or_default();
+    match context.output_or_error() {
+        Some(Err(error)) if error.is_operation_error() => {
+            let success = response.is_some_and(|response| response.status().is_success());
+            let unnamed = if success { "UnexpectedResponse".to_owned() } else { status };
+            response.and_then(error_name).unwrap_or(unnamed)
+        }
+        Some(Err(error)) if error.is_response_error() => "UnexpectedResponse".to_owned(),
+        Some(Err(error)) => {
+            let connector = error.as_connector_error();
+            let away = error.is_timeout_error() || connector.is_some_and(|error| error.is_io() || error.is_timeout());
+            if away { "RegistryUnavailable".to_owned() } else { "ClientError".to_owned() }
+        }
+        _ => status,
+    }
+}
+
+/// The name of the error that was answered, without its namespace.
+fn error_name(response: &HttpResponse) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        #[serde(rename = "__type")]
+        name: String,
+    }
+    let Answer { name } = serde_json::from_slice(response.body().bytes()?).ok()?;
+    Some(name.rsplit('#').next().unwrap_or_default().to_owned())
+}
+
+/// Whether an attempt ended so because it came too fast.
+fn is_throttling(code: &str) -> bool {
+    code.starts_with("Throttl")
+        || matches!(code, "429" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown")
+}
+
+/// Mends what the SDK takes for throttling. ECR's LimitExceededException is a quota that is used up: asking again is of no use, and
+/// slowing everything else down less so. A 429 that names no error, from a proxy, is throttling.
+#[derive(Debug)]
+struct Throttling;
+
+impl ClassifyRetry for Throttling {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let Some(response) = context.response().filter(|_| context.is_failed()) else {
+            return RetryAction::NoActionIndicated;
+        };
+        if error_name(response).as_deref() == Some("LimitExceededException") {
+            RetryAction::RetryForbidden
+        } else if response.status().as_u16() == 429 {
+            RetryAction::throttling_error()
+        } else {
+            RetryAction::NoActionIndicated
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "Throttling"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::Full;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::apply::Access;
+    use crate::registry::auth::Secret;
+
+    const LISTING: &str = r#"{"repositories":[]}"#;
+    const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
+
+    /// What somebody answers who speaks HTTP on a socket, and how often he was asked.
+    struct Answering {
+        endpoint: String,
+        asked: Arc<AtomicUsize>,
+        _task: JoinSet<()>,
+    }
+
+    /// Answers the nth request, from 0, with a status and a body.
+    async fn answering(answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static) -> Answering {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(answer));
+        let mut task = JoinSet::new();
+        let counter = Arc::clone(&asked);
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (counter, answer) = (Arc::clone(&counter), Arc::clone(&answer));
+                let service = service_fn(move |_request: http::Request<hyper::body::Incoming>| {
+                    let (status, body) = answer(counter.fetch_add(1, Ordering::SeqCst));
+                    let response = http::Response::builder()
+                        .status(status)
+                        .header("content-type", "application/x-amz-json-1.1")
+                        .header("server", "wharfage/1.2.3")
+                        .body(Full::new(bytes::Bytes::from_static(body.as_bytes())));
+                    async move { Ok::<_, Infallible>(response.unwrap()) }
+                });
+                connections.spawn(async move {
+                    let server = hyper::server::conn::http1::Builder::new();
+                    let _ended_by_the_client = server.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Answering { endpoint, asked, _task: task }
+    }
+
+    impl Answering {
+        async fn client(&self) -> Ecr {
+            client(&self.endpoint).await
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::SeqCst)
+        }
+    }
+
+    async fn client(endpoint: &str) -> Ecr {
+        let region = "eu-home-1".parse().unwrap();
+        let access = Access::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), Secret::new("secret"));
+        Ecr::new(access, None).await.unwrap()
+    }
+
+    async fn list(ecr: &Ecr) -> bool {
+        ecr.client.describe_repositories().send().await.is_ok()
+    }
+
+    /// Writes down what it is told.
+    #[derive(Debug, Default)]
+    struct Notes {
+        calls: Mutex<Vec<(String, String, bool)>>,
+        server: Mutex<String>,
+        holds_back: bool,
+    }
+
+    impl CallObserver for Notes {
+        fn allows(&self) -> bool {
+            !self.holds_back
+        }
+
+        fn called(&self, operation: &str, code: &str, throttled: bool, _took: Duration) {
+            self.calls.lock().unwrap().push((operation.to_owned(), code.to_owned(), throttled));
+        }
+
+        fn server(&self, header: &str) {
+            header.clone_into(&mut self.server.lock().unwrap());
+        }
+    }
+
+    impl Notes {
+        fn codes(&self) -> Vec<(String, bool)> {
+            self.calls.lock().unwrap().iter().map(|(_, code, throttled)| (code.clone(), *throttled)).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn each_attempt_is_told_with_its_operation_and_code() {
+        let registry = answering(|nth| match nth {
+            0 => (503, "<html>"),
+            1 => (200, LISTING),
+            2 => (400, r#"{"__type":"com.amazonaws#InvalidParameterException","message":"no"}"#),
+            _ => (200, "{"),
+        });
+        let (registry, notes) = (registry.await, Arc::new(Notes::default()));
+        let ecr = registry.client().await.observed_by(notes.clone());
+        assert!(list(&ecr).await);
+        assert!(!list(&ecr).await);
+        assert!(!list(&ecr).await);
+        let expected = ["503", "200", "InvalidParameterException", "UnexpectedResponse"];
+        let told: Vec<_> = notes.calls.lock().unwrap().clone();
+        let expected = expected.map(|code| ("DescribeRepositories".to_owned(), code.to_owned(), false));
+        assert_eq!(told, expected);
+        assert_eq!(*notes.server.lock().unwrap(), "wharfage/1.2.3");
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_is_away_is_told_as_such() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let notes = Arc::new(Notes::default());
+        assert!(!list(&client(&endpoint).await.observed_by(notes.clone())).await);
+        assert!(notes.codes().iter().all(|told| *told == ("RegistryUnavailable".to_owned(), false)));
+        assert!(!notes.codes().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_is_not_sent() {
+        let registry = answering(|_| (200, LISTING)).await;
+        let notes = Arc::new(Notes { holds_back: true, ..Notes::default() });
+        assert!(!list(&registry.client().await.observed_by(notes.clone())).await);
+        assert_eq!((registry.asked(), notes.codes().len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_quota_that_is_used_up_is_no_throttling() {
+        let registry = answering(|nth| match nth {
+            0 => (400, r#"{"__type":"LimitExceededException","message":"too many"}"#),
+            _ => (200, LISTING),
+        });
+        let (registry, notes) = (registry.await, Arc::new(Notes::default()));
+        let ecr = registry.client().await.observed_by(notes.clone());
+        let refused = ecr.client.create_repository().repository_name("shop/api").send().await.unwrap_err();
+        assert!(refused.as_service_error().unwrap().is_limit_exceeded_exception());
+        assert!(list(&ecr).await);
+        assert_eq!(notes.codes(), [("LimitExceededException".to_owned(), false), ("200".to_owned(), false)]);
+    }
+
+    /// Two registries of one region. One throttles: its client slows down, all its clones with it, and the other's does not.
+    #[tokio::test]
+    async fn each_registry_has_a_limiter_of_its_own() {
+        let throttling = answering(|nth| if nth == 0 { (400, THROTTLED) } else { (200, LISTING) }).await;
+        let willing = answering(|_| (200, LISTING)).await;
+        let notes = Arc::new(Notes::default());
+        let slowed = throttling.client().await.observed_by(notes.clone());
+        let clone = slowed.clone();
+        let free = willing.client().await;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let _throttled = list(&slowed).await;
+        });
+        while notes.codes().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(notes.codes(), [("ThrottlingException".to_owned(), true)]);
+        tasks.spawn(async move { while list(&clone).await {} });
+        for _ in 0..20 {
+            assert!(list(&free).await);
+        }
+        let (slow, fast) = (throttling.asked(), willing.asked());
+        assert!(slow < fast / 2, "the one that throttles was asked {slow} times, the other {fast}");
+    }
+
+    #[tokio::test]
+    async fn a_429_without_a_name_slows_down_too() {
+        let registry = answering(|nth| if nth == 0 { (429, "slow down") } else { (200, LISTING) }).await;
+        let notes = Arc::new(Notes::default());
+        assert!(list(&registry.client().await.observed_by(notes.clone())).await);
+        assert_eq!(notes.codes(), [("429".to_owned(), true), ("200".to_owned(), false)]);
+    }
+}

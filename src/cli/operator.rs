@@ -1,0 +1,82 @@
+//! `wharfage operator`: reconciles the kinds of a Kubernetes cluster.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::reconcile::Identity;
+use super::stop_signal;
+use crate::operator::{Process, Settings, cluster, run};
+
+/// The flags of `wharfage operator`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wharfage crds | kubectl apply --server-side -f -     the kinds, once
+  wharfage operator --cluster home                     on the cluster of KUBECONFIG, until Ctrl-C
+  kubectl -n wharfage get lease wharfage-operator      which replica works
+
+In a cluster it is installed by its Helm chart, which gives it the permissions that it needs. Without a cluster,
+`wharfage up FOLDER` does the same for a folder of manifests.")]
+pub struct Operator {
+    #[command(flatten)]
+    identity: Identity,
+
+    /// The namespace of its Lease, and of what it makes for itself [default: the kubeconfig's, or the Pod's]
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    namespace: Option<String>,
+
+    /// Where /healthz, /readyz and /metrics listen; none if not given
+    #[arg(long, env = "WHARFAGE_OPERATIONS_LISTEN", value_name = "ADDR:PORT")]
+    operations_listen: Option<SocketAddr>,
+
+    /// Work only while holding the Lease; false where there is one replica, and never two for a moment
+    #[arg(
+        long,
+        env = "WHARFAGE_LEADER_ELECT",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        value_name = "BOOL"
+    )]
+    leader_elect: bool,
+
+    /// The name of the Lease by which replicas agree on who works
+    #[arg(long, env = "WHARFAGE_LEASE_NAME", default_value = "wharfage-operator", value_name = "NAME")]
+    lease_name: String,
+
+    /// How long running reconciles may go on after a stop, in seconds
+    #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "20", value_name = "SECONDS")]
+    shutdown_grace: u64,
+
+    /// Its name among replicas [default: this machine's]
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl Operator {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let cluster = cluster().await?;
+        let name = self.name.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+        let settings = Settings {
+            cluster: self.identity.cluster,
+            namespace: self.namespace.unwrap_or_else(|| cluster.default_namespace.clone()),
+            // A Pod's name outlives its container's restart, a container's hold on the Lease must not.
+            identity: format!("{name}_{}", uuid::Uuid::new_v4()),
+        };
+        let process = Process {
+            lease: self.leader_elect.then_some(self.lease_name),
+            operations: self.operations_listen,
+            grace: Duration::from_secs(self.shutdown_grace),
+        };
+        // A task, so that it listens from the beginning.
+        let stop = tokio::spawn(stop_signal());
+        let stop = async {
+            if let Ok(Err(error)) = stop.await {
+                tracing::error!(%error, "cannot listen for signals: stopping");
+            }
+        };
+        run(cluster, settings, process, stop).await
+    }
+}
