@@ -95,20 +95,29 @@ impl Ecr {
         let known = format!("{:?}", (&endpoint, region.as_str(), key, &role, &registry_id));
         let known = hex::encode(&Sha256::digest(known)[..16]);
         let region = aws_sdk_ecr::config::Region::new(region.to_string());
-        let base = match identity {
+        let credentials = match identity {
             Identity::Key { id, secret, session_token } => {
                 let token = session_token.map(|token| token.expose().to_owned());
-                let credentials = Credentials::new(id, secret.expose(), token, None, "wharfage");
-                // The environment may speak of another registry: with a key of its own nothing is taken from there.
-                aws_config::SdkConfig::builder()
-                    .behavior_version(BehaviorVersion::latest())
-                    .region(region.clone())
-                    .credentials_provider(SharedCredentialsProvider::new(credentials))
-                    .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
-                    .time_source(SystemTimeSource::new())
-                    .build()
+                Some(SharedCredentialsProvider::new(Credentials::new(id, secret.expose(), token, None, "wharfage")))
             }
-            Identity::Ambient => aws_config::defaults(BehaviorVersion::latest()).region(region.clone()).load().await,
+            Identity::Ambient => None,
+        };
+        let base = match (credentials, &endpoint) {
+            // The environment may speak of another registry: with a place and a key of its own nothing is taken from there.
+            (Some(credentials), Some(_)) => aws_config::SdkConfig::builder()
+                .behavior_version(BehaviorVersion::latest())
+                .region(region.clone())
+                .credentials_provider(credentials)
+                .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
+                .time_source(SystemTimeSource::new())
+                .build(),
+            (credentials, _) => {
+                let mut base = aws_config::defaults(BehaviorVersion::latest()).region(region.clone());
+                if let Some(credentials) = credentials {
+                    base = base.credentials_provider(credentials);
+                }
+                base.load().await
+            }
         };
         let mut config = aws_sdk_ecr::config::Builder::from(&base);
         if let Some(endpoint) = endpoint {

@@ -1,0 +1,497 @@
+"""Repository: made, kept as it says, taken over, shared with nobody, let go of. On our registry and on an Amazon ECR that others
+wrote."""
+
+import json
+
+import pytest
+from kube import API_VERSION, conditions, standing
+
+OWNER = ("wharfage.dev/cluster", "wharfage.dev/namespace", "wharfage.dev/name")
+POLICY = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Sid": "ci", "Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::123456789012:root"}, "Action": ["ecr:BatchGetImage"]}
+    ],
+}
+
+
+@pytest.fixture(params=["ours", "amazon"])
+def where(request, namespace, operator):
+    """A registry's name in the cluster, and the registry."""
+    server = request.getfixturevalue({"ours": "registry", "amazon": "moto"}[request.param])
+    name = namespace.declare(server)
+    namespace.ready("Registry", name, "Serving")
+    return name, server
+
+
+def declare(namespace, registry, name="app", labels=None, **spec):
+    """A Repository whose name in the registry is the namespace's, a slash and its own."""
+    spec = {"registryRef": {"name": registry}, "repositoryName": f"{namespace}/{name}", **spec}
+    metadata = {"name": name, "labels": labels or {}}
+    return namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": metadata, "spec": spec})
+
+
+def owner(found):
+    return tuple(found["tags"].get(key) for key in OWNER)
+
+
+def reasons(namespace, name="app"):
+    return [event["reason"] for event in namespace.events("Repository", name)]
+
+
+def test_it_is_made_with_every_field(namespace, where, operator):
+    registry, server = where
+    filters = [{"filterType": "WILDCARD", "filter": "dev-*"}]
+    declare(
+        namespace, registry,
+        imageTagMutability="IMMUTABLE_WITH_EXCLUSION", imageTagMutabilityExclusionFilters=filters,
+        imageScanningConfiguration={"scanOnPush": True}, encryptionConfiguration={"encryptionType": "AES256"},
+        repositoryPolicy=POLICY, tags={"cost-center": "42"},
+    )  # fmt: skip
+    ready = namespace.ready("Repository", "app", "InSync")
+    name = f"{namespace}/app"
+    found = server.repository(name)
+    assert found["imageTagMutability"] == "IMMUTABLE_WITH_EXCLUSION"
+    assert found["imageTagMutabilityExclusionFilters"] == filters
+    assert found["imageScanningConfiguration"] == {"scanOnPush": True}
+    assert found["encryptionConfiguration"]["encryptionType"] == "AES256"
+    assert found["tags"]["cost-center"] == "42"
+    assert owner(found) == (operator.cluster_name, namespace.name, "app")
+    assert json.loads(server.ecr.get_repository_policy(repositoryName=name)["policyText"]) == POLICY
+    status = ready["status"]
+    assert status["repositoryArn"] == found["repositoryArn"]
+    assert status["repositoryUri"] == found["repositoryUri"]
+    assert status["registryId"] == found["registryId"]
+    assert (status["imageCount"], status["imageSizeBytes"]) == (0, 0)
+    assert conditions(ready)["ReferencesResolved"]["status"] == "True"
+    assert conditions(ready)["Drifted"]["status"] == "False"
+    assert reasons(namespace) == ["Created"]
+
+
+CHANGES = {
+    "imageTagMutability": ({"imageTagMutability": "IMMUTABLE"}, lambda it: it["imageTagMutability"] == "IMMUTABLE"),
+    "scanOnPush": (
+        {"imageScanningConfiguration": {"scanOnPush": True}},
+        lambda it: it["imageScanningConfiguration"]["scanOnPush"] is True,
+    ),
+    "tags": ({"tags": {"team": "blue"}}, lambda it: it["tags"].get("team") == "blue"),
+    "repositoryPolicy": ({"repositoryPolicy": POLICY}, lambda it: it["policy"] == POLICY),
+}
+
+
+def look(server, name):
+    found = server.repository(name)
+    try:
+        return found | {"policy": json.loads(server.ecr.get_repository_policy(repositoryName=name)["policyText"])}
+    except server.ecr.exceptions.RepositoryPolicyNotFoundException:
+        return found | {"policy": None}
+
+
+def disturb(server, name, found):
+    """Changes behind the operator's back what a test's manifest may have set."""
+    ecr = server.ecr
+    ecr.put_image_tag_mutability(repositoryName=name, imageTagMutability="MUTABLE")
+    ecr.put_image_scanning_configuration(repositoryName=name, imageScanningConfiguration={"scanOnPush": False})
+    ecr.untag_resource(resourceArn=found["repositoryArn"], tagKeys=["team"])
+    if found["policy"]:
+        ecr.delete_repository_policy(repositoryName=name)
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_field_is_changed_and_kept_and_taken_back(namespace, where, field):
+    registry, server = where
+    change, holds = CHANGES[field]
+    name = f"{namespace}/app"
+    declare(namespace, registry)
+    namespace.ready("Repository", "app")
+    assert not holds(look(server, name))
+
+    declare(namespace, registry, **change)
+    namespace.ready("Repository", "app", "InSync")
+    assert holds(look(server, name))
+    assert "Updated" in reasons(namespace)
+
+    # Drift is found, told and repaired.
+    disturb(server, name, look(server, name))
+    assert not holds(look(server, name))
+    repaired = namespace.reconcile("Repository", "app")
+    assert holds(look(server, name))
+    drifted = conditions(repaired)["Drifted"]
+    assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+    assert "DriftRepaired" in reasons(namespace)
+
+    # What the manifest no longer says is taken back.
+    declare(namespace, registry)
+    namespace.ready("Repository", "app", "InSync")
+    assert not holds(look(server, name))
+
+
+def test_drift_is_repaired_within_an_interval(namespace, where):
+    registry, server = where
+    declare(namespace, registry, imageTagMutability="IMMUTABLE", tags={"team": "blue"}, interval="1s")
+    namespace.ready("Repository", "app")
+    disturb(server, f"{namespace}/app", look(server, f"{namespace}/app"))
+    namespace.until("Repository", "app", lambda one: conditions(one)["Drifted"]["reason"] == "Repaired")
+    namespace.until("Repository", "app", lambda _: look(server, f"{namespace}/app")["tags"].get("team") == "blue")
+    assert look(server, f"{namespace}/app")["imageTagMutability"] == "IMMUTABLE"
+
+
+def test_one_that_was_deleted_behind_our_back_is_made_again(namespace, where):
+    registry, server = where
+    declare(namespace, registry)
+    namespace.ready("Repository", "app")
+    server.ecr.delete_repository(repositoryName=f"{namespace}/app")
+    namespace.reconcile("Repository", "app")
+    assert owner(server.repository(f"{namespace}/app"))[1:] == (namespace.name, "app")
+    assert "DriftRepaired" in reasons(namespace)
+
+
+def test_order_makes_no_difference(namespace, where):
+    """Lists whose order means nothing are no drift."""
+    registry, server = where
+    filters = [{"filterType": "WILDCARD", "filter": one} for one in ("dev-*", "tmp-*")]
+    declare(namespace, registry, imageTagMutability="MUTABLE_WITH_EXCLUSION", imageTagMutabilityExclusionFilters=filters)
+    before = namespace.ready("Repository", "app")
+    server.ecr.put_image_tag_mutability(
+        repositoryName=f"{namespace}/app", imageTagMutability="MUTABLE_WITH_EXCLUSION",
+        imageTagMutabilityExclusionFilters=filters[::-1],
+    )  # fmt: skip
+    after = namespace.reconcile("Repository", "app")
+    assert conditions(after)["Drifted"] == conditions(before)["Drifted"]
+
+
+class TestAdoption:
+    def test_what_is_there_is_taken_over(self, namespace, where, operator):
+        registry, server = where
+        server.ecr.create_repository(repositoryName=f"{namespace}/app", tags=[{"Key": "kept", "Value": "yes"}])
+        declare(namespace, registry, imageTagMutability="IMMUTABLE")
+        namespace.ready("Repository", "app", "InSync")
+        found = server.repository(f"{namespace}/app")
+        assert owner(found) == (operator.cluster_name, namespace.name, "app")
+        assert found["tags"]["kept"] == "yes"
+        assert found["imageTagMutability"] == "IMMUTABLE"
+        assert reasons(namespace) == ["Adopted"]
+
+    def test_create_takes_nothing_over(self, namespace, where):
+        registry, server = where
+        server.ecr.create_repository(repositoryName=f"{namespace}/app")
+        declare(namespace, registry, adoptionPolicy="Create", imageTagMutability="IMMUTABLE")
+        namespace.stalled("Repository", "app", "AlreadyExists", "AdoptOrCreate")
+        found = server.repository(f"{namespace}/app")
+        assert (found["tags"], found["imageTagMutability"]) == ({}, "MUTABLE")
+
+    def test_adopt_makes_nothing_and_waits(self, namespace, where):
+        registry, server = where
+        declare(namespace, registry, adoptionPolicy="Adopt", interval="1s")
+        namespace.waiting("Repository", "app", "NotFound", "AdoptOrCreate")
+        assert server.repository(f"{namespace}/app") is None
+        server.ecr.create_repository(repositoryName=f"{namespace}/app")
+        namespace.ready("Repository", "app", "InSync")
+
+
+class TestConflict:
+    def test_two_resources_the_younger_is_told(self, namespace, make_namespace, where):
+        registry, server = where
+        declare(namespace, registry, tags={"whose": "first"})
+        namespace.ready("Repository", "app")
+        other = make_namespace()
+        other.apply({
+            "apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "app"},
+            "spec": {"registryRef": {"name": registry}, "repositoryName": f"{namespace}/app", "tags": {"whose": "second"}},
+        })  # fmt: skip
+        message = f"{namespace}/app in {registry} is managed by Repository {namespace}/app"
+        other.stalled("Repository", "app", "OwnedByAnother", message)
+        assert server.repository(f"{namespace}/app")["tags"]["whose"] == "first"
+        assert [event["reason"] for event in other.events("Repository", "app")] == ["OwnedByAnother"]
+        # When the first goes, the second has it within seconds.
+        namespace.delete("Repository", "app")
+        other.ready("Repository", "app", "InSync")
+        assert server.repository(f"{namespace}/app")["tags"]["whose"] == "second"
+
+    def test_two_clusters_never_fight(self, namespace, where, make_cluster, make_operator, make_namespace):
+        registry, server = where
+        declare(namespace, registry, tags={"whose": "first"}, interval="1s")
+        namespace.ready("Repository", "app")
+        abroad = make_cluster()
+        make_operator(abroad, cluster_name="abroad")
+        theirs = make_namespace(kube=abroad.kube)
+        name = theirs.declare(server)
+        theirs.ready("Registry", name)
+        theirs.apply({
+            "apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "app"},
+            "spec": {"registryRef": {"name": name}, "repositoryName": f"{namespace}/app", "tags": {"whose": "second"}, "interval": "1s"},
+        })  # fmt: skip
+        theirs.stalled("Repository", "app", "OwnedByAnother", "of cluster")
+        theirs.reconcile("Repository", "app")
+        namespace.reconcile("Repository", "app")
+        assert server.repository(f"{namespace}/app")["tags"]["whose"] == "first"
+        theirs.delete("Repository", "app")
+        theirs.gone("Repository", "app")
+        assert server.repository(f"{namespace}/app")["tags"]["whose"] == "first"
+
+
+class TestBorders:
+    def test_a_name_outside_the_prefixes_is_refused_until_it_is_allowed(self, make_namespace, registry, operator):
+        namespace = make_namespace(labels={"team": "payments"})
+        allowed = [{"selector": {"matchLabels": {"team": "payments"}}, "repositoryPrefixes": ["payments/"]}]
+        name = namespace.declare(registry, allowedNamespaces=allowed)
+        namespace.apply({
+            "apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "api"},
+            "spec": {"registryRef": {"name": name}, "repositoryName": "billing/api"},
+        })  # fmt: skip
+        message = f"namespace {namespace} may use payments/ in Registry {name}, not billing/api"
+        namespace.stalled("Repository", "api", "NotAllowed", message)
+        assert registry.names() == set()
+        allowed[0]["repositoryPrefixes"].append("billing/")
+        namespace.patch("Registry", name, {"spec": {"allowedNamespaces": allowed}})
+        namespace.ready("Repository", "api", "InSync")
+
+    def test_a_namespace_that_loses_its_label_loses_its_right(self, make_namespace, registry, operator):
+        namespace = make_namespace(labels={"team": "payments"})
+        name = namespace.declare(registry, allowedNamespaces=[{"selector": {"matchLabels": {"team": "payments"}}}])
+        declare(namespace, name)
+        namespace.ready("Repository", "app")
+        namespace.kube.patch("Namespace", namespace.name, {"metadata": {"labels": {"team": None}}})
+        namespace.stalled("Repository", "app", "NotAllowed", "allowedNamespaces")
+        assert registry.names() == {f"{namespace}/app"}
+
+
+class TestDeletion:
+    def test_it_stays_by_default_and_is_nobodys(self, namespace, where):
+        registry, server = where
+        declare(namespace, registry, tags={"team": "blue"})
+        namespace.ready("Repository", "app")
+        namespace.delete("Repository", "app")
+        namespace.gone("Repository", "app")
+        assert server.repository(f"{namespace}/app")["tags"] == {"team": "blue"}
+
+    def test_it_goes_when_that_is_asked_for(self, namespace, where):
+        registry, server = where
+        declare(namespace, registry, deletionPolicy="Delete")
+        namespace.ready("Repository", "app")
+        namespace.delete("Repository", "app")
+        namespace.gone("Repository", "app")
+        assert server.repository(f"{namespace}/app") is None
+
+    def test_one_with_images_stays_unless_emptying_is_asked_for_too(self, namespace, home, registry, images):
+        declare(namespace, home, deletionPolicy="Delete", interval="1s")
+        namespace.ready("Repository", "app")
+        images.push(registry.ecr, f"{namespace}/app", images.image("hello"), "v1")
+        namespace.delete("Repository", "app")
+        namespace.until(
+            "Repository", "app",
+            lambda one: conditions(one).get("Stalled", {}).get("reason") == "RepositoryNotEmptyException", "refused by the registry",
+        )  # fmt: skip
+        assert registry.names() == {f"{namespace}/app"}
+        namespace.patch("Repository", "app", {"spec": {"emptyOnDelete": True}})
+        namespace.gone("Repository", "app")
+        assert registry.names() == set()
+
+    def test_protection_keeps_it(self, namespace, where):
+        registry, server = where
+        declare(namespace, registry, deletionPolicy="Delete", emptyOnDelete=True, deletionProtection=True)
+        namespace.ready("Repository", "app")
+        namespace.delete("Repository", "app")
+        namespace.gone("Repository", "app")
+        assert server.repository(f"{namespace}/app") is not None
+
+    def test_what_another_owns_is_left_alone(self, namespace, where):
+        registry, server = where
+        tags = [{"Key": key, "Value": value} for key, value in zip(OWNER, ("elsewhere", "team", "app"))]
+        server.ecr.create_repository(repositoryName=f"{namespace}/app", tags=tags)
+        declare(namespace, registry, deletionPolicy="Delete", emptyOnDelete=True)
+        namespace.stalled("Repository", "app", "OwnedByAnother", "elsewhere")
+        namespace.delete("Repository", "app")
+        namespace.gone("Repository", "app")
+        assert owner(server.repository(f"{namespace}/app")) == ("elsewhere", "team", "app")
+
+    def test_a_registry_that_is_gone_holds_nothing_that_is_retained(self, namespace, registry, operator):
+        name = namespace.declare(registry)
+        declare(namespace, name)
+        namespace.ready("Repository", "app")
+        registry.stop()
+        namespace.delete("Repository", "app")
+        namespace.gone("Repository", "app")
+        registry.start()
+        assert registry.names() == {f"{namespace}/app"}
+
+    def test_without_the_registry_resource_it_goes_too(self, namespace, registry, operator):
+        name = namespace.declare(registry)
+        declare(namespace, name)
+        namespace.ready("Repository", "app")
+        namespace.delete("Registry", name)
+        namespace.waiting("Repository", "app", "ReferenceNotFound")
+        namespace.delete("Repository", "app")
+        namespace.gone("Repository", "app")
+
+    def test_deleting_waits_for_a_registry_that_is_away(self, namespace, registry, operator):
+        name = namespace.declare(registry)
+        declare(namespace, name, deletionPolicy="Delete")
+        namespace.ready("Repository", "app")
+        registry.stop()
+        namespace.delete("Repository", "app")
+        namespace.until(
+            "Repository", "app", lambda one: conditions(one).get("Ready", {}).get("reason") == "RegistryUnavailable", "waiting"
+        )
+        registry.start()
+        namespace.gone("Repository", "app")
+        assert registry.names() == set()
+
+
+class TestObserve:
+    def test_it_looks_and_changes_nothing(self, namespace, where):
+        registry, server = where
+        server.ecr.create_repository(repositoryName=f"{namespace}/app")
+        declare(namespace, registry, managementPolicy="Observe", imageTagMutability="IMMUTABLE")
+        seen = namespace.ready("Repository", "app", "Observed")
+        drifted = conditions(seen)["Drifted"]
+        assert drifted["status"] == "True"
+        assert "imageTagMutability: MUTABLE -> IMMUTABLE" in drifted["message"]
+        assert seen["status"]["repositoryUri"] == server.repository(f"{namespace}/app")["repositoryUri"]
+        assert "finalizers" not in seen["metadata"]
+        found = server.repository(f"{namespace}/app")
+        assert (found["tags"], found["imageTagMutability"]) == ({}, "MUTABLE")
+        namespace.delete("Repository", "app")
+        namespace.gone("Repository", "app")
+        assert server.repository(f"{namespace}/app") is not None
+
+    def test_it_waits_for_what_is_not_there(self, namespace, where):
+        registry, server = where
+        declare(namespace, registry, managementPolicy="Observe", interval="1s")
+        namespace.waiting("Repository", "app", "NotFound")
+        server.ecr.create_repository(repositoryName=f"{namespace}/app")
+        namespace.ready("Repository", "app", "Observed")
+
+
+def test_suspended_nothing_is_done(namespace, where):
+    registry, server = where
+    declare(namespace, registry, imageTagMutability="IMMUTABLE", interval="1s")
+    namespace.ready("Repository", "app")
+    declare(namespace, registry, imageTagMutability="MUTABLE", interval="1s", suspend=True)
+    rests = namespace.until("Repository", "app", lambda one: one["status"]["observedGeneration"] == one["metadata"]["generation"])
+    assert conditions(rests)["Ready"]["status"] == "True"
+    assert "Reconciling" not in conditions(rests)
+    assert "Suspended" in reasons(namespace)
+    assert server.repository(f"{namespace}/app")["imageTagMutability"] == "IMMUTABLE"
+    declare(namespace, registry, imageTagMutability="MUTABLE", interval="1s")
+    namespace.ready("Repository", "app", "InSync")
+    assert server.repository(f"{namespace}/app")["imageTagMutability"] == "MUTABLE"
+
+
+class TestReferences:
+    def test_a_registry_that_comes_late(self, namespace, registry, operator):
+        name = f"{namespace}-late"
+        declare(namespace, name)
+        waiting = namespace.waiting("Repository", "app", "ReferenceNotFound", f'Registry "{name}" does not exist')
+        assert conditions(waiting)["ReferencesResolved"]["status"] == "False"
+        namespace.declare(registry, name=name)
+        ready = namespace.ready("Repository", "app", "InSync")
+        assert conditions(ready)["ReferencesResolved"]["status"] == "True"
+
+    def test_credentials_that_come_late_and_are_changed(self, namespace, registry, operator):
+        name = namespace.declare(registry, credentials=False)
+        reference = {"credentialsSecretRef": {"name": "late", "namespace": namespace.name}}
+        namespace.patch("Registry", name, {"spec": {"endpoint": reference}})
+        declare(namespace, name)
+        namespace.waiting("Registry", name, "ReferenceNotFound", f"Secret {namespace}/late does not exist")
+        namespace.waiting("Repository", "app", "RegistryNotReady")
+        namespace.secret("late", AWS_ACCESS_KEY_ID=registry.credentials["AWS_ACCESS_KEY_ID"], AWS_SECRET_ACCESS_KEY="wrong")
+        namespace.stalled("Registry", name)
+        namespace.secret("late", **registry.credentials)
+        namespace.ready("Registry", name, "Serving")
+        namespace.ready("Repository", "app", "InSync")
+
+
+class TestTrouble:
+    def test_the_registrys_own_words_stand_in_the_status(self, namespace, front, operator):
+        name = namespace.declare(front)
+        namespace.ready("Registry", name)
+        body = '{"__type":"LimitExceededException","message":"the registry has as many repositories as it may"}'
+        front.fail("CreateRepository", 400, body, **{"Content-Type": "application/x-amz-json-1.1"})
+        declare(namespace, name, interval="1s")
+        namespace.stalled("Repository", "app", "LimitExceededException", "as many repositories as it may")
+        assert "LimitExceededException" in reasons(namespace)
+        front.heal()
+        namespace.ready("Repository", "app", "InSync")
+
+    @pytest.mark.parametrize("how", ["throttling", "errors", "garbage", "frozen", "gone"])
+    def test_a_registry_that_is_not_well_is_waited_for(self, namespace, front, registry, operator, how):
+        name = namespace.declare(front)
+        declare(namespace, name, interval="1s")
+        namespace.ready("Repository", "app")
+        match how:
+            case "throttling":
+                front.throttle()
+            case "errors":
+                front.fail(status=500, body='{"__type":"ServerException","message":"oops"}')
+            case "garbage":
+                front.fail(status=200, body="<html>welcome</html>")
+            case "frozen":
+                registry.freeze()
+            case "gone":
+                registry.stop()
+        declare(namespace, name, interval="1s", imageTagMutability="IMMUTABLE")
+        if how == "frozen":
+            # It takes the client's patience to find out; meanwhile the resource is simply not looked at yet.
+            assert not standing(namespace.get("Repository", "app"), "Ready")
+        else:
+            namespace.waiting("Repository", "app", "RegistryUnavailable", f"Registry {name} does not answer since")
+        match how:
+            case "frozen":
+                registry.thaw()
+            case "gone":
+                registry.start()
+            case _:
+                front.heal()
+        namespace.ready("Repository", "app", "InSync")
+        assert registry.repository(f"{namespace}/app")["imageTagMutability"] == "IMMUTABLE"
+
+    def test_a_registry_that_is_away_is_not_hammered(self, namespace, front, operator):
+        name = namespace.declare(front)
+        for number in range(20):
+            declare(namespace, name, f"app-{number}", interval="1s")
+        for number in range(20):
+            namespace.ready("Repository", f"app-{number}")
+        front.fail(status=200, body="<html>welcome</html>")
+        for number in range(20):
+            declare(namespace, name, f"app-{number}", interval="1s", imageTagMutability="IMMUTABLE")
+        for number in range(20):
+            namespace.waiting("Repository", f"app-{number}", "RegistryUnavailable")
+        asked = len(front.calls)
+        declare(namespace, name, "one-more")
+        namespace.waiting("Repository", "one-more", "RegistryUnavailable")
+        # Twenty resources that each want to try every second: one asks for all, and ever more seldom.
+        assert len(front.calls) - asked <= 3
+        front.heal()
+        for number in range(20):
+            namespace.ready("Repository", f"app-{number}", "InSync")
+
+
+def test_nothing_of_peoples_objects_is_written(namespace, home):
+    """Spec, labels and annotations are whose they were: the operator has written the status and its finalizer."""
+    declare(namespace, home, labels={"tier": "prod"}, imageTagMutability="IMMUTABLE")
+    ready = namespace.ready("Repository", "app")
+    managers = {(it["manager"], it.get("subresource")): it["fieldsV1"] for it in ready["metadata"]["managedFields"]}
+    assert set(managers) == {("tests", None), ("wharfage", "status"), ("wharfage-finalizer", None)}
+    assert set(managers["wharfage", "status"]) == {"f:status"}
+    assert managers["wharfage-finalizer", None] == {"f:metadata": {"f:finalizers": {".": {}, 'v:"wharfage.dev/finalizer"': {}}}} or (
+        managers["wharfage-finalizer", None] == {"f:metadata": {"f:finalizers": {'v:"wharfage.dev/finalizer"': {}}}}
+    )
+
+
+def test_when_nothing_changes_nothing_is_written(namespace, front, cluster, operator):
+    """In steady state neither the API server is written to, nor the registry asked for each resource."""
+    name = namespace.declare(front)
+    for number in range(10):
+        declare(namespace, name, f"app-{number}", imageTagMutability="IMMUTABLE")
+    before = [namespace.ready("Repository", f"app-{number}") for number in range(10)]
+    versions = {one["metadata"]["name"]: one["metadata"]["resourceVersion"] for one in before}
+    # A reconcile of each, by a label that means nothing to it.
+    for number in range(10):
+        namespace.reconcile("Repository", f"app-{number}")
+    after = {one["metadata"]["name"]: one for one in namespace.list("Repository")}
+    for one in before:
+        now = after[one["metadata"]["name"]]
+        same = ("observedGeneration", "conditions", "imageCount", "repositoryUri")
+        assert {key: now["status"].get(key) for key in same} == {key: one["status"].get(key) for key in same}
+        assert versions[one["metadata"]["name"]] != now["metadata"]["resourceVersion"], "the annotation"
