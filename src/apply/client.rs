@@ -177,13 +177,18 @@ where
             return ApiError { name: name.to_owned(), message };
         }
         SdkError::TimeoutError(_) => ("RegistryUnavailable", "it did not answer in time".to_owned()),
-        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
+        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() || is_of_http(error) => {
             ("RegistryUnavailable", format!("it does not answer, so is it running? ({})", cause(error)))
         }
         SdkError::ResponseError(_) => ("UnexpectedResponse", causes(error)),
         _ => ("ClientError", causes(error)),
     };
     ApiError { name: name.to_owned(), message }
+}
+
+/// Whether it is HTTP's: a connection that broke, an answer that is none.
+fn is_of_http(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<hyper::Error>())
 }
 
 /// An error's causes, from the outermost to the innermost.

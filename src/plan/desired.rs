@@ -182,12 +182,6 @@ fn repository(manifests: &Manifests, registry: &Registry, resource: &Repository)
         exclusions: spec.image_tag_mutability_exclusion_filters.iter().map(|it| it.filter.clone()).collect(),
     });
     let encryption = spec.encryption_configuration.as_ref();
-    let on_removal = match resource.deletion_policy() {
-        _ if resource.deletion_protection() => OnRemoval::Protected,
-        DeletionPolicy::Retain => OnRemoval::Retain,
-        DeletionPolicy::Delete if resource.empty_on_delete() => OnRemoval::DeleteWithImages,
-        DeletionPolicy::Delete => OnRemoval::Delete,
-    };
     Ok(DesiredRepository {
         name,
         tag_mutability,
@@ -197,9 +191,19 @@ fn repository(manifests: &Manifests, registry: &Registry, resource: &Repository)
         tags: spec.tags.clone(),
         management: management(resource),
         adoption: adoption(resource),
-        on_removal,
+        on_removal: on_removal(resource),
         object,
     })
+}
+
+/// What a manifest says of its own removal.
+pub fn on_removal(resource: &Repository) -> OnRemoval {
+    match resource.deletion_policy() {
+        _ if resource.deletion_protection() => OnRemoval::Protected,
+        DeletionPolicy::Retain => OnRemoval::Retain,
+        DeletionPolicy::Delete if resource.empty_on_delete() => OnRemoval::DeleteWithImages,
+        DeletionPolicy::Delete => OnRemoval::Delete,
+    }
 }
 
 /// Which names the namespace may use, and that this is none of them.

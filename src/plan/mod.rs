@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use decide::plan;
-pub use desired::{desired, unresolved};
+pub use desired::{desired, on_removal, unresolved};
 pub use model::{Desired, Observed};
 pub use repository::differences;
 

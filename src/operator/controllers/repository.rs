@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt as _};
 use super::{Done, Error, WAIT, jittered, refusal, registry_missing, registry_not_ready, requested};
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
-use crate::crd::{Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
+use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
 use crate::names::RepositoryName;
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::context::Context;
@@ -19,7 +19,8 @@ use crate::operator::slice::slice;
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::operator::{dispatch, finalizer};
 use crate::plan::model::{Desired, Observed, ObservedRepository, Refused};
-use crate::plan::{Action, FieldChange, Object, Plan, Step, desired, differences, plan};
+use crate::plan::ownership::Ownership;
+use crate::plan::{Action, FieldChange, Object, Plan, Step, desired, differences, on_removal, plan};
 
 pub(in crate::operator) const ACCESS: &[Access] = &[
     Access {
@@ -180,6 +181,17 @@ impl Work<'_> {
         RepositoryNeeds { policy: self.repository.spec.repository_policy.is_some(), ..RepositoryNeeds::default() }
     }
 
+    /// What is there. Where nothing is made that is not there, a listing that is a while old does not do.
+    async fn look(&self, held: &mut Held, freshness: Freshness) -> Result<Option<ObservedRepository>, Trouble> {
+        let found = held.look(self.needs(), freshness).await?;
+        let makes = self.repository.management_policy() == ManagementPolicy::Full
+            && self.repository.adoption_policy() != AdoptionPolicy::Adopt;
+        match found {
+            None if !makes => held.look(self.needs(), Freshness { now: true, ..freshness }).await,
+            found => Ok(found),
+        }
+    }
+
     async fn manage(
         &self,
         registry: &Registry,
@@ -190,7 +202,7 @@ impl Work<'_> {
         let before = self.status();
         // A change of what was in line, and of what nobody asked for, is drift.
         let settled = before.observed_generation == self.generation() && status::is_ready(&before.conditions);
-        let mut found = held.look(self.needs(), freshness).await?;
+        let mut found = self.look(held, freshness).await?;
         let mut drift: Vec<FieldChange> = Vec::new();
         let mut tries = 0;
         loop {
@@ -264,7 +276,7 @@ impl Work<'_> {
         held: &mut Held,
         freshness: Freshness,
     ) -> Result<Findings, Trouble> {
-        let found = held.look(self.needs(), freshness).await?;
+        let found = self.look(held, freshness).await?;
         let desired = self.wanted(registry, name);
         if let Err(refused) = self.decide(&desired, name, found.clone()) {
             return Ok(Findings::of(refusal(&refused)));
@@ -412,7 +424,14 @@ impl Work<'_> {
         let Ok(name) = self.repository.repository_name() else { return Ok(()) };
         let mut held = session.repository(&name).await;
         let freshness = Freshness { interval: self.repository.interval(), now: true };
-        let found = held.look(RepositoryNeeds::default(), freshness).await.map_err(|it| Box::new(self.trouble(it)))?;
+        let mut found =
+            held.look(RepositoryNeeds::default(), freshness).await.map_err(|it| Box::new(self.trouble(it)))?;
+        if let Some(found) = &mut found {
+            // The tags say what the manifest said of its removal when it was last applied; it may have been changed since.
+            let mut ownership = Ownership::read(&found.tags);
+            ownership.manages.on_removal = on_removal(self.repository);
+            found.tags.extend(ownership.tags());
+        }
         // It is among those that are wanted no more, as it is being deleted.
         let mut desired = self.wanted(&registry, &name);
         desired.declared.remove(&self.object);
