@@ -1,10 +1,12 @@
 //! The commands: what they are called, what they take, what their help teaches. One file each does the work.
 
 mod apply;
+mod check;
 mod crds;
 mod env;
 mod operator;
 mod plan;
+mod rbac;
 mod reconcile;
 mod serve;
 mod up;
@@ -56,6 +58,10 @@ enum Command {
     Env(env::Env),
     /// Print the custom resource definitions, or write them to a folder
     Crds(crds::Crds),
+    /// Print what the operator may do in a cluster, and why
+    Rbac(rbac::Rbac),
+    /// Check that a cluster has what its operator needs: what `helm test` runs
+    Check(check::Check),
     /// Print a shell's tab completion for wharfage
     #[command(after_help = "Example:\n  wharfage completions bash > /etc/bash_completion.d/wharfage")]
     Completions {
@@ -84,6 +90,8 @@ pub async fn run() -> ExitCode {
         Command::Operator(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Env(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Crds(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Rbac(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Check(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wharfage", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

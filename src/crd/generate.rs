@@ -124,13 +124,29 @@ mod tests {
 
     #[test]
     fn the_committed_files_are_what_is_generated() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
         let rendered = render().unwrap();
-        for (name, text) in &rendered {
-            let committed = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
-            assert!(committed == *text, "crds/{name} differs: run `cargo run -- crds --output crds`");
+        // The chart has to have its own: it is packed without the folders around it.
+        for folder in ["crds", "charts/wharfage/files/crds"] {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+            for (name, text) in &rendered {
+                let committed = std::fs::read_to_string(path.join(name)).unwrap_or_default();
+                assert!(committed == *text, "{folder}/{name} differs: run `deploy/generate code`");
+            }
+            let prefix = format!("{}_", crate::crd::GROUP);
+            let names = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+            let kinds = names.filter(|name| name.to_string_lossy().starts_with(&prefix)).count();
+            assert_eq!(kinds, rendered.len(), "{folder} holds files of no kind");
         }
-        assert_eq!(std::fs::read_dir(folder).unwrap().count(), rendered.len(), "crds/ holds files of no kind");
+    }
+
+    #[test]
+    fn the_charts_kustomization_has_every_kind() {
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/wharfage/files/crds/kustomization.yaml");
+        let text = std::fs::read_to_string(path).unwrap();
+        for (name, _) in render().unwrap() {
+            assert!(text.contains(&format!("  - {name}\n")), "kustomization.yaml lacks {name}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub enum Scope {
 }
 
 /// What a rule is for: what is switched off in the chart takes its rules with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 pub enum Feature {
     /// Always there.
     Core,

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod calls;
 mod census;
+pub mod check;
 pub mod context;
 mod controllers;
 mod dispatch;
@@ -16,6 +17,7 @@ pub mod leader;
 pub mod metrics;
 pub mod operations;
 pub mod pull_secrets;
+pub mod rbac;
 mod run;
 mod secrets;
 pub mod session;

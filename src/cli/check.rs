@@ -1,0 +1,65 @@
+//! `wharfage check`: whether the operator of a cluster can work. What `helm test` runs, with the operator's own identity.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use kube::Client;
+
+use crate::operator::access::Feature;
+use crate::operator::check::{Expected, Finding, check_kinds, check_leader, check_permissions};
+
+/// The flags of `wharfage check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+It says what is missing, and exits 1 if anything is.
+
+Example:
+  helm test wharfage --namespace wharfage --logs")]
+pub struct Check {
+    /// The operator's namespace
+    #[arg(long, env = "POD_NAMESPACE", default_value = "wharfage", value_name = "NAMESPACE")]
+    namespace: String,
+
+    /// The Lease that a living operator must hold; not looked at if not given
+    #[arg(long, value_name = "NAME")]
+    lease_name: Option<String>,
+
+    /// How long to wait for an operator that leads, in seconds
+    #[arg(long, default_value = "60", value_name = "SECONDS")]
+    timeout: u64,
+
+    /// A feature that this operator goes without; may be given several times
+    #[arg(long, value_enum, value_name = "FEATURE")]
+    without: Vec<Feature>,
+
+    /// The only namespace whose Secrets it reaches; may be given several times
+    #[arg(long, value_name = "NAMESPACE")]
+    secret_namespace: Vec<String>,
+}
+
+impl Check {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = Client::try_default().await?;
+        let mut findings = check_kinds(&client).await?;
+        let expected =
+            Expected { namespace: self.namespace, without: self.without, secret_namespaces: self.secret_namespace };
+        findings.extend(check_permissions(&client, &expected).await?);
+        if let Some(lease) = &self.lease_name {
+            findings.push(check_leader(&client, &expected.namespace, lease, Duration::from_secs(self.timeout)).await?);
+        }
+        let mut missing = 0;
+        for finding in findings {
+            match finding {
+                Finding::Fine(sentence) => println!("ok    {sentence}"),
+                Finding::Missing(sentence) => {
+                    missing += 1;
+                    println!("FAIL  {sentence}");
+                }
+            }
+        }
+        if missing > 0 {
+            bail!("{missing} of what the operator needs is missing");
+        }
+        Ok(())
+    }
+}
