@@ -1,6 +1,7 @@
 //! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and taken away again.
 
 mod objects;
+mod outcome;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,21 +13,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, WAIT, jittered, registry_missing, registry_not_ready, requested};
+use super::{Done, Error, registry_missing, registry_not_ready, requested};
 use crate::apply::authorization_token;
-use crate::crd::common::DEFAULT_INTERVAL;
 use crate::crd::conditions::ConditionType;
 use crate::crd::{PullSecret, PullSecretStatus, Registry, condition};
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
-use crate::operator::pull_secrets::decide::{Decision, Doomed, Due, Entry, Why, World, decide};
+use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, decide};
 use crate::operator::pull_secrets::marks::{Held, Owner, TokenMark};
 use crate::operator::pull_secrets::tokens::Issued;
 use crate::operator::session::{Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
 use objects::Place;
+use outcome::{MOMENT, Outcome, some};
 
 pub(in crate::operator) const ACCESS: &[Access] = &[
     Access {
@@ -67,10 +68,6 @@ pub(in crate::operator) const KIND: &str = "PullSecret";
 
 /// Requests to the API server that are under way at once for one PullSecret.
 const AT_ONCE: usize = 8;
-/// How long to wait for what changed at the same moment.
-const MOMENT: Duration = Duration::from_secs(2);
-/// Names in a message; the rest is counted.
-const NAMED: usize = 5;
 
 /// Brings one PullSecret in line.
 pub(in crate::operator) async fn reconcile(pull_secret: Arc<PullSecret>, ctx: Arc<Context>) -> Result<Done, Error> {
@@ -100,25 +97,6 @@ struct Work<'a> {
     owner: Owner,
     secret_name: String,
     service_accounts: BTreeSet<String>,
-}
-
-/// What a reconcile came to.
-#[derive(Default)]
-struct Outcome {
-    /// Namespaces that have the Secret, with the token that is in it.
-    have: BTreeMap<String, TokenMark>,
-    /// Namespaces where somebody else has a Secret of that name: whose it is, if it is another PullSecret's.
-    taken: BTreeMap<String, Option<Owner>>,
-    /// Chosen namespaces that may not use the Registry.
-    not_allowed: BTreeSet<String>,
-    /// What the API server refused: the namespace, and the error.
-    refused: Vec<(String, kube::core::Status)>,
-    /// Why there is no token where one is needed, or none should be.
-    why_not: Option<Findings>,
-    /// When the registry may be asked again.
-    retry: Option<Duration>,
-    /// Whether something changed at the same moment, so that it is to be looked at again.
-    unsettled: bool,
 }
 
 impl Work<'_> {
@@ -161,7 +139,7 @@ impl Work<'_> {
         let decision = decide(&world);
 
         let mut outcome = Outcome {
-            have: self.untouched(&held, &served, &decision),
+            have: self.there(&world),
             taken: taken.into_iter().map(|(namespace, owner)| (namespace, Some(owner))).collect(),
             not_allowed,
             ..Outcome::default()
@@ -239,16 +217,18 @@ impl Work<'_> {
         wanted.chain(patched).filter_map(names).collect()
     }
 
-    /// Namespaces whose Secret is there and stays as it is.
-    fn untouched(&self, held: &[Held], served: &BTreeSet<String>, decision: &Decision) -> BTreeMap<String, TokenMark> {
-        let due: BTreeSet<&str> = decision.write.iter().map(|due| due.namespace.as_str()).collect();
-        let there = held.iter().filter(|it| {
+    /// Namespaces that have a Secret to pull with, whether or not it is to be written anew.
+    fn there(&self, world: &World<'_>) -> BTreeMap<String, TokenMark> {
+        let own = world.held.iter().filter(|it| {
             it.typed
+                && it.owner.as_ref() == Some(&self.owner)
                 && it.name == self.secret_name
-                && served.contains(&it.namespace)
-                && !due.contains(it.namespace.as_str())
+                && world.served.contains(&it.namespace)
         });
-        there.filter_map(|it| Some((it.namespace.clone(), it.token.clone()?))).collect()
+        let good = |token: &TokenMark| {
+            world.source.is_none_or(|source| source == token.source) && token.expires_at > world.now
+        };
+        own.filter_map(|it| Some((it.namespace.clone(), it.token.clone().filter(good)?))).collect()
     }
 
     /// Names out of service accounts, then Secrets away.
@@ -414,11 +394,10 @@ impl Work<'_> {
 
     /// Writes the status, tells what is new in it, and says when to look again.
     async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
-        let findings = self.findings(&outcome);
+        let registry = &self.pull_secret.registry_ref().name;
+        let findings = outcome.findings(&self.secret_name, registry);
         let before = self.status();
         let generation = self.pull_secret.metadata.generation;
-        let first = |time: fn(&TokenMark) -> Timestamp| outcome.have.values().map(time).min().map(Time);
-        let (expires_at, renews_at) = (first(|it| it.expires_at), first(|it| it.renews_at));
         let now = Timestamp::now();
         let waits = matches!(findings.standing, Standing::Waiting(_));
         let asked = requested(self.pull_secret, before.last_handled_reconcile_at.as_ref()).filter(|_| !waits);
@@ -426,8 +405,8 @@ impl Work<'_> {
             observed_generation: generation,
             secret_name: Some(self.secret_name.clone()),
             namespaces: Some(i64::try_from(outcome.have.len()).unwrap_or(i64::MAX)),
-            expires_at,
-            renews_at: renews_at.clone(),
+            expires_at: outcome.first(|it| it.expires_at).map(Time),
+            renews_at: outcome.first(|it| it.renews_at).map(Time),
             last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
             conditions: status::conditions(&before.conditions, generation, &findings, &Time(now)),
         };
@@ -440,76 +419,7 @@ impl Work<'_> {
         if !matches!(findings.standing, Standing::Ready(_)) {
             self.ctx.metrics.failed(KIND, &findings.standing.because().reason);
         }
-        Ok(Done::standing(&findings.standing, self.next(&outcome, &findings, renews_at, now)))
-    }
-
-    /// When to look again, if nothing wakes it before.
-    fn next(&self, outcome: &Outcome, findings: &Findings, renews_at: Option<Time>, now: Timestamp) -> Duration {
-        let rest = if matches!(findings.standing, Standing::Ready(_)) { None } else { Some(jittered(WAIT)) };
-        let renewal = renews_at.map(|it| Duration::try_from(it.0.duration_since(now)).unwrap_or_default());
-        // What waits for the registry is due already: it is tried again when the registry may be asked.
-        let renewal = if outcome.why_not.is_some() { None } else { renewal };
-        let moment = outcome.unsettled.then_some(MOMENT);
-        [outcome.retry.or(rest), renewal, moment]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or_else(|| jittered(DEFAULT_INTERVAL))
-    }
-
-    fn findings(&self, outcome: &Outcome) -> Findings {
-        let Outcome { have, taken, not_allowed, refused, why_not, .. } = outcome;
-        let name = &self.secret_name;
-        let holds = match have.values().map(|it| it.expires_at).min() {
-            Some(end) if why_not.is_some() => format!("; Secret {name} is in {} until {end}", namespaces(have.len())),
-            _ => format!("; Secret {name} is in {}", namespaces(have.len())),
-        };
-        if let Some(findings) = why_not {
-            let mut findings = findings.clone();
-            if !have.is_empty() {
-                findings.standing = match findings.standing {
-                    Standing::Ready(it) => Standing::Ready(it),
-                    Standing::Waiting(it) => Standing::Waiting(Because::new(it.reason, it.message + &holds)),
-                    Standing::Stalled(it) => Standing::Stalled(Because::new(it.reason, it.message + &holds)),
-                };
-            }
-            return findings;
-        }
-        let found = |standing| Findings { references: Some(Ok(())), ..Findings::of(standing) };
-        let theirs: BTreeSet<String> = taken.iter().filter(|it| it.1.is_none()).map(|it| it.0.clone()).collect();
-        if !theirs.is_empty() {
-            let message = format!(
-                "a Secret {name} that is not this PullSecret's is in {}: delete it there, or set another secretName{holds}",
-                some(&theirs)
-            );
-            return found(Standing::Stalled(Because::new("OwnedByAnother", message)));
-        }
-        if let Some((namespace, Some(owner))) = taken.first_key_value() {
-            let more = if taken.len() > 1 { format!(" and {} more", taken.len() - 1) } else { String::new() };
-            let message = format!(
-                "Secret {name} in {namespace}{more} is managed by PullSecret {owner}: set another secretName, or choose other \
-                 namespaces{holds}"
-            );
-            return found(Standing::Stalled(Because::new("OwnedByAnother", message)));
-        }
-        if let Some((namespace, status)) = refused.first() {
-            let message =
-                format!("the API server refused a change in namespace {namespace}: {}{holds}", status.message);
-            return found(Standing::Waiting(Because::new(status.reason.clone(), message)));
-        }
-        if outcome.unsettled {
-            let message = format!("something changed at the same moment, and is looked at again{holds}");
-            return found(Standing::Waiting(Because::new("Progressing", message)));
-        }
-        let mut message = match have.len() {
-            0 => "no namespace is chosen yet".to_owned(),
-            count => format!("Secret {name} is in {}", namespaces(count)),
-        };
-        if !not_allowed.is_empty() {
-            let registry = &self.pull_secret.registry_ref().name;
-            message += &format!("; chosen, but not allowed to use Registry {registry}: {}", some(not_allowed));
-        }
-        found(Standing::Ready(Because::new("InSync", message)))
+        Ok(Done::standing(&findings.standing, outcome.next(&findings.standing, now)))
     }
 
     /// Nothing is done for a suspended resource.
@@ -559,36 +469,5 @@ impl Work<'_> {
         }
         let because = Because::new("Deleting", "its Secrets are being taken away");
         Ok(Done::standing(&Standing::Waiting(because), MOMENT))
-    }
-}
-
-impl Outcome {
-    /// Remembers what didn't work, and says whether it did. What the API server refuses in one namespace keeps no other from
-    /// being served; that it can't be reached is an error.
-    fn note(&mut self, namespace: &str, done: Result<bool, kube::Error>) -> Result<bool, Error> {
-        match done {
-            Ok(done) => {
-                self.unsettled |= !done;
-                Ok(done)
-            }
-            Err(kube::Error::Api(status)) => {
-                self.refused.push((namespace.to_owned(), *status));
-                Ok(false)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-fn namespaces(count: usize) -> String {
-    if count == 1 { "1 namespace".to_owned() } else { format!("{count} namespaces") }
-}
-
-/// Some of the names, and how many more there are.
-fn some(names: &BTreeSet<String>) -> String {
-    let named = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
     }
 }

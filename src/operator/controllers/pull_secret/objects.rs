@@ -78,12 +78,12 @@ pub(super) async fn write(
     unless_it_changed(written)
 }
 
-/// Deletes a Secret of ours. False if it became another one meanwhile.
+/// Deletes a Secret of ours, if it is there. False if it became another one meanwhile.
 pub(super) async fn delete(client: &Client, doomed: &Doomed) -> Result<bool, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), &doomed.namespace);
     let preconditions = Preconditions { uid: Some(doomed.uid.clone()), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-    unless_it_changed(api.delete(&doomed.name, &params).await.map(drop))
+    unless_it_changed(unless_it_is_gone(api.delete(&doomed.name, &params).await.map(drop)))
 }
 
 /// Puts the Secret's name into a service account's imagePullSecrets, or takes it out. False if the account changed at the
@@ -97,7 +97,9 @@ pub(super) async fn name_in_account(client: &Client, entry: &Entry, named: bool)
         "imagePullSecrets": (!entries.is_empty()).then_some(entries),
     });
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    unless_it_changed(api.patch_metadata(&entry.account, &params, &Patch::Merge(&patch)).await.map(drop))
+    unless_it_changed(unless_it_is_gone(
+        api.patch_metadata(&entry.account, &params, &Patch::Merge(&patch)).await.map(drop),
+    ))
 }
 
 /// Every Secret of a PullSecret, asked for now.
@@ -105,6 +107,13 @@ pub(super) async fn all_of(client: &Client, owner: &Owner) -> Result<Vec<Held>, 
     let api: Api<WatchedSecret> = Api::all(client.clone());
     let listed = api.list(&ListParams::default().labels(&format!("{LABEL}={}", owner.label()))).await?;
     Ok(listed.items.iter().filter_map(Held::read).filter(|held| held.owner.as_ref() == Some(owner)).collect())
+}
+
+fn unless_it_is_gone(outcome: Result<(), Error>) -> Result<(), Error> {
+    match outcome {
+        Err(Error::Api(status)) if status.code == 404 => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// What is gone, or has become something else, is not an error: a look at what is there now decides anew.

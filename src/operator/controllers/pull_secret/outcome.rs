@@ -1,0 +1,209 @@
+//! What a reconcile of a PullSecret came to: how it stands, and when to look again. Nothing here speaks to anybody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::crd::common::DEFAULT_INTERVAL;
+use crate::operator::controllers::{Error, WAIT, jittered};
+use crate::operator::pull_secrets::marks::{Owner, TokenMark};
+use crate::operator::status::{Because, Findings, Standing};
+
+/// How long to wait for what changed at the same moment.
+pub(super) const MOMENT: Duration = Duration::from_secs(2);
+/// Names in a message; the rest is counted.
+const NAMED: usize = 5;
+
+/// What a reconcile came to.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// Namespaces that have the Secret, with the token that is in it.
+    pub(super) have: BTreeMap<String, TokenMark>,
+    /// Namespaces where somebody else has a Secret of that name: whose it is, if it is another PullSecret's.
+    pub(super) taken: BTreeMap<String, Option<Owner>>,
+    /// Chosen namespaces that may not use the Registry.
+    pub(super) not_allowed: BTreeSet<String>,
+    /// What the API server refused: the namespace, and the error.
+    pub(super) refused: Vec<(String, kube::core::Status)>,
+    /// Why there is no token where one is needed, or none should be.
+    pub(super) why_not: Option<Findings>,
+    /// When the registry may be asked again.
+    pub(super) retry: Option<Duration>,
+    /// Whether something changed at the same moment, so that it is to be looked at again.
+    pub(super) unsettled: bool,
+}
+
+impl Outcome {
+    /// Remembers what didn't work, and says whether it did. What the API server refuses in one namespace keeps no other from
+    /// being served; that it can't be reached is an error.
+    pub(super) fn note(&mut self, namespace: &str, done: Result<bool, kube::Error>) -> Result<bool, Error> {
+        match done {
+            Ok(done) => {
+                self.unsettled |= !done;
+                Ok(done)
+            }
+            Err(kube::Error::Api(status)) => {
+                self.refused.push((namespace.to_owned(), *status));
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The first of these times of all tokens.
+    pub(super) fn first(&self, time: fn(&TokenMark) -> Timestamp) -> Option<Timestamp> {
+        self.have.values().map(time).min()
+    }
+
+    /// When to look again, if nothing wakes it before.
+    pub(super) fn next(&self, standing: &Standing, now: Timestamp) -> Duration {
+        let rest = if matches!(standing, Standing::Ready(_)) { None } else { Some(jittered(WAIT)) };
+        // What is due already waits for something else.
+        let renewal = self.first(|it| it.renews_at).filter(|renews_at| *renews_at > now);
+        let renewal = renewal.and_then(|it| Duration::try_from(it.duration_since(now)).ok());
+        let moment = self.unsettled.then_some(MOMENT);
+        let times = [self.retry.or(rest), renewal, moment];
+        times.into_iter().flatten().min().unwrap_or_else(|| jittered(DEFAULT_INTERVAL))
+    }
+
+    /// How it stands, for a Secret of this name that is to be pulled with from this Registry.
+    pub(super) fn findings(&self, secret: &str, registry: &str) -> Findings {
+        let Self { have, taken, not_allowed, refused, why_not, retry: _, unsettled } = self;
+        let served = format!("Secret {secret} is in {}", namespaces(have.len()));
+        if let Some(why_not) = why_not {
+            let mut findings = why_not.clone();
+            if let Some(end) = self.first(|it| it.expires_at) {
+                let add = |it: Because| Because::new(it.reason, format!("{}; {served} until {end}", it.message));
+                findings.standing = match findings.standing {
+                    Standing::Ready(it) => Standing::Ready(add(it)),
+                    Standing::Waiting(it) => Standing::Waiting(add(it)),
+                    Standing::Stalled(it) => Standing::Stalled(add(it)),
+                };
+            }
+            return findings;
+        }
+        let standing = if let Some(message) = conflict(secret, taken) {
+            Standing::Stalled(Because::new("OwnedByAnother", format!("{message}; {served}")))
+        } else if let Some((namespace, status)) = refused.first() {
+            let message =
+                format!("the API server refused a change in namespace {namespace}: {}; {served}", status.message);
+            Standing::Waiting(Because::new(status.reason.clone(), message))
+        } else if *unsettled {
+            let message = format!("something changed at the same moment, and is looked at again; {served}");
+            Standing::Waiting(Because::new("Progressing", message))
+        } else {
+            let mut message = if have.is_empty() { "no namespace is chosen yet".to_owned() } else { served };
+            if !not_allowed.is_empty() {
+                message += &format!("; chosen, but not allowed to use Registry {registry}: {}", some(not_allowed));
+            }
+            Standing::Ready(Because::new("InSync", message))
+        };
+        Findings { references: Some(Ok(())), ..Findings::of(standing) }
+    }
+}
+
+/// Where somebody else has a Secret of the name, and what to do.
+fn conflict(secret: &str, taken: &BTreeMap<String, Option<Owner>>) -> Option<String> {
+    let theirs: BTreeSet<String> =
+        taken.iter().filter(|(_, owner)| owner.is_none()).map(|(namespace, _)| namespace.clone()).collect();
+    if !theirs.is_empty() {
+        return Some(format!(
+            "a Secret {secret} that is not this PullSecret's is in {}: delete it there, or set another secretName",
+            some(&theirs)
+        ));
+    }
+    let (namespace, owner) = taken.first_key_value()?;
+    let owner = owner.as_ref()?;
+    let more = if taken.len() > 1 { format!(" and {} more", taken.len() - 1) } else { String::new() };
+    Some(format!(
+        "Secret {secret} in {namespace}{more} is managed by PullSecret {owner}: set another secretName, or choose other namespaces"
+    ))
+}
+
+fn namespaces(count: usize) -> String {
+    if count == 1 { "1 namespace".to_owned() } else { format!("{count} namespaces") }
+}
+
+/// Some of the names, and how many more there are.
+pub(super) fn some(names: &BTreeSet<String>) -> String {
+    let named = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn having(namespaces: &[&str]) -> Outcome {
+        let mark = |end| TokenMark {
+            source: String::new(),
+            digest: String::new(),
+            expires_at: at(end),
+            renews_at: at(end / 2),
+        };
+        let have = namespaces.iter().zip(1..).map(|(name, number)| ((*name).to_owned(), mark(1000 * number))).collect();
+        Outcome { have, ..Outcome::default() }
+    }
+
+    fn message(outcome: &Outcome) -> String {
+        let findings = outcome.findings("pull", "home");
+        let because = findings.standing.because();
+        format!("{} {}: {}", findings.standing.as_str(), because.reason, because.message)
+    }
+
+    #[test]
+    fn it_says_how_it_stands_and_what_to_do() {
+        assert_eq!(message(&Outcome::default()), "ready InSync: no namespace is chosen yet");
+        let not_allowed = ["web".to_owned()].into();
+        assert_eq!(
+            message(&Outcome { not_allowed, ..having(&["a", "b"]) }),
+            "ready InSync: Secret pull is in 2 namespaces; chosen, but not allowed to use Registry home: web"
+        );
+        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "it is away")));
+        assert_eq!(
+            message(&Outcome { why_not: Some(away.clone()), ..having(&["a"]) }),
+            "waiting RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
+        );
+        assert_eq!(
+            message(&Outcome { why_not: Some(away), ..Outcome::default() }),
+            "waiting RegistryUnavailable: it is away"
+        );
+        let older = Owner { namespace: "team".to_owned(), name: "older".to_owned() };
+        let taken: BTreeMap<_, _> = [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
+        assert_eq!(
+            message(&Outcome { taken: taken.clone(), ..having(&["c"]) }),
+            "stalled OwnedByAnother: Secret pull in a and 1 more is managed by PullSecret team/older: set another secretName, \
+             or choose other namespaces; Secret pull is in 1 namespace"
+        );
+        let taken = taken.into_iter().chain((0..7).map(|number| (format!("n{number}"), None))).collect();
+        assert_eq!(
+            message(&Outcome { taken, ..Outcome::default() }),
+            "stalled OwnedByAnother: a Secret pull that is not this PullSecret's is in n0, n1, n2, n3, n4 and 2 more: delete it \
+             there, or set another secretName; Secret pull is in 0 namespaces"
+        );
+    }
+
+    #[test]
+    fn it_is_looked_at_again_when_the_first_token_is_to_be_renewed() {
+        let outcome = having(&["a", "b"]);
+        let ready = outcome.findings("pull", "home").standing;
+        assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
+        let unsettled = Outcome { unsettled: true, ..having(&["a"]) };
+        assert_eq!(unsettled.next(&unsettled.findings("pull", "home").standing, at(100)), MOMENT);
+    }
+
+    #[test]
+    fn what_is_due_and_waits_is_not_tried_without_pause() {
+        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "")));
+        let outcome = Outcome { why_not: Some(away), ..having(&["a"]) };
+        assert!(outcome.next(&outcome.findings("pull", "home").standing, at(600)) > Duration::from_secs(30));
+    }
+}
