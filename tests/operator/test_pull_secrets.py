@@ -1,0 +1,496 @@
+"""PullSecret: Secrets to pull with, in the namespaces that are chosen, kept fresh, and taken away again."""
+
+import base64
+import json
+import subprocess
+import time
+
+import images
+import pytest
+from backends import tool
+from kube import API_VERSION, conditions
+
+TYPE = "kubernetes.io/dockerconfigjson"
+KEY = ".dockerconfigjson"
+PAST = "2026-01-01T00:00:00Z"
+RENEWS_AT = "wharfage.dev/renews-at"
+NAME = "home-pull"
+
+
+@pytest.fixture
+def team(make_namespace, namespace):
+    """team() makes a namespace that the PullSecret of `declare` chooses."""
+    return lambda **labels: make_namespace(labels={"pulls-from": namespace.name, **labels})
+
+
+@pytest.fixture
+def declare(namespace, home):
+    """declare() makes a PullSecret for `home` that chooses the namespaces of `team`."""
+
+    def make(name="home", registry=home, **spec):
+        chosen = {"matchLabels": {"pulls-from": namespace.name}}
+        spec = {"registryRef": {"name": registry}, "namespaceSelector": chosen, "secretName": NAME, **spec}
+        spec = {field: value for field, value in spec.items() if value is not None}
+        return namespace.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": name}, "spec": spec})
+
+    return make
+
+
+def service_account(namespace, name="default", names=()):
+    entries = [{"name": one} for one in names]
+    metadata = {"name": name}
+    namespace.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata, "imagePullSecrets": entries})
+
+
+def named(namespace, account="default"):
+    """The names in a service account's imagePullSecrets."""
+    return [one["name"] for one in namespace.get("ServiceAccount", account).get("imagePullSecrets") or []]
+
+
+def content(secret):
+    return json.loads(base64.b64decode(secret["data"][KEY]))
+
+
+def written(namespace, name=NAME):
+    """Waits for the Secret of a namespace."""
+    return namespace.until("Secret", name, lambda one: one is not None, "there")
+
+
+def changed(namespace, before):
+    """Waits until the Secret has another content than before."""
+    return namespace.until("Secret", NAME, lambda one: one and one["data"] != before["data"], "changed")
+
+
+def tokens_asked(front):
+    return front.counted().get("GetAuthorizationToken", 0)
+
+
+def reasons(namespace, name="home"):
+    return {event["reason"] for event in namespace.events("PullSecret", name)}
+
+
+def test_chosen_namespaces_have_the_secret_and_its_status_tells(namespace, declare, team, make_namespace):
+    one, two, other = team(), team(), make_namespace()
+    declare()
+    status = namespace.ready("PullSecret", "home", "InSync", f"^Secret {NAME} is in 2 namespaces$")["status"]
+    for chosen in (one, two):
+        secret = chosen.get("Secret", NAME)
+        assert secret["type"] == TYPE
+        assert secret["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "wharfage"
+        assert secret["metadata"]["annotations"]["wharfage.dev/owner"] == f"{namespace}/home"
+    assert one.get("Secret", NAME)["data"] == two.get("Secret", NAME)["data"], "one token for all"
+    assert other.find("Secret", NAME) is None
+    assert namespace.find("Secret", NAME) is None
+    assert (status["secretName"], status["namespaces"]) == (NAME, 2)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert now < status["renewsAt"] < status["expiresAt"]
+    assert "Created" in reasons(namespace)
+
+
+def test_columns_tell_a_person_what_matters(namespace, declare, team):
+    team()
+    declare()
+    status = namespace.ready("PullSecret", "home")["status"]
+    heads, row = (line.split() for line in namespace.kubectl("get", "psec", "home").splitlines())
+    assert heads == ["NAME", "READY", "SECRET", "NAMESPACES", "EXPIRES", "RENEWS", "AGE"]
+    assert row[:6] == ["home", "True", NAME, "1", status["expiresAt"], status["renewsAt"]]
+
+
+def test_without_a_selector_it_is_for_its_own_namespace(namespace, declare, team):
+    elsewhere = team()
+    declare(namespaceSelector=None, secretName=None)
+    status = namespace.ready("PullSecret", "home")["status"]
+    assert status["secretName"] == "home"
+    assert namespace.get("Secret", "home")["type"] == TYPE
+    assert elsewhere.find("Secret", "home") is None
+
+
+def test_clients_log_in_with_it(namespace, registry, declare, team, tmp_path):
+    registry.ecr.create_repository(repositoryName="team/app")
+    pushed = images.push(registry.ecr, "team/app", images.image("hello"), "v1")
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    login = tmp_path / "config.json"
+    login.write_text(base64.b64decode(written(shop)["data"][KEY]).decode())
+    place = f"{registry.address}/team/app:v1"
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
+
+    def ran(*command):
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    crane = ran(tool("WHARFAGE_TEST_CRANE"), "digest", "--insecure", place)
+    assert crane.stdout.strip() == pushed.digest, crane.stderr
+    copy = [tool("WHARFAGE_TEST_SKOPEO"), "copy", "--src-tls-verify=false", f"docker://{place}", f"oci:{tmp_path}/copy"]
+    skopeo = ran(*copy, "--src-authfile", str(login))
+    assert skopeo.returncode == 0, skopeo.stderr
+    login.write_text('{"auths": {}}')
+    assert "401" in ran(tool("WHARFAGE_TEST_CRANE"), "digest", "--insecure", place).stderr, "the login is what lets them in"
+
+
+def test_amazon_ecr_gives_tokens_too(namespace, moto, amazon, declare, team):
+    moto.ecr.create_repository(repositoryName="team/app")
+    shop = team()
+    declare(registry=amazon)
+    namespace.ready("PullSecret", "home")
+    (host,) = content(written(shop))["auths"]
+    assert host == f"{moto.registry_id}.dkr.ecr.{moto.region}.amazonaws.com"
+    login = content(written(shop))["auths"][host]
+    token = moto.ecr.get_authorization_token()["authorizationData"][0]["authorizationToken"]
+    assert (login["username"], login["auth"]) == ("AWS", token)
+    assert base64.b64decode(login["auth"]).decode() == f"AWS:{login['password']}"
+
+
+def test_a_host_of_the_repositories_that_differs_is_logged_in_to(namespace, make_registry, make_front, team, declare):
+    # The proxyEndpoint is the front's, as it says what it listens on; the repositories' URIs are the public one's.
+    registry = make_registry()
+    registry.ecr.create_repository(repositoryName="team/app")
+    (found,) = registry.ecr.describe_repositories()["repositories"]
+    front = make_front(registry)
+    front.fail("DescribeRepositories", 200, json.dumps({"repositories": [
+        {key: value for key, value in found.items() if key in ("repositoryName", "repositoryArn", "registryId")}
+        | {"repositoryUri": "images.example.com:8443/team/app"}
+    ]}), **{"Content-Type": "application/x-amz-json-1.1"})  # fmt: skip
+    shop = team()
+    declare(registry=namespace.declare(front))
+    auths = content(written(shop))["auths"]
+    assert set(auths) == {registry.address, "images.example.com:8443"}
+    assert auths[registry.address] == auths["images.example.com:8443"]
+
+
+def test_namespaces_come_and_go(namespace, declare, team, make_namespace, cluster):
+    first = team()
+    declare()
+    namespace.ready("PullSecret", "home", message="1 namespace$")
+    late = team()
+    assert written(late)["data"] == written(first)["data"]
+    labelled = make_namespace()
+    cluster.kube.patch("Namespace", labelled.name, {"metadata": {"labels": {"pulls-from": namespace.name}}})
+    written(labelled)
+    cluster.kube.patch("Namespace", first.name, {"metadata": {"labels": {"pulls-from": None}}})
+    first.gone("Secret", NAME)
+    written(late)
+    namespace.ready("PullSecret", "home", message="2 namespaces$")
+    assert "Deleted" in reasons(namespace)
+
+
+def test_a_narrower_selector_and_another_name_leave_nothing_behind(namespace, declare, team):
+    kept, left = team(tier="prod"), team(tier="test")
+    for one in (kept, left):
+        service_account(one)
+    declare(serviceAccounts=["default"])
+    for one in (kept, left):
+        one.until("ServiceAccount", "default", lambda it: it.get("imagePullSecrets") == [{"name": NAME}])
+    declare(serviceAccounts=["default"], namespaceSelector={"matchLabels": {"pulls-from": namespace.name, "tier": "prod"}}, secretName="other")
+    namespace.ready("PullSecret", "home", message="^Secret other is in 1 namespace$")
+    kept.gone("Secret", NAME)
+    left.gone("Secret", NAME)
+    assert left.find("Secret", "other") is None
+    assert (named(kept), named(left)) == (["other"], [])
+
+
+def test_service_accounts_name_it_beside_what_others_put(namespace, declare, team):
+    shop = team()
+    service_account(shop, "default", ["theirs"])
+    service_account(shop, "builder")
+    declare(serviceAccounts=["default", "builder", "late"])
+    names = lambda *names: lambda one: one and [it["name"] for it in one.get("imagePullSecrets") or []] == list(names)  # noqa: E731
+    shop.until("ServiceAccount", "default", names("theirs", NAME))
+    shop.until("ServiceAccount", "builder", names(NAME))
+    service_account(shop, "late")
+    shop.until("ServiceAccount", "late", names(NAME))
+    shop.patch("ServiceAccount", "default", {"imagePullSecrets": [{"name": "theirs"}, {"name": "more"}]})
+    shop.until("ServiceAccount", "default", names("theirs", "more", NAME))
+    declare(serviceAccounts=["default"])
+    shop.until("ServiceAccount", "builder", names())
+    shop.until("ServiceAccount", "late", names())
+    assert named(shop) == ["theirs", "more", NAME]
+    namespace.delete("PullSecret", "home")
+    namespace.gone("PullSecret", "home")
+    assert named(shop) == ["theirs", "more"]
+
+
+def test_a_secret_of_somebody_else_is_never_touched(namespace, declare, team):
+    theirs, free = team(), team()
+    theirs.secret(NAME, password="mine")
+    before = theirs.get("Secret", NAME)
+    declare(serviceAccounts=["default"])
+    service_account(theirs)
+    namespace.stalled("PullSecret", "home", "OwnedByAnother", f"a Secret {NAME} .* is in {theirs}: delete it there, or set another secretName")
+    written(free)
+    assert namespace.reconcile("PullSecret", "home")["status"]["namespaces"] == 1
+    assert theirs.get("Secret", NAME) == before
+    assert named(theirs) == []
+    assert "OwnedByAnother" in reasons(namespace)
+    theirs.delete("Secret", NAME)
+    namespace.reconcile("PullSecret", "home")
+    namespace.ready("PullSecret", "home", message="2 namespaces$")
+    assert content(written(theirs)) == content(written(free))
+
+
+def test_of_two_that_want_the_same_secret_the_older_has_it(namespace, declare, team):
+    shop = team()
+    declare("older")
+    namespace.ready("PullSecret", "older")
+    # Times of creation have whole seconds, and the name decides between equals: `older` is not after `younger`.
+    declare("younger")
+    namespace.stalled("PullSecret", "younger", "OwnedByAnother", f"Secret {NAME} in {shop} is managed by PullSecret {namespace}/older")
+    assert written(shop)["metadata"]["annotations"]["wharfage.dev/owner"] == f"{namespace}/older"
+    namespace.delete("PullSecret", "older")
+    namespace.ready("PullSecret", "younger")
+    assert written(shop)["metadata"]["annotations"]["wharfage.dev/owner"] == f"{namespace}/younger"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"data": {KEY: base64.b64encode(b'{"auths": {}}').decode()}},
+        {"data": None},
+        {"metadata": {"labels": {"wharfage.dev/pull-secret": None}}},
+        {"metadata": {"labels": {"wharfage.dev/pull-secret": "somebody"}}},
+        {"metadata": {"annotations": {"wharfage.dev/owner": "some/body"}}},
+        {"metadata": {"annotations": {"wharfage.dev/token-digest": None, "wharfage.dev/expires-at": "soon"}}},
+    ],
+)
+def test_an_edit_is_put_back(namespace, declare, team, edit):
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    before = written(shop)
+
+    def as_before(one):
+        marks = [(it["data"], it["metadata"]["labels"], it["metadata"]["annotations"]) if it else None for it in (one, before)]
+        return marks[0] == marks[1]
+
+    if edit.get("data", {}) is None:
+        # A Secret of this type can't be without content: an empty one is as near as it gets.
+        edit = {"data": {KEY: base64.b64encode(b"{}").decode()}}
+    shop.patch("Secret", NAME, edit)
+    shop.until("Secret", NAME, as_before, "put back")
+    assert written(shop)["metadata"]["uid"] == before["metadata"]["uid"]
+    namespace.until("PullSecret", "home", lambda _: "DriftRepaired" in reasons(namespace), "told")
+
+
+def test_what_others_put_on_the_secret_stays(namespace, declare, team):
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    shop.patch("Secret", NAME, {"metadata": {"labels": {"team": "shop"}, "annotations": {"note": "theirs"}}})
+    before = written(shop)
+    namespace.reconcile("PullSecret", "home")
+    after = changed(shop, before)
+    assert after["metadata"]["labels"]["team"] == "shop"
+    assert after["metadata"]["annotations"]["note"] == "theirs"
+
+
+def test_a_secret_that_is_deleted_comes_back(namespace, declare, team):
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    before = written(shop)
+    shop.delete("Secret", NAME)
+    after = shop.until("Secret", NAME, lambda one: one and one["metadata"]["uid"] != before["metadata"]["uid"])
+    assert after["data"] == before["data"], "the token at hand serves still"
+
+
+def test_one_of_another_type_in_its_place_is_made_anew(namespace, declare, team):
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    metadata = {key: value for key, value in written(shop)["metadata"].items() if key in ("name", "labels", "annotations")}
+    # While nobody looks, as far as the operator is concerned: a suspended PullSecret is let be.
+    namespace.patch("PullSecret", "home", {"spec": {"suspend": True}})
+    namespace.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
+    shop.delete("Secret", NAME)
+    shop.create({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata})
+    namespace.patch("PullSecret", "home", {"spec": {"suspend": False}})
+    shop.until("Secret", NAME, lambda one: one and one["type"] == TYPE)
+    namespace.ready("PullSecret", "home")
+
+
+def test_a_request_renews_at_once(namespace, declare, team):
+    one, two = team(), team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    before = written(one)
+    namespace.reconcile("PullSecret", "home")
+    after = written(one)
+    assert after["data"] != before["data"]
+    assert written(two)["data"] == after["data"]
+    assert "Renewed" in reasons(namespace)
+
+
+def test_credentials_that_change_renew_at_once(namespace, make_registry, declare, team, tmp_path):
+    registry = make_registry()
+    name = namespace.declare(registry)
+    shop = team()
+    declare(registry=name)
+    namespace.ready("PullSecret", "home")
+    before = written(shop)
+    other = make_registry()
+    namespace.secret(f"{name}-key", **other.credentials)
+    namespace.patch("Registry", name, {"spec": {"endpoint": {"url": other.url}}})
+    after = changed(shop, before)
+    assert set(content(after)["auths"]) == {other.address}
+
+
+def test_a_restart_renews_only_what_is_due(make_cluster, make_operator, make_namespace, registry, make_front):
+    front = make_front(registry)
+    cluster = make_cluster()
+    operator = make_operator(cluster)
+    platform = make_namespace(kube=cluster.kube)
+    shop, web = (make_namespace(labels={"pulls": "yes"}, kube=cluster.kube) for _ in range(2))
+    home = platform.declare(front)
+    chosen = {"matchLabels": {"pulls": "yes"}}
+    spec = {"registryRef": {"name": home}, "secretName": NAME, "namespaceSelector": chosen}
+    platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
+    platform.ready("PullSecret", "home", message="2 namespaces$")
+    before, asked = written(shop), tokens_asked(front)
+    assert asked == 1
+
+    operator.restart()
+    # A namespace's Secret that comes after the restart shows that the PullSecret was looked at.
+    platform.patch("PullSecret", "home", {"spec": {"suspend": True}})
+    platform.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
+    platform.patch("PullSecret", "home", {"spec": {"suspend": False}})
+    platform.ready("PullSecret", "home")
+    assert tokens_asked(front) == asked
+    assert written(shop)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+
+    operator.stop()
+    for one in (shop, web):
+        one.patch("Secret", NAME, {"metadata": {"annotations": {RENEWS_AT: PAST}}})
+    operator.start()
+    after = changed(shop, before)
+    web.until("Secret", NAME, lambda one: one["data"] == after["data"], "given the same token")
+    assert tokens_asked(front) == asked + 1
+    status = platform.ready("PullSecret", "home")["status"]
+    assert status["renewsAt"] > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def test_while_the_registry_is_away_the_secrets_hold_and_go_on_later(namespace, registry, declare, team, cluster):
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    before = written(shop)
+    registry.stop()
+    namespace.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "now"}}})
+    namespace.waiting("PullSecret", "home", "RegistryUnavailable", f"Secret {NAME} is in 1 namespace until ")
+    assert written(shop)["data"] == before["data"]
+    cluster.kube.patch("Namespace", shop.name, {"metadata": {"labels": {"pulls-from": None}}})
+    shop.gone("Secret", NAME)
+    cluster.kube.patch("Namespace", shop.name, {"metadata": {"labels": {"pulls-from": namespace.name}}})
+    registry.start()
+    namespace.ready("PullSecret", "home", message="1 namespace$")
+    written(shop)
+
+
+def test_what_the_registry_refuses_is_told(namespace, make_front, registry, declare, team):
+    front = make_front(registry)
+    body = '{"__type":"AccessDeniedException","message":"not you"}'
+    front.fail("GetAuthorizationToken", 400, body, **{"Content-Type": "application/x-amz-json-1.1"})
+    team()
+    declare(registry=namespace.declare(front))
+    namespace.stalled("PullSecret", "home", "AccessDeniedException", "not you")
+    front.heal()
+    namespace.reconcile("PullSecret", "home")
+    namespace.ready("PullSecret", "home")
+
+
+def test_a_registry_that_comes_late_is_waited_for(namespace, registry, declare, team, operator):
+    shop = team()
+    name = f"{namespace}-late"
+    declare(registry=name)
+    one = namespace.waiting("PullSecret", "home", "ReferenceNotFound", f'Registry "{name}" does not exist')
+    assert conditions(one)["ReferencesResolved"]["status"] == "False"
+    namespace.declare(registry, name=name)
+    one = namespace.ready("PullSecret", "home")
+    assert conditions(one)["ReferencesResolved"]["status"] == "True"
+    written(shop)
+
+
+def test_deleting_takes_all_away_even_when_the_registry_is_gone(namespace, home, registry, declare, team):
+    shop = team()
+    service_account(shop, "default", ["theirs"])
+    declare(serviceAccounts=["default"])
+    shop.until("ServiceAccount", "default", lambda one: len(one.get("imagePullSecrets") or []) == 2)
+    registry.stop()
+    namespace.delete("Registry", home)
+    namespace.waiting("PullSecret", "home", "ReferenceNotFound")
+    namespace.delete("PullSecret", "home")
+    namespace.gone("PullSecret", "home")
+    assert shop.find("Secret", NAME) is None
+    assert named(shop) == ["theirs"]
+
+
+def test_a_suspended_one_is_let_be_and_goes_on_later(namespace, declare, team):
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    declare(suspend=True)
+    namespace.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
+    assert conditions(namespace.get("PullSecret", "home"))["Ready"]["status"] == "True"
+    shop.delete("Secret", NAME)
+    late = team()
+    namespace.until("PullSecret", "home", lambda _: "Suspended" in reasons(namespace), "told")
+    assert shop.find("Secret", NAME) is None
+    assert late.find("Secret", NAME) is None
+    declare(suspend=False)
+    written(shop)
+    written(late)
+
+
+def test_the_registry_says_which_namespaces_may_have_it(namespace, registry, declare, team, cluster):
+    mark = {"team": namespace.name}
+    allowed = [{"selector": {"matchLabels": mark}, "repositoryPrefixes": ["shop/"]}]
+    name = namespace.declare(registry, allowedNamespaces=allowed)
+    inside, outside = team(**mark), team()
+    declare(registry=name)
+    refusal = f"namespace {namespace} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
+    namespace.stalled("PullSecret", "home", "NotAllowed", refusal)
+    assert inside.find("Secret", NAME) is None
+    cluster.kube.patch("Namespace", namespace.name, {"metadata": {"labels": mark}})
+    namespace.ready("PullSecret", "home", message=f"1 namespace; chosen, but not allowed to use Registry {name}: {outside}$")
+    written(inside)
+    assert outside.find("Secret", NAME) is None
+    namespace.patch("Registry", name, {"spec": {"allowedNamespaces": []}})
+    namespace.stalled("PullSecret", "home", "NotAllowed")
+    inside.gone("Secret", NAME)
+
+
+def test_a_look_that_finds_all_well_writes_nothing(namespace, make_front, registry, declare, team, make_cluster, make_operator, make_namespace):
+    cluster = make_cluster()
+    make_operator(cluster)
+    front = make_front(registry)
+    chosen = {"pulls": "yes"}
+    platform, shop = make_namespace(kube=cluster.kube), make_namespace(labels=chosen, kube=cluster.kube)
+    service_account(shop)
+    spec = {"registryRef": {"name": platform.declare(front)}, "secretName": NAME, "namespaceSelector": {"matchLabels": chosen}, "serviceAccounts": ["default"]}
+    platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
+    shop.until("ServiceAccount", "default", lambda one: one.get("imagePullSecrets") == [{"name": NAME}])
+    before = platform.ready("PullSecret", "home", message="1 namespace$")
+    asked, offset = tokens_asked(front), cluster.audit_offset()
+    # A namespace more makes it look at all of them.
+    late = make_namespace(labels=chosen, kube=cluster.kube)
+    platform.ready("PullSecret", "home", message="2 namespaces$")
+    writes = [
+        (one["verb"], one["objectRef"]["resource"], one["objectRef"]["namespace"])
+        for one in cluster.audit(offset)
+        if one["user"]["username"] == "system:serviceaccount:wharfage:wharfage"
+        and one["verb"] in ("create", "update", "patch", "delete")
+        and one["objectRef"]["resource"] not in ("events", "leases")
+    ]
+    assert set(writes) == {("create", "secrets", late.name), ("patch", "pullsecrets", platform.name)}
+    assert platform.get("PullSecret", "home")["status"]["expiresAt"] == before["status"]["expiresAt"]
+    assert tokens_asked(front) == asked
+
+
+def test_tokens_are_in_no_log_no_event_and_no_status(namespace, declare, team, operator):
+    shop = team()
+    declare()
+    namespace.ready("PullSecret", "home")
+    (login,) = content(written(shop))["auths"].values()
+    said = operator.process.output() + json.dumps(namespace.get("PullSecret", "home")) + json.dumps(namespace.list("Event"))
+    said += json.dumps(written(shop)["metadata"])
+    for secret in (login["password"], login["auth"], written(shop)["data"][KEY]):
+        assert secret not in said
