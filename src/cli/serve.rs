@@ -1,19 +1,20 @@
 //! `wharfage serve`: one registry on its own, configured by flags and the environment.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::stop_signal;
+use super::StopSignals;
 use crate::datadir::{DataDir, StartedRegistry, root_key};
 use crate::jobs;
 use crate::names::{AccountId, Region};
 use crate::registry::auth::{AccessKey, Secret};
 use crate::registry::server::ServerLimits;
-use crate::registry::start::{Database, Running, Startup, Storage, listen, tls};
+use crate::registry::start::{Database, Running, Startup, Storage, listen};
+use crate::registry::tls::Tls;
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
 use crate::telemetry::Metrics;
@@ -31,7 +32,8 @@ Examples:
 Secrets in the environment instead of files: WHARFAGE_DATABASE_URL, WHARFAGE_S3_ACCESS_KEY_ID and
 WHARFAGE_S3_SECRET_ACCESS_KEY, WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY (the root key).")]
 pub struct Serve {
-    /// The data folder: root key and aws files, and with the defaults the database and the blobs
+    /// The data folder: with the defaults the database and the blobs, and root key and aws files unless a root key is given.
+    /// One that nothing is kept in isn't made
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
@@ -59,7 +61,7 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_PUBLIC_URL", value_name = "URL")]
     public_url: Option<PublicUrl>,
 
-    /// The certificate chain (PEM)
+    /// The certificate chain (PEM). It and its key are read again when they change
     #[arg(long, env = "WHARFAGE_TLS_CERT", requires = "tls_key", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
@@ -113,6 +115,10 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "60", value_name = "SECONDS")]
     shutdown_grace: u64,
 
+    /// How long requests are still taken after a stop, in seconds, while /readyz says that it comes
+    #[arg(long, env = "WHARFAGE_SHUTDOWN_DELAY", default_value = "0", value_name = "SECONDS")]
+    shutdown_delay: u64,
+
     /// Connections at once; further ones wait
     #[arg(long, env = "WHARFAGE_MAX_CONNECTIONS", default_value = "4096", value_name = "N")]
     max_connections: usize,
@@ -120,10 +126,8 @@ pub struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let data = DataDir::open(&self.data)?;
-        let folder = data.registry(&self.name)?;
         let tls = match (&self.tls_cert, &self.tls_key) {
-            (Some(certificate), Some(key)) => Some(tls(certificate, key)?),
+            (Some(certificate), Some(key)) => Some(Tls::from_files(certificate, key)?),
             _ => None,
         };
         if tls.is_none() && !self.allow_plain_http && !self.listen.ip().is_loopback() {
@@ -132,7 +136,11 @@ impl Serve {
                 self.listen
             );
         }
-        let root_key = self.root_key(&folder)?;
+        let given_key = self.given_root_key()?;
+        let root_key = match &given_key {
+            Some(key) => key.clone(),
+            None => root_key(&self.folder()?, &self.registry_id)?,
+        };
         let (listener, address) = listen(self.listen).await?;
         let public_url = self.public_url.clone().unwrap_or_else(|| PublicUrl {
             scheme: if tls.is_some() { "https" } else { "http" }.into(),
@@ -147,8 +155,8 @@ impl Serve {
                 limits: Limits::default(),
             },
             root_key: root_key.clone(),
-            database: self.database(&folder)?,
-            storage: self.storage(&folder)?,
+            database: self.database()?,
+            storage: self.storage()?,
             jobs: jobs::Settings {
                 lifecycle_interval: Duration::from_secs(self.lifecycle_interval.max(1)),
                 ..jobs::Settings::default()
@@ -165,34 +173,58 @@ impl Serve {
             tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
             running.serve_operations(listener, &[]);
         }
-        let started = StartedRegistry {
-            name: self.name,
-            endpoint: public_url.to_string(),
-            authority: public_url.authority.clone(),
-            region: self.region,
-            account: self.registry_id,
+        // Whoever gave the key has it, and may not want it on this disk.
+        let published = match given_key {
+            Some(_) => None,
+            None => {
+                let data = DataDir::open(&self.data)?;
+                let started = StartedRegistry {
+                    name: self.name,
+                    endpoint: public_url.to_string(),
+                    authority: public_url.authority.clone(),
+                    region: self.region,
+                    account: self.registry_id,
+                };
+                data.publish(&[(started, root_key)])?;
+                Some(data)
+            }
         };
-        data.publish(&[(started, root_key)])?;
         println!("Serving {public_url} (listening on {address}).");
-        println!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display());
-        stop_signal().await?;
+        if let Some(data) = published {
+            println!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display());
+        }
+        let mut signals = StopSignals::new()?;
+        signals.next().await;
+        if self.shutdown_delay > 0 {
+            running.leave();
+            tracing::info!(seconds = self.shutdown_delay, "stopping soon: /readyz says so");
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(self.shutdown_delay)) => {}
+                () = signals.next() => {}
+            }
+        }
         tracing::info!("stopping: running transfers may end");
         running.stop().await;
         Ok(())
     }
 
-    fn root_key(&self, folder: &Path) -> anyhow::Result<AccessKey> {
+    /// The registry's own folder in the data folder, made if it is missing.
+    fn folder(&self) -> anyhow::Result<PathBuf> {
+        DataDir::open(&self.data)?.registry(&self.name)
+    }
+
+    fn given_root_key(&self) -> anyhow::Result<Option<AccessKey>> {
         let variable = |name| std::env::var(name).ok();
         match (variable("WHARFAGE_ACCESS_KEY_ID"), variable("WHARFAGE_SECRET_ACCESS_KEY")) {
             (Some(id), Some(secret)) if !id.is_empty() && !secret.is_empty() => {
-                Ok(AccessKey::new(&id, &secret, self.registry_id.clone()))
+                Ok(Some(AccessKey::new(&id, &secret, self.registry_id.clone())))
             }
-            (None, None) => root_key(folder, &self.registry_id),
+            (None, None) => Ok(None),
             _ => bail!("set both of WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY, or neither"),
         }
     }
 
-    fn database(&self, folder: &Path) -> anyhow::Result<Database> {
+    fn database(&self) -> anyhow::Result<Database> {
         let url = match &self.database_url_file {
             Some(file) => Some(
                 std::fs::read_to_string(file)
@@ -204,12 +236,12 @@ impl Serve {
         };
         Ok(match url {
             Some(url) => Database::Postgres(Secret::new(&url)),
-            None => Database::Sqlite(folder.to_owned()),
+            None => Database::Sqlite(self.folder()?),
         })
     }
 
-    fn storage(&self, folder: &Path) -> anyhow::Result<Storage> {
-        let Some(bucket) = &self.s3_bucket else { return Ok(Storage::Folder(folder.to_owned())) };
+    fn storage(&self) -> anyhow::Result<Storage> {
+        let Some(bucket) = &self.s3_bucket else { return Ok(Storage::Folder(self.folder()?)) };
         Ok(Storage::S3(S3Config {
             bucket: bucket.clone(),
             region: self.s3_region.clone(),

@@ -11,6 +11,7 @@ pub mod manifests;
 pub mod oci;
 pub mod server;
 pub mod start;
+pub mod tls;
 pub mod uploads;
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //! metrics, and ends without cutting transfers. What a request means is the registry's matter.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,11 +55,21 @@ impl Default for ServerLimits {
     }
 }
 
-/// Binds a listener; the error names the address and says what to do.
+/// Binds a listener; the error names the address and says what to do. Every address (`[::]`) is every IPv4 address on a
+/// machine without IPv6.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
+    let bound = match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && without_ipv6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
+}
+
+fn without_ipv6(error: &std::io::Error) -> bool {
+    let error = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(error, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
 }
 
 /// Serves the registry's doors until `stop`, then lets running requests end within the limits' grace.

@@ -8,10 +8,10 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use super::auth::{AccessKey, Keyring};
 use super::server::{self, Registries, ServerLimits};
+use super::tls::Tls;
 use super::{Config, Registry};
 use crate::jobs;
 use crate::operations;
@@ -55,7 +55,7 @@ pub struct Startup {
     /// What its listener keeps to.
     pub limits: ServerLimits,
     /// TLS, unless it answers in the clear.
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<Tls>,
 }
 
 /// A registry that runs.
@@ -66,6 +66,7 @@ pub struct Running {
     tasks: JoinSet<()>,
     /// Ends after the tasks: it tells how they are doing.
     operations: JoinSet<()>,
+    leaving: watch::Sender<bool>,
     stop: watch::Sender<bool>,
 }
 
@@ -90,24 +91,34 @@ impl Running {
             Storage::S3(s3) => Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?),
         };
         let (stop, stopped) = watch::channel(false);
+        let acceptor = tls.as_ref().map(Tls::acceptor);
         let keys = Keyring::new([root_key]);
         let registry = Arc::new(Registry::new(config, metadata, blobs, keys, metrics));
         let mut tasks = JoinSet::new();
-        tasks.spawn(server::serve(Arc::clone(&registry), listener, tls, limits, stopped.clone()));
+        tasks.spawn(server::serve(Arc::clone(&registry), listener, acceptor, limits, stopped.clone()));
+        if let Some(tls) = tls {
+            tasks.spawn(tls.follow_files(stopped.clone()));
+        }
         tasks.spawn(jobs::run(Arc::clone(&registry), jobs, stopped.clone()));
         tasks.spawn(Arc::clone(&registry).record_pulls(stopped));
-        Ok(Self { registry, tasks, operations: JoinSet::new(), stop })
+        Ok(Self { registry, tasks, operations: JoinSet::new(), leaving: watch::Sender::new(false), stop })
     }
 
     /// Serves health and metrics for this registry (and `others` of the same process) until it has stopped.
     pub fn serve_operations(&mut self, listener: TcpListener, others: &[Arc<Registry>]) {
         let registries = std::iter::once(&self.registry).chain(others).map(Arc::clone).collect();
-        let operated = Registries { registries, stopping: self.stop.subscribe() };
+        let operated = Registries { registries, stopping: self.leaving.subscribe() };
         self.operations.spawn(operations::serve(Arc::new(operated), listener));
+    }
+
+    /// Says at `/readyz` that the end is near, and goes on: whoever sends clients here can send them elsewhere first.
+    pub fn leave(&self) {
+        self.leaving.send_replace(true);
     }
 
     /// Stops accepting, lets running transfers and jobs end within their grace, and returns when all is quiet.
     pub async fn stop(mut self) {
+        self.leave();
         self.stop.send_replace(true);
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
@@ -116,25 +127,6 @@ impl Running {
         }
         self.operations.shutdown().await;
     }
-}
-
-/// Reads a certificate chain and its key, both PEM files, for a listener.
-pub fn tls(certificate: &std::path::Path, key: &std::path::Path) -> anyhow::Result<TlsAcceptor> {
-    use rustls_pki_types::pem::PemObject as _;
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("cannot read the certificates of {}", certificate.display()))?;
-    // The parser's message is kept away from what is in the file.
-    let key_der = PrivateKeyDer::from_pem_file(key)
-        .map_err(|_| anyhow::anyhow!("cannot read a private key from {}: it must be a PEM file", key.display()))?;
-    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
-    let config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key_der)
-        .with_context(|| format!("{} and {} do not belong together", certificate.display(), key.display()))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// Binds `address`; with port 0 the system picks one, so the address that was bound is returned too.

@@ -133,6 +133,36 @@ async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
 }
 
 #[tokio::test]
+async fn a_stop_that_is_to_be_heard_of_first_takes_requests_until_then() {
+    // Longer than any test: the second signal ends it.
+    let (mut server, operations) = start(bed::wharfage().arg("--shutdown-delay").arg("3600")).await;
+    server.signal("TERM");
+    while get(&operations, "/readyz").await.0 == 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(get(&operations, "/readyz").await, (503, "stopping\n".into()));
+    Repository::create(&server).await.get("/v2/").await.assert_status(200);
+    let (status, output) = server.stop("TERM").await;
+    assert!(status.success(), "{status}\n{output}");
+}
+
+#[tokio::test]
+async fn a_root_key_that_was_given_is_not_written_down() {
+    let given =
+        bed::wharfage().env("WHARFAGE_ACCESS_KEY_ID", "AKIAGIVEN").env("WHARFAGE_SECRET_ACCESS_KEY", "wonderland");
+    let files = |folder: &std::path::Path| -> Vec<_> {
+        std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let server = given.clone().start().await;
+    assert_eq!(files(server.data()), ["registries"]);
+    let kept = files(&server.data().join("registries/default"));
+    assert!(kept.iter().any(|name| name == "blobs") && !kept.iter().any(|name| name == "root-key.json"), "{kept:?}");
+
+    let server = given.on_postgres_and_s3().await.start().await;
+    assert_eq!(files(server.data()), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_stop_lets_a_running_pull_end() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let (mut server, operations) = start(bed::wharfage()).await;

@@ -147,6 +147,11 @@ impl Wharfage {
         tokio::task::spawn_blocking(end).await.expect("killing the program");
     }
 
+    /// Sends the program a signal, and waits for nothing.
+    pub fn signal(&self, signal: &str) {
+        self.service().signal(signal);
+    }
+
     /// Asks the program to end (`TERM`, or `INT` as Ctrl-C does) and waits until it has; with its output.
     pub async fn stop(&mut self, signal: &'static str) -> (ExitStatus, String) {
         let mut service = self.service.take().expect("the program runs");
