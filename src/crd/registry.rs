@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{
+    Affinity, LocalObjectReference, ResourceRequirements, Toleration, TopologySpreadConstraint,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
@@ -52,6 +54,8 @@ pub const DEFAULT_REGISTRY_ID: &str = "000000000000";
         .message("give exactly one of managed, endpoint and aws"),
     validation = Rule::new("has(self.managed) || has(self.region)")
         .message("region is required with endpoint and aws: name the region that the registry's API is signed for"),
+    validation = Rule::new("has(self.managed) == has(oldSelf.managed)")
+        .message("a registry that Wharfage runs stays one, and another stays another: make a new Registry"),
     validation = Rule::new("!has(oldSelf.region) || has(self.region) && self.region == oldSelf.region")
         .message("region is immutable: make another Registry, and replicate to it"),
     validation = Rule::new("!has(oldSelf.registryId) || has(self.registryId) && self.registryId == oldSelf.registryId")
@@ -103,14 +107,20 @@ pub struct RegistrySpec {
         "!has(self.replicas) || self.replicas <= 1 || (has(self.storage) && has(self.storage.s3) && has(self.database) && has(self.database.postgres))"
     )
     .message("more than one replica needs storage.s3 and database.postgres, which replicas can share; or set replicas to 1"),
+    validation = Rule::new(
+        "!has(self.database) || !has(self.database.sqlite) || !(has(self.database.sqlite.size) || has(self.database.sqlite.storageClassName)) || (has(self.storage) && has(self.storage.s3))"
+    )
+    .message("database.sqlite has a volume of its own only with storage.s3; else it lies beside the images: set storage.filesystem.size and storageClassName"),
+    validation = Rule::new("has(self.__namespace__) == has(oldSelf.__namespace__) && (!has(self.__namespace__) || self.__namespace__ == oldSelf.__namespace__)")
+        .message("managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it"),
 )]
 pub struct ManagedRegistry {
     /// How many processes serve. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
-    /// URL under which clients reach the registry: what repositoryUri and proxyEndpoint say. Default: the address that it
-    /// listens on.
+    /// URL under which clients reach the registry: what repositoryUri and proxyEndpoint say. Default: the URL of its Service,
+    /// which only the cluster resolves; in file mode the address that it listens on.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 253),
@@ -136,6 +146,60 @@ pub struct ManagedRegistry {
     /// CPU and memory of each pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+    /// Image that the pods run. Default: the operator's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^\S+$"))]
+    pub image: Option<String>,
+    /// Where and as whom the pods run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// Whether a NetworkPolicy limits who may reach the pods. Default: Enabled, clients from anywhere, metrics from within the
+    /// cluster; what the pods may reach is not limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkPolicyMode>,
+}
+
+/// Where and as whom the pods of a managed registry run; each field is that of a Pod.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// Labels of the pods, beside Wharfage's own, which win.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the pods.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that don't keep the pods away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// Rules about nodes, and about other pods there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// How replicas spread. Default: over hosts and zones, as far as there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
+    /// Secrets of the registry's namespace by which nodes pull the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
+    /// PriorityClass of the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
+    /// ServiceAccount of the pods, such as one that a cloud lets into the bucket. Its token isn't mounted. Default: default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<String>,
+}
+
+/// Whether there is a NetworkPolicy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NetworkPolicyMode {
+    /// There is one.
+    #[default]
+    Enabled,
+    /// There is none: yours hold alone.
+    Disabled,
 }
 
 /// Where the bytes of images are kept.
@@ -157,7 +221,7 @@ pub struct Storage {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FilesystemStorage {
-    /// Size of the persistent volume.
+    /// Size of the persistent volume. It may grow where its StorageClass lets it, and never shrinks. Default: 10Gi.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
     /// StorageClass of the persistent volume. Default: the cluster's default class.
@@ -181,7 +245,8 @@ pub struct S3Storage {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048), regex(pattern = "^https?://[^/?#@]+/?$"))]
     pub endpoint: Option<String>,
-    /// Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Default: the process's own identity.
+    /// Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Default: the process's own identity, in a cluster that of
+    /// pod.serviceAccountName.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
     /// Whether clients are sent to the bucket for a blob's bytes by a presigned URL. Default: false, the registry passes them on.
@@ -204,9 +269,18 @@ pub struct Database {
     pub postgres: Option<Postgres>,
 }
 
-/// A SQLite file; there is nothing to set.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Sqlite {}
+/// A SQLite file. With storage.filesystem it lies on the same volume; with storage.s3 on one of its own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sqlite {
+    /// Size of the database's persistent volume, with storage.s3. Default: 2Gi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Quantity>,
+    /// StorageClass of that volume. Default: the cluster's default class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
+    pub storage_class_name: Option<String>,
+}
 
 /// A PostgreSQL database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -216,18 +290,59 @@ pub struct Postgres {
     pub connection_secret_ref: SecretKeyRef,
 }
 
-/// The certificate of a managed registry.
+/// The certificate of a managed registry. One that is renewed is taken up without a restart.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.secretName) || has(self.certManager)")
+        .message("give secretName, or certManager to have a certificate issued"),
+)]
+pub struct Tls {
+    /// Secret of type kubernetes.io/tls in the registry's namespace. Default with certManager: the registry's name and -tls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
+    pub secret_name: Option<String>,
+    /// Has cert-manager issue the certificate into the Secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_manager: Option<CertManager>,
+}
+
+/// A certificate that cert-manager issues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Tls {
-    /// Secret of type kubernetes.io/tls in the registry's namespace.
+pub struct CertManager {
+    /// Who issues it.
+    pub issuer_ref: IssuerRef,
+    /// Names that it is for. Default: the host of publicUrl, and the Service's where there is no publicUrl.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 253)))]
+    pub dns_names: Vec<String>,
+}
+
+/// An issuer of cert-manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerRef {
+    /// Name of the issuer.
     #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
-    pub secret_name: String,
+    pub name: String,
+    /// Kind of the issuer. Default: Issuer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: Option<String>,
+    /// API group of the issuer. Default: cert-manager.io.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub group: Option<String>,
 }
 
 /// The Service of a managed registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.nodePort) || (has(self.type) && self.type != 'ClusterIP')")
+        .message("nodePort needs type NodePort or LoadBalancer"),
+)]
 pub struct Service {
     /// Type of the Service. Default: ClusterIP.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
@@ -235,6 +350,14 @@ pub struct Service {
     /// Annotations of the Service, such as a cloud's load balancer reads.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// Port of the Service. Default: 443 with tls, 80 without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<i32>,
+    /// Port of every node, with type NodePort or LoadBalancer. Default: the cluster picks one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub node_port: Option<i32>,
 }
 
 /// How a Service is reached.

@@ -10,7 +10,7 @@ use super::model::{Adoption, Desired, DesiredLifecyclePolicy, DesiredRepository,
 use super::ownership::OnRemoval;
 use crate::crd::common::selects;
 use crate::crd::lifecycle_policy::Mode;
-use crate::crd::registry::{Aws, Endpoint, ManagedRegistry, Storage};
+use crate::crd::registry::{Aws, Endpoint, ManagedRegistry, Sqlite, Storage};
 use crate::crd::repository::{ImageTagMutability, Visibility};
 use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Registry, Repository};
 use crate::manifests::{Loaded, Manifests};
@@ -251,12 +251,26 @@ fn elsewhere(registry: &Registry) -> Vec<String> {
     };
     workload(registry.spec.deletion_policy.is_some(), "deletionPolicy");
     if let Some(managed) = &registry.spec.managed {
-        let ManagedRegistry { replicas, public_url: _, storage, database, tls, service, namespace, resources } =
-            managed;
+        let ManagedRegistry {
+            replicas,
+            public_url: _,
+            storage,
+            database,
+            tls,
+            service,
+            namespace,
+            resources,
+            image,
+            pod,
+            network_policy,
+        } = managed;
         workload(replicas.is_some(), "managed.replicas");
         workload(service.is_some(), "managed.service");
         workload(namespace.is_some(), "managed.namespace");
         workload(resources.is_some(), "managed.resources");
+        workload(image.is_some(), "managed.image");
+        workload(pod.is_some(), "managed.pod");
+        workload(network_policy.is_some(), "managed.networkPolicy");
         if tls.is_some() {
             notes.push("managed.tls: Secrets are read in a cluster only, so plain HTTP is served here".to_owned());
         }
@@ -271,6 +285,10 @@ fn elsewhere(registry: &Registry) -> Vec<String> {
                         .to_owned(),
                 );
             }
+        }
+        let sqlite = database.as_ref().and_then(|database| database.sqlite.as_ref());
+        if sqlite.is_some_and(|Sqlite { size, storage_class_name }| size.is_some() || storage_class_name.is_some()) {
+            notes.push(format!("managed.database.sqlite's size and storageClassName: each {WORKLOAD}"));
         }
         if database.as_ref().is_some_and(|database| database.postgres.is_some()) {
             notes.push(

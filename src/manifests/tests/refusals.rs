@@ -57,7 +57,19 @@ fn registries_are_held_to_their_rules() {
         ),
         (
             "managed:\n  database: {sqlite: {file: x}}",
-            "7 (document 1): Registry home: spec.managed.database.sqlite: takes no fields",
+            "7 (document 1): Registry home: spec.managed.database.sqlite.file: unknown field: known here are size, storageClassName",
+        ),
+        (
+            "managed:\n  database: {sqlite: {size: 1Gi}}",
+            "6 (document 1): Registry home: spec.managed: database.sqlite has a volume of its own only with storage.s3; else it lies beside the images: set storage.filesystem.size and storageClassName",
+        ),
+        (
+            "managed:\n  tls: {}",
+            "7 (document 1): Registry home: spec.managed.tls: give secretName, or certManager to have a certificate issued",
+        ),
+        (
+            "managed:\n  service: {nodePort: 30443}",
+            "7 (document 1): Registry home: spec.managed.service: nodePort needs type NodePort or LoadBalancer",
         ),
         (
             "managed: {}\naccountSettings: {BLOB_MOUNTING: enabled}",
@@ -297,6 +309,26 @@ fn a_pasted_ecr_policy_comes_out_as_it_went_in() {
     );
     let document = load(&text).unwrap().lifecycle_policies[0].resource.document();
     assert_eq!(document, serde_json::json!({ "rules": serde_json::from_str::<Value>(rules).unwrap() }));
+}
+
+#[test]
+fn a_registry_stays_what_and_where_it_is() {
+    let registry = |spec: &str| load(&manifest("Registry", "home", spec)).unwrap();
+    let loader = Loader::new().unwrap();
+    const STAYS: &str = "spec: a registry that Wharfage runs stays one, and another stays another: make a new Registry";
+    const NAMESPACE: &str = "spec.managed: managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it";
+    for (old, new, expected) in [
+        ("managed: {}", "region: eu-1\nendpoint: {url: 'https://r.example.com'}", STAYS),
+        ("region: eu-1\naws: {}", "region: eu-1\nmanaged: {}", STAYS),
+        ("managed: {}", "managed: {namespace: a}", NAMESPACE),
+        ("managed: {namespace: a}", "managed: {namespace: b}", NAMESPACE),
+        ("managed: {namespace: a}", "managed: {}", NAMESPACE),
+    ] {
+        let problems = loader.check_update(&registry(old), &registry(new)).map_err(|error| error.to_string());
+        assert!(problems.as_ref().is_err_and(|it| it.ends_with(expected)), "{old} to {new}: {problems:?}");
+    }
+    let moved = "managed: {namespace: a, replicas: 1, storage: {s3: {bucket: images}}}";
+    assert_eq!(loader.check_update(&registry("managed: {namespace: a}"), &registry(moved)), Ok(()));
 }
 
 #[test]

@@ -157,6 +157,7 @@ fn in_use_protection_is_never_ignored() {
 #[test]
 fn what_only_a_cluster_can_honour_is_noted() {
     let spec = "{managed: {replicas: 1, service: {type: ClusterIP}, tls: {secretName: tls}, resources: {limits: {memory: 1Gi}}, \
+                image: 'example.com/w:1', pod: {nodeSelector: {disk: fast}}, networkPolicy: Disabled, \
                 database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}, deletionPolicy: Retain}";
     let notes = wanted(&registry(spec)).notes.join("\n");
     for field in [
@@ -164,6 +165,9 @@ fn what_only_a_cluster_can_honour_is_noted() {
         "managed.service",
         "managed.tls",
         "managed.resources",
+        "managed.image",
+        "managed.pod",
+        "managed.networkPolicy",
         "database.postgres",
         "deletionPolicy",
     ] {
