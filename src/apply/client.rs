@@ -14,6 +14,7 @@ use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_async::rt::sleep::TokioSleep;
 use aws_smithy_async::time::SystemTimeSource;
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
@@ -37,13 +38,15 @@ pub struct Access {
     pub role: Option<String>,
     /// Certificates to trust instead of the system's, in PEM.
     pub ca_bundle: Option<String>,
+    /// The host to connect to, where that isn't the URL's: the URL has the name that the certificate is for.
+    pub host: Option<String>,
 }
 
 impl Access {
     /// With an access key of the registry's own.
     pub fn with_key(endpoint: String, region: Region, id: String, secret: Secret) -> Self {
         let identity = Identity::Key { id, secret, session_token: None };
-        Self { endpoint: Some(endpoint), region, identity, role: None, ca_bundle: None }
+        Self { endpoint: Some(endpoint), region, identity, role: None, ca_bundle: None, host: None }
     }
 }
 
@@ -86,7 +89,7 @@ impl Ecr {
             .connect_timeout(Duration::from_secs(5))
             .operation_attempt_timeout(Duration::from_secs(30))
             .build();
-        let Access { endpoint, region, identity, role, ca_bundle } = access;
+        let Access { endpoint, region, identity, role, ca_bundle, host } = access;
         let registry_id = registry_id.map(ToString::to_string);
         let key = match &identity {
             Identity::Key { id, .. } => Some(id),
@@ -124,7 +127,7 @@ impl Ecr {
             config = config.endpoint_url(endpoint);
         }
         if let Some(pem) = ca_bundle {
-            config = config.http_client(trusting(&pem)?);
+            config = config.http_client(trusting(&pem, host)?);
         }
         if let Some(role) = role {
             let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
@@ -140,8 +143,8 @@ impl Ecr {
     }
 }
 
-/// An HTTP client that trusts these certificates and no others.
-fn trusting(pem: &str) -> anyhow::Result<SharedHttpClient> {
+/// An HTTP client that trusts these certificates and no others, and connects to `host` if there is one.
+fn trusting(pem: &str, host: Option<String>) -> anyhow::Result<SharedHttpClient> {
     // The builder below panics on what is no certificate, so it is looked at first.
     let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.context("the certificates to trust are not in PEM")?;
@@ -149,7 +152,25 @@ fn trusting(pem: &str) -> anyhow::Result<SharedHttpClient> {
     let trust = TrustStore::empty().with_native_roots(false).with_pem_certificate(pem);
     let context = TlsContext::builder().with_trust_store(trust).build()?;
     let provider = tls::Provider::Rustls(CryptoMode::AwsLc);
-    Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).tls_context(context).build_https())
+    let builder = aws_smithy_http_client::Builder::new().tls_provider(provider).tls_context(context);
+    Ok(match host {
+        Some(host) => builder.build_with_resolver(Elsewhere(host)),
+        None => builder.build_https(),
+    })
+}
+
+/// Every name is that of this host.
+#[derive(Debug, Clone)]
+struct Elsewhere(String);
+
+impl ResolveDns for Elsewhere {
+    fn resolve_dns<'a>(&'a self, _: &'a str) -> DnsFuture<'a> {
+        DnsFuture::new(async {
+            let found = tokio::net::lookup_host((self.0.as_str(), 0)).await;
+            let addresses = found.map_err(|error| ResolveDnsError::new(format!("{}: {error}", self.0)))?;
+            Ok(addresses.map(|address| address.ip()).collect())
+        })
+    }
 }
 
 /// Names that registries give to operations which they do not have.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::reconcile::Identity;
 use super::stop_signal;
+use crate::operator::access::Feature;
 use crate::operator::{Process, Settings, cluster, run};
 
 /// The flags of `wharfage operator`.
@@ -46,6 +47,14 @@ pub struct Operator {
     #[arg(long, env = "WHARFAGE_LEASE_NAME", default_value = "wharfage-operator", value_name = "NAME")]
     lease_name: String,
 
+    /// The image of managed registries whose Registry names none: the operator's own, mostly
+    #[arg(long, env = "WHARFAGE_REGISTRY_IMAGE", value_name = "IMAGE")]
+    registry_image: Option<String>,
+
+    /// Goes without a feature, and needs no permissions for it then; may be repeated
+    #[arg(long, value_enum, value_name = "FEATURE")]
+    without: Vec<Feature>,
+
     /// How long running reconciles may go on after a stop, in seconds
     #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "20", value_name = "SECONDS")]
     shutdown_grace: u64,
@@ -64,6 +73,8 @@ impl Operator {
             namespace: self.namespace.unwrap_or_else(|| cluster.default_namespace.clone()),
             // A Pod's name outlives its container's restart, a container's hold on the Lease must not.
             identity: format!("{name}_{}", uuid::Uuid::new_v4()),
+            without: self.without,
+            registry_image: self.registry_image,
         };
         let process = Process {
             lease: self.leader_elect.then_some(self.lease_name),

@@ -137,7 +137,7 @@ impl Target {
             (None, Some(aws)) => (format!("Amazon ECR in {region}"), None, aws.role_arn.clone()),
             (None, None) => bail!("Registry {name} is neither managed nor an endpoint nor aws"),
         };
-        let access = Access { endpoint, region, identity: Ambient, role, ca_bundle: None };
+        let access = Access { endpoint, region, identity: Ambient, role, ca_bundle: None, host: None };
         let ecr = Ecr::new(access, registry.registry_id().as_ref()).await?;
         Ok(Self { name, place, ecr })
     }

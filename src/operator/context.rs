@@ -9,6 +9,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 
 use super::Settings;
+use super::controllers::registry::Applied;
 use super::events::Events;
 use super::leader::Term;
 use super::metrics::OperatorMetrics;
@@ -39,6 +40,8 @@ pub struct Context {
     pub term: Term,
     /// Secrets that Registries name.
     pub secrets: SecretWatches,
+    /// What managed Registries were made of last.
+    pub(super) applied: Applied,
     /// The tokens that PullSecrets put into Secrets.
     pub tokens: Tokens,
 }

@@ -1,7 +1,7 @@
 //! Who is woken by what: a resource is looked at when it changes, and when something that it depends on comes, changes or
 //! goes. Whatever is forgotten here waits for its interval.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
@@ -12,6 +12,7 @@ use super::context::{Context, Stores, Wake};
 use super::pull_secrets::accounts::WatchedServiceAccount;
 use super::pull_secrets::marks::{Owner, WatchedSecret};
 use super::watch::Change;
+use super::workload::{Names, REGISTRY_LABEL};
 use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 
 /// A Registry changed: it is looked at. What is in it is woken when its session is there ([`registry_serves`]); but what is
@@ -89,9 +90,25 @@ pub(super) fn lifecycle_policy_changed(ctx: &Context, change: &Change<LifecycleP
     }
 }
 
-/// A namespace's labels changed: what its resources may use may have, too.
+/// An object of a managed registry's workload changed: its Registry, which the label names, is looked at.
+pub(super) fn workload_changed(ctx: &Context, labels: &BTreeMap<String, String>) {
+    let Some(workload) = labels.get(REGISTRY_LABEL) else { return };
+    for registry in ctx.stores.registries.state() {
+        if registry.spec.managed.is_some() && Names::of(&registry.name_any()).workload() == *workload {
+            ctx.wake.registry(ObjectRef::from_obj(&*registry));
+        }
+    }
+}
+
+/// A namespace's labels changed: what its resources may use may have, too. One that is new may be what a managed registry
+/// waits for.
 pub(super) fn namespace_changed(ctx: &Context, change: &Change<PartialObjectMeta<Namespace>>) {
     let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
+    for it in ctx.stores.registries.state() {
+        if it.spec.managed.as_ref().is_some_and(|managed| managed.namespace.as_ref() == Some(&namespace)) {
+            ctx.wake.registry(ObjectRef::from_obj(&*it));
+        }
+    }
     for it in ctx.stores.repositories.state().iter().filter(|it| it.namespace().as_ref() == Some(&namespace)) {
         ctx.wake.repository(ObjectRef::from_obj(&**it));
     }

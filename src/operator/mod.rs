@@ -24,6 +24,7 @@ pub mod session;
 mod slice;
 pub mod status;
 mod watch;
+pub mod workload;
 
 use std::sync::{Arc, Weak};
 
@@ -47,6 +48,10 @@ pub struct Settings {
     pub namespace: String,
     /// Its own name among replicas.
     pub identity: String,
+    /// Features that it goes without: it has no permissions for them.
+    pub without: Vec<Feature>,
+    /// The image of managed registries that name none.
+    pub registry_image: Option<String>,
 }
 
 /// What watching and telling takes.
@@ -76,6 +81,7 @@ pub fn access() -> Vec<Access> {
         leader::ACCESS,
         secrets::ACCESS,
         controllers::registry::ACCESS,
+        controllers::registry::MANAGED_ACCESS,
         controllers::repository::ACCESS,
         controllers::pull_secret::ACCESS,
     ]
@@ -101,6 +107,7 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
         metrics,
         term: term.clone(),
         secrets: secrets::SecretWatches::default(),
+        applied: controllers::registry::Applied::default(),
         tokens: pull_secrets::tokens::Tokens::default(),
     });
     // Dropped with this future: nothing is watched, and nothing done, when it is not waited for any more.
@@ -143,6 +150,9 @@ fn follow_all(ctx: &Arc<Context>, writers: Writers, watches: &mut JoinSet<()>) {
     let ours = watcher::Config::default().labels(pull_secrets::marks::LABEL);
     follow!(writers.pulled, watch::everything, dispatch::pulled_changed, ours);
     follow!(writers.service_accounts, pull_secrets::accounts::meaning, dispatch::service_account_changed);
+    if !ctx.settings.without.contains(&Feature::ManagedRegistries) {
+        controllers::registry::follow_workloads(ctx, watches);
+    }
 }
 
 /// Runs all controllers.

@@ -8,6 +8,8 @@ from kube import Kube
 from processes import Process, answers
 
 SERVICE_ACCOUNT = "wharfage"
+# What managed registries would run if there were a node.
+IMAGE = "registry.example.com/wharfage:bed"
 
 
 class Operator:
@@ -29,7 +31,7 @@ class Operator:
         self.operations = f"http://{address}"
         command = [
             tool("WHARFAGE_TEST_BINARY"), "operator", "--cluster", cluster_name, "--namespace", namespace,
-            "--operations-listen", address, *options,
+            "--operations-listen", address, "--registry-image", IMAGE, *options,
         ]  # fmt: skip
         own = {
             "KUBECONFIG": str(self.kubeconfig), "POD_NAME": f"wharfage-{uuid.uuid4().hex[:5]}",

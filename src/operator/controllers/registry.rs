@@ -1,5 +1,7 @@
 //! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its session.
 
+mod managed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -13,12 +15,13 @@ use super::{Done, Error, WAIT, jittered};
 use crate::apply::{Access as Reach, Ecr, Identity, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
 use crate::crd::conditions::ConditionType;
-use crate::crd::registry::{Quota, Usage};
+use crate::crd::registry::{ManagedRegistry, Quota, Usage};
 use crate::crd::{Registry, RegistryStatus, condition};
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::calls::Calls;
 use crate::operator::context::Context;
 use crate::operator::dispatch;
+use crate::operator::finalizer;
 use crate::operator::secrets::{self, SecretName};
 use crate::operator::session::{Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
@@ -43,8 +46,13 @@ pub(in crate::operator) const ACCESS: &[Access] = &[
     },
 ];
 
+/// What managed registries take.
+pub(in crate::operator) use managed::{ACCESS as MANAGED_ACCESS, Applied, follow_workloads};
+
 pub(in crate::operator) const KIND: &str = "Registry";
 
+/// How often a workload that isn't there yet is looked at: why its pods don't run is told by them alone.
+const PROGRESS: Duration = Duration::from_secs(10);
 /// How often a registry is asked whether it serves.
 const PULSE: Duration = Duration::from_secs(60);
 /// Repositories that ECR lets a registry have.
@@ -54,25 +62,84 @@ const REPOSITORIES_LIMIT: i64 = 100_000;
 pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Context>) -> Result<Done, Error> {
     let name = registry.name_any();
     if registry.metadata.deletion_timestamp.is_some() {
-        return Ok(Done::resting());
+        return let_go(&ctx, &registry).await;
     }
-    let wanted = referenced(&registry);
+    let wanted = referenced(&registry, &ctx.settings.namespace);
     ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &wanted);
-    let outcome = match reach(&ctx, &registry, &wanted).await? {
-        Ok(reached) => serve(&ctx, &registry, reached).await,
-        Err(findings) => {
-            ctx.sessions.remove(&name);
-            Outcome { findings: *findings, ..Outcome::default() }
-        }
+    let outcome = match &registry.spec.managed {
+        Some(managed) => run(&ctx, &registry, managed).await?,
+        None => match reach(&ctx, &registry, &wanted).await? {
+            Ok(reached) => serve(&ctx, &registry, reached).await,
+            Err(findings) => {
+                ctx.sessions.remove(&name);
+                Outcome { findings: *findings, ..Outcome::default() }
+            }
+        },
     };
     conclude(&ctx, &registry, outcome).await
 }
 
+/// The Registry goes. What it manages goes with it, or stays; no other registry is touched.
+async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
+    if let Some(managed) = &registry.spec.managed
+        && finalizer::has(registry)
+    {
+        managed::let_go(ctx, registry, managed).await?;
+        finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
+    }
+    Ok(Done::resting())
+}
+
+/// Sees to a managed registry's workload, and to its session once a replica serves.
+async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Outcome, Error> {
+    let name = registry.name_any();
+    if ctx.settings.without.contains(&Feature::ManagedRegistries) {
+        ctx.sessions.remove(&name);
+        let message = "this operator goes without managed registries: switch them on where it was installed";
+        let because = Because::new("ManagedRegistriesDisabled", message);
+        return Ok(Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() });
+    }
+    finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
+    let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
+    let Some(way) = way else {
+        ctx.sessions.remove(&name);
+        let retry = matches!(standing.standing, Standing::Waiting(_)).then(|| jittered(PROGRESS));
+        return Ok(Outcome { findings: standing, endpoint: Some(endpoint), retry, ..Outcome::default() });
+    };
+    let mut hasher = DefaultHasher::new();
+    (&way, registry.region().as_str()).hash(&mut hasher);
+    let identity = Identity::Key { id: way.id, secret: Secret::new(&way.secret), session_token: None };
+    let how = Reach {
+        endpoint: Some(way.url),
+        region: registry.region(),
+        identity,
+        role: None,
+        ca_bundle: way.ca_bundle,
+        host: way.host,
+    };
+    let reached = Reached { how, place: endpoint, fingerprint: hasher.finish() };
+    let mut outcome = serve(ctx, registry, reached).await;
+    match (&standing.standing, &outcome.findings.standing) {
+        // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.
+        (Standing::Ready(_), Standing::Ready(_)) => outcome.findings = standing,
+        (Standing::Ready(_), _) => {}
+        (Standing::Waiting(_), _) => {
+            outcome.findings = standing;
+            outcome.retry = Some(jittered(PROGRESS));
+        }
+        (Standing::Stalled(_), _) => outcome.findings = standing,
+    }
+    Ok(outcome)
+}
+
 /// The Secrets that a Registry names for the way to it.
-fn referenced(registry: &Registry) -> BTreeSet<SecretName> {
+fn referenced(registry: &Registry, operator: &str) -> BTreeSet<SecretName> {
     let name = |it: &SecretRef| (it.namespace.clone(), it.name.clone());
     let spec = &registry.spec;
-    let mut secrets = BTreeSet::new();
+    let mut secrets = match &spec.managed {
+        Some(managed) => managed::secrets(registry, managed, operator),
+        None => BTreeSet::new(),
+    };
     if let Some(endpoint) = &spec.endpoint {
         secrets.extend(endpoint.credentials_secret_ref.as_ref().map(name));
         secrets.extend(endpoint.ca_bundle_secret_ref.as_ref().map(|it| (it.namespace.clone(), it.name.clone())));
@@ -152,13 +219,14 @@ fn assemble(
                 }
             };
             let identity = identity(endpoint.credentials_secret_ref.as_ref())?;
-            let how = Reach { endpoint: Some(endpoint.url.clone()), region, identity, role: None, ca_bundle };
+            let how =
+                Reach { endpoint: Some(endpoint.url.clone()), region, identity, role: None, ca_bundle, host: None };
             (how, endpoint.url.trim_end_matches('/').to_owned())
         }
         (None, Some(aws)) => {
             let identity = identity(aws.credentials_secret_ref.as_ref())?;
             let place = format!("https://api.ecr.{region}.amazonaws.com");
-            (Reach { endpoint: None, region, identity, role: aws.role_arn.clone(), ca_bundle: None }, place)
+            (Reach { endpoint: None, region, identity, role: aws.role_arn.clone(), ca_bundle: None, host: None }, place)
         }
         (None, None) => {
             let message = "it is neither managed, nor an endpoint, nor aws: give one of them".to_owned();

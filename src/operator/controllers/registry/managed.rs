@@ -1,0 +1,575 @@
+//! A managed Registry's workload: applied, repaired, what is wanted no more taken away, and judged. What its objects say is
+//! [`workload`]'s part.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::future::try_join_all;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, PartialObjectMeta};
+use kube::runtime::reflector::store;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::super::Error;
+use super::missing;
+use crate::crd::registry::ManagedRegistry;
+use crate::crd::{DeletionPolicy, Registry};
+use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::context::Context;
+use crate::operator::dispatch;
+use crate::operator::secrets::SecretName;
+use crate::operator::status::{Because, FIELD_MANAGER, Findings, Standing};
+use crate::operator::watch;
+use crate::operator::workload::{
+    self, Backends, Claim, Inputs, KeyPair, Names, Object, Pods, Progress, REGISTRY_LABEL, certificate_kind, reach,
+};
+use crate::registry::auth::AccessKey;
+
+/// The verbs that what is applied, found again and taken away takes.
+const KEEP: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
+
+pub(in crate::operator) const ACCESS: &[Access] = &[
+    rule("apps", &["deployments", "statefulsets"], KEEP, "the pods of managed registries"),
+    rule("", &["services", "configmaps"], KEEP, "the way to managed registries, and their settings"),
+    // Read by the rule for the Secrets that Registries name.
+    rule(
+        "",
+        &["secrets"],
+        &["create", "patch", "delete"],
+        "root keys of managed registries, and what opens their stores",
+    ),
+    rule("networking.k8s.io", &["networkpolicies"], KEEP, "who may reach managed registries"),
+    // Some clusters ask for this of whoever names an owner that is to wait for what it owns.
+    rule("wharfage.dev", &["registries/finalizers"], &["update"], "the owner of what goes with a Registry"),
+    rule("policy", &["poddisruptionbudgets"], KEEP, "how many replicas a drain may take"),
+    rule("", &["persistentvolumeclaims"], &["get", "patch"], "volumes that grow"),
+    rule("", &["pods"], &["list"], "why a replica doesn't serve"),
+    rule(
+        "cert-manager.io",
+        &["certificates"],
+        &["get", "list", "create", "patch", "delete"],
+        "certificates of managed registries",
+    ),
+];
+
+const fn rule(
+    group: &'static str,
+    resources: &'static [&'static str],
+    verbs: &'static [&'static str],
+    why: &'static str,
+) -> Access {
+    Access { group, resources, verbs, scope: Scope::Cluster, feature: Feature::ManagedRegistries, why }
+}
+
+/// Follows what managed registries are made of, so that what somebody changes there is put right at once. Their Secrets are
+/// followed by name, like those that a Registry names.
+pub(in crate::operator) fn follow_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
+    macro_rules! follow {
+        ($($kind:ty),*) => {$({
+            let (api, follower) = (Api::<PartialObjectMeta<$kind>>::all(ctx.client.clone()), Arc::clone(ctx));
+            let (_reader, writer) = store();
+            let ours = watcher::Config::default().labels(REGISTRY_LABEL);
+            watches.spawn(watch::follow(api, ours, writer, watch::everything, move |change| {
+                if let Some(object) = change.either() {
+                    dispatch::workload_changed(&follower, object.labels());
+                }
+            }));
+        })*};
+    }
+    follow!(Deployment, StatefulSet, Service, ConfigMap, NetworkPolicy, PodDisruptionBudget);
+}
+
+/// How a managed registry stands.
+pub(super) struct Managed {
+    /// By its workload alone: whether it answers is for its session to say.
+    pub standing: Findings,
+    /// Where clients reach it.
+    pub endpoint: String,
+    /// Where the operator reaches it, once a replica serves.
+    pub way: Option<Way>,
+}
+
+/// How the operator reaches a managed registry.
+#[derive(Hash)]
+pub(super) struct Way {
+    /// Its URL, with the name that its certificate is for.
+    pub url: String,
+    /// Where to connect to, if the URL's host isn't that.
+    pub host: Option<String>,
+    /// Certificates to trust, in PEM.
+    pub ca_bundle: Option<String>,
+    /// The root key's id.
+    pub id: String,
+    /// The root key's secret.
+    pub secret: String,
+}
+
+/// The Secrets that a managed Registry names, and those that it has.
+pub(super) fn secrets(registry: &Registry, managed: &ManagedRegistry, operator: &str) -> BTreeSet<SecretName> {
+    let names = Names::of(&registry.name_any());
+    let own = workload::namespace(managed, operator);
+    let tls = workload::tls_secret(managed, &names);
+    let inside = [Some(names.root_key()), Some(names.backends()), tls].into_iter().flatten();
+    let s3 = managed.storage.as_ref().and_then(|it| it.s3.as_ref()?.credentials_secret_ref.as_ref());
+    let postgres = managed.database.as_ref().and_then(|it| it.postgres.as_ref());
+    let postgres = postgres.map(|it| &it.connection_secret_ref);
+    inside
+        .map(|name| (own.to_owned(), name))
+        .chain(s3.map(|it| (it.namespace.clone(), it.name.clone())))
+        .chain(postgres.map(|it| (it.namespace.clone(), it.name.clone())))
+        .collect()
+}
+
+/// Brings a managed Registry's workload about, and says how it stands.
+pub(super) async fn reconcile(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Managed, Error> {
+    let work = Work::new(ctx, registry, managed);
+    let (pods, standing) = match work.bring_about().await {
+        Ok(pods) => {
+            let standing = work.judge(&pods).await?;
+            (Some(pods), Findings { references: Some(Ok(())), ..Findings::of(standing) })
+        }
+        // What runs goes on, and is reached as before.
+        Err(Obstacle::Stands(findings)) => (work.pods().await?, *findings),
+        Err(Obstacle::Api(error)) => return Err(error.into()),
+    };
+    let way = if pods.is_some_and(|pods| pods.ready > 0) { work.way().await? } else { None };
+    let endpoint = workload::public_url(managed, &work.names, &work.namespace);
+    Ok(Managed { standing, endpoint, way })
+}
+
+/// The Registry goes: its workload goes with it, or is left alone, as its deletionPolicy says. Its root key, like its volume
+/// and its bucket, stays in any case.
+pub(super) async fn let_go(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<(), Error> {
+    let work = Work::new(ctx, registry, managed);
+    for (kind, object) in work.find().await? {
+        match registry.deletion_policy() {
+            DeletionPolicy::Delete if !work.is_root_key(&kind, &object) => work.delete(&kind, &object).await?,
+            DeletionPolicy::Delete => {}
+            DeletionPolicy::Retain => work.disown(&kind, &object).await?,
+        }
+    }
+    Ok(())
+}
+
+/// What was applied last: what is as it was then isn't applied again, so that a cluster at rest is only read.
+#[derive(Default)]
+pub(in crate::operator) struct Applied(Mutex<HashMap<(String, String, String), Mark>>);
+
+/// What was applied, and what the object became by it.
+#[derive(PartialEq, Eq)]
+struct Mark {
+    body: u64,
+    resource_version: Option<String>,
+}
+
+impl Applied {
+    fn key(kind: &ApiResource, namespace: &str, name: &str) -> (String, String, String) {
+        (kind.plural.clone(), namespace.to_owned(), name.to_owned())
+    }
+
+    fn marks(&self) -> MutexGuard<'_, HashMap<(String, String, String), Mark>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fingerprint(body: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What ends a reconcile before its end.
+enum Obstacle {
+    /// It stands so.
+    Stands(Box<Findings>),
+    /// The API server can't be asked, or not now.
+    Api(kube::Error),
+}
+
+impl From<kube::Error> for Obstacle {
+    fn from(error: kube::Error) -> Self {
+        Self::Api(error)
+    }
+}
+
+impl Obstacle {
+    fn waiting(reason: &str, message: impl Into<String>) -> Self {
+        Self::Stands(Box::new(Findings::of(Standing::Waiting(Because::new(reason, message)))))
+    }
+
+    fn stalled(reason: &str, message: impl Into<String>) -> Self {
+        Self::Stands(Box::new(Findings::of(Standing::Stalled(Because::new(reason, message)))))
+    }
+
+    fn not_found(message: impl Into<String>) -> Self {
+        Self::Stands(missing(message.into()))
+    }
+}
+
+/// An object of the workload as it was found.
+type Found = PartialObjectMeta<DynamicObject>;
+
+struct Work<'a> {
+    client: &'a Client,
+    applied: &'a Applied,
+    registry: &'a Registry,
+    managed: &'a ManagedRegistry,
+    operator_namespace: &'a str,
+    image: Option<&'a str>,
+    names: Names,
+    namespace: String,
+}
+
+impl<'a> Work<'a> {
+    fn new(ctx: &'a Context, registry: &'a Registry, managed: &'a ManagedRegistry) -> Self {
+        Self {
+            client: &ctx.client,
+            applied: &ctx.applied,
+            registry,
+            managed,
+            operator_namespace: &ctx.settings.namespace,
+            image: managed.image.as_deref().or(ctx.settings.registry_image.as_deref()),
+            names: Names::of(&registry.name_any()),
+            namespace: workload::namespace(managed, &ctx.settings.namespace).to_owned(),
+        }
+    }
+
+    /// Makes the cluster hold what the Registry asks for; how the pods stand then.
+    async fn bring_about(&self) -> Result<Pods, Obstacle> {
+        let image = self.image.ok_or_else(|| {
+            let message =
+                "it is not known what the pods are to run: set managed.image, or the operator's --registry-image";
+            Obstacle::stalled("ImageMissing", message)
+        })?;
+        let inputs = Inputs {
+            operator_namespace: self.operator_namespace.to_owned(),
+            image: image.to_owned(),
+            backends: self.backends().await?,
+            root_key: self.root_key().await?,
+        };
+        let mut wanted = workload::objects(self.registry, self.managed, &inputs)
+            .map_err(|error| Obstacle::Api(kube::Error::SerdeError(error)))?;
+        let found = self.find().await?;
+        self.leave_others_alone(&wanted, &found).await?;
+        let volume = self.keep_volume(&mut wanted, &found).await?;
+        for object in &wanted {
+            let there = found.iter().find(|(of, it)| *of == object.kind && it.name_any() == object.name);
+            self.apply(object, there.map(|(_, it)| it)).await?;
+        }
+        for (kind, object) in &found {
+            let keep = wanted.iter().any(|it| it.kind == *kind && it.name == object.name_any());
+            if !keep && !self.is_root_key(kind, object) {
+                self.delete(kind, object).await?;
+            }
+        }
+        // Told last: a volume that can't become what is asked for keeps nothing else from it.
+        volume?;
+        Ok(self.pods().await?.unwrap_or_default())
+    }
+
+    /// What opens database and bucket, from where the Registry says.
+    async fn backends(&self) -> Result<Backends, Obstacle> {
+        let postgres = self.managed.database.as_ref().and_then(|it| it.postgres.as_ref());
+        let s3 = self.managed.storage.as_ref().and_then(|it| it.s3.as_ref()?.credentials_secret_ref.as_ref());
+        let mut backends = Backends::default();
+        if let Some(reference) = postgres.map(|it| &it.connection_secret_ref) {
+            let secret = self.named_secret(&reference.namespace, &reference.name).await?;
+            backends.database = Some(workload::connection(&secret, reference).map_err(unusable)?);
+        }
+        if let Some(reference) = s3 {
+            let secret = self.named_secret(&reference.namespace, &reference.name).await?;
+            backends.bucket = Some(workload::key_pair(&secret).map_err(unusable)?);
+        }
+        Ok(backends)
+    }
+
+    async fn named_secret(&self, namespace: &str, name: &str) -> Result<Secret, Obstacle> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        secrets.get_opt(name).await?.ok_or_else(|| {
+            Obstacle::not_found(format!("Secret {namespace}/{name} does not exist: make it, or correct the reference"))
+        })
+    }
+
+    /// The root key: the one that is there, or a new one. It is never written over.
+    async fn root_key(&self) -> Result<KeyPair, Obstacle> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let name = self.names.root_key();
+        let secret = match secrets.get_opt(&name).await? {
+            Some(secret) => secret,
+            None => {
+                let account = self.registry.registry_id().ok_or_else(|| {
+                    Obstacle::stalled("InvalidParameterException", "a managed registry needs a registryId")
+                })?;
+                let key = AccessKey::generate(account)
+                    .map_err(|error| Obstacle::waiting("Progressing", format!("no root key: {error}")))?;
+                let new = workload::root_key_secret(&self.names, &self.namespace, &key);
+                match secrets.create(&PostParams::default(), &new).await {
+                    Ok(secret) => secret,
+                    Err(error) => return Err(refused(error, "Secret", &self.namespace, &name)),
+                }
+            }
+        };
+        workload::key_pair(&secret).map_err(unusable)
+    }
+
+    fn objects_of(&self, kind: &ApiResource) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, kind)
+    }
+
+    /// What is there of the workload, by its label.
+    async fn find(&self) -> Result<Vec<(ApiResource, Found)>, kube::Error> {
+        let ours = ListParams::default().labels(&format!("{REGISTRY_LABEL}={}", self.names.workload()));
+        let list = async |kind: ApiResource| match self.objects_of(&kind).list_metadata(&ours).await {
+            Ok(found) => Ok(found.items.into_iter().map(|object| (kind.clone(), object)).collect()),
+            // A cluster without cert-manager has no such kind.
+            Err(error) if kind == certificate_kind() && is_api(&error, 404) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        let found: Vec<Vec<_>> = try_join_all(kinds().into_iter().map(list)).await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// What somebody else made under a name that is needed here is not taken over.
+    async fn leave_others_alone(&self, wanted: &[Object], found: &[(ApiResource, Found)]) -> Result<(), Obstacle> {
+        for Object { kind, name, .. } in wanted {
+            if found.iter().any(|(of, object)| of == kind && object.name_any() == *name) {
+                continue;
+            }
+            let there = match self.objects_of(kind).get_metadata_opt(name).await {
+                // Its kind is missing too, which applying it will tell.
+                Err(error) if is_api(&error, 404) => None,
+                there => there?,
+            };
+            if there.is_some_and(|it| !was_ours(&it)) {
+                return Err(Obstacle::stalled(
+                    "OwnedByAnother",
+                    format!(
+                        "{} {}/{name} is there and isn't this Registry's: remove it, or make a Registry of another name \
+                         or in another namespace",
+                        kind.kind, self.namespace
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Grows the volume if it is to grow, and has the StatefulSet keep the templates that it can't change. The inner error
+    /// is told once everything else is done.
+    async fn keep_volume(
+        &self,
+        wanted: &mut [Object],
+        found: &[(ApiResource, Found)],
+    ) -> Result<Result<(), Obstacle>, Obstacle> {
+        let kind = ApiResource::erase::<StatefulSet>(&());
+        let there = |name: &str| found.iter().any(|(of, object)| *of == kind && object.name_any() == name);
+        if let Some(set) = wanted.iter_mut().find(|it| it.kind == kind && there(&it.name))
+            && let Some(current) = self.objects_of(&kind).get_opt(&set.name).await?
+        {
+            workload::keep_templates(&mut set.body, &current.data);
+        }
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        let (Some(volume), Some(current)) =
+            (workload::volume(self.managed), claims.get_opt(&self.names.claim()).await?)
+        else {
+            return Ok(Ok(()));
+        };
+        match workload::claim(&volume, &current) {
+            Claim::Keep => Ok(Ok(())),
+            Claim::Refuse(why) => Ok(Err(Obstacle::stalled("VolumeUnchangeable", why))),
+            Claim::Grow(size) => {
+                let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } });
+                let name = current.name_any();
+                match claims.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                    Ok(_) => Ok(Ok(())),
+                    Err(error) => match refused(error, "PersistentVolumeClaim", &self.namespace, &name) {
+                        Obstacle::Stands(findings) => Ok(Err(Obstacle::Stands(findings))),
+                        error @ Obstacle::Api(_) => Err(error),
+                    },
+                }
+            }
+        }
+    }
+
+    async fn apply(&self, Object { kind, name, body }: &Object, there: Option<&Found>) -> Result<(), Obstacle> {
+        let key = Applied::key(kind, &self.namespace, name);
+        let body_now = fingerprint(body);
+        let as_it_was = there.map(|it| Mark { body: body_now, resource_version: it.resource_version() });
+        if as_it_was.is_some() && self.applied.marks().get(&key) == as_it_was.as_ref() {
+            return Ok(());
+        }
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        match self.objects_of(kind).patch_metadata(name, &params, &Patch::Apply(body)).await {
+            Ok(applied) => {
+                let mark = Mark { body: body_now, resource_version: applied.resource_version() };
+                self.applied.marks().insert(key, mark);
+                Ok(())
+            }
+            Err(error) if *kind == certificate_kind() && is_api(&error, 404) => Err(Obstacle::not_found(
+                "there is no cert-manager in this cluster: install it, or give tls.secretName a certificate of your own",
+            )),
+            Err(error) => Err(refused(error, &kind.kind, &self.namespace, name)),
+        }
+    }
+
+    async fn delete(&self, kind: &ApiResource, object: &Found) -> Result<(), kube::Error> {
+        self.applied.marks().remove(&Applied::key(kind, &self.namespace, &object.name_any()));
+        match self.objects_of(kind).delete(&object.name_any(), &DeleteParams::background()).await {
+            Err(error) if !is_api(&error, 404) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the Registry from an object's owners, so that the object outlives it.
+    async fn disown(&self, kind: &ApiResource, object: &Found) -> Result<(), kube::Error> {
+        let owners = object.owner_references();
+        let others: Vec<_> = owners.iter().filter(|it| Some(&it.uid) != self.registry.metadata.uid.as_ref()).collect();
+        if others.len() == owners.len() {
+            return Ok(());
+        }
+        let patch = json!({ "metadata": { "ownerReferences": others, "resourceVersion": object.resource_version() } });
+        let patched = self
+            .objects_of(kind)
+            .patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
+        match patched {
+            Err(error) if !is_api(&error, 404) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_root_key(&self, kind: &ApiResource, object: &Found) -> bool {
+        *kind == ApiResource::erase::<Secret>(&()) && object.name_any() == self.names.root_key()
+    }
+
+    /// How the pods stand whose workload is there, whatever the Registry asks for now.
+    async fn pods(&self) -> Result<Option<Pods>, kube::Error> {
+        let name = self.names.workload();
+        let mut pods: Option<Pods> = None;
+        let ours = |labels: &BTreeMap<String, String>| labels.get(REGISTRY_LABEL) == Some(&name);
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
+        if let Some(it) = deployments.get_opt(&name).await?.filter(|it| ours(it.labels())) {
+            pods = Some(Pods::from(&it));
+        }
+        let sets: Api<StatefulSet> = Api::namespaced(self.client.clone(), &self.namespace);
+        if let Some(it) = sets.get_opt(&name).await?.filter(|it| ours(it.labels())) {
+            pods = Some(Pods::from(&it));
+        }
+        Ok(pods)
+    }
+
+    /// How the registry stands by its pods.
+    async fn judge(&self, pods: &Pods) -> Result<Standing, kube::Error> {
+        match workload::progress(pods, &[], None) {
+            Progress::Serving(message) => return Ok(Standing::Ready(Because::new("Serving", message))),
+            Progress::Stopped(message) => return Ok(Standing::Waiting(Because::new("Stopped", message))),
+            Progress::Progressing(_) => {}
+        }
+        if let Some(message) = self.certificate_is_missing().await? {
+            return Ok(missing(message).standing);
+        }
+        let ours = ListParams::default().labels(&format!("{REGISTRY_LABEL}={}", self.names.workload()));
+        let there: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        let (there, claim) = (there.list(&ours).await?.items, claims.get_opt(&self.names.claim()).await?);
+        let (Progress::Serving(message) | Progress::Stopped(message) | Progress::Progressing(message)) =
+            workload::progress(pods, &there, claim.as_ref());
+        Ok(Standing::Waiting(Because::new("Progressing", message)))
+    }
+
+    /// Why the pods can't start for want of their certificate, if that is it.
+    async fn certificate_is_missing(&self) -> Result<Option<String>, kube::Error> {
+        let Some(name) = workload::tls_secret(self.managed, &self.names) else { return Ok(None) };
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        if secrets.get_metadata_opt(&name).await?.is_some() {
+            return Ok(None);
+        }
+        let issued = self.managed.tls.as_ref().is_some_and(|tls| tls.cert_manager.is_some());
+        if !issued {
+            return Ok(Some(format!(
+                "Secret {}/{name} does not exist: put a certificate of type kubernetes.io/tls there, or correct \
+                 tls.secretName",
+                self.namespace
+            )));
+        }
+        let certificate = self.objects_of(&certificate_kind()).get_opt(&self.names.workload()).await?;
+        let why = certificate.and_then(|it| workload::certificate_trouble(&it.data));
+        let why = why.unwrap_or_else(|| "cert-manager has said nothing yet".to_owned());
+        Ok(Some(format!("Certificate {}/{} is not issued: {why}", self.namespace, self.names.workload())))
+    }
+
+    /// How the registry is reached from here. Nothing while one of its Secrets is missing.
+    async fn way(&self) -> Result<Option<Way>, kube::Error> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let Some(Ok(key)) = secrets.get_opt(&self.names.root_key()).await?.as_ref().map(workload::key_pair) else {
+            return Ok(None);
+        };
+        let certificate = match workload::tls_secret(self.managed, &self.names) {
+            None => None,
+            Some(name) => match secrets.get_opt(&name).await? {
+                None => return Ok(None),
+                Some(secret) => Some(secret),
+            },
+        };
+        let reach::Reach { url, host, ca_bundle } =
+            reach::reach(self.managed, &self.names, &self.namespace, certificate.as_ref());
+        Ok(Some(Way { url, host, ca_bundle, id: key.id, secret: key.secret.expose().to_owned() }))
+    }
+}
+
+/// The kinds of a workload's objects.
+fn kinds() -> [ApiResource; 8] {
+    fn of<K: Resource<DynamicType = ()>>() -> ApiResource {
+        ApiResource::erase::<K>(&())
+    }
+    [
+        of::<ConfigMap>(),
+        of::<Secret>(),
+        of::<Service>(),
+        of::<NetworkPolicy>(),
+        of::<PodDisruptionBudget>(),
+        of::<Deployment>(),
+        of::<StatefulSet>(),
+        certificate_kind(),
+    ]
+}
+
+/// Whether an object without our label was applied by us all the same: then somebody took the label away.
+fn was_ours(object: &Found) -> bool {
+    let applied = |it: &ManagedFieldsEntry| {
+        it.manager.as_deref() == Some(FIELD_MANAGER) && it.operation.as_deref() == Some("Apply")
+    };
+    !object.labels().contains_key(REGISTRY_LABEL) && object.managed_fields().iter().any(applied)
+}
+
+fn unusable(error: workload::InvalidSecret) -> Obstacle {
+    Obstacle::not_found(error.to_string())
+}
+
+fn is_api(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+/// What the API server's refusal of an object means: what a person must change, what comes by itself, or nothing in
+/// particular.
+fn refused(error: kube::Error, kind: &str, namespace: &str, name: &str) -> Obstacle {
+    let kube::Error::Api(status) = &error else { return Obstacle::Api(error) };
+    let message = || format!("{kind} {namespace}/{name}: {}", status.message);
+    match status.code {
+        404 => {
+            Obstacle::not_found(format!("Namespace {namespace} does not exist: make it, or correct managed.namespace"))
+        }
+        409 => Obstacle::waiting("Progressing", message()),
+        400 | 403 | 422 => Obstacle::stalled(&status.reason, message()),
+        _ => Obstacle::Api(error),
+    }
+}
