@@ -24,6 +24,7 @@ pub mod operator;
 pub mod plan;
 pub mod policy;
 pub mod registry;
+pub mod scanning;
 pub mod store;
 pub mod tag_mutability;
 pub mod telemetry;

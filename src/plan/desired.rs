@@ -14,7 +14,7 @@ use crate::crd::registry::{Aws, Endpoint, ManagedRegistry, Sqlite, Storage};
 use crate::crd::repository::{ImageTagMutability, Visibility};
 use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Registry, Repository};
 use crate::manifests::{Loaded, Manifests};
-use crate::policy::RepositoryPolicy;
+use crate::policy::{Kind, Policy};
 use crate::tag_mutability::{Mutability, TagMutability};
 
 /// What the manifests want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
@@ -165,7 +165,7 @@ fn repository(manifests: &Manifests, registry: &Registry, resource: &Repository)
         return Err(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
     }
     let policy = spec.repository_policy.as_ref().map(|document| document.to_value());
-    if let Some(Err(error)) = policy.as_ref().map(RepositoryPolicy::from_value)
+    if let Some(Err(error)) = policy.as_ref().map(|document| Policy::from_value(Kind::Repository, document))
         // Amazon ECR may know more of the grammar than we do.
         && registry.spec.aws.is_none()
     {

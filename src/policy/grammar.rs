@@ -1,11 +1,11 @@
-//! Reads a repository policy out of JSON, refusing whatever the grammar doesn't name.
+//! Reads a policy out of JSON, refusing whatever the grammar doesn't name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
 use super::principal::Principal;
-use super::{Condition, Effect, Matching, RepositoryPolicy, Statement, Version};
+use super::{Condition, Effect, Kind, Matching, Policy, Statement, Version};
 
 /// The error is the reason, for people.
 type Result<T> = std::result::Result<T, String>;
@@ -41,7 +41,7 @@ const OPERATORS: [&str; 27] = [
     "Null",
 ];
 
-pub(super) fn read_policy(document: &Value) -> Result<RepositoryPolicy> {
+pub(super) fn read_policy(kind: Kind, document: &Value) -> Result<Policy> {
     let document = members(document, "the policy", &["Version", "Id", "Statement"])?;
     let version = match document.get("Version") {
         None => Version::default(),
@@ -53,20 +53,29 @@ pub(super) fn read_policy(document: &Value) -> Result<RepositoryPolicy> {
     };
     let id = optional_text(document, "Id")?;
     let statements = match document.get("Statement") {
-        Some(Value::Array(statements)) if !statements.is_empty() => statements.iter().map(read_statement).collect(),
-        Some(statement @ Value::Object(_)) => read_statement(statement).map(|statement| vec![statement]),
+        Some(Value::Array(statements)) if !statements.is_empty() => {
+            statements.iter().map(|statement| read_statement(kind, statement)).collect()
+        }
+        Some(statement @ Value::Object(_)) => read_statement(kind, statement).map(|statement| vec![statement]),
         _ => Err("Statement must be a statement or a list of at least one".to_owned()),
     }?;
-    Ok(RepositoryPolicy { version, id, statements })
+    Ok(Policy { version, id, statements })
 }
 
-fn read_statement(value: &Value) -> Result<Statement> {
+fn read_statement(kind: Kind, value: &Value) -> Result<Statement> {
+    const RESOURCE: [&str; 2] = ["Resource", "NotResource"];
     let known = ["Sid", "Effect", "Principal", "NotPrincipal", "Action", "NotAction", "Condition"];
-    let implied = ["Resource", "NotResource"];
-    if let Some(name) = implied.into_iter().find(|name| value.get(name).is_some()) {
-        return Err(format!("{name} can't stand in a repository policy: take it out, the repository is implied"));
-    }
-    let statement = members(value, "a statement", &known)?;
+    let statement = match kind {
+        Kind::Registry => members(value, "a statement", &[&known[..], &RESOURCE].concat())?,
+        Kind::Repository => {
+            if let Some(name) = RESOURCE.into_iter().find(|name| value.get(name).is_some()) {
+                return Err(format!(
+                    "{name} can't stand in a repository policy: take it out, the repository is implied"
+                ));
+            }
+            members(value, "a statement", &known)?
+        }
+    };
     let effect = match statement.get("Effect").and_then(Value::as_str) {
         Some("Allow") => Effect::Allow,
         Some("Deny") => Effect::Deny,
@@ -77,6 +86,10 @@ fn read_statement(value: &Value) -> Result<Statement> {
         effect,
         principals: read_twin(statement, "Principal", "NotPrincipal", read_principals)?,
         actions: read_twin(statement, "Action", "NotAction", read_actions)?,
+        resources: match kind {
+            Kind::Registry => Some(read_twin(statement, "Resource", "NotResource", read_resources)?),
+            Kind::Repository => None,
+        },
         conditions: statement.get("Condition").map(read_conditions).transpose()?.unwrap_or_default(),
     })
 }
@@ -124,6 +137,33 @@ fn read_action(text: &str) -> Result<String> {
         Ok(lower)
     } else {
         Err(format!("action {text:?} is not valid: give *, or ecr: and the name of an action, in which * and ? match"))
+    }
+}
+
+fn read_resources(value: &Value) -> Result<BTreeSet<String>> {
+    texts(value, "Resource")?.into_iter().map(read_resource).collect()
+}
+
+fn read_resource(text: &str) -> Result<String> {
+    let is_segment = |segment: &str| {
+        !segment.is_empty()
+            && segment.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'*' | b'?'))
+    };
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
+    let is_arn = match text.splitn(6, ':').collect::<Vec<_>>()[..] {
+        ["arn", partition, "ecr", region, account, resource] => {
+            [partition, region, account].into_iter().all(is_segment)
+                && (resource == "*" || resource.strip_prefix("repository/").is_some_and(is_name))
+        }
+        _ => false,
+    };
+    if text == "*" || is_arn {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "resource {text:?} is not valid: give *, or a repository's ARN such as \
+             arn:aws:ecr:eu-1:123456789012:repository/team/*, in which * and ? match"
+        ))
     }
 }
 

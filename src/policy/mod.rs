@@ -1,8 +1,9 @@
-//! Repository policies: IAM documents about who may do what with one repository.
+//! Repository and registry policies: IAM documents about who may do what with one repository, or with a registry.
 //!
 //! Pure. Reads and validates them, compares them by meaning, and tells whether one would lock its author out. It
 //! decides no request: that needs identity policies and a request's context, which aren't known here.
-//! Source: Amazon ECR user guide, "Private repository policies"; IAM user guide, "Grammar of the JSON policy language".
+//! Source: Amazon ECR user guide, "Private repository policies" and "Private registry permissions"; IAM user guide,
+//! "Grammar of the JSON policy language".
 
 mod grammar;
 mod principal;
@@ -16,10 +17,28 @@ use serde_json::{Map, Value, json};
 pub use self::principal::Principal;
 use crate::wildcard;
 
-/// The most characters that a repository policy may have.
+/// The most characters that a policy may have.
 pub const MAX_LENGTH: usize = 10_240;
 
-/// Why a repository policy was refused; displayed, it is the whole message of ECR's InvalidParameterException.
+/// What a policy is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One repository, which is what all its statements are about.
+    Repository,
+    /// A registry: each statement says which repositories it is about.
+    Registry,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Repository => "repository",
+            Self::Registry => "registry",
+        })
+    }
+}
+
+/// Why a policy was refused; displayed, it is the whole message of ECR's InvalidParameterException.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPolicy {
     /// The text is longer than [`MAX_LENGTH`].
@@ -28,9 +47,14 @@ pub enum InvalidPolicy {
          'Member must have length less than or equal to {MAX_LENGTH}'"
     )]
     TooLong,
-    /// It is no repository policy. ECR doesn't say why, the text here does.
-    #[error("Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid repository policy provided'")]
-    Document(String),
+    /// It is no policy of this kind. ECR doesn't say why, the reason here does.
+    #[error("Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid {kind} policy provided'")]
+    Document {
+        /// What it should have been.
+        kind: Kind,
+        /// Why it is not.
+        reason: String,
+    },
 }
 
 impl InvalidPolicy {
@@ -38,18 +62,18 @@ impl InvalidPolicy {
     pub fn reason(&self) -> String {
         match self {
             Self::TooLong => format!("it has more than {MAX_LENGTH} characters"),
-            Self::Document(reason) => reason.clone(),
+            Self::Document { kind: _, reason } => reason.clone(),
         }
     }
 }
 
-/// A valid repository policy in canonical form: `==` is the semantic comparison.
+/// A valid policy in canonical form: `==` is the semantic comparison.
 ///
-/// Neither the order of statements, actions, principals and condition values makes a difference, nor does a single
+/// Neither the order of statements, actions, principals, resources and condition values makes a difference, nor does a single
 /// value instead of a list of one, the case of actions and condition keys, an account's id instead of its root ARN,
 /// or `"*"` instead of `{"AWS": "*"}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RepositoryPolicy {
+pub struct Policy {
     /// The version of the policy language.
     pub version: Version,
     /// `Id`, a name that means nothing to ECR.
@@ -78,7 +102,7 @@ impl Version {
     }
 }
 
-/// One statement of a policy. The resource is always the repository.
+/// One statement of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Statement {
     /// `Sid`: any text, not necessarily unique.
@@ -89,6 +113,8 @@ pub struct Statement {
     pub principals: Matching<Principal>,
     /// What it is about: patterns in lower case, `*` or `ecr:…` with `*` and `?`.
     pub actions: Matching<String>,
+    /// Which repositories it is about: patterns of their ARNs with `*` and `?`, or `*`. None in a repository policy.
+    pub resources: Option<Matching<String>>,
     /// When it holds: every condition must.
     pub conditions: BTreeMap<Condition, BTreeSet<String>>,
 }
@@ -105,9 +131,9 @@ pub enum Effect {
 /// An element with its `Not…` twin. The set is not empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Matching<T> {
-    /// `Principal`, `Action`: one of these.
+    /// `Principal`, `Action`, `Resource`: one of these.
     In(BTreeSet<T>),
-    /// `NotPrincipal`, `NotAction`: none of these.
+    /// `NotPrincipal`, `NotAction`, `NotResource`: none of these.
     NotIn(BTreeSet<T>),
 }
 
@@ -120,20 +146,21 @@ pub struct Condition {
     pub key: String,
 }
 
-impl RepositoryPolicy {
-    /// Reads the text of SetRepositoryPolicy's `policyText`.
-    pub fn parse(text: &str) -> Result<Self, InvalidPolicy> {
+impl Policy {
+    /// Reads the text of SetRepositoryPolicy's or PutRegistryPolicy's `policyText`.
+    pub fn parse(kind: Kind, text: &str) -> Result<Self, InvalidPolicy> {
         if text.chars().count() > MAX_LENGTH {
             return Err(InvalidPolicy::TooLong);
         }
-        let document: Value =
-            serde_json::from_str(text).map_err(|error| InvalidPolicy::Document(format!("it is no JSON: {error}")))?;
-        Self::from_value(&document)
+        let document: Value = serde_json::from_str(text)
+            .map_err(|error| InvalidPolicy::Document { kind, reason: format!("it is no JSON: {error}") })?;
+        Self::from_value(kind, &document)
     }
 
     /// Reads a document from JSON.
-    pub fn from_value(document: &Value) -> Result<Self, InvalidPolicy> {
-        let mut policy = grammar::read_policy(document).map_err(InvalidPolicy::Document)?;
+    pub fn from_value(kind: Kind, document: &Value) -> Result<Self, InvalidPolicy> {
+        let mut policy =
+            grammar::read_policy(kind, document).map_err(|reason| InvalidPolicy::Document { kind, reason })?;
         policy.statements.sort();
         Ok(policy)
     }
@@ -203,6 +230,10 @@ impl Statement {
         document.insert(element.to_owned(), principal::to_document(principals));
         let (element, actions) = self.actions.named("Action", "NotAction");
         document.insert(element.to_owned(), json!(actions));
+        if let Some(resources) = &self.resources {
+            let (element, resources) = resources.named("Resource", "NotResource");
+            document.insert(element.to_owned(), json!(resources));
+        }
         let mut conditions: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         for (Condition { operator, key }, values) in &self.conditions {
             conditions.entry(operator).or_default().insert(key, values);
@@ -223,13 +254,13 @@ impl<T> Matching<T> {
     }
 }
 
-/// The canonical form of a document. One that isn't a valid repository policy is its own canonical form, so that a
-/// registry which knows more of the grammar can still be compared with.
-pub fn normalise(document: &Value) -> Value {
-    RepositoryPolicy::from_value(document).map_or_else(|_| document.clone(), |policy| policy.to_document())
+/// The canonical form of a document. One that isn't a valid policy is its own canonical form, so that a registry which knows
+/// more of the grammar can still be compared with.
+pub fn normalise(kind: Kind, document: &Value) -> Value {
+    Policy::from_value(kind, document).map_or_else(|_| document.clone(), |policy| policy.to_document())
 }
 
 /// Whether two documents mean the same.
-pub fn equivalent(one: &Value, other: &Value) -> bool {
-    normalise(one) == normalise(other)
+pub fn equivalent(kind: Kind, one: &Value, other: &Value) -> bool {
+    normalise(kind, one) == normalise(kind, other)
 }

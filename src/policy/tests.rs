@@ -1,4 +1,4 @@
-//! What repository policies are refused, equal, and dangerous to their authors.
+//! What policies are refused, equal, and dangerous to their authors.
 
 use proptest::prelude::*;
 
@@ -38,11 +38,11 @@ fn instead(of: &str, name: &str, value: Value) -> Value {
 }
 
 fn is_valid(document: &Value) -> bool {
-    RepositoryPolicy::from_value(document).is_ok()
+    Policy::from_value(Kind::Repository, document).is_ok()
 }
 
 fn reason(document: &Value) -> String {
-    RepositoryPolicy::from_value(document).unwrap_err().reason()
+    Policy::from_value(Kind::Repository, document).unwrap_err().reason()
 }
 
 fn principal(arn: &str) -> Principal {
@@ -52,7 +52,7 @@ fn principal(arn: &str) -> Principal {
 #[test]
 fn what_is_refused_gets_ecrs_message() {
     for text in ["", "x", "[]", "{}", r#"{"Statement":[]}"#, &"[".repeat(9_000)] {
-        let refused = RepositoryPolicy::parse(text).unwrap_err();
+        let refused = Policy::parse(Kind::Repository, text).unwrap_err();
         assert_eq!(
             refused.to_string(),
             "Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid repository policy provided'",
@@ -61,8 +61,8 @@ fn what_is_refused_gets_ecrs_message() {
     }
     let text = policy(statement()).to_string();
     let fitting = format!("{text}{}", " ".repeat(MAX_LENGTH - text.len()));
-    assert!(RepositoryPolicy::parse(&fitting).is_ok());
-    let refused = RepositoryPolicy::parse(&format!("{fitting} ")).unwrap_err();
+    assert!(Policy::parse(Kind::Repository, &fitting).is_ok());
+    let refused = Policy::parse(Kind::Repository, &format!("{fitting} ")).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "Invalid parameter at 'policyText' failed to satisfy constraint: \
@@ -96,7 +96,7 @@ fn the_grammar_takes_what_authors_write() {
         ),
         with("Condition", json!({ "ForAllValues:Null": { "aws:SourceVpc": "true" } })),
     ] {
-        assert_eq!(RepositoryPolicy::from_value(&document).err(), None, "{document}");
+        assert_eq!(Policy::from_value(Kind::Repository, &document).err(), None, "{document}");
     }
 }
 
@@ -206,9 +206,9 @@ fn documents_that_mean_the_same_are_equivalent() {
             { "Effect": "Deny", "Principal": "*", "Action": "ecr:PutImage" },
         ],
     });
-    assert!(equivalent(&verbose, &terse));
+    assert!(equivalent(Kind::Repository, &verbose, &terse));
     let single = json!({ "Statement": statement() });
-    assert!(equivalent(&json!({ "Statement": [statement()] }), &single));
+    assert!(equivalent(Kind::Repository, &json!({ "Statement": [statement()] }), &single));
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn documents_that_mean_different_things_are_not_equivalent() {
         with("Condition", json!({ "Bool": { "aws:SecureTransport": "true" } })),
     ] {
         assert!(is_valid(&other));
-        assert!(!equivalent(&original, &other), "{other}");
+        assert!(!equivalent(Kind::Repository, &original, &other), "{other}");
     }
 }
 
@@ -236,9 +236,9 @@ fn documents_that_mean_different_things_are_not_equivalent() {
 fn documents_of_a_richer_grammar_are_compared_as_they_are() {
     let future = json!({ "Version": "2030-01-01", "Statement": [{ "A": 1, "B": 2 }] });
     let reordered: Value = serde_json::from_str(r#"{"Statement":[{"B":2,"A":1}],"Version":"2030-01-01"}"#).unwrap();
-    assert_eq!(normalise(&future), future);
-    assert!(equivalent(&future, &reordered));
-    assert!(!equivalent(&future, &policy(statement())));
+    assert_eq!(normalise(Kind::Repository, &future), future);
+    assert!(equivalent(Kind::Repository, &future, &reordered));
+    assert!(!equivalent(Kind::Repository, &future, &policy(statement())));
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_document_locks_its_author_out_when_it_denies_setting_the_next_one() {
             vec![root, user],
         ),
     ] {
-        let policy = RepositoryPolicy::from_value(&policy(statement.clone())).unwrap();
+        let policy = Policy::from_value(Kind::Repository, &policy(statement.clone())).unwrap();
         for caller in locked_out {
             assert!(policy.locks_out(&principal(caller)), "{statement} locks {caller} out");
         }
@@ -281,6 +281,70 @@ fn a_document_locks_its_author_out_when_it_denies_setting_the_next_one() {
             assert!(!policy.locks_out(&principal(caller)), "{statement} doesn't lock {caller} out");
         }
     }
+}
+
+fn registry_policy(resource: impl Into<Option<Value>>) -> Value {
+    with_resource("Resource", resource)
+}
+
+fn with_resource(name: &str, resource: impl Into<Option<Value>>) -> Value {
+    let mut policy = policy(statement());
+    if let Some(resource) = resource.into() {
+        policy["Statement"][0][name] = resource;
+    }
+    policy
+}
+
+#[test]
+fn a_registry_policy_says_which_repositories_it_is_about() {
+    for good in [
+        json!("*"),
+        json!("arn:aws:ecr:eu-1:123456789012:repository/*"),
+        json!(["arn:aws:ecr:*:123456789012:repository/team/?pi", "arn:aws-cn:ecr:eu-1:1234*:*"]),
+    ] {
+        for document in [registry_policy(good.clone()), with_resource("NotResource", good)] {
+            assert_eq!(Policy::from_value(Kind::Registry, &document).err(), None, "{document}");
+            assert!(!is_valid(&document), "no repository policy: {document}");
+        }
+    }
+    let reason = |document: &Value| Policy::from_value(Kind::Registry, document).unwrap_err().reason();
+    for bad in [
+        json!(""),
+        json!("team/*"),
+        json!([]),
+        json!(7),
+        json!("arn:aws:s3:::bucket"),
+        json!("arn:aws:ecr:eu-1:123456789012:repository/"),
+        json!("arn:aws:ecr:eu-1:123456789012:registry/x"),
+        json!("arn:aws:ecr::123456789012:repository/*"),
+        json!("arn:aws:ecr:eu-1:123456789012"),
+    ] {
+        assert!(reason(&registry_policy(bad.clone())).to_lowercase().contains("resource"), "{bad}");
+    }
+    assert!(reason(&registry_policy(None)).contains("exactly one of Resource and NotResource"));
+    let mut both = registry_policy(json!("*"));
+    both["Statement"][0]["NotResource"] = json!("*");
+    assert!(reason(&both).contains("exactly one of"));
+
+    let refused = Policy::parse(Kind::Registry, "{}").unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid registry policy provided'"
+    );
+}
+
+#[test]
+fn registry_policies_differ_by_their_resources_and_not_by_the_order_of_those() {
+    let (one, two) = ("arn:aws:ecr:eu-1:123456789012:repository/a", "arn:aws:ecr:eu-1:123456789012:repository/b");
+    let same = |left: &Value, right: &Value| equivalent(Kind::Registry, left, right);
+    let original = registry_policy(json!([one, two]));
+    assert!(same(&original, &registry_policy(json!([two, one]))));
+    assert!(same(&registry_policy(json!(one)), &registry_policy(json!([one]))));
+    for other in [registry_policy(json!(one)), registry_policy(json!("*")), with_resource("NotResource", json!([one, two]))] {
+        assert!(!same(&original, &other), "{other}");
+    }
+    let canonical = normalise(Kind::Registry, &original);
+    assert_eq!(normalise(Kind::Registry, &canonical), canonical);
 }
 
 /// A list of strings, as a list in any order or, when it has one entry, perhaps as that.
@@ -347,8 +411,8 @@ proptest! {
     #[test]
     fn however_it_is_spelled_a_policy_is_equivalent_to_itself((one, other) in two_spellings()) {
         prop_assert!(is_valid(&one));
-        prop_assert!(equivalent(&one, &other));
-        prop_assert_eq!(normalise(&one), normalise(&normalise(&one)));
+        prop_assert!(equivalent(Kind::Repository, &one, &other));
+        prop_assert_eq!(normalise(Kind::Repository, &one), normalise(Kind::Repository, &normalise(Kind::Repository, &one)));
     }
 
     #[test]
@@ -362,19 +426,19 @@ proptest! {
         let mut changed = meaning.clone();
         let actions = &mut changed[index.index(meaning.len())].0;
         actions[0] = "ecr:DeleteRepository".to_owned();
-        prop_assert!(!equivalent(&document(&meaning), &document(&changed)));
+        prop_assert!(!equivalent(Kind::Repository, &document(&meaning), &document(&changed)));
     }
 
     #[test]
     fn any_text_is_judged(text in "\\PC{0,200}") {
-        let _ = RepositoryPolicy::parse(&text);
+        let _ = Policy::parse(Kind::Repository, &text);
         let _ = Principal::parse_aws(&text);
         let _ = Principal::parse_service(&text);
     }
 
     #[test]
     fn a_valid_policy_reads_back_from_its_canonical_document(document in meanings().prop_flat_map(document_of)) {
-        let policy = RepositoryPolicy::from_value(&document).unwrap();
-        prop_assert_eq!(RepositoryPolicy::from_value(&policy.to_document()), Ok(policy));
+        let policy = Policy::from_value(Kind::Repository, &document).unwrap();
+        prop_assert_eq!(Policy::from_value(Kind::Repository, &policy.to_document()), Ok(policy));
     }
 }

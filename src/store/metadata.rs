@@ -16,6 +16,7 @@ use super::images::{
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
     ResourceTag, TagResourceError,
@@ -30,7 +31,12 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     /// Whether the database answers, for readiness.
     async fn ready(&self) -> StoreResult<()>;
 
-    // Accounts.
+    // Registries.
+
+    /// A registry's settings: the defaults when nothing was ever put.
+    async fn registry_settings(&self, account: &AccountId) -> StoreResult<RegistrySettings>;
+    /// Changes one of them, and returns what they were.
+    async fn change_registry(&self, account: &AccountId, change: RegistryChange) -> StoreResult<RegistrySettings>;
 
     /// The account settings that were ever put; the caller knows the defaults.
     async fn account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>>;

@@ -11,6 +11,7 @@ pub mod jobs;
 pub mod lifecycle;
 pub mod metadata;
 pub mod postgres;
+pub mod registries;
 pub mod repositories;
 mod rows;
 pub mod sqlite;

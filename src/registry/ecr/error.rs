@@ -98,6 +98,9 @@ pub enum Error {
     /// The repository has no policy.
     #[error("Repository policy does not exist for {0}")]
     RepositoryPolicyNotFound(Place),
+    /// The registry has no policy.
+    #[error("Registry policy does not exist in the registry with id '{0}'")]
+    RegistryPolicyNotFound(AccountId),
 
     /// There is no such image.
     #[error("The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist within the repository with name '{}' in the registry with id '{}'", .place.name, .place.account)]
@@ -265,6 +268,7 @@ impl Error {
             Self::InvalidTagParameter { .. } => "InvalidTagParameterException",
             Self::TooManyTags(_) => "TooManyTagsException",
             Self::RepositoryPolicyNotFound(_) => "RepositoryPolicyNotFoundException",
+            Self::RegistryPolicyNotFound(_) => "RegistryPolicyNotFoundException",
             Self::ImageNotFound { .. } => "ImageNotFoundException",
             Self::ImageAlreadyExists { .. } => "ImageAlreadyExistsException",
             Self::ImageTagAlreadyExists { .. } => "ImageTagAlreadyExistsException",

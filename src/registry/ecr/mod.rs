@@ -12,9 +12,11 @@ mod listings;
 mod operations;
 mod page;
 mod registry;
+mod registry_policies;
 mod repositories;
 mod repository_policies;
 mod resource_tags;
+mod scanning;
 mod shapes;
 
 use std::sync::Arc;

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::error::Error;
-use super::{Call, images, input, layers, lifecycle, listings, registry, repositories};
-use super::{repository_policies, resource_tags, shapes};
+use super::{Call, images, input, layers, lifecycle, listings, registry, registry_policies};
+use super::{repositories, repository_policies, resource_tags, scanning, shapes};
 
 /// What a body may have, unless it carries a part of a layer.
 const BODY_LIMIT: usize = 5 * 1024 * 1024;
@@ -56,9 +56,11 @@ pub(super) static PRIVATE: &[Operation] = &[
     operation!("BatchCheckLayerAvailability", layers::batch_check_availability),
     operation!("BatchDeleteImage", images::batch_delete),
     operation!("BatchGetImage", images::batch_get),
+    operation!("BatchGetRepositoryScanningConfiguration", scanning::batch_get),
     operation!("CompleteLayerUpload", layers::complete_upload),
     operation!("CreateRepository", repositories::create),
     operation!("DeleteLifecyclePolicy", lifecycle::delete_policy),
+    operation!("DeleteRegistryPolicy", registry_policies::delete),
     operation!("DeleteRepository", repositories::delete),
     operation!("DeleteRepositoryPolicy", repository_policies::delete),
     operation!("DescribeImages", listings::describe_images),
@@ -69,6 +71,8 @@ pub(super) static PRIVATE: &[Operation] = &[
     operation!("GetDownloadUrlForLayer", layers::get_download_url),
     operation!("GetLifecyclePolicy", lifecycle::get_policy),
     operation!("GetLifecyclePolicyPreview", lifecycle::get_preview),
+    operation!("GetRegistryPolicy", registry_policies::get),
+    operation!("GetRegistryScanningConfiguration", scanning::get),
     operation!("GetRepositoryPolicy", repository_policies::get),
     operation!("InitiateLayerUpload", layers::initiate_upload),
     operation!("ListImageReferrers", listings::list_referrers, action: "BatchGetImage"),
@@ -79,6 +83,8 @@ pub(super) static PRIVATE: &[Operation] = &[
     operation!("PutImageScanningConfiguration", repositories::put_scanning_configuration),
     operation!("PutImageTagMutability", repositories::put_tag_mutability),
     operation!("PutLifecyclePolicy", lifecycle::put_policy),
+    operation!("PutRegistryPolicy", registry_policies::put),
+    operation!("PutRegistryScanningConfiguration", scanning::put),
     operation!("SetRepositoryPolicy", repository_policies::set),
     operation!("StartLifecyclePolicyPreview", lifecycle::start_preview),
     operation!("TagResource", resource_tags::tag),

@@ -6,10 +6,17 @@ use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
 use super::repositories::change;
-use crate::policy::{Principal, RepositoryPolicy};
+use crate::policy::{InvalidPolicy, Kind, Policy, Principal};
 use crate::store::repositories::RepositoryChange;
 
-const MAX_LENGTH: i64 = crate::policy::MAX_LENGTH as i64;
+/// The longest `policyText`.
+pub const MAX_LENGTH: i64 = crate::policy::MAX_LENGTH as i64;
+
+impl From<InvalidPolicy> for Error {
+    fn from(error: InvalidPolicy) -> Self {
+        Self::InvalidParameterText(error.to_string())
+    }
+}
 
 input! {
     /// SetRepositoryPolicy's.
@@ -21,7 +28,7 @@ pub async fn set(call: &Call, input: Set) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = required("policyText", input.policy_text)?;
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
-    let policy = RepositoryPolicy::parse(&text).map_err(|fault| Error::InvalidParameterText(fault.to_string()))?;
+    let policy = Policy::parse(Kind::Repository, &text)?;
     if !input.force.unwrap_or(false) && locks_out(call, &policy) {
         return Err(invalid(
             "PolicyText",
@@ -33,7 +40,7 @@ pub async fn set(call: &Call, input: Set) -> Result<Value, Error> {
     Ok(output(&place, &text))
 }
 
-fn locks_out(call: &Call, policy: &RepositoryPolicy) -> bool {
+fn locks_out(call: &Call, policy: &Policy) -> bool {
     Principal::parse_aws(&call.principal.arn()).is_ok_and(|caller| policy.locks_out(&caller))
 }
 

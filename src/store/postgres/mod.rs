@@ -13,6 +13,7 @@ mod jobs;
 mod listings;
 mod manifests;
 mod previews;
+mod registries;
 mod repositories;
 mod rows;
 mod schema;
@@ -38,6 +39,7 @@ use super::images::{
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
     ResourceTag, TagResourceError,
@@ -208,11 +210,17 @@ impl Metadata for PostgresStore {
         self.run(|| async { Ok(sqlx::query("SELECT 1").execute(&self.pool).await.map(|_| ())?) }).await
     }
 
+    async fn registry_settings(&self, account: &AccountId) -> StoreResult<RegistrySettings> {
+        self.run(|| registries::settings(&self.pool, account)).await
+    }
+    async fn change_registry(&self, account: &AccountId, change: RegistryChange) -> StoreResult<RegistrySettings> {
+        self.run(|| registries::change(&self.pool, account, &change)).await
+    }
     async fn account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
-        self.run(|| repositories::account_settings(&self.pool, account)).await
+        self.run(|| registries::account_settings(&self.pool, account)).await
     }
     async fn put_account_setting(&self, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
-        self.run(|| repositories::put_account_setting(&self.pool, account, name, value)).await
+        self.run(|| registries::put_account_setting(&self.pool, account, name, value)).await
     }
 
     async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {

@@ -1,4 +1,4 @@
-//! Accounts, repositories and their resource tags.
+//! Repositories and their resource tags.
 
 use std::collections::BTreeMap;
 
@@ -14,27 +14,6 @@ use crate::store::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
     ResourceTag, TagResourceError,
 };
-
-pub(super) async fn account_settings(pool: &PgPool, account: &AccountId) -> Attempt<BTreeMap<String, String>> {
-    let rows: Vec<(String, String)> = sqlx::query_as("SELECT name, value FROM account_setting WHERE account_id = $1")
-        .bind(account.as_str())
-        .fetch_all(pool)
-        .await?;
-    Ok(rows.into_iter().collect())
-}
-
-pub(super) async fn put_account_setting(pool: &PgPool, account: &AccountId, name: &str, value: &str) -> Attempt<()> {
-    sqlx::query(
-        "INSERT INTO account_setting (account_id, name, value) VALUES ($1, $2, $3)
-         ON CONFLICT (account_id, name) DO UPDATE SET value = excluded.value",
-    )
-    .bind(account.as_str())
-    .bind(name)
-    .bind(value)
-    .execute(pool)
-    .await?;
-    Ok(())
-}
 
 pub(super) async fn create(pool: &PgPool, new: &NewRepository, max: u64) -> Attempt<Repository, CreateRepositoryError> {
     let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } = new;

@@ -10,6 +10,7 @@ mod listings;
 mod manifests;
 mod previews;
 mod readers;
+mod registries;
 mod repositories;
 mod uploads;
 mod writer;
@@ -34,6 +35,7 @@ use super::images::{
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
     ResourceTag, TagResourceError,
@@ -43,7 +45,8 @@ use super::{Lookup, Metadata, StoreError, StoreResult};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// The schema's versions. A version that was released is never edited: a change is one more.
-const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("0001_initial.sql"))];
+const MIGRATIONS: &[M<'_>] = 
+    &[M::up(include_str!("0001_initial.sql")), M::up(include_str!("0002_registry.sql"))];
 
 /// What every connection is set to. With the write-ahead log, NORMAL would lose acknowledged commits in a power cut: FULL.
 /// Pages are cached per connection and small, as the operating system caches the file too.
@@ -146,13 +149,22 @@ impl Metadata for SqliteStore {
         self.writer.write(|db| db.exists("SELECT 1", []).map(drop)).await
     }
 
+    async fn registry_settings(&self, account: &AccountId) -> StoreResult<RegistrySettings> {
+        self.readers.read(|db| registries::settings(db, account))
+    }
+
+    async fn change_registry(&self, account: &AccountId, change: RegistryChange) -> StoreResult<RegistrySettings> {
+        let account = account.clone();
+        self.writer.write(move |db| registries::change(db, &account, &change)).await
+    }
+
     async fn account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
-        self.readers.read(|db| repositories::account_settings(db, account))
+        self.readers.read(|db| registries::account_settings(db, account))
     }
 
     async fn put_account_setting(&self, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
         let (account, name, value) = (account.clone(), name.to_owned(), value.to_owned());
-        self.writer.write(move |db| repositories::put_account_setting(db, &account, &name, &value)).await
+        self.writer.write(move |db| registries::put_account_setting(db, &account, &name, &value)).await
     }
 
     async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {

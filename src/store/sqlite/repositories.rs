@@ -1,6 +1,4 @@
-//! Accounts, repositories and their resource tags.
-
-use std::collections::BTreeMap;
+//! Repositories and their resource tags.
 
 use jiff::Timestamp;
 use rusqlite::{Row, params};
@@ -32,17 +30,6 @@ fn repository(row: &Row<'_>) -> StoreResult<Repository> {
         lifecycle_policy: row.get(10)?,
         lifecycle_evaluated_at: row.get::<_, Option<i64>>(11)?.map(rows::time).transpose()?,
     })
-}
-
-pub(super) fn account_settings(db: Db<'_>, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
-    let sql = "SELECT name, value FROM account_setting WHERE account_id = ?1";
-    Ok(db.all(sql, [account.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
-}
-
-pub(super) fn put_account_setting(db: Db<'_>, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
-    let sql = "INSERT INTO account_setting (account_id, name, value) VALUES (?1, ?2, ?3) \
-               ON CONFLICT DO UPDATE SET value = excluded.value";
-    db.run(sql, [account.as_str(), name, value]).map(drop)
 }
 
 pub(super) fn create(db: Db<'_>, new: &NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {

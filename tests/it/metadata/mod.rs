@@ -144,6 +144,10 @@ pub fn account() -> AccountId {
     "123456789012".parse().unwrap()
 }
 
+pub fn other_account() -> AccountId {
+    "210987654321".parse().unwrap()
+}
+
 pub fn name(text: &str) -> RepositoryName {
     text.parse().unwrap()
 }
@@ -245,9 +249,13 @@ pub fn job(kind: &str, key: &str, payload: &str, run_at: Timestamp) -> NewJob {
 /// Runs every case on the stores that `$open` makes.
 macro_rules! contract {
     ($open:ident) => {
-        contract!(@subject $open, repositories:
+        contract!(@subject $open, registries:
             a_database_that_was_just_opened_is_ready,
             account_settings_are_put_one_by_one,
+            a_registrys_settings_change_one_by_one_and_tell_what_they_were,
+            a_registry_policy_that_is_deleted_at_once_was_there_for_one,
+        );
+        contract!(@subject $open, repositories:
             a_repository_is_found_as_it_was_created,
             a_repository_name_is_taken_once_per_registry,
             a_registry_has_no_more_repositories_than_it_may,

@@ -1,6 +1,4 @@
-//! Accounts and repositories.
-
-use std::collections::BTreeMap;
+//! Repositories.
 
 use wharfage::store::images::{StorageClass, UnlinkBlob};
 use wharfage::store::jobs::DeleteGeneration;
@@ -11,25 +9,6 @@ use wharfage::store::repositories::{
 use wharfage::store::uploads::UploadError;
 
 use super::*;
-
-pub async fn a_database_that_was_just_opened_is_ready(store: Fixture) {
-    store.ready().await.unwrap();
-}
-
-pub async fn account_settings_are_put_one_by_one(store: Fixture) {
-    assert_eq!(store.account_settings(&account()).await.unwrap(), BTreeMap::new());
-    store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "CLAIR").await.unwrap();
-    store.put_account_setting(&account(), "REGISTRY_POLICY_SCOPE", "V2").await.unwrap();
-    store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE").await.unwrap();
-    let settings = store.account_settings(&account()).await.unwrap();
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    assert_eq!(settings, [("BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE"), ("REGISTRY_POLICY_SCOPE", "V2")]);
-    assert_eq!(store.account_settings(&other_account()).await.unwrap(), BTreeMap::new());
-}
-
-fn other_account() -> AccountId {
-    "210987654321".parse().unwrap()
-}
 
 fn resource_tag(key: &str, value: &str) -> ResourceTag {
     ResourceTag { key: key.into(), value: value.into() }

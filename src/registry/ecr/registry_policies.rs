@@ -1,0 +1,51 @@
+//! The registry's policy: checked, kept as it was put, and given back so.
+
+use serde_json::{Value, json};
+
+use super::Call;
+use super::error::Error;
+use super::input::{self, input, required};
+use super::registry::Nothing;
+use super::repository_policies::MAX_LENGTH;
+use crate::names::AccountId;
+use crate::policy::{Kind, Policy};
+use crate::store::registries::RegistryChange;
+
+input! {
+    /// PutRegistryPolicy's.
+    Put { policy_text: String }
+}
+
+/// PutRegistryPolicy.
+pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+    let text = required("policyText", input.policy_text)?;
+    input::length("policyText", &text, 0..=MAX_LENGTH)?;
+    Policy::parse(Kind::Registry, &text)?;
+    let account = &call.principal.account;
+    call.authorise_registry(account)?;
+    call.registry.metadata.change_registry(account, RegistryChange::Policy(Some(text.clone()))).await?;
+    Ok(output(account, &text))
+}
+
+/// GetRegistryPolicy.
+pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
+    let account = &call.principal.account;
+    call.authorise_registry(account)?;
+    told(account, call.registry.metadata.registry_settings(account).await?.policy)
+}
+
+/// DeleteRegistryPolicy.
+pub async fn delete(call: &Call, _: Nothing) -> Result<Value, Error> {
+    let account = &call.principal.account;
+    call.authorise_registry(account)?;
+    told(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
+}
+
+fn told(account: &AccountId, policy: Option<String>) -> Result<Value, Error> {
+    let text = policy.ok_or_else(|| Error::RegistryPolicyNotFound(account.clone()))?;
+    Ok(output(account, &text))
+}
+
+fn output(account: &AccountId, text: &str) -> Value {
+    json!({ "registryId": account, "policyText": text })
+}

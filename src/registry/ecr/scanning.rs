@@ -1,0 +1,130 @@
+//! How repositories are scanned: the registry's configuration, and what it means for each of them.
+
+use serde_json::{Value, json};
+
+use super::error::{Error, Place};
+use super::input::{self, input, invalid, required};
+use super::registry::Nothing;
+use super::Call;
+use crate::scanning::{FILTER_PATTERN, ScanFrequency, ScanType, ScanningConfiguration, ScanningRule, is_filter};
+use crate::store::registries::RegistryChange;
+
+input! {
+    /// PutRegistryScanningConfiguration's.
+    Put { scan_type: String, rules: Vec<Rule> }
+}
+
+input! {
+    /// ECR's `RegistryScanningRule`.
+    Rule { scan_frequency: String, repository_filters: Vec<Filter> }
+}
+
+input! {
+    /// ECR's `ScanningRepositoryFilter`.
+    Filter { filter: String, filter_type: String }
+}
+
+/// PutRegistryScanningConfiguration. What it does not say becomes the default again: BASIC, and no rule.
+pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+    let configuration = configuration(input)?;
+    let account = &call.principal.account;
+    call.authorise_registry(account)?;
+    let output = json!({ "registryScanningConfiguration": shape(&configuration) });
+    call.registry.metadata.change_registry(account, RegistryChange::Scanning(configuration)).await?;
+    Ok(output)
+}
+
+fn configuration(input: Put) -> Result<ScanningConfiguration, Error> {
+    let scan_type = input.scan_type.as_deref().unwrap_or(ScanType::default().as_str());
+    let scan_type = input::one_of("scanType", scan_type, &ScanType::ALL.map(|it| (it.as_str(), it)))?;
+    let rules = input.rules.unwrap_or_default();
+    input::count("rules", &rules, 0..=2)?;
+    let rules = rules.into_iter().map(rule).collect::<Result<_, _>>()?;
+    let configuration = ScanningConfiguration { scan_type, rules };
+    match configuration.fault() {
+        Some(fault) => Err(Error::Validation(fault)),
+        None => Ok(configuration),
+    }
+}
+
+fn rule(rule: Rule) -> Result<ScanningRule, Error> {
+    const FREQUENCY: &str = "rules.scanFrequency";
+    const FILTERS: &str = "rules.repositoryFilters";
+    let frequency = required(FREQUENCY, rule.scan_frequency)?;
+    let scan_frequency = input::one_of(FREQUENCY, &frequency, &ScanFrequency::ALL.map(|it| (it.as_str(), it)))?;
+    let filters = required(FILTERS, rule.repository_filters)?;
+    input::count(FILTERS, &filters, 0..=100)?;
+    Ok(ScanningRule { scan_frequency, filters: filters.into_iter().map(filter).collect::<Result<_, _>>()? })
+}
+
+fn filter(filter: Filter) -> Result<String, Error> {
+    const FILTER: &str = "rules.repositoryFilters.filter";
+    const TYPE: &str = "rules.repositoryFilters.filterType";
+    input::one_of(TYPE, &required(TYPE, filter.filter_type)?, &[("WILDCARD", ())])?;
+    let filter = required(FILTER, filter.filter)?;
+    input::length(FILTER, &filter, 1..=255)?;
+    if !is_filter(&filter) {
+        return Err(invalid(FILTER, format!("must satisfy regular expression '{FILTER_PATTERN}'")));
+    }
+    Ok(filter)
+}
+
+/// GetRegistryScanningConfiguration.
+pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
+    let account = &call.principal.account;
+    call.authorise_registry(account)?;
+    let settings = call.registry.metadata.registry_settings(account).await?;
+    Ok(json!({ "registryId": account, "scanningConfiguration": shape(&settings.scanning) }))
+}
+
+/// ECR's `RegistryScanningConfiguration`.
+fn shape(configuration: &ScanningConfiguration) -> Value {
+    let rules = configuration.rules.iter().map(|rule| {
+        let filters = filters(rule.filters.iter().map(String::as_str));
+        json!({ "scanFrequency": rule.scan_frequency.as_str(), "repositoryFilters": filters })
+    });
+    json!({ "scanType": configuration.scan_type.as_str(), "rules": rules.collect::<Value>() })
+}
+
+fn filters<'a>(filters: impl Iterator<Item = &'a str>) -> Value {
+    filters.map(|filter| json!({ "filter": filter, "filterType": "WILDCARD" })).collect()
+}
+
+input! {
+    /// BatchGetRepositoryScanningConfiguration's.
+    BatchGet { repository_names: Vec<String> }
+}
+
+/// BatchGetRepositoryScanningConfiguration.
+pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
+    let names = required("repositoryNames", input.repository_names)?;
+    input::count("repositoryNames", &names, 1..=25)?;
+    let account = &call.principal.account;
+    let mut places = Vec::with_capacity(names.len());
+    for name in &names {
+        let place = Place::new(account, &input::repository_name("repositoryNames", name)?);
+        call.authorise(&place)?;
+        places.push(place);
+    }
+    let configuration = call.registry.metadata.registry_settings(account).await?.scanning;
+    let (mut found, mut failures) = (Vec::new(), Vec::new());
+    for Place { account, name } in places {
+        let Some(repository) = call.registry.metadata.repository(&account, &name).await? else {
+            failures.push(json!({
+                "repositoryName": name,
+                "failureCode": "REPOSITORY_NOT_FOUND",
+                "failureReason": Error::RepositoryNotFound(Place { account, name: name.clone() }).to_string(),
+            }));
+            continue;
+        };
+        let scanning = configuration.of_repository(&name, repository.scan_on_push);
+        found.push(json!({
+            "repositoryArn": call.registry.arn(&account, &name).to_string(),
+            "repositoryName": name,
+            "scanOnPush": scanning.frequency != ScanFrequency::Manual,
+            "scanFrequency": scanning.frequency.as_str(),
+            "appliedScanFilters": filters(scanning.filters.into_iter()),
+        }));
+    }
+    Ok(json!({ "scanningConfigurations": found, "failures": failures }))
+}

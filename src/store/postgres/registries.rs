@@ -1,0 +1,66 @@
+//! Registries: account settings, policy and scanning configuration.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgPool;
+use sqlx::postgres::PgRow;
+
+use super::failure::Attempt;
+use super::rows::{self, get, json};
+use crate::names::AccountId;
+use crate::store::StoreResult;
+use crate::store::registries::{RegistryChange, RegistrySettings};
+
+pub(super) async fn account_settings(pool: &PgPool, account: &AccountId) -> Attempt<BTreeMap<String, String>> {
+    let rows: Vec<(String, String)> = sqlx::query_as("SELECT name, value FROM account_setting WHERE account_id = $1")
+        .bind(account.as_str())
+        .fetch_all(pool)
+        .await?;
+    Ok(rows.into_iter().collect())
+}
+
+pub(super) async fn put_account_setting(pool: &PgPool, account: &AccountId, name: &str, value: &str) -> Attempt<()> {
+    sqlx::query(
+        "INSERT INTO account_setting (account_id, name, value) VALUES ($1, $2, $3)
+         ON CONFLICT (account_id, name) DO UPDATE SET value = excluded.value",
+    )
+    .bind(account.as_str())
+    .bind(name)
+    .bind(value)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+fn read(row: &PgRow) -> StoreResult<RegistrySettings> {
+    let scanning = get::<Option<String>>(row, "scanning")?.map(|text| rows::from_json(&text)).transpose()?;
+    Ok(RegistrySettings { policy: get(row, "policy")?, scanning: scanning.unwrap_or_default() })
+}
+
+pub(super) async fn settings(pool: &PgPool, account: &AccountId) -> Attempt<RegistrySettings> {
+    let found = sqlx::query("SELECT policy, scanning FROM registry WHERE account_id = $1").bind(account.as_str());
+    let found = found.fetch_optional(pool).await?;
+    Ok(found.as_ref().map(read).transpose()?.unwrap_or_default())
+}
+
+pub(super) async fn change(pool: &PgPool, account: &AccountId, change: &RegistryChange) -> Attempt<RegistrySettings> {
+    let mut tx = pool.begin().await?;
+    sqlx::query("INSERT INTO registry (account_id) VALUES ($1) ON CONFLICT DO NOTHING")
+        .bind(account.as_str())
+        .execute(&mut *tx)
+        .await?;
+    // Locked, so that of two that delete the policy at once only one is told that it was there.
+    let before = sqlx::query("SELECT policy, scanning FROM registry WHERE account_id = $1 FOR NO KEY UPDATE")
+        .bind(account.as_str())
+        .fetch_one(&mut *tx)
+        .await?;
+    let (update, value) = match change {
+        RegistryChange::Policy(policy) => ("UPDATE registry SET policy = $2 WHERE account_id = $1", policy.clone()),
+        RegistryChange::Scanning(scanning) => {
+            ("UPDATE registry SET scanning = $2 WHERE account_id = $1", Some(json(scanning)?))
+        }
+    };
+    sqlx::query(update).bind(account.as_str()).bind(value).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(read(&before)?)
+}

@@ -1,0 +1,43 @@
+//! Registries: account settings, policy and scanning configuration.
+
+use std::collections::BTreeMap;
+
+use super::db::{Db, text_or_null};
+use crate::names::AccountId;
+use crate::store::registries::{RegistryChange, RegistrySettings};
+use crate::store::{StoreResult, rows};
+
+pub(super) fn account_settings(db: Db<'_>, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
+    let sql = "SELECT name, value FROM account_setting WHERE account_id = ?1";
+    Ok(db.all(sql, [account.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
+}
+
+pub(super) fn put_account_setting(db: Db<'_>, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
+    let sql = "INSERT INTO account_setting (account_id, name, value) VALUES (?1, ?2, ?3) \
+               ON CONFLICT DO UPDATE SET value = excluded.value";
+    db.run(sql, [account.as_str(), name, value]).map(drop)
+}
+
+pub(super) fn settings(db: Db<'_>, account: &AccountId) -> StoreResult<RegistrySettings> {
+    let sql = "SELECT policy, scanning FROM registry WHERE account_id = ?1";
+    let found = db.first(sql, [account.as_str()], |row| {
+        let scanning = text_or_null(row, 1)?.map(rows::from_json).transpose()?;
+        Ok(RegistrySettings { policy: row.get(0)?, scanning: scanning.unwrap_or_default() })
+    })?;
+    Ok(found.unwrap_or_default())
+}
+
+pub(super) fn change(db: Db<'_>, account: &AccountId, change: &RegistryChange) -> StoreResult<RegistrySettings> {
+    let before = settings(db, account)?;
+    db.run("INSERT INTO registry (account_id) VALUES (?1) ON CONFLICT DO NOTHING", [account.as_str()])?;
+    match change {
+        RegistryChange::Policy(policy) => {
+            db.run("UPDATE registry SET policy = ?2 WHERE account_id = ?1", (account.as_str(), policy))?
+        }
+        RegistryChange::Scanning(scanning) => {
+            let scanning = rows::json(scanning)?;
+            db.run("UPDATE registry SET scanning = ?2 WHERE account_id = ?1", (account.as_str(), scanning))?
+        }
+    };
+    Ok(before)
+}

@@ -1,0 +1,57 @@
+//! Registries as a whole.
+
+use std::collections::BTreeMap;
+
+use wharfage::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
+use wharfage::store::registries::{RegistryChange, RegistrySettings};
+
+use super::*;
+
+pub async fn a_database_that_was_just_opened_is_ready(store: Fixture) {
+    store.ready().await.unwrap();
+}
+
+pub async fn account_settings_are_put_one_by_one(store: Fixture) {
+    assert_eq!(store.account_settings(&account()).await.unwrap(), BTreeMap::new());
+    store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "CLAIR").await.unwrap();
+    store.put_account_setting(&account(), "REGISTRY_POLICY_SCOPE", "V2").await.unwrap();
+    store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE").await.unwrap();
+    let settings = store.account_settings(&account()).await.unwrap();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(settings, [("BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE"), ("REGISTRY_POLICY_SCOPE", "V2")]);
+    assert_eq!(store.account_settings(&other_account()).await.unwrap(), BTreeMap::new());
+}
+
+pub async fn a_registrys_settings_change_one_by_one_and_tell_what_they_were(mut store: Fixture) {
+    let nothing = RegistrySettings::default();
+    assert_eq!(store.registry_settings(&account()).await.unwrap(), nothing);
+
+    let policy = Some("{ \"a\": \"\\u0000\" }".to_owned());
+    let change = RegistryChange::Policy(policy.clone());
+    assert_eq!(store.change_registry(&account(), change).await.unwrap(), nothing);
+    let with_policy = RegistrySettings { policy, ..nothing.clone() };
+
+    let filters = vec!["b".to_owned(), "a*".to_owned()];
+    let rules = vec![ScanningRule { scan_frequency: ScanFrequency::ContinuousScan, filters }];
+    let scanning = ScanningConfiguration { scan_type: ScanType::Enhanced, rules };
+    let change = RegistryChange::Scanning(scanning.clone());
+    assert_eq!(store.change_registry(&account(), change).await.unwrap(), with_policy);
+    let with_both = RegistrySettings { scanning, ..with_policy };
+
+    store.reopen().await;
+    assert_eq!(store.registry_settings(&account()).await.unwrap(), with_both);
+    assert_eq!(store.registry_settings(&other_account()).await.unwrap(), nothing);
+    assert_eq!(store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap(), with_both);
+    let scanning = RegistrySettings { policy: None, ..with_both };
+    assert_eq!(store.registry_settings(&account()).await.unwrap(), scanning);
+}
+
+pub async fn a_registry_policy_that_is_deleted_at_once_was_there_for_one(store: Fixture) {
+    store.change_registry(&account(), RegistryChange::Policy(Some("policy".into()))).await.unwrap();
+    let deletions = (0..8).map(|_| {
+        let store = store.handle();
+        tokio::spawn(async move { store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap() })
+    });
+    let were = futures::future::join_all(deletions.collect::<Vec<_>>()).await;
+    assert_eq!(were.into_iter().filter(|was| was.as_ref().unwrap().policy.is_some()).count(), 1);
+}
