@@ -252,16 +252,14 @@ mod tests {
     #[test]
     fn neither_the_order_nor_what_is_for_nothing_makes_a_difference() {
         use ScanFrequency::{ContinuousScan, ScanOnPush};
-        let one = configuration(
-            ScanType::Enhanced,
-            vec![rule(ScanOnPush, &["a", "b"]), rule(ContinuousScan, &["c"])],
-        );
-        let same = configuration(
-            ScanType::Enhanced,
-            vec![rule(ContinuousScan, &["c"]), rule(ScanOnPush, &["b", "a", "a"])],
-        );
+        let one = configuration(ScanType::Enhanced, vec![rule(ScanOnPush, &["a", "b"]), rule(ContinuousScan, &["c"])]);
+        let same =
+            configuration(ScanType::Enhanced, vec![rule(ContinuousScan, &["c"]), rule(ScanOnPush, &["b", "a", "a"])]);
         assert!(one.is_equivalent(&same));
-        assert!(ScanningConfiguration::default().is_equivalent(&configuration(ScanType::Basic, vec![rule(ScanOnPush, &[])])));
+        assert!(
+            ScanningConfiguration::default()
+                .is_equivalent(&configuration(ScanType::Basic, vec![rule(ScanOnPush, &[])]))
+        );
         for other in [
             configuration(ScanType::Basic, one.rules.clone()),
             configuration(ScanType::Enhanced, vec![one.rules[0].clone()]),

@@ -10,6 +10,7 @@ use aws_sdk_ecr::types::{
 
 use super::client::{Ecr, api_error};
 use super::observe::Listed;
+use super::settings;
 use crate::names::RepositoryName;
 use crate::plan::model::ApiError;
 use crate::plan::{Call, Step};
@@ -28,9 +29,7 @@ pub async fn carry_out(
 ) -> Result<(), ApiError> {
     let mut arn = step.arn.clone().or_else(|| arn.map(str::to_owned));
     for call in &step.calls {
-        if let Call::PutAccountSetting { name, value } = call {
-            let sent = ecr.client.put_account_setting().name(name).value(value).send().await;
-            sent.map_err(|error| api_error(&error))?;
+        if settings::put(ecr, call).await? {
             done(call, None);
             continue;
         }
@@ -137,7 +136,11 @@ async fn repository_call(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, ca
             client.delete_repository().set_registry_id(registry).repository_name(repository).force(*force),
             gone: "RepositoryNotFoundException"
         ),
-        Call::CreateRepository { .. } | Call::PutAccountSetting { .. } => {
+        Call::CreateRepository { .. }
+        | Call::PutAccountSetting { .. }
+        | Call::PutRegistryPolicy(_)
+        | Call::DeleteRegistryPolicy
+        | Call::PutRegistryScanningConfiguration(_) => {
             Err(client_error(format!("{call:?} is no call about a repository that is there")))
         }
     }
@@ -170,6 +173,6 @@ fn tags(wanted: &BTreeMap<String, String>) -> Result<Vec<Tag>, ApiError> {
     wanted.iter().map(tag).collect::<Result<_, _>>().map_err(|error| client_error(error.to_string()))
 }
 
-fn client_error(message: String) -> ApiError {
+pub(super) fn client_error(message: String) -> ApiError {
     ApiError { name: "ClientError".to_owned(), message }
 }

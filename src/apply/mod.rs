@@ -6,6 +6,7 @@ mod meter;
 mod observe;
 mod previews;
 mod report;
+mod settings;
 mod token;
 
 use std::collections::{HashMap, HashSet};
@@ -16,6 +17,7 @@ pub use client::{Access, Ecr, Identity};
 pub use meter::CallObserver;
 pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look, observe, registry_id, usage};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
+pub use settings::observe_settings;
 pub use token::{AuthorizationToken, authorization_token};
 
 use crate::names::RepositoryName;

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ecr::error::ProvideErrorMetadata as _;
 use aws_sdk_ecr::types::{self, LifecyclePolicyPreviewStatus};
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use serde_json::Value;
 
-use super::client::{Ecr, api_error, is_unknown_operation};
+use super::client::{Ecr, api_error};
+use super::settings::observe_settings;
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, Desired, LifecycleMode, Observed, ObservedRepository};
 use crate::plan::ownership::Ownership;
@@ -26,7 +27,7 @@ const PAGE: i32 = 1000;
 /// # Errors
 /// When the repositories cannot be listed. A single one that cannot be looked at is in [`Observed::unreadable`].
 pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError> {
-    let mut observed = Observed { account_settings: account_settings(ecr, desired).await, ..Observed::default() };
+    let mut observed = observe_settings(ecr, desired).await;
     let needs = Needs::of(desired);
     let listed = list(ecr).await?;
     let mut looked_at = stream::iter(&listed)
@@ -186,21 +187,6 @@ impl RepositoryNeeds {
     }
 }
 
-async fn account_settings(ecr: &Ecr, desired: &Desired) -> Result<BTreeMap<String, String>, ApiError> {
-    let found = stream::iter(desired.account_settings.keys()).then(|name| async move {
-        let answer = ecr.client.get_account_setting().name(name).send().await.map_err(|error| {
-            let error = api_error(&error);
-            if is_unknown_operation(&error) {
-                let message = format!("this registry has no account settings ({error}): take them out of the manifest");
-                return ApiError { name: "UnsupportedByRegistry".to_owned(), message };
-            }
-            error
-        })?;
-        Ok((name.clone(), answer.value().unwrap_or_default().to_owned()))
-    });
-    found.try_collect().await
-}
-
 /// One repository; nothing if it has gone since it was listed.
 ///
 /// # Errors
@@ -318,11 +304,11 @@ fn is_absent(code: Option<&str>) -> bool {
     code.is_some_and(|code| ABSENT.contains(&code))
 }
 
-fn document(field: &str, text: Option<&str>) -> Result<Option<Value>, ApiError> {
+pub(super) fn document(field: &str, text: Option<&str>) -> Result<Option<Value>, ApiError> {
     text.map(|text| serde_json::from_str(text).map_err(|_| unexpected(field, text))).transpose()
 }
 
-fn unexpected(field: &str, value: &str) -> ApiError {
+pub(super) fn unexpected(field: &str, value: &str) -> ApiError {
     let value: String = value.chars().take(100).collect();
     // About this one value: the registry as such answers.
     ApiError { name: "UnexpectedValue".to_owned(), message: format!("the registry says {field} is {value:?}") }

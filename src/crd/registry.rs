@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{DeletionPolicy, Document, NAME_PATTERN, NAMESPACE_PATTERN, SecretKeyRef, SecretRef, selects};
 use super::conditions::Condition;
 use crate::names::{AccountId, Region};
+use crate::scanning::FILTER_PATTERN;
 
 /// The region of a managed registry that names none.
 pub const DEFAULT_REGION: &str = "local-1";
@@ -80,13 +81,15 @@ pub struct RegistrySpec {
     /// Amazon ECR. With neither roleArn nor credentialsSecretRef the process's own identity is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aws: Option<Aws>,
-    /// The registry's own permissions policy, in IAM's grammar. A document, not a string.
+    /// The registry's own permissions policy, in IAM's grammar. A document, not a string. {}: the registry shall have none.
+    /// Absent: left as it is, even if this resource had set it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Document>,
-    /// How pushed images are scanned, as in ECR's PutRegistryScanningConfiguration.
+    /// How pushed images are scanned, as in ECR's PutRegistryScanningConfiguration. {}: ECR's default, BASIC without rules.
+    /// Absent: left as it is, even if this resource had set it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scanning_configuration: Option<ScanningConfiguration>,
-    /// Account settings, as in ECR's PutAccountSetting.
+    /// Account settings, as in ECR's PutAccountSetting. What is absent is left as it is, even if this resource had set it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account_settings: Option<AccountSettings>,
     /// Which namespaces may use which names in this registry. Absent: every namespace may use every name.
@@ -401,13 +404,24 @@ pub struct Aws {
 }
 
 /// How pushed images are scanned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.rules) || self.rules.all(rule, rule.scanFrequency != 'CONTINUOUS_SCAN' || (has(self.scanType) && self.scanType == 'ENHANCED'))"
+    )
+    .message("scanFrequency CONTINUOUS_SCAN needs scanType ENHANCED: set that, or use SCAN_ON_PUSH"),
+    validation = Rule::new(
+        "!has(self.rules) || self.rules.all(rule, self.rules.exists_one(other, other.scanFrequency == rule.scanFrequency))"
+    )
+    .message("at most one rule may have a scanFrequency: join the repositoryFilters of those that share one"),
+)]
 pub struct ScanningConfiguration {
     /// BASIC looks at packages of the operating system, ENHANCED at those of languages, too, and goes on looking. Default: BASIC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scan_type: Option<ScanType>,
-    /// Which repositories are scanned when; at most one rule per frequency.
+    /// Which repositories are scanned when; at most one rule per frequency. Repositories that no rule is for are scanned when
+    /// somebody asks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
     pub rules: Vec<ScanningRule>,
@@ -443,16 +457,15 @@ pub enum ScanFrequency {
     ScanOnPush,
     /// When they are pushed, and again when something new is known. ENHANCED only.
     ContinuousScan,
-    /// When somebody asks.
-    Manual,
 }
 
 /// A pattern of repository names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningFilter {
-    /// The pattern; a star stands for any run of characters.
-    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9*](?:[._\-/a-z0-9*]?[a-z0-9*]+)*$"))]
+    /// The pattern. With a star, which stands for any run of characters, it matches a whole name; without one, any name that
+    /// it occurs in.
+    #[schemars(length(min = 1, max = 255), regex(pattern = FILTER_PATTERN))]
     pub filter: String,
     /// How the pattern is read.
     pub filter_type: WildcardFilter,

@@ -8,8 +8,8 @@ use super::model::{
     Refused,
 };
 use super::ownership::{LifecycleOwner, OnRemoval, Owner, Ownership, is_owner_tag};
-use super::repository;
 use super::{Action, Call, Object, Plan, Step, change};
+use super::{repository, settings};
 use crate::names::RepositoryName;
 
 /// Says what would have to change in a registry for it to be as the manifests want it.
@@ -24,7 +24,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let waiting = desired.refused.iter().map(|refused| &refused.object).collect();
     let world = World { desired, observed, claims, waiting };
     let mut plan = Plan { steps: Vec::new(), refused: desired.refused.clone(), notes: desired.notes.clone() };
-    plan.take(account_settings(desired, observed));
+    for decision in settings::decide(desired, observed) {
+        plan.take(decision);
+    }
 
     let mut usable = BTreeSet::new();
     for wanted in &desired.repositories {
@@ -201,26 +203,4 @@ fn lifecycle(
     }
     let taken_over = world.governor(name, LifecycleMode::Enforce).is_some();
     lifecycle_policy::decide(world.desired, wanted, name, world.observed.repositories.get(name), taken_over)
-}
-
-fn account_settings(desired: &Desired, observed: &Observed) -> Result<Option<Step>, Refused> {
-    let object = Object { kind: "Registry", namespace: String::new(), name: desired.registry.clone() };
-    if desired.account_settings.is_empty() {
-        return Ok(None);
-    }
-    let found = observed.account_settings.as_ref().map_err(|error| {
-        let message = format!("accountSettings cannot be looked at: {}", error.message);
-        Refused { object: object.clone(), reason: error.name.clone().into(), message }
-    })?;
-    let different: BTreeMap<&String, &String> =
-        desired.account_settings.iter().filter(|(name, value)| found.get(*name) != Some(value)).collect();
-    let changes = different
-        .iter()
-        .map(|(name, to)| change(&format!("accountSettings.{name}"), found.get(*name).cloned(), Some((*to).clone())));
-    let calls = different
-        .iter()
-        .map(|(name, value)| Call::PutAccountSetting { name: (*name).clone(), value: (*value).clone() });
-    let (changes, calls) = (changes.collect(), calls.collect());
-    let step = Step { action: Action::Update, object, repository: None, arn: None, changes, calls };
-    Ok((!different.is_empty()).then_some(step))
 }

@@ -4,32 +4,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::{Resource, ResourceExt as _};
+use serde_json::Value;
 
 use super::Object;
 use super::model::{Adoption, Desired, DesiredLifecyclePolicy, DesiredRepository, LifecycleMode, Management, Refused};
 use super::ownership::OnRemoval;
 use crate::crd::common::selects;
 use crate::crd::lifecycle_policy::Mode;
-use crate::crd::registry::{Aws, Endpoint, ManagedRegistry, Sqlite, Storage};
+use crate::crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
 use crate::crd::repository::{ImageTagMutability, Visibility};
 use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Registry, Repository};
 use crate::manifests::{Loaded, Manifests};
 use crate::policy::{Kind, Policy};
+use crate::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 use crate::tag_mutability::{Mutability, TagMutability};
 
 /// What the manifests want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
 pub fn desired(manifests: &Manifests, registry: &Registry, cluster: &str) -> Desired {
-    let mut desired = Desired {
-        cluster: cluster.to_owned(),
-        registry: registry.name_any(),
-        account_settings: BTreeMap::new(),
-        repositories: Vec::new(),
-        lifecycle_policies: Vec::new(),
-        declared: declared(manifests),
-        refused: Vec::new(),
-        notes: Vec::new(),
-    };
-    desired.settings(registry);
+    let mut desired = Desired { declared: declared(manifests), ..desired_settings(registry, cluster) };
+    for note in elsewhere(registry) {
+        desired.notes.push(format!("{}: {note}", object(registry)));
+    }
     for Loaded { resource, .. } in &manifests.repositories {
         if resource.registry_ref().name == desired.registry {
             match repository(manifests, registry, resource) {
@@ -49,6 +44,51 @@ pub fn desired(manifests: &Manifests, registry: &Registry, cluster: &str) -> Des
         }
     }
     desired
+}
+
+/// What a Registry says of its registry as a whole: its settings, and nothing that is in it.
+pub fn desired_settings(registry: &Registry, cluster: &str) -> Desired {
+    let mut desired = Desired { cluster: cluster.to_owned(), registry: registry.name_any(), ..Desired::default() };
+    let RegistrySpec { account_settings, scanning_configuration, policy, .. } = &registry.spec;
+    let given = account_settings.clone().unwrap_or_default().given();
+    desired.account_settings = given.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    desired.scanning_configuration = scanning_configuration.as_ref().map(scanning);
+    match policy.as_ref().map(|document| document.to_value()) {
+        // A document without members is no policy, and says that there shall be none.
+        Some(document) if document.as_object().is_some_and(serde_json::Map::is_empty) => desired.policy = Some(None),
+        Some(document) => match check_policy(registry, Kind::Registry, &document) {
+            Ok(()) => desired.policy = Some(Some(document)),
+            Err(fault) => {
+                let message = format!("policy is not valid: {fault}");
+                desired.refused.push(Refused::new(&object(registry), "InvalidParameterException", message));
+            }
+        },
+        None => {}
+    }
+    desired
+}
+
+fn scanning(wanted: &registry::ScanningConfiguration) -> ScanningConfiguration {
+    let rules = wanted.rules.iter().map(|rule| ScanningRule {
+        scan_frequency: match rule.scan_frequency {
+            registry::ScanFrequency::ScanOnPush => ScanFrequency::ScanOnPush,
+            registry::ScanFrequency::ContinuousScan => ScanFrequency::ContinuousScan,
+        },
+        filters: rule.repository_filters.iter().map(|it| it.filter.clone()).collect(),
+    });
+    let scan_type = match wanted.scan_type.unwrap_or_default() {
+        registry::ScanType::Basic => ScanType::Basic,
+        registry::ScanType::Enhanced => ScanType::Enhanced,
+    };
+    ScanningConfiguration { scan_type, rules: rules.collect() }
+}
+
+/// Whether a policy is one that the registry takes; Amazon ECR may know more of the grammar than we do.
+fn check_policy(registry: &Registry, kind: Kind, document: &Value) -> Result<(), String> {
+    match Policy::from_value(kind, document) {
+        Err(error) if registry.spec.aws.is_none() => Err(error.reason()),
+        _ => Ok(()),
+    }
 }
 
 /// Resources whose Registry is not among the manifests: they wait for it.
@@ -84,27 +124,6 @@ fn declared(manifests: &Manifests) -> BTreeSet<Object> {
 }
 
 impl Desired {
-    /// What the Registry says of itself.
-    fn settings(&mut self, registry: &Registry) {
-        let spec = &registry.spec;
-        let settings = spec.account_settings.clone().unwrap_or_default();
-        self.account_settings =
-            settings.given().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let mut unsupported = |field: &str| {
-            let message = format!("{field} cannot be set yet: take it out, or set it by another tool");
-            self.refused.push(Refused::new(&object(registry), "UnsupportedByRegistry", message));
-        };
-        if spec.policy.is_some() {
-            unsupported("policy");
-        }
-        if spec.scanning_configuration.is_some() {
-            unsupported("scanningConfiguration");
-        }
-        for note in elsewhere(registry) {
-            self.notes.push(format!("{}: {note}", object(registry)));
-        }
-    }
-
     fn lifecycle_policy(&mut self, manifests: &Manifests, registry: &Registry, policy: &LifecyclePolicy) {
         let object = object(policy);
         let chosen = manifests.repositories.iter().filter(|it| policy.applies_to(&it.resource));
@@ -165,11 +184,8 @@ fn repository(manifests: &Manifests, registry: &Registry, resource: &Repository)
         return Err(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
     }
     let policy = spec.repository_policy.as_ref().map(|document| document.to_value());
-    if let Some(Err(error)) = policy.as_ref().map(|document| Policy::from_value(Kind::Repository, document))
-        // Amazon ECR may know more of the grammar than we do.
-        && registry.spec.aws.is_none()
-    {
-        let message = format!("repositoryPolicy is not valid: {}", error.reason());
+    if let Some(Err(fault)) = policy.as_ref().map(|document| check_policy(registry, Kind::Repository, document)) {
+        let message = format!("repositoryPolicy is not valid: {fault}");
         return Err(Refused::new(&object, "InvalidParameterException", message));
     }
     let tag_mutability = spec.image_tag_mutability.map(|mode| TagMutability {

@@ -35,7 +35,12 @@ impl ObservedRepository {
             Call::PutLifecyclePolicy(text) => self.lifecycle_policy = document(text),
             Call::DeleteLifecyclePolicy => self.lifecycle_policy = None,
             Call::StartLifecyclePolicyPreview(text) => self.preview = document(text),
-            Call::CreateRepository { .. } | Call::DeleteRepository { .. } | Call::PutAccountSetting { .. } => {}
+            Call::CreateRepository { .. }
+            | Call::DeleteRepository { .. }
+            | Call::PutAccountSetting { .. }
+            | Call::PutRegistryPolicy(_)
+            | Call::DeleteRegistryPolicy
+            | Call::PutRegistryScanningConfiguration(_) => {}
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod ownership;
 #[cfg(test)]
 mod properties;
 mod repository;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -21,11 +22,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use decide::plan;
-pub use desired::{desired, on_removal, unresolved};
+pub use desired::{desired, desired_settings, on_removal, unresolved};
 pub use model::{Desired, Observed};
 pub use repository::differences;
 
 use crate::names::RepositoryName;
+use crate::scanning::ScanningConfiguration;
 use crate::tag_mutability::TagMutability;
 use model::Refused;
 
@@ -164,6 +166,12 @@ pub enum Call {
         /// Its value.
         value: String,
     },
+    /// PutRegistryPolicy, with the document's text.
+    PutRegistryPolicy(String),
+    /// DeleteRegistryPolicy.
+    DeleteRegistryPolicy,
+    /// PutRegistryScanningConfiguration.
+    PutRegistryScanningConfiguration(ScanningConfiguration),
 }
 
 /// One thing that a plan does, for one resource and one repository at most.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Object;
 use super::ownership::OnRemoval;
 use crate::names::RepositoryName;
+use crate::scanning::ScanningConfiguration;
 use crate::tag_mutability::TagMutability;
 
 /// Everything that the manifests want of one registry.
@@ -19,6 +20,10 @@ pub struct Desired {
     pub registry: String,
     /// ECR account settings, by name.
     pub account_settings: BTreeMap<String, String>,
+    /// The registry's policy, or that there is none; absent leaves it be.
+    pub policy: Option<Option<Value>>,
+    /// How the registry's repositories are scanned; absent leaves it be.
+    pub scanning_configuration: Option<ScanningConfiguration>,
     /// Repositories, in the order in which their resources have precedence.
     pub repositories: Vec<DesiredRepository>,
     /// Lifecycle policies, in the order in which their resources have precedence.
@@ -131,6 +136,10 @@ pub struct DesiredLifecyclePolicy {
 pub struct Observed {
     /// The account settings that the desired state speaks of, or why they cannot be had.
     pub account_settings: Result<BTreeMap<String, String>, ApiError>,
+    /// The registry policy's document, if the desired state speaks of it and there is one, or why it cannot be had.
+    pub policy: Result<Option<Value>, ApiError>,
+    /// How its repositories are scanned, if the desired state speaks of that, or why it cannot be had.
+    pub scanning_configuration: Result<ScanningConfiguration, ApiError>,
     /// Its repositories.
     pub repositories: BTreeMap<RepositoryName, ObservedRepository>,
     /// Repositories that are there but could not be looked at.
@@ -139,7 +148,13 @@ pub struct Observed {
 
 impl Default for Observed {
     fn default() -> Self {
-        Self { account_settings: Ok(BTreeMap::new()), repositories: BTreeMap::new(), unreadable: BTreeMap::new() }
+        Self {
+            account_settings: Ok(BTreeMap::new()),
+            policy: Ok(None),
+            scanning_configuration: Ok(ScanningConfiguration::default()),
+            repositories: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::model::*;
 use super::ownership::{OnRemoval, Ownership, PREFIX};
 use super::*;
+use crate::scanning::{ScanFrequency, ScanType, ScanningRule};
 use crate::tag_mutability::Mutability;
 
 const OURS: &str = "local";
@@ -16,9 +17,19 @@ const THEIRS: &str = "other";
 
 /// What a call does to a registry; what a registry would refuse is a fault of the plan.
 fn carry_out(registry: &mut Observed, step: &Step, call: &Call) {
-    if let Call::PutAccountSetting { name, value } = call {
-        registry.account_settings.as_mut().unwrap().insert(name.clone(), value.clone());
-        return;
+    match call {
+        Call::PutAccountSetting { name, value } => {
+            registry.account_settings.as_mut().unwrap().insert(name.clone(), value.clone());
+            return;
+        }
+        Call::PutRegistryPolicy(text) => return registry.policy = Ok(Some(serde_json::from_str(text).unwrap())),
+        Call::DeleteRegistryPolicy => {
+            let policy = registry.policy.as_mut().unwrap();
+            assert!(policy.take().is_some(), "RegistryPolicyNotFoundException");
+            return;
+        }
+        Call::PutRegistryScanningConfiguration(to) => return registry.scanning_configuration = Ok(to.clone()),
+        _ => {}
     }
     let name = step.repository.clone().expect("a step that calls for a repository names it");
     let arn = format!("arn:aws:ecr:local-1:000000000000:repository/{name}");
@@ -160,13 +171,36 @@ fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
     })
 }
 
+/// A registry policy, none, or no word of it.
+fn registry_policy() -> impl Strategy<Value = Option<Option<Value>>> {
+    let document = (0..3usize).prop_map(|index| {
+        let mut document = policy_document(index);
+        document["Statement"][0]["Resource"] = "*".into();
+        document
+    });
+    proptest::option::of(proptest::option::of(document))
+}
+
+fn scanning_configuration() -> impl Strategy<Value = ScanningConfiguration> {
+    let filters = || proptest::collection::vec("[a-c]", 0..3);
+    (any::<bool>(), filters(), filters()).prop_map(|(enhanced, on_push, continuous)| {
+        let mut rules = vec![ScanningRule { scan_frequency: ScanFrequency::ScanOnPush, filters: on_push }];
+        if enhanced {
+            rules.insert(0, ScanningRule { scan_frequency: ScanFrequency::ContinuousScan, filters: continuous });
+        }
+        ScanningConfiguration { scan_type: if enhanced { ScanType::Enhanced } else { ScanType::Basic }, rules }
+    })
+}
+
 fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
     let waiting = proptest::collection::vec((any::<bool>(), 0..6usize), 0..2);
     let settings = proptest::collection::btree_map("[A-B]", "[a-b]", 0..2);
     let repositories = proptest::collection::vec(desired_repository(), 0..6);
     let policies = proptest::collection::vec(desired_lifecycle_policy(), 0..4);
+    let settings = (settings, registry_policy(), proptest::option::of(scanning_configuration()));
     (repositories, policies, waiting, settings).prop_map(
-        move |(mut repositories, mut lifecycle_policies, waiting, account_settings)| {
+        move |(mut repositories, mut lifecycle_policies, waiting, settings)| {
+            let (account_settings, policy, scanning_configuration) = settings;
             let refused = waiting.into_iter().map(|(repository, index)| {
                 let (kind, letter) = if repository { ("Repository", 'r') } else { ("LifecyclePolicy", 'p') };
                 let object = Object { kind, namespace: "team".to_owned(), name: format!("{letter}{index}") };
@@ -181,6 +215,8 @@ fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
                 cluster: cluster.to_owned(),
                 registry: "home".to_owned(),
                 account_settings,
+                policy,
+                scanning_configuration,
                 repositories,
                 lifecycle_policies,
                 declared,
@@ -277,6 +313,25 @@ proptest! {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_registrys_settings_that_nobody_speaks_of_stay(desired in wanted(OURS), before in registry()) {
+        let mut after = before.clone();
+        apply(&desired, &mut after);
+        match &desired.policy {
+            None => prop_assert_eq!(&after.policy, &before.policy),
+            Some(policy) => prop_assert_eq!(&after.policy, &Ok(policy.clone())),
+        }
+        let scanning = |observed: &Observed| observed.scanning_configuration.clone().unwrap();
+        match &desired.scanning_configuration {
+            None => prop_assert_eq!(scanning(&after), scanning(&before)),
+            Some(wanted) => prop_assert!(scanning(&after).is_equivalent(wanted)),
+        }
+        for (name, value) in before.account_settings.unwrap() {
+            let wanted = desired.account_settings.get(&name).unwrap_or(&value);
+            prop_assert_eq!(after.account_settings.as_ref().unwrap().get(&name), Some(wanted));
         }
     }
 

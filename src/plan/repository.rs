@@ -231,7 +231,9 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
         calls.push(Call::PutImageScanningConfiguration { scan_on_push });
     }
     match (&wanted.policy, &found.policy) {
-        (Some(to), from) if !from.as_ref().is_some_and(|from| policy::equivalent(policy::Kind::Repository, from, to)) => {
+        (Some(to), from)
+            if !from.as_ref().is_some_and(|from| policy::equivalent(policy::Kind::Repository, from, to)) =>
+        {
             changes.push(change("repositoryPolicy", from.as_ref().map(show_document), Some(show_document(to))));
             calls.push(Call::SetRepositoryPolicy(to.to_string()));
         }

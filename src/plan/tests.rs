@@ -10,7 +10,7 @@ const FOLDER: &str = r#"
 apiVersion: wharfage.dev/v1alpha1
 kind: Registry
 metadata: {name: home}
-spec: {managed: {replicas: 2, storage: {s3: {bucket: images}}, database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}, accountSettings: {BLOB_MOUNTING: ENABLED}}
+spec: {managed: {replicas: 2, storage: {s3: {bucket: images}}, database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}, accountSettings: {BLOB_MOUNTING: ENABLED}, scanningConfiguration: {rules: [{scanFrequency: SCAN_ON_PUSH, repositoryFilters: [{filter: shop, filterType: WILDCARD}]}]}, policy: {Statement: [{Effect: Allow, Principal: "*", Action: "ecr:ReplicateImage", Resource: "*"}]}}
 ---
 apiVersion: wharfage.dev/v1alpha1
 kind: Repository
@@ -72,6 +72,8 @@ fn owned(cluster: &str, name: &str, manages: &str, more: &[(&str, &str)]) -> (Re
 fn observed() -> Observed {
     Observed {
         account_settings: Ok(BTreeMap::from([("BLOB_MOUNTING".to_owned(), "DISABLED".to_owned())])),
+        policy: Ok(None),
+        scanning_configuration: Ok(ScanningConfiguration::default()),
         repositories: BTreeMap::from([
             found("found", &[]),
             owned("local", "ours", "r:", &[("team", "shop")]),
@@ -93,6 +95,10 @@ fn a_plan_reads_as_what_would_happen() {
     assert_snapshot!(planned(), @r#"
     ~ update  Registry home
                  accountSettings.BLOB_MOUNTING: DISABLED -> ENABLED
+    ~ update  Registry home
+                 scanningConfiguration: BASIC -> BASIC; SCAN_ON_PUSH shop
+    ~ update  Registry home
+                 policy: {"Statement":[{"Action":"ecr:ReplicateImage","Effect":"Allow","Principal":"*","Resource":"*"}]}
     + create  Repository shop/new
                  imageTagMutability: IMMUTABLE_WITH_EXCLUSION (dev-*)
                  tags.team: shop
@@ -109,13 +115,14 @@ fn a_plan_reads_as_what_would_happen() {
                  OwnedByAnother: theirs in home is managed by Repository shop/theirs of cluster elsewhere: give this one another repositoryName, or remove that one
       note    Registry home: managed.replicas is for a cluster, and let be here
       note    Registry home: managed.database.postgres.connectionSecretRef: Secrets are read in a cluster only, so WHARFAGE_DATABASE_URL holds here
-    1 to create, 1 to adopt, 2 to update, 1 to preview, 1 to retain, 1 to delete.
+    1 to create, 1 to adopt, 4 to update, 1 to preview, 1 to retain, 1 to delete.
     "#);
 }
 
 #[test]
 fn a_plan_is_json_for_programs() {
     let mut plan = planned();
+    plan.steps.drain(1..3);
     plan.steps.truncate(2);
     plan.notes.truncate(1);
     assert_snapshot!(serde_json::to_string_pretty(&plan).unwrap(), @r#"

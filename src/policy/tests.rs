@@ -340,7 +340,9 @@ fn registry_policies_differ_by_their_resources_and_not_by_the_order_of_those() {
     let original = registry_policy(json!([one, two]));
     assert!(same(&original, &registry_policy(json!([two, one]))));
     assert!(same(&registry_policy(json!(one)), &registry_policy(json!([one]))));
-    for other in [registry_policy(json!(one)), registry_policy(json!("*")), with_resource("NotResource", json!([one, two]))] {
+    for other in
+        [registry_policy(json!(one)), registry_policy(json!("*")), with_resource("NotResource", json!([one, two]))]
+    {
         assert!(!same(&original, &other), "{other}");
     }
     let canonical = normalise(Kind::Registry, &original);

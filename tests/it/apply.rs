@@ -9,7 +9,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use wharfage::apply::{Access, Ecr, Verdict, apply, observe};
+use wharfage::apply::{Access, Ecr, Verdict, apply, observe, observe_settings};
 use wharfage::plan::model::Desired;
 use wharfage::plan::{Plan, desired, plan};
 use wharfage::registry::auth::Secret;
@@ -18,7 +18,7 @@ const FOLDER: &str = r#"
 apiVersion: wharfage.dev/v1alpha1
 kind: Registry
 metadata: {name: home}
-spec: {region: eu-1, endpoint: {url: "http://127.0.0.1:1"}, accountSettings: {BLOB_MOUNTING: ENABLED}}
+spec: {region: eu-1, endpoint: {url: "http://127.0.0.1:1"}, accountSettings: {BLOB_MOUNTING: ENABLED}, scanningConfiguration: {}, policy: {}}
 ---
 apiVersion: wharfage.dev/v1alpha1
 kind: Repository
@@ -54,6 +54,7 @@ fn answer(operation: &str, body: &Value) -> (StatusCode, Value) {
             let name = body["repositoryName"].as_str().unwrap();
             (StatusCode::OK, json!({ "repository": repository(name) }))
         }
+        "DescribeRegistry" => (StatusCode::OK, json!({ "registryId": "123456789012" })),
         "GetRepositoryPolicy" => {
             (StatusCode::BAD_REQUEST, json!({ "__type": "AccessDeniedException", "message": "not for you" }))
         }
@@ -64,6 +65,11 @@ fn answer(operation: &str, body: &Value) -> (StatusCode, Value) {
 
 /// Starts the registry; every operation that is called is noted.
 async fn imitation() -> (Ecr, Calls) {
+    imitation_for(None).await
+}
+
+/// The same, for a Registry that names this account.
+async fn imitation_for(registry_id: Option<&str>) -> (Ecr, Calls) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let calls = Calls::default();
@@ -88,7 +94,7 @@ async fn imitation() -> (Ecr, Calls) {
     });
     let region = "eu-1".parse().unwrap();
     let access = Access::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), Secret::new("secret"));
-    (Ecr::new(access, None).await.unwrap(), calls)
+    (Ecr::new(access, registry_id.map(|it| it.parse().unwrap()).as_ref()).await.unwrap(), calls)
 }
 
 fn wanted() -> Desired {
@@ -105,7 +111,11 @@ async fn what_a_registry_lacks_is_told_for_the_resource_that_needs_it_and_all_el
     let plan: Plan = plan(&desired, &observe(&ecr, &desired).await.unwrap());
 
     let refused: Vec<_> = plan.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
-    assert_eq!(refused, ["Registry home UnsupportedByRegistry", "Repository team/found AccessDeniedException"]);
+    let lacks = "Registry home UnsupportedByRegistry";
+    assert_eq!(refused, [lacks, lacks, lacks, "Repository team/found AccessDeniedException"]);
+    for (what, refused) in ["account settings", "scanning configuration", "policy"].iter().zip(&plan.refused) {
+        assert!(refused.message.contains(&format!("this registry has no {what}")), "{refused:?}");
+    }
     assert!(!calls.lock().unwrap().contains(&"GetLifecyclePolicy".to_owned()), "nothing asks for one that is there");
 
     let report = apply(&ecr, &plan, |_| {}).await;
@@ -119,4 +129,17 @@ async fn what_a_registry_lacks_is_told_for_the_resource_that_needs_it_and_all_el
     let written =
         calls.iter().filter(|it| !it.starts_with("Get") && !it.starts_with("List") && !it.starts_with("Describe"));
     assert_eq!(written.collect::<Vec<_>>(), ["CreateRepository", "StartLifecyclePolicyPreview"]);
+}
+
+#[tokio::test]
+async fn another_accounts_registry_is_not_taken_for_ones_own() {
+    let (ecr, calls) = imitation_for(Some("210987654321")).await;
+    let desired = wanted();
+    let observed = observe_settings(&ecr, &desired).await;
+    let plan: Plan = plan(&Desired { repositories: Vec::new(), lifecycle_policies: Vec::new(), ..desired }, &observed);
+    assert!(plan.is_empty(), "{plan}");
+    let refused: Vec<&str> = plan.refused.iter().map(|it| it.reason.as_ref()).collect();
+    assert_eq!(refused, ["RegistryIdMismatch"; 3]);
+    assert!(plan.refused[0].message.contains("belong to registry 123456789012, not to 210987654321"), "{plan}");
+    assert_eq!(*calls.lock().unwrap(), ["DescribeRegistry"]);
 }

@@ -310,6 +310,49 @@ async fn what_another_cluster_owns_is_not_touched() {
 }
 
 #[tokio::test]
+async fn a_registrys_own_settings_follow_its_manifest_and_stay_when_it_says_no_more() {
+    let folder = Folder::new();
+    let says = |more: &str| {
+        folder.write("registry.yaml", &REGISTRY.replace("{managed: {}}", &format!("{{managed: {{}}{more}}}")))
+    };
+    says(
+        ", policy: {Statement: [{Effect: Allow, Principal: '*', Action: 'ecr:ReplicateImage', Resource: '*'}]}, \
+         scanningConfiguration: {rules: [{scanFrequency: SCAN_ON_PUSH, repositoryFilters: [{filter: team, filterType: WILDCARD}]}]}",
+    );
+    let program = wharfage().up(folder.path()).arg("--once").start().await;
+    applied(&program);
+    let ecr = program.ecr();
+    let policy = async || ecr.get_registry_policy().send().await.ok().and_then(|it| it.policy_text);
+    let scanning = async || {
+        let answer = ecr.get_registry_scanning_configuration().send().await.unwrap();
+        let rules = answer.scanning_configuration.unwrap().rules.unwrap();
+        rules.into_iter().flat_map(|rule| rule.repository_filters).map(|it| it.filter).collect::<Vec<_>>()
+    };
+    assert!(policy().await.unwrap().contains("ecr:ReplicateImage"));
+    assert_eq!(scanning().await, ["team"]);
+    let plan = || run_on("plan", folder.path(), program.data(), &[]);
+    assert_eq!(plan().0, 0);
+
+    // What somebody else changes is found, and put right.
+    ecr.put_registry_scanning_configuration().send().await.unwrap();
+    let (code, text) = plan();
+    assert!(code == 2 && text.contains("scanningConfiguration: BASIC -> BASIC; SCAN_ON_PUSH team"), "{code}: {text}");
+    assert_eq!(run_on("apply", folder.path(), program.data(), &[]).0, 0);
+    assert_eq!(scanning().await, ["team"]);
+
+    says("");
+    let (code, text) = run_on("apply", folder.path(), program.data(), &[]);
+    assert!(code == 0 && text.contains("Nothing to change."), "{text}");
+    assert!(policy().await.is_some() && scanning().await == ["team"]);
+
+    says(", policy: {}, scanningConfiguration: {}");
+    let (code, text) = run_on("apply", folder.path(), program.data(), &[]);
+    assert!(code == 0 && text.contains("-> (none)"), "{text}");
+    assert_eq!((policy().await, scanning().await), (None, Vec::new()));
+    assert_eq!(plan().0, 0);
+}
+
+#[tokio::test]
 async fn drift_is_put_right_every_interval() {
     let folder = Folder::new();
     folder.write("api.yaml", &repository("api", "interval: 1s"));

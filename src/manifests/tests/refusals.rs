@@ -79,11 +79,21 @@ fn registries_are_held_to_their_rules() {
             "managed: {publicUrl: registry.example.com}",
             "6 (document 1): Registry home: spec.managed.publicUrl: \"registry.example.com\" does not match ^https?://[a-zA-Z0-9]([-a-zA-Z0-9.]*[a-zA-Z0-9])?(:[0-9]{1,5})?/?$",
         ),
+        (
+            "managed: {}\nscanningConfiguration: {rules: [{scanFrequency: CONTINUOUS_SCAN, repositoryFilters: []}]}",
+            "7 (document 1): Registry home: spec.scanningConfiguration: scanFrequency CONTINUOUS_SCAN needs scanType ENHANCED: set that, or use SCAN_ON_PUSH",
+        ),
+        (
+            "managed: {}\nscanningConfiguration: {rules: [{scanFrequency: SCAN_ON_PUSH, repositoryFilters: []}, {scanFrequency: SCAN_ON_PUSH, repositoryFilters: []}]}",
+            "7 (document 1): Registry home: spec.scanningConfiguration: at most one rule may have a scanFrequency: join the repositoryFilters of those that share one",
+        ),
     ] {
         assert_eq!(registry_problems(spec), format!("{PREFIX}{expected}"), "{spec}");
     }
     let shared = "managed:\n  replicas: 3\n  storage: {s3: {bucket: images}}\n  database: {postgres: {connectionSecretRef: {name: pg, namespace: wharfage}}}\n  resources: {limits: {memory: 512Mi, cpu: 2}}";
     assert!(load(&manifest("Registry", "home", shared)).is_ok());
+    let scanned = "managed: {}\nscanningConfiguration: {scanType: ENHANCED, rules: [{scanFrequency: CONTINUOUS_SCAN, repositoryFilters: [{filter: 'a*', filterType: WILDCARD}]}, {scanFrequency: SCAN_ON_PUSH, repositoryFilters: []}]}";
+    assert!(load(&manifest("Registry", "home", scanned)).is_ok());
 }
 
 #[test]

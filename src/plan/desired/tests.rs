@@ -1,6 +1,6 @@
 use super::*;
 use crate::plan::model::ApiError;
-use crate::plan::{Observed, plan};
+use crate::plan::{Call, Observed, plan};
 
 fn manifests(yaml: &str) -> Manifests {
     let folder = tempfile::tempdir().unwrap();
@@ -125,18 +125,9 @@ fn a_reference_that_leads_nowhere_waits() {
 
 #[test]
 fn what_cannot_be_had_is_refused_visibly() {
-    let spec =
-        "{managed: {}, policy: {Version: '2012-10-17', Statement: []}, scanningConfiguration: {scanType: BASIC}}";
-    let desired = wanted(&(registry(spec) + &repository("open", "visibility: Public")));
+    let desired = wanted(&(registry("{managed: {}}") + &repository("open", "visibility: Public")));
     let reasons: Vec<String> = desired.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
-    assert_eq!(
-        reasons,
-        [
-            "Registry home UnsupportedByRegistry",
-            "Registry home UnsupportedByRegistry",
-            "Repository payments/open UnsupportedByRegistry"
-        ]
-    );
+    assert_eq!(reasons, ["Repository payments/open UnsupportedByRegistry"]);
     assert!(desired.repositories.is_empty());
 }
 
@@ -202,6 +193,98 @@ fn account_settings_are_named_as_ecr_names_them() {
     let without = Observed { account_settings: Err(error), ..Observed::default() };
     let plan = plan(&desired, &without);
     assert_eq!((plan.is_empty(), plan.refused[0].reason.as_ref()), (true, "UnsupportedByRegistry"));
+}
+
+/// A registry policy as YAML, with this resource.
+fn registry_policy(resource: &str) -> String {
+    format!("{{Statement: [{{Effect: Allow, Principal: '*', Action: 'ecr:ReplicateImage', Resource: {resource}}}]}}")
+}
+
+#[test]
+fn what_a_registry_says_of_itself_is_wanted_without_what_is_in_it() {
+    let spec = format!(
+        "{{managed: {{}}, accountSettings: {{BLOB_MOUNTING: ENABLED}}, policy: {}, scanningConfiguration: {{scanType: ENHANCED, \
+         rules: [{{scanFrequency: CONTINUOUS_SCAN, repositoryFilters: [{{filter: 'a*', filterType: WILDCARD}}]}}]}}}}",
+        registry_policy("'*'")
+    );
+    let manifests = manifests(&(registry(&spec) + &repository("api", "")));
+    let registry = &manifests.registry("home").unwrap().resource;
+    let (settings, all) = (desired_settings(registry, "local"), desired(&manifests, registry, "local"));
+    assert!(settings.repositories.is_empty() && settings.refused.is_empty());
+    for desired in [&settings, &all] {
+        assert_eq!(desired.account_settings.len(), 1);
+        let filters = vec!["a*".to_owned()];
+        let rules = vec![ScanningRule { scan_frequency: ScanFrequency::ContinuousScan, filters }];
+        let scanning = ScanningConfiguration { scan_type: ScanType::Enhanced, rules };
+        assert_eq!(desired.scanning_configuration, Some(scanning));
+        let policy = desired.policy.clone().unwrap().unwrap();
+        assert_eq!(policy["Statement"][0]["Resource"], "*");
+    }
+    let calls = |plan: crate::plan::Plan| plan.steps.into_iter().flat_map(|step| step.calls).collect::<Vec<_>>();
+    let calls = calls(plan(&settings, &Observed::default()));
+    assert!(
+        matches!(
+            calls[..],
+            [Call::PutAccountSetting { .. }, Call::PutRegistryScanningConfiguration(_), Call::PutRegistryPolicy(_)]
+        ),
+        "{calls:?}"
+    );
+}
+
+#[test]
+fn a_registrys_setting_that_is_absent_is_let_be_and_an_empty_one_is_the_default() {
+    let statement =
+        serde_json::json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "*", "Resource": "*" } });
+    let filters = vec!["a".to_owned()];
+    let rules = vec![ScanningRule { scan_frequency: ScanFrequency::ScanOnPush, filters }];
+    let found = Observed {
+        policy: Ok(Some(statement)),
+        scanning_configuration: Ok(ScanningConfiguration { scan_type: ScanType::Basic, rules }),
+        ..Observed::default()
+    };
+    let absent = wanted(&registry("{managed: {}}"));
+    assert_eq!((&absent.policy, &absent.scanning_configuration), (&None, &None));
+    assert!(plan(&absent, &found).is_settled());
+
+    let empty = wanted(&registry("{managed: {}, policy: {}, scanningConfiguration: {}}"));
+    let plan_of = plan(&empty, &found);
+    let changes: Vec<String> = plan_of.steps.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        changes,
+        [
+            "~ update  Registry home\n             scanningConfiguration: BASIC; SCAN_ON_PUSH a -> BASIC",
+            "~ update  Registry home\n             policy: {\"Statement\":{\"Action\":\"*\",\"Effect\":\"Deny\",\"Principal\":\"*\",\"Resource\":\"*\"}} -> (none)",
+        ]
+    );
+    assert!(plan(&empty, &Observed::default()).is_settled());
+}
+
+#[test]
+fn a_registry_policy_is_compared_by_its_meaning() {
+    let desired = wanted(&registry(&format!("{{managed: {{}}, policy: {}}}", registry_policy("['*']"))));
+    let found = |document: Value| Observed { policy: Ok(Some(document)), ..Observed::default() };
+    let same = serde_json::json!({ "Version": "2008-10-17", "Statement": {
+        "Effect": "Allow", "Principal": { "AWS": ["*"] }, "Action": ["ECR:replicateimage"], "Resource": "*",
+    } });
+    assert!(plan(&desired, &found(same.clone())).is_settled());
+    let mut other = same;
+    other["Statement"]["Resource"] = "arn:aws:ecr:eu-1:123456789012:repository/*".into();
+    assert_eq!(plan(&desired, &found(other)).steps.len(), 1);
+}
+
+#[test]
+fn a_registry_policy_that_no_registry_takes_is_refused_before_anything_is_sent() {
+    let policy = registry_policy("team/*");
+    let desired = wanted(&registry(&format!("{{managed: {{}}, policy: {policy}}}")));
+    assert_eq!(desired.policy, None);
+    assert_eq!(desired.refused[0].reason, "InvalidParameterException");
+    assert!(
+        desired.refused[0].message.starts_with("policy is not valid: resource \"team/*\""),
+        "{:?}",
+        desired.refused
+    );
+    let amazon = wanted(&registry(&format!("{{region: eu-1, aws: {{}}, policy: {policy}}}")));
+    assert!(amazon.refused.is_empty() && amazon.policy.is_some());
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
+use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
 use super::registry::Nothing;
-use super::Call;
 use crate::scanning::{FILTER_PATTERN, ScanFrequency, ScanType, ScanningConfiguration, ScanningRule, is_filter};
 use crate::store::registries::RegistryChange;
 

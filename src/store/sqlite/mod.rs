@@ -45,8 +45,7 @@ use super::{Lookup, Metadata, StoreError, StoreResult};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// The schema's versions. A version that was released is never edited: a change is one more.
-const MIGRATIONS: &[M<'_>] = 
-    &[M::up(include_str!("0001_initial.sql")), M::up(include_str!("0002_registry.sql"))];
+const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("0001_initial.sql")), M::up(include_str!("0002_registry.sql"))];
 
 /// What every connection is set to. With the write-ahead log, NORMAL would lose acknowledged commits in a power cut: FULL.
 /// Pages are cached per connection and small, as the operating system caches the file too.

@@ -8,6 +8,7 @@ mod jobs;
 mod listings;
 mod manifests;
 mod previews;
+mod registries;
 mod repositories;
 mod sqlite;
 mod uploads;
