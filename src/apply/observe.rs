@@ -228,18 +228,37 @@ pub async fn usage(ecr: &Ecr, name: &RepositoryName) -> Result<ImageUsage, ApiEr
         for image in page.map_err(|error| api_error(&error))?.image_details() {
             usage.images += 1;
             usage.bytes += image.image_size_in_bytes().unwrap_or_default();
+            let findings = image.image_scan_findings_summary().and_then(|it| it.finding_severity_counts());
+            for (severity, count) in findings.into_iter().flatten() {
+                *usage.findings.entry(severity.as_str().to_owned()).or_default() += i64::from(*count);
+            }
         }
     }
     Ok(usage)
 }
 
 /// What a repository holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageUsage {
     /// How many images.
     pub images: i64,
     /// Their bytes.
     pub bytes: i64,
+    /// How many findings of each severity their last scans had.
+    pub findings: BTreeMap<String, i64>,
+}
+
+impl ImageUsage {
+    /// What two repositories hold together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.images += other.images;
+        self.bytes += other.bytes;
+        for (severity, count) in other.findings {
+            *self.findings.entry(severity).or_default() += count;
+        }
+        self
+    }
 }
 
 /// The account whose registry answers.

@@ -285,7 +285,7 @@ pub struct LifecyclePolicyStatus {
     /// What the policy means for all repositories together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub totals: Option<Totals>,
-    /// When the registry was last looked at.
+    /// When something of this status was last found to be different. A look that finds nothing new is not written down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.

@@ -291,7 +291,7 @@ pub struct RepositoryStatus {
     /// How many findings of each severity the images have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub finding_severity_counts: BTreeMap<String, i64>,
-    /// When the registry was last looked at.
+    /// When something of this status was last found to be different. A look that finds nothing new is not written down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.

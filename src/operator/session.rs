@@ -166,6 +166,8 @@ impl std::fmt::Debug for Session {
 /// What is known of one repository.
 #[derive(Debug, Default)]
 struct Known {
+    /// What anybody asked for: read together, so that those who ask for different things do not read in turns.
+    asked: RepositoryNeeds,
     /// From an answer about it alone; a newer listing replaces it.
     listed: Option<(Instant, Option<Listed>)>,
     read: Option<Read>,
@@ -269,12 +271,8 @@ impl Session {
     pub async fn totals(&self, max_age: Duration) -> Result<(usize, ImageUsage), Trouble> {
         let listing = self.listing(max_age).await?;
         let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        let usages = known.values().filter_map(|it| Some(it.try_lock().ok()?.usage?.1));
-        let add = |sum: ImageUsage, one: ImageUsage| ImageUsage {
-            images: sum.images + one.images,
-            bytes: sum.bytes + one.bytes,
-        };
-        Ok((listing.repositories.len(), usages.fold(ImageUsage::default(), add)))
+        let usages = known.values().filter_map(|it| Some(it.try_lock().ok()?.usage.as_ref()?.1.clone()));
+        Ok((listing.repositories.len(), usages.fold(ImageUsage::default(), ImageUsage::and)))
     }
 
     /// One repository, for oneself: two resources that mean the same one come one after the other.
@@ -344,8 +342,8 @@ impl Held {
     }
 
     async fn read(&mut self, needs: RepositoryNeeds, listed: &Listed) -> Result<Option<ObservedRepository>, Trouble> {
-        let before = self.known.read.as_ref().map(|read| read.needs).unwrap_or_default();
-        let needs = needs.and(before);
+        let needs = needs.and(self.known.asked);
+        self.known.asked = needs;
         let at = Instant::now();
         let answer = self.session.ask(look(&self.session.ecr, &self.name, listed, needs)).await?;
         self.known.read = answer.clone().map(|observed| Read { at, needs, observed });
@@ -434,15 +432,15 @@ impl Held {
     /// When the registry is away, or refuses to say.
     pub async fn usage(&mut self, freshness: Freshness) -> Result<ImageUsage, Trouble> {
         let rotation = self.session.rotation().await;
-        if let Some((at, usage)) = self.known.usage
+        if let Some((at, usage)) = &self.known.usage
             && !freshness.now
             && at.elapsed() < freshness.interval.saturating_mul(rotation)
         {
-            return Ok(usage);
+            return Ok(usage.clone());
         }
         let at = Instant::now();
         let counted = self.session.ask(usage(&self.session.ecr, &self.name)).await?;
-        self.known.usage = Some((at, counted));
+        self.known.usage = Some((at, counted.clone()));
         Ok(counted)
     }
 

@@ -94,7 +94,8 @@ pub async fn follow<K>(
     }
 }
 
-/// What of an object of ours means something to its controller: all of it but its status.
+/// What of an object of ours means something to its controller: all of it but its status and its finalizers, which the
+/// controller writes itself.
 pub fn meta<K: ResourceExt>(object: &K) -> u64 {
     let meta = object.meta();
     let mut hasher = DefaultHasher::new();
@@ -102,7 +103,6 @@ pub fn meta<K: ResourceExt>(object: &K) -> u64 {
     meta.generation.hash(&mut hasher);
     meta.labels.hash(&mut hasher);
     meta.annotations.hash(&mut hasher);
-    meta.finalizers.hash(&mut hasher);
     meta.deletion_timestamp.is_some().hash(&mut hasher);
     hasher.finish()
 }

@@ -2,6 +2,7 @@
 wrote."""
 
 import json
+import time
 
 import images
 import pytest
@@ -498,3 +499,29 @@ def test_when_nothing_changes_nothing_is_written(namespace, front, cluster, oper
         same = ("observedGeneration", "conditions", "imageCount", "repositoryUri")
         assert {key: now["status"].get(key) for key in same} == {key: one["status"].get(key) for key in same}
         assert versions[one["metadata"]["name"]] != now["metadata"]["resourceVersion"], "the annotation"
+
+
+def test_a_minute_without_the_registry(namespace, front, operator):
+    """Nothing is lost, nobody has to do anything, and meanwhile the registry is asked ever more seldom."""
+    name = namespace.declare(front)
+    for number in range(10):
+        declare(namespace, name, f"app-{number}", interval="1s")
+    for number in range(10):
+        namespace.ready("Repository", f"app-{number}")
+    front.fail(status=503, body="away")
+    for number in range(10):
+        declare(namespace, name, f"app-{number}", interval="1s", imageTagMutability="IMMUTABLE")
+    declare(namespace, name, "new", interval="1s")
+    namespace.waiting("Repository", "new", "RegistryUnavailable")
+    namespace.delete("Repository", "app-9")
+    namespace.gone("Repository", "app-9")
+    asked = len(front.calls)
+    time.sleep(60)
+    # Pauses of 1, 2, 4, 8, 16 and 32 s, each ended by one question that the client tries five times.
+    assert len(front.calls) - asked <= 40
+    front.heal()
+    for number in range(9):
+        namespace.ready("Repository", f"app-{number}", "InSync")
+        assert front.repository(f"{namespace}/app-{number}")["imageTagMutability"] == "IMMUTABLE"
+    namespace.ready("Repository", "new", "InSync")
+    assert front.repository(f"{namespace}/app-9")["imageTagMutability"] == "MUTABLE"

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, WAIT, jittered};
+use super::{Done, Error, WAIT, jittered, requested};
 use crate::apply::{Access as Reach, Ecr, Identity, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
 use crate::crd::conditions::ConditionType;
@@ -306,7 +306,9 @@ async fn pulse(session: &Session, registry: &Registry) -> Result<(Usage, Vec<Quo
         );
         return Err(Trouble::Refused(crate::plan::model::ApiError { name: "RegistryIdMismatch".to_owned(), message }));
     }
-    let (repositories, images) = session.totals(DEFAULT_INTERVAL).await?;
+    let handled = registry.status.as_ref().and_then(|it| it.last_handled_reconcile_at.as_ref());
+    let max_age = if requested(registry, handled).is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
+    let (repositories, images) = session.totals(max_age).await?;
     let repositories = i64::try_from(repositories).unwrap_or(i64::MAX);
     let usage = Usage { repositories, images: images.images, bytes: images.bytes };
     let quota = Quota { name: "repositories".to_owned(), used: repositories, limit: REPOSITORIES_LIMIT };
@@ -317,8 +319,11 @@ async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Resul
     let Outcome { findings, endpoint, usage, quotas, retry } = outcome;
     let before = registry.status.clone().unwrap_or_default();
     let generation = registry.metadata.generation;
+    let asked = requested(registry, before.last_handled_reconcile_at.as_ref())
+        .filter(|_| !matches!(findings.standing, Standing::Waiting(_)));
     let after = RegistryStatus {
         observed_generation: generation,
+        last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
         endpoint: endpoint.or_else(|| before.endpoint.clone()),
         capabilities: vec!["InUseProtection".to_owned()],
         usage: usage.or(before.usage),

@@ -352,6 +352,7 @@ impl Work<'_> {
             if let Some(images) = images {
                 after.image_count = Some(images.images);
                 after.image_size_bytes = Some(images.bytes);
+                after.finding_severity_counts = images.findings;
             }
         }
         if let Some(asked) = requested(self.repository, before.last_handled_reconcile_at.as_ref())

@@ -17,11 +17,16 @@ import (
 func main() {
 	documents := json.NewDecoder(os.Stdin)
 	for {
-		object := &unstructured.Unstructured{}
-		switch err := documents.Decode(&object.Object); {
+		var document json.RawMessage
+		switch err := documents.Decode(&document); {
 		case errors.Is(err, io.EOF):
 			return
 		case err != nil:
+			fail(err)
+		}
+		// It keeps whole numbers whole, which kstatus insists on.
+		object := &unstructured.Unstructured{}
+		if err := object.UnmarshalJSON(document); err != nil {
 			fail(err)
 		}
 		result, err := status.Compute(object)
