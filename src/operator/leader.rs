@@ -566,6 +566,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_sends_nothing_after_its_term() {
+        let nobody = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let client = Client::try_from(nobody).unwrap();
+        let ask = async |term: Term| term.guard(client.clone()).apiserver_version().await.unwrap_err();
+        let refused = |error: &kube::Error| matches!(error, kube::Error::Service(why) if why.is::<NotLeading>());
+        assert!(!refused(&ask(Term::unlimited()).await));
+        let error = ask(Term::ended_at(Instant::now())).await;
+        assert!(refused(&error), "{error:?}");
+    }
+
+    #[tokio::test]
     async fn work_is_asked_to_end_and_dropped_if_it_does_not() {
         let term = Term::unlimited();
         let obliging = term.clone();

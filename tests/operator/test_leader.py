@@ -103,25 +103,28 @@ def test_a_lease_that_was_given_back_is_nobodys(bed):
 
 
 def test_a_leader_that_was_frozen_in_its_work_writes_nothing_any_more(bed):
+    names = {f"app-{number}" for number in range(20)}
     bed.repository("before")
     other = bed.leader.replica()
     bed.front.pause()
     asked = len(bed.front.calls)
-    bed.declare("app")
-    bed.leader.process.wait_until(lambda: len(bed.front.calls) > asked, "call the registry")
+    for name in names:
+        bed.declare(name)
+    bed.leader.process.wait_until(lambda: len(bed.front.calls) >= asked + len(names), "call the registry")
     before = written(bed.leader)
     bed.leader.freeze()
     bed.holds(other)
-    # Both are answered: the frozen one will find it when it wakes up, and the new leader does all the work.
+    # All are answered: the frozen one will find it when it wakes up, and the new leader does all the work.
     bed.front.go_on()
-    bed.namespace.ready("Repository", "app")
-    assert bed.front.names() == {"before", "app"}
+    for name in names:
+        bed.namespace.ready("Repository", name)
+    assert bed.front.names() == {"before", *names}
     asked = len(bed.front.calls)
     bed.leader.thaw()
     bed.leader.process.wait_until(lambda: not leads(bed.leader), "notice")
     assert written(bed.leader) == before
     assert bed.front.counted(asked) == {}
-    assert bed.front.counted().get("CreateRepository") == 2
+    assert bed.front.counted().get("CreateRepository") == 1 + len(names)
     # It stands by from now on.
     other.kill()
     bed.holds(bed.leader)
