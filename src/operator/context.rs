@@ -9,6 +9,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 
 use super::Settings;
+use super::access::Feature;
 use super::controllers::registry::Applied;
 use super::events::Events;
 use super::leader::Term;
@@ -99,15 +100,17 @@ impl Stores {
         )
     }
 
-    /// Waits until all that is there is known.
-    pub(super) async fn ready(&self) -> anyhow::Result<()> {
+    /// Waits until all that is there, and is followed, is known.
+    pub(super) async fn ready(&self, settings: &Settings) -> anyhow::Result<()> {
         self.registries.wait_until_ready().await?;
         self.repositories.wait_until_ready().await?;
         self.lifecycle_policies.wait_until_ready().await?;
-        self.pull_secrets.wait_until_ready().await?;
-        self.pulled.wait_until_ready().await?;
-        self.service_accounts.wait_until_ready().await?;
         self.namespaces.wait_until_ready().await?;
+        if settings.has(Feature::PullSecrets) {
+            self.pull_secrets.wait_until_ready().await?;
+            self.pulled.wait_until_ready().await?;
+            self.service_accounts.wait_until_ready().await?;
+        }
         Ok(())
     }
 

@@ -54,6 +54,13 @@ pub struct Settings {
     pub registry_image: Option<String>,
 }
 
+impl Settings {
+    /// Whether it has the permissions for a feature, and does what it is for.
+    pub fn has(&self, feature: Feature) -> bool {
+        !self.without.contains(&feature)
+    }
+}
+
 /// What watching and telling takes.
 const ACCESS: &[Access] = &[
     Access {
@@ -114,7 +121,7 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
     let mut watches = JoinSet::new();
     follow_all(&ctx, writers, &mut watches);
     tokio::select! {
-        ready = ctx.stores.ready() => ready?,
+        ready = ctx.stores.ready(&ctx.settings) => ready?,
         () = term.stopping() => return Ok(()),
     }
     tracing::info!(
@@ -146,11 +153,13 @@ fn follow_all(ctx: &Arc<Context>, writers: Writers, watches: &mut JoinSet<()>) {
     follow!(writers.repositories, watch::meta, dispatch::repository_changed);
     follow!(writers.lifecycle_policies, watch::meta, dispatch::lifecycle_policy_changed);
     follow!(writers.namespaces, watch::meta, dispatch::namespace_changed);
-    follow!(writers.pull_secrets, watch::meta, dispatch::pull_secret_changed);
-    let ours = watcher::Config::default().labels(pull_secrets::marks::LABEL);
-    follow!(writers.pulled, watch::everything, dispatch::pulled_changed, ours);
-    follow!(writers.service_accounts, pull_secrets::accounts::meaning, dispatch::service_account_changed);
-    if !ctx.settings.without.contains(&Feature::ManagedRegistries) {
+    if ctx.settings.has(Feature::PullSecrets) {
+        follow!(writers.pull_secrets, watch::meta, dispatch::pull_secret_changed);
+        let ours = watcher::Config::default().labels(pull_secrets::marks::LABEL);
+        follow!(writers.pulled, watch::everything, dispatch::pulled_changed, ours);
+        follow!(writers.service_accounts, pull_secrets::accounts::meaning, dispatch::service_account_changed);
+    }
+    if ctx.settings.has(Feature::ManagedRegistries) {
         controllers::registry::follow_workloads(ctx, watches);
     }
 }
@@ -174,5 +183,10 @@ async fn control(ctx: &Arc<Context>, woken: Woken, term: &Term) {
             )
         };
     }
-    tokio::join!(run!(registry, registries, 8), run!(repository, repositories, 32), run!(pull_secret, pull_secrets, 4));
+    let pull_secrets = async {
+        if ctx.settings.has(Feature::PullSecrets) {
+            run!(pull_secret, pull_secrets, 4).await;
+        }
+    };
+    tokio::join!(run!(registry, registries, 8), run!(repository, repositories, 32), pull_secrets);
 }

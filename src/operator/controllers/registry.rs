@@ -93,7 +93,7 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
 /// Sees to a managed registry's workload, and to its session once a replica serves.
 async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Outcome, Error> {
     let name = registry.name_any();
-    if ctx.settings.without.contains(&Feature::ManagedRegistries) {
+    if !ctx.settings.has(Feature::ManagedRegistries) {
         ctx.sessions.remove(&name);
         let message = "this operator goes without managed registries: switch them on where it was installed";
         let because = Because::new("ManagedRegistriesDisabled", message);
