@@ -7,7 +7,9 @@ use kube::{Resource, ResourceExt as _};
 use serde_json::Value;
 
 use super::Object;
-use super::model::{Adoption, Desired, DesiredLifecyclePolicy, DesiredRepository, LifecycleMode, Management, Refused};
+use super::model::{
+    Adoption, CarriedOutBy, Desired, DesiredLifecyclePolicy, DesiredRepository, LifecycleMode, Management, Refused,
+};
 use super::ownership::OnRemoval;
 use crate::crd::common::selects;
 use crate::crd::lifecycle_policy::Mode;
@@ -21,9 +23,27 @@ use crate::tag_mutability::{Mutability, TagMutability};
 
 /// What the manifests want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
 pub fn desired(manifests: &Manifests, registry: &Registry, cluster: &str) -> Desired {
+    wanted(manifests, registry, cluster, Place::Folder)
+}
+
+/// The same where the operator plans: it sees which images run.
+pub fn desired_in_cluster(manifests: &Manifests, registry: &Registry, cluster: &str) -> Desired {
+    wanted(manifests, registry, cluster, Place::Cluster)
+}
+
+/// Where a plan is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Folder,
+    Cluster,
+}
+
+fn wanted(manifests: &Manifests, registry: &Registry, cluster: &str, place: Place) -> Desired {
     let mut desired = Desired { declared: declared(manifests), ..desired_settings(registry, cluster) };
-    for note in elsewhere(registry) {
-        desired.notes.push(format!("{}: {note}", object(registry)));
+    if place == Place::Folder {
+        for note in elsewhere(registry) {
+            desired.notes.push(format!("{}: {note}", object(registry)));
+        }
     }
     for Loaded { resource, .. } in &manifests.repositories {
         if resource.registry_ref().name == desired.registry {
@@ -35,7 +55,7 @@ pub fn desired(manifests: &Manifests, registry: &Registry, cluster: &str) -> Des
     }
     for Loaded { resource, .. } in &manifests.lifecycle_policies {
         if resource.registry_ref().name == desired.registry {
-            desired.lifecycle_policy(manifests, registry, resource);
+            desired.lifecycle_policy(manifests, registry, resource, place);
         }
     }
     for Loaded { resource, .. } in &manifests.pull_secrets {
@@ -124,7 +144,7 @@ fn declared(manifests: &Manifests) -> BTreeSet<Object> {
 }
 
 impl Desired {
-    fn lifecycle_policy(&mut self, manifests: &Manifests, registry: &Registry, policy: &LifecyclePolicy) {
+    fn lifecycle_policy(&mut self, manifests: &Manifests, registry: &Registry, policy: &LifecyclePolicy, place: Place) {
         let object = object(policy);
         let chosen = manifests.repositories.iter().filter(|it| policy.applies_to(&it.resource));
         let repositories = chosen.filter_map(|it| it.resource.repository_name().ok()).collect::<BTreeSet<_>>();
@@ -143,11 +163,15 @@ impl Desired {
             Mode::Preview => LifecycleMode::Preview,
             Mode::Enforce => LifecycleMode::Enforce,
         };
-        if mode == LifecycleMode::Enforce && policy.protects_in_use() {
+        let by = match place {
+            Place::Cluster if policy.protects_in_use() => CarriedOutBy::Operator,
+            Place::Cluster | Place::Folder => CarriedOutBy::Registry,
+        };
+        if place == Place::Folder && mode == LifecycleMode::Enforce && policy.protects_in_use() {
             // Only the operator sees Pods. Without it nobody can tell which images run, so none is let go.
             if registry.spec.managed.is_none() {
-                const MESSAGE: &str = "inUseProtection needs Wharfage's operator, which sees the Pods, and a registry that it \
-                                       runs: leave inUseProtection out, or set mode to Preview";
+                const MESSAGE: &str = "inUseProtection needs Wharfage's operator, which sees the Pods: leave inUseProtection out, \
+                                       or set mode to Preview";
                 self.refused.push(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
                 return;
             }
@@ -160,6 +184,7 @@ impl Desired {
             object,
             repositories,
             mode,
+            by,
             document: policy.document(),
             management: management(policy),
             adoption: adoption(policy),

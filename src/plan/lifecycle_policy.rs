@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::model::{Adoption, Desired, DesiredLifecyclePolicy, LifecycleMode, ObservedRepository, Refused};
+use super::model::{
+    Adoption, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, ObservedRepository, Refused,
+};
 use super::ownership::{LifecycleOwner, Ownership, is_lifecycle_tag};
 use super::{Action, Call, FieldChange, Step, change, show_document};
 use crate::lifecycle::{self, Count, Policy, TagSelection};
 use crate::names::RepositoryName;
 
 /// Decides about a repository that may have it; `found` is nothing when this plan creates the repository. `enforced` says
-/// that some LifecyclePolicy of ours is put to it: then a preview must not take it away.
+/// that some LifecyclePolicy of ours governs it: then a preview must not take that one's away.
 pub(super) fn decide(
     desired: &Desired,
     wanted: &DesiredLifecyclePolicy,
@@ -64,22 +66,36 @@ fn enforce(
         _ => {}
     }
     let (mut changes, mut calls) = (Vec::new(), Vec::new());
-    let owner = LifecycleOwner::new(&desired.cluster, &wanted.object, wanted.delete_on_removal);
+    let mut owner = LifecycleOwner::new(&desired.cluster, &wanted.object, wanted.delete_on_removal);
+    owner.by_operator = wanted.by == CarriedOutBy::Operator;
+    // Tagged first: while the tag says that it is ours, a plan that was cut off is gone on with.
     if before.as_ref() != Some(&owner) {
         calls.push(Call::TagResource(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags()));
     }
-    if !current.is_some_and(|current| equivalent(current, &wanted.document)) {
-        let (from, to) = (current.map(show), show(&wanted.document));
-        changes.push(change("lifecyclePolicy", from, Some(to)));
-        calls.push(Call::PutLifecyclePolicy(wanted.document.to_string()));
+    match (wanted.by, current) {
+        (CarriedOutBy::Registry, Some(current)) if equivalent(current, &wanted.document) => {}
+        (CarriedOutBy::Registry, current) => {
+            changes.push(change("lifecyclePolicy", current.map(show), Some(show(&wanted.document))));
+            calls.push(Call::PutLifecyclePolicy(wanted.document.to_string()));
+        }
+        (CarriedOutBy::Operator, Some(current)) => {
+            // The registry doesn't know what runs, and would let it go.
+            changes.push(change("lifecyclePolicy", Some(show(current)), None));
+            calls.push(Call::DeleteLifecyclePolicy);
+        }
+        (CarriedOutBy::Operator, None) => {}
     }
     let action = match (current, before.is_some()) {
+        (None, true) if wanted.by == CarriedOutBy::Operator => Action::Update,
         (None, _) => Action::Create,
         (Some(_), true) => Action::Update,
         (Some(_), false) => Action::Adopt,
     };
-    if changes.is_empty() && action == Action::Update && !calls.is_empty() {
-        changes.push(change("ownership tags", None, None));
+    if changes.is_empty() && !calls.is_empty() {
+        changes.push(match action {
+            Action::Create => change("carried out by the operator", None, Some(show(&wanted.document))),
+            _ => change("ownership tags", None, None),
+        });
     }
     Ok((action, changes, calls))
 }
@@ -102,7 +118,10 @@ fn preview(
         calls.push(untag(found));
     }
     let previewed = found.and_then(|found| found.preview.as_ref());
-    if !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document)) {
+    // The operator evaluates for itself what the registry can't.
+    if wanted.by == CarriedOutBy::Registry
+        && !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document))
+    {
         changes.push(change("preview", None, Some(show(&wanted.document))));
         calls.push(Call::StartLifecyclePolicyPreview(wanted.document.to_string()));
     }
@@ -110,7 +129,7 @@ fn preview(
 }
 
 /// Whether two documents mean the same. One that this version cannot read is only ever equal to itself.
-fn equivalent(one: &Value, other: &Value) -> bool {
+pub fn equivalent(one: &Value, other: &Value) -> bool {
     match (Policy::from_value(one), Policy::from_value(other)) {
         (Ok(one), Ok(other)) => one == other,
         _ => one == other,

@@ -22,7 +22,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use decide::plan;
-pub use desired::{desired, desired_settings, on_removal, unresolved};
+pub use desired::{desired, desired_in_cluster, desired_settings, on_removal, unresolved};
+pub use lifecycle_policy::equivalent as equivalent_policies;
 pub use model::{Desired, Observed};
 pub use repository::differences;
 

@@ -103,13 +103,23 @@ pub struct DesiredRepository {
     pub on_removal: OnRemoval,
 }
 
-/// How a LifecyclePolicy is carried out.
+/// Whether a LifecyclePolicy is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LifecycleMode {
     /// Shown, not done.
     Preview,
-    /// Put to the repository.
+    /// Done.
     Enforce,
+}
+
+/// Who evaluates a LifecyclePolicy, and carries it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CarriedOutBy {
+    /// The registry, to which the policy is put.
+    #[default]
+    Registry,
+    /// Wharfage's operator, which alone sees the images that run: the registry must then have no policy of its own.
+    Operator,
 }
 
 /// One LifecyclePolicy.
@@ -121,6 +131,8 @@ pub struct DesiredLifecyclePolicy {
     pub repositories: BTreeSet<RepositoryName>,
     /// Preview or enforce.
     pub mode: LifecycleMode,
+    /// Who does that.
+    pub by: CarriedOutBy,
     /// ECR's document: `{"rules": […]}`.
     pub document: Value,
     /// May it be changed?

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | whose Repository it is |
 //! | `wharfage.dev/manages` | what that Repository set last, so that what it no longer sets is taken back |
-//! | `wharfage.dev/lifecycle` | whose LifecyclePolicy put the lifecycle policy |
+//! | `wharfage.dev/lifecycle` | whose LifecyclePolicy governs it, and whether the registry has the policy or the operator carries it out |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -150,7 +150,7 @@ impl Manages {
     }
 }
 
-/// Whose LifecyclePolicy put a repository's lifecycle policy, and whether it goes with the manifest.
+/// Whose LifecyclePolicy governs a repository, who carries it out, and whether it goes with the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecycleOwner {
     /// The cluster that it is in.
@@ -161,10 +161,16 @@ pub struct LifecycleOwner {
     name: String,
     /// The policy is deleted when the manifest goes.
     pub delete: bool,
+    /// The operator carries the policy out, so that the registry has none.
+    pub by_operator: bool,
 }
 
 /// Characters of a LifecyclePolicy's name that a tag has room for, beside the cluster's and the namespace's (63 each).
-const LONGEST_NAME: usize = 120;
+const LONGEST_NAME: usize = 111;
+
+/// What a tag says behind the name.
+const DELETE: &str = " delete";
+const BY_OPERATOR: &str = " operator";
 
 impl LifecycleOwner {
     /// The owner that this resource of this cluster is.
@@ -174,25 +180,30 @@ impl LifecycleOwner {
             Some(head) if object.name.len() > LONGEST_NAME => format!("{head}={}", hash(&object.name, HASH)),
             _ => object.name.clone(),
         };
-        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name, delete }
+        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name, delete, by_operator: false }
     }
 
     fn render(&self) -> String {
-        format!("{}/{}/{}{}", self.cluster, self.namespace, self.name, if self.delete { " delete" } else { "" })
+        let Self { cluster, namespace, name, delete, by_operator } = self;
+        let words = [(*by_operator, BY_OPERATOR), (*delete, DELETE)];
+        let words: String = words.into_iter().filter(|(says, _)| *says).map(|(_, word)| word).collect();
+        format!("{cluster}/{namespace}/{name}{words}")
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let (object, delete) = match text.strip_suffix(" delete") {
-            Some(object) => (object, true),
+        let says = |text, word| match str::strip_suffix(text, word) {
+            Some(rest) => (rest, true),
             None => (text, false),
         };
-        let mut parts = object.splitn(3, '/').map(str::to_owned);
-        Some(Self { cluster: parts.next()?, namespace: parts.next()?, name: parts.next()?, delete })
+        let (text, delete) = says(text, DELETE);
+        let (text, by_operator) = says(text, BY_OPERATOR);
+        let mut parts = text.splitn(3, '/').map(str::to_owned);
+        Some(Self { cluster: parts.next()?, namespace: parts.next()?, name: parts.next()?, delete, by_operator })
     }
 
     /// Whether it is this cluster's LifecyclePolicy of this name.
     pub fn is(&self, cluster: &str, object: &Object) -> bool {
-        let Self { cluster, namespace, name, delete: _ } = Self::new(cluster, object, false);
+        let Self { cluster, namespace, name, delete: _, by_operator: _ } = Self::new(cluster, object, false);
         self.cluster == cluster && self.namespace == namespace && self.name == name
     }
 
@@ -276,7 +287,7 @@ mod tests {
             policy: bool, mutability: bool, scanning: bool, removal in 0..4usize,
             keys in proptest::collection::btree_set("[a-z ]{1,12}", 0..=45),
             (cluster, namespace, name) in ("[a-z]{1,63}", "[a-z]{1,63}", "[a-z.]{1,253}"),
-            delete in proptest::option::of(any::<bool>()),
+            lifecycle in proptest::option::of(any::<(bool, bool)>()),
         ) {
             let on_removal =
                 [OnRemoval::Retain, OnRemoval::Delete, OnRemoval::DeleteWithImages, OnRemoval::Protected][removal];
@@ -288,7 +299,10 @@ mod tests {
                     policy, mutability, scanning, on_removal,
                     tag_keys: keys.iter().map(|key| fingerprint(key)).collect(),
                 },
-                lifecycle: delete.map(|delete| LifecycleOwner::new(&cluster, &policing, delete)),
+                lifecycle: lifecycle.map(|(delete, by_operator)| LifecycleOwner {
+                    by_operator,
+                    ..LifecycleOwner::new(&cluster, &policing, delete)
+                }),
             };
             let tags = ownership.tags();
             prop_assert!(tags.values().all(|value| value.len() <= 256));

@@ -153,22 +153,25 @@ fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
     let fields = (
         0..4usize,
         proptest::collection::btree_set((0..5usize).prop_map(name), 0..4),
-        any::<bool>(),
+        any::<(bool, bool)>(),
         0..3usize,
         (management(), adoption()),
         any::<bool>(),
     );
-    fields.prop_map(|(object, repositories, enforce, document, (management, adoption), delete_on_removal)| {
-        DesiredLifecyclePolicy {
-            object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: format!("p{object}") },
-            repositories,
-            mode: if enforce { LifecycleMode::Enforce } else { LifecycleMode::Preview },
-            document: lifecycle_document(document),
-            management,
-            adoption,
-            delete_on_removal,
-        }
-    })
+    fields.prop_map(
+        |(object, repositories, (enforce, by_operator), document, (management, adoption), delete_on_removal)| {
+            DesiredLifecyclePolicy {
+                object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: format!("p{object}") },
+                repositories,
+                mode: if enforce { LifecycleMode::Enforce } else { LifecycleMode::Preview },
+                by: if by_operator { CarriedOutBy::Operator } else { CarriedOutBy::Registry },
+                document: lifecycle_document(document),
+                management,
+                adoption,
+                delete_on_removal,
+            }
+        },
+    )
 }
 
 /// A registry policy, none, or no word of it.
@@ -386,6 +389,28 @@ proptest! {
     }
 
     #[test]
+    fn a_repository_whose_policy_the_operator_carries_out_has_none_of_its_own(
+        desired in wanted(OURS), mut registry in registry(), calls in 0..40usize,
+    ) {
+        let put = |it: &&Call| matches!(it, Call::PutLifecyclePolicy(_) | Call::StartLifecyclePolicyPreview(_));
+        for step in plan(&desired, &registry).steps.iter().filter(|step| step.calls.iter().any(|it| put(&it))) {
+            let policy = desired.lifecycle_policies.iter().find(|it| it.object == step.object);
+            prop_assert_eq!(policy.map(|it| it.by), Some(CarriedOutBy::Registry));
+        }
+        apply_some(&desired, &mut registry, calls);
+        apply(&desired, &mut registry);
+        for (name, found) in &registry.repositories {
+            let Some(owner) = Ownership::read(&found.tags).lifecycle else { continue };
+            let ours = desired.lifecycle_policies.iter().any(|it| {
+                it.management == Management::Full && it.repositories.contains(name) && owner.is(OURS, &it.object)
+            });
+            if ours && owner.by_operator && Ownership::read(&found.tags).owner.is_some_and(|it| it.cluster == OURS) {
+                prop_assert_eq!(&found.lifecycle_policy, &None, "{}", name);
+            }
+        }
+    }
+
+    #[test]
     fn no_repository_serves_two_masters(desired in wanted(OURS), registry in registry()) {
         let plan = plan(&desired, &registry);
         let mut masters: BTreeMap<(&RepositoryName, &str, Action), &Object> = BTreeMap::new();
@@ -437,6 +462,7 @@ proptest! {
                 object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: "keep".to_owned() },
                 repositories: BTreeSet::from([name(1)]),
                 mode: LifecycleMode::Enforce,
+                by: CarriedOutBy::Registry,
                 document: json!({ "rules": rules }),
                 management: Management::Full,
                 adoption: Adoption::AdoptOrCreate,

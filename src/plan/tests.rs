@@ -186,6 +186,45 @@ fn nothing_to_do_says_so() {
 }
 
 #[test]
+fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
+    let manifests = manifests();
+    let mut desired = desired(&manifests, &manifests.registries[0].resource, "local");
+    desired.repositories.retain(|it| it.name.as_str() == "ours");
+    let policy = &mut desired.lifecycle_policies[0];
+    policy.repositories = desired.repositories.iter().map(|it| it.name.clone()).collect();
+    (policy.mode, policy.by) = (model::LifecycleMode::Enforce, model::CarriedOutBy::Operator);
+    let document = policy.document.clone();
+    let steps = |tags: &[(&str, &str)], put: bool| {
+        let (name, mut found) = owned("local", "ours", "r:", tags);
+        found.tags.insert("team".to_owned(), "web".to_owned());
+        found.lifecycle_policy = put.then(|| document.clone());
+        let observed = Observed { repositories: BTreeMap::from([(name, found)]), ..Observed::default() };
+        let steps = plan(&desired, &observed).steps.into_iter().filter(|it| it.object.kind == "LifecyclePolicy");
+        steps.map(|it| (it.to_string(), it.calls)).collect::<Vec<_>>()
+    };
+    let tagged = Call::TagResource(BTreeMap::from([(
+        "wharfage.dev/lifecycle".to_owned(),
+        "local/shop/keep operator".to_owned(),
+    )]));
+    let [(text, calls)] = &steps(&[], false)[..] else { panic!("one step") };
+    assert_snapshot!(text, @r"
+    + create  LifecyclePolicy shop/keep (ours)
+                 carried out by the operator: 1 expire any imageCountMoreThan 5
+    ");
+    assert_eq!(*calls, [tagged.clone()]);
+    // It was put until now.
+    let [(text, calls)] = &steps(&[("wharfage.dev/lifecycle", "local/shop/keep")], true)[..] else {
+        panic!("one step")
+    };
+    assert_snapshot!(text, @r"
+    ~ update  LifecyclePolicy shop/keep (ours)
+                 lifecyclePolicy: 1 expire any imageCountMoreThan 5 -> (none)
+    ");
+    assert_eq!(*calls, [tagged, Call::DeleteLifecyclePolicy]);
+    assert_eq!(steps(&[("wharfage.dev/lifecycle", "local/shop/keep operator")], false), []);
+}
+
+#[test]
 fn a_repository_that_cannot_be_looked_at_is_let_be_and_says_why() {
     let manifests = manifests();
     let mut observed = observed();

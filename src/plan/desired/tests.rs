@@ -146,6 +146,21 @@ fn in_use_protection_is_never_ignored() {
 }
 
 #[test]
+fn in_a_cluster_the_operator_carries_out_what_spares_images_in_use() {
+    let of = |mode: &str, enabled: bool| {
+        let spec = format!("repositorySelector: {{}}, mode: {mode}, inUseProtection: {{enabled: {enabled}}}");
+        let manifests =
+            manifests(&(registry("{region: eu-1, aws: {}}") + &repository("api", "") + &policy("keep", &spec)));
+        let desired = desired_in_cluster(&manifests, &manifests.registry("home").unwrap().resource, "local");
+        assert!(desired.refused.is_empty() && desired.notes.is_empty());
+        (desired.lifecycle_policies[0].mode, desired.lifecycle_policies[0].by)
+    };
+    assert_eq!(of("Enforce", true), (LifecycleMode::Enforce, CarriedOutBy::Operator));
+    assert_eq!(of("Preview", true), (LifecycleMode::Preview, CarriedOutBy::Operator));
+    assert_eq!(of("Enforce", false), (LifecycleMode::Enforce, CarriedOutBy::Registry));
+}
+
+#[test]
 fn what_only_a_cluster_can_honour_is_noted() {
     let spec = "{managed: {replicas: 1, service: {type: ClusterIP}, tls: {secretName: tls}, resources: {limits: {memory: 1Gi}}, \
                 image: 'example.com/w:1', pod: {nodeSelector: {disk: fast}}, networkPolicy: Disabled, \
