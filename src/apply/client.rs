@@ -225,6 +225,6 @@ fn cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Whether the registry has no such operation.
-pub(super) fn is_unknown_operation(error: &ApiError) -> bool {
+pub fn is_unknown_operation(error: &ApiError) -> bool {
     UNKNOWN_OPERATION.contains(&error.name.as_str())
 }

@@ -2,6 +2,7 @@
 
 mod carry_out;
 mod client;
+mod images;
 mod meter;
 mod observe;
 mod previews;
@@ -13,9 +14,12 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use carry_out::carry_out;
+pub use client::is_unknown_operation;
 pub use client::{Access, Ecr, Identity};
+pub use images::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
 pub use meter::CallObserver;
 pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look, observe, registry_id, usage};
+pub use previews::{PreviewedPolicy, preview};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
 pub use settings::observe_settings;
 pub use token::{AuthorizationToken, authorization_token};

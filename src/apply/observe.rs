@@ -13,7 +13,9 @@ use serde_json::Value;
 use super::client::{Ecr, api_error};
 use super::settings::observe_settings;
 use crate::names::RepositoryName;
-use crate::plan::model::{ApiError, Desired, LifecycleMode, Observed, ObservedRepository};
+use crate::plan::model::{
+    ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, Observed, ObservedRepository,
+};
 use crate::plan::ownership::Ownership;
 use crate::tag_mutability::{Mutability, TagMutability};
 
@@ -138,7 +140,9 @@ struct Needs<'a> {
 impl<'a> Needs<'a> {
     fn of(desired: &'a Desired) -> Self {
         let policies = desired.lifecycle_policies.iter();
-        let previews = policies.clone().filter(|it| it.mode == LifecycleMode::Preview);
+        let previewed =
+            |it: &&DesiredLifecyclePolicy| it.mode == LifecycleMode::Preview && it.by == CarriedOutBy::Registry;
+        let previews = policies.clone().filter(previewed);
         let with_policy = desired.repositories.iter().filter(|it| it.policy.is_some());
         Self {
             policy: with_policy.map(|it| &it.name).collect(),

@@ -1,23 +1,29 @@
-//! Waits for started previews, and says what they would do.
+//! Looks at started previews, waits for them, and says what they would do.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_ecr::operation::get_lifecycle_policy_preview::GetLifecyclePolicyPreviewOutput;
-use aws_sdk_ecr::types::{ImageActionType, LifecyclePolicyPreviewStatus};
+use aws_sdk_ecr::types::{ImageActionType, LifecyclePolicyPreviewResult, LifecyclePolicyPreviewStatus};
 use backon::{ExponentialBuilder, Retryable as _};
 use futures::{StreamExt as _, stream};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::client::{Ecr, api_error};
+use super::images::{MOST_IMAGE_IDS, images, images_again};
 use super::report::{Previewed, PreviewedImage};
-use crate::names::RepositoryName;
+use crate::names::{Digest, RepositoryName};
 use crate::plan::model::ApiError;
 
 /// Previews that are waited for at once.
 const CONCURRENCY: usize = 8;
 /// Images that are named of those that a preview would act on.
 const SAMPLE: usize = 10;
+/// Results in one page, the most that ECR gives.
+const PAGE: i32 = 100;
+/// For more images than this, reading all of a repository's images takes fewer calls than naming them.
+const FEW: usize = 5 * MOST_IMAGE_IDS;
 
 /// The results of these repositories' previews. One that has none within `patience` is left out: it goes on.
 pub(super) async fn results(
@@ -44,17 +50,9 @@ enum Wait {
 
 async fn result(ecr: &Ecr, name: &RepositoryName) -> Result<Previewed, ApiError> {
     let look = || async {
-        let request = ecr.client.get_lifecycle_policy_preview().set_registry_id(ecr.registry_id.clone());
-        let answer = request.repository_name(name.as_str()).max_results(100).send().await;
-        let answer = answer.map_err(|error| Wait::Failed(api_error(&error)))?;
-        match answer.status() {
-            Some(LifecyclePolicyPreviewStatus::Complete) => Ok(previewed(&answer)),
-            Some(LifecyclePolicyPreviewStatus::InProgress) => Err(Wait::Running),
-            status => {
-                let status = status.map_or("missing", LifecyclePolicyPreviewStatus::as_str);
-                let message = format!("the preview of {name} is {status}");
-                Err(Wait::Failed(ApiError { name: "PreviewFailed".to_owned(), message }))
-            }
+        match page(ecr, name, None).await.map_err(Wait::Failed)? {
+            Some(answer) => Ok(previewed(&answer)),
+            None => Err(Wait::Running),
         }
     };
     let patience = ExponentialBuilder::default()
@@ -64,21 +62,85 @@ async fn result(ecr: &Ecr, name: &RepositoryName) -> Result<Previewed, ApiError>
     match look.retry(patience).when(|wait| matches!(wait, Wait::Running)).await {
         Ok(previewed) => Ok(previewed),
         Err(Wait::Failed(error)) => Err(error),
-        Err(Wait::Running) => {
-            let message = format!("the preview of {name} is still running");
-            Err(ApiError { name: "PreviewFailed".to_owned(), message })
-        }
+        Err(Wait::Running) => Err(failed(name, "still running")),
     }
+}
+
+fn failed(name: &RepositoryName, status: &str) -> ApiError {
+    ApiError { name: "PreviewFailed".to_owned(), message: format!("the preview of {name} is {status}") }
+}
+
+/// A page of a preview's results; nothing while it goes on.
+async fn page(
+    ecr: &Ecr,
+    name: &RepositoryName,
+    token: Option<String>,
+) -> Result<Option<GetLifecyclePolicyPreviewOutput>, ApiError> {
+    let request = ecr.client.get_lifecycle_policy_preview().set_registry_id(ecr.registry_id.clone());
+    let answer = request.repository_name(name.as_str()).max_results(PAGE).set_next_token(token).send().await;
+    let answer = answer.map_err(|error| api_error(&error))?;
+    match answer.status() {
+        Some(LifecyclePolicyPreviewStatus::Complete) => Ok(Some(answer)),
+        Some(LifecyclePolicyPreviewStatus::InProgress) => Ok(None),
+        status => Err(failed(name, status.map_or("missing", LifecyclePolicyPreviewStatus::as_str))),
+    }
+}
+
+/// A preview that is complete.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreviewedPolicy {
+    /// The document that was evaluated.
+    pub document: Value,
+    /// What it would do.
+    pub previewed: Previewed,
+    /// Bytes of the images that would expire, as ECR counts them. An index has none of its own.
+    pub bytes: u64,
+}
+
+/// A repository's preview, looked at once; nothing while it goes on.
+///
+/// # Errors
+/// When there is none, when it failed or expired, and when the registry refuses or cannot be reached.
+pub async fn preview(ecr: &Ecr, name: &RepositoryName) -> Result<Option<PreviewedPolicy>, ApiError> {
+    let Some(mut answer) = page(ecr, name, None).await? else { return Ok(None) };
+    let (document, previewed) = (answer.lifecycle_policy_text().unwrap_or_default(), previewed(&answer));
+    let document = serde_json::from_str(document).map_err(|_| failed(name, "of a policy that is none"))?;
+    let mut expiring = Vec::new();
+    loop {
+        let expires = answer.preview_results().iter().filter(|it| action(it) == ImageActionType::Expire.as_str());
+        expiring.extend(expires.filter_map(|it| it.image_digest()?.parse::<Digest>().ok()));
+        let Some(token) = answer.next_token().map(str::to_owned) else { break };
+        // Somebody started another one meanwhile.
+        let Some(next) = page(ecr, name, Some(token)).await? else { return Ok(None) };
+        answer = next;
+    }
+    let bytes = bytes(ecr, name, &expiring).await?;
+    Ok(Some(PreviewedPolicy { document, previewed, bytes }))
+}
+
+async fn bytes(ecr: &Ecr, name: &RepositoryName, digests: &[Digest]) -> Result<u64, ApiError> {
+    let digests: std::collections::HashSet<&Digest> = digests.iter().collect();
+    let stored = if digests.len() > FEW {
+        images(ecr, name).await?
+    } else {
+        images_again(ecr, name, &digests.iter().copied().collect::<Vec<_>>()).await?.into_values().collect()
+    };
+    let expires = stored.iter().filter(|it| !it.is_index && digests.contains(&it.image.digest));
+    Ok(expires.map(|it| it.bytes).sum())
+}
+
+fn action(result: &LifecyclePolicyPreviewResult) -> &str {
+    result.action().and_then(|it| it.r#type()).map_or("EXPIRE", ImageActionType::as_str)
 }
 
 fn previewed(answer: &GetLifecyclePolicyPreviewOutput) -> Previewed {
     let count = |count: Option<i32>| u64::try_from(count.unwrap_or_default()).unwrap_or_default();
     let summary = answer.summary();
     let transitions = summary.into_iter().flat_map(|it| it.transitioning_image_total_counts());
-    let image = |it: &aws_sdk_ecr::types::LifecyclePolicyPreviewResult| PreviewedImage {
+    let image = |it: &LifecyclePolicyPreviewResult| PreviewedImage {
         digest: it.image_digest().unwrap_or_default().to_owned(),
         tags: it.image_tags().to_vec(),
-        action: it.action().and_then(|it| it.r#type()).map_or("EXPIRE", ImageActionType::as_str).to_owned(),
+        action: action(it).to_owned(),
         rule_priority: it.applied_rule_priority().unwrap_or_default(),
     };
     Previewed {

@@ -156,7 +156,9 @@ class Front:
         self._behind = behind
         self._failures = []
         self._changed = threading.Condition()
-        self._paused = False
+        self._paused = None
+        self.held = []
+        """The operations that wait, or waited, for `go_on()`."""
         self.calls = []
         """Every request: the operation's name, and for other paths than / the method and path."""
         front = self
@@ -206,13 +208,13 @@ class Front:
     def heal(self):
         self._failures.clear()
 
-    def pause(self):
-        """Requests come in and wait for `go_on()`."""
-        self._paused = True
+    def pause(self, operation=".*", containing=""):
+        """Requests come in and wait for `go_on()`: those whose operation matches, and whose body contains this."""
+        self._paused = (re.compile(operation), containing.encode())
 
     def go_on(self):
         with self._changed:
-            self._paused = False
+            self._paused = None
             self._changed.notify_all()
 
     def counted(self, start=0):
@@ -231,7 +233,10 @@ class Front:
         name = target or f"{request.command} {request.path}"
         self.calls.append(name)
         with self._changed:
-            self._changed.wait_for(lambda: not self._paused)
+            waits = lambda: self._paused and self._paused[0].fullmatch(name) and self._paused[1] in body  # noqa: E731
+            if waits():
+                self.held.append(name)
+            self._changed.wait_for(lambda: not waits())
         for failure in self._failures:
             pattern, status, content, headers, times = failure
             if pattern.fullmatch(name) and times != 0:

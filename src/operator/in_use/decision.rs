@@ -1,0 +1,284 @@
+//! What a lifecycle policy does to one repository when images in use are spared. Pure.
+//!
+//! The rules are evaluated as the registry's own job and its preview do it, over the same images: what is in use is counted as
+//! much as before, and only the action is kept from it.
+
+use std::collections::{HashMap, HashSet};
+
+use jiff::Timestamp;
+
+use super::protect::protected;
+use super::references::UsedHere;
+use crate::apply::{Children, StoredImage};
+use crate::lifecycle::{Action, Cause, Image, Policy, evaluate};
+use crate::names::Digest;
+
+/// What is to be done to one repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// What to do, in the order in which to do it. Nothing of it is in use.
+    pub acts: Vec<Act>,
+    /// How many images a rule selected that are in use.
+    pub protected: usize,
+}
+
+/// An action on one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Act {
+    /// The image, with its parents.
+    pub image: Image,
+    /// What to do with it.
+    pub action: Action,
+    /// The rule that decides.
+    pub rule_priority: u32,
+    /// Whether the rule selected the image itself.
+    pub cause: Cause,
+    /// Bytes of its own layers; an index has none.
+    pub bytes: u64,
+    /// Whether it is an index.
+    pub is_index: bool,
+    /// One more than the highest of the indexes that hold it, and of its subject, that are acted on: those go first.
+    pub layer: usize,
+}
+
+/// An index is in use, or hangs together with what is, and what it holds can't be read: so it can't be told what to keep.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the index {0} is in use and cannot be read, so it cannot be told which images it holds: restore it from the archive"
+)]
+pub struct UnreadableIndex(pub Digest);
+
+/// Whether the policy selects anything at all. What an index holds makes no difference to that.
+pub fn selects_anything(policy: &Policy, stored: &[StoredImage], now: Timestamp) -> bool {
+    let images: Vec<Image> = stored.iter().map(|it| it.image.clone()).collect();
+    !evaluate(policy, &images, now).marks.is_empty()
+}
+
+/// What the policy does at `now` to a repository that holds exactly `stored`. `children` has all its indexes.
+///
+/// # Errors
+/// When it can't be told what is in use.
+pub fn decide(
+    policy: &Policy,
+    stored: &[StoredImage],
+    children: &HashMap<Digest, Children>,
+    used: &UsedHere,
+    now: Timestamp,
+) -> Result<Decision, UnreadableIndex> {
+    let mut parents: HashMap<&Digest, Vec<Digest>> = HashMap::new();
+    for (index, children) in children {
+        let Children::Listed(children) = children else { continue };
+        for child in children.iter().collect::<HashSet<_>>() {
+            parents.entry(child).or_default().push(index.clone());
+        }
+    }
+    let with_parents = |it: &StoredImage| {
+        let mut parents = parents.remove(&it.image.digest).unwrap_or_default();
+        parents.sort_unstable();
+        Image { parents, ..it.image.clone() }
+    };
+    let images: Vec<Image> = stored.iter().map(with_parents).collect();
+    let kept = protected(&images, used);
+    let unreadable = |digest: &&&Digest| matches!(children.get(**digest), Some(Children::Unreadable));
+    if let Some(index) = kept.iter().filter(unreadable).min() {
+        return Err(UnreadableIndex((*index).clone()));
+    }
+
+    let facts: HashMap<&Digest, &StoredImage> = stored.iter().map(|it| (&it.image.digest, it)).collect();
+    let mut layers: HashMap<&Digest, usize> = HashMap::new();
+    let mut decision = Decision::default();
+    for mark in evaluate(policy, &images, now).marks {
+        if kept.contains(&mark.image.digest) {
+            decision.protected += usize::from(mark.cause == Cause::Selected);
+            continue;
+        }
+        let before = mark.image.parents.iter().chain(&mark.image.subject).filter_map(|it| layers.get(it));
+        let layer = before.max().map_or(0, |highest| highest + 1);
+        layers.insert(&mark.image.digest, layer);
+        let (is_index, bytes) = facts.get(&mark.image.digest).map_or((false, 0), |it| (it.is_index, it.bytes));
+        decision.acts.push(Act {
+            image: mark.image.clone(),
+            action: mark.action,
+            rule_priority: mark.rule_priority,
+            cause: mark.cause,
+            bytes: if is_index { 0 } else { bytes },
+            is_index,
+            layer,
+        });
+    }
+    Ok(decision)
+}
+
+/// How many images of each action, and how many bytes expire. As in a preview, only those count that a rule selected itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Images that expire.
+    pub expiring: usize,
+    /// Images that are archived.
+    pub transitioning: usize,
+    /// Bytes of all that expires, referrers included.
+    pub bytes: u64,
+}
+
+impl Counts {
+    /// What these acts come to.
+    pub fn of(acts: &[Act]) -> Self {
+        let mut counts = Self::default();
+        for act in acts {
+            match (act.action, act.cause) {
+                (Action::Expire, Cause::Selected) => counts.expiring += 1,
+                (Action::Transition, Cause::Selected) => counts.transitioning += 1,
+                (_, Cause::FollowsSubject) => {}
+            }
+            if act.action == Action::Expire {
+                counts.bytes += act.bytes;
+            }
+        }
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lifecycle::{Count, ImageStatus, Rule, TagSelection};
+
+    fn digest(index: usize) -> Digest {
+        Digest::sha256(&index.to_be_bytes())
+    }
+
+    /// Image number `index`, pushed so many days before day 100, with a tag if it has one.
+    fn stored(index: usize, age: i64, tag: Option<&str>) -> StoredImage {
+        StoredImage {
+            image: Image {
+                digest: digest(index),
+                tags: tag.map(|tag| tag.parse().unwrap()).into_iter().collect(),
+                pushed_at: Timestamp::from_second((100 - age) * 86_400).unwrap(),
+                last_pulled_at: None,
+                status: ImageStatus::Active,
+                archived_at: None,
+                activated_at: None,
+                subject: None,
+                parents: Vec::new(),
+            },
+            bytes: 10,
+            is_index: false,
+        }
+    }
+
+    fn index(index: usize, age: i64, tag: Option<&str>) -> StoredImage {
+        StoredImage { is_index: true, ..stored(index, age, tag) }
+    }
+
+    fn day_100() -> Timestamp {
+        Timestamp::from_second(100 * 86_400).unwrap()
+    }
+
+    /// All but the youngest `keep` go.
+    fn keep(keep: u32) -> Policy {
+        let rule = Rule {
+            priority: 1,
+            description: String::new(),
+            tags: TagSelection::Any,
+            count: Count::MoreThan(keep),
+            action: Action::Expire,
+        };
+        Policy::new(vec![rule]).unwrap()
+    }
+
+    fn children(of: &[(usize, &[usize])]) -> HashMap<Digest, Children> {
+        let listed = |children: &[usize]| Children::Listed(children.iter().copied().map(digest).collect());
+        of.iter().map(|(index, children)| (digest(*index), listed(children))).collect()
+    }
+
+    fn by_tag(tag: &str) -> UsedHere {
+        UsedHere { tags: HashSet::from([tag.parse().unwrap()]), ..UsedHere::default() }
+    }
+
+    fn acted_on(decision: &Decision) -> Vec<usize> {
+        (0..100).filter(|&index| decision.acts.iter().any(|act| act.image.digest == digest(index))).collect()
+    }
+
+    #[test]
+    fn what_is_in_use_is_counted_and_spared() {
+        let images =
+            [stored(0, 3, Some("a")), stored(1, 2, Some("b")), stored(2, 1, Some("c")), stored(3, 0, Some("d"))];
+        let decision = decide(&keep(2), &images, &HashMap::new(), &by_tag("a"), day_100()).unwrap();
+        assert_eq!((acted_on(&decision), decision.protected), (vec![1], 1), "the kept one takes nobody's place");
+        let decision = decide(&keep(2), &images, &HashMap::new(), &by_tag("d"), day_100()).unwrap();
+        assert_eq!(
+            (acted_on(&decision), decision.protected),
+            (vec![0, 1], 0),
+            "what no rule selects needs no protection"
+        );
+    }
+
+    #[test]
+    fn an_index_goes_before_its_children_and_holds_them_while_it_is_used() {
+        let images = [stored(1, 9, None), stored(2, 9, None), index(0, 8, Some("v1")), stored(3, 0, Some("v2"))];
+        let children = children(&[(0, &[1, 2])]);
+        let decision = decide(&keep(1), &images, &children, &UsedHere::default(), day_100()).unwrap();
+        let order: Vec<_> = decision.acts.iter().map(|act| (act.image.digest.clone(), act.layer, act.bytes)).collect();
+        assert_eq!(order[0], (digest(0), 0, 0));
+        assert_eq!(order[1..].iter().map(|(_, layer, bytes)| (*layer, *bytes)).collect::<Vec<_>>(), [(1, 10), (1, 10)]);
+        let decision = decide(&keep(1), &images, &children, &by_tag("v1"), day_100()).unwrap();
+        assert_eq!((acted_on(&decision), decision.protected), (vec![], 3));
+    }
+
+    #[test]
+    fn an_index_that_cannot_be_read_stops_everything_only_if_it_is_used() {
+        let images = [index(0, 9, Some("v1")), stored(1, 8, Some("v0")), stored(2, 0, Some("v2"))];
+        let children = HashMap::from([(digest(0), Children::Unreadable)]);
+        let refused = decide(&keep(1), &images, &children, &by_tag("v1"), day_100()).unwrap_err();
+        assert_eq!(refused, UnreadableIndex(digest(0)));
+        let decision = decide(&keep(1), &images, &children, &by_tag("v0"), day_100()).unwrap();
+        assert_eq!((acted_on(&decision), decision.protected), (vec![0], 1));
+    }
+
+    proptest! {
+        /// Sparing takes away from what the evaluator says, adds nothing to it, and leaves the rest in its order.
+        #[test]
+        fn acts_are_the_evaluators_marks_without_what_is_in_use(
+            shape in proptest::collection::vec((0..20i64, proptest::option::of(0..12usize), proptest::option::of(0..12usize)), 12),
+            used in proptest::collection::hash_set(0..12usize, 0..3),
+            keep_youngest in 1..6u32,
+        ) {
+            let mut of: HashMap<Digest, Vec<Digest>> = HashMap::new();
+            let mut images: Vec<StoredImage> = Vec::new();
+            for (i, (age, parent, subject)) in shape.iter().enumerate() {
+                let mut image = stored(i, *age, None);
+                image.image.subject = subject.filter(|subject| *subject < i).map(digest);
+                if let Some(parent) = parent.filter(|parent| *parent < i) {
+                    of.entry(digest(parent)).or_default().push(digest(i));
+                }
+                images.push(image);
+            }
+            for image in &mut images {
+                image.is_index = of.contains_key(&image.image.digest);
+            }
+            let children = of.iter().map(|(index, of)| (index.clone(), Children::Listed(of.clone()))).collect();
+            let policy = keep(keep_youngest);
+            let here = UsedHere { digests: used.iter().copied().map(digest).collect(), ..UsedHere::default() };
+            let decision = decide(&policy, &images, &children, &here, day_100()).unwrap();
+
+            let whole: Vec<Image> = images.iter().map(|it| {
+                let mut parents: Vec<Digest> =
+                    of.iter().filter(|(_, of)| of.contains(&it.image.digest)).map(|(index, _)| index.clone()).collect();
+                parents.sort_unstable();
+                Image { parents, ..it.image.clone() }
+            }).collect();
+            let kept = protected(&whole, &here);
+            let evaluation = evaluate(&policy, &whole, day_100());
+            let expected: Vec<&Digest> =
+                evaluation.marks.iter().map(|mark| &mark.image.digest).filter(|it| !kept.contains(it)).collect();
+            prop_assert_eq!(decision.acts.iter().map(|act| &act.image.digest).collect::<Vec<_>>(), expected);
+            prop_assert_eq!(!decision.acts.is_empty() || decision.protected > 0, selects_anything(&policy, &images, day_100()) && !evaluation.marks.is_empty());
+            for act in &decision.acts {
+                let first = |it: &&Act| act.image.parents.contains(&it.image.digest) || act.image.subject.as_ref() == Some(&it.image.digest);
+                prop_assert!(decision.acts.iter().filter(first).all(|before| before.layer < act.layer));
+            }
+        }
+    }
+}
