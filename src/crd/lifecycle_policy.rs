@@ -74,7 +74,7 @@ pub struct LifecyclePolicySpec {
         .message("a rule with tagStatus any must have the highest rulePriority of its storage class: number it last"),
     )]
     pub rules: Vec<LifecycleRule>,
-    /// Keeps images that run from expiring. An extension: not on Amazon ECR.
+    /// Keeps images that run: the operator then carries the policy out itself. An extension, on Amazon ECR too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_use_protection: Option<InUseProtection>,
     /// Full makes the registry match; Observe only looks. Default: Full.
@@ -305,16 +305,16 @@ pub struct RepositoryOutcome {
     pub name: String,
     /// How far the policy got.
     pub state: OutcomeState,
-    /// Images that expire.
+    /// Images that expire, or expired when the operator carried the policy out last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiring: Option<i64>,
-    /// Images that are archived.
+    /// Images that are archived, or were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transitioning: Option<i64>,
     /// Bytes of the images that expire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
-    /// Images that would expire, but run.
+    /// Images that would expire or be archived, but are in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protected: Option<i64>,
     /// When this was found out.
@@ -333,7 +333,7 @@ pub enum OutcomeState {
     Pending,
     /// It is known what would go.
     Previewed,
-    /// The registry has the policy.
+    /// The registry has the policy, or the operator carried it out.
     Enforced,
     /// It did not work; the conditions say why.
     Failed,
@@ -360,16 +360,16 @@ pub struct ImageOutcome {
 pub struct Totals {
     /// Repositories that the policy is for.
     pub repositories: i64,
-    /// Images that expire.
+    /// Images that expire, or expired when the operator carried the policy out last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiring: Option<i64>,
-    /// Images that are archived.
+    /// Images that are archived, or were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transitioning: Option<i64>,
     /// Bytes of the images that expire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
-    /// Images that would expire, but run.
+    /// Images that would expire or be archived, but are in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protected: Option<i64>,
 }

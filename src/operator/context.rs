@@ -11,7 +11,9 @@ use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 use super::Settings;
 use super::access::Feature;
 use super::controllers::registry::Applied;
+use super::controllers::lifecycle_policy::Memory as Turns;
 use super::events::Events;
+use super::in_use;
 use super::leader::Term;
 use super::metrics::OperatorMetrics;
 use super::pull_secrets::accounts::WatchedServiceAccount;
@@ -43,6 +45,10 @@ pub struct Context {
     pub secrets: SecretWatches,
     /// What managed Registries were made of last.
     pub(super) applied: Applied,
+    /// What lifecycle policies came to in their repositories.
+    pub turns: Turns,
+    /// What lifecycle runs of the operator share.
+    pub in_use: in_use::run::Shared,
     /// The tokens that PullSecrets put into Secrets.
     pub tokens: Tokens,
 }

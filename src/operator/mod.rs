@@ -13,6 +13,7 @@ mod controllers;
 mod dispatch;
 mod events;
 mod finalizer;
+pub mod in_use;
 pub mod leader;
 pub mod metrics;
 pub mod operations;
@@ -90,6 +91,8 @@ pub fn access() -> Vec<Access> {
         controllers::registry::ACCESS,
         controllers::registry::MANAGED_ACCESS,
         controllers::repository::ACCESS,
+        controllers::lifecycle_policy::ACCESS,
+        in_use::ACCESS,
         controllers::pull_secret::ACCESS,
     ]
     .concat()
@@ -115,6 +118,8 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
         term: term.clone(),
         secrets: secrets::SecretWatches::default(),
         applied: controllers::registry::Applied::default(),
+        turns: controllers::lifecycle_policy::Memory::default(),
+        in_use: in_use::run::Shared::default(),
         tokens: pull_secrets::tokens::Tokens::default(),
     });
     // Dropped with this future: nothing is watched, and nothing done, when it is not waited for any more.
@@ -168,7 +173,6 @@ fn follow_all(ctx: &Arc<Context>, writers: Writers, watches: &mut JoinSet<()>) {
 async fn control(ctx: &Arc<Context>, woken: Woken, term: &Term) {
     let stores = &ctx.stores;
     let Woken { registries, repositories, lifecycle_policies, pull_secrets } = woken;
-    drop(lifecycle_policies);
     /// Runs a kind's controller, so many of it at a time.
     macro_rules! run {
         ($kind:ident, $queue:ident, $at_a_time:literal) => {
@@ -188,5 +192,10 @@ async fn control(ctx: &Arc<Context>, woken: Woken, term: &Term) {
             run!(pull_secret, pull_secrets, 4).await;
         }
     };
-    tokio::join!(run!(registry, registries, 8), run!(repository, repositories, 32), pull_secrets);
+    tokio::join!(
+        run!(registry, registries, 8),
+        run!(repository, repositories, 32),
+        run!(lifecycle_policy, lifecycle_policies, 8),
+        pull_secrets
+    );
 }

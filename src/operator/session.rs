@@ -15,6 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use crate::apply::{Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, list, look, usage};
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, ObservedRepository};
+use crate::plan::ownership::{LifecycleOwner, Ownership};
 use crate::plan::{Call, Step};
 
 /// Repositories whose tags and policies are read again in an interval, when nothing else asks for it.
@@ -275,6 +276,18 @@ impl Session {
         Ok((listing.repositories.len(), usages.fold(ImageUsage::default(), ImageUsage::and)))
     }
 
+    /// The repositories that are known to have a lifecycle policy of such an owner. Nobody is waited for: one that somebody is
+    /// busy with may be missing.
+    pub fn governed_by(&self, owner: impl Fn(&LifecycleOwner) -> bool) -> Vec<RepositoryName> {
+        let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+        let governed = |known: &AsyncMutex<Known>| {
+            let known = known.try_lock().ok()?;
+            Ownership::read(&known.read.as_ref()?.observed.tags).lifecycle
+        };
+        let governed = known.iter().filter(|(_, known)| governed(known).is_some_and(|it| owner(&it)));
+        governed.map(|(name, _)| name.clone()).collect()
+    }
+
     /// One repository, for oneself: two resources that mean the same one come one after the other.
     pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> Held {
         let known = {
@@ -346,7 +359,13 @@ impl Held {
         self.known.asked = needs;
         let at = Instant::now();
         let answer = self.session.ask(look(&self.session.ecr, &self.name, listed, needs)).await?;
-        self.known.read = answer.clone().map(|observed| Read { at, needs, observed });
+        self.known.read = answer.clone().map(|observed| {
+            // What the tags speak of was read in any case.
+            let Ownership { manages, lifecycle, .. } = Ownership::read(&observed.tags);
+            let read =
+                RepositoryNeeds { policy: manages.policy, lifecycle_policy: lifecycle.is_some(), preview: false };
+            Read { at, needs: needs.and(read), observed }
+        });
         if answer.is_none() {
             self.known.listed = Some((at, None));
         }
@@ -457,7 +476,7 @@ impl Session {
     }
 
     /// In how many intervals each repository is looked at once.
-    async fn rotation(&self) -> u32 {
+    pub async fn rotation(&self) -> u32 {
         let repositories = self.listing.lock().await.as_ref().map_or(0, |it| it.repositories.len());
         u32::try_from(repositories.div_ceil(LOOKS_PER_INTERVAL)).unwrap_or(u32::MAX).max(1)
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use kube::ResourceExt as _;
 
 use super::context::Stores;
-use crate::crd::{Registry, Repository};
+use crate::crd::{LifecyclePolicy, Registry, Repository};
 use crate::manifests::{Loaded, Manifests, Source};
 use crate::names::RepositoryName;
 
@@ -31,6 +31,18 @@ pub fn slice(stores: &Stores, registry: &Registry, name: &RepositoryName) -> Man
         namespaces,
         ..Manifests::default()
     }
+}
+
+/// The same, with the LifecyclePolicies of the Repositories in it.
+pub fn slice_with_policies(stores: &Stores, registry: &Registry, name: &RepositoryName) -> Manifests {
+    let slice = slice(stores, registry, name);
+    let applies = |it: &LifecyclePolicy| {
+        let repositories = slice.repositories.iter();
+        it.metadata.deletion_timestamp.is_none() && repositories.map(|it| &it.resource).any(|of| it.applies_to(of))
+    };
+    let mut policies = stores.lifecycle_policies.state_filter(applies);
+    policies.sort_by(|a, b| older(&**a, &**b));
+    Manifests { lifecycle_policies: policies.iter().map(|it| in_cluster((**it).clone())).collect(), ..slice }
 }
 
 /// Which of two resources has precedence: the older; of two of the same second the one that comes first by name.

@@ -1,9 +1,11 @@
 //! One file for each kind: what a resource of it comes to. What they share is here.
 
+pub mod lifecycle_policy;
 pub mod pull_secret;
 pub mod registry;
 pub mod repository;
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +23,9 @@ use super::metrics::Outcome;
 use super::status::{Because, Findings, Standing};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Registry, condition};
-use crate::plan::model::Refused;
+use crate::names::RepositoryName;
+use crate::plan::model::{Desired, Observed, ObservedRepository, Refused};
+use crate::plan::{FieldChange, Plan, plan};
 
 /// The finalizer of every kind.
 pub const FINALIZER: &str = "wharfage.dev/finalizer";
@@ -144,4 +148,20 @@ pub(super) fn refusal(refused: &Refused) -> Standing {
 pub(super) fn requested<K: Resource>(object: &K, handled: Option<&String>) -> Option<String> {
     let asked = object.meta().annotations.as_ref()?.get(REQUESTED_AT)?;
     (Some(asked) != handled).then(|| asked.clone())
+}
+
+/// Changes in a line.
+pub(super) fn show(changes: &[FieldChange]) -> String {
+    let none = || "(none)".to_owned();
+    let show = |FieldChange { field, from, to }: &FieldChange| match (from, to) {
+        (None, None) => field.clone(),
+        (from, to) => format!("{field}: {} -> {}", from.clone().unwrap_or_else(none), to.clone().unwrap_or_else(none)),
+    };
+    changes.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+/// A plan about one repository.
+pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
+    let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
+    plan(desired, &Observed { repositories, ..Observed::default() })
 }

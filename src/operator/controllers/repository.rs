@@ -1,13 +1,12 @@
 //! Repository: one repository of a registry is made, kept as its manifest says, and let go of.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, WAIT, jittered, refusal, registry_missing, registry_not_ready, requested};
+use super::{Done, Error, WAIT, jittered, plan_for, refusal, registry_missing, registry_not_ready, requested, show};
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
@@ -18,9 +17,9 @@ use crate::operator::session::{Freshness, Held, Session, Trouble};
 use crate::operator::slice::slice;
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::operator::{dispatch, finalizer};
-use crate::plan::model::{Desired, Observed, ObservedRepository, Refused};
+use crate::plan::model::{Desired, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
-use crate::plan::{Action, FieldChange, Object, Plan, Step, desired, differences, on_removal, plan};
+use crate::plan::{Action, FieldChange, Object, Step, desired, differences, on_removal};
 
 pub(in crate::operator) const ACCESS: &[Access] = &[
     Access {
@@ -443,19 +442,4 @@ impl Work<'_> {
         }
         Ok(())
     }
-}
-
-fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
-    let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
-    plan(desired, &Observed { repositories, ..Observed::default() })
-}
-
-/// Changes in a line.
-fn show(changes: &[FieldChange]) -> String {
-    let none = || "(none)".to_owned();
-    let show = |FieldChange { field, from, to }: &FieldChange| match (from, to) {
-        (None, None) => field.clone(),
-        (from, to) => format!("{field}: {} -> {}", from.clone().unwrap_or_else(none), to.clone().unwrap_or_else(none)),
-    };
-    changes.iter().map(show).collect::<Vec<_>>().join(", ")
 }

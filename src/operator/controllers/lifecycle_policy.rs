@@ -1,0 +1,475 @@
+//! LifecyclePolicy: put to the repositories that it chooses, previewed there, or, where images that run are to be kept, carried
+//! out by the operator itself.
+
+mod memory;
+mod outcome;
+mod turn;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, ResourceExt as _};
+
+pub use memory::Memory;
+
+use super::{Done, Error, WAIT, jittered, registry_missing, registry_not_ready, requested, show};
+use crate::crd::conditions::ConditionType;
+use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
+use crate::crd::{
+    DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Registry, condition,
+};
+use crate::lifecycle::Policy;
+use crate::names::RepositoryName;
+use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::context::Context;
+use crate::operator::finalizer;
+use crate::operator::in_use;
+use crate::operator::session::{Away, Freshness, Session, Trouble};
+use crate::operator::status::{self, Because, Findings, Standing};
+use crate::plan::{Action, FieldChange, Object};
+use memory::{Kept, Turns};
+use outcome::{counted, names, only, told};
+use turn::{Policing, Turn};
+
+pub(in crate::operator) const ACCESS: &[Access] = &[
+    Access {
+        group: "wharfage.dev",
+        resources: &["lifecyclepolicies"],
+        verbs: &["get", "list", "watch", "patch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "watched; patched for the finalizer only",
+    },
+    Access {
+        group: "wharfage.dev",
+        resources: &["lifecyclepolicies/status"],
+        verbs: &["patch"],
+        scope: Scope::Cluster,
+        feature: Feature::Core,
+        why: "status",
+    },
+];
+
+pub(in crate::operator) const KIND: &str = "LifecyclePolicy";
+
+/// How soon a preview that goes on is looked at again, and how late at most.
+const PREVIEW: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Brings one LifecyclePolicy in line.
+pub(in crate::operator) async fn reconcile(policy: Arc<LifecyclePolicy>, ctx: Arc<Context>) -> Result<Done, Error> {
+    let namespace = policy.namespace().unwrap_or_default();
+    let api: Api<LifecyclePolicy> = Api::namespaced(ctx.client.clone(), &namespace);
+    let object = Object { kind: KIND, namespace, name: policy.name_any() };
+    let work = Work { ctx: &ctx, api, policy: &policy, object };
+    if policy.metadata.deletion_timestamp.is_some() {
+        return work.let_go().await;
+    }
+    if policy.suspended() {
+        return work.rest().await;
+    }
+    let outcome = work.bring_in_line().await?;
+    work.conclude(outcome).await
+}
+
+/// What a reconcile found out.
+struct Outcome {
+    findings: Findings,
+    /// What the policy came to in all its repositories, if that was looked at.
+    outcomes: Option<Vec<RepositoryOutcome>>,
+    /// Whether a request for a look is answered by it.
+    answers: bool,
+    next: Duration,
+}
+
+impl Outcome {
+    fn of(findings: Findings, next: Duration) -> Self {
+        let answers = !matches!(findings.standing, Standing::Waiting(_));
+        Self { findings, outcomes: None, answers, next }
+    }
+}
+
+struct Work<'a> {
+    ctx: &'a Context,
+    api: Api<LifecyclePolicy>,
+    policy: &'a LifecyclePolicy,
+    object: Object,
+}
+
+impl Work<'_> {
+    fn status(&self) -> LifecyclePolicyStatus {
+        self.policy.status.clone().unwrap_or_default()
+    }
+
+    fn generation(&self) -> Option<i64> {
+        self.policy.metadata.generation
+    }
+
+    fn uid(&self) -> &str {
+        self.policy.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    fn registry_name(&self) -> &str {
+        &self.policy.spec.registry_ref.name
+    }
+
+    /// The Registry and its session, or why there is none.
+    fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Findings> {
+        let name = self.registry_name();
+        let registry = self.ctx.stores.registry(name).ok_or_else(|| registry_missing(name))?;
+        let session = self.ctx.sessions.get(name).ok_or_else(|| registry_not_ready(&registry))?;
+        Ok((registry, session))
+    }
+
+    /// The repositories that it is for, as its namespace has them now.
+    fn chosen(&self) -> BTreeSet<RepositoryName> {
+        let chosen = self
+            .ctx
+            .stores
+            .repositories
+            .state_filter(|it| it.metadata.deletion_timestamp.is_none() && self.policy.applies_to(it));
+        chosen.iter().filter_map(|it| it.repository_name().ok()).collect()
+    }
+
+    /// The repositories that it has, or may have had, and is for no more.
+    fn left(&self, session: &Session, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
+        let told = self.status().repositories.into_iter().filter_map(|it| it.name.parse().ok()).collect::<Vec<_>>();
+        let cluster = &self.ctx.settings.cluster;
+        let tagged = session.governed_by(|owner| owner.is(cluster, &self.object));
+        let had = told.into_iter().chain(self.ctx.turns.had(self.uid())).chain(tagged);
+        had.filter(|name| !chosen.contains(name)).collect()
+    }
+
+    fn policing<'a>(&'a self, registry: &'a Registry, session: &'a Arc<Session>) -> Policing<'a> {
+        let before = self.status();
+        let document = self.policy.document();
+        let asked = requested(self.policy, before.last_handled_reconcile_at.as_ref());
+        Policing {
+            ctx: self.ctx,
+            policy: self.policy,
+            object: &self.object,
+            registry,
+            session,
+            rules: Policy::from_value(&document).ok(),
+            document,
+            freshness: Freshness { interval: self.policy.interval(), now: asked.is_some() },
+            asked,
+            settled: before.observed_generation == self.generation() && status::is_ready(&before.conditions),
+        }
+    }
+
+    async fn bring_in_line(&self) -> Result<Outcome, Error> {
+        let (registry, session) = match self.registry() {
+            Ok(found) => found,
+            Err(findings) => return Ok(Outcome::of(findings, jittered(WAIT))),
+        };
+        if self.policy.management_policy() == ManagementPolicy::Full {
+            finalizer::add(&self.api, self.policy).await?;
+        }
+        let policing = self.policing(&registry, &session);
+        let chosen = self.chosen();
+        let mut course = Course::default();
+        if self.policy.management_policy() == ManagementPolicy::Full {
+            for name in self.left(&session, &chosen) {
+                match policing.let_go(&name).await {
+                    Ok(Some(_)) => course.released.push(name),
+                    Ok(None) => {}
+                    Err(Trouble::Away(away)) => return Ok(self.away(&away, None)),
+                    Err(Trouble::Refused(error)) => {
+                        let message = format!("{name} cannot be let go of: {}", error.message);
+                        course.troubles.push(Standing::Stalled(Because::new(error.name, message)));
+                    }
+                }
+            }
+        }
+        if let Some(missing) = self.missing(&chosen) {
+            let findings =
+                Findings { references: Some(Err(missing.clone())), ..Findings::of(Standing::Waiting(missing)) };
+            self.ctx.turns.remember(self.uid(), self.generation(), Turns::new());
+            return Ok(Outcome { outcomes: Some(Vec::new()), ..Outcome::of(findings, jittered(WAIT)) });
+        }
+        let before = self.ctx.turns.recall(self.uid(), self.generation(), &self.status());
+        for name in &chosen {
+            match policing.turn(name, before.get(name)).await {
+                Ok(turn) => course.take(name, turn),
+                Err(away) => {
+                    // What is known of the others stays.
+                    for name in chosen.iter().filter(|name| !course.turns.contains_key(*name)).collect::<Vec<_>>() {
+                        let known = before.get(name).cloned();
+                        let kept = known.unwrap_or_else(|| Kept::new(only(name, OutcomeState::Pending)));
+                        course.turns.insert(name.clone(), kept);
+                    }
+                    self.tell(&course).await;
+                    let outcomes = course.outcomes();
+                    self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
+                    return Ok(self.away(&away, Some(outcomes)));
+                }
+            }
+        }
+        self.tell(&course).await;
+        let outcome = self.sum_up(&course, policing.settled);
+        self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
+        Ok(outcome)
+    }
+
+    /// What `repositoryRef` names, if it isn't there.
+    fn missing(&self, chosen: &BTreeSet<RepositoryName>) -> Option<Because> {
+        let reference = self.policy.spec.repository_ref.as_ref().filter(|_| chosen.is_empty())?;
+        let message = format!(
+            "Repository {}/{} does not exist in Registry {}: make it, or correct repositoryRef",
+            self.object.namespace,
+            reference.name,
+            self.registry_name()
+        );
+        Some(Because::new("ReferenceNotFound", message))
+    }
+
+    fn away(&self, away: &Away, outcomes: Option<Vec<RepositoryOutcome>>) -> Outcome {
+        let because = Because::new("RegistryUnavailable", away.message(self.registry_name()));
+        // Not all at once, when it may be tried again.
+        let next = away.retry.mul_f64(1.0 + fastrand::f64());
+        Outcome { outcomes, ..Outcome::of(Findings::of(Standing::Waiting(because)), next) }
+    }
+
+    /// How the policy stands when all its repositories had their turn.
+    fn sum_up(&self, course: &Course, settled: bool) -> Outcome {
+        let standing = course.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
+            let pending = course.turns.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
+            if pending > 0 && self.policy.management_policy() == ManagementPolicy::Full {
+                let all = counted(course.turns.len(), "repository", "repositories");
+                let message = format!("the registry still evaluates the policy for {pending} of {all}");
+                return Standing::Waiting(Because::new("Previewing", message));
+            }
+            Standing::Ready(Because::new(self.reason(), self.in_words(course)))
+        });
+        let mut findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
+        findings.drifted = Some(self.drifted(&course.drift, settled));
+        let begun = course.turns.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
+        let next = match (begun, &findings.standing) {
+            (Some(elapsed), _) => elapsed.clamp(PREVIEW.0, PREVIEW.1),
+            (None, Standing::Ready(_)) => jittered(self.policy.interval()),
+            (None, Standing::Waiting(_) | Standing::Stalled(_)) => jittered(self.policy.interval().min(WAIT)),
+        };
+        let found = Outcome::of(findings, next);
+        Outcome { outcomes: Some(course.outcomes()), answers: found.answers && begun.is_none(), ..found }
+    }
+
+    fn reason(&self) -> &'static str {
+        match (self.policy.management_policy(), self.policy.mode()) {
+            (ManagementPolicy::Observe, _) => "Observed",
+            (ManagementPolicy::Full, Mode::Preview) => "Previewed",
+            (ManagementPolicy::Full, Mode::Enforce) => "InSync",
+        }
+    }
+
+    fn in_words(&self, course: &Course) -> String {
+        let repositories = counted(course.turns.len(), "repository", "repositories");
+        if course.turns.is_empty() {
+            return "repositorySelector chooses no Repository of this namespace yet".to_owned();
+        }
+        match (self.policy.management_policy(), self.policy.mode(), self.policy.protects_in_use()) {
+            (ManagementPolicy::Observe, ..) => format!("observed in {repositories}, and never changed"),
+            (_, Mode::Preview, _) => format!("previewed in {repositories}: nothing is let go"),
+            (_, Mode::Enforce, false) => format!("put to {repositories}"),
+            (_, Mode::Enforce, true) => {
+                format!("carried out by the operator in {repositories}; what runs in other clusters is not seen")
+            }
+        }
+    }
+
+    fn drifted(&self, drift: &[FieldChange], settled: bool) -> (bool, Because) {
+        if self.policy.management_policy() == ManagementPolicy::Observe {
+            return if drift.is_empty() {
+                (false, Because::new("InSync", "it is as this resource says"))
+            } else {
+                (true, Because::new("Differs", format!("it is not as this resource says: {}", show(drift))))
+            };
+        }
+        if !drift.is_empty() {
+            let message = format!("somebody else changed it, and it was put back: {}", show(drift));
+            return (false, Because::new("Repaired", message));
+        }
+        // What was repaired stays told until something else is to be told.
+        match condition(&self.status().conditions, ConditionType::Drifted) {
+            Some(told) if settled && told.reason == "Repaired" => (false, Because::new("Repaired", &*told.message)),
+            _ => (false, Because::new("InSync", "nobody else changed it")),
+        }
+    }
+
+    /// Events about what was done: one for each sort of thing, however many repositories.
+    async fn tell(&self, course: &Course) {
+        let events = &self.ctx.events;
+        if self.policy.management_policy() == ManagementPolicy::Full && !course.drift.is_empty() {
+            let changes = u64::try_from(course.drift.len()).unwrap_or(u64::MAX);
+            self.ctx.metrics.drift_found(KIND, self.registry_name(), changes);
+            self.ctx.metrics.drift_repaired(KIND, self.registry_name(), changes);
+            let note = format!("changed by somebody else, and put back: {}", show(&course.drift));
+            events.warning(self.policy, "DriftRepaired", note).await;
+        }
+        for (action, repositories) in &course.done {
+            let (reason, done) = match action {
+                Action::Create => ("Created", "now governs"),
+                Action::Adopt => ("Adopted", "took over"),
+                Action::Update => ("Updated", "changed its policy in"),
+                Action::Preview => ("PreviewStarted", "is previewed in"),
+                Action::Retain | Action::Delete => continue,
+            };
+            events.normal(self.policy, reason, format!("{done} {}", names(repositories.iter()))).await;
+        }
+        if !course.released.is_empty() {
+            let note = format!("is no more for {}", names(course.released.iter()));
+            events.normal(self.policy, "Released", note).await;
+        }
+        for (name, ran) in &course.ran {
+            let counts = in_use::decision::Counts::of(&ran.acts);
+            let in_use::decision::Counts { expiring, transitioning, bytes } = counts;
+            let images = |count| counted(count, "image", "images");
+            let note = format!(
+                "{name}: {} expired ({bytes} bytes), {} archived; {} in use kept",
+                images(expiring),
+                images(transitioning),
+                images(ran.protected)
+            );
+            events.normal(self.policy, "CarriedOut", note).await;
+        }
+    }
+
+    /// Writes the status, tells what is new in it, and says when to look again.
+    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
+        let Outcome { findings, outcomes, answers, next } = outcome;
+        let before = self.status();
+        let now = Time(Timestamp::now());
+        let mut after = LifecyclePolicyStatus {
+            observed_generation: self.generation(),
+            conditions: status::conditions(&before.conditions, self.generation(), &findings, &now),
+            ..before.clone()
+        };
+        if let Some(outcomes) = outcomes {
+            let (repositories, totals) = told(outcomes, &before.repositories);
+            after.repositories = repositories;
+            after.totals = Some(totals);
+        }
+        if let Some(asked) = requested(self.policy, before.last_handled_reconcile_at.as_ref())
+            && answers
+        {
+            after.last_handled_reconcile_at = Some(asked);
+        }
+        if after != before {
+            // A look that finds nothing new is not written down: that would be a write for every resource and interval.
+            after.last_sync_time = Some(now);
+        }
+        let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
+        let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
+        status::write(&self.api, self.policy, self.policy.status.as_ref(), &after).await?;
+        if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
+            self.ctx.events.warning(self.policy, &because.reason, &because.message).await;
+        }
+        Ok(Done::standing(&findings.standing, next))
+    }
+
+    /// Nothing is done for a suspended resource.
+    async fn rest(&self) -> Result<Done, Error> {
+        let before = self.status();
+        let after = LifecyclePolicyStatus {
+            observed_generation: self.generation(),
+            conditions: status::suspended(&before.conditions),
+            ..before.clone()
+        };
+        if status::write(&self.api, self.policy, self.policy.status.as_ref(), &after).await? {
+            self.ctx.events.normal(self.policy, "Suspended", "nothing is done for it until suspend is false").await;
+        }
+        Ok(Done::resting())
+    }
+
+    /// The resource goes: its repositories are let go of, and lose the policy if it says so.
+    async fn let_go(&self) -> Result<Done, Error> {
+        if !finalizer::has(self.policy) {
+            return Ok(Done::resting());
+        }
+        let deletes = self.policy.deletion_policy() == DeletionPolicy::Delete && !self.policy.suspended();
+        match self.release().await {
+            Err(outcome) if deletes => return self.conclude(outcome).await,
+            Err(outcome) => {
+                // What stays in the registry needs no word from it: a tag of a policy that is gone holds nobody up.
+                let why = &outcome.findings.standing.because().message;
+                tracing::info!(object = %self.object, why, "let go of without the registry");
+            }
+            Ok(()) => {}
+        }
+        finalizer::remove(&self.api, self.policy).await?;
+        self.ctx.turns.forget(self.uid());
+        Ok(Done::resting())
+    }
+
+    async fn release(&self) -> Result<(), Outcome> {
+        if self.policy.management_policy() == ManagementPolicy::Observe || self.policy.suspended() {
+            return Ok(());
+        }
+        let (registry, session) = self.registry().map_err(|findings| Outcome::of(findings, jittered(WAIT)))?;
+        let policing = self.policing(&registry, &session);
+        let all = self.chosen();
+        for name in self.left(&session, &all).into_iter().chain(all) {
+            match policing.let_go(&name).await {
+                Ok(_) => {}
+                Err(Trouble::Away(away)) => return Err(self.away(&away, None)),
+                Err(Trouble::Refused(error)) => {
+                    let message = format!("{name} cannot be let go of: {}", error.message);
+                    let findings = Findings::of(Standing::Stalled(Because::new(error.name, message)));
+                    return Err(Outcome::of(findings, jittered(self.policy.interval())));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the turns of all repositories came to.
+#[derive(Default)]
+struct Course {
+    turns: Turns,
+    troubles: Vec<Standing>,
+    drift: Vec<FieldChange>,
+    done: BTreeMap<Action, Vec<RepositoryName>>,
+    ran: Vec<(RepositoryName, in_use::run::Done)>,
+    released: Vec<RepositoryName>,
+}
+
+impl Course {
+    fn take(&mut self, name: &RepositoryName, turn: Turn) {
+        let Turn { kept, trouble, drift, done, ran } = turn;
+        self.turns.insert(name.clone(), kept);
+        self.troubles.extend(trouble);
+        if let (Some(action), true) = (done, drift.is_empty()) {
+            self.done.entry(action).or_default().push(name.clone());
+        }
+        self.drift.extend(drift);
+        // What only found that nothing is to go is no event.
+        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), ran)));
+    }
+
+    fn outcomes(&self) -> Vec<RepositoryOutcome> {
+        self.turns.values().map(|kept| kept.outcome.clone()).collect()
+    }
+
+    /// The trouble that needs somebody most, and how many others there are.
+    fn worst(&self, registry: &str) -> Option<Standing> {
+        let stalled = self.troubles.iter().find(|it| matches!(it, Standing::Stalled(_)));
+        let worst = stalled.or(self.troubles.first())?;
+        let more = self.troubles.len() - 1;
+        let because = worst.because();
+        let message = match more {
+            0 => because.message.clone(),
+            more => {
+                let others = counted(more, "more repository", "more repositories");
+                format!("{}; {others} of {registry} in trouble, see status.repositories", because.message)
+            }
+        };
+        let because = Because::new(because.reason.clone(), message);
+        Some(match worst {
+            Standing::Stalled(_) => Standing::Stalled(because),
+            _ => Standing::Waiting(because),
+        })
+    }
+}

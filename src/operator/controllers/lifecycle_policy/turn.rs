@@ -1,0 +1,415 @@
+//! One repository's turn: the policy is put there, previewed there, or carried out there by the operator.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
+
+use super::memory::Kept;
+use super::outcome;
+use crate::apply::{PreviewedPolicy, RepositoryNeeds, preview};
+use crate::crd::lifecycle_policy::{Mode, OutcomeState};
+use crate::crd::{AdoptionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Registry};
+use crate::lifecycle::Policy;
+use crate::names::RepositoryName;
+use crate::operator::context::Context;
+use crate::operator::controllers::{plan_for, refusal};
+use crate::operator::in_use::references::Hosts;
+use crate::operator::in_use::run::{Done, Failure, Run};
+use crate::operator::in_use::workloads::{CannotTell, Scope};
+use crate::operator::session::{Away, Freshness, Held, Session, Trouble};
+use crate::operator::slice::slice_with_policies;
+use crate::operator::status::{Because, Standing};
+use crate::plan::model::{ApiError, Desired, ObservedRepository, Refused};
+use crate::plan::ownership::Ownership;
+use crate::plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, equivalent_policies};
+
+/// What is known of a repository's lifecycle policy and tags.
+const NEEDS: RepositoryNeeds = RepositoryNeeds { policy: false, lifecycle_policy: true, preview: false };
+
+/// A policy in its registry.
+pub(super) struct Policing<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) policy: &'a LifecyclePolicy,
+    pub(super) object: &'a Object,
+    pub(super) registry: &'a Registry,
+    pub(super) session: &'a Arc<Session>,
+    /// The policy's document.
+    pub(super) document: Value,
+    /// The same, read. What the registry may understand and we don't is nothing.
+    pub(super) rules: Option<Policy>,
+    pub(super) freshness: Freshness,
+    /// The request for a look that is not answered yet.
+    pub(super) asked: Option<String>,
+    /// Whether all was in line when it was looked at last: what is not so now, somebody else changed.
+    pub(super) settled: bool,
+}
+
+/// What became of a repository's turn.
+pub(super) struct Turn {
+    pub(super) kept: Kept,
+    /// Why the policy is not ready because of it.
+    pub(super) trouble: Option<Standing>,
+    /// What somebody else had changed: put back, or found where only looked.
+    pub(super) drift: Vec<FieldChange>,
+    /// What was done to the repository's policy.
+    pub(super) done: Option<Action>,
+    /// What the operator let go.
+    pub(super) ran: Option<Done>,
+}
+
+impl Turn {
+    fn of(kept: Kept) -> Self {
+        Self { kept, trouble: None, drift: Vec::new(), done: None, ran: None }
+    }
+
+    fn failed(name: &RepositoryName, standing: Standing) -> Self {
+        let state = match standing {
+            Standing::Waiting(_) => OutcomeState::Pending,
+            Standing::Stalled(_) | Standing::Ready(_) => OutcomeState::Failed,
+        };
+        Self { trouble: Some(standing), ..Self::of(Kept::new(outcome::only(name, state))) }
+    }
+}
+
+impl Policing<'_> {
+    /// Brings one repository in line. `before` is what its last turn came to.
+    ///
+    /// # Errors
+    /// When the registry is away: then no other repository's turn would come to more.
+    pub(super) async fn turn(&self, name: &RepositoryName, before: Option<&Kept>) -> Result<Turn, Away> {
+        let mut held = self.session.repository(name).await;
+        match self.bring_in_line(name, &mut held, before).await {
+            Ok(mut turn) => {
+                if self.asked.is_some() {
+                    turn.kept.asked.clone_from(&self.asked);
+                }
+                Ok(turn)
+            }
+            Err(Trouble::Away(away)) => Err(away),
+            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused_by_registry(name, error))),
+        }
+    }
+
+    fn by_operator(&self) -> bool {
+        self.policy.protects_in_use()
+    }
+
+    fn observes(&self) -> bool {
+        self.policy.management_policy() == ManagementPolicy::Observe
+    }
+
+    async fn bring_in_line(
+        &self,
+        name: &RepositoryName,
+        held: &mut Held,
+        before: Option<&Kept>,
+    ) -> Result<Turn, Trouble> {
+        let due = self.is_due(before).await;
+        let mut looked = held.look(NEEDS, self.freshness).await?;
+        let governs = looked.as_ref().is_some_and(|it| self.governs(it));
+        if !governs && self.policy.adoption_policy() != AdoptionPolicy::AdoptOrCreate {
+            // Whether a policy is there decides.
+            looked = held.look(NEEDS, Freshness { now: true, ..self.freshness }).await?;
+        }
+        let (mut done, mut drift) = (None, Vec::new());
+        for attempt in 0.. {
+            let desired = self.wanted(name);
+            let step = match self.decide(&desired, name, looked.clone(), due) {
+                Err(refused) => return Ok(Turn::failed(name, refusal(&refused))),
+                Ok(None) => break,
+                Ok(Some(step)) => step,
+            };
+            let step = if self.may_be_old(&step, looked.as_ref()) {
+                // What was read a while ago may have become somebody else's.
+                looked = held.look_before_change(NEEDS).await?;
+                match self.decide(&desired, name, looked.clone(), due) {
+                    Err(refused) => return Ok(Turn::failed(name, refusal(&refused))),
+                    Ok(None) => break,
+                    Ok(Some(step)) => step,
+                }
+            } else {
+                step
+            };
+            match held.carry_out(&step).await {
+                Ok(()) => {}
+                // What is listed is old, or somebody's preview goes on.
+                Err(Trouble::Refused(error)) if attempt == 0 && error.name == "RepositoryNotFoundException" => {
+                    looked = held.look(NEEDS, Freshness { now: true, ..self.freshness }).await?;
+                    continue;
+                }
+                Err(Trouble::Refused(error)) if error.name == "LifecyclePolicyPreviewInProgressException" => {
+                    return Ok(Turn::of(Kept::awaiting(name, before)));
+                }
+                Err(trouble) => return Err(trouble),
+            }
+            let governed = looked.as_ref().is_some_and(|it| self.governs(it));
+            if self.settled && governed && step.action != Action::Preview {
+                drift.clone_from(&step.changes);
+            }
+            done = Some(step.action);
+            break;
+        }
+        let mut turn = if self.observes() {
+            self.observe(name, held, looked.as_ref(), before, due).await?
+        } else if self.by_operator() {
+            self.evaluate(name, held, before, due).await?
+        } else {
+            match self.policy.mode() {
+                Mode::Enforce => Turn::of(Kept::new(outcome::only(name, OutcomeState::Enforced))),
+                Mode::Preview => self.previewed(name, before, due).await?,
+            }
+        };
+        if !drift.is_empty() {
+            turn.drift = drift;
+        }
+        turn.done = done;
+        Ok(turn)
+    }
+
+    /// Whether the repository's tags say that it has this policy.
+    fn governs(&self, found: &ObservedRepository) -> bool {
+        let owner = Ownership::read(&found.tags).lifecycle;
+        owner.is_some_and(|owner| owner.is(&self.ctx.settings.cluster, self.object))
+    }
+
+    /// Whether it is to be evaluated again: it never was, it was asked for, or that is an interval ago. In a registry with many
+    /// repositories they take turns.
+    async fn is_due(&self, before: Option<&Kept>) -> bool {
+        let Some(before) = before.filter(|it| it.is_evaluated() || it.begun.is_some()) else { return true };
+        if before.begun.is_some() {
+            return false;
+        }
+        let rest = self.freshness.interval.saturating_mul(self.session.rotation().await);
+        // One repository may have its answer while the request waits for another's.
+        let asked = self.asked.is_some() && self.asked != before.asked;
+        asked || before.at.elapsed() >= rest
+    }
+
+    /// A repository that is ours by its tags is left alone by everybody who asks its tags. All else is read once more before it
+    /// is changed.
+    fn may_be_old(&self, step: &Step, looked: Option<&ObservedRepository>) -> bool {
+        let cluster = &self.ctx.settings.cluster;
+        let owner = looked.and_then(|it| Ownership::read(&it.tags).owner);
+        let ours = owner.is_some_and(|owner| owner.cluster == *cluster);
+        !ours || step.calls.contains(&Call::DeleteLifecyclePolicy) || step.action == Action::Adopt
+    }
+
+    /// What is wanted of this name, by whoever asks for it.
+    fn wanted(&self, name: &RepositoryName) -> Desired {
+        let slice = slice_with_policies(&self.ctx.stores, self.registry, name);
+        desired_in_cluster(&slice, self.registry, &self.ctx.settings.cluster)
+    }
+
+    /// What the plan says for this policy. Whether a preview is to be started is known better here than there.
+    fn decide(
+        &self,
+        desired: &Desired,
+        name: &RepositoryName,
+        found: Option<ObservedRepository>,
+        due: bool,
+    ) -> Result<Option<Step>, Refused> {
+        let preview = (!due).then(|| self.document.clone());
+        let found = found.map(|found| ObservedRepository { preview, ..found });
+        if found.is_none() && !self.observes() {
+            // The Repository's own controller makes it.
+            let message = format!("the repository {name} is not there yet in {}", desired.registry);
+            return Err(Refused::new(self.object, "ReferenceNotFound", message));
+        }
+        let plan = plan_for(desired, name, found);
+        match plan.refused.into_iter().find(|it| it.object == *self.object) {
+            Some(refused) => Err(refused),
+            None => Ok(plan.steps.into_iter().find(|it| it.object == *self.object)),
+        }
+    }
+
+    /// What the registry's own preview says.
+    async fn previewed(&self, name: &RepositoryName, before: Option<&Kept>, due: bool) -> Result<Turn, Trouble> {
+        if let Some(before) = before.filter(|it| !due && it.begun.is_none()) {
+            return Ok(Turn::of(before.clone()));
+        }
+        match self.session.ask(preview(self.session.ecr(), name)).await {
+            Ok(Some(PreviewedPolicy { document, previewed, bytes }))
+                if equivalent_policies(&document, &self.document) =>
+            {
+                Ok(Turn::of(Kept::new(outcome::previewed(name, &previewed, bytes, now()))))
+            }
+            // Somebody else's: ours is started when that one is over.
+            Ok(Some(_)) => Ok(Turn::of(Kept::new(outcome::only(name, OutcomeState::Pending)))),
+            Ok(None) => Ok(Turn::of(Kept::awaiting(name, before))),
+            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused_by_registry(name, error))),
+            Err(away) => Err(away),
+        }
+    }
+
+    /// What the operator does, or would do, itself.
+    async fn evaluate(
+        &self,
+        name: &RepositoryName,
+        held: &mut Held,
+        before: Option<&Kept>,
+        due: bool,
+    ) -> Result<Turn, Trouble> {
+        if let Some(before) = before.filter(|it| !due && it.is_evaluated()) {
+            return Ok(Turn::of(before.clone()));
+        }
+        let Some(rules) = &self.rules else {
+            let message = "the rules have no sense that the operator knows: leave inUseProtection out to give them to the registry";
+            return Ok(Turn::failed(name, Standing::Stalled(Because::new("InvalidParameterException", message))));
+        };
+        let (hosts, scope) = (self.hosts(held).await, scope(self.policy));
+        let run = Run {
+            session: self.session,
+            name,
+            hosts: &hosts,
+            policy: rules,
+            client: &self.ctx.client,
+            scope: &scope,
+            shared: &self.ctx.in_use,
+            anew: self.asked.is_some(),
+        };
+        let decision = match run.preview().await {
+            Ok(decision) => decision,
+            Err(failure) => return spared(name, failure),
+        };
+        let acts = self.policy.mode() == Mode::Enforce && !self.observes() && !decision.acts.is_empty();
+        if !acts {
+            let state = match self.policy.mode() {
+                Mode::Enforce if !self.observes() => OutcomeState::Enforced,
+                _ => OutcomeState::Previewed,
+            };
+            let told = outcome::acted(name, state, &decision.acts, decision.protected, now());
+            return Ok(Turn::of(Kept::new(told)));
+        }
+        // What is let go must be ours to let go of, now.
+        let looked = held.look_before_change(NEEDS).await?;
+        match self.decide(&self.wanted(name), name, looked, false) {
+            Err(refused) => return Ok(Turn::failed(name, refusal(&refused))),
+            // The registry has got a policy meanwhile: the next turn takes it away first.
+            Ok(Some(_)) => return Ok(Turn::of(Kept::new(outcome::only(name, OutcomeState::Pending)))),
+            Ok(None) => {}
+        }
+        match run.carry_out().await {
+            Ok(done) => {
+                let told = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
+                let mut turn = Turn::of(Kept::new(told));
+                if let Some(ApiError { name: reason, message }) = done.failures.first() {
+                    turn.kept.outcome.state = OutcomeState::Failed;
+                    let message = format!("{name}: {message}");
+                    turn.trouble = Some(Standing::Stalled(Because::new(reason.clone(), message)));
+                }
+                turn.ran = Some(done);
+                Ok(turn)
+            }
+            Err(failure) => spared(name, failure),
+        }
+    }
+
+    /// Looks, and changes nothing.
+    async fn observe(
+        &self,
+        name: &RepositoryName,
+        held: &mut Held,
+        looked: Option<&ObservedRepository>,
+        before: Option<&Kept>,
+        due: bool,
+    ) -> Result<Turn, Trouble> {
+        let Some(found) = looked else {
+            let message = format!("the repository {name} is not there, and managementPolicy is Observe");
+            return Ok(Turn::failed(name, Standing::Waiting(Because::new("ReferenceNotFound", message))));
+        };
+        if self.by_operator() {
+            return self.evaluate(name, held, before, due).await;
+        }
+        let put = found.lifecycle_policy.as_ref();
+        let is_put = put.is_some_and(|put| equivalent_policies(put, &self.document));
+        let state = if is_put { OutcomeState::Enforced } else { OutcomeState::Pending };
+        let mut turn = Turn::of(Kept::new(outcome::only(name, state)));
+        if !is_put && self.policy.mode() == Mode::Enforce {
+            let field = format!("lifecyclePolicy of {name}");
+            let from = put.map(|_| "another one".to_owned());
+            turn.drift.push(FieldChange { field, from, to: Some("this one".to_owned()) });
+        }
+        Ok(turn)
+    }
+
+    /// The hosts by which a Pod may name this registry.
+    async fn hosts(&self, held: &mut Held) -> Hosts {
+        let listed = held.as_listed().await;
+        let account = self.registry.registry_id();
+        let account = account.or_else(|| listed.as_ref().and_then(|it| it.registry_id.parse().ok()));
+        let mut hosts = Hosts::new(account, self.registry.region());
+        let spec = &self.registry.spec;
+        let public = spec.managed.as_ref().and_then(|it| it.public_url.as_deref());
+        let endpoint = spec.endpoint.as_ref().map(|it| it.url.as_str());
+        let told = self.registry.status.as_ref().and_then(|it| it.endpoint.as_deref());
+        let uri = listed.as_ref().map(|it| it.uri.as_str());
+        [public, endpoint, told, uri].into_iter().flatten().for_each(|url| hosts.add(url));
+        hosts
+    }
+
+    /// Lets go of a repository that the policy is for no more.
+    ///
+    /// # Errors
+    /// When the registry is away, or refuses.
+    pub(super) async fn let_go(&self, name: &RepositoryName) -> Result<Option<Action>, Trouble> {
+        let mut held = self.session.repository(name).await;
+        let Some(found) = held.look_before_change(NEEDS).await? else { return Ok(None) };
+        if !self.governs(&found) {
+            return Ok(None);
+        }
+        let plan = plan_for(&self.wanted(name), name, Some(found));
+        // A tag has not room for every name, so that the step's object may have another.
+        let lets_go =
+            |it: &Step| it.object.kind == self.object.kind && matches!(it.action, Action::Retain | Action::Delete);
+        let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(None) };
+        match held.carry_out(&step).await {
+            Ok(()) => Ok(Some(step.action)),
+            Err(Trouble::Refused(error)) if error.name == "RepositoryNotFoundException" => Ok(None),
+            Err(trouble) => Err(trouble),
+        }
+    }
+}
+
+fn now() -> Time {
+    Time(Timestamp::now())
+}
+
+/// Whose images are in use.
+fn scope(policy: &LifecyclePolicy) -> Scope {
+    let protection = policy.spec.in_use_protection.as_ref();
+    Scope {
+        namespaces: protection.and_then(|it| it.namespace_selector.clone()),
+        keep_previous: protection.and_then(|it| usize::try_from(it.keep_previous?).ok()).unwrap_or_default(),
+    }
+}
+
+/// Nothing was let go.
+fn spared(name: &RepositoryName, failure: Failure) -> Result<Turn, Trouble> {
+    const REASON: &str = "InUseUnknown";
+    let standing = match failure {
+        Failure::Registry(trouble) => return Err(trouble),
+        Failure::CannotTell(error @ CannotTell::Unlisted { .. }) => {
+            Standing::Waiting(Because::new(REASON, format!("nothing of {name} is let go: {error}")))
+        }
+        Failure::CannotTell(error) => {
+            Standing::Stalled(Because::new(REASON, format!("nothing of {name} is let go: {error}")))
+        }
+        Failure::Index(error) => {
+            Standing::Stalled(Because::new(REASON, format!("nothing of {name} is let go: {error}")))
+        }
+    };
+    Ok(Turn::failed(name, standing))
+}
+
+/// Operations that the registry doesn't have are told as that.
+fn refused_by_registry(name: &RepositoryName, error: ApiError) -> Standing {
+    let because = if crate::apply::is_unknown_operation(&error) {
+        let message = format!("{name}: this registry has no such operation ({error})");
+        Because::new("UnsupportedByRegistry", message)
+    } else {
+        Because::new(error.name, format!("{name}: {}", error.message))
+    };
+    Standing::Stalled(because)
+}
