@@ -211,7 +211,7 @@ fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
     + create  LifecyclePolicy shop/keep (ours)
                  carried out by the operator: 1 expire any imageCountMoreThan 5
     ");
-    assert_eq!(*calls, [tagged.clone()]);
+    assert_eq!(calls.as_slice(), std::slice::from_ref(&tagged));
     // It was put until now.
     let [(text, calls)] = &steps(&[("wharfage.dev/lifecycle", "local/shop/keep")], true)[..] else {
         panic!("one step")

@@ -116,10 +116,10 @@ impl Work<'_> {
     }
 
     /// The Registry and its session, or why there is none.
-    fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Findings> {
+    fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Findings>> {
         let name = self.registry_name();
-        let registry = self.ctx.stores.registry(name).ok_or_else(|| registry_missing(name))?;
-        let session = self.ctx.sessions.get(name).ok_or_else(|| registry_not_ready(&registry))?;
+        let registry = self.ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
+        let session = self.ctx.sessions.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
         Ok((registry, session))
     }
 
@@ -163,7 +163,7 @@ impl Work<'_> {
     async fn bring_in_line(&self) -> Result<Outcome, Error> {
         let (registry, session) = match self.registry() {
             Ok(found) => found,
-            Err(findings) => return Ok(Outcome::of(findings, jittered(WAIT))),
+            Err(findings) => return Ok(Outcome::of(*findings, jittered(WAIT))),
         };
         if self.policy.management_policy() == ManagementPolicy::Full {
             finalizer::add(&self.api, self.policy).await?;
@@ -407,7 +407,7 @@ impl Work<'_> {
         if self.policy.management_policy() == ManagementPolicy::Observe || self.policy.suspended() {
             return Ok(());
         }
-        let (registry, session) = self.registry().map_err(|findings| Outcome::of(findings, jittered(WAIT)))?;
+        let (registry, session) = self.registry().map_err(|findings| Outcome::of(*findings, jittered(WAIT)))?;
         let policing = self.policing(&registry, &session);
         let all = self.chosen();
         for name in self.left(&session, &all).into_iter().chain(all) {

@@ -10,7 +10,7 @@ use super::memory::Kept;
 use super::outcome;
 use crate::apply::{PreviewedPolicy, RepositoryNeeds, preview};
 use crate::crd::lifecycle_policy::{Mode, OutcomeState};
-use crate::crd::{AdoptionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Registry};
+use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Registry};
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
 use crate::operator::context::Context;
@@ -355,10 +355,12 @@ impl Policing<'_> {
     /// When the registry is away, or refuses.
     pub(super) async fn let_go(&self, name: &RepositoryName) -> Result<Option<Action>, Trouble> {
         let mut held = self.session.repository(name).await;
-        let Some(found) = held.look_before_change(NEEDS).await? else { return Ok(None) };
-        if !self.governs(&found) {
-            return Ok(None);
-        }
+        let Some(mut found) = held.look_before_change(NEEDS).await? else { return Ok(None) };
+        let lifecycle = Ownership::read(&found.tags).lifecycle;
+        let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else { return Ok(None) };
+        // What the resource says now holds, whatever it said when the tag was written.
+        owner.delete = self.policy.deletion_policy() == DeletionPolicy::Delete;
+        found.tags.extend(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags());
         let plan = plan_for(&self.wanted(name), name, Some(found));
         // A tag has not room for every name, so that the step's object may have another.
         let lets_go =
