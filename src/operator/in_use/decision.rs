@@ -116,7 +116,7 @@ pub struct Counts {
     pub expiring: usize,
     /// Images that are archived.
     pub transitioning: usize,
-    /// Bytes of all that expires, referrers included.
+    /// Bytes of the images that expire.
     pub bytes: u64,
 }
 
@@ -126,12 +126,12 @@ impl Counts {
         let mut counts = Self::default();
         for act in acts {
             match (act.action, act.cause) {
-                (Action::Expire, Cause::Selected) => counts.expiring += 1,
+                (Action::Expire, Cause::Selected) => {
+                    counts.expiring += 1;
+                    counts.bytes += act.bytes;
+                }
                 (Action::Transition, Cause::Selected) => counts.transitioning += 1,
                 (_, Cause::FollowsSubject) => {}
-            }
-            if act.action == Action::Expire {
-                counts.bytes += act.bytes;
             }
         }
         counts

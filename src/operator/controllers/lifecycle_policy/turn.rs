@@ -267,7 +267,7 @@ impl Policing<'_> {
             client: &self.ctx.client,
             scope: &scope,
             shared: &self.ctx.in_use,
-            anew: self.asked.is_some(),
+            anew: self.asked.is_some() || !before.is_some_and(Kept::is_evaluated),
         };
         let decision = match run.preview().await {
             Ok(decision) => decision,
