@@ -10,8 +10,8 @@ use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 
 use super::Settings;
 use super::access::Feature;
-use super::controllers::registry::Applied;
 use super::controllers::lifecycle_policy::Memory as Turns;
+use super::controllers::registry::Applied;
 use super::events::Events;
 use super::in_use;
 use super::leader::Term;
