@@ -15,7 +15,9 @@ from conftest import CRDS
 from kube import API_VERSION
 
 # What schemas of ours refer to and others wrote: its fields are theirs to test.
-FOREIGN = ("resources", "selector", "repositorySelector", "namespaceSelector")
+FOREIGN = (
+    "resources", "selector", "repositorySelector", "namespaceSelector", "affinity", "tolerations", "topologySpreadConstraints",
+)  # fmt: skip
 
 # Specs that are taken as they are. Together they have every field.
 GOOD = {
@@ -34,8 +36,22 @@ GOOD = {
         credentialsSecretRef: {name: s3, namespace: wharfage}
         redirect: true
     database: {postgres: {connectionSecretRef: {name: pg, namespace: wharfage, key: uri}}}
-    tls: {secretName: registry-tls}
-    service: {type: LoadBalancer, annotations: {example.com/pool: public}}
+    tls:
+      secretName: registry-tls
+      certManager: {issuerRef: {name: ca, kind: ClusterIssuer, group: cert-manager.io}, dnsNames: [registry.example.com]}
+    service: {type: LoadBalancer, port: 443, nodePort: 30443, annotations: {example.com/pool: public}}
+    networkPolicy: Disabled
+    image: registry.example.com/wharfage:1.0.0
+    pod:
+      labels: {team: platform}
+      annotations: {example.com/scrape: "true"}
+      nodeSelector: {disk: fast}
+      tolerations: [{key: dedicated, operator: Exists}]
+      affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway}]
+      imagePullSecrets: [{name: home-pull}]
+      priorityClassName: system-cluster-critical
+      serviceAccountName: registry
     namespace: wharfage
     resources: {limits: {memory: 512Mi, cpu: 2}}
   policy:
@@ -48,6 +64,7 @@ GOOD = {
   allowedNamespaces: [{selector: {matchLabels: {team: payments}}, repositoryPrefixes: [payments/]}]
   deletionPolicy: Delete
 - managed: {storage: {filesystem: {size: 100Gi, storageClassName: fast}}, database: {sqlite: {}}}
+- managed: {storage: {s3: {bucket: images}}, database: {sqlite: {size: 5Gi, storageClassName: fast}}}
 - region: eu-home-1
   endpoint:
     url: https://registry.example.com:8443
@@ -124,6 +141,8 @@ GOOD = {
 
 ONE_OF_THREE = "give exactly one of managed, endpoint and aws"
 REPLICAS = "more than one replica needs storage.s3 and database.postgres, which replicas can share; or set replicas to 1"
+BESIDE = "database.sqlite has a volume of its own only with storage.s3; else it lies beside the images: set storage.filesystem.size and storageClassName"
+NODE_PORT = "nodePort needs type NodePort or LoadBalancer"
 FILTERS = "imageTagMutabilityExclusionFilters (1 to 5) go with IMMUTABLE_WITH_EXCLUSION and MUTABLE_WITH_EXCLUSION: give both, or neither"
 RESERVED = "tags that start with aws: or wharfage.dev/ are reserved: choose another key"
 TARGET = "give exactly one of repositoryRef and repositorySelector"
@@ -143,6 +162,23 @@ REFUSED = [
     ("Registry", "managed: {replicas: 2, storage: {s3: {bucket: images}}, database: {sqlite: {}}}", "spec.managed", REPLICAS),
     ("Registry", "managed: {storage: {}}", "spec.managed.storage", "give exactly one of filesystem and s3"),
     ("Registry", "managed: {database: {}}", "spec.managed.database", "give exactly one of sqlite and postgres"),
+    ("Registry", "managed: {database: {sqlite: {size: 5Gi}}}", "spec.managed", BESIDE),
+    ("Registry", "managed: {database: {sqlite: {storageClassName: fast}}, storage: {filesystem: {}}}", "spec.managed", BESIDE),
+    ("Registry", "managed: {tls: {}}", "spec.managed.tls", "give secretName, or certManager to have a certificate issued"),
+    ("Registry", "managed: {service: {nodePort: 30443}}", "spec.managed.service", NODE_PORT),
+    ("Registry", "managed: {service: {type: ClusterIP, nodePort: 30443}}", "spec.managed.service", NODE_PORT),
+    (
+        "Registry",
+        "{managed: {}, scanningConfiguration: {rules: [{scanFrequency: CONTINUOUS_SCAN, repositoryFilters: []}]}}",
+        "spec.scanningConfiguration",
+        "scanFrequency CONTINUOUS_SCAN needs scanType ENHANCED: set that, or use SCAN_ON_PUSH",
+    ),
+    (
+        "Registry",
+        "{managed: {}, scanningConfiguration: {rules: [&rule {scanFrequency: SCAN_ON_PUSH, repositoryFilters: []}, *rule]}}",
+        "spec.scanningConfiguration",
+        "at most one rule may have a scanFrequency: join the repositoryFilters of those that share one",
+    ),
     ("Repository", "imageTagMutability: IMMUTABLE_WITH_EXCLUSION", "spec", FILTERS),
     ("Repository", "imageTagMutabilityExclusionFilters: [{filterType: WILDCARD, filter: dev}]", "spec", FILTERS),
     (
@@ -261,7 +297,13 @@ MALFORMED = [
 # What can't be changed: the kind, fields before and after, the field that is told, and the message.
 IMMUTABLE_ENCRYPTION = "encryptionConfiguration is immutable: make another Repository, and copy the images to it"
 IMMUTABLE_VISIBILITY = "visibility is immutable: make another Repository, and copy the images to it"
+IMMUTABLE_NAMESPACE = "managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it"
+IMMUTABLE_WAY = "a registry that Wharfage runs stays one, and another stays another: make a new Registry"
 IMMUTABLE = [
+    ("Registry", "{managed: {}, region: eu-1}", "{endpoint: {url: 'http://registry.example.com'}, region: eu-1}", "spec", IMMUTABLE_WAY),
+    ("Registry", "{aws: {}, region: eu-1}", "{managed: {}, region: eu-1}", "spec", IMMUTABLE_WAY),
+    ("Registry", "managed: {}", "managed: {namespace: other}", "spec.managed", IMMUTABLE_NAMESPACE),
+    ("Registry", "managed: {namespace: one}", "managed: {namespace: other}", "spec.managed", IMMUTABLE_NAMESPACE),
     ("Registry", "{managed: {}, region: eu-1}", "{managed: {}, region: eu-2}", "spec", "region is immutable: make another Registry, and replicate to it"),
     ("Registry", "{managed: {}, region: eu-1}", "{managed: {}}", "spec", "region is immutable: make another Registry, and replicate to it"),
     ("Registry", "{managed: {}, registryId: '123456789012'}", "{managed: {}, registryId: '210987654321'}", "spec", "registryId is immutable: make another Registry"),
@@ -281,7 +323,7 @@ IMMUTABLE = [
 # What says the same in other words, or is free to change.
 CHANGEABLE = [
     ("Registry", "{managed: {}}", "{managed: {}, region: local-1, registryId: '000000000000'}"),
-    ("Registry", "{managed: {}, region: eu-1}", "{endpoint: {url: 'http://registry.example.com'}, region: eu-1}"),
+    ("Registry", "{aws: {}, region: eu-1}", "{endpoint: {url: 'http://registry.example.com'}, region: eu-1}"),
     ("Repository", "{}", "repositoryName: NAME"),
     ("Repository", "{}", "visibility: Private"),
     ("Repository", "{}", "encryptionConfiguration: {encryptionType: AES256}"),
@@ -392,7 +434,7 @@ def test_the_good_manifests_have_every_field(kind):
 
     have = {path for spec in yaml.safe_load(GOOD[kind]) for path in given(spec, "spec")}
     fields = {path for path, _ in walk(schema(crds()[kind])) if path.startswith("spec") and not path.endswith("*")}
-    ours = {path for path in fields if not any(f".{foreign}." in path for foreign in FOREIGN)}
+    ours = {path for path in fields if not any(f".{foreign}{within}" in path for foreign in FOREIGN for within in (".", "[]"))}
     assert ours - have == set()
 
 
