@@ -10,4 +10,5 @@ mod crash;
 mod metadata;
 mod observability;
 mod oci;
+mod tls;
 mod up;

@@ -16,7 +16,7 @@ use crate::apply::{Access as Reach, Ecr, Identity, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
 use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
-use crate::crd::{Registry, RegistryStatus, condition};
+use crate::crd::{DeletionPolicy, Registry, RegistryStatus, condition};
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::calls::Calls;
 use crate::operator::context::Context;
@@ -53,6 +53,8 @@ pub(in crate::operator) const KIND: &str = "Registry";
 
 /// How often a workload that isn't there yet is looked at: why its pods don't run is told by them alone.
 const PROGRESS: Duration = Duration::from_secs(10);
+/// How often a workload is looked at that somebody has to make way for.
+const STUCK: Duration = Duration::from_secs(30);
 /// How often a registry is asked whether it serves.
 const PULSE: Duration = Duration::from_secs(60);
 /// Repositories that ECR lets a registry have.
@@ -84,7 +86,11 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
     if let Some(managed) = &registry.spec.managed
         && finalizer::has(registry)
     {
-        managed::let_go(ctx, registry, managed).await?;
+        // Without its permissions nothing can be done, and what is to stay needs nothing done.
+        let may = !ctx.settings.without.contains(&Feature::ManagedRegistries);
+        if may || registry.deletion_policy() == DeletionPolicy::Delete {
+            managed::let_go(ctx, registry, managed).await?;
+        }
         finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
     }
     Ok(Done::resting())
@@ -103,7 +109,8 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
     let Some(way) = way else {
         ctx.sessions.remove(&name);
-        let retry = matches!(standing.standing, Standing::Waiting(_)).then(|| jittered(PROGRESS));
+        let waits = matches!(standing.standing, Standing::Waiting(_));
+        let retry = Some(jittered(if waits { PROGRESS } else { STUCK }));
         return Ok(Outcome { findings: standing, endpoint: Some(endpoint), retry, ..Outcome::default() });
     };
     let mut hasher = DefaultHasher::new();

@@ -311,8 +311,9 @@ impl<'a> Work<'a> {
                 })?;
                 let key = AccessKey::generate(account)
                     .map_err(|error| Obstacle::waiting("Progressing", format!("no root key: {error}")))?;
+                let made = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
                 let new = workload::root_key_secret(&self.names, &self.namespace, &key);
-                match secrets.create(&PostParams::default(), &new).await {
+                match secrets.create(&made, &new).await {
                     Ok(secret) => secret,
                     Err(error) => return Err(refused(error, "Secret", &self.namespace, &name)),
                 }
