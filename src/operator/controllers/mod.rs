@@ -139,7 +139,7 @@ pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
 pub(super) fn refusal(refused: &Refused) -> Standing {
     let because = Because::new(refused.reason.clone(), refused.message.clone());
     match refused.reason.as_ref() {
-        "ReferenceNotFound" | "NotFound" => Standing::Waiting(because),
+        "ReferenceNotFound" | "NotFound" | "RegistryUnavailable" | "UnexpectedResponse" => Standing::Waiting(because),
         _ => Standing::Stalled(because),
     }
 }

@@ -1,6 +1,7 @@
 //! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its session.
 
 mod managed;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -128,7 +129,7 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     let mut outcome = serve(ctx, registry, reached).await;
     match (&standing.standing, &outcome.findings.standing) {
         // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.
-        (Standing::Ready(_), Standing::Ready(_)) => outcome.findings = standing,
+        (Standing::Ready(_), Standing::Ready(_)) => outcome.findings.standing = standing.standing,
         (Standing::Ready(_), _) => {}
         (Standing::Waiting(_), _) => {
             outcome.findings = standing;
@@ -283,11 +284,14 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
             session
         }
     };
-    match pulse(&session, registry).await {
-        Ok((usage, quotas)) => {
-            let message = format!("{place} answers");
-            let mut findings = Findings::of(Standing::Ready(Because::new("Serving", message)));
-            findings.references = Some(Ok(()));
+    match pulse(ctx, &session, registry).await {
+        Ok((usage, quotas, settled)) => {
+            let serving = || Standing::Ready(Because::new("Serving", format!("{place} answers")));
+            let findings = Findings {
+                standing: settled.refused.unwrap_or_else(serving),
+                references: Some(Ok(())),
+                drifted: settled.drifted,
+            };
             Outcome { findings, endpoint: Some(place), usage: Some(usage), quotas: Some(quotas), retry: None }
         }
         Err(Trouble::Away(away)) => {
@@ -304,8 +308,12 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
     }
 }
 
-/// Whether the registry answers, and is the one that is meant; what it holds.
-async fn pulse(session: &Session, registry: &Registry) -> Result<(Usage, Vec<Quota>), Trouble> {
+/// Whether the registry answers, and is the one that is meant; what it holds, and what became of its settings.
+async fn pulse(
+    ctx: &Context,
+    session: &Session,
+    registry: &Registry,
+) -> Result<(Usage, Vec<Quota>, settings::Settled), Trouble> {
     let answered = session.ask(registry_id(session.ecr())).await?;
     if let Some(meant) = registry.registry_id().filter(|meant| meant.as_str() != answered) {
         let message = format!(
@@ -319,7 +327,8 @@ async fn pulse(session: &Session, registry: &Registry) -> Result<(Usage, Vec<Quo
     let repositories = i64::try_from(repositories).unwrap_or(i64::MAX);
     let usage = Usage { repositories, images: images.images, bytes: images.bytes };
     let quota = Quota { name: "repositories".to_owned(), used: repositories, limit: REPOSITORIES_LIMIT };
-    Ok((usage, vec![quota]))
+    let settled = settings::settle(ctx, registry, session).await?;
+    Ok((usage, vec![quota], settled))
 }
 
 async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Result<Done, Error> {

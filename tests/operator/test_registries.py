@@ -1,0 +1,85 @@
+"""Registry: reached in every way, with its own settings kept as it says."""
+
+import json
+
+import trustme
+from kube import conditions
+
+POLICY = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Sid": "theirs", "Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::210987654321:root"},
+            "Action": ["ecr:ReplicateImage"], "Resource": "arn:aws:ecr:*:123456789012:repository/*",
+        }
+    ],
+}  # fmt: skip
+SCANNING = {"scanType": "BASIC", "rules": [{"scanFrequency": "SCAN_ON_PUSH", "repositoryFilters": [{"filter": "*", "filterType": "WILDCARD"}]}]}
+
+
+def test_its_status_tells_what_it_is(namespace, registry, home):
+    registry.ecr.create_repository(repositoryName="team/one")
+    found = namespace.reconcile("Registry", home)["status"]
+    assert found["endpoint"] == registry.url
+    assert found["usage"]["repositories"] == 1
+    assert found["quotas"] == [{"name": "repositories", "used": 1, "limit": 100000}]
+    columns = namespace.kubectl("get", "registry", home).splitlines()
+    assert columns[0].split() == ["NAME", "READY", "ENDPOINT", "REPOSITORIES", "IMAGES", "SIZE", "AGE"]
+    assert columns[1].split()[:4] == [home, "True", registry.url, "1"]
+
+
+def test_tls_with_a_certificate_of_ones_own(namespace, make_registry, operator):
+    server = make_registry(tls=trustme.CA())
+    name = namespace.declare(server)
+    namespace.waiting("Registry", name, "RegistryUnavailable", "certificate")
+    with open(server.ca) as bundle:
+        namespace.secret("ca", **{"ca.crt": bundle.read()})
+    reference = {"caBundleSecretRef": {"name": "ca", "namespace": namespace.name}}
+    namespace.patch("Registry", name, {"spec": {"endpoint": reference}})
+    namespace.ready("Registry", name, "Serving")
+    namespace.secret("ca", **{"ca.crt": "no certificate"})
+    namespace.stalled("Registry", name, "InvalidParameterException", "certificate")
+
+
+def test_another_account_than_it_says(namespace, registry, operator):
+    name = namespace.declare(registry, registryId="999999999999")
+    namespace.stalled("Registry", name, "RegistryIdMismatch", "belong to registry 123456789012, not to 999999999999")
+
+
+def test_an_assumed_role(namespace, moto, operator):
+    name = namespace.declare(moto)
+    role = {"roleArn": "arn:aws:iam::123456789012:role/registry"}
+    namespace.patch("Registry", name, {"spec": {"aws": role}})
+    namespace.ready("Registry", name, "Serving")
+
+
+class TestSettings:
+    def test_they_are_put_and_changed_and_kept(self, namespace, registry, operator):
+        name = namespace.declare(
+            registry, policy=POLICY, scanningConfiguration=SCANNING, accountSettings={"BLOB_MOUNTING": "ENABLED"}
+        )
+        namespace.ready("Registry", name, "Serving")
+        ecr = registry.ecr
+        assert json.loads(ecr.get_registry_policy()["policyText"]) == POLICY
+        assert ecr.get_registry_scanning_configuration()["scanningConfiguration"] == SCANNING
+        assert ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"
+
+        ecr.delete_registry_policy()
+        ecr.put_registry_scanning_configuration(scanType="BASIC", rules=[])
+        ecr.put_account_setting(name="BLOB_MOUNTING", value="DISABLED")
+        repaired = namespace.reconcile("Registry", name)
+        assert conditions(repaired)["Drifted"]["reason"] == "Repaired"
+        assert json.loads(ecr.get_registry_policy()["policyText"]) == POLICY
+        assert ecr.get_registry_scanning_configuration()["scanningConfiguration"] == SCANNING
+        assert ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"
+        assert "DriftRepaired" in [event["reason"] for event in namespace.events("Registry", name)]
+
+        namespace.patch("Registry", name, {"spec": {"accountSettings": {"BLOB_MOUNTING": "DISABLED"}}})
+        namespace.ready("Registry", name, "Serving")
+        assert ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "DISABLED"
+
+    def test_a_policy_without_sense_is_refused(self, namespace, registry, operator):
+        name = namespace.declare(registry, policy={"Version": "2012-10-17", "Statement": [{"Effect": "Maybe"}]})
+        namespace.stalled("Registry", name, "InvalidParameterException", "policy is not valid")
+        namespace.patch("Registry", name, {"spec": {"policy": None}})
+        namespace.ready("Registry", name, "Serving")
