@@ -7,6 +7,7 @@ use kube::Client;
 
 use crate::operator::access::Feature;
 use crate::operator::check::{Expected, Finding, check_kinds, check_leader, check_permissions};
+use crate::operator::cluster;
 
 /// The flags of `wharfage check`.
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,7 @@ pub struct Check {
 
 impl Check {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let client = Client::try_default().await?;
+        let client = Client::try_from(cluster().await?)?;
         let mut findings = check_kinds(&client).await?;
         let expected =
             Expected { namespace: self.namespace, without: self.without, secret_namespaces: self.secret_namespace };

@@ -16,6 +16,7 @@ pub enum Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 pub enum Feature {
     /// Always there.
+    #[value(skip)]
     Core,
     /// Registries that run in the cluster.
     ManagedRegistries,

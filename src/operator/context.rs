@@ -112,8 +112,8 @@ impl Stores {
         self.repositories.wait_until_ready().await?;
         self.lifecycle_policies.wait_until_ready().await?;
         self.namespaces.wait_until_ready().await?;
+        self.pull_secrets.wait_until_ready().await?;
         if settings.has(Feature::PullSecrets) {
-            self.pull_secrets.wait_until_ready().await?;
             self.pulled.wait_until_ready().await?;
             self.service_accounts.wait_until_ready().await?;
         }

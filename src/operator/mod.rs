@@ -158,8 +158,8 @@ fn follow_all(ctx: &Arc<Context>, writers: Writers, watches: &mut JoinSet<()>) {
     follow!(writers.repositories, watch::meta, dispatch::repository_changed);
     follow!(writers.lifecycle_policies, watch::meta, dispatch::lifecycle_policy_changed);
     follow!(writers.namespaces, watch::meta, dispatch::namespace_changed);
+    follow!(writers.pull_secrets, watch::meta, dispatch::pull_secret_changed);
     if ctx.settings.has(Feature::PullSecrets) {
-        follow!(writers.pull_secrets, watch::meta, dispatch::pull_secret_changed);
         let ours = watcher::Config::default().labels(pull_secrets::marks::LABEL);
         follow!(writers.pulled, watch::everything, dispatch::pulled_changed, ours);
         follow!(writers.service_accounts, pull_secrets::accounts::meaning, dispatch::service_account_changed);
@@ -187,15 +187,10 @@ async fn control(ctx: &Arc<Context>, woken: Woken, term: &Term) {
             )
         };
     }
-    let pull_secrets = async {
-        if ctx.settings.has(Feature::PullSecrets) {
-            run!(pull_secret, pull_secrets, 4).await;
-        }
-    };
     tokio::join!(
         run!(registry, registries, 8),
         run!(repository, repositories, 32),
         run!(lifecycle_policy, lifecycle_policies, 8),
-        pull_secrets
+        run!(pull_secret, pull_secrets, 4)
     );
 }

@@ -485,20 +485,23 @@ def test_a_look_that_finds_all_well_writes_nothing(namespace, make_front, regist
     assert tokens_asked(front) == asked
 
 
-def test_an_operator_without_pull_secrets_asks_for_none(make_cluster, make_operator, make_namespace, registry):
+def test_an_operator_without_pull_secrets_says_so_and_touches_no_secret(make_cluster, make_operator, make_namespace, registry):
     cluster = make_cluster()
     offset = cluster.audit_offset()
-    make_operator(cluster, options=["--without=pull-secrets"])
+    make_operator(cluster, values={"features": {"pullSecrets": False}})
     platform = make_namespace(kube=cluster.kube)
     spec = {"registryRef": {"name": platform.declare(registry)}}
     platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
     platform.ready("Registry", spec["registryRef"]["name"])
+    platform.stalled("PullSecret", "home", "PullSecretsDisabled", "switch them on")
     ours = [one for one in cluster.audit(offset) if "serviceaccount:wharfage" in one["user"]["username"]]
     asked = {(one["verb"], one["objectRef"]["resource"]) for one in ours if "objectRef" in one}
     assert ("watch", "registries") in asked
-    assert not {resource for _, resource in asked} & {"pullsecrets", "serviceaccounts"}
-    assert platform.get("PullSecret", "home")["status"] == {"observedGeneration": -1}
+    assert "serviceaccounts" not in {resource for _, resource in asked}
     assert platform.find("Secret", "home") is None
+    # Nor is one that goes held up.
+    platform.delete("PullSecret", "home")
+    platform.gone("PullSecret", "home")
 
 
 def test_tokens_are_in_no_log_no_event_and_no_status(namespace, declare, team, operator):

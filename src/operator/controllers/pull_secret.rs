@@ -35,7 +35,7 @@ pub(in crate::operator) const ACCESS: &[Access] = &[
         resources: &["pullsecrets"],
         verbs: &["get", "list", "watch", "patch"],
         scope: Scope::Cluster,
-        feature: Feature::PullSecrets,
+        feature: Feature::Core,
         why: "watched; patched for the finalizer only",
     },
     Access {
@@ -43,7 +43,7 @@ pub(in crate::operator) const ACCESS: &[Access] = &[
         resources: &["pullsecrets/status"],
         verbs: &["patch"],
         scope: Scope::Cluster,
-        feature: Feature::PullSecrets,
+        feature: Feature::Core,
         why: "status",
     },
     Access {
@@ -79,6 +79,9 @@ pub(in crate::operator) async fn reconcile(pull_secret: Arc<PullSecret>, ctx: Ar
         ctx: &ctx,
         pull_secret: &pull_secret,
     };
+    if !ctx.settings.has(Feature::PullSecrets) {
+        return work.go_without().await;
+    }
     if pull_secret.metadata.deletion_timestamp.is_some() {
         return work.take_all_away().await;
     }
@@ -420,6 +423,22 @@ impl Work<'_> {
             self.ctx.metrics.failed(KIND, &findings.standing.because().reason);
         }
         Ok(Done::standing(&findings.standing, outcome.next(&findings.standing, now)))
+    }
+
+    /// This operator may not touch Secrets. One that goes isn't held up by that: what it made stays until its token ends.
+    async fn go_without(&self) -> Result<Done, Error> {
+        let message = "this operator goes without PullSecrets: switch them on where it was installed";
+        if self.pull_secret.metadata.deletion_timestamp.is_none() {
+            let because = Because::new("PullSecretsDisabled", message);
+            let why_not = Some(Findings::of(Standing::Stalled(because)));
+            return self.conclude(Outcome { why_not, ..Outcome::default() }).await;
+        }
+        if finalizer::has(self.pull_secret) {
+            let note = format!("{message}; the Secrets that it made stay until somebody deletes them");
+            self.ctx.events.warning(self.pull_secret, "PullSecretsDisabled", note).await;
+            finalizer::remove(&self.api, self.pull_secret).await?;
+        }
+        Ok(Done::resting())
     }
 
     /// Nothing is done for a suspended resource.
