@@ -23,7 +23,7 @@ front          A proxy before `registry`: `calls`, `counted()`, `fail(operation,
                `go_on()`, `heal()`. Declare it instead of the registry. make_front(server) for others.
 moto           Amazon ECR, as moto's server; emptied for each test. Declared as `aws`: the operator's AWS SDK is pointed at it.
 operator       The suite's operator, on `cluster`. `metrics()`, `kube` (what it may see), `process.output()`.
-make_operator  make_operator(cluster, cluster_name=…, options=[…]) for tests that need their own: kill(), stop(), start(),
+make_operator  make_operator(cluster, cluster_name=…, options=[…], values={of the chart}) for tests that need their own: kill(), stop(), start(),
                replica(). On a cluster from make_cluster, or it meets the suite's.
 home, amazon   The name of a Registry that is Ready: `registry`, or `moto`, declared to the suite's operator.
 

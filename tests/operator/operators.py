@@ -4,6 +4,7 @@ import urllib.request
 import uuid
 
 from backends import free_port, tool
+from charts import Helm, operator_container
 from kube import Kube
 from processes import Process, answers
 
@@ -16,21 +17,23 @@ class Operator:
     """`wharfage operator` for a cluster: stop(), kill(), start() again, freeze(), thaw(); `kube` is what it may see, and
     replica() another one that waits for its lease."""
 
-    def __init__(self, folder, cluster, cluster_name="bed", namespace="wharfage", environment=None, options=()):
+    def __init__(self, folder, cluster, cluster_name="bed", namespace="wharfage", environment=None, options=(), values=None):
         """`cluster_name` is written on what it owns, its lease lies in `namespace`; options and environment go to
-        `wharfage operator`."""
+        `wharfage operator`; `values` are those of the chart, whose permissions and arguments it has."""
         self.folder, self.cluster, self.cluster_name, self.namespace = folder, cluster, cluster_name, namespace
-        self._given = {"environment": environment or {}, "options": options}
+        self._given = {"environment": environment or {}, "options": options, "values": values or {}}
         self._replicas = []
         folder.mkdir(parents=True, exist_ok=True)
         cluster.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         self.kubeconfig = cluster.login(namespace, SERVICE_ACCOUNT)
-        permit(cluster.kube, namespace)
+        objects = self._chart(self._given["values"])
+        cluster.kube.apply([one for one in objects if one["kind"] != "Deployment"])
+        container, _ = operator_container(objects)
         self.kube = Kube(self.kubeconfig)
         address = f"127.0.0.1:{free_port()}"
         self.operations = f"http://{address}"
         command = [
-            tool("WHARFAGE_TEST_BINARY"), "operator", "--cluster", cluster_name, "--namespace", namespace,
+            tool("WHARFAGE_TEST_BINARY"), *container["args"], "--cluster", cluster_name, "--namespace", namespace,
             "--operations-listen", address, "--registry-image", IMAGE, *options,
         ]  # fmt: skip
         own = {
@@ -38,6 +41,12 @@ class Operator:
             "WHARFAGE_LOG": "info,wharfage=debug",
         }  # fmt: skip
         self.process = Process("wharfage operator", command, folder / "operator.log", own | self._given["environment"])
+
+    def _chart(self, values):
+        """The operator's roles and its Deployment."""
+        own = {"fullnameOverride": f"{self.namespace}-operator", "serviceAccount": {"create": False, "name": SERVICE_ACCOUNT}}
+        parts = ["--show-only", "templates/rbac.yaml", "--show-only", "templates/deployment.yaml"]
+        return Helm(self.folder).objects(own | values, *parts, namespace=self.namespace)
 
     def start(self):
         """Starts it and waits until it answers; it may still wait for the lease."""
@@ -80,15 +89,3 @@ class Operator:
             lines = answer.read().decode().splitlines()
         series = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in series}
-
-
-def permit(kube, namespace):
-    """Gives the operator's service account its permissions."""
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": f"{namespace}-operator"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": namespace}],
-    }
-    kube.apply(binding)

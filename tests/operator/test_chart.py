@@ -348,6 +348,7 @@ def test_a_feature_that_is_off_takes_its_permissions_with_it(helm, switch, featu
     others = {"Core", "ManagedRegistries", "PullSecrets", "InUseProtection"} - {feature}
     without = rules(operators_roles(helm, {"features": {switch: False}}), "ClusterRole", "Role")
     assert without == access(others)
+    assert without < access()
 
 
 def test_secrets_are_reached_in_the_given_namespaces_only(helm):
@@ -385,7 +386,7 @@ def test_people_read_everything_and_write_what_is_in_their_namespace(helm, chart
 # Releases
 
 
-def registry(name, **spec):
+def registry_named(name, **spec):
     return {"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": name}, "spec": {"managed": {}} | spec}
 
 
@@ -417,8 +418,8 @@ def test_install_upgrade_and_uninstall_keep_the_kinds_and_everything_of_them(mak
     release = ["wharfage", "--namespace", "wharfage", "--create-namespace"]
     helm("install", *release[:1], version_before(tmp_path), *release[1:], values=IMAGE)
     kube.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
-    kube.apply(registry("older"))
-    newer = registry("newer", accountSettings={"BLOB_MOUNTING": "ENABLED"})
+    kube.apply(registry_named("older"))
+    newer = registry_named("newer", accountSettings={"BLOB_MOUNTING": "ENABLED"})
     refused = kube.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", stdin=json.dumps(newer), check=False)
     assert "accountSettings" in refused.stderr
 
@@ -534,6 +535,25 @@ def test_the_check_names_a_kind_that_is_missing_and_one_that_is_older(make_bare_
         time.sleep(0.1)
     assert "it doesn't know Registry.spec.accountSettings" in told
     assert "kind Repository is there" in told
+
+
+# What is switched off is said by the resources that ask for it.
+
+
+def test_an_operator_without_a_feature_says_so_and_does_the_rest(make_cluster, make_operator, make_namespace, registry):
+    cluster = make_cluster()
+    features = {"managedRegistries": False, "pullSecrets": False, "inUseProtection": False}
+    running = make_operator(cluster, values={"features": features})
+    namespace = make_namespace(kube=cluster.kube)
+    home = namespace.declare(registry)
+    namespace.ready("Registry", home)
+    spec = {"registryRef": {"name": home}}
+    namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "app"}, "spec": spec})
+    namespace.ready("Repository", "app")
+    managed = registry_named(f"{namespace}-managed")
+    namespace.apply(managed)
+    namespace.stalled("Registry", managed["metadata"]["name"], reason="ManagedRegistriesDisabled", message="without managed registries")
+    assert "forbidden" not in running.process.output()
 
 
 # Monitoring
