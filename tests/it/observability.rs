@@ -149,16 +149,16 @@ async fn a_stop_that_is_to_be_heard_of_first_takes_requests_until_then() {
 #[tokio::test]
 async fn a_root_key_that_was_given_is_not_written_down() {
     let given =
-        bed::wharfage().env("WHARFAGE_ACCESS_KEY_ID", "AKIAGIVEN").env("WHARFAGE_SECRET_ACCESS_KEY", "wonderland");
+        || bed::wharfage().env("WHARFAGE_ACCESS_KEY_ID", "AKIAGIVEN").env("WHARFAGE_SECRET_ACCESS_KEY", "wonderland");
     let files = |folder: &std::path::Path| -> Vec<_> {
         std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect()
     };
-    let server = given.clone().start().await;
+    let server = given().start().await;
     assert_eq!(files(server.data()), ["registries"]);
     let kept = files(&server.data().join("registries/default"));
     assert!(kept.iter().any(|name| name == "blobs") && !kept.iter().any(|name| name == "root-key.json"), "{kept:?}");
 
-    let server = given.on_postgres_and_s3().await.start().await;
+    let server = given().on_postgres_and_s3().await.start().await;
     assert_eq!(files(server.data()), Vec::<String>::new());
 }
 
