@@ -29,12 +29,12 @@ class Registry:
     def address(self):
         return self.url.partition("://")[2]
 
-    def ecr(self, attempts=1):
-        """A boto3 client, which tries each call so many times."""
+    def ecr(self):
+        """A boto3 client, which tries a call once, and not for long: packets to a Pod that has just gone are answered by nobody."""
         return boto3.session.Session().client(
             "ecr", endpoint_url=self.url, region_name=REGION, aws_access_key_id=self.access_key_id,
             aws_secret_access_key=self.secret_access_key, verify=self.ca or True,
-            config=Config(retries={"total_max_attempts": attempts, "mode": "standard"}),
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=10),
         )  # fmt: skip
 
     def docker_config(self, *names):

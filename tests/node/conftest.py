@@ -69,13 +69,18 @@ class NodeCluster(Cluster):
         kubelet.wait_until(lambda: conditions(self.kube.find("Node", node.ADDRESS)).get("Ready", {}).get("status") == "True")
 
 
+# What a failure is explained by, whether or not the test itself asked for it.
+CLUSTER = pytest.StashKey()
+
+
 @pytest.fixture(scope="session")
-def cluster():
+def cluster(pytestconfig):
     if not node.ADDRESS:
         pytest.fail("these tests make a node of the machine that they run on: start them by tests/run --only node", pytrace=False)
     folder = pathlib.Path("/var/lib/bed")
     folder.mkdir()
-    return NodeCluster(folder, Etcd(folder))
+    pytestconfig.stash[CLUSTER] = NodeCluster(folder, Etcd(folder))
+    return pytestconfig.stash[CLUSTER]
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +108,7 @@ def image(tmp_path_factory):
 def pytest_runtest_makereport(item, call):
     """Adds to a failure what the cluster has to say about it."""
     report = yield
-    cluster = getattr(item, "funcargs", {}).get("cluster")
+    cluster = item.config.stash.get(CLUSTER, None)
     if report.failed and cluster:
         for title, command in [
             ("pods", ["get", "pods", "--all-namespaces", "--output=wide"]),

@@ -1,0 +1,314 @@
+"""Wharfage as people run it: installed by Helm from its image, a managed Registry in the cluster, Pods that pull from it."""
+
+import base64
+import threading
+import time
+
+import node
+import pytest
+from backends import PATIENCE
+from botocore.exceptions import BotoCoreError, ClientError
+from busybox import busybox
+from clients import Registry
+from conftest import AFTER, BEFORE, pod
+from images import image, upload
+from kube import API_VERSION, Namespace, standing
+from release import Release, offer_folder, registry, repository
+
+HOME = "home"
+# A port of every node, by which containerd reaches the registry on its own loopback.
+NODE_PORT = 30500
+ADDRESS = f"localhost:{NODE_PORT}"
+PULLS = {"pulls-from": HOME}
+
+
+@pytest.fixture(scope="session")
+def release(kube, tmp_path_factory):
+    release = Release(kube, tmp_path_factory.mktemp("helm"))
+    release.install(BEFORE)
+    return release
+
+
+@pytest.fixture(scope="session")
+def home(kube, release):
+    """The managed Registry `home`, which is Ready, and a PullSecret for whoever is labelled."""
+    offer_folder(kube, HOME)
+    managed = {"publicUrl": f"http://{ADDRESS}", "service": {"type": "NodePort", "nodePort": NODE_PORT}}
+    kube.apply(registry(HOME, managed))
+    kube.apply(
+        {
+            "apiVersion": API_VERSION,
+            "kind": "PullSecret",
+            "metadata": {"name": HOME, "namespace": release.name},
+            "spec": {
+                "registryRef": {"name": HOME},
+                "namespaceSelector": {"matchLabels": PULLS},
+                "secretName": "home-pull",
+                "serviceAccounts": ["default"],
+            },
+        }
+    )
+    ready(kube, "Registry", HOME)
+    key = root_key(kube, release)
+    return Registry(f"http://{ADDRESS}", key["AWS_ACCESS_KEY_ID"], key["AWS_SECRET_ACCESS_KEY"])
+
+
+def root_key(kube, release):
+    data = kube.get("Secret", f"{HOME}-root-key", release.name)["data"]
+    return {name: base64.b64decode(value).decode() for name, value in data.items()}
+
+
+def ready(kube, kind, name):
+    return kube.until(kind, name, lambda one: standing(one, "Ready"), expected="Ready")
+
+
+@pytest.fixture
+def team(kube, home):
+    """A namespace whose Pods pull from home."""
+    namespace = Namespace(kube, labels=PULLS)
+    secret = {"name": "home-pull"}
+    namespace.until("ServiceAccount", "default", lambda one: one and secret in (one.get("imagePullSecrets") or []))
+    yield namespace
+    namespace.end()
+
+
+@pytest.fixture
+def app(team):
+    """The team's Repository `app`, which is Ready: its name in the registry."""
+    name = f"{team}/app"
+    team.apply(repository(HOME, name))
+    team.ready("Repository", "app")
+    return name
+
+
+def runs(one):
+    """Whether all containers of a Pod are ready."""
+    statuses = (one or {}).get("status", {}).get("containerStatuses", [])
+    return bool(statuses) and all(status["ready"] for status in statuses)
+
+
+def run(team, name, reference):
+    """Runs a Pod of this image, which the node has to ask the registry for."""
+    team.apply(pod(name, reference, imagePullPolicy="Always"))
+    return team.until("Pod", name, runs, "running")
+
+
+def container_of(one):
+    (container,) = one["status"]["containerStatuses"]
+    return container
+
+
+def tags(home, name):
+    pages = home.ecr().get_paginator("list_images").paginate(repositoryName=name)
+    return {one["imageTag"]: one["imageDigest"] for page in pages for one in page["imageIds"]}
+
+
+def passing(error):
+    """Whether an error is one that a client tries again after: no answer, or one that says so."""
+    return not isinstance(error, ClientError) or error.response["ResponseMetadata"]["HTTPStatusCode"] in (429, 500, 502, 503, 504)
+
+
+def insist(call):
+    """Tries a call again until it is answered; returns the answer and how often it was tried in vain."""
+    deadline = time.monotonic() + PATIENCE
+    vain = 0
+    while True:
+        try:
+            return call(), vain
+        except (BotoCoreError, ClientError) as error:
+            if not passing(error) or time.monotonic() > deadline:
+                raise
+            vain += 1
+            time.sleep(0.1)
+
+
+def reachable(home):
+    """Waits until the node's port leads to the registry: of a change behind a Service the node hears a moment later."""
+    insist(lambda: home.ecr().describe_registry())
+
+
+def test_a_pod_pulls_what_was_pushed_by_the_secret_that_the_operator_wrote(home, team, app, tmp_path):
+    pushed = home.push(busybox("declared, not clicked"), app, "v1", tmp_path)
+    uri = team.get("Repository", "app")["status"]["repositoryUri"]
+    assert uri == f"{ADDRESS}/{app}"
+    running = run(team, "app", f"{uri}:v1")
+    assert container_of(running)["imageID"] == f"{uri}@{pushed}"
+    assert team.kubectl("exec", "app", "--", "cat", "/word") == "declared, not clicked"
+
+
+def test_without_the_secret_nothing_is_pulled(home, app, namespace, tmp_path):
+    home.push(busybox("not for everybody"), app, "v1", tmp_path)
+    namespace.apply(pod("stranger", f"{ADDRESS}/{app}:v1", imagePullPolicy="Always"))
+
+    def refused(one):
+        states = [status.get("state", {}).get("waiting", {}) for status in one["status"].get("containerStatuses", [])]
+        return any(state.get("reason") in ("ErrImagePull", "ImagePullBackOff") for state in states)
+
+    namespace.until("Pod", "stranger", refused, "refused")
+
+
+def test_helm_test_passes(release):
+    release.helm("test", release.name, f"--timeout={PATIENCE}s")
+
+
+@pytest.mark.parametrize("end", ["its process", "its pod"])
+def test_a_registry_that_is_killed_comes_back_with_everything(kube, release, home, team, app, tmp_path, end):
+    pushed = {f"v{number}": home.push(busybox(f"version {number}"), app, f"v{number}", tmp_path) for number in range(3)}
+    killed = container_of(kube.get("Pod", f"{HOME}-0", release.name))["containerID"]
+    if end == "its process":
+        node.ctr("tasks", "kill", "--signal", "SIGKILL", killed.removeprefix("containerd://"))
+    else:
+        kube.kubectl("delete", "pod", f"{HOME}-0", "--namespace", release.name, "--grace-period=0", "--force")
+    kube.until(
+        "Pod", f"{HOME}-0", lambda one: runs(one) and container_of(one)["containerID"] != killed, release.name, "running again"
+    )  # fmt: skip
+    reachable(home)
+    assert tags(home, app) == pushed
+    for tag in pushed:
+        # Reads every blob and compares digests.
+        home.crane("validate", "--remote", f"{ADDRESS}/{app}:{tag}", folder=tmp_path)
+    run(team, "app", f"{ADDRESS}/{app}:v2")
+    ready(kube, "Registry", HOME)
+
+
+class Client(threading.Thread):
+    """Somebody who pushes one small image after the other, looks each up again, and tries again what isn't answered."""
+
+    def __init__(self, home, name):
+        super().__init__(daemon=True)
+        self.home, self.name_of_repository = home, name
+        self.stopping = threading.Event()
+        self.pushed, self.retries, self.error = {}, 0, None
+
+    def run(self):
+        try:
+            while not self.stopping.is_set():
+                tag = f"v{len(self.pushed)}"
+                self.pushed[tag] = self._push(image(f"{self.name_of_repository} {tag}"), tag)
+                asked = {"repositoryName": self.name_of_repository, "imageIds": [{"imageTag": tag}]}
+                found = self._insist(lambda ecr, asked=asked: ecr.batch_get_image(**asked))
+                assert [one["imageId"]["imageDigest"] for one in found["images"]] == [self.pushed[tag]], found["failures"]
+        except Exception as error:  # noqa: BLE001
+            self.error = error
+
+    def _push(self, made, tag):
+        for content in made.blobs:
+            self._insist(lambda ecr, content=content: upload(ecr, self.name_of_repository, content))
+
+        def put(ecr):
+            try:
+                ecr.put_image(repositoryName=self.name_of_repository, imageManifest=made.manifest, imageTag=tag)
+            except ecr.exceptions.ImageAlreadyExistsException:
+                # The answer to an earlier attempt was lost, its effect was not.
+                pass
+
+        self._insist(put)
+        return made.digest
+
+    def _insist(self, call):
+        answer, vain = insist(lambda: call(self.home.ecr()))
+        self.retries += vain
+        return answer
+
+
+def test_an_upgrade_loses_no_request_that_is_tried_again(kube, release, home, team):
+    clients = []
+    for name in ("one", "two"):
+        team.apply(repository(HOME, f"{team}/{name}", name))
+        team.ready("Repository", name)
+        clients.append(Client(home, f"{team}/{name}"))
+    for client in clients:
+        client.start()
+    try:
+        upgrade(kube, release, home, AFTER)
+        before = [len(client.pushed) for client in clients]
+        deadline = time.monotonic() + PATIENCE
+        while any(client.is_alive() and len(client.pushed) < count + 3 for client, count in zip(clients, before, strict=True)):
+            assert time.monotonic() < deadline, "the clients don't get on after the upgrade"
+            time.sleep(0.1)
+    finally:
+        for client in clients:
+            client.stopping.set()
+        for client in clients:
+            client.join()
+    assert [client.error for client in clients] == [None, None]
+    assert sum(client.retries for client in clients) > 0, "the upgrade was to be felt"
+    for client in clients:
+        assert tags(home, client.name_of_repository) == client.pushed
+    upgrade(kube, release, home, BEFORE)
+
+
+def upgrade(kube, release, home, version):
+    """Upgrades the operator, and with it the registry, whose image is the operator's."""
+    release.install(version)
+
+    def new(one):
+        return runs(one) and "deletionTimestamp" not in one["metadata"] and one["spec"]["containers"][0]["image"] == version
+
+    kube.until("Pod", f"{HOME}-0", new, release.name, f"of {version}")
+    reachable(home)
+    ready(kube, "Registry", HOME)
+
+
+def test_the_image_of_a_running_pod_outlives_a_lifecycle_run_that_takes_its_neighbours(home, team, app, tmp_path):
+    pushed = {f"v{number}": home.push(busybox(f"release {number}"), app, f"v{number}", tmp_path) for number in range(4)}
+    run(team, "app", f"{ADDRESS}/{app}:v0")
+    newest = {"tagStatus": "any", "countType": "imageCountMoreThan", "countNumber": 1}
+    team.apply(
+        {
+            "apiVersion": API_VERSION,
+            "kind": "LifecyclePolicy",
+            "metadata": {"name": "newest"},
+            "spec": {
+                "registryRef": {"name": HOME},
+                "repositoryRef": {"name": "app"},
+                "mode": "Enforce",
+                "inUseProtection": {"enabled": True, "keepPrevious": 0},
+                "rules": [{"rulePriority": 1, "selection": newest, "action": {"type": "expire"}}],
+            },
+        }
+    )
+    settled = team.ready("LifecyclePolicy", "newest")
+    assert tags(home, app) == {tag: pushed[tag] for tag in ("v0", "v3")}
+    assert settled["status"]["totals"]["protected"] == 1
+    # A node that doesn't have it yet still gets it.
+    run(team, "again", f"{ADDRESS}/{app}:v0")
+    team.kubectl("delete", "pod", "app", "again", "--wait")
+    team.reconcile("LifecyclePolicy", "newest")
+    assert tags(home, app) == {"v3": pushed["v3"]}
+
+
+def test_uninstalling_leaves_resources_and_data_and_installing_goes_on_with_them(kube, release, home, team, app, tmp_path):
+    pushed = home.push(busybox("here to stay"), app, "v1", tmp_path)
+    key = root_key(kube, release)
+    resources = {kind: names(kube, kind) for kind in ("Registry", "Repository", "PullSecret")}
+    release.uninstall()
+    assert names(kube, "Deployment", release.name) == set()
+    assert {kind: names(kube, kind) for kind in resources} == resources
+    claim = kube.get("PersistentVolumeClaim", f"data-{HOME}-0", release.name)
+    assert (claim["status"]["phase"], claim["spec"]["volumeName"]) == ("Bound", HOME)
+    assert root_key(kube, release) == key
+    # The registry goes on serving without its operator.
+    assert home.crane("digest", f"{ADDRESS}/{app}:v1", folder=tmp_path) == pushed
+
+    release.install(BEFORE)
+    team.reconcile("Repository", "app")
+    team.ready("Repository", "app")
+    ready(kube, "Registry", HOME)
+    assert root_key(kube, release) == key
+    home.crane("validate", "--remote", f"{ADDRESS}/{app}:v1", folder=tmp_path)
+
+
+def names(kube, kind, namespace=None):
+    return {(one["metadata"].get("namespace"), one["metadata"]["name"]) for one in kube.list(kind, namespace)}
+
+
+def test_a_registry_that_is_deleted_leaves_its_volume_with_what_is_in_it(kube, release, home):
+    folder = offer_folder(kube, "brief")
+    kube.apply(registry("brief", deletionPolicy="Delete"))
+    ready(kube, "Registry", "brief")
+    kube.kubectl("delete", "registry", "brief", f"--timeout={PATIENCE}s")
+    kube.until("Pod", "brief-0", lambda one: one is None, release.name, "gone")
+    claim = kube.get("PersistentVolumeClaim", "data-brief-0", release.name)
+    assert (claim["status"]["phase"], claim["spec"]["volumeName"]) == ("Bound", "brief")
+    assert list(folder.rglob("metadata.sqlite"))
