@@ -342,7 +342,12 @@ def test_a_registry_that_is_away_is_waited_for(namespace, registry, home):
     assert document(registry, name) == {"rules": [rule(5)]}
 
 
-def test_an_ecr_without_previews_says_so(namespace, moto, amazon):
-    name = repository(namespace, amazon)
-    policy(namespace, amazon, mode="Preview")
-    namespace.stalled("LifecyclePolicy", KEEP, "UnsupportedByRegistry", name)
+def test_a_registry_without_previews_says_so(namespace, front, operator):
+    home = namespace.declare(front)
+    namespace.ready("Registry", home)
+    name = repository(namespace, home)
+    body = '{"__type":"UnknownOperationException"}'
+    front.fail("StartLifecyclePolicyPreview", 400, body, **{"Content-Type": "application/x-amz-json-1.1"})
+    policy(namespace, home, mode="Preview")
+    namespace.stalled("LifecyclePolicy", KEEP, "UnsupportedByRegistry", f"{name}: this registry has no such operation")
+    namespace.ready("Registry", home)
