@@ -15,7 +15,7 @@ use kube::{Api, ResourceExt as _};
 
 pub use memory::Memory;
 
-use super::{Done, Error, WAIT, jittered, registry_missing, registry_not_ready, requested, show};
+use super::{Done, Error, WAIT, jittered, publish, registry_missing, registry_not_ready, requested, show};
 use crate::crd::conditions::ConditionType;
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
@@ -360,12 +360,8 @@ impl Work<'_> {
             // A look that finds nothing new is not written down: that would be a write for every resource and interval.
             after.last_sync_time = Some(now);
         }
-        let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
-        let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
-        status::write(&self.api, self.policy, self.policy.status.as_ref(), &after).await?;
-        if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
-            self.ctx.events.warning(self.policy, &because.reason, &because.message).await;
-        }
+        let status = (self.policy.status.as_ref(), &after);
+        publish(KIND, self.ctx, &self.api, self.policy, status, &before.conditions, &findings).await?;
         Ok(Done::standing(&findings.standing, next))
     }
 

@@ -14,15 +14,16 @@ use futures::{Stream, StreamExt as _, stream};
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Resource, ResourceExt as _};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::context::Context;
 use super::leader::Term;
 use super::metrics::Outcome;
-use super::status::{Because, Findings, Standing};
+use super::status::{self, Because, Findings, Standing};
 use crate::crd::conditions::ConditionType;
-use crate::crd::{Registry, condition};
+use crate::crd::{Condition, Registry, condition};
 use crate::names::RepositoryName;
 use crate::plan::model::{Desired, Observed, ObservedRepository, Refused};
 use crate::plan::{FieldChange, Plan, plan};
@@ -164,4 +165,31 @@ pub(super) fn show(changes: &[FieldChange]) -> String {
 pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
     let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
     plan(desired, &Observed { repositories, ..Observed::default() })
+}
+
+/// Writes the status, tells what stalls the resource when that is news, and counts why it isn't ready. `status` is what it was
+/// and what it is, `conditions` are those that were there.
+pub(super) async fn publish<K, S>(
+    kind: &'static str,
+    ctx: &Context,
+    api: &Api<K>,
+    object: &K,
+    status: (Option<&S>, &S),
+    conditions: &[Condition],
+    findings: &Findings,
+) -> Result<(), Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    S: Serialize + PartialEq,
+{
+    let (was, is) = (condition(conditions, ConditionType::Ready), findings.standing.because());
+    let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
+    status::write(api, object, status.0, status.1).await?;
+    if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
+        ctx.events.warning(object, &because.reason, &because.message).await;
+    }
+    if !matches!(findings.standing, Standing::Ready(_)) {
+        ctx.metrics.failed(kind, &is.reason);
+    }
+    Ok(())
 }

@@ -13,10 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, registry_missing, registry_not_ready, requested};
+use super::{Done, Error, publish, registry_missing, registry_not_ready, requested};
 use crate::apply::authorization_token;
-use crate::crd::conditions::ConditionType;
-use crate::crd::{PullSecret, PullSecretStatus, Registry, condition};
+use crate::crd::{PullSecret, PullSecretStatus, Registry};
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
@@ -413,15 +412,8 @@ impl Work<'_> {
             last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
             conditions: status::conditions(&before.conditions, generation, &findings, &Time(now)),
         };
-        let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
-        let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
-        status::write(&self.api, self.pull_secret, self.pull_secret.status.as_ref(), &after).await?;
-        if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
-            self.ctx.events.warning(self.pull_secret, &because.reason, &because.message).await;
-        }
-        if !matches!(findings.standing, Standing::Ready(_)) {
-            self.ctx.metrics.failed(KIND, &findings.standing.because().reason);
-        }
+        let status = (self.pull_secret.status.as_ref(), &after);
+        publish(KIND, self.ctx, &self.api, self.pull_secret, status, &before.conditions, &findings).await?;
         Ok(Done::standing(&findings.standing, outcome.next(&findings.standing, now)))
     }
 

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, WAIT, jittered, plan_for, refusal, registry_missing, registry_not_ready, requested, show};
+use super::{
+    Done, Error, WAIT, jittered, plan_for, publish, refusal, registry_missing, registry_not_ready, requested, show,
+};
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
@@ -363,17 +365,10 @@ impl Work<'_> {
             // A look that finds nothing new is not written down: that would be a write for every resource and interval.
             after.last_sync_time = Some(now);
         }
-        let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
-        let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
-        status::write(&self.api, self.repository, self.repository.status.as_ref(), &after).await?;
-        if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
-            self.ctx.events.warning(self.repository, &because.reason, &because.message).await;
-        }
+        let status = (self.repository.status.as_ref(), &after);
+        publish(KIND, self.ctx, &self.api, self.repository, status, &before.conditions, &findings).await?;
         if let (false, Standing::Ready(_)) = (status::is_ready(&before.conditions), &findings.standing) {
             dispatch::repository_stands(self.ctx, self.repository);
-        }
-        if !matches!(findings.standing, Standing::Ready(_)) {
-            self.ctx.metrics.failed(KIND, &findings.standing.because().reason);
         }
         Ok(Done::standing(&findings.standing, next))
     }
