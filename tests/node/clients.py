@@ -6,11 +6,13 @@ import json
 import os
 import pathlib
 import subprocess
+import time
 
 import boto3
 import node
-from backends import tool
+from backends import PATIENCE, tool
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from images import write_layout
 
 REGION = "eu-home-1"
@@ -37,6 +39,10 @@ class Registry:
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=10),
         )  # fmt: skip
 
+    def wait(self):
+        """Waits until the way leads there: of what changes behind a Service the node hears a moment later."""
+        insist(lambda: self.ecr().describe_registry())
+
     def docker_config(self, *names):
         """The content of a docker config that logs in to the registry under these names, as a PullSecret's does."""
         (data,) = self.ecr().get_authorization_token()["authorizationData"]
@@ -57,6 +63,25 @@ class Registry:
         write_layout(layout, image)
         self.crane("push", layout, f"{self.address}/{repository}:{tag}", folder=folder)
         return image.digest
+
+
+def insist(call):
+    """Tries a call of boto3's again until it is answered; returns the answer and how often it was tried in vain."""
+    deadline = time.monotonic() + PATIENCE
+    vain = 0
+    while True:
+        try:
+            return call(), vain
+        except (BotoCoreError, ClientError) as error:
+            if not passing(error) or time.monotonic() > deadline:
+                raise
+            vain += 1
+            time.sleep(0.1)
+
+
+def passing(error):
+    """Whether an error is one that a client tries again after: no answer, or one that says so."""
+    return not isinstance(error, ClientError) or error.response["ResponseMetadata"]["HTTPStatusCode"] in (429, 500, 502, 503, 504)
 
 
 def let_nodes_pull(name, url, ca=None):

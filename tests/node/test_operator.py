@@ -7,9 +7,8 @@ import time
 import node
 import pytest
 from backends import PATIENCE
-from botocore.exceptions import BotoCoreError, ClientError
 from busybox import busybox
-from clients import Registry
+from clients import Registry, insist
 from conftest import AFTER, BEFORE, pod
 from images import image, upload
 from kube import API_VERSION, Namespace, standing
@@ -50,7 +49,9 @@ def home(kube, release):
     )
     ready(kube, "Registry", HOME)
     key = root_key(kube, release)
-    return Registry(f"http://{ADDRESS}", key["AWS_ACCESS_KEY_ID"], key["AWS_SECRET_ACCESS_KEY"])
+    home = Registry(f"http://{ADDRESS}", key["AWS_ACCESS_KEY_ID"], key["AWS_SECRET_ACCESS_KEY"])
+    home.wait()
+    return home
 
 
 def root_key(kube, release):
@@ -103,30 +104,6 @@ def tags(home, name):
     return {one["imageTag"]: one["imageDigest"] for page in pages for one in page["imageIds"]}
 
 
-def passing(error):
-    """Whether an error is one that a client tries again after: no answer, or one that says so."""
-    return not isinstance(error, ClientError) or error.response["ResponseMetadata"]["HTTPStatusCode"] in (429, 500, 502, 503, 504)
-
-
-def insist(call):
-    """Tries a call again until it is answered; returns the answer and how often it was tried in vain."""
-    deadline = time.monotonic() + PATIENCE
-    vain = 0
-    while True:
-        try:
-            return call(), vain
-        except (BotoCoreError, ClientError) as error:
-            if not passing(error) or time.monotonic() > deadline:
-                raise
-            vain += 1
-            time.sleep(0.1)
-
-
-def reachable(home):
-    """Waits until the node's port leads to the registry: of a change behind a Service the node hears a moment later."""
-    insist(lambda: home.ecr().describe_registry())
-
-
 def test_a_pod_pulls_what_was_pushed_by_the_secret_that_the_operator_wrote(home, team, app, tmp_path):
     pushed = home.push(busybox("declared, not clicked"), app, "v1", tmp_path)
     uri = team.get("Repository", "app")["status"]["repositoryUri"]
@@ -162,7 +139,7 @@ def test_a_registry_that_is_killed_comes_back_with_everything(kube, release, hom
     kube.until(
         "Pod", f"{HOME}-0", lambda one: runs(one) and container_of(one)["containerID"] != killed, release.name, "running again"
     )  # fmt: skip
-    reachable(home)
+    home.wait()
     assert tags(home, app) == pushed
     for tag in pushed:
         # Reads every blob and compares digests.
@@ -246,7 +223,7 @@ def upgrade(kube, release, home, version):
         return runs(one) and "deletionTimestamp" not in one["metadata"] and one["spec"]["containers"][0]["image"] == version
 
     kube.until("Pod", f"{HOME}-0", new, release.name, f"of {version}")
-    reachable(home)
+    home.wait()
     ready(kube, "Registry", HOME)
 
 

@@ -46,7 +46,9 @@ def registry(namespace, tmp_path):
     namespace.until("Pod", "registry", ready, "ready")
     ca = tmp_path / "ca.crt"
     ca.write_bytes(authority.cert_pem.bytes())
-    return Registry(f"https://{address}", **ACCESS_KEY, ca=str(ca))
+    registry = Registry(f"https://{address}", **ACCESS_KEY, ca=str(ca))
+    registry.wait()
+    return registry
 
 
 def ready(one):
