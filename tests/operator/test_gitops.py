@@ -125,6 +125,12 @@ def test_an_example_builds_and_is_taken(kube, folder):
     assert len(dry_run(kube, built).splitlines()) == len(objects)
 
 
+def test_the_quickstarts_kustomization_has_every_manifest_that_up_takes():
+    folder = ROOT / "deploy/quickstart"
+    named = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    assert sorted(named) == sorted(path.name for path in folder.iterdir() if path.name != "kustomization.yaml")
+
+
 def test_a_kustomization_of_ones_own_names_image_and_cluster(kube, tmp_path):
     """What docs/gitops.md shows, with the folders instead of a Git server."""
     shown = (ROOT / "docs/gitops.md").read_text().rpartition("```yaml\n")[2].partition("```")[0]
