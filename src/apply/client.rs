@@ -87,7 +87,9 @@ impl Ecr {
             .with_max_backoff(Duration::from_secs(5));
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(5))
-            .operation_attempt_timeout(Duration::from_secs(30))
+            .operation_attempt_timeout(Duration::from_secs(20))
+            // Its attempts together: who waits for a registry that answers nothing is to be told so.
+            .operation_timeout(Duration::from_secs(45))
             .build();
         let Access { endpoint, region, identity, role, ca_bundle, host } = access;
         let registry_id = registry_id.map(ToString::to_string);

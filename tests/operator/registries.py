@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import http.client
 import http.server
 import os
@@ -88,7 +89,7 @@ class Registry:
         """What a Registry resource says under `endpoint`, without credentials and CA bundle."""
         return {"url": self.url}
 
-    @property
+    @functools.cached_property
     def ecr(self):
         return client_of(self)
 
@@ -205,6 +206,10 @@ class Front:
         body = '{"__type":"ThrottlingException","message":"Rate exceeded"}'
         self.fail(operation, 400, body, times, **{"Content-Type": "application/x-amz-json-1.1"})
 
+    def lose(self, operation=".*", times=None):
+        """Passes requests on, and closes the connection instead of answering."""
+        self.fail(operation, None, times=times)
+
     def heal(self):
         self._failures.clear()
 
@@ -237,11 +242,14 @@ class Front:
             if waits():
                 self.held.append(name)
             self._changed.wait_for(lambda: not waits())
+        lost = False
         for failure in self._failures:
             pattern, status, content, headers, times = failure
             if pattern.fullmatch(name) and times != 0:
                 failure[4] = None if times is None else times - 1
-                return self._answer(request, status, headers.items(), content)
+                if status is not None:
+                    return self._answer(request, status, headers.items(), content)
+                lost = True
         # The Host header is passed on as it is: it is signed.
         connection = http.client.HTTPConnection(self._behind.address, timeout=60)
         with contextlib.closing(connection):
@@ -251,8 +259,10 @@ class Front:
                 content = answer.read()
             except OSError:
                 # As if this were the registry itself, and away.
-                request.close_connection = True
-                return None
+                lost = True
+        if lost:
+            request.close_connection = True
+            return None
         hop = {"connection", "transfer-encoding", "content-length"}
         headers = [(key, value) for key, value in answer.getheaders() if key.lower() not in hop]
         return self._answer(request, answer.status, headers, content)

@@ -3,7 +3,7 @@
 import images
 import pytest
 import trustme
-from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 from kubernetes.dynamic.exceptions import ForbiddenError
 
 from kube import Kube
@@ -47,7 +47,11 @@ def test_a_front_passes_on_counts_and_fails_as_told(registry, front):
         through.describe_repositories()
     front.heal()
     through.describe_repositories()
-    assert front.counted() == {"CreateRepository": 1, "DescribeRepositories": 4}
+    front.lose("CreateRepository", times=1)
+    with pytest.raises(ConnectionClosedError):
+        through.create_repository(repositoryName="team/lost")
+    assert registry.names() == {"team/app", "team/lost"}
+    assert front.counted() == {"CreateRepository": 2, "DescribeRepositories": 4}
 
 
 def test_moto_stands_in_for_amazon(moto):
