@@ -11,6 +11,7 @@ use kube::runtime::reflector::ObjectRef;
 use super::context::{Context, Stores, Wake};
 use super::pull_secrets::accounts::WatchedServiceAccount;
 use super::pull_secrets::marks::{Owner, WatchedSecret};
+use super::status::is_ready;
 use super::watch::Change;
 use super::workload::{Names, REGISTRY_LABEL};
 use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
@@ -79,14 +80,24 @@ pub(super) fn repository_stands(ctx: &Context, repository: &Repository) {
     }
 }
 
-/// A LifecyclePolicy changed: it is looked at; so are those of its namespace that wait for what it lets go of.
+/// A LifecyclePolicy changed: it is looked at. If it goes, or its spec is another one, others of its namespace may have what it
+/// had: those that do not stand well are looked at, too.
 pub(super) fn lifecycle_policy_changed(ctx: &Context, change: &Change<LifecyclePolicy>) {
     let Some(policy) = change.either() else { return };
     ctx.wake.lifecycle_policy(ObjectRef::from_obj(&**policy));
-    for other in ctx.stores.lifecycle_policies.state() {
-        if other.namespace() == policy.namespace() && other.uid() != policy.uid() {
-            ctx.wake.lifecycle_policy(ObjectRef::from_obj(&*other));
-        }
+    let makes_way = match (&change.old, &change.new) {
+        (Some(old), Some(new)) => new.metadata.deletion_timestamp.is_some() || old.spec != new.spec,
+        (old, _) => old.is_some(),
+    };
+    if !makes_way {
+        return;
+    }
+    let waits = |it: &LifecyclePolicy| {
+        let conditions = it.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
+        it.namespace() == policy.namespace() && it.uid() != policy.uid() && !is_ready(conditions)
+    };
+    for other in ctx.stores.lifecycle_policies.state().iter().filter(|it| waits(it)) {
+        ctx.wake.lifecycle_policy(ObjectRef::from_obj(&**other));
     }
 }
 

@@ -136,6 +136,19 @@ def test_of_two_policies_the_older_governs_until_it_goes(namespace, registry, ho
     assert document(registry, name) == {"rules": [rule(5)]}
 
 
+@pytest.mark.parametrize("change", [{"mode": "Preview"}, {"repositorySelector": {"matchLabels": {"tier": "none"}}}])
+def test_a_policy_that_lets_go_makes_way_for_the_younger(namespace, registry, home, change):
+    name = repository(namespace, home)
+    policy(namespace, home, "older", [rule(3)])
+    namespace.ready("LifecyclePolicy", "older")
+    policy(namespace, home, "younger", [rule(5)])
+    namespace.stalled("LifecyclePolicy", "younger", "OwnedByAnother")
+    namespace.patch("LifecyclePolicy", "older", {"spec": change})
+    namespace.ready("LifecyclePolicy", "younger")
+    assert document(registry, name) == {"rules": [rule(5)]}
+    assert owner(registry, name).endswith("/younger")
+
+
 def test_what_another_cluster_governs_is_left_alone(namespace, registry, home):
     name = repository(namespace, home)
     arn = registry.repository(name)["repositoryArn"]
