@@ -66,16 +66,14 @@ class Registry:
 
 
 def insist(call):
-    """Tries a call of boto3's again until it is answered; returns the answer and how often it was tried in vain."""
+    """Tries a call of boto3's again until it is answered."""
     deadline = time.monotonic() + PATIENCE
-    vain = 0
     while True:
         try:
-            return call(), vain
+            return call()
         except (BotoCoreError, ClientError) as error:
             if not passing(error) or time.monotonic() > deadline:
                 raise
-            vain += 1
             time.sleep(0.1)
 
 
