@@ -21,6 +21,7 @@ use super::pull_secrets::marks::WatchedSecret;
 use super::pull_secrets::tokens::Tokens;
 use super::secrets::SecretWatches;
 use super::session::Sessions;
+use super::written::Written;
 use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 
 /// What all controllers share.
@@ -51,6 +52,8 @@ pub struct Context {
     pub in_use: in_use::run::Shared,
     /// The tokens that PullSecrets put into Secrets.
     pub tokens: Tokens,
+    /// What has not come back by a watch yet.
+    pub written: Written,
 }
 
 /// The objects that are followed. All of a kind are known before any resource is decided about.

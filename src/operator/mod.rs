@@ -26,6 +26,7 @@ mod slice;
 pub mod status;
 mod watch;
 pub mod workload;
+pub mod written;
 
 use std::sync::{Arc, Weak};
 
@@ -121,6 +122,7 @@ pub async fn work(client: Client, settings: Settings, metrics: Arc<OperatorMetri
         turns: controllers::lifecycle_policy::Memory::default(),
         in_use: in_use::run::Shared::default(),
         tokens: pull_secrets::tokens::Tokens::default(),
+        written: written::Written::default(),
     });
     // Dropped with this future: nothing is watched, and nothing done, when it is not waited for any more.
     let mut watches = JoinSet::new();

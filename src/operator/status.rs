@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::written::Written;
 use crate::crd::conditions::{ConditionStatus, ConditionType, set_condition};
 use crate::crd::{Condition, condition};
 
@@ -167,7 +168,13 @@ pub fn is_ready(conditions: &[Condition]) -> bool {
 ///
 /// # Errors
 /// What the API server said. An object that is gone needs no status.
-pub async fn write<K, S>(api: &Api<K>, object: &K, before: Option<&S>, after: &S) -> Result<bool, kube::Error>
+pub async fn write<K, S>(
+    written: &Written,
+    api: &Api<K>,
+    object: &K,
+    before: Option<&S>,
+    after: &S,
+) -> Result<bool, kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     S: Serialize + PartialEq,
@@ -184,7 +191,10 @@ where
         "status": after,
     });
     match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await {
-        Ok(_) => Ok(true),
+        Ok(object) => {
+            written.wrote(&object);
+            Ok(true)
+        }
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(false),
         Err(error) => Err(error),
     }

@@ -151,6 +151,20 @@ def test_an_operator_that_is_killed_in_a_call_knows_its_own_afterwards(own, fron
     assert front.names() == {"app"}
 
 
+def test_an_api_server_that_restarts_while_everything_changes(own, front):
+    cluster, _, namespace, registry = own
+    declare(namespace, registry, *MANY[:15])
+    cluster.restart()
+    declare(namespace, registry, *MANY[15:])
+    declare(namespace, registry, *MANY[:15], tags={"team": "blue"})
+    namespace.delete("Repository", MANY[29])
+    cluster.restart()
+    for name in MANY[:29]:
+        namespace.ready("Repository", name, "InSync")
+    namespace.gone("Repository", MANY[29])
+    assert {front.repository(name)["tags"]["team"] for name in MANY[:15]} == {"blue"}
+
+
 def test_what_changed_while_no_operator_ran_is_caught_up_with(own, front):
     _, operator, namespace, registry = own
     declare(namespace, registry, "changed", "removed", deletionPolicy="Delete")

@@ -373,7 +373,7 @@ impl Work<'_> {
             conditions: status::suspended(&before.conditions),
             ..before.clone()
         };
-        if status::write(&self.api, self.policy, self.policy.status.as_ref(), &after).await? {
+        if status::write(&self.ctx.written, &self.api, self.policy, self.policy.status.as_ref(), &after).await? {
             self.ctx.events.normal(self.policy, "Suspended", "nothing is done for it until suspend is false").await;
         }
         Ok(Done::resting())

@@ -35,6 +35,9 @@ pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
 /// How long something that waits for another resource rests, if nothing wakes it.
 pub const WAIT: Duration = Duration::from_secs(60);
 
+/// How soon an object is looked at again whose watch has not brought yet what was written to it.
+const CATCH_UP: Duration = Duration::from_millis(100);
+
 /// What kept a resource from being reconciled: the API server, as everything else ends in its status.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
@@ -85,8 +88,12 @@ pub(super) async fn run<K, F>(
     let measured = move |object: Arc<K>, ctx: Arc<Context>| {
         begun.taken(&(object.namespace(), object.name_any()));
         let began = Instant::now();
+        let old = ctx.written.is_ahead_of(&*object);
         let work = reconcile(object, Arc::clone(&ctx));
         async move {
+            if old {
+                return Ok(Action::requeue(CATCH_UP));
+            }
             let done = work.await;
             let outcome = done.as_ref().map_or(Outcome::failed, |done| done.outcome);
             ctx.metrics.reconciled(kind, outcome, began.elapsed());
@@ -184,7 +191,7 @@ where
 {
     let (was, is) = (condition(conditions, ConditionType::Ready), findings.standing.because());
     let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
-    status::write(api, object, status.0, status.1).await?;
+    status::write(&ctx.written, api, object, status.0, status.1).await?;
     if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
         ctx.events.warning(object, &because.reason, &because.message).await;
     }

@@ -441,7 +441,9 @@ impl Work<'_> {
             conditions: status::suspended(&before.conditions),
             ..before.clone()
         };
-        if status::write(&self.api, self.pull_secret, self.pull_secret.status.as_ref(), &after).await? {
+        if status::write(&self.ctx.written, &self.api, self.pull_secret, self.pull_secret.status.as_ref(), &after)
+            .await?
+        {
             self.ctx
                 .events
                 .normal(self.pull_secret, "Suspended", "nothing is done for it until suspend is false")

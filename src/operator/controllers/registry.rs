@@ -349,7 +349,7 @@ async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Resul
     let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
     let news = was.is_none_or(|was| was.reason != is.reason);
     let api: Api<Registry> = Api::all(ctx.client.clone());
-    status::write(&api, registry, registry.status.as_ref(), &after).await?;
+    status::write(&ctx.written, &api, registry, registry.status.as_ref(), &after).await?;
     match &findings.standing {
         Standing::Ready(because) if news => ctx.events.normal(registry, &because.reason, &because.message).await,
         Standing::Waiting(because) | Standing::Stalled(because) if news => {

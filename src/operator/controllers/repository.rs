@@ -381,7 +381,8 @@ impl Work<'_> {
             conditions: status::suspended(&before.conditions),
             ..before.clone()
         };
-        if status::write(&self.api, self.repository, self.repository.status.as_ref(), &after).await? {
+        if status::write(&self.ctx.written, &self.api, self.repository, self.repository.status.as_ref(), &after).await?
+        {
             self.ctx.events.normal(self.repository, "Suspended", "nothing is done for it until suspend is false").await;
         }
         Ok(Done::resting())
