@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use crate::apply::{Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, list, look, usage};
+use crate::apply::{
+    Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, list, look, registry_id, usage,
+};
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, ObservedRepository};
 use crate::plan::ownership::{LifecycleOwner, Ownership};
@@ -71,6 +73,10 @@ const AWAY: [&str; 11] = [
     "TooManyRequestsException",
     "RequestLimitExceeded",
 ];
+
+/// Those that may as well be about one operation which the registry never gets right.
+const PERHAPS_ONE_OPERATION: [&str; 4] =
+    ["UnexpectedResponse", "ServerException", "InternalFailure", "InternalServerError"];
 
 /// Whether the registry answers.
 #[derive(Debug, Default)]
@@ -155,6 +161,8 @@ pub struct Session {
     listing: AsyncMutex<Option<Arc<Snapshot>>>,
     repositories: Mutex<HashMap<RepositoryName, Arc<AsyncMutex<Known>>>>,
     health: Mutex<Health>,
+    /// Held by whoever finds out whether it is the registry that fails, or one operation.
+    doubting: AsyncMutex<()>,
     recovered: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -192,6 +200,7 @@ impl Session {
             listing: AsyncMutex::default(),
             repositories: Mutex::default(),
             health: Mutex::default(),
+            doubting: AsyncMutex::default(),
             recovered: Box::new(recovered),
         }
     }
@@ -212,8 +221,31 @@ impl Session {
     /// When it is away, or refuses.
     pub async fn ask<T>(&self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, Trouble> {
         self.health().admit(Instant::now()).map_err(Trouble::Away)?;
-        let answer = question.await;
-        self.note(answer)
+        match question.await {
+            Err(error) if self.is_about_one_operation(&error).await => Err(Trouble::Refused(error)),
+            answer => self.note(answer),
+        }
+    }
+
+    /// Whether the registry gets something else right. If it did not answer before, that is not asked: one question at a time
+    /// finds out.
+    async fn is_about_one_operation(&self, error: &ApiError) -> bool {
+        if !PERHAPS_ONE_OPERATION.contains(&error.name.as_str()) {
+            return false;
+        }
+        let _one_asks = self.doubting.lock().await;
+        let down = self.health().down.is_some();
+        if down {
+            return false;
+        }
+        match registry_id(&self.ecr).await {
+            Ok(_) => true,
+            // Those that wait for their turn to ask learn of it.
+            Err(other) => {
+                let _ = self.note::<()>(Err(other));
+                false
+            }
+        }
     }
 
     /// Remembers from an answer whether the registry is there.

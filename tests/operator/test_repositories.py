@@ -418,6 +418,18 @@ class TestTrouble:
         front.heal()
         namespace.ready("Repository", "app", "InSync")
 
+    def test_one_operation_that_never_works_is_no_reason_to_leave_the_registry_alone(self, namespace, front, operator):
+        name = namespace.declare(front)
+        namespace.ready("Registry", name)
+        front.fail("SetRepositoryPolicy", 500, '{"__type":"ServerException","message":"oops"}', **{"Content-Type": "application/x-amz-json-1.1"})
+        declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
+        namespace.stalled("Repository", "with-policy", "ServerException", "oops")
+        declare(namespace, name, "other")
+        namespace.ready("Repository", "other", "InSync")
+        assert standing(namespace.reconcile("Registry", name), "Ready")
+        front.heal()
+        namespace.ready("Repository", "with-policy", "InSync")
+
     @pytest.mark.parametrize("how", ["throttling", "errors", "garbage", "frozen", "gone"])
     def test_a_registry_that_is_not_well_is_waited_for(self, namespace, front, registry, operator, how):
         name = namespace.declare(front)
