@@ -180,12 +180,32 @@ struct Known {
     /// From an answer about it alone; a newer listing replaces it.
     listed: Option<(Instant, Option<Listed>)>,
     read: Option<Read>,
-    usage: Option<(Instant, ImageUsage)>,
+    usage: Option<(Turn, ImageUsage)>,
+}
+
+/// When something was read, and for what part of a rotation that serves: half of it at least. Each time another part, so that
+/// what was read together is not read again together.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    at: Instant,
+    part: f64,
+}
+
+impl Turn {
+    fn of(at: Instant) -> Self {
+        Self { at, part: 0.5 + 0.5 * fastrand::f64() }
+    }
+
+    /// Whether it is to be read again; never before an interval is over.
+    fn is_over(self, now: Instant, interval: Duration, rotation: u32) -> bool {
+        let intervals = (f64::from(rotation) * self.part).max(1.0);
+        now.duration_since(self.at) >= interval.mul_f64(intervals)
+    }
 }
 
 #[derive(Debug)]
 struct Read {
-    at: Instant,
+    turn: Turn,
     needs: RepositoryNeeds,
     observed: ObservedRepository,
 }
@@ -357,7 +377,7 @@ impl Held {
         if let Some(read) = &mut self.known.read {
             let recreated = read.observed.arn != listed.arn;
             let rotation = self.session.rotation().await;
-            let due = now || recreated || read.at.elapsed() >= interval.saturating_mul(rotation);
+            let due = now || recreated || read.turn.is_over(Instant::now(), interval, rotation);
             if read.needs.covers(needs) && !due {
                 read.observed.tag_mutability = listed.tag_mutability.clone();
                 read.observed.scan_on_push = listed.scan_on_push;
@@ -374,7 +394,7 @@ impl Held {
     /// When the registry is away, or refuses to say.
     pub async fn look_before_change(&mut self, needs: RepositoryNeeds) -> Result<Option<ObservedRepository>, Trouble> {
         if let Some(read) = &self.known.read
-            && read.at.elapsed() < JUST_READ
+            && read.turn.at.elapsed() < JUST_READ
             && read.needs.covers(needs)
         {
             return Ok(Some(read.observed.clone()));
@@ -396,7 +416,7 @@ impl Held {
             let Ownership { manages, lifecycle, .. } = Ownership::read(&observed.tags);
             let read =
                 RepositoryNeeds { policy: manages.policy, lifecycle_policy: lifecycle.is_some(), preview: false };
-            Read { at, needs: needs.and(read), observed }
+            Read { turn: Turn::of(at), needs: needs.and(read), observed }
         });
         if answer.is_none() {
             self.known.listed = Some((at, None));
@@ -453,8 +473,8 @@ impl Held {
                 let observed = ObservedRepository::made(made.arn.clone(), call);
                 // All of it is known: it was made just now.
                 let needs = RepositoryNeeds { policy: true, lifecycle_policy: true, preview: true };
-                known.read = observed.map(|observed| Read { at, needs, observed });
-                known.usage = Some((at, ImageUsage::default()));
+                known.read = observed.map(|observed| Read { turn: Turn::of(at), needs, observed });
+                known.usage = Some((Turn::of(at), ImageUsage::default()));
                 listed = Some(made);
             } else if let Call::DeleteRepository { .. } = call {
                 (known.read, known.usage, listed) = (None, None, None);
@@ -483,15 +503,15 @@ impl Held {
     /// When the registry is away, or refuses to say.
     pub async fn usage(&mut self, freshness: Freshness) -> Result<ImageUsage, Trouble> {
         let rotation = self.session.rotation().await;
-        if let Some((at, usage)) = &self.known.usage
+        if let Some((turn, usage)) = &self.known.usage
             && !freshness.now
-            && at.elapsed() < freshness.interval.saturating_mul(rotation)
+            && !turn.is_over(Instant::now(), freshness.interval, rotation)
         {
             return Ok(usage.clone());
         }
         let at = Instant::now();
         let counted = self.session.ask(usage(&self.session.ecr, &self.name)).await?;
-        self.known.usage = Some((at, counted.clone()));
+        self.known.usage = Some((Turn::of(at), counted.clone()));
         Ok(counted)
     }
 
@@ -555,6 +575,20 @@ mod tests {
         assert!(health.answered());
         assert!(!health.answered());
         assert!(health.admit(later).is_ok());
+    }
+
+    #[test]
+    fn what_was_read_together_is_read_again_in_turns() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(60));
+        let turns: Vec<Turn> = (0..5000).map(|_| Turn::of(start)).collect();
+        let over = |intervals: u32, rotation| {
+            let now = start + interval * intervals;
+            turns.iter().filter(|turn| turn.is_over(now, interval, rotation)).count()
+        };
+        assert_eq!((over(24, 50), over(50, 50)), (0, 5000), "not before half a rotation, and all within one");
+        let most = (25..50).map(|it| over(it + 1, 50) - over(it, 50)).max().unwrap();
+        assert!(most < LOOKS_PER_INTERVAL * 3, "{most} in one interval");
+        assert_eq!((over(0, 1), over(1, 1)), (0, 5000), "few are read every interval");
     }
 
     #[test]
