@@ -11,7 +11,6 @@ from conftest import ROOT
 
 QUICKSTART = ROOT / "deploy/quickstart"
 NAMESPACE = "quickstart"
-KINDS = "registries,repositories,lifecyclepolicies"
 
 
 @pytest.fixture
@@ -37,7 +36,9 @@ def quickstart(make_namespace, running, operator, tmp_path):
 
 
 def wait(namespace):
-    namespace.kubectl("wait", "--for=condition=Ready", KINDS, "--all", "--timeout=60s")
+    # Registries have no namespace: all of them would be other tests', too.
+    namespace.kubectl("wait", "--for=condition=Ready", "registry/home", "--timeout=60s")
+    namespace.kubectl("wait", "--for=condition=Ready", "repositories,lifecyclepolicies", "--all", "--timeout=60s")
 
 
 def test_everything_becomes_ready_and_the_repositories_are_there(quickstart, running):
