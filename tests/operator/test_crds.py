@@ -386,7 +386,7 @@ def dry_run(namespace):
 
     def create(one):
         resource = namespace.kube.resource(one["kind"], one["apiVersion"])
-        options = {"dry_run": "All", "field_validation": "Strict"}
+        options = {"dryRun": "All", "fieldValidation": "Strict"}
         return resource.create(body=one, namespace=namespace.name if resource.namespaced else None, query_params=list(options.items())).to_dict()
 
     return create
