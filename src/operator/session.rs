@@ -549,9 +549,9 @@ impl Sessions {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(registry.to_owned(), session);
     }
 
-    /// Takes a Registry's session away.
-    pub fn remove(&self, registry: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(registry);
+    /// Takes a Registry's session away; says whether it had one.
+    pub fn remove(&self, registry: &str) -> bool {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(registry).is_some()
     }
 }
 

@@ -74,7 +74,10 @@ pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Con
         None => match reach(&ctx, &registry, &wanted).await? {
             Ok(reached) => serve(&ctx, &registry, reached).await,
             Err(findings) => {
-                ctx.sessions.remove(&name);
+                if ctx.sessions.remove(&name) {
+                    // What is in it waits from now on, and says so.
+                    dispatch::all_in(&ctx.stores, &ctx.wake, &name);
+                }
                 Outcome { findings: *findings, ..Outcome::default() }
             }
         },
