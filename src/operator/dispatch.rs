@@ -16,7 +16,7 @@ use super::watch::Change;
 use super::workload::{Names, REGISTRY_LABEL};
 use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 
-/// A Registry changed: it is looked at. What is in it is woken when its session is there ([`registry_serves`]); but what is
+/// A Registry changed: it is looked at. What is in it is woken when its session is there ([`all_in`]); but what is
 /// allowed may have changed, and one that is gone leaves everything in it waiting.
 pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
     let Some(registry) = change.either() else { return };
