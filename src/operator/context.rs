@@ -14,7 +14,9 @@ use super::controllers::lifecycle_policy::Memory as Turns;
 use super::controllers::registry::Applied;
 use super::events::Events;
 use super::in_use;
+use super::index::{Index, IndexedWriter, indexed_store};
 use super::leader::Term;
+use super::lookup::{LifecyclePolicyKey, RepositoryKey};
 use super::metrics::OperatorMetrics;
 use super::pull_secrets::accounts::WatchedServiceAccount;
 use super::pull_secrets::marks::WatchedSecret;
@@ -63,8 +65,12 @@ pub struct Stores {
     pub registries: Store<Registry>,
     /// Repositories.
     pub repositories: Store<Repository>,
+    /// The same by what they are looked up by.
+    pub(super) repositories_by: Index<Repository, RepositoryKey>,
     /// Lifecycle policies.
     pub lifecycle_policies: Store<LifecyclePolicy>,
+    /// The same by what they are looked up by.
+    pub(super) lifecycle_policies_by: Index<LifecyclePolicy, LifecyclePolicyKey>,
     /// Pull secrets.
     pub pull_secrets: Store<PullSecret>,
     /// Secrets that pull secrets made.
@@ -78,8 +84,8 @@ pub struct Stores {
 /// The other ends of the stores.
 pub(super) struct Writers {
     pub(super) registries: Writer<Registry>,
-    pub(super) repositories: Writer<Repository>,
-    pub(super) lifecycle_policies: Writer<LifecyclePolicy>,
+    pub(super) repositories: IndexedWriter<Repository, RepositoryKey>,
+    pub(super) lifecycle_policies: IndexedWriter<LifecyclePolicy, LifecyclePolicyKey>,
     pub(super) pull_secrets: Writer<PullSecret>,
     pub(super) pulled: Writer<WatchedSecret>,
     pub(super) service_accounts: Writer<WatchedServiceAccount>,
@@ -89,14 +95,25 @@ pub(super) struct Writers {
 impl Stores {
     pub(super) fn new() -> (Self, Writers) {
         let (registries, registries_writer) = store();
-        let (repositories, repositories_writer) = store();
-        let (lifecycle_policies, lifecycle_policies_writer) = store();
+        let (repositories, repositories_by, repositories_writer) = indexed_store(RepositoryKey::of);
+        let (lifecycle_policies, lifecycle_policies_by, lifecycle_policies_writer) =
+            indexed_store(LifecyclePolicyKey::of);
         let (pull_secrets, pull_secrets_writer) = store();
         let (pulled, pulled_writer) = store();
         let (service_accounts, service_accounts_writer) = store();
         let (namespaces, namespaces_writer) = store();
         (
-            Self { registries, repositories, lifecycle_policies, pull_secrets, pulled, service_accounts, namespaces },
+            Self {
+                registries,
+                repositories,
+                repositories_by,
+                lifecycle_policies,
+                lifecycle_policies_by,
+                pull_secrets,
+                pulled,
+                service_accounts,
+                namespaces,
+            },
             Writers {
                 registries: registries_writer,
                 repositories: repositories_writer,

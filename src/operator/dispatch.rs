@@ -35,11 +35,11 @@ pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
 
 /// Everything in a Registry is looked at: it serves, or serves again, or in another way.
 pub(super) fn all_in(stores: &Stores, wake: &Wake, registry: &str) {
-    for it in stores.repositories.state().iter().filter(|it| it.spec.registry_ref.name == registry) {
-        wake.repository(ObjectRef::from_obj(&**it));
+    for it in stores.repositories_in(registry) {
+        wake.repository(ObjectRef::from_obj(&*it));
     }
-    for it in stores.lifecycle_policies.state().iter().filter(|it| it.spec.registry_ref.name == registry) {
-        wake.lifecycle_policy(ObjectRef::from_obj(&**it));
+    for it in stores.lifecycle_policies_in(registry) {
+        wake.lifecycle_policy(ObjectRef::from_obj(&*it));
     }
     for it in stores.pull_secrets.state().iter().filter(|it| it.spec.registry_ref.name == registry) {
         wake.pull_secret(ObjectRef::from_obj(&**it));
@@ -52,31 +52,27 @@ pub(super) fn repository_changed(ctx: &Context, change: &Change<Repository>) {
     let Some(repository) = change.either() else { return };
     ctx.wake.repository(ObjectRef::from_obj(&**repository));
     let leaves = change.new.as_ref().is_none_or(|it| it.metadata.deletion_timestamp.is_some());
-    if leaves {
-        let same = |other: &Repository| {
-            other.spec.registry_ref == repository.spec.registry_ref
-                && other.repository_name() == repository.repository_name()
-                && other.uid() != repository.uid()
-        };
-        for rival in ctx.stores.repositories.state().iter().filter(|it| same(it)) {
+    if let (true, Ok(name)) = (leaves, repository.repository_name()) {
+        let same = ctx.stores.repositories_that_ask_for(&repository.spec.registry_ref.name, &name);
+        for rival in same.iter().filter(|it| it.uid() != repository.uid()) {
             ctx.wake.repository(ObjectRef::from_obj(&**rival));
         }
     }
     let labels = |it: &Option<std::sync::Arc<Repository>>| it.as_ref().map(|it| it.metadata.labels.clone());
     if leaves || labels(&change.old) != labels(&change.new) {
-        for policy in ctx.stores.lifecycle_policies.state() {
-            let about = [&change.old, &change.new].into_iter().flatten().any(|it| policy.applies_to(it));
-            if about {
-                ctx.wake.lifecycle_policy(ObjectRef::from_obj(&*policy));
-            }
-        }
+        let about = [&change.old, &change.new].into_iter().flatten().map(|it| &**it).collect::<Vec<_>>();
+        wake_policies_about(ctx, &about);
     }
 }
 
 /// A Repository has come to stand well: lifecycle policies that waited for it go on.
 pub(super) fn repository_stands(ctx: &Context, repository: &Repository) {
-    for policy in ctx.stores.lifecycle_policies.state().iter().filter(|it| it.applies_to(repository)) {
-        ctx.wake.lifecycle_policy(ObjectRef::from_obj(&**policy));
+    wake_policies_about(ctx, &[repository]);
+}
+
+fn wake_policies_about(ctx: &Context, repositories: &[&Repository]) {
+    for policy in ctx.stores.lifecycle_policies_about(repositories) {
+        ctx.wake.lifecycle_policy(ObjectRef::from_obj(&*policy));
     }
 }
 
@@ -94,9 +90,10 @@ pub(super) fn lifecycle_policy_changed(ctx: &Context, change: &Change<LifecycleP
     }
     let waits = |it: &LifecyclePolicy| {
         let conditions = it.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
-        it.namespace() == policy.namespace() && it.uid() != policy.uid() && !is_ready(conditions)
+        it.uid() != policy.uid() && !is_ready(conditions)
     };
-    for other in ctx.stores.lifecycle_policies.state().iter().filter(|it| waits(it)) {
+    let neighbours = ctx.stores.lifecycle_policies_of(&policy.namespace().unwrap_or_default());
+    for other in neighbours.iter().filter(|it| waits(it)) {
         ctx.wake.lifecycle_policy(ObjectRef::from_obj(&**other));
     }
 }
@@ -120,8 +117,8 @@ pub(super) fn namespace_changed(ctx: &Context, change: &Change<PartialObjectMeta
             ctx.wake.registry(ObjectRef::from_obj(&*it));
         }
     }
-    for it in ctx.stores.repositories.state().iter().filter(|it| it.namespace().as_ref() == Some(&namespace)) {
-        ctx.wake.repository(ObjectRef::from_obj(&**it));
+    for it in ctx.stores.repositories_of(&namespace) {
+        ctx.wake.repository(ObjectRef::from_obj(&*it));
     }
     let chooses = |it: &PullSecret| {
         let labels = [&change.old, &change.new].into_iter().flatten().map(|it| it.metadata.labels.as_ref());

@@ -1,8 +1,8 @@
 //! The operator: the same manifests as file mode, from the Kubernetes API.
 //!
 //! One controller for each kind. A controller looks at what is there, calls the same [`plan`](crate::plan::plan), carries it
-//! out and writes the status. `watch` and `dispatch` say what wakes it; `session` is a registry as all of them know it;
-//! `leader` sees to it that only one process does all this.
+//! out and writes the status. `watch` and `dispatch` say what wakes it; `lookup` and `index` find what it is about; `session` is a
+//! registry as all of them know it; `leader` sees to it that only one process does all this.
 
 pub mod access;
 pub mod calls;
@@ -14,7 +14,9 @@ mod dispatch;
 mod events;
 mod finalizer;
 pub mod in_use;
+mod index;
 pub mod leader;
+mod lookup;
 pub mod metrics;
 pub mod operations;
 pub mod pull_secrets;

@@ -8,20 +8,14 @@ use std::path::PathBuf;
 use kube::ResourceExt as _;
 
 use super::context::Stores;
-use crate::crd::{LifecyclePolicy, Registry, Repository};
+use crate::crd::Registry;
 use crate::manifests::{Loaded, Manifests, Source};
 use crate::names::RepositoryName;
 
 /// The Registry and the Repositories that ask for this name in it, without those that are being deleted.
 pub fn slice(stores: &Stores, registry: &Registry, name: &RepositoryName) -> Manifests {
-    let registry_name = registry.name_any();
-    let asks = |it: &Repository| {
-        it.spec.registry_ref.name == registry_name
-            && it.metadata.deletion_timestamp.is_none()
-            && it.spec.repository_name.as_ref().map_or_else(|| it.metadata.name.as_deref(), |it| Some(it.as_str()))
-                == Some(name.as_str())
-    };
-    let mut claims = stores.repositories.state_filter(asks);
+    let mut claims = stores.repositories_that_ask_for(&registry.name_any(), name);
+    claims.retain(|it| it.metadata.deletion_timestamp.is_none());
     claims.sort_by(|a, b| older(&**a, &**b));
     let namespaces = claims.iter().filter_map(|it| it.namespace()).map(|it| labels(stores, it)).collect();
     Manifests {
@@ -36,11 +30,9 @@ pub fn slice(stores: &Stores, registry: &Registry, name: &RepositoryName) -> Man
 /// The same, with the LifecyclePolicies of the Repositories in it.
 pub fn slice_with_policies(stores: &Stores, registry: &Registry, name: &RepositoryName) -> Manifests {
     let slice = slice(stores, registry, name);
-    let applies = |it: &LifecyclePolicy| {
-        let repositories = slice.repositories.iter();
-        it.metadata.deletion_timestamp.is_none() && repositories.map(|it| &it.resource).any(|of| it.applies_to(of))
-    };
-    let mut policies = stores.lifecycle_policies.state_filter(applies);
+    let repositories: Vec<_> = slice.repositories.iter().map(|it| &it.resource).collect();
+    let mut policies = stores.lifecycle_policies_about(&repositories);
+    policies.retain(|it| it.metadata.deletion_timestamp.is_none());
     policies.sort_by(|a, b| older(&**a, &**b));
     Manifests { lifecycle_policies: policies.iter().map(|it| in_cluster((**it).clone())).collect(), ..slice }
 }

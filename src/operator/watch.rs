@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use futures::{StreamExt as _, pin_mut};
-use kube::runtime::reflector::{ObjectRef, store::Writer};
+use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt as _, reflector::Lookup};
 use kube::{Api, Resource, ResourceExt};
@@ -28,19 +28,44 @@ impl<K> Change<K> {
     }
 }
 
+/// Keeps the objects that are followed, for others to read. Only [`follow`] writes to it.
+pub trait Keeper<K>
+where
+    K: Lookup<DynamicType = ()> + Clone + 'static,
+{
+    /// Where they are read.
+    fn store(&self) -> Store<K>;
+
+    /// Takes in what was seen. When it is done, all that read see it.
+    fn apply(&mut self, event: &Event<K>);
+}
+
+impl<K> Keeper<K> for Writer<K>
+where
+    K: Lookup<DynamicType = ()> + Clone + 'static,
+{
+    fn store(&self) -> Store<K> {
+        self.as_reader()
+    }
+
+    fn apply(&mut self, event: &Event<K>) {
+        self.apply_watcher_event(event);
+    }
+}
+
 /// Follows a kind for ever: a watch that breaks is begun again, with growing pauses. What went away in between is told, too.
 ///
 /// `means` is what of an object means something: a change of the rest (status, mostly) is kept in the store, but not told.
 pub async fn follow<K>(
     api: Api<K>,
     selection: watcher::Config,
-    mut writer: Writer<K>,
+    mut keeper: impl Keeper<K>,
     means: fn(&K) -> u64,
     mut tell: impl FnMut(Change<K>),
 ) where
     K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    let reader = writer.as_reader();
+    let reader = keeper.store();
     let events = watcher(api, selection)
         .modify(|object: &mut K| {
             object.managed_fields_mut().clear();
@@ -58,11 +83,11 @@ pub async fn follow<K>(
             }
         };
         match event {
-            Event::Init | Event::InitApply(_) => writer.apply_watcher_event(&event),
+            Event::Init | Event::InitApply(_) => keeper.apply(&event),
             Event::InitDone => {
                 let before: HashMap<ObjectRef<K>, Arc<K>> =
                     reader.state().into_iter().map(|it| (ObjectRef::from_obj(&*it), it)).collect();
-                writer.apply_watcher_event(&event);
+                keeper.apply(&event);
                 let mut there = HashSet::with_capacity(reader.len());
                 for new in reader.state() {
                     let key = ObjectRef::from_obj(&*new);
@@ -79,7 +104,7 @@ pub async fn follow<K>(
             Event::Apply(ref object) => {
                 let key = ObjectRef::from_obj(object);
                 let old = reader.get(&key);
-                writer.apply_watcher_event(&event);
+                keeper.apply(&event);
                 let new = reader.get(&key);
                 if old.as_ref().map(|it| means(it)) != new.as_ref().map(|it| means(it)) {
                     tell(Change { old, new });
@@ -87,7 +112,7 @@ pub async fn follow<K>(
             }
             Event::Delete(ref object) => {
                 let old = reader.get(&ObjectRef::from_obj(object));
-                writer.apply_watcher_event(&event);
+                keeper.apply(&event);
                 tell(Change { old, new: None });
             }
         }

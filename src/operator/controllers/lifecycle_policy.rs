@@ -125,12 +125,9 @@ impl Work<'_> {
 
     /// The repositories that it is for, as its namespace has them now.
     fn chosen(&self) -> BTreeSet<RepositoryName> {
-        let chosen = self
-            .ctx
-            .stores
-            .repositories
-            .state_filter(|it| it.metadata.deletion_timestamp.is_none() && self.policy.applies_to(it));
-        chosen.iter().filter_map(|it| it.repository_name().ok()).collect()
+        let chosen = self.ctx.stores.repositories_chosen_by(self.policy);
+        let stay = chosen.iter().filter(|it| it.metadata.deletion_timestamp.is_none());
+        stay.filter_map(|it| it.repository_name().ok()).collect()
     }
 
     /// The repositories that it has, or may have had, and is for no more.
