@@ -35,7 +35,7 @@ pub struct Manifests {
     pub lifecycle_policies: Vec<Loaded<LifecyclePolicy>>,
     /// The pull secrets, which are for a cluster.
     pub pull_secrets: Vec<Loaded<PullSecret>>,
-    /// Labels of the namespaces that the folder declares; see [`Self::namespace_labels`].
+    /// Labels of the namespaces that the folder declares.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Documents that are for somebody else.
     pub skipped: Vec<Skipped>,
@@ -200,13 +200,6 @@ impl Manifests {
     /// The registry of this name.
     pub fn registry(&self, name: &str) -> Option<&Loaded<Registry>> {
         self.registries.iter().find(|loaded| loaded.resource.name_any() == name)
-    }
-
-    /// The labels of a namespace: those that the folder gives it, and the one that Kubernetes gives every namespace.
-    pub fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
-        let mut labels = self.namespaces.get(namespace).cloned().unwrap_or_default();
-        labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
-        labels
     }
 
     /// Whether there is nothing of ours.

@@ -160,8 +160,7 @@ fn absent_fields_have_their_defaults_and_are_not_written() {
 #[test]
 fn labels_of_declared_namespaces_are_known() {
     let manifests = load("{apiVersion: v1, kind: Namespace, metadata: {name: team, labels: {tier: prod}}}").unwrap();
-    assert_eq!(manifests.namespace_labels("team")["tier"], "prod");
-    assert_eq!(manifests.namespace_labels("other")["kubernetes.io/metadata.name"], "other");
+    assert_eq!(manifests.namespaces["team"]["tier"], "prod");
     assert!(manifests.is_empty() && manifests.skipped.is_empty());
 }
 

@@ -80,7 +80,7 @@ impl<'a> World<'a> {
     /// The LifecyclePolicy of this mode that a repository gets: the one that has it already, or else the first. No
     /// repository has two, and none changes hands because a file was renamed.
     fn governor(&self, name: &RepositoryName, mode: LifecycleMode) -> Option<&Object> {
-        let owner = self.observed.repositories.get(name).and_then(|found| Ownership::read(&found.tags).lifecycle);
+        let owner = self.observed.repositories.get(name).and_then(|found| LifecycleOwner::read(&found.tags));
         let has = |it: &&&DesiredLifecyclePolicy| {
             owner.as_ref().is_some_and(|owner| owner.is(&self.desired.cluster, &it.object))
         };

@@ -11,24 +11,25 @@ use super::model::{
     Adoption, CarriedOutBy, Desired, DesiredLifecyclePolicy, DesiredRepository, LifecycleMode, Management, Refused,
 };
 use super::ownership::OnRemoval;
+use super::resources::Resources;
 use crate::crd::common::selects;
 use crate::crd::lifecycle_policy::Mode;
 use crate::crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
 use crate::crd::repository::{ImageTagMutability, Visibility};
 use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Registry, Repository};
-use crate::manifests::{Loaded, Manifests};
+use crate::manifests::Manifests;
 use crate::policy::{Kind, Policy};
 use crate::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 use crate::tag_mutability::{Mutability, TagMutability};
 
-/// What the manifests want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
-pub fn desired(manifests: &Manifests, registry: &Registry, cluster: &str) -> Desired {
-    wanted(manifests, registry, cluster, Place::Folder)
+/// What the resources want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
+pub fn desired<'a>(resources: impl Into<Resources<'a>>, registry: &Registry, cluster: &str) -> Desired {
+    wanted(&resources.into(), registry, cluster, Place::Folder)
 }
 
 /// The same where the operator plans: it sees which images run.
-pub fn desired_in_cluster(manifests: &Manifests, registry: &Registry, cluster: &str) -> Desired {
-    wanted(manifests, registry, cluster, Place::Cluster)
+pub fn desired_in_cluster<'a>(resources: impl Into<Resources<'a>>, registry: &Registry, cluster: &str) -> Desired {
+    wanted(&resources.into(), registry, cluster, Place::Cluster)
 }
 
 /// Where a plan is made.
@@ -38,29 +39,29 @@ enum Place {
     Cluster,
 }
 
-fn wanted(manifests: &Manifests, registry: &Registry, cluster: &str, place: Place) -> Desired {
-    let mut desired = Desired { declared: declared(manifests), ..desired_settings(registry, cluster) };
+fn wanted(resources: &Resources<'_>, registry: &Registry, cluster: &str, place: Place) -> Desired {
+    let mut desired = Desired { declared: declared(resources), ..desired_settings(registry, cluster) };
     if place == Place::Folder {
         for note in elsewhere(registry) {
             desired.notes.push(format!("{}: {note}", object(registry)));
         }
     }
-    for Loaded { resource, .. } in &manifests.repositories {
+    for resource in &resources.repositories {
         if resource.registry_ref().name == desired.registry {
-            match repository(manifests, registry, resource) {
+            match repository(resources, registry, resource) {
                 Ok(wanted) => desired.repositories.push(wanted),
                 Err(refused) => desired.refused.push(refused),
             }
         }
     }
-    for Loaded { resource, .. } in &manifests.lifecycle_policies {
+    for resource in &resources.lifecycle_policies {
         if resource.registry_ref().name == desired.registry {
-            desired.lifecycle_policy(manifests, registry, resource, place);
+            desired.lifecycle_policy(resources, registry, resource, place);
         }
     }
-    for Loaded { resource, .. } in &manifests.pull_secrets {
+    for resource in &resources.pull_secrets {
         if resource.registry_ref().name == desired.registry {
-            desired.notes.push(format!("{} {WORKLOAD}", object(resource)));
+            desired.notes.push(format!("{} {WORKLOAD}", object(*resource)));
         }
     }
     desired
@@ -136,18 +137,24 @@ fn object<K: Resource<DynamicType = ()>>(resource: &K) -> Object {
     Object { kind, namespace: resource.namespace().unwrap_or_default(), name: resource.name_any() }
 }
 
-fn declared(manifests: &Manifests) -> BTreeSet<Object> {
-    let registries = manifests.registries.iter().map(|it| object(&it.resource));
-    let repositories = manifests.repositories.iter().map(|it| object(&it.resource));
-    let policies = manifests.lifecycle_policies.iter().map(|it| object(&it.resource));
+fn declared(resources: &Resources<'_>) -> BTreeSet<Object> {
+    let registries = resources.registries.iter().map(|it| object(*it));
+    let repositories = resources.repositories.iter().map(|it| object(*it));
+    let policies = resources.lifecycle_policies.iter().map(|it| object(*it));
     registries.chain(repositories).chain(policies).collect()
 }
 
 impl Desired {
-    fn lifecycle_policy(&mut self, manifests: &Manifests, registry: &Registry, policy: &LifecyclePolicy, place: Place) {
+    fn lifecycle_policy(
+        &mut self,
+        resources: &Resources<'_>,
+        registry: &Registry,
+        policy: &LifecyclePolicy,
+        place: Place,
+    ) {
         let object = object(policy);
-        let chosen = manifests.repositories.iter().filter(|it| policy.applies_to(&it.resource));
-        let repositories = chosen.filter_map(|it| it.resource.repository_name().ok()).collect::<BTreeSet<_>>();
+        let chosen = resources.repositories.iter().filter(|it| policy.applies_to(it));
+        let repositories = chosen.filter_map(|it| it.repository_name().ok()).collect::<BTreeSet<_>>();
         if let (Some(reference), true) = (&policy.spec.repository_ref, repositories.is_empty()) {
             let message = format!(
                 "Repository {}/{} does not exist in Registry {}: declare it, or correct repositoryRef",
@@ -193,12 +200,16 @@ impl Desired {
     }
 }
 
-fn repository(manifests: &Manifests, registry: &Registry, resource: &Repository) -> Result<DesiredRepository, Refused> {
+fn repository(
+    resources: &Resources<'_>,
+    registry: &Registry,
+    resource: &Repository,
+) -> Result<DesiredRepository, Refused> {
     let object = object(resource);
     let name = resource
         .repository_name()
         .map_err(|error| Refused::new(&object, "InvalidParameterException", format!("{error}: set repositoryName")))?;
-    let labels = manifests.namespace_labels(&object.namespace);
+    let labels = resources.namespace_labels(&object.namespace);
     if !registry.allows(Some(&labels), name.as_str()) {
         return Err(Refused::new(&object, "NotAllowed", not_allowed(registry, &object, &labels, name.as_str())));
     }

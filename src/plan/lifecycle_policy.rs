@@ -44,7 +44,7 @@ fn enforce(
     found: Option<&ObservedRepository>,
 ) -> Result<Work, Refused> {
     let refused = |reason, message| Err(Refused::new(&wanted.object, reason, message));
-    let before = found.and_then(|found| Ownership::read(&found.tags).lifecycle);
+    let before = found.and_then(|found| LifecycleOwner::read(&found.tags));
     let current = found.and_then(|found| found.lifecycle_policy.as_ref());
     match &before {
         Some(owner) if owner.cluster != desired.cluster => {
@@ -107,7 +107,7 @@ fn preview(
     enforced: bool,
 ) -> Work {
     let (mut changes, mut calls) = (Vec::new(), Vec::new());
-    let owner = found.and_then(|found| Ownership::read(&found.tags).lifecycle);
+    let owner = found.and_then(|found| LifecycleOwner::read(&found.tags));
     let ours = owner.is_some_and(|owner| owner.is(&desired.cluster, &wanted.object));
     if let Some(found) = found.filter(|_| ours && !enforced) {
         // It was enforced until now, and a preview must not go on deleting.

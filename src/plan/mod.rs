@@ -11,6 +11,7 @@ pub mod ownership;
 #[cfg(test)]
 mod properties;
 mod repository;
+mod resources;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use desired::{desired, desired_in_cluster, desired_settings, on_removal, unr
 pub use lifecycle_policy::equivalent as equivalent_policies;
 pub use model::{Desired, Observed};
 pub use repository::differences;
+pub use resources::Resources;
 
 use crate::names::RepositoryName;
 use crate::scanning::ScanningConfiguration;

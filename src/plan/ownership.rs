@@ -7,6 +7,7 @@
 //! | `wharfage.dev/manages` | what that Repository set last, so that what it no longer sets is taken back |
 //! | `wharfage.dev/lifecycle` | whose LifecyclePolicy governs it, and whether the registry has the policy or the operator carries it out |
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
@@ -168,6 +169,15 @@ pub struct LifecycleOwner {
 /// Characters of a LifecyclePolicy's name that a tag has room for, beside the cluster's and the namespace's (63 each).
 const LONGEST_NAME: usize = 111;
 
+/// A LifecyclePolicy's name, as a tag has room for it.
+fn short(name: &str) -> Cow<'_, str> {
+    const HASH: usize = 16;
+    match name.get(..LONGEST_NAME - HASH - 1) {
+        Some(head) if name.len() > LONGEST_NAME => format!("{head}={}", hash(name, HASH)).into(),
+        _ => name.into(),
+    }
+}
+
 /// What a tag says behind the name.
 const DELETE: &str = " delete";
 const BY_OPERATOR: &str = " operator";
@@ -175,12 +185,14 @@ const BY_OPERATOR: &str = " operator";
 impl LifecycleOwner {
     /// The owner that this resource of this cluster is.
     pub fn new(cluster: &str, object: &Object, delete: bool) -> Self {
-        const HASH: usize = 16;
-        let name = match object.name.get(..LONGEST_NAME - HASH - 1) {
-            Some(head) if object.name.len() > LONGEST_NAME => format!("{head}={}", hash(&object.name, HASH)),
-            _ => object.name.clone(),
-        };
-        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name, delete, by_operator: false }
+        let (cluster, namespace, name) =
+            (cluster.to_owned(), object.namespace.clone(), short(&object.name).into_owned());
+        Self { cluster, namespace, name, delete, by_operator: false }
+    }
+
+    /// Reads a repository's tags for this alone.
+    pub fn read(tags: &BTreeMap<String, String>) -> Option<Self> {
+        tags.get(LIFECYCLE).and_then(|text| Self::parse(text))
     }
 
     fn render(&self) -> String {
@@ -203,8 +215,7 @@ impl LifecycleOwner {
 
     /// Whether it is this cluster's LifecyclePolicy of this name.
     pub fn is(&self, cluster: &str, object: &Object) -> bool {
-        let Self { cluster, namespace, name, delete: _, by_operator: _ } = Self::new(cluster, object, false);
-        self.cluster == cluster && self.namespace == namespace && self.name == name
+        self.cluster == cluster && self.namespace == object.namespace && self.name == short(&object.name)
     }
 
     /// The LifecyclePolicy that it is, in its own cluster, as far as the tag has room for its name.
@@ -251,7 +262,7 @@ impl Ownership {
         Self {
             owner,
             manages: tags.get(MANAGES).map(|text| Manages::parse(text)).unwrap_or_default(),
-            lifecycle: tags.get(LIFECYCLE).and_then(|text| LifecycleOwner::parse(text)),
+            lifecycle: LifecycleOwner::read(tags),
         }
     }
 

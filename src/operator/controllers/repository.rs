@@ -16,12 +16,12 @@ use crate::names::RepositoryName;
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::context::Context;
 use crate::operator::session::{Freshness, Held, Session, Trouble};
-use crate::operator::slice::slice;
+use crate::operator::slice::Slice;
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::operator::{dispatch, finalizer};
 use crate::plan::model::{Desired, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
-use crate::plan::{Action, FieldChange, Object, Step, desired, differences, on_removal};
+use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal};
 
 pub(in crate::operator) const ACCESS: &[Access] = &[
     Access {
@@ -175,7 +175,7 @@ impl Work<'_> {
 
     /// What is wanted of this name, by whoever asks for it.
     fn wanted(&self, registry: &Registry, name: &RepositoryName) -> Desired {
-        desired(&slice(&self.ctx.stores, registry, name), registry, &self.ctx.settings.cluster)
+        desired_in_cluster(&Slice::new(&self.ctx.stores, registry, name), registry, &self.ctx.settings.cluster)
     }
 
     fn needs(&self) -> RepositoryNeeds {

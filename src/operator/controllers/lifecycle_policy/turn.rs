@@ -19,10 +19,10 @@ use crate::operator::in_use::references::Hosts;
 use crate::operator::in_use::run::{Done, Failure, Run};
 use crate::operator::in_use::workloads::{CannotTell, Scope};
 use crate::operator::session::{Away, Freshness, Held, Session, Trouble};
-use crate::operator::slice::slice_with_policies;
+use crate::operator::slice::Slice;
 use crate::operator::status::{Because, Standing};
 use crate::plan::model::{ApiError, Desired, ObservedRepository, Refused};
-use crate::plan::ownership::Ownership;
+use crate::plan::ownership::{LifecycleOwner, Ownership};
 use crate::plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, equivalent_policies};
 
 /// What is known of a repository's lifecycle policy and tags.
@@ -170,7 +170,7 @@ impl Policing<'_> {
 
     /// Whether the repository's tags say that it has this policy.
     fn governs(&self, found: &ObservedRepository) -> bool {
-        let owner = Ownership::read(&found.tags).lifecycle;
+        let owner = LifecycleOwner::read(&found.tags);
         owner.is_some_and(|owner| owner.is(&self.ctx.settings.cluster, self.object))
     }
 
@@ -198,7 +198,7 @@ impl Policing<'_> {
 
     /// What is wanted of this name, by whoever asks for it.
     fn wanted(&self, name: &RepositoryName) -> Desired {
-        let slice = slice_with_policies(&self.ctx.stores, self.registry, name);
+        let slice = Slice::with_policies(&self.ctx.stores, self.registry, name);
         desired_in_cluster(&slice, self.registry, &self.ctx.settings.cluster)
     }
 
@@ -356,7 +356,7 @@ impl Policing<'_> {
     pub(super) async fn let_go(&self, name: &RepositoryName) -> Result<Option<Action>, Trouble> {
         let mut held = self.session.repository(name).await;
         let Some(mut found) = held.look_before_change(NEEDS).await? else { return Ok(None) };
-        let lifecycle = Ownership::read(&found.tags).lifecycle;
+        let lifecycle = LifecycleOwner::read(&found.tags);
         let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else { return Ok(None) };
         // What the resource says now holds, whatever it said when the tag was written.
         owner.delete = self.policy.deletion_policy() == DeletionPolicy::Delete;
