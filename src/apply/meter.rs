@@ -1,5 +1,5 @@
-//! Watches calls of a registry's API as they are sent and answered, each attempt by itself: for metrics, for what the registry says it
-//! is, and to hold calls back. Also what throttling is, and what isn't: each registry has a limiter of its own, which adapts to it.
+//! Watches calls of a registry's API as they are sent and answered, each attempt by itself: for metrics, and to hold calls back.
+//! Also what throttling is, and what isn't: each registry has a limiter of its own, which adapts to it.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -26,9 +26,6 @@ pub trait CallObserver: Debug + Send + Sync {
     /// An attempt has ended. `code` is `200`, the name of the error that was answered, or `RegistryUnavailable`, `UnexpectedResponse`
     /// and `ClientError` for what got no answer, none of an ECR API's, or was not sent; `throttled` says that it came too fast.
     fn called(&self, operation: &str, code: &str, throttled: bool, took: Duration);
-
-    /// What the answers' `Server` header says.
-    fn server(&self, header: &str);
 }
 
 impl Ecr {
@@ -97,9 +94,6 @@ impl Intercept for Meter {
         let code = code(context.inner());
         let throttled = is_throttling(&code);
         self.0.called(operation, &code, throttled, sent.elapsed());
-        if let Some(server) = context.response().and_then(|response| response.headers().get("server")) {
-            self.0.server(server);
-        }
         // The next attempt may end before it is sent.
         cfg.interceptor_state().store_put(Sent(None));
         Ok(())
@@ -137,8 +131,8 @@ fn error_name(response: &HttpResponse) -> Option<String> {
     Some(name.rsplit('#').next().unwrap_or_default().to_owned())
 }
 
-/// Whether an attempt ended so because it came too fast.
-fn is_throttling(code: &str) -> bool {
+/// Whether an attempt that ended with this code, or an error of this name, came too fast.
+pub fn is_throttling(code: &str) -> bool {
     code.starts_with("Throttl")
         || matches!(code, "429" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown")
 }
@@ -210,7 +204,6 @@ mod tests {
                     let response = http::Response::builder()
                         .status(status)
                         .header("content-type", "application/x-amz-json-1.1")
-                        .header("server", "wharfage/1.2.3")
                         .body(Full::new(bytes::Bytes::from_static(body.as_bytes())));
                     async move { Ok::<_, Infallible>(response.unwrap()) }
                 });
@@ -247,7 +240,6 @@ mod tests {
     #[derive(Debug, Default)]
     struct Notes {
         calls: Mutex<Vec<(String, String, bool)>>,
-        server: Mutex<String>,
         holds_back: bool,
     }
 
@@ -258,10 +250,6 @@ mod tests {
 
         fn called(&self, operation: &str, code: &str, throttled: bool, _took: Duration) {
             self.calls.lock().unwrap().push((operation.to_owned(), code.to_owned(), throttled));
-        }
-
-        fn server(&self, header: &str) {
-            header.clone_into(&mut self.server.lock().unwrap());
         }
     }
 
@@ -288,7 +276,6 @@ mod tests {
         let told: Vec<_> = notes.calls.lock().unwrap().clone();
         let expected = expected.map(|code| ("DescribeRepositories".to_owned(), code.to_owned(), false));
         assert_eq!(told, expected);
-        assert_eq!(*notes.server.lock().unwrap(), "wharfage/1.2.3");
     }
 
     #[tokio::test]

@@ -4,7 +4,11 @@
 //! ([`list`], [`look`]), so that what it asks of a registry grows with pages and not with resources.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use aws_sdk_ecr::config::Config;
+use aws_sdk_ecr::config::retry::RetryConfig;
+use aws_sdk_ecr::config::timeout::TimeoutConfig;
 use aws_sdk_ecr::error::ProvideErrorMetadata as _;
 use aws_sdk_ecr::types::{self, LifecyclePolicyPreviewStatus};
 use futures::{StreamExt as _, stream};
@@ -272,6 +276,20 @@ impl ImageUsage {
 pub async fn registry_id(ecr: &Ecr) -> Result<String, ApiError> {
     let answer = ecr.client.describe_registry().send().await.map_err(|error| api_error(&error))?;
     answer.registry_id().map(str::to_owned).ok_or_else(|| unexpected("registryId", ""))
+}
+
+/// How long a registry may take to answer a [`pulse`].
+const PULSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether the registry answers at all: asked once, and not waited for as long as for other things.
+///
+/// # Errors
+/// When it refuses to say, or cannot be reached.
+pub async fn pulse(ecr: &Ecr) -> Result<(), ApiError> {
+    let patience = TimeoutConfig::builder().operation_timeout(PULSE_PATIENCE).build();
+    let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(patience);
+    let answer = ecr.client.describe_registry().customize().config_override(once).send().await;
+    answer.map(drop).map_err(|error| api_error(&error))
 }
 
 fn tag_mutability(listed: &types::Repository) -> Result<TagMutability, ApiError> {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::apply::{
-    Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, list, look, registry_id, usage,
+    Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, is_throttling, list, look, pulse, usage,
 };
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, ObservedRepository};
@@ -59,8 +59,8 @@ impl Away {
     }
 }
 
-/// Errors that say nothing of the request: the registry is not well, or wants to be left alone for a while.
-const AWAY: [&str; 11] = [
+/// Errors that say nothing of the request: the registry is not well, or it never gets this one operation right.
+const UNWELL: [&str; 7] = [
     "RegistryUnavailable",
     "UnexpectedResponse",
     "ServerException",
@@ -68,15 +68,11 @@ const AWAY: [&str; 11] = [
     "InternalServerError",
     "ServiceUnavailable",
     "ServiceUnavailableException",
-    "ThrottlingException",
-    "Throttling",
-    "TooManyRequestsException",
-    "RequestLimitExceeded",
 ];
 
-/// Those that may as well be about one operation which the registry never gets right.
-const PERHAPS_ONE_OPERATION: [&str; 4] =
-    ["UnexpectedResponse", "ServerException", "InternalFailure", "InternalServerError"];
+fn is_unwell(error: &ApiError) -> bool {
+    UNWELL.contains(&error.name.as_str())
+}
 
 /// Whether the registry answers.
 #[derive(Debug, Default)]
@@ -101,13 +97,13 @@ impl Down {
 }
 
 impl Health {
-    /// May it be asked? While it is down one request is let through when a pause is over, to find out.
-    fn admit(&mut self, now: Instant) -> Result<(), Away> {
-        let Some(down) = &mut self.down else { return Ok(()) };
+    /// May it be asked? While it is down one is let through when a pause is over, to find out: true for that one.
+    fn admit(&mut self, now: Instant) -> Result<bool, Away> {
+        let Some(down) = &mut self.down else { return Ok(false) };
         if now >= down.next {
             down.next = now + pause(down.failures);
             down.probed = true;
-            return Ok(());
+            return Ok(true);
         }
         Err(down.away(now))
     }
@@ -159,7 +155,7 @@ pub struct Session {
     /// Of what it was made: a Registry that asks for something else gets another session.
     fingerprint: u64,
     listing: AsyncMutex<Option<Arc<Snapshot>>>,
-    repositories: Mutex<HashMap<RepositoryName, Arc<AsyncMutex<Known>>>>,
+    repositories: Mutex<HashMap<RepositoryName, Place>>,
     health: Mutex<Health>,
     /// Held by whoever finds out whether it is the registry that fails, or one operation.
     doubting: AsyncMutex<()>,
@@ -169,6 +165,30 @@ pub struct Session {
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Where what is known of one repository lies.
+#[derive(Debug, Default)]
+struct Place {
+    known: Arc<AsyncMutex<Known>>,
+    told: Told,
+}
+
+/// What others are told of a repository without waiting for whoever is busy with it: as it was when the last one let go of it.
+#[derive(Debug, Default)]
+struct Told {
+    lifecycle: Option<LifecycleOwner>,
+    usage: Option<ImageUsage>,
+}
+
+impl Told {
+    fn of(known: &Known) -> Self {
+        let tags = known.read.as_ref().map(|read| &read.observed.tags);
+        Self {
+            lifecycle: tags.and_then(|tags| Ownership::read(tags).lifecycle),
+            usage: known.usage.as_ref().map(|(_, usage)| usage.clone()),
+        }
     }
 }
 
@@ -235,43 +255,46 @@ impl Session {
         &self.ecr
     }
 
-    /// Asks the registry something, unless it is known to be away.
+    /// Asks the registry something, unless it is known to be away. What it never gets right, while it answers otherwise, is
+    /// refused with the error's name.
     ///
     /// # Errors
     /// When it is away, or refuses.
     pub async fn ask<T>(&self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, Trouble> {
-        self.health().admit(Instant::now()).map_err(Trouble::Away)?;
+        let finds_out = self.health().admit(Instant::now()).map_err(Trouble::Away)?;
+        if finds_out {
+            // The question may be the very one that never works, so that it is not what finds out.
+            self.pulse().await?;
+        }
         match question.await {
-            Err(error) if self.is_about_one_operation(&error).await => Err(Trouble::Refused(error)),
+            Err(error) if is_unwell(&error) && finds_out => {
+                self.answered();
+                Err(Trouble::Refused(error))
+            }
+            Err(error) if is_unwell(&error) && self.answers_otherwise().await => Err(Trouble::Refused(error)),
             answer => self.note(answer),
         }
     }
 
-    /// Whether the registry gets something else right. If it did not answer before, that is not asked: one question at a time
-    /// finds out.
-    async fn is_about_one_operation(&self, error: &ApiError) -> bool {
-        if !PERHAPS_ONE_OPERATION.contains(&error.name.as_str()) {
-            return false;
-        }
+    /// Whether the registry gets something else right. One finds out for all: those that wait for it learn of it.
+    async fn answers_otherwise(&self) -> bool {
         let _one_asks = self.doubting.lock().await;
         let down = self.health().down.is_some();
-        if down {
-            return false;
-        }
-        match registry_id(&self.ecr).await {
-            Ok(_) => true,
-            // Those that wait for their turn to ask learn of it.
-            Err(other) => {
-                let _ = self.note::<()>(Err(other));
-                false
-            }
+        !down && self.pulse().await.is_ok()
+    }
+
+    /// Whether it answers at all. That it refuses to say who it is is an answer, too.
+    async fn pulse(&self) -> Result<(), Trouble> {
+        match pulse(&self.ecr).await {
+            Err(error) if is_unwell(&error) || is_throttling(&error.name) => self.note(Err(error)),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
     /// Remembers from an answer whether the registry is there.
     fn note<T>(&self, answer: Result<T, ApiError>) -> Result<T, Trouble> {
         match answer {
-            Err(error) if AWAY.contains(&error.name.as_str()) => {
+            Err(error) if is_unwell(&error) || is_throttling(&error.name) => {
                 let message = match error.name.as_str() {
                     "RegistryUnavailable" => error.message,
                     _ => error.to_string(),
@@ -280,12 +303,16 @@ impl Session {
                 Err(Trouble::Away(self.health().failed(Instant::now(), Timestamp::now(), message)))
             }
             answer => {
-                if self.health().answered() {
-                    tracing::info!(registry = self.name, "the registry answers again");
-                    (self.recovered)();
-                }
+                self.answered();
                 answer.map_err(Trouble::Refused)
             }
+        }
+    }
+
+    fn answered(&self) {
+        if self.health().answered() {
+            tracing::info!(registry = self.name, "the registry answers again");
+            (self.recovered)();
         }
     }
 
@@ -311,8 +338,8 @@ impl Session {
     /// What was known of repositories that are listed no more, and that nobody is busy with.
     fn forget_what_is_gone(&self, listed: &Listing, at: Instant) {
         let mut known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|name, it| {
-            let busy = || it.try_lock().map_or(true, |it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
+        known.retain(|name, Place { known, .. }| {
+            let busy = || known.try_lock().map_or(true, |it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
             listed.contains_key(name) || busy()
         });
     }
@@ -324,19 +351,14 @@ impl Session {
     pub async fn totals(&self, max_age: Duration) -> Result<(usize, ImageUsage), Trouble> {
         let listing = self.listing(max_age).await?;
         let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        let usages = known.values().filter_map(|it| Some(it.try_lock().ok()?.usage.as_ref()?.1.clone()));
+        let usages = known.values().filter_map(|it| it.told.usage.clone());
         Ok((listing.repositories.len(), usages.fold(ImageUsage::default(), ImageUsage::and)))
     }
 
-    /// The repositories that are known to have a lifecycle policy of such an owner. Nobody is waited for: one that somebody is
-    /// busy with may be missing.
+    /// The repositories that are known to have a lifecycle policy of such an owner.
     pub fn governed_by(&self, owner: impl Fn(&LifecycleOwner) -> bool) -> Vec<RepositoryName> {
         let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        let governed = |known: &AsyncMutex<Known>| {
-            let known = known.try_lock().ok()?;
-            Ownership::read(&known.read.as_ref()?.observed.tags).lifecycle
-        };
-        let governed = known.iter().filter(|(_, known)| governed(known).is_some_and(|it| owner(&it)));
+        let governed = known.iter().filter(|(_, it)| it.told.lifecycle.as_ref().is_some_and(&owner));
         governed.map(|(name, _)| name.clone()).collect()
     }
 
@@ -344,7 +366,7 @@ impl Session {
     pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> Held {
         let known = {
             let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(repositories.entry(name.clone()).or_default())
+            Arc::clone(&repositories.entry(name.clone()).or_default().known)
         };
         Held { session: Arc::clone(self), name: name.clone(), known: known.lock_owned().await }
     }
@@ -355,6 +377,16 @@ pub struct Held {
     session: Arc<Session>,
     name: RepositoryName,
     known: OwnedMutexGuard<Known>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let told = Told::of(&self.known);
+        let mut repositories = self.session.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = repositories.get_mut(&self.name) {
+            place.told = told;
+        }
+    }
 }
 
 impl Held {
@@ -562,19 +594,19 @@ mod tests {
     #[test]
     fn a_registry_that_is_away_is_asked_once_per_pause() {
         let (mut health, start) = (Health::default(), Instant::now());
-        assert!(health.admit(start).is_ok());
+        assert_eq!(health.admit(start).ok(), Some(false));
         let away = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
         assert_eq!(away.retry, FIRST_PAUSE);
         // Those that were under way at the same time change nothing.
         health.failed(start + Duration::from_millis(10), Timestamp::UNIX_EPOCH, "refused".to_owned());
         let later = start + Duration::from_millis(1020);
-        assert!(health.admit(later).is_ok(), "one finds out");
+        assert_eq!(health.admit(later).ok(), Some(true), "one finds out");
         assert!(health.admit(later).is_err(), "the others wait");
         let away = health.failed(later, Timestamp::UNIX_EPOCH, "refused".to_owned());
         assert_eq!((away.retry, away.since), (FIRST_PAUSE * 2, Timestamp::UNIX_EPOCH));
         assert!(health.answered());
         assert!(!health.answered());
-        assert!(health.admit(later).is_ok());
+        assert_eq!(health.admit(later).ok(), Some(false));
     }
 
     #[test]

@@ -210,8 +210,9 @@ class Front:
         """Passes requests on, and closes the connection instead of answering."""
         self.fail(operation, None, times=times)
 
-    def heal(self):
-        self._failures.clear()
+    def heal(self, operation=None):
+        """No failure any more; with an operation none of those that were asked for by just this pattern."""
+        self._failures[:] = [it for it in self._failures if operation is not None and it[0].pattern != operation]
 
     def pause(self, operation=".*", containing=""):
         """Requests come in and wait for `go_on()`: those whose operation matches, and whose body contains this."""

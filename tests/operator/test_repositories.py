@@ -406,6 +406,20 @@ class TestReferences:
         namespace.ready("Repository", "app", "InSync")
 
 
+def never(front, operation, how):
+    """From now on the operation does not work, and others do."""
+    match how:
+        case "error":
+            body = '{"__type":"ServerException","message":"oops"}'
+            front.fail(operation, 500, body, **{"Content-Type": "application/x-amz-json-1.1"})
+        case "unavailable":
+            front.fail(operation, 503)
+        case "garbage":
+            front.fail(operation, 200, "<html>welcome</html>")
+        case "lost":
+            front.lose(operation)
+
+
 class TestTrouble:
     def test_the_registrys_own_words_stand_in_the_status(self, namespace, front, operator):
         name = namespace.declare(front)
@@ -418,15 +432,36 @@ class TestTrouble:
         front.heal()
         namespace.ready("Repository", "app", "InSync")
 
-    def test_one_operation_that_never_works_is_no_reason_to_leave_the_registry_alone(self, namespace, front, operator):
+    @pytest.mark.parametrize("how", ["error", "unavailable", "garbage", "lost"])
+    def test_one_operation_that_never_works_is_no_reason_to_leave_the_registry_alone(self, namespace, front, operator, how):
         name = namespace.declare(front)
         namespace.ready("Registry", name)
-        front.fail("SetRepositoryPolicy", 500, '{"__type":"ServerException","message":"oops"}', **{"Content-Type": "application/x-amz-json-1.1"})
+        never(front, "SetRepositoryPolicy", how)
         declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
-        namespace.stalled("Repository", "with-policy", "ServerException", "oops")
+        if how == "error":
+            namespace.stalled("Repository", "with-policy", "ServerException", "oops")
+        else:
+            namespace.waiting("Repository", "with-policy", "RegistryUnavailable")
         declare(namespace, name, "other")
         namespace.ready("Repository", "other", "InSync")
         assert standing(namespace.reconcile("Registry", name), "Ready")
+        front.heal()
+        namespace.ready("Repository", "with-policy", "InSync")
+
+    @pytest.mark.parametrize("how", ["error", "unavailable", "garbage", "lost"])
+    def test_a_registry_that_comes_back_without_one_operation_is_back(self, namespace, front, operator, how):
+        name = namespace.declare(front)
+        declare(namespace, name, "with-policy", interval="1s")
+        namespace.ready("Repository", "with-policy")
+        front.fail(status=503, body="away")
+        # The only one that asks, and what it asks for never works again.
+        declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
+        namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} does not answer since")
+        never(front, "SetRepositoryPolicy", how)
+        front.heal(".*")
+        declare(namespace, name, "other")
+        namespace.ready("Repository", "other", "InSync")
+        namespace.ready("Registry", name)
         front.heal()
         namespace.ready("Repository", "with-policy", "InSync")
 

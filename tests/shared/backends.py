@@ -15,7 +15,7 @@ import urllib.request
 NOBODY = 65_534
 
 # Only a test that fails anyway waits for it.
-PATIENCE = 60
+PATIENCE = 120
 
 # The server ends with this process, however that ends.
 TIED = ["setpriv", "--pdeathsig", "KILL"]

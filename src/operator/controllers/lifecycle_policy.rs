@@ -15,7 +15,7 @@ use kube::{Api, ResourceExt as _};
 
 pub use memory::Memory;
 
-use super::{Done, Error, WAIT, jittered, publish, registry_missing, registry_not_ready, requested, show};
+use super::{Done, Error, WAIT, jittered, publish, refused_by_registry, registered, requested, show};
 use crate::crd::conditions::ConditionType;
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
@@ -29,6 +29,7 @@ use crate::operator::finalizer;
 use crate::operator::in_use;
 use crate::operator::session::{Away, Freshness, Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
+use crate::plan::model::ApiError;
 use crate::plan::{Action, FieldChange, Object};
 use memory::{Kept, Turns};
 use outcome::{counted, names, only, told};
@@ -117,10 +118,7 @@ impl Work<'_> {
 
     /// The Registry and its session, or why there is none.
     fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Findings>> {
-        let name = self.registry_name();
-        let registry = self.ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
-        let session = self.ctx.sessions.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
-        Ok((registry, session))
+        registered(self.ctx, self.registry_name())
     }
 
     /// The repositories that it is for, as its namespace has them now.
@@ -176,7 +174,7 @@ impl Work<'_> {
                     Err(Trouble::Away(away)) => return Ok(self.away(&away, None)),
                     Err(Trouble::Refused(error)) => {
                         let message = format!("{name} cannot be let go of: {}", error.message);
-                        course.troubles.push(Standing::Stalled(Because::new(error.name, message)));
+                        course.troubles.push(refused_by_registry(ApiError { message, ..error }));
                     }
                 }
             }
@@ -224,10 +222,8 @@ impl Work<'_> {
     }
 
     fn away(&self, away: &Away, outcomes: Option<Vec<RepositoryOutcome>>) -> Outcome {
-        let because = Because::new("RegistryUnavailable", away.message(self.registry_name()));
-        // Not all at once, when it may be tried again.
-        let next = away.retry.mul_f64(1.0 + fastrand::f64());
-        Outcome { outcomes, ..Outcome::of(Findings::of(Standing::Waiting(because)), next) }
+        let (standing, next) = super::away(away, self.registry_name());
+        Outcome { outcomes, ..Outcome::of(Findings::of(standing), next) }
     }
 
     /// How the policy stands when all its repositories had their turn.
@@ -247,7 +243,7 @@ impl Work<'_> {
         let next = match (begun, &findings.standing) {
             (Some(elapsed), _) => elapsed.clamp(PREVIEW.0, PREVIEW.1),
             (None, Standing::Ready(_)) => jittered(self.policy.interval()),
-            (None, Standing::Waiting(_) | Standing::Stalled(_)) => jittered(self.policy.interval().min(WAIT)),
+            (None, standing) => super::next(standing, &self.status().conditions, self.policy.interval().min(WAIT)),
         };
         let found = Outcome::of(findings, next);
         Outcome { outcomes: Some(course.outcomes()), answers: found.answers && begun.is_none(), ..found }
@@ -409,8 +405,9 @@ impl Work<'_> {
                 Err(Trouble::Away(away)) => return Err(self.away(&away, None)),
                 Err(Trouble::Refused(error)) => {
                     let message = format!("{name} cannot be let go of: {}", error.message);
-                    let findings = Findings::of(Standing::Stalled(Because::new(error.name, message)));
-                    return Err(Outcome::of(findings, jittered(self.policy.interval())));
+                    let standing = refused_by_registry(ApiError { message, ..error });
+                    let next = super::next(&standing, &self.status().conditions, self.policy.interval());
+                    return Err(Outcome::of(Findings::of(standing), next));
                 }
             }
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt as _, stream};
+use jiff::Timestamp;
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -21,11 +22,12 @@ use serde::de::DeserializeOwned;
 use super::context::Context;
 use super::leader::Term;
 use super::metrics::Outcome;
+use super::session::{Away, Session};
 use super::status::{self, Because, Findings, Standing};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Condition, Registry, condition};
 use crate::names::RepositoryName;
-use crate::plan::model::{Desired, Observed, ObservedRepository, Refused};
+use crate::plan::model::{ApiError, Desired, Observed, ObservedRepository, Refused};
 use crate::plan::{FieldChange, Plan, plan};
 
 /// The finalizer of every kind.
@@ -34,6 +36,11 @@ pub const FINALIZER: &str = "wharfage.dev/finalizer";
 pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
 /// How long something that waits for another resource rests, if nothing wakes it.
 pub const WAIT: Duration = Duration::from_secs(60);
+
+/// How long one operation rests that a registry does not get right, at first.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+/// The reason of what waits for a registry's answer.
+const UNAVAILABLE: &str = "RegistryUnavailable";
 
 /// How soon an object is looked at again whose watch has not brought yet what was written to it.
 const CATCH_UP: Duration = Duration::from_millis(100);
@@ -134,6 +141,13 @@ pub(super) fn registry_missing(name: &str) -> Findings {
     Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) }
 }
 
+/// The Registry that a resource refers to, and its session, or why there is none.
+pub(super) fn registered(ctx: &Context, name: &str) -> Result<(Arc<Registry>, Arc<Session>), Box<Findings>> {
+    let registry = ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
+    let session = ctx.sessions.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
+    Ok((registry, session))
+}
+
 /// A resource refers to a Registry that has no session.
 pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
     let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
@@ -143,12 +157,44 @@ pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
     Findings::of(Standing::Waiting(Because::new("RegistryNotReady", message)))
 }
 
+/// A resource waits for its registry: how it stands, and when to try again. Not all at once.
+pub(super) fn away(away: &Away, registry: &str) -> (Standing, Duration) {
+    let because = Because::new(UNAVAILABLE, away.message(registry));
+    (Standing::Waiting(because), away.retry.mul_f64(1.0 + fastrand::f64()))
+}
+
 /// What a plan's refusal means for the resource: things that may come by themselves are waited for.
 pub(super) fn refusal(refused: &Refused) -> Standing {
-    let because = Because::new(refused.reason.clone(), refused.message.clone());
-    match refused.reason.as_ref() {
-        "ReferenceNotFound" | "NotFound" | "RegistryUnavailable" | "UnexpectedResponse" => Standing::Waiting(because),
-        _ => Standing::Stalled(because),
+    let Refused { reason, message, .. } = refused;
+    match reason.as_ref() {
+        "ReferenceNotFound" | "NotFound" => Standing::Waiting(Because::new(&**reason, message)),
+        _ => refused_by_registry(ApiError { name: reason.to_string(), message: message.clone() }),
+    }
+}
+
+/// What a registry's refusal means for the resource. One that answers otherwise, but not this, is waited for; the rest takes
+/// somebody to change something.
+pub(super) fn refused_by_registry(ApiError { name, message }: ApiError) -> Standing {
+    match name.as_str() {
+        "RegistryUnavailable" | "UnexpectedResponse" | "ServiceUnavailable" | "ServiceUnavailableException" => {
+            Standing::Waiting(Because::new(UNAVAILABLE, message))
+        }
+        _ => Standing::Stalled(Because::new(name, message)),
+    }
+}
+
+/// When to look again at a resource that stands so and had these conditions before: in an interval, or sooner at what is waited
+/// for. One operation that does not answer is tried after as long again as it has not answered.
+pub(super) fn next(standing: &Standing, before: &[Condition], interval: Duration) -> Duration {
+    match standing {
+        Standing::Ready(_) | Standing::Stalled(_) => jittered(interval),
+        Standing::Waiting(because) if because.reason == UNAVAILABLE => {
+            let waiting = condition(before, ConditionType::Ready).filter(|it| it.reason == UNAVAILABLE);
+            let since = waiting.map(|it| Timestamp::now().duration_since(it.last_transition_time.0));
+            let waited = since.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
+            jittered(waited.clamp(FIRST_RETRY, WAIT))
+        }
+        Standing::Waiting(_) => jittered(WAIT),
     }
 }
 

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, publish, registry_missing, registry_not_ready, requested};
+use super::{Done, Error, WAIT, away, next, publish, refused_by_registry, registry_missing, registry_not_ready, requested};
 use crate::apply::authorization_token;
 use crate::crd::{PullSecret, PullSecretStatus, Registry};
 use crate::operator::access::{Access, Feature, Scope};
@@ -331,13 +331,15 @@ impl Work<'_> {
                 self.ctx.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
-            Err(Trouble::Away(away)) => {
-                let because = Because::new("RegistryUnavailable", away.message(name));
-                let retry = away.retry.mul_f64(1.0 + fastrand::f64());
-                Err((Findings::of(Standing::Waiting(because)), Some(retry)))
+            Err(Trouble::Away(it)) => {
+                let (standing, retry) = away(&it, name);
+                Err((Findings::of(standing), Some(retry)))
             }
             Err(Trouble::Refused(error)) => {
-                Err((Findings::of(Standing::Stalled(Because::new(error.name, error.message))), None))
+                let standing = refused_by_registry(error);
+                let retry = matches!(standing, Standing::Waiting(_));
+                let retry = retry.then(|| next(&standing, &self.status().conditions, WAIT));
+                Err((Findings::of(standing), retry))
             }
         }
     }

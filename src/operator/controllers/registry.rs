@@ -12,12 +12,13 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, WAIT, jittered, requested};
+use super::{Done, Error, WAIT, away, jittered, next, refused_by_registry, requested};
 use crate::apply::{Access as Reach, Ecr, Identity, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
 use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
 use crate::crd::{DeletionPolicy, Registry, RegistryStatus, condition};
+use crate::operator::Settings;
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::calls::Calls;
 use crate::operator::context::Context;
@@ -74,10 +75,7 @@ pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Con
         None => match reach(&ctx, &registry, &wanted).await? {
             Ok(reached) => serve(&ctx, &registry, reached).await,
             Err(findings) => {
-                if ctx.sessions.remove(&name) {
-                    // What is in it waits from now on, and says so.
-                    dispatch::all_in(&ctx.stores, &ctx.wake, &name);
-                }
+                end_session(&ctx, &name);
                 Outcome { findings: *findings, ..Outcome::default() }
             }
         },
@@ -104,7 +102,7 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
 async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Outcome, Error> {
     let name = registry.name_any();
     if !ctx.settings.has(Feature::ManagedRegistries) {
-        ctx.sessions.remove(&name);
+        end_session(ctx, &name);
         let message = "this operator goes without managed registries: switch them on where it was installed";
         let because = Because::new("ManagedRegistriesDisabled", message);
         return Ok(Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() });
@@ -112,7 +110,7 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
     let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
     let Some(way) = way else {
-        ctx.sessions.remove(&name);
+        end_session(ctx, &name);
         let waits = matches!(standing.standing, Standing::Waiting(_));
         let retry = Some(jittered(if waits { PROGRESS } else { STUCK }));
         return Ok(Outcome { findings: standing, endpoint: Some(endpoint), retry, ..Outcome::default() });
@@ -141,6 +139,13 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
         (Standing::Stalled(_), _) => outcome.findings = standing,
     }
     Ok(outcome)
+}
+
+/// The registry cannot be asked any more: what is in it waits from now on, and says so.
+fn end_session(ctx: &Context, registry: &str) {
+    if ctx.sessions.remove(registry) {
+        dispatch::all_in(&ctx.stores, &ctx.wake, registry);
+    }
 }
 
 /// The Secrets that a Registry names for the way to it.
@@ -271,7 +276,7 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
             let ecr = match Ecr::new(how, registry.registry_id().as_ref()).await {
                 Ok(ecr) => ecr.observed_by(Arc::new(Calls::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone()))),
                 Err(error) => {
-                    ctx.sessions.remove(&name);
+                    end_session(ctx, &name);
                     let because = Because::new("InvalidParameterException", format!("{error:#}"));
                     return Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() };
                 }
@@ -297,16 +302,18 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
             };
             Outcome { findings, endpoint: Some(place), usage: Some(usage), quotas: Some(quotas), retry: None }
         }
-        Err(Trouble::Away(away)) => {
-            let because = Because::new("RegistryUnavailable", away.message(&name));
-            let mut findings = Findings::of(Standing::Waiting(because));
-            findings.references = Some(Ok(()));
-            Outcome { findings, endpoint: Some(place), retry: Some(away.retry), ..Outcome::default() }
-        }
-        Err(Trouble::Refused(error)) => {
-            let mut findings = Findings::of(Standing::Stalled(Because::new(error.name, error.message)));
-            findings.references = Some(Ok(()));
-            Outcome { findings, endpoint: Some(place), ..Outcome::default() }
+        Err(trouble) => {
+            let (standing, retry) = match trouble {
+                // It is the Registry that finds out for what is in it.
+                Trouble::Away(it) => (away(&it, &name).0, it.retry),
+                Trouble::Refused(error) => {
+                    let standing = refused_by_registry(error);
+                    let retry = next(&standing, registry.status.as_ref().map_or(&[], |it| it.conditions.as_slice()), PULSE);
+                    (standing, retry)
+                }
+            };
+            let findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
+            Outcome { findings, endpoint: Some(place), retry: Some(retry), ..Outcome::default() }
         }
     }
 }
@@ -334,6 +341,12 @@ async fn pulse(
     Ok((usage, vec![quota], settled))
 }
 
+/// What can be had of it beyond what ECR does: that is what the operator adds, whoever's the registry is.
+fn capabilities(settings: &Settings) -> Vec<String> {
+    let protects = settings.has(Feature::InUseProtection);
+    protects.then(|| "InUseProtection".to_owned()).into_iter().collect()
+}
+
 async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Result<Done, Error> {
     let Outcome { findings, endpoint, usage, quotas, retry } = outcome;
     let before = registry.status.clone().unwrap_or_default();
@@ -344,7 +357,7 @@ async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Resul
         observed_generation: generation,
         last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
         endpoint: endpoint.or_else(|| before.endpoint.clone()),
-        capabilities: vec!["InUseProtection".to_owned()],
+        capabilities: capabilities(&ctx.settings),
         usage: usage.or(before.usage),
         quotas: quotas.unwrap_or_else(|| before.quotas.clone()),
         conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),

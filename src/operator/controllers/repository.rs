@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, WAIT, jittered, plan_for, publish, refusal, registry_missing, registry_not_ready, requested, show,
+    Done, Error, WAIT, away, jittered, next, plan_for, publish, refusal, refused_by_registry, registered, requested, show,
 };
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
@@ -99,18 +99,8 @@ impl Work<'_> {
 
     /// The Registry and its session, or why there is none.
     fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Outcome>> {
-        let name = &self.repository.spec.registry_ref.name;
-        let Some(registry) = self.ctx.stores.registry(name) else {
-            let findings = registry_missing(name);
-            return Err(Box::new(Outcome { findings, seen: None, next: jittered(WAIT) }));
-        };
-        match self.ctx.sessions.get(name) {
-            Some(session) => Ok((registry, session)),
-            None => {
-                let findings = registry_not_ready(&registry);
-                Err(Box::new(Outcome { findings, seen: None, next: jittered(WAIT) }))
-            }
-        }
+        registered(self.ctx, &self.repository.spec.registry_ref.name)
+            .map_err(|findings| Box::new(Outcome { findings: *findings, seen: None, next: jittered(WAIT) }))
     }
 
     async fn bring_in_line(&self) -> Result<Outcome, Error> {
@@ -160,16 +150,15 @@ impl Work<'_> {
 
     fn trouble(&self, trouble: Trouble) -> Outcome {
         match trouble {
-            Trouble::Away(away) => {
-                let because =
-                    Because::new("RegistryUnavailable", away.message(&self.repository.spec.registry_ref.name));
-                // Not all at once, when it may be tried again.
-                Outcome::of(Standing::Waiting(because), away.retry.mul_f64(1.0 + fastrand::f64()))
+            Trouble::Away(it) => {
+                let (standing, next) = away(&it, &self.repository.spec.registry_ref.name);
+                Outcome::of(standing, next)
             }
-            Trouble::Refused(error) => Outcome::of(
-                Standing::Stalled(Because::new(error.name, error.message)),
-                jittered(self.repository.interval()),
-            ),
+            Trouble::Refused(error) => {
+                let standing = refused_by_registry(error);
+                let next = next(&standing, &self.status().conditions, self.repository.interval());
+                Outcome::of(standing, next)
+            }
         }
     }
 

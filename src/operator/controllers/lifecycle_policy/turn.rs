@@ -14,7 +14,7 @@ use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, 
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
 use crate::operator::context::Context;
-use crate::operator::controllers::{plan_for, refusal};
+use crate::operator::controllers::{plan_for, refusal, refused_by_registry};
 use crate::operator::in_use::references::Hosts;
 use crate::operator::in_use::run::{Done, Failure, Run};
 use crate::operator::in_use::workloads::{CannotTell, Scope};
@@ -88,7 +88,7 @@ impl Policing<'_> {
                 Ok(turn)
             }
             Err(Trouble::Away(away)) => Err(away),
-            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused_by_registry(name, error))),
+            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused(name, error))),
         }
     }
 
@@ -238,7 +238,7 @@ impl Policing<'_> {
             // Somebody else's: ours is started when that one is over.
             Ok(Some(_)) => Ok(Turn::of(Kept::new(outcome::only(name, OutcomeState::Pending)))),
             Ok(None) => Ok(Turn::of(Kept::awaiting(name, before))),
-            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused_by_registry(name, error))),
+            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused(name, error))),
             Err(away) => Err(away),
         }
     }
@@ -406,12 +406,10 @@ fn spared(name: &RepositoryName, failure: Failure) -> Result<Turn, Trouble> {
 }
 
 /// Operations that the registry doesn't have are told as that.
-fn refused_by_registry(name: &RepositoryName, error: ApiError) -> Standing {
-    let because = if crate::apply::is_unknown_operation(&error) {
+fn refused(name: &RepositoryName, error: ApiError) -> Standing {
+    if crate::apply::is_unknown_operation(&error) {
         let message = format!("{name}: this registry has no such operation ({error})");
-        Because::new("UnsupportedByRegistry", message)
-    } else {
-        Because::new(error.name, format!("{name}: {}", error.message))
-    };
-    Standing::Stalled(because)
+        return Standing::Stalled(Because::new("UnsupportedByRegistry", message));
+    }
+    refused_by_registry(ApiError { message: format!("{name}: {}", error.message), ..error })
 }
