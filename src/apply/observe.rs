@@ -9,7 +9,8 @@ use std::time::Duration;
 use aws_sdk_ecr::config::Config;
 use aws_sdk_ecr::config::retry::RetryConfig;
 use aws_sdk_ecr::config::timeout::TimeoutConfig;
-use aws_sdk_ecr::error::ProvideErrorMetadata as _;
+use aws_sdk_ecr::error::{ProvideErrorMetadata as _, SdkError};
+use aws_sdk_ecr::operation::describe_registry::{DescribeRegistryError, DescribeRegistryOutput};
 use aws_sdk_ecr::types::{self, LifecyclePolicyPreviewStatus};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
@@ -274,8 +275,15 @@ impl ImageUsage {
 /// # Errors
 /// When the registry refuses, or cannot be reached.
 pub async fn registry_id(ecr: &Ecr) -> Result<String, ApiError> {
-    let answer = ecr.client.describe_registry().send().await.map_err(|error| api_error(&error))?;
-    answer.registry_id().map(str::to_owned).ok_or_else(|| unexpected("registryId", ""))
+    id_in(ecr.client.describe_registry().send().await)
+}
+
+fn id_in(answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>) -> Result<String, ApiError> {
+    let answer = answer.map_err(|error| api_error(&error))?;
+    answer.registry_id().map(str::to_owned).ok_or_else(|| {
+        let message = "DescribeRegistry was answered without a registryId: is this an ECR API?".to_owned();
+        ApiError { name: "UnexpectedResponse".to_owned(), message }
+    })
 }
 
 /// How long a registry may take to answer a [`pulse`].
@@ -288,8 +296,7 @@ const PULSE_PATIENCE: Duration = Duration::from_secs(10);
 pub async fn pulse(ecr: &Ecr) -> Result<(), ApiError> {
     let patience = TimeoutConfig::builder().operation_timeout(PULSE_PATIENCE).build();
     let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(patience);
-    let answer = ecr.client.describe_registry().customize().config_override(once).send().await;
-    answer.map(drop).map_err(|error| api_error(&error))
+    id_in(ecr.client.describe_registry().customize().config_override(once).send().await).map(drop)
 }
 
 fn tag_mutability(listed: &types::Repository) -> Result<TagMutability, ApiError> {

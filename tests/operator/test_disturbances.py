@@ -50,7 +50,7 @@ def test_a_registry_that_is_away_is_told_once(namespace, disturbed, front):
     first = namespace.waiting("Repository", "app", "RegistryUnavailable")
     tries = len(front.calls)
     # What a second failure would write, it would write before it goes for the third.
-    namespace.until("Registry", disturbed, lambda _: len(front.calls) > tries + 10, "tried again")
+    namespace.until("Registry", disturbed, lambda _: len(front.calls) > tries + 2, "tried again")
     assert namespace.get("Repository", "app")["status"] == first["status"]
     front.heal()
     namespace.ready("Repository", "app")

@@ -564,7 +564,7 @@ def test_a_minute_without_the_registry(namespace, front, operator):
     namespace.gone("Repository", "app-9")
     asked = len(front.calls)
     time.sleep(60)
-    # Pauses of 1, 2, 4, 8, 16 and 32 s, each ended by one question that the client tries five times.
+    # Pauses of 1, 2, 4, 8, 16 and 32 s, each ended by one question; what was under way at first is tried five times.
     assert len(front.calls) - asked <= 40
     front.heal()
     for number in range(9):

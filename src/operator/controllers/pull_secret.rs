@@ -13,7 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt as _};
 
-use super::{Done, Error, WAIT, away, next, publish, refused_by_registry, registry_missing, registry_not_ready, requested};
+use super::{
+    Done, Error, WAIT, away, next, publish, refused_by_registry, registry_missing, registry_not_ready, requested,
+};
 use crate::apply::authorization_token;
 use crate::crd::{PullSecret, PullSecretStatus, Registry};
 use crate::operator::access::{Access, Feature, Scope};

@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, WAIT, away, jittered, next, plan_for, publish, refusal, refused_by_registry, registered, requested, show,
+    Done, Error, WAIT, away, jittered, next, plan_for, publish, refusal, refused_by_registry, registered, requested,
+    show,
 };
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
