@@ -186,7 +186,7 @@ impl Told {
     fn of(known: &Known) -> Self {
         let tags = known.read.as_ref().map(|read| &read.observed.tags);
         Self {
-            lifecycle: tags.and_then(|tags| Ownership::read(tags).lifecycle),
+            lifecycle: tags.and_then(LifecycleOwner::read),
             usage: known.usage.as_ref().map(|(_, usage)| usage.clone()),
         }
     }
