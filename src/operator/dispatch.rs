@@ -14,7 +14,8 @@ use super::pull_secrets::marks::{Owner, WatchedSecret};
 use super::status::is_ready;
 use super::watch::Change;
 use super::workload::{Names, REGISTRY_LABEL};
-use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
+use crate::crd::conditions::ConditionType;
+use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository, condition};
 
 /// A Registry changed: it is looked at. What is in it is woken when its session is there ([`all_in`]); but what is
 /// allowed may have changed, and one that is gone leaves everything in it waiting.
@@ -26,6 +27,14 @@ pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
         ctx.sessions.remove(&name);
         ctx.metrics.forget_registry(&name);
         ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &BTreeSet::new());
+    }
+    // What it had of a registry that others are, too, may be theirs now.
+    let contested = |it: &Registry| {
+        let conditions = it.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
+        condition(conditions, ConditionType::Ready).is_some_and(|it| it.reason == "OwnedByAnother")
+    };
+    for other in ctx.stores.registries.state().iter().filter(|it| contested(it)) {
+        ctx.wake.registry(ObjectRef::from_obj(&**other));
     }
     let allowed = |it: &Option<std::sync::Arc<Registry>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
     if change.new.is_none() || allowed(&change.old) != allowed(&change.new) {

@@ -6,7 +6,7 @@
 //! changed, when somebody asks, and otherwise in rotation, about [`LOOKS_PER_INTERVAL`] repositories in an interval.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -157,6 +157,8 @@ pub struct Session {
     listing: AsyncMutex<Option<Arc<Snapshot>>>,
     repositories: Mutex<HashMap<RepositoryName, Place>>,
     health: Mutex<Health>,
+    /// Where it is and which account's, once it answered that.
+    registry: OnceLock<(String, String)>,
     /// Held by whoever finds out whether it is the registry that fails, or one operation.
     doubting: AsyncMutex<()>,
     recovered: Box<dyn Fn() + Send + Sync>,
@@ -240,6 +242,7 @@ impl Session {
             listing: AsyncMutex::default(),
             repositories: Mutex::default(),
             health: Mutex::default(),
+            registry: OnceLock::new(),
             doubting: AsyncMutex::default(),
             recovered: Box::new(recovered),
         }
@@ -248,6 +251,16 @@ impl Session {
     /// Of what it was made.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+
+    /// It answered that it is the registry of this account, at this place. A session never becomes another registry's.
+    pub fn found(&self, place: &str, account: &str) {
+        self.registry.get_or_init(|| (place.to_owned(), account.to_owned()));
+    }
+
+    /// Whether both are known to be the same registry.
+    pub fn is_same_registry(&self, other: &Self) -> bool {
+        self.registry.get().is_some_and(|it| Some(it) == other.registry.get())
     }
 
     /// The client. What is asked with it goes through [`Self::ask`].

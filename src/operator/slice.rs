@@ -62,7 +62,7 @@ fn staying<K: kube::Resource>(mut objects: Vec<Arc<K>>) -> Vec<Arc<K>> {
 }
 
 /// Which of two resources has precedence: the older; of two of the same second the one that comes first by name.
-fn older<K: kube::Resource>(a: &K, b: &K) -> Ordering {
+pub fn older<K: kube::Resource>(a: &K, b: &K) -> Ordering {
     let key = |it: &K| (it.meta().creation_timestamp.clone().map(|it| it.0), it.namespace(), it.name_any());
     key(a).cmp(&key(b))
 }

@@ -28,6 +28,7 @@ pub use lifecycle_policy::equivalent as equivalent_policies;
 pub use model::{Desired, Observed};
 pub use repository::differences;
 pub use resources::Resources;
+pub use settings::contested;
 
 use crate::names::RepositoryName;
 use crate::scanning::ScanningConfiguration;

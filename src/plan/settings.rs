@@ -6,6 +6,27 @@ use super::model::{ApiError, Desired, Observed, Refused};
 use super::{Action, Call, FieldChange, Object, Step, change, show_document};
 use crate::policy;
 
+/// The first setting of which two Registries want different things.
+pub fn contested(one: &Desired, other: &Desired) -> Option<String> {
+    let account = one
+        .account_settings
+        .iter()
+        .find(|(name, value)| other.account_settings.get(*name).is_some_and(|wanted| wanted != *value));
+    if let Some((name, _)) = account {
+        return Some(format!("accountSettings.{name}"));
+    }
+    if let (Some(one), Some(other)) = (&one.scanning_configuration, &other.scanning_configuration)
+        && !one.is_equivalent(other)
+    {
+        return Some("scanningConfiguration".to_owned());
+    }
+    let same = match (one.policy.as_ref()?, other.policy.as_ref()?) {
+        (Some(one), Some(other)) => policy::equivalent(policy::Kind::Registry, one, other),
+        (one, other) => one.is_none() && other.is_none(),
+    };
+    (!same).then(|| "policy".to_owned())
+}
+
 type Decision = Result<Option<Step>, Refused>;
 
 /// Decides about each setting by itself, as a registry may have one and lack another. The policy comes last: it may forbid

@@ -1,9 +1,10 @@
 """Registry: reached in every way, with its own settings kept as it says."""
 
 import json
+import time
 
 import trustme
-from kube import conditions
+from kube import conditions, standing
 
 POLICY = {
     "Version": "2012-10-17",
@@ -77,6 +78,28 @@ class TestSettings:
         namespace.patch("Registry", name, {"spec": {"accountSettings": {"BLOB_MOUNTING": "DISABLED"}}})
         namespace.ready("Registry", name, "Serving")
         assert ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "DISABLED"
+
+    def test_two_that_are_one_registry_do_not_fight(self, namespace, registry, operator):
+        settings = registry.ecr.get_account_setting
+        older = namespace.declare(registry, accountSettings={"BLOB_MOUNTING": "ENABLED"})
+        namespace.ready("Registry", older)
+        # Which is older is told in whole seconds.
+        time.sleep(1)
+        younger = namespace.declare(registry, accountSettings={"BLOB_MOUNTING": "DISABLED"}, scanningConfiguration=SCANNING)
+        namespace.stalled("Registry", younger, "OwnedByAnother", f"accountSettings.BLOB_MOUNTING is what Registry {older} has")
+        assert settings(name="BLOB_MOUNTING")["value"] == "ENABLED"
+        namespace.reconcile("Registry", older)
+        assert standing(namespace.reconcile("Registry", younger), "Stalled", "OwnedByAnother")
+        assert settings(name="BLOB_MOUNTING")["value"] == "ENABLED"
+        # Both want the same of that, and only one of them has a word about the other.
+        namespace.patch("Registry", younger, {"spec": {"accountSettings": {"BLOB_MOUNTING": "ENABLED"}}})
+        namespace.ready("Registry", younger, "Serving")
+        assert registry.ecr.get_registry_scanning_configuration()["scanningConfiguration"] == SCANNING
+        namespace.patch("Registry", younger, {"spec": {"accountSettings": {"BLOB_MOUNTING": "DISABLED"}}})
+        namespace.stalled("Registry", younger, "OwnedByAnother")
+        namespace.delete("Registry", older)
+        namespace.ready("Registry", younger, "Serving")
+        assert settings(name="BLOB_MOUNTING")["value"] == "DISABLED"
 
     def test_a_policy_without_sense_is_refused(self, namespace, registry, operator):
         name = namespace.declare(registry, policy={"Version": "2012-10-17", "Statement": [{"Effect": "Maybe"}]})

@@ -88,11 +88,12 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
     if let Some(managed) = &registry.spec.managed
         && finalizer::has(registry)
     {
-        // Without its permissions nothing can be done, and what is to stay needs nothing done.
-        let may = !ctx.settings.without.contains(&Feature::ManagedRegistries);
-        if may || registry.deletion_policy() == DeletionPolicy::Delete {
+        if ctx.settings.has(Feature::ManagedRegistries) {
             managed::let_go(ctx, registry, managed).await?;
+        } else if registry.deletion_policy() == DeletionPolicy::Delete {
+            return conclude(ctx, registry, without_managed_registries()).await;
         }
+        // Without its permissions nothing can be done, and what is to stay needs nothing done.
         finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
     }
     Ok(Done::resting())
@@ -103,9 +104,7 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     let name = registry.name_any();
     if !ctx.settings.has(Feature::ManagedRegistries) {
         end_session(ctx, &name);
-        let message = "this operator goes without managed registries: switch them on where it was installed";
-        let because = Because::new("ManagedRegistriesDisabled", message);
-        return Ok(Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() });
+        return Ok(without_managed_registries());
     }
     finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
     let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
@@ -139,6 +138,12 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
         (Standing::Stalled(_), _) => outcome.findings = standing,
     }
     Ok(outcome)
+}
+
+fn without_managed_registries() -> Outcome {
+    let message = "this operator goes without managed registries: switch them on where it was installed";
+    let because = Because::new("ManagedRegistriesDisabled", message);
+    Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() }
 }
 
 /// The registry cannot be asked any more: what is in it waits from now on, and says so.
@@ -292,7 +297,7 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
             session
         }
     };
-    match pulse(ctx, &session, registry).await {
+    match pulse(ctx, &session, registry, &place).await {
         Ok((usage, quotas, settled)) => {
             let serving = || Standing::Ready(Because::new("Serving", format!("{place} answers")));
             let findings = Findings {
@@ -324,6 +329,7 @@ async fn pulse(
     ctx: &Context,
     session: &Session,
     registry: &Registry,
+    place: &str,
 ) -> Result<(Usage, Vec<Quota>, settings::Settled), Trouble> {
     let answered = session.ask(registry_id(session.ecr())).await?;
     if let Some(meant) = registry.registry_id().filter(|meant| meant.as_str() != answered) {
@@ -332,6 +338,7 @@ async fn pulse(
         );
         return Err(Trouble::Refused(crate::plan::model::ApiError { name: "RegistryIdMismatch".to_owned(), message }));
     }
+    session.found(place, &answered);
     let handled = registry.status.as_ref().and_then(|it| it.last_handled_reconcile_at.as_ref());
     let max_age = if requested(registry, handled).is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
     let (repositories, images) = session.totals(max_age).await?;

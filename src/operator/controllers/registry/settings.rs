@@ -1,14 +1,19 @@
 //! A registry's own settings: its policy, its scanning configuration, its account's settings. What the Registry does not speak
 //! of is let be.
 
+use std::cmp::Ordering;
+
+use kube::ResourceExt as _;
+
 use super::super::{refusal, show};
 use crate::apply::{carry_out, observe_settings};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Registry, condition};
 use crate::operator::context::Context;
 use crate::operator::session::{Session, Trouble};
+use crate::operator::slice::older;
 use crate::operator::status::{self, Because, Standing};
-use crate::plan::{Step, desired_settings, plan};
+use crate::plan::{Desired, Step, contested, desired_settings, plan};
 
 /// What became of the settings.
 pub(super) struct Settled {
@@ -27,6 +32,9 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
         || !desired.refused.is_empty();
     if !spoken_of {
         return Ok(Settled { refused: None, drifted: None });
+    }
+    if let Some(refused) = contested_by(ctx, registry, session, &desired) {
+        return Ok(Settled { refused: Some(refused), drifted: None });
     }
     let observed = session.ask(async { Ok(observe_settings(session.ecr(), &desired).await) }).await?;
     let plan = plan(&desired, &observed);
@@ -49,6 +57,24 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
     };
     let refused = plan.refused.first().map(refusal);
     Ok(Settled { refused, drifted: Some(drifted) })
+}
+
+/// An older Registry that is the same registry, and wants something else of it: that one has it, and neither is fought.
+fn contested_by(ctx: &Context, registry: &Registry, session: &Session, desired: &Desired) -> Option<Standing> {
+    let is_same = |it: &Registry| ctx.sessions.get(&it.name_any()).is_some_and(|it| it.is_same_registry(session));
+    let precedes = |it: &Registry| {
+        it.metadata.deletion_timestamp.is_none() && older(it, registry) == Ordering::Less && is_same(it)
+    };
+    let others = ctx.stores.registries.state_filter(precedes);
+    let (other, field) = others.iter().find_map(|other| {
+        let field = contested(desired, &desired_settings(other, &ctx.settings.cluster))?;
+        Some((other.name_any(), field))
+    })?;
+    let message = format!(
+        "{field} is what Registry {other} has, too, with another value: it is the same registry, and {other} is older; leave \
+         {field} to one of them. No setting of this one is applied"
+    );
+    Some(Standing::Stalled(Because::new("OwnedByAnother", message)))
 }
 
 async fn tell(ctx: &Context, registry: &Registry, step: &Step, drifted: bool) {
