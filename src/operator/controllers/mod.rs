@@ -246,3 +246,41 @@ where
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn error(name: &str) -> ApiError {
+        ApiError { name: name.to_owned(), message: "no".to_owned() }
+    }
+
+    #[test]
+    fn what_comes_by_itself_is_waited_for_and_the_rest_stalls() {
+        for name in ["RegistryUnavailable", "UnexpectedResponse", "ServiceUnavailableException"] {
+            assert_eq!(refused_by_registry(error(name)), Standing::Waiting(Because::new("RegistryUnavailable", "no")));
+        }
+        for name in ["ServerException", "LimitExceededException", "AccessDeniedException"] {
+            assert_eq!(refused_by_registry(error(name)), Standing::Stalled(Because::new(name, "no")));
+        }
+    }
+
+    #[test]
+    fn one_operation_that_does_not_answer_is_tried_ever_more_seldom() {
+        let now = Timestamp::now();
+        let waits = refused_by_registry(error("RegistryUnavailable"));
+        let next = |seconds: i64| {
+            let since = Time(now - Duration::from_secs(seconds.unsigned_abs()));
+            let before = status::conditions(&[], Some(1), &Findings::of(waits.clone()), &since);
+            next(&waits, &before, Duration::from_secs(600)).as_secs_f64()
+        };
+        for (waited, expected) in [(0, 5.0), (3, 5.0), (20, 20.0), (3600, 60.0)] {
+            let pause = next(waited);
+            assert!((expected * 0.9..expected * 1.2).contains(&pause), "{pause} s after {waited} s");
+        }
+        let first = super::next(&waits, &[], Duration::from_secs(600)).as_secs_f64();
+        assert!((4.5..5.5).contains(&first), "{first}");
+    }
+}

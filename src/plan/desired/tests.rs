@@ -247,6 +247,31 @@ fn what_a_registry_says_of_itself_is_wanted_without_what_is_in_it() {
 }
 
 #[test]
+fn what_two_registries_want_differently_of_one_is_contested() {
+    let wants = |settings: &str| wanted(&registry(&format!("{{managed: {{}}, {settings}}}")));
+    let account = |value: &str| format!("accountSettings: {{BLOB_MOUNTING: {value}}}");
+    let scanning = |filter: &str| {
+        let filters = format!("repositoryFilters: [{{filter: '{filter}', filterType: WILDCARD}}]");
+        format!("scanningConfiguration: {{rules: [{{scanFrequency: SCAN_ON_PUSH, {filters}}}]}}")
+    };
+    let policy = |resource: &str| format!("policy: {}", registry_policy(resource));
+    let cases = [
+        (account("ENABLED"), account("DISABLED"), Some("accountSettings.BLOB_MOUNTING")),
+        (scanning("*"), scanning("a*"), Some("scanningConfiguration")),
+        (policy("'*'"), policy("arn:aws:ecr:eu-home-1:123456789012:repository/a"), Some("policy")),
+        (policy("'*'"), "policy: {}".to_owned(), Some("policy")),
+        (account("ENABLED"), scanning("*"), None),
+        (policy("'*'"), account("ENABLED"), None),
+    ];
+    for (one, other, contested) in cases {
+        let (one, other) = (wants(&one), wants(&other));
+        assert_eq!(crate::plan::contested(&one, &other).as_deref(), contested, "{one:?} {other:?}");
+        assert_eq!(crate::plan::contested(&other, &one).as_deref(), contested, "{other:?} {one:?}");
+        assert_eq!(crate::plan::contested(&one, &one), None, "{one:?}");
+    }
+}
+
+#[test]
 fn a_registrys_setting_that_is_absent_is_let_be_and_an_empty_one_is_the_default() {
     let statement =
         serde_json::json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "*", "Resource": "*" } });
