@@ -114,6 +114,8 @@ def start_kubelet(kubeconfig):
             "resolvConf": str(resolv),
             "clusterDNS": [ADDRESS],
             "clusterDomain": DOMAIN,
+            # How soon a Pod sees what its Secrets become.
+            "syncFrequency": "5s",
             # Nobody but this machine's root reaches it.
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},

@@ -6,9 +6,10 @@ import time
 
 import node
 import pytest
+import trustme
 from backends import PATIENCE
 from busybox import busybox
-from clients import Registry, insist
+from clients import Registry, insist, let_nodes_pull
 from conftest import AFTER, BEFORE, pod
 from images import image, upload
 from kube import API_VERSION, Namespace, standing
@@ -18,7 +19,29 @@ HOME = "home"
 # A port of every node, by which containerd reaches the registry on its own loopback.
 NODE_PORT = 30500
 ADDRESS = f"localhost:{NODE_PORT}"
-PULLS = {"pulls-from": HOME}
+
+
+def pull_secret(name, namespace):
+    """A PullSecret for a Registry of the same name, and all who are labelled so."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "PullSecret",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "registryRef": {"name": name},
+            "namespaceSelector": {"matchLabels": {"pulls-from": name}},
+            "secretName": f"{name}-pull",
+            "serviceAccounts": ["default"],
+        },
+    }
+
+
+def pulls_from(kube, name):
+    """A namespace whose Pods pull from this Registry."""
+    namespace = Namespace(kube, labels={"pulls-from": name})
+    secret = {"name": f"{name}-pull"}
+    namespace.until("ServiceAccount", "default", lambda one: one and secret in (one.get("imagePullSecrets") or []))
+    return namespace
 
 
 @pytest.fixture(scope="session")
@@ -34,19 +57,7 @@ def home(kube, release):
     offer_folder(kube, HOME)
     managed = {"publicUrl": f"http://{ADDRESS}", "service": {"type": "NodePort", "nodePort": NODE_PORT}}
     kube.apply(registry(HOME, managed))
-    kube.apply(
-        {
-            "apiVersion": API_VERSION,
-            "kind": "PullSecret",
-            "metadata": {"name": HOME, "namespace": release.name},
-            "spec": {
-                "registryRef": {"name": HOME},
-                "namespaceSelector": {"matchLabels": PULLS},
-                "secretName": "home-pull",
-                "serviceAccounts": ["default"],
-            },
-        }
-    )
+    kube.apply(pull_secret(HOME, release.name))
     ready(kube, "Registry", HOME)
     key = root_key(kube, release)
     home = Registry(f"http://{ADDRESS}", key["AWS_ACCESS_KEY_ID"], key["AWS_SECRET_ACCESS_KEY"])
@@ -54,8 +65,8 @@ def home(kube, release):
     return home
 
 
-def root_key(kube, release):
-    data = kube.get("Secret", f"{HOME}-root-key", release.name)["data"]
+def root_key(kube, release, name=HOME):
+    data = kube.get("Secret", f"{name}-root-key", release.name)["data"]
     return {name: base64.b64decode(value).decode() for name, value in data.items()}
 
 
@@ -65,10 +76,7 @@ def ready(kube, kind, name):
 
 @pytest.fixture
 def team(kube, home):
-    """A namespace whose Pods pull from home."""
-    namespace = Namespace(kube, labels=PULLS)
-    secret = {"name": "home-pull"}
-    namespace.until("ServiceAccount", "default", lambda one: one and secret in (one.get("imagePullSecrets") or []))
+    namespace = pulls_from(kube, HOME)
     yield namespace
     namespace.end()
 
@@ -281,6 +289,48 @@ def test_uninstalling_leaves_resources_and_data_and_installing_goes_on_with_them
 
 def names(kube, kind, namespace=None):
     return {(one["metadata"].get("namespace"), one["metadata"]["name"]) for one in kube.list(kind, namespace)}
+
+
+def test_a_registry_with_tls_shows_its_certificate_and_the_one_that_replaces_it(kube, release, tmp_path):
+    name, host = "sealed", "sealed.example.com"
+
+    def show(authority, *names):
+        certificate = authority.issue_cert(*names)
+        pair = {"tls.crt": certificate.cert_chain_pems[0], "tls.key": certificate.private_key_pem, "ca.crt": authority.cert_pem}
+        kube.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "sealed-tls", "namespace": release.name},
+                "type": "kubernetes.io/tls",
+                "stringData": {key: blob.bytes().decode() for key, blob in pair.items()},
+            }
+        )
+
+    show(trustme.CA(), host)
+    offer_folder(kube, name)
+    kube.apply([registry(name, {"publicUrl": f"https://{host}", "tls": {"secretName": "sealed-tls"}}), pull_secret(name, release.name)])
+    ready(kube, "Registry", name)
+    address = kube.get("Service", name, release.name)["spec"]["clusterIP"]
+
+    # Of another authority, and for the Service's address: nobody gets there by that before it is shown.
+    authority, ca = trustme.CA(), tmp_path / "ca.crt"
+    ca.write_bytes(authority.cert_pem.bytes())
+    show(authority, host, address)
+    key = root_key(kube, release, name)
+    sealed = Registry(f"https://{address}", key["AWS_ACCESS_KEY_ID"], key["AWS_SECRET_ACCESS_KEY"], ca=str(ca))
+    sealed.wait()
+    team = pulls_from(kube, name)
+    team.apply(repository(name, f"{team}/app"))
+    assert team.ready("Repository", "app")["status"]["repositoryUri"] == f"{host}/{team}/app"
+    ready(kube, "Registry", name)
+    pushed = sealed.push(busybox("sealed"), f"{team}/app", "v1", tmp_path)
+    let_nodes_pull(host, sealed.url, ca.read_text())
+    running = run(team, "app", f"{host}/{team}/app:v1")
+    assert container_of(running)["imageID"] == f"{host}/{team}/app@{pushed}"
+    team.end()
+    kube.kubectl("delete", "pullsecret", name, "--namespace", release.name, f"--timeout={PATIENCE}s")
+    kube.kubectl("delete", "registry", name, f"--timeout={PATIENCE}s")
 
 
 def test_a_registry_that_is_deleted_leaves_its_volume_with_what_is_in_it(kube, release, home):
