@@ -440,6 +440,8 @@ def test_install_upgrade_and_uninstall_keep_the_kinds_and_everything_of_them(mak
     helm("install", *release[:1], CHART, *release[1:], values=IMAGE | {"crds": {"keep": False}})
     assert kube.get("Registry", "older") == older
     helm("uninstall", "wharfage", "--namespace", "wharfage")
+    # The API server takes what is of a kind that goes, and then the kind.
+    kube.kubectl("wait", "--for=delete", "--timeout=60s", "crd/registries.wharfage.dev")
     gone = kube.kubectl("get", "registry", "older", check=False)
     assert gone.returncode != 0
 

@@ -119,6 +119,20 @@ class Cluster:
         return chain, key
 
 
+class Remembering(Kube):
+    """Remembers what it made that is in no namespace."""
+
+    def __init__(self, kubeconfig):
+        super().__init__(kubeconfig)
+        self.made = []
+
+    def _apply(self, manifest, *how):
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        if not self.resource(kind, manifest["apiVersion"]).namespaced and self.find(kind, name) is None:
+            self.made.append((kind, name))
+        return super()._apply(manifest, *how)
+
+
 class ExistingCluster:
     """The cluster of WHARFAGE_TEST_KUBECONFIG. Tests that stop an API server or read its audit log take one of their own by
     `make_cluster`."""
@@ -128,7 +142,7 @@ class ExistingCluster:
         own = self.folder / "admin.kubeconfig"
         own.touch(0o600)
         own.write_text(Kube(pathlib.Path(kubeconfig)).kubectl("config", "view", "--raw", "--flatten", "--minify", "--output=json"))
-        self.kube = Kube(own)
+        self.kube = Remembering(own)
         raw = json.loads(own.read_text())
         cluster = raw["clusters"][0]["cluster"]
         self.server = cluster["server"]
@@ -141,7 +155,9 @@ class ExistingCluster:
         """Its controller manager does."""
 
     def end(self):
-        """It goes on."""
+        """It goes on, without what the tests made. The kinds were made first, and go last."""
+        for kind, name in reversed(self.kube.made):
+            self.kube.delete(kind, name)
 
 
 def login(kube, namespace, service_account, server, authority, folder):

@@ -150,6 +150,9 @@ class Namespace:
         self.name = name or f"test-{uuid.uuid4().hex[:12]}"
         self._made = []
         metadata = {"name": self.name, "labels": labels or {}}
+        if name:
+            # One of an earlier test may still be on its way out.
+            kube.until("Namespace", name, lambda one: one is None or "deletionTimestamp" not in one["metadata"], expected="gone")
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     def __str__(self):
