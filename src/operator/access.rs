@@ -26,6 +26,17 @@ pub enum Feature {
     InUseProtection,
 }
 
+/// What the controller of a kind of ours takes for that kind: its resource, and the status of it.
+pub const fn own_kind(objects: &'static [&'static str], status: &'static [&'static str]) -> [Access; 2] {
+    const fn of(resources: &'static [&'static str], verbs: &'static [&'static str], why: &'static str) -> Access {
+        Access { group: "wharfage.dev", resources, verbs, scope: Scope::Cluster, feature: Feature::Core, why }
+    }
+    [
+        of(objects, &["get", "list", "watch", "patch"], "watched; patched for the finalizer only"),
+        of(status, &["patch"], "status"),
+    ]
+}
+
 /// One rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Access {

@@ -6,14 +6,14 @@ import uuid
 from backends import free_port, tool
 from charts import Helm, operator_container
 from kube import Kube
-from processes import Process, answers
+from processes import Process, Server
 
 SERVICE_ACCOUNT = "wharfage"
 # What managed registries would run if there were a node.
 IMAGE = "registry.example.com/wharfage:bed"
 
 
-class Operator:
+class Operator(Server):
     """`wharfage operator` for a cluster: stop(), kill(), start() again, freeze(), thaw(); `kube` is what it may see, and
     replica() another one that waits for its lease."""
 
@@ -48,27 +48,10 @@ class Operator:
         parts = ["--show-only", "templates/rbac.yaml", "--show-only", "templates/deployment.yaml"]
         return Helm(self.folder).objects(own | values, *parts, namespace=self.namespace)
 
-    def start(self):
-        """Starts it and waits until it answers; it may still wait for the lease."""
-        self.process.launch()
-        self.process.wait_until(lambda: answers(f"{self.operations}/healthz"))
-
-    def stop(self):
-        """As Kubernetes stops a Pod: SIGTERM, and it gives its lease back."""
-        assert self.process.stop() == 0, self.process.tail()
-
-    def restart(self):
-        self.stop()
-        self.start()
-
-    def kill(self):
-        self.process.kill()
-
-    def freeze(self):
-        self.process.freeze()
-
-    def thaw(self):
-        self.process.thaw()
+    @property
+    def ready(self):
+        """It may still wait for the lease."""
+        return f"{self.operations}/healthz"
 
     def replica(self):
         """Another process for the same lease, started."""
@@ -81,7 +64,7 @@ class Operator:
     def end(self):
         for replica in self._replicas:
             replica.end()
-        self.process.end()
+        super().end()
 
     def metrics(self):
         """Its metrics as a dict from a series' name with its labels, as Prometheus writes it, to its value."""

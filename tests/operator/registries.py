@@ -15,7 +15,7 @@ import uuid
 import boto3
 from backends import free_port, tool
 from botocore.config import Config
-from processes import Process, answers
+from processes import Process, Server
 
 ACCOUNT = "123456789012"
 
@@ -31,7 +31,7 @@ def client_of(server, service="ecr", **settings):
     )  # fmt: skip
 
 
-class Registry:
+class Registry(Server):
     """`wharfage serve`, with a root key of its own. `url`, `address` (host:port), `ecr` (boto3), `credentials`;
     stop() and start() again on the same port and data, kill(), freeze(), thaw(), restart()."""
 
@@ -62,28 +62,9 @@ class Registry:
         self.process = Process("wharfage serve", command, folder / "serve.log", keys | (environment or {}))
         self.start()
 
-    def start(self):
-        self.process.launch()
-        self.process.wait_until(lambda: answers(f"{self.operations}/readyz"))
-
-    def stop(self):
-        assert self.process.stop() == 0, self.process.tail()
-
-    def restart(self):
-        self.stop()
-        self.start()
-
-    def kill(self):
-        self.process.kill()
-
-    def freeze(self):
-        self.process.freeze()
-
-    def thaw(self):
-        self.process.thaw()
-
-    def end(self):
-        self.process.end()
+    @property
+    def ready(self):
+        return f"{self.operations}/readyz"
 
     def declaration(self):
         """What a Registry resource says under `endpoint`, without credentials and CA bundle."""
@@ -129,12 +110,12 @@ class Moto(Registry):
         self.process = Process("moto", command, folder / "moto.log")
         self.start()
 
-    def start(self):
-        """What it knew is gone."""
-        self.process.launch()
-        self.process.wait_until(lambda: answers(f"{self.url}/moto-api/data.json"))
+    @property
+    def ready(self):
+        return f"{self.url}/moto-api/data.json"
 
     def stop(self):
+        """What it knew is gone."""
         self.process.stop()
 
     def reset(self):

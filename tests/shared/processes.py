@@ -99,6 +99,35 @@ class Process:
         return "\n".join(self.output().splitlines()[-lines:])
 
 
+class Server:
+    """What is one process, `process`, that answers at `ready`: stopped, killed and frozen with it."""
+
+    def start(self):
+        """Starts it and waits until it answers."""
+        self.process.launch()
+        self.process.wait_until(lambda: answers(self.ready))
+
+    def stop(self):
+        """As Kubernetes stops a Pod: SIGTERM, which it heeds."""
+        assert self.process.stop() == 0, self.process.tail()
+
+    def restart(self):
+        self.stop()
+        self.start()
+
+    def kill(self):
+        self.process.kill()
+
+    def freeze(self):
+        self.process.freeze()
+
+    def thaw(self):
+        self.process.thaw()
+
+    def end(self):
+        self.process.end()
+
+
 def answers(url, context=None):
     """Whether a server answers at this URL with anything but an error."""
     try:

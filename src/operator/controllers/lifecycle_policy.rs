@@ -23,7 +23,7 @@ use crate::crd::{
 };
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
-use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
 use crate::operator::in_use;
@@ -35,24 +35,7 @@ use memory::{Kept, Turns};
 use outcome::{counted, names, only, told};
 use turn::{Policing, Turn};
 
-pub(in crate::operator) const ACCESS: &[Access] = &[
-    Access {
-        group: "wharfage.dev",
-        resources: &["lifecyclepolicies"],
-        verbs: &["get", "list", "watch", "patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "watched; patched for the finalizer only",
-    },
-    Access {
-        group: "wharfage.dev",
-        resources: &["lifecyclepolicies/status"],
-        verbs: &["patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "status",
-    },
-];
+pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
 
 pub(in crate::operator) const KIND: &str = "LifecyclePolicy";
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::apply::authorization_token;
 use crate::crd::{PullSecret, PullSecretStatus, Registry};
-use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::access::{Access, Feature, Scope, own_kind};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
@@ -30,40 +30,29 @@ use crate::operator::status::{self, Because, Findings, Standing};
 use objects::Place;
 use outcome::{MOMENT, Outcome, some};
 
-pub(in crate::operator) const ACCESS: &[Access] = &[
-    Access {
-        group: "wharfage.dev",
-        resources: &["pullsecrets"],
-        verbs: &["get", "list", "watch", "patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "watched; patched for the finalizer only",
-    },
-    Access {
-        group: "wharfage.dev",
-        resources: &["pullsecrets/status"],
-        verbs: &["patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "status",
-    },
-    Access {
-        group: "",
-        resources: &["secrets"],
-        verbs: &["get", "list", "watch", "create", "patch", "delete"],
-        scope: Scope::Cluster,
-        feature: Feature::PullSecrets,
-        why: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
-    },
-    Access {
-        group: "",
-        resources: &["serviceaccounts"],
-        verbs: &["get", "list", "watch", "patch"],
-        scope: Scope::Cluster,
-        feature: Feature::PullSecrets,
-        why: "imagePullSecrets of the service accounts that PullSecrets name",
-    },
-];
+pub(in crate::operator) const ACCESS: &[Access] = &{
+    let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);
+    [
+        objects,
+        status,
+        Access {
+            group: "",
+            resources: &["secrets"],
+            verbs: &["get", "list", "watch", "create", "patch", "delete"],
+            scope: Scope::Cluster,
+            feature: Feature::PullSecrets,
+            why: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
+        },
+        Access {
+            group: "",
+            resources: &["serviceaccounts"],
+            verbs: &["get", "list", "watch", "patch"],
+            scope: Scope::Cluster,
+            feature: Feature::PullSecrets,
+            why: "imagePullSecrets of the service accounts that PullSecrets name",
+        },
+    ]
+};
 
 pub(in crate::operator) const KIND: &str = "PullSecret";
 

@@ -19,7 +19,7 @@ use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
 use crate::crd::{DeletionPolicy, Registry, RegistryStatus, condition};
 use crate::operator::Settings;
-use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::access::{Access, Feature, own_kind};
 use crate::operator::calls::Calls;
 use crate::operator::context::Context;
 use crate::operator::dispatch;
@@ -29,24 +29,7 @@ use crate::operator::session::{Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::registry::auth::Secret;
 
-pub(in crate::operator) const ACCESS: &[Access] = &[
-    Access {
-        group: "wharfage.dev",
-        resources: &["registries"],
-        verbs: &["get", "list", "watch", "patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "watched; patched for the finalizer only",
-    },
-    Access {
-        group: "wharfage.dev",
-        resources: &["registries/status"],
-        verbs: &["patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "status",
-    },
-];
+pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["registries"], &["registries/status"]);
 
 /// What managed registries take.
 pub(in crate::operator) use managed::{ACCESS as MANAGED_ACCESS, Applied, follow_workloads};

@@ -14,7 +14,7 @@ use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
 use crate::names::RepositoryName;
-use crate::operator::access::{Access, Feature, Scope};
+use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::session::{Freshness, Held, Session, Trouble};
 use crate::operator::slice::Slice;
@@ -24,24 +24,7 @@ use crate::plan::model::{Desired, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
 use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal};
 
-pub(in crate::operator) const ACCESS: &[Access] = &[
-    Access {
-        group: "wharfage.dev",
-        resources: &["repositories"],
-        verbs: &["get", "list", "watch", "patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "watched; patched for the finalizer only",
-    },
-    Access {
-        group: "wharfage.dev",
-        resources: &["repositories/status"],
-        verbs: &["patch"],
-        scope: Scope::Cluster,
-        feature: Feature::Core,
-        why: "status",
-    },
-];
+pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["repositories"], &["repositories/status"]);
 
 pub(in crate::operator) const KIND: &str = "Repository";
 
