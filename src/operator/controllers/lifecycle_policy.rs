@@ -349,10 +349,7 @@ impl Work<'_> {
             conditions: status::suspended(&before.conditions),
             ..before.clone()
         };
-        if status::write(&self.ctx.written, &self.api, self.policy, self.policy.status.as_ref(), &after).await? {
-            self.ctx.events.normal(self.policy, "Suspended", "nothing is done for it until suspend is false").await;
-        }
-        Ok(Done::resting())
+        super::rest(self.ctx, &self.api, self.policy, (self.policy.status.as_ref(), &after)).await
     }
 
     /// The resource goes: its repositories are let go of, and lose the policy if it says so.

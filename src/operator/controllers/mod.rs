@@ -220,6 +220,19 @@ pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<O
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
 
+/// Nothing is done for a suspended resource. `status` is what it was and what it is.
+pub(super) async fn rest<K, S>(ctx: &Context, api: &Api<K>, object: &K, status: (Option<&S>, &S)) -> Result<Done, Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    S: Serialize + PartialEq,
+{
+    if status.0 != Some(status.1) {
+        ctx.events.normal(object, "Suspended", "nothing is done for it until suspend is false").await;
+    }
+    status::write(&ctx.written, api, object, status.0, status.1).await?;
+    Ok(Done::resting())
+}
+
 /// Writes the status, tells what stalls the resource when that is news, and counts why it isn't ready. `status` is what it was
 /// and what it is, `conditions` are those that were there.
 pub(super) async fn publish<K, S>(
@@ -237,10 +250,11 @@ where
 {
     let (was, is) = (condition(conditions, ConditionType::Ready), findings.standing.because());
     let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
-    status::write(&ctx.written, api, object, status.0, status.1).await?;
+    // Whoever waited for the status finds the event.
     if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
         ctx.events.warning(object, &because.reason, &because.message).await;
     }
+    status::write(&ctx.written, api, object, status.0, status.1).await?;
     if !matches!(findings.standing, Standing::Ready(_)) {
         ctx.metrics.failed(kind, &is.reason);
     }

@@ -434,15 +434,7 @@ impl Work<'_> {
             conditions: status::suspended(&before.conditions),
             ..before.clone()
         };
-        if status::write(&self.ctx.written, &self.api, self.pull_secret, self.pull_secret.status.as_ref(), &after)
-            .await?
-        {
-            self.ctx
-                .events
-                .normal(self.pull_secret, "Suspended", "nothing is done for it until suspend is false")
-                .await;
-        }
-        Ok(Done::resting())
+        super::rest(self.ctx, &self.api, self.pull_secret, (self.pull_secret.status.as_ref(), &after)).await
     }
 
     /// The resource goes, and takes everything with it, whatever has become of its Registry.

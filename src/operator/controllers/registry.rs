@@ -356,7 +356,7 @@ async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Resul
     let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
     let news = was.is_none_or(|was| was.reason != is.reason);
     let api: Api<Registry> = Api::all(ctx.client.clone());
-    status::write(&ctx.written, &api, registry, registry.status.as_ref(), &after).await?;
+    // Whoever waited for the status finds the event.
     match &findings.standing {
         Standing::Ready(because) if news => ctx.events.normal(registry, &because.reason, &because.message).await,
         Standing::Waiting(because) | Standing::Stalled(because) if news => {
@@ -364,6 +364,7 @@ async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Resul
         }
         _ => {}
     }
+    status::write(&ctx.written, &api, registry, registry.status.as_ref(), &after).await?;
     if !matches!(findings.standing, Standing::Ready(_)) {
         ctx.metrics.failed(KIND, &findings.standing.because().reason);
     }

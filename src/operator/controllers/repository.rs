@@ -354,11 +354,7 @@ impl Work<'_> {
             conditions: status::suspended(&before.conditions),
             ..before.clone()
         };
-        if status::write(&self.ctx.written, &self.api, self.repository, self.repository.status.as_ref(), &after).await?
-        {
-            self.ctx.events.normal(self.repository, "Suspended", "nothing is done for it until suspend is false").await;
-        }
-        Ok(Done::resting())
+        super::rest(self.ctx, &self.api, self.repository, (self.repository.status.as_ref(), &after)).await
     }
 
     /// The resource goes: its repository is let go of, or deleted if it says so.
