@@ -518,6 +518,19 @@ class TestTrouble:
             namespace.ready("Repository", f"app-{number}", "InSync")
 
 
+def test_a_finalizer_that_came_with_the_manifest_holds_nobody(namespace, home):
+    """As in what was exported and applied again, or comes from a backup: it is then not the operator's alone."""
+    declare(namespace, home)
+    namespace.ready("Repository", "app")
+    finalizers = ["example.com/first", "wharfage.dev/finalizer"]
+    restored = {"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "app", "finalizers": finalizers}}
+    namespace.kube.apply(restored, namespace.name, manager="backup")
+    namespace.delete("Repository", "app")
+    namespace.until("Repository", "app", lambda one: one["metadata"]["finalizers"] == ["example.com/first"], "let go of by us alone")
+    namespace.kube.apply(restored | {"metadata": {"name": "app", "finalizers": []}}, namespace.name, manager="backup")
+    namespace.gone("Repository", "app")
+
+
 def test_nothing_of_peoples_objects_is_written(namespace, home):
     """Spec, labels and annotations are whose they were: the operator has written the status and its finalizer."""
     declare(namespace, home, labels={"tier": "prod"}, imageTagMutability="IMMUTABLE")
