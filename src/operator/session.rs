@@ -74,6 +74,11 @@ fn is_unwell(error: &ApiError) -> bool {
     UNWELL.contains(&error.name.as_str())
 }
 
+/// Whether it is not well, or wants to be left alone for a while.
+fn is_away(error: &ApiError) -> bool {
+    is_unwell(error) || is_throttling(&error.name)
+}
+
 /// Whether the registry answers.
 #[derive(Debug, Default)]
 struct Health {
@@ -258,9 +263,9 @@ impl Session {
         self.registry.get_or_init(|| (place.to_owned(), account.to_owned()));
     }
 
-    /// Whether both are known to be the same registry.
-    pub fn is_same_registry(&self, other: &Self) -> bool {
-        self.registry.get().is_some_and(|it| Some(it) == other.registry.get())
+    /// Where it is and which account's, once that is known.
+    pub fn registry(&self) -> Option<&(String, String)> {
+        self.registry.get()
     }
 
     /// The client. What is asked with it goes through [`Self::ask`].
@@ -299,7 +304,7 @@ impl Session {
     /// Whether it answers at all. That it refuses to say who it is is an answer, too.
     async fn pulse(&self) -> Result<(), Trouble> {
         match pulse(&self.ecr).await {
-            Err(error) if is_unwell(&error) || is_throttling(&error.name) => self.note(Err(error)),
+            Err(error) if is_away(&error) => self.note(Err(error)),
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -307,7 +312,7 @@ impl Session {
     /// Remembers from an answer whether the registry is there.
     fn note<T>(&self, answer: Result<T, ApiError>) -> Result<T, Trouble> {
         match answer {
-            Err(error) if is_unwell(&error) || is_throttling(&error.name) => {
+            Err(error) if is_away(&error) => {
                 let message = match error.name.as_str() {
                     "RegistryUnavailable" => error.message,
                     _ => error.to_string(),
@@ -363,9 +368,13 @@ impl Session {
     /// When they cannot be listed.
     pub async fn totals(&self, max_age: Duration) -> Result<(usize, ImageUsage), Trouble> {
         let listing = self.listing(max_age).await?;
+        Ok((listing.repositories.len(), self.counted()))
+    }
+
+    fn counted(&self) -> ImageUsage {
         let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
         let usages = known.values().filter_map(|it| it.told.usage.clone());
-        Ok((listing.repositories.len(), usages.fold(ImageUsage::default(), ImageUsage::and)))
+        usages.fold(ImageUsage::default(), ImageUsage::and)
     }
 
     /// The repositories that are known to have a lifecycle policy of such an owner.
@@ -634,6 +643,26 @@ mod tests {
         let most = (25..50).map(|it| over(it + 1, 50) - over(it, 50)).max().unwrap();
         assert!(most < LOOKS_PER_INTERVAL * 3, "{most} in one interval");
         assert_eq!((over(0, 1), over(1, 1)), (0, 5000), "few are read every interval");
+    }
+
+    #[tokio::test]
+    async fn who_is_busy_with_a_repository_hides_nothing_of_it() {
+        let (region, key) = ("eu-home-1".parse().unwrap(), crate::registry::auth::Secret::new("secret"));
+        let access = crate::apply::Access::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
+        let session = Arc::new(Session::new("home", Ecr::new(access, None).await.unwrap(), 1, || {}));
+        let name = "shop/api".parse().unwrap();
+        let usage = ImageUsage { images: 3, ..ImageUsage::default() };
+
+        let mut held = session.repository(&name).await;
+        held.known.usage = Some((Turn::of(Instant::now()), usage));
+        assert_eq!(session.counted().images, 0, "told when it is let go of");
+        drop(held);
+        assert_eq!(session.counted().images, 3);
+        let mut held = session.repository(&name).await;
+        held.known.usage = None;
+        assert_eq!(session.counted().images, 3, "somebody is busy with it");
+        drop(held);
+        assert_eq!(session.counted().images, 0);
     }
 
     #[test]

@@ -101,6 +101,21 @@ class TestSettings:
         namespace.ready("Registry", younger, "Serving")
         assert settings(name="BLOB_MOUNTING")["value"] == "DISABLED"
 
+    def test_an_operator_that_starts_again_does_not_fight_either(self, make_cluster, make_operator, make_namespace, front):
+        cluster = make_cluster()
+        operator, namespace = make_operator(cluster), make_namespace(kube=cluster.kube)
+        older = namespace.declare(front, accountSettings={"BLOB_MOUNTING": "ENABLED"})
+        namespace.ready("Registry", older)
+        time.sleep(1)
+        youngers = [namespace.declare(front, accountSettings={"BLOB_MOUNTING": "DISABLED"}) for _ in range(5)]
+        for younger in youngers:
+            namespace.stalled("Registry", younger, "OwnedByAnother")
+        for _ in range(3):
+            operator.restart()
+            for name in [older, *youngers]:
+                namespace.reconcile("Registry", name)
+        assert front.calls.count("PutAccountSetting") == 1
+
     def test_a_policy_without_sense_is_refused(self, namespace, registry, operator):
         name = namespace.declare(registry, policy={"Version": "2012-10-17", "Statement": [{"Effect": "Maybe"}]})
         namespace.stalled("Registry", name, "InvalidParameterException", "policy is not valid")

@@ -12,8 +12,11 @@ use crate::crd::{Registry, condition};
 use crate::operator::context::Context;
 use crate::operator::session::{Session, Trouble};
 use crate::operator::slice::older;
-use crate::operator::status::{self, Because, Standing};
+use crate::operator::status::{self, Because, Standing, is_ready};
 use crate::plan::{Desired, Step, contested, desired_settings, plan};
+
+/// The reason of a Registry whose settings another one has.
+const CONTESTED: &str = "OwnedByAnother";
 
 /// What became of the settings.
 pub(super) struct Settled {
@@ -33,8 +36,16 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
     if !spoken_of {
         return Ok(Settled { refused: None, drifted: None });
     }
-    if let Some(refused) = contested_by(ctx, registry, session, &desired) {
-        return Ok(Settled { refused: Some(refused), drifted: None });
+    match claim(ctx, registry, session, &desired) {
+        Claim::Free => {}
+        Claim::Unknown => {
+            // What was said of it stands until that is known.
+            let conditions = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
+            let told = condition(conditions, ConditionType::Ready).filter(|it| it.reason == CONTESTED);
+            let refused = told.map(|it| Standing::Stalled(Because::new(CONTESTED, &*it.message)));
+            return Ok(Settled { refused, drifted: None });
+        }
+        Claim::Contested(refused) => return Ok(Settled { refused: Some(refused), drifted: None }),
     }
     let observed = session.ask(async { Ok(observe_settings(session.ecr(), &desired).await) }).await?;
     let plan = plan(&desired, &observed);
@@ -59,22 +70,42 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
     Ok(Settled { refused, drifted: Some(drifted) })
 }
 
-/// An older Registry that is the same registry, and wants something else of it: that one has it, and neither is fought.
-fn contested_by(ctx: &Context, registry: &Registry, session: &Session, desired: &Desired) -> Option<Standing> {
-    let is_same = |it: &Registry| ctx.sessions.get(&it.name_any()).is_some_and(|it| it.is_same_registry(session));
-    let precedes = |it: &Registry| {
-        it.metadata.deletion_timestamp.is_none() && older(it, registry) == Ordering::Less && is_same(it)
-    };
-    let others = ctx.stores.registries.state_filter(precedes);
-    let (other, field) = others.iter().find_map(|other| {
-        let field = contested(desired, &desired_settings(other, &ctx.settings.cluster))?;
-        Some((other.name_any(), field))
-    })?;
-    let message = format!(
-        "{field} is what Registry {other} has, too, with another value: it is the same registry, and {other} is older; leave \
-         {field} to one of them. No setting of this one is applied"
-    );
-    Some(Standing::Stalled(Because::new("OwnedByAnother", message)))
+/// Whether a Registry's settings are its own.
+enum Claim {
+    Free,
+    /// An older Registry at the same place wants something else, and did not say yet whose registry it is.
+    Unknown,
+    /// An older one is the same registry, and wants something else of it: that one has it, and neither is fought.
+    Contested(Standing),
+}
+
+fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desired) -> Claim {
+    let Some(own) = session.registry() else { return Claim::Unknown };
+    let precedes = |it: &Registry| it.metadata.deletion_timestamp.is_none() && older(it, registry) == Ordering::Less;
+    let mut claim = Claim::Free;
+    for other in ctx.stores.registries.state_filter(precedes) {
+        let Some(field) = contested(desired, &desired_settings(&other, &ctx.settings.cluster)) else { continue };
+        let name = other.name_any();
+        match ctx.sessions.get(&name).and_then(|it| it.registry().cloned()) {
+            Some(its) if its == *own => {
+                let message = format!(
+                    "{field} is what Registry {name} has, too, with another value: it is the same registry, and {name} is older; \
+                     leave {field} to one of them. No setting of this one is applied"
+                );
+                return Claim::Contested(Standing::Stalled(Because::new(CONTESTED, message)));
+            }
+            // It stood well before this operator began, so it will say.
+            None if other
+                .status
+                .as_ref()
+                .is_some_and(|it| is_ready(&it.conditions) && it.endpoint.as_ref() == Some(&own.0)) =>
+            {
+                claim = Claim::Unknown;
+            }
+            _ => {}
+        }
+    }
+    claim
 }
 
 async fn tell(ctx: &Context, registry: &Registry, step: &Step, drifted: bool) {
