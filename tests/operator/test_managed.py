@@ -447,12 +447,22 @@ def test_a_name_that_names_no_service_is_changed(namespace, declare):
 
 def test_an_operator_without_managed_registries_says_so(make_cluster, make_operator):
     cluster = make_cluster()
-    make_operator(cluster, values={"features": {"managedRegistries": False}})
+    make_operator(cluster, values={"features": {"managedRegistries": False, "inUseProtection": False}})
     offset = cluster.audit_offset()
     cluster.kube.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": "home"}, "spec": {"managed": {}}})
     stalled = lambda it: conditions(it).get("Stalled", {}).get("reason") == "ManagedRegistriesDisabled"  # noqa: E731
-    cluster.kube.until("Registry", "home", stalled)
+    home = cluster.kube.until("Registry", "home", stalled)
+    assert not home["status"].get("capabilities")
     ours = [one for one in cluster.audit(offset) if "serviceaccount:wharfage" in one["user"]["username"]]
     asked = {one.get("objectRef", {}).get("resource") for one in ours}
     assert "registries" in asked
     assert not asked & {"deployments", "statefulsets", "services", "persistentvolumeclaims"}
+
+    # One that another operator made, and that is to take its workload along: it says why it stays, until it may leave that.
+    goes = {"region": "eu-home-1", "managed": {}, "deletionPolicy": "Delete"}
+    metadata = {"name": "goes", "finalizers": ["wharfage.dev/finalizer"]}
+    cluster.kube.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": metadata, "spec": goes})
+    cluster.kube.delete("Registry", "goes")
+    cluster.kube.until("Registry", "goes", lambda it: "deletionTimestamp" in it["metadata"] and stalled(it))
+    cluster.kube.patch("Registry", "goes", {"spec": {"deletionPolicy": "Retain"}})
+    cluster.kube.until("Registry", "goes", lambda it: it is None)

@@ -194,7 +194,7 @@ pub(super) fn next(standing: &Standing, before: &[Condition], interval: Duration
             let waited = since.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
             jittered(waited.clamp(FIRST_RETRY, WAIT))
         }
-        Standing::Waiting(_) => jittered(WAIT),
+        Standing::Waiting(_) => jittered(interval.min(WAIT)),
     }
 }
 
@@ -296,5 +296,14 @@ mod tests {
         }
         let first = super::next(&waits, &[], Duration::from_secs(600)).as_secs_f64();
         assert!((4.5..5.5).contains(&first), "{first}");
+    }
+
+    #[test]
+    fn what_waits_for_something_else_is_looked_at_in_an_interval_or_a_minute() {
+        let waits = Standing::Waiting(Because::new("ReferenceNotFound", "no"));
+        for (interval, expected) in [(1, 1.0), (600, 60.0)] {
+            let pause = next(&waits, &[], Duration::from_secs(interval)).as_secs_f64();
+            assert!((expected * 0.9..expected * 1.1).contains(&pause), "{pause}");
+        }
     }
 }
