@@ -107,7 +107,7 @@ class TestSettings:
         older = namespace.declare(front, accountSettings={"BLOB_MOUNTING": "ENABLED"})
         namespace.ready("Registry", older)
         time.sleep(1)
-        youngers = [namespace.declare(front, accountSettings={"BLOB_MOUNTING": "DISABLED"}) for _ in range(5)]
+        youngers = [namespace.declare(front, accountSettings={"BLOB_MOUNTING": "DISABLED"}) for _ in range(24)]
         for younger in youngers:
             namespace.stalled("Registry", younger, "OwnedByAnother")
         for _ in range(3):
