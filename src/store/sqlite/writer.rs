@@ -203,15 +203,16 @@ mod tests {
             .unwrap();
         let writer = Arc::new(Writer::start(connection).unwrap());
         let release = hold(&writer).await;
-        let writes = join_all((0..200).map(|id| insert(&writer, id)));
-        // Polled once, each write has queued; only then the writer goes on.
+        // Out of tokio's budget, which ends a task's turn after some dozens of steps: one poll queues them all.
+        let writes = tokio::task::unconstrained(join_all((0..200).map(|id| insert(&writer, id))));
         let mut writes = std::pin::pin!(writes);
         assert!(futures::poll!(&mut writes).is_pending());
+        assert_eq!(QUEUE - writer.queue.as_ref().unwrap().capacity(), 200);
         drop(release);
         assert!(writes.await.iter().all(Result::is_ok));
         assert_eq!(count(&writer).await, 200);
         let commits = commits.load(Ordering::Relaxed);
-        assert!(commits <= 3, "200 writes took {commits} commits");
+        assert!(commits <= 2, "200 writes and a count took {commits} commits");
     }
 
     #[tokio::test]
