@@ -57,7 +57,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $grace := div (mul .Values.terminationGracePeriodSeconds 2) 3 }}
 {{- $settings := list
   (list "WHARFAGE_CLUSTER" .Values.cluster)
-  (list "WHARFAGE_OPERATIONS_LISTEN" (printf "0.0.0.0:%v" .Values.operationsPort))
+  (list "WHARFAGE_OPERATIONS_LISTEN" (printf "[::]:%v" .Values.operationsPort))
   (list "WHARFAGE_LEADER_ELECT" .Values.leaderElection.enabled)
   (list "WHARFAGE_LEASE_NAME" .Values.leaderElection.leaseName)
   (list "WHARFAGE_SHUTDOWN_GRACE" $grace)

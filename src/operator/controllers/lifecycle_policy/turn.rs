@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
 use serde_json::Value;
 
 use super::memory::Kept;
@@ -21,6 +22,7 @@ use crate::operator::in_use::workloads::{CannotTell, Scope};
 use crate::operator::session::{Away, Freshness, Held, Session, Trouble};
 use crate::operator::slice::Slice;
 use crate::operator::status::{Because, Standing};
+use crate::operator::workload::{self, Names};
 use crate::plan::model::{ApiError, Desired, ObservedRepository, Refused};
 use crate::plan::ownership::{LifecycleOwner, Ownership};
 use crate::plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, equivalent_policies};
@@ -337,16 +339,8 @@ impl Policing<'_> {
     /// The hosts by which a Pod may name this registry.
     async fn hosts(&self, held: &mut Held) -> Hosts {
         let listed = held.as_listed().await;
-        let account = self.registry.registry_id();
-        let account = account.or_else(|| listed.as_ref().and_then(|it| it.registry_id.parse().ok()));
-        let mut hosts = Hosts::new(account, self.registry.region());
-        let spec = &self.registry.spec;
-        let public = spec.managed.as_ref().and_then(|it| it.public_url.as_deref());
-        let endpoint = spec.endpoint.as_ref().map(|it| it.url.as_str());
-        let told = self.registry.status.as_ref().and_then(|it| it.endpoint.as_deref());
-        let uri = listed.as_ref().map(|it| it.uri.as_str());
-        [public, endpoint, told, uri].into_iter().flatten().for_each(|url| hosts.add(url));
-        hosts
+        let told = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
+        hosts(self.registry, &self.ctx.settings.namespace, told)
     }
 
     /// Lets go of a repository that the policy is for no more.
@@ -412,4 +406,45 @@ fn refused(name: &RepositoryName, error: ApiError) -> Standing {
         return Standing::Stalled(Because::new("UnsupportedByRegistry", message));
     }
     refused_by_registry(ApiError { message: format!("{name}: {}", error.message), ..error })
+}
+
+/// The hosts by which a Pod may name a registry, as its Registry has them, and its listing: the account and a `repositoryUri`.
+fn hosts(registry: &Registry, operator: &str, listed: Option<(&str, &str)>) -> Hosts {
+    let account = registry.registry_id().or_else(|| listed.and_then(|(account, _)| account.parse().ok()));
+    let mut hosts = Hosts::new(account, registry.region());
+    if let Some(managed) = &registry.spec.managed {
+        let (names, namespace) = (Names::of(&registry.name_any()), workload::namespace(managed, operator));
+        hosts.add(&workload::public_url(managed, &names, namespace));
+        hosts.add(&workload::cluster_url(managed, &names, namespace));
+    }
+    let endpoint = registry.spec.endpoint.as_ref().map(|it| it.url.as_str());
+    let told = registry.status.as_ref().and_then(|it| it.endpoint.as_deref());
+    let uri = listed.map(|(_, uri)| uri);
+    [endpoint, told, uri].into_iter().flatten().for_each(|url| hosts.add(url));
+    hosts
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_managed_registry_is_known_by_every_way_to_it() {
+        let mut registry: Registry = serde_json::from_value(json!({
+            "metadata": { "name": "home" },
+            "spec": { "managed": { "publicUrl": "https://registry.example.com" } },
+            "status": { "endpoint": "https://former.example.com" },
+        }))
+        .unwrap();
+        let listed = Some(("000000000000", "told.example.com:8443/team/api"));
+        let all = ["registry.example.com", "home.wharfage.svc", "former.example.com", "told.example.com:8443"];
+        let known = hosts(&registry, "wharfage", listed);
+        assert_eq!(all.map(|host| known.contains(host)), [true; 4]);
+        assert!(!known.contains("home.other.svc"));
+
+        registry.spec.managed.as_mut().unwrap().namespace = Some("other".to_owned());
+        assert!(hosts(&registry, "wharfage", None).contains("home.other.svc"));
+    }
 }
