@@ -171,7 +171,9 @@ def moto(amazon_server):
 
 @pytest.fixture(scope="session")
 def operator(bed_folder, cluster, amazon_server):
-    running = Operator(bed_folder / "operator", cluster, environment=amazon_server.environment)
+    # What its memory is about ends with its term, and a machine that is busy may end that: elections have tests of their own.
+    alone = ["--leader-elect=false"]
+    running = Operator(bed_folder / "operator", cluster, environment=amazon_server.environment, options=alone)
     running.start()
     yield running
     running.end()

@@ -1,9 +1,10 @@
 """The operator as a process, logged in with the permissions that its chart gives it and no other."""
 
+import time
 import urllib.request
 import uuid
 
-from backends import free_port, tool
+from backends import PATIENCE, free_port, tool
 from charts import Helm, operator_container
 from kube import Kube
 from processes import Process, Server
@@ -11,6 +12,26 @@ from processes import Process, Server
 SERVICE_ACCOUNT = "wharfage"
 # What managed registries would run if there were a node.
 IMAGE = "registry.example.com/wharfage:bed"
+
+
+def in_force(kube, objects):
+    """Waits until who logs in here may do what these roles give: an API server heeds a binding a moment after it was made."""
+    rules = {(one["kind"], one["metadata"]["name"], one["metadata"].get("namespace")): one.get("rules") for one in objects}
+    for one in objects:
+        if "roleRef" not in one:
+            continue
+        namespace = one["metadata"].get("namespace")
+        given = rules.get((one["roleRef"]["kind"], one["roleRef"]["name"], namespace)) or []
+        given = [(rule["verbs"][0], rule["resources"][0], rule["apiGroups"][0]) for rule in given]
+        whole = [(verb, resource, group) for verb, resource, group in given if "/" not in resource]
+        if not whole:
+            continue
+        verb, resource, group = whole[0]
+        asked = ["auth", "can-i", verb, f"{resource}.{group}".rstrip(".")]
+        where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
+        deadline = time.monotonic() + PATIENCE
+        while (ran := kube.kubectl(*asked, *where, check=False)).returncode:
+            assert time.monotonic() < deadline, f"{one['kind']} {one['metadata']['name']} isn't heeded: {ran.stdout}{ran.stderr}"
 
 
 class Operator(Server):
@@ -27,9 +48,11 @@ class Operator(Server):
         cluster.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         self.kubeconfig = cluster.login(namespace, SERVICE_ACCOUNT)
         objects = self._chart(self._given["values"])
-        cluster.kube.apply([one for one in objects if one["kind"] != "Deployment"])
+        roles = [one for one in objects if one["kind"] != "Deployment"]
+        cluster.kube.apply(roles)
         container, _ = operator_container(objects)
         self.kube = Kube(self.kubeconfig)
+        in_force(self.kube, roles)
         address = f"127.0.0.1:{free_port()}"
         self.operations = f"http://{address}"
         command = [

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 
 import promql_parser
 import pytest
@@ -23,7 +24,8 @@ from charts import (
     only,
     operator_container,
 )
-from kube import API_VERSION
+from kube import API_VERSION, Kube
+from operators import in_force
 
 IMAGE = {"image": {"repository": "registry.example.com/wharfage"}}
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -373,6 +375,9 @@ def test_people_read_everything_and_write_what_is_in_their_namespace(helm, chart
         asked = kubectl("auth", "can-i", verb, f"{resource}.wharfage.dev", "--as", user, check=False)
         return asked.stdout.strip() == "yes"
 
+    # An API server heeds a binding a moment after it was made.
+    for name, resource in (("view", "repositories"), ("edit", "repositories"), ("admin", "repositories"), ("registries", "registries")):
+        chart_cluster.kube.until("ClusterRole", f"wharfage-{name}", lambda _: can(name, "list", resource), expected="in force")  # noqa: B023
     assert can("view", "list", "repositories") and not can("view", "create", "repositories")
     assert can("edit", "create", "repositories") and can("edit", "delete", "lifecyclepolicies")
     assert not can("edit", "create", "registries") and not can("admin", "create", "registries")
@@ -451,7 +456,12 @@ def test_a_quickstart_is_made_once_and_nobodys_but_its_owners_from_then_on(make_
     helm = Helm(tmp_path, kube)
     release = ["wharfage", CHART, "--namespace", "wharfage", "--create-namespace"]
     values = IMAGE | {"quickstart": {"enabled": True}}
-    helm("install", *release, values=values)
+    # Together with the kinds it needs --wait, which waits for the Pods as well; there is no node here.
+    helm("install", *release, values=IMAGE)
+    kube.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+    wait_for_field(kube, registry_named("home"))
+    wait_for_field(kube, {"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "hello", "namespace": "default"}, "spec": {"registryRef": {"name": "home"}}})
+    helm("upgrade", *release, values=values)
     made = kube.get("Registry", "home")
     assert made["spec"] == {"managed": {}}
     assert kube.get("Repository", "hello", "wharfage")["spec"]["registryRef"] == {"name": "home"}
@@ -474,10 +484,13 @@ def checked(chart_cluster, helm):
 
     def check(values, namespace="wharfage", change=lambda roles: roles):
         kube = chart_cluster.kube
-        objects = helm.objects(values)
-        kubeconfig = chart_cluster.login(namespace, "wharfage")
+        # One that has had no permission before.
+        account = f"wharfage-{uuid.uuid4().hex[:8]}"
+        objects = helm.objects(values | {"serviceAccount": {"name": account}})
+        kubeconfig = chart_cluster.login(namespace, account)
         applied = change([one for one in objects if one["kind"] in KINDS_OF_ROLES and "-view" not in one["metadata"]["name"]])
         kube.apply(applied)
+        in_force(Kube(kubeconfig), applied)
         (container,) = only(objects, "Pod")["spec"]["containers"]
         arguments = [word for word in container["args"] if not word.startswith("--lease-name")]
         ran = subprocess.run(

@@ -447,8 +447,8 @@ def test_a_name_that_names_no_service_is_changed(namespace, declare):
 
 def test_an_operator_without_managed_registries_says_so(make_cluster, make_operator):
     cluster = make_cluster()
-    make_operator(cluster, values={"features": {"managedRegistries": False, "inUseProtection": False}})
     offset = cluster.audit_offset()
+    make_operator(cluster, values={"features": {"managedRegistries": False, "inUseProtection": False}})
     cluster.kube.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": "home"}, "spec": {"managed": {}}})
     stalled = lambda it: conditions(it).get("Stalled", {}).get("reason") == "ManagedRegistriesDisabled"  # noqa: E731
     home = cluster.kube.until("Registry", "home", stalled)

@@ -42,12 +42,12 @@ def test_the_leader_tells_how_resources_stand(operator, namespace, home):
     namespace.apply(repository(home))
     namespace.ready("Repository", "app")
     assert value(operator, "leader") == 1
-    assert value(operator, "resources", kind="Repository", standing="ready") >= 1
-    assert value(operator, "resources", kind="Registry", standing="ready") >= 1
+    for kind in ("Repository", "Registry"):
+        operator.process.wait_until(lambda: value(operator, "resources", kind=kind, standing="ready") >= 1, "count")  # noqa: B023
     namespace.apply(repository(home, "other", repositoryName="app"))
     namespace.stalled("Repository", "other", "OwnedByAnother")
     operator.process.wait_until(lambda: value(operator, "resources", kind="Repository", standing="stalled") == stalled + 1, "count")
-    assert value(operator, "errors_total", kind="Repository", reason="OwnedByAnother") >= 1
+    operator.process.wait_until(lambda: value(operator, "errors_total", kind="Repository", reason="OwnedByAnother") >= 1, "count")
 
 
 def test_reconciles_are_counted_and_leave_no_queue(operator, namespace, home):

@@ -90,7 +90,7 @@ def test_chosen_namespaces_have_the_secret_and_its_status_tells(namespace, decla
 def test_columns_tell_a_person_what_matters(namespace, declare, team):
     team()
     declare()
-    status = namespace.ready("PullSecret", "home")["status"]
+    status = namespace.ready("PullSecret", "home", message="1 namespace$")["status"]
     heads, row = (line.split() for line in namespace.kubectl("get", "psec", "home").splitlines())
     assert heads == ["NAME", "READY", "SECRET", "NAMESPACES", "EXPIRES", "RENEWS", "AGE"]
     assert row[:6] == ["home", "True", NAME, "1", status["expiresAt"], status["renewsAt"]]
@@ -469,18 +469,25 @@ def test_a_look_that_finds_all_well_writes_nothing(namespace, make_front, regist
     platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
     shop.until("ServiceAccount", "default", lambda one: one.get("imagePullSecrets") == [{"name": NAME}])
     before = platform.ready("PullSecret", "home", message="1 namespace$")
+    # Its first status may come after that of what is in it.
+    platform.ready("Registry", spec["registryRef"]["name"])
     asked, offset = tokens_asked(front), cluster.audit_offset()
     # A namespace more makes it look at all of them.
     late = make_namespace(labels=chosen, kube=cluster.kube)
     platform.ready("PullSecret", "home", message="2 namespaces$")
-    writes = [
-        (one["verb"], one["objectRef"]["resource"], one["objectRef"]["namespace"])
-        for one in cluster.audit(offset)
-        if one["user"]["username"] == "system:serviceaccount:wharfage:wharfage"
-        and one["verb"] in ("create", "update", "patch", "delete")
-        and one["objectRef"]["resource"] not in ("events", "leases")
-    ]
-    assert set(writes) == {("create", "secrets", late.name), ("patch", "pullsecrets", platform.name)}
+
+    def writes():
+        return {
+            (one["verb"], one["objectRef"]["resource"], one["objectRef"].get("namespace"))
+            for one in cluster.audit(offset)
+            if one["user"]["username"] == "system:serviceaccount:wharfage:wharfage"
+            and one["verb"] in ("create", "update", "patch", "delete")
+            and one["objectRef"]["resource"] not in ("events", "leases")
+        }
+
+    told = ("patch", "pullsecrets", platform.name)
+    platform.until("PullSecret", "home", lambda _: told in writes(), "in the audit log")
+    assert writes() == {("create", "secrets", late.name), told}
     assert platform.get("PullSecret", "home")["status"]["expiresAt"] == before["status"]["expiresAt"]
     assert tokens_asked(front) == asked
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import random
 import shutil
 import socket
 import subprocess
@@ -37,11 +38,22 @@ def wait_for(what, ready, process):
         time.sleep(0.02)
 
 
+# Below what a kernel gives to whoever asks for any port (its ip_local_port_range), so that nobody gets them by chance.
+PORTS = range(20_000, 32_000)
+_handed_out = set()
+
+
 def free_port():
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of 127.0.0.1 that nobody listens on, another one each time: it stays free until it is wanted, and while its server is
+    stopped."""
+    while True:
+        port = random.choice(PORTS)
+        if port in _handed_out:
+            continue
+        _handed_out.add(port)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager

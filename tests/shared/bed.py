@@ -99,12 +99,16 @@ class Cluster:
 
     def audit_offset(self):
         """Where the audit log ends now."""
-        return (self.folder / "audit.log").stat().st_size
+        return len(self._audited())
 
     def audit(self, offset=0):
         """What was asked of the API server since: audit events, whose `verb`, `user` and `objectRef` tell most."""
-        written = (self.folder / "audit.log").read_bytes()[offset:]
-        return [json.loads(line) for line in written.splitlines()]
+        return [json.loads(line) for line in self._audited()[offset:].splitlines()]
+
+    def _audited(self):
+        """The audit log's whole lines: one may be half written. A request's comes just after its answer."""
+        written = (self.folder / "audit.log").read_bytes()
+        return written[: written.rfind(b"\n") + 1]
 
     def kubeconfig(self, certificate):
         """Writes the kubeconfig of a client certificate."""
