@@ -305,6 +305,38 @@ def test_what_somebody_else_made_is_let_be(namespace, declare):
     settle(namespace, name)
 
 
+def copy(namespace, kind, name):
+    """Makes a copy of an object, labels and owners included, as people do it with kubectl; returns the copy's UID."""
+    described = yaml.safe_load(namespace.kubectl("get", kind, name, "--output=yaml"))
+    described["metadata"]["name"] += "-copy"
+    for given in ("clusterIP", "clusterIPs"):
+        described.get("spec", {}).pop(given, None)
+    namespace.kubectl("create", "-f", "-", stdin=yaml.safe_dump(described))
+    return namespace.get(kind, f"{name}-copy")["metadata"]["uid"]
+
+
+def test_what_somebody_copied_is_let_be(namespace, declare, stores):
+    name = declare(**shared(stores, replicas=2))
+    settle(namespace, name)
+    copied = {
+        (kind, f"{called}-copy"): copy(namespace, kind, called)
+        for kind, called in [
+            ("Secret", f"{name}-root-key"), ("Secret", f"{name}-backends"), ("ConfigMap", f"{name}-config"), ("Service", name),
+        ]
+    }  # fmt: skip
+    still = lambda: {path: (namespace.find(*path) or {}).get("metadata", {}).get("uid") for path in copied}  # noqa: E731
+    # What is ours goes, and comes again after the pass in which it went has ended.
+    declare(name, **shared(stores, replicas=2, networkPolicy="Disabled"))
+    namespace.gone("NetworkPolicy", name)
+    declare(name, spec={"deletionPolicy": "Delete"}, **shared(stores, replicas=2))
+    namespace.until("NetworkPolicy", name, bool)
+    assert still() == copied
+    namespace.delete("Registry", name)
+    namespace.gone("Registry", name)
+    assert still() == copied
+    assert {path for path in workload(namespace, name) if not path.endswith("-copy")} == {f"Secret/{name}-root-key"}
+
+
 def volume(namespace, name, size, storage_class):
     """The claim as a StatefulSet makes it, bound."""
     claim = f"data-{name}-0"

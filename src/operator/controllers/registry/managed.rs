@@ -150,10 +150,9 @@ pub(super) async fn reconcile(ctx: &Context, registry: &Registry, managed: &Mana
 /// and its bucket, stays in any case.
 pub(super) async fn let_go(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<(), Error> {
     let work = Work::new(ctx, registry, managed);
-    for (kind, object) in work.find().await? {
+    for (kind, object) in work.find().await?.into_iter().filter(|(kind, object)| work.may_go(kind, object)) {
         match registry.deletion_policy() {
-            DeletionPolicy::Delete if !work.is_root_key(&kind, &object) => work.delete(&kind, &object).await?,
-            DeletionPolicy::Delete => {}
+            DeletionPolicy::Delete => work.delete(&kind, &object).await?,
             DeletionPolicy::Retain => work.disown(&kind, &object).await?,
         }
     }
@@ -267,7 +266,7 @@ impl<'a> Work<'a> {
         }
         for (kind, object) in &found {
             let keep = wanted.iter().any(|it| it.kind == *kind && it.name == object.name_any());
-            if !keep && !self.is_root_key(kind, object) {
+            if !keep && self.may_go(kind, object) {
                 self.delete(kind, object).await?;
             }
         }
@@ -448,8 +447,11 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn is_root_key(&self, kind: &ApiResource, object: &Found) -> bool {
-        *kind == ApiResource::erase::<Secret>(&()) && object.name_any() == self.names.root_key()
+    /// Whether an object with our label goes once it isn't wanted. A copy that somebody made has the label, too, but we didn't
+    /// apply it; and the root key stays whatever goes.
+    fn may_go(&self, kind: &ApiResource, object: &Found) -> bool {
+        let is_root_key = *kind == ApiResource::erase::<Secret>(&()) && object.name_any() == self.names.root_key();
+        was_applied(object) && !is_root_key
     }
 
     /// How the pods stand whose workload is there, whatever the Registry asks for now.
@@ -544,12 +546,17 @@ fn kinds() -> [ApiResource; 8] {
     ]
 }
 
-/// Whether an object without our label was applied by us all the same: then somebody took the label away.
-fn was_ours(object: &Found) -> bool {
+/// Whether we applied an object.
+fn was_applied(object: &Found) -> bool {
     let applied = |it: &ManagedFieldsEntry| {
         it.manager.as_deref() == Some(FIELD_MANAGER) && it.operation.as_deref() == Some("Apply")
     };
-    !object.labels().contains_key(REGISTRY_LABEL) && object.managed_fields().iter().any(applied)
+    object.managed_fields().iter().any(applied)
+}
+
+/// Whether an object without our label was applied by us all the same: then somebody took the label away.
+fn was_ours(object: &Found) -> bool {
+    !object.labels().contains_key(REGISTRY_LABEL) && was_applied(object)
 }
 
 fn unusable(error: workload::InvalidSecret) -> Obstacle {
