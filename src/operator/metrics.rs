@@ -197,7 +197,8 @@ impl OperatorMetrics {
         let help = "Time that an attempt to call a registry's API took";
         metrics.register_with_unit("api_call_duration", help, Unit::Seconds, this.call_durations.clone());
         metrics.register("api_throttles", "Calls that a registry refused for coming too fast", this.throttles.clone());
-        metrics.register("registry_up", "Whether the registry answered last (1) or not (0)", this.up.clone());
+        let help = "Whether the registry answered last (1), or did not or could not be asked (0)";
+        metrics.register("registry_up", help, this.up.clone());
         metrics.register("leader", "Whether this replica leads (1) or stands by (0)", this.leader.clone());
         metrics.register("leader_terms", "How often this replica came to lead", this.terms.clone());
         let help = "Requests to the Kubernetes API that were answered";
@@ -262,6 +263,18 @@ impl OperatorMetrics {
         }
         let away = matches!(code, "RegistryUnavailable" | "UnexpectedResponse") || code.starts_with('5');
         self.up.get_or_create(&label).set(i64::from(!away));
+    }
+
+    /// Says of a registry that it can't be asked, as nothing of it serves.
+    pub fn registry_down(&self, registry: &str) {
+        let mut registries = self.registries();
+        registries.entry(registry.to_owned()).or_default();
+        self.up.get_or_create(&RegistryLabel { registry: registry.to_owned() }).set(0);
+    }
+
+    /// Says of a registry that it is meant not to serve: it is neither up nor down.
+    pub fn registry_stopped(&self, registry: &str) {
+        self.up.remove(&RegistryLabel { registry: registry.to_owned() });
     }
 
     /// Drops the series of a registry that was deleted.
@@ -538,6 +551,23 @@ mod tests {
             metrics.called("home", "ListImages", code, false, SECOND);
             assert!(has(&metrics, &format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#)), "{code}");
         }
+    }
+
+    #[test]
+    fn a_registry_of_which_nothing_serves_is_down_unless_it_is_meant_to() {
+        let metrics = OperatorMetrics::new();
+        let up = |up: u8| format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#);
+        metrics.registry_down("home");
+        assert!(has(&metrics, &up(0)), "one that never served");
+        metrics.called("home", "ListImages", "200", false, SECOND);
+        assert!(has(&metrics, &up(1)));
+        metrics.registry_down("home");
+        assert!(has(&metrics, &up(0)), "one that served");
+        metrics.registry_stopped("home");
+        assert!(!has(&metrics, &up(0)) && !has(&metrics, &up(1)));
+        metrics.registry_down("home");
+        metrics.forget_registry("home");
+        assert!(!metrics.encode().unwrap().contains("home"));
     }
 
     #[test]

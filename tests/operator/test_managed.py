@@ -402,6 +402,13 @@ def test_the_pods_keep_to_the_restricted_standard(declare, make_namespace, store
         assert "violates PodSecurity" in refused.stderr
 
 
+def serves(namespace, name, replicas=1):
+    """Says in a controller's place that so many Pods of a StatefulSet are there, and serve."""
+    generation = namespace.get("StatefulSet", name)["metadata"]["generation"]
+    numbers = {"observedGeneration": generation, "replicas": replicas, "updatedReplicas": replicas, "readyReplicas": replicas}
+    namespace.patch("StatefulSet", name, {"status": numbers}, subresource="status")
+
+
 def test_why_it_does_not_serve_is_told(namespace, declare):
     name = declare()
     settle(namespace, name)
@@ -419,13 +426,27 @@ def test_why_it_does_not_serve_is_told(namespace, declare):
     namespace.waiting("Registry", name, "Progressing", f"0 of 1 replicas serve: Pod {pod}: ImagePullBackOff: Back-off pulling")
 
     # Once a replica serves the registry is asked itself, by a name that only Pods know.
-    namespace.patch("StatefulSet", name, {"status": numbers | {"readyReplicas": 1}}, subresource="status")
+    serves(namespace, name)
     namespace.waiting("Registry", name, "RegistryUnavailable")
     declare(name, replicas=0)
-    generation = namespace.until("StatefulSet", name, lambda it: it["spec"]["replicas"] == 0)["metadata"]["generation"]
-    numbers = {"observedGeneration": generation, "replicas": 0, "updatedReplicas": 0, "readyReplicas": 0}
-    namespace.patch("StatefulSet", name, {"status": numbers}, subresource="status")
+    namespace.until("StatefulSet", name, lambda it: it["spec"]["replicas"] == 0)
+    serves(namespace, name, replicas=0)
     namespace.waiting("Registry", name, "Stopped", "managed.replicas is 0")
+
+
+def test_one_of_which_nothing_serves_is_down_unless_it_is_meant_to(namespace, operator, declare):
+    name = declare()
+    settle(namespace, name)
+    up = lambda: operator.metrics().get(f'wharfage_operator_registry_up{{registry="{name}"}}')  # noqa: E731
+    assert up() == 0
+    declare(name, replicas=0)
+    namespace.until("StatefulSet", name, lambda it: it["spec"]["replicas"] == 0)
+    serves(namespace, name, replicas=0)
+    namespace.waiting("Registry", name, "Stopped")
+    assert up() is None
+    declare(name)
+    settle(namespace, name)
+    assert up() == 0
 
 
 def test_a_certificate_is_waited_for(namespace, declare):

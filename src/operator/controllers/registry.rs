@@ -93,6 +93,11 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
     let Some(way) = way else {
         end_session(ctx, &name);
+        // Nobody asks it, so that no call tells.
+        match managed.replicas {
+            Some(0) => ctx.metrics.registry_stopped(&name),
+            _ => ctx.metrics.registry_down(&name),
+        }
         let waits = matches!(standing.standing, Standing::Waiting(_));
         let retry = Some(jittered(if waits { PROGRESS } else { STUCK }));
         return Ok(Outcome { findings: standing, endpoint: Some(endpoint), retry, ..Outcome::default() });
