@@ -6,8 +6,9 @@ import json
 import uuid
 
 import pytest
+import trustme
 import yaml
-from kube import API_VERSION, conditions
+from kube import API_VERSION, conditions, standing
 
 LABEL = "wharfage.dev/registry"
 KINDS = ["ConfigMap", "Secret", "Service", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "StatefulSet"]
@@ -456,6 +457,25 @@ def test_a_certificate_is_waited_for(namespace, declare):
     settle(namespace, name)
 
 
+def test_one_that_serves_and_lost_its_certificate_is_not_ready(namespace, declare):
+    certificate = {"tls.crt": trustme.CA().cert_pem.bytes().decode(), "tls.key": "only the Pods read it"}
+    namespace.secret("cert", **certificate)
+    name = declare(tls={"secretName": "cert"})
+    settle(namespace, name)
+    serves(namespace, name)
+    namespace.waiting("Registry", name, "RegistryUnavailable")
+    repository = {"registryRef": {"name": name}}
+    namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "app"}, "spec": repository})
+    namespace.waiting("Repository", "app", "RegistryUnavailable")
+    namespace.delete("Secret", "cert")
+    lost = f"Secret {namespace.name}/cert does not exist"
+    registry = namespace.waiting("Registry", name, "ReferenceNotFound", lost)
+    assert conditions(registry)["ReferencesResolved"]["status"] == "False"
+    namespace.waiting("Repository", "app", "RegistryNotReady", f"Registry {name} is not ready: {lost}")
+    namespace.secret("cert", **certificate)
+    namespace.waiting("Registry", name, "RegistryUnavailable")
+
+
 def test_cert_manager_issues_it(declare, make_cluster, make_operator):
     cluster = make_cluster()
     operator = make_operator(cluster)
@@ -519,3 +539,31 @@ def test_an_operator_without_managed_registries_says_so(make_cluster, make_opera
     cluster.kube.until("Registry", "goes", lambda it: "deletionTimestamp" in it["metadata"] and stalled(it))
     cluster.kube.patch("Registry", "goes", {"spec": {"deletionPolicy": "Retain"}})
     cluster.kube.until("Registry", "goes", lambda it: it is None)
+
+
+def test_secrets_that_the_operator_may_not_read_are_told(make_cluster, make_operator, make_namespace):
+    cluster = make_cluster()
+    inside, outside = (make_namespace(name, kube=cluster.kube) for name in ("inside", "outside"))
+    make_operator(cluster, values={"rbac": {"secretNamespaces": [inside.name]}, "features": {"pullSecrets": False}})
+    secret = {"name": "key", "namespace": outside.name}
+    specs = {
+        "inside": {"managed": {"namespace": inside.name}},
+        "reached": {"region": "eu-1", "endpoint": {"url": "http://127.0.0.1:1", "credentialsSecretRef": secret}},
+        "stored": {"managed": {"namespace": inside.name, "storage": {"s3": {"bucket": "images", "credentialsSecretRef": secret}}}},
+        "kept": {"managed": {"namespace": outside.name}},
+        "taken": {"managed": {"namespace": outside.name}, "deletionPolicy": "Delete"},
+    }
+    for name, spec in specs.items():
+        outside.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": name}, "spec": spec})
+    settle(inside, "inside")
+    refused = "may not read Secrets in namespace outside: add it to rbac.secretNamespaces"
+    for name in ("reached", "stored", "kept", "taken"):
+        outside.stalled("Registry", name, "Forbidden", refused)
+    for name in ("reached", "stored", "kept"):
+        outside.delete("Registry", name)
+        outside.gone("Registry", name)
+    outside.delete("Registry", "taken")
+    waits = lambda it: "deletionTimestamp" in it["metadata"] and standing(it, "Stalled", "Forbidden", refused)  # noqa: E731
+    outside.until("Registry", "taken", waits, "told why it stays")
+    outside.patch("Registry", "taken", {"spec": {"deletionPolicy": "Retain"}})
+    outside.gone("Registry", "taken")

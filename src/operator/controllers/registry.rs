@@ -72,7 +72,10 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
         && finalizer::has(registry)
     {
         if ctx.settings.has(Feature::ManagedRegistries) {
-            managed::let_go(ctx, registry, managed).await?;
+            if let Some(findings) = managed::let_go(ctx, registry, managed).await? {
+                let retry = Some(jittered(STUCK));
+                return conclude(ctx, registry, Outcome { findings, retry, ..Outcome::default() }).await;
+            }
         } else if registry.deletion_policy() == DeletionPolicy::Delete {
             return conclude(ctx, registry, without_managed_registries()).await;
         }
@@ -172,12 +175,16 @@ async fn reach(
 ) -> Result<Result<Reached, Box<Findings>>, Error> {
     let mut found: BTreeMap<SecretName, BTreeMap<String, String>> = BTreeMap::new();
     for secret in wanted {
-        match secrets::read(&ctx.client, secret).await? {
-            Some(data) => {
+        let (namespace, name) = secret;
+        match secrets::read(&ctx.client, secret).await {
+            Ok(Some(data)) => {
                 found.insert(secret.clone(), data);
             }
-            None => {
-                let (namespace, name) = secret;
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                return Ok(Err(kept_away(namespace, &status.message)));
+            }
+            Err(error) => return Err(error.into()),
+            Ok(None) => {
                 return Ok(Err(missing(format!(
                     "Secret {namespace}/{name} does not exist: make it, or correct the reference"
                 ))));
@@ -190,6 +197,15 @@ async fn reach(
 fn missing(message: String) -> Box<Findings> {
     let because = Because::new("ReferenceNotFound", message);
     Box::new(Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) })
+}
+
+/// The operator may not read Secrets of this namespace; `said` is what the API server says of it.
+fn kept_away(namespace: &str, said: &str) -> Box<Findings> {
+    let message = format!(
+        "the operator may not read Secrets in namespace {namespace}: add it to rbac.secretNamespaces of the operator's \
+         chart, or use one that is in that list: {said}"
+    );
+    Box::new(Findings::of(Standing::Stalled(Because::new("Forbidden", message))))
 }
 
 /// Pure: from the spec and the data of its Secrets to a way.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::super::Error;
-use super::missing;
+use super::{kept_away, missing};
 use crate::crd::registry::ManagedRegistry;
 use crate::crd::{DeletionPolicy, Registry};
 use crate::operator::access::{Access, Feature, Scope};
@@ -132,31 +132,47 @@ pub(super) fn secrets(registry: &Registry, managed: &ManagedRegistry, operator: 
 /// Brings a managed Registry's workload about, and says how it stands.
 pub(super) async fn reconcile(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Managed, Error> {
     let work = Work::new(ctx, registry, managed);
-    let (pods, standing) = match work.bring_about().await {
+    let (pods, mut standing) = match work.bring_about().await {
         Ok(pods) => {
-            let standing = work.judge(&pods).await?;
-            (Some(pods), Findings { references: Some(Ok(())), ..Findings::of(standing) })
+            let standing = work.judge(&pods).await.or_else(Obstacle::told)?;
+            (Some(pods), standing)
         }
         // What runs goes on, and is reached as before.
-        Err(Obstacle::Stands(findings)) => (work.pods().await?, *findings),
-        Err(Obstacle::Api(error)) => return Err(error.into()),
+        Err(obstacle) => (work.pods().await?, obstacle.told()?),
     };
-    let way = if pods.is_some_and(|pods| pods.ready > 0) { work.way().await? } else { None };
+    let mut way = None;
+    if pods.is_some_and(|pods| pods.ready > 0) {
+        match work.way().await {
+            Ok(found) => way = Some(found),
+            Err(obstacle) => {
+                let why = obstacle.told()?;
+                // Nothing in it is seen to without a way to it, however many replicas serve.
+                if matches!(standing.standing, Standing::Ready(_)) {
+                    standing = why;
+                }
+            }
+        }
+    }
     let endpoint = workload::public_url(managed, &work.names, &work.namespace);
     Ok(Managed { standing, endpoint, way })
 }
 
 /// The Registry goes: its workload goes with it, or is left alone, as its deletionPolicy says. Its root key, like its volume
-/// and its bucket, stays in any case.
-pub(super) async fn let_go(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<(), Error> {
+/// and its bucket, stays in any case. What keeps it from going, if something does.
+pub(super) async fn let_go(
+    ctx: &Context,
+    registry: &Registry,
+    managed: &ManagedRegistry,
+) -> Result<Option<Findings>, Error> {
     let work = Work::new(ctx, registry, managed);
-    for (kind, object) in work.find().await?.into_iter().filter(|(kind, object)| work.may_go(kind, object)) {
-        match registry.deletion_policy() {
-            DeletionPolicy::Delete => work.delete(&kind, &object).await?,
-            DeletionPolicy::Retain => work.disown(&kind, &object).await?,
-        }
+    let done = match registry.deletion_policy() {
+        DeletionPolicy::Delete => work.take_away().await,
+        DeletionPolicy::Retain => work.leave().await,
+    };
+    match done {
+        Ok(()) => Ok(None),
+        Err(obstacle) => Ok(Some(obstacle.told()?)),
     }
-    Ok(())
 }
 
 /// What was applied last: what is as it was then isn't applied again, so that a cluster at rest is only read.
@@ -196,7 +212,13 @@ enum Obstacle {
 
 impl From<kube::Error> for Obstacle {
     fn from(error: kube::Error) -> Self {
-        Self::Api(error)
+        match &error {
+            kube::Error::Api(status) if status.code == 403 => {
+                let message = format!("give the operator the permissions of its chart: {}", status.message);
+                Self::stalled("Forbidden", message)
+            }
+            _ => Self::Api(error),
+        }
     }
 }
 
@@ -211,6 +233,14 @@ impl Obstacle {
 
     fn not_found(message: impl Into<String>) -> Self {
         Self::Stands(missing(message.into()))
+    }
+
+    /// What is to be told of it.
+    fn told(self) -> Result<Findings, kube::Error> {
+        match self {
+            Self::Stands(findings) => Ok(*findings),
+            Self::Api(error) => Err(error),
+        }
     }
 }
 
@@ -249,6 +279,7 @@ impl<'a> Work<'a> {
                 "it is not known what the pods are to run: set managed.image, or the operator's --registry-image";
             Obstacle::stalled("ImageMissing", message)
         })?;
+        let found = self.find().await?;
         let inputs = Inputs {
             operator_namespace: self.operator_namespace.to_owned(),
             image: image.to_owned(),
@@ -257,7 +288,6 @@ impl<'a> Work<'a> {
         };
         let mut wanted = workload::objects(self.registry, self.managed, &inputs)
             .map_err(|error| Obstacle::Api(kube::Error::SerdeError(error)))?;
-        let found = self.find().await?;
         self.leave_others_alone(&wanted, &found).await?;
         let volume = self.keep_volume(&mut wanted, &found).await?;
         for object in &wanted {
@@ -292,17 +322,20 @@ impl<'a> Work<'a> {
     }
 
     async fn named_secret(&self, namespace: &str, name: &str) -> Result<Secret, Obstacle> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        secrets.get_opt(name).await?.ok_or_else(|| {
+        self.secret(namespace, name).await?.ok_or_else(|| {
             Obstacle::not_found(format!("Secret {namespace}/{name} does not exist: make it, or correct the reference"))
         })
     }
 
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Obstacle> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        secrets.get_opt(name).await.map_err(|error| unreadable(error, namespace))
+    }
+
     /// The root key: the one that is there, or a new one. It is never written over.
     async fn root_key(&self) -> Result<KeyPair, Obstacle> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let name = self.names.root_key();
-        let secret = match secrets.get_opt(&name).await? {
+        let secret = match self.secret(&self.namespace, &name).await? {
             Some(secret) => secret,
             None => {
                 let account = self.registry.registry_id().ok_or_else(|| {
@@ -312,6 +345,7 @@ impl<'a> Work<'a> {
                     .map_err(|error| Obstacle::waiting("Progressing", format!("no root key: {error}")))?;
                 let made = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
                 let new = workload::root_key_secret(&self.names, &self.namespace, &key);
+                let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
                 match secrets.create(&made, &new).await {
                     Ok(secret) => secret,
                     Err(error) => return Err(refused(error, "Secret", &self.namespace, &name)),
@@ -325,17 +359,26 @@ impl<'a> Work<'a> {
         Api::namespaced_with(self.client.clone(), &self.namespace, kind)
     }
 
+    /// What has the label of this registry's objects.
+    fn ours(&self) -> ListParams {
+        ListParams::default().labels(&format!("{REGISTRY_LABEL}={}", self.names.workload()))
+    }
+
     /// What is there of the workload, by its label.
-    async fn find(&self) -> Result<Vec<(ApiResource, Found)>, kube::Error> {
-        let ours = ListParams::default().labels(&format!("{REGISTRY_LABEL}={}", self.names.workload()));
-        let list = async |kind: ApiResource| match self.objects_of(&kind).list_metadata(&ours).await {
+    async fn find(&self) -> Result<Vec<(ApiResource, Found)>, Obstacle> {
+        let found = try_join_all(kinds().into_iter().map(async |kind| self.find_of(&kind).await)).await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// What is there of the workload that is of this kind.
+    async fn find_of(&self, kind: &ApiResource) -> Result<Vec<(ApiResource, Found)>, Obstacle> {
+        match self.objects_of(kind).list_metadata(&self.ours()).await {
             Ok(found) => Ok(found.items.into_iter().map(|object| (kind.clone(), object)).collect()),
             // A cluster without cert-manager has no such kind.
-            Err(error) if kind == certificate_kind() && is_api(&error, 404) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        };
-        let found: Vec<Vec<_>> = try_join_all(kinds().into_iter().map(list)).await?;
-        Ok(found.into_iter().flatten().collect())
+            Err(error) if *kind == certificate_kind() && is_api(&error, 404) => Ok(Vec::new()),
+            Err(error) if *kind == ApiResource::erase::<Secret>(&()) => Err(unreadable(error, &self.namespace)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What somebody else made under a name that is needed here is not taken over.
@@ -421,6 +464,29 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Deletes all that goes with the Registry.
+    async fn take_away(&self) -> Result<(), Obstacle> {
+        for (kind, object) in self.find().await?.iter().filter(|(kind, object)| self.may_go(kind, object)) {
+            self.delete(kind, object).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the Registry from the owners of all that is there. Where the operator may not look, nothing is to be done by it.
+    async fn leave(&self) -> Result<(), Obstacle> {
+        for kind in kinds() {
+            if_allowed(self.disown_all(&kind).await)?;
+        }
+        Ok(())
+    }
+
+    async fn disown_all(&self, kind: &ApiResource) -> Result<(), Obstacle> {
+        for (kind, object) in self.find_of(kind).await?.iter().filter(|(kind, object)| self.may_go(kind, object)) {
+            self.disown(kind, object).await?;
+        }
+        Ok(())
+    }
+
     async fn delete(&self, kind: &ApiResource, object: &Found) -> Result<(), kube::Error> {
         self.applied.marks().remove(&Applied::key(kind, &self.namespace, &object.name_any()));
         match self.objects_of(kind).delete(&object.name_any(), &DeleteParams::background()).await {
@@ -471,34 +537,32 @@ impl<'a> Work<'a> {
     }
 
     /// How the registry stands by its pods.
-    async fn judge(&self, pods: &Pods) -> Result<Standing, kube::Error> {
+    async fn judge(&self, pods: &Pods) -> Result<Findings, Obstacle> {
+        let stands = |standing| Findings { references: Some(Ok(())), ..Findings::of(standing) };
         match workload::progress(pods, &[], None) {
-            Progress::Serving(message) => return Ok(Standing::Ready(Because::new("Serving", message))),
-            Progress::Stopped(message) => return Ok(Standing::Waiting(Because::new("Stopped", message))),
+            Progress::Serving(message) => return Ok(stands(Standing::Ready(Because::new("Serving", message)))),
+            Progress::Stopped(message) => return Ok(stands(Standing::Waiting(Because::new("Stopped", message)))),
             Progress::Progressing(_) => {}
         }
-        if let Some(message) = self.certificate_is_missing().await? {
-            return Ok(missing(message).standing);
-        }
-        let ours = ListParams::default().labels(&format!("{REGISTRY_LABEL}={}", self.names.workload()));
+        // Pods can't start without their certificate.
+        self.certificate().await?;
         let there: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
-        let (there, claim) = (there.list(&ours).await?.items, claims.get_opt(&self.names.claim()).await?);
+        let (there, claim) = (there.list(&self.ours()).await?.items, claims.get_opt(&self.names.claim()).await?);
         let (Progress::Serving(message) | Progress::Stopped(message) | Progress::Progressing(message)) =
             workload::progress(pods, &there, claim.as_ref());
-        Ok(Standing::Waiting(Because::new("Progressing", message)))
+        Ok(stands(Standing::Waiting(Because::new("Progressing", message))))
     }
 
-    /// Why the pods can't start for want of their certificate, if that is it.
-    async fn certificate_is_missing(&self) -> Result<Option<String>, kube::Error> {
+    /// The Secret with the certificate that the registry serves with, if it serves with one; or why it isn't there.
+    async fn certificate(&self) -> Result<Option<Secret>, Obstacle> {
         let Some(name) = workload::tls_secret(self.managed, &self.names) else { return Ok(None) };
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-        if secrets.get_metadata_opt(&name).await?.is_some() {
-            return Ok(None);
+        if let Some(secret) = self.secret(&self.namespace, &name).await? {
+            return Ok(Some(secret));
         }
         let issued = self.managed.tls.as_ref().is_some_and(|tls| tls.cert_manager.is_some());
         if !issued {
-            return Ok(Some(format!(
+            return Err(Obstacle::not_found(format!(
                 "Secret {}/{name} does not exist: put a certificate of type kubernetes.io/tls there, or correct \
                  tls.secretName",
                 self.namespace
@@ -507,25 +571,18 @@ impl<'a> Work<'a> {
         let certificate = self.objects_of(&certificate_kind()).get_opt(&self.names.workload()).await?;
         let why = certificate.and_then(|it| workload::certificate_trouble(&it.data));
         let why = why.unwrap_or_else(|| "cert-manager has said nothing yet".to_owned());
-        Ok(Some(format!("Certificate {}/{} is not issued: {why}", self.namespace, self.names.workload())))
+        let named = format!("Certificate {}/{}", self.namespace, self.names.workload());
+        Err(Obstacle::not_found(format!("{named} is not issued: {why}")))
     }
 
-    /// How the registry is reached from here. Nothing while one of its Secrets is missing.
-    async fn way(&self) -> Result<Option<Way>, kube::Error> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-        let Some(Ok(key)) = secrets.get_opt(&self.names.root_key()).await?.as_ref().map(workload::key_pair) else {
-            return Ok(None);
-        };
-        let certificate = match workload::tls_secret(self.managed, &self.names) {
-            None => None,
-            Some(name) => match secrets.get_opt(&name).await? {
-                None => return Ok(None),
-                Some(secret) => Some(secret),
-            },
-        };
+    /// How the registry is reached from here, or why it isn't: one of its Secrets is missing.
+    async fn way(&self) -> Result<Way, Obstacle> {
+        let root_key = self.named_secret(&self.namespace, &self.names.root_key()).await?;
+        let key = workload::key_pair(&root_key).map_err(unusable)?;
+        let certificate = self.certificate().await?;
         let reach::Reach { url, host, ca_bundle } =
             reach::reach(self.managed, &self.names, &self.namespace, certificate.as_ref());
-        Ok(Some(Way { url, host, ca_bundle, id: key.id, secret: key.secret.expose().to_owned() }))
+        Ok(Way { url, host, ca_bundle, id: key.id, secret: key.secret.expose().to_owned() })
     }
 }
 
@@ -557,6 +614,22 @@ fn was_applied(object: &Found) -> bool {
 /// Whether an object without our label was applied by us all the same: then somebody took the label away.
 fn was_ours(object: &Found) -> bool {
     !object.labels().contains_key(REGISTRY_LABEL) && was_applied(object)
+}
+
+/// What the operator may not see or do stands in nobody's way.
+fn if_allowed<T: Default>(done: Result<T, Obstacle>) -> Result<T, Obstacle> {
+    match done {
+        Err(Obstacle::Stands(_)) => Ok(T::default()),
+        done => done,
+    }
+}
+
+/// Why Secrets of a namespace can't be read.
+fn unreadable(error: kube::Error, namespace: &str) -> Obstacle {
+    match &error {
+        kube::Error::Api(status) if status.code == 403 => Obstacle::Stands(kept_away(namespace, &status.message)),
+        _ => Obstacle::Api(error),
+    }
 }
 
 fn unusable(error: workload::InvalidSecret) -> Obstacle {
