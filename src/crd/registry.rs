@@ -114,7 +114,7 @@ pub struct RegistrySpec {
         "!has(self.database) || !has(self.database.sqlite) || !(has(self.database.sqlite.size) || has(self.database.sqlite.storageClassName)) || (has(self.storage) && has(self.storage.s3))"
     )
     .message("database.sqlite has a volume of its own only with storage.s3; else it lies beside the images: set storage.filesystem.size and storageClassName"),
-    validation = Rule::new("has(self.__namespace__) == has(oldSelf.__namespace__) && (!has(self.__namespace__) || self.__namespace__ == oldSelf.__namespace__)")
+    validation = Rule::new("!has(oldSelf.__namespace__) || has(self.__namespace__) && self.__namespace__ == oldSelf.__namespace__")
         .message("managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it"),
 )]
 pub struct ManagedRegistry {
@@ -142,7 +142,7 @@ pub struct ManagedRegistry {
     /// The Service in front of the registry's pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<Service>,
-    /// Namespace that the workload runs in. Default: the operator's own.
+    /// Namespace that the workload runs in. Default: the operator's own. Immutable once given.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = NAMESPACE_PATTERN))]
     pub namespace: Option<String>,

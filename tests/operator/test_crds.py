@@ -302,7 +302,7 @@ IMMUTABLE_WAY = "a registry that Wharfage runs stays one, and another stays anot
 IMMUTABLE = [
     ("Registry", "{managed: {}, region: eu-1}", "{endpoint: {url: 'http://registry.example.com'}, region: eu-1}", "spec", IMMUTABLE_WAY),
     ("Registry", "{aws: {}, region: eu-1}", "{managed: {}, region: eu-1}", "spec", IMMUTABLE_WAY),
-    ("Registry", "managed: {}", "managed: {namespace: other}", "spec.managed", IMMUTABLE_NAMESPACE),
+    ("Registry", "managed: {namespace: one, replicas: 1}", "managed: {replicas: 1}", "spec.managed", IMMUTABLE_NAMESPACE),
     ("Registry", "managed: {namespace: one}", "managed: {namespace: other}", "spec.managed", IMMUTABLE_NAMESPACE),
     ("Registry", "{managed: {}, region: eu-1}", "{managed: {}, region: eu-2}", "spec", "region is immutable: make another Registry, and replicate to it"),
     ("Registry", "{managed: {}, region: eu-1}", "{managed: {}}", "spec", "region is immutable: make another Registry, and replicate to it"),
@@ -323,6 +323,7 @@ IMMUTABLE = [
 # What says the same in other words, or is free to change.
 CHANGEABLE = [
     ("Registry", "{managed: {}}", "{managed: {}, region: local-1, registryId: '000000000000'}"),
+    ("Registry", "managed: {}", "managed: {namespace: other}"),
     ("Registry", "{aws: {}, region: eu-1}", "{endpoint: {url: 'http://registry.example.com'}, region: eu-1}"),
     ("Repository", "{}", "repositoryName: NAME"),
     ("Repository", "{}", "visibility: Private"),

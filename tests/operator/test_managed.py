@@ -541,6 +541,68 @@ def test_an_operator_without_managed_registries_says_so(make_cluster, make_opera
     cluster.kube.until("Registry", "goes", lambda it: it is None)
 
 
+def test_an_operator_in_another_namespace_begins_no_second_registry(make_cluster, make_operator, make_namespace):
+    cluster = make_cluster()
+    old, new = (make_namespace(name, kube=cluster.kube) for name in ("before", "after"))
+    operator = make_operator(cluster, namespace=old.name)
+    registry = {"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": "home"}}
+    old.apply(registry | {"spec": {"managed": {}}})
+    endpoint = settle(old, "home")["status"]["endpoint"]
+    before = workload(old, "home")
+    operator.stop()
+
+    make_operator(cluster, namespace=new.name)
+    stalled = old.stalled("Registry", "home", "WorkloadElsewhere", "StatefulSet before/home .* set managed.namespace to before")
+    assert stalled["status"]["endpoint"] == endpoint
+    assert workload(new, "home") == {}
+    old.apply(registry | {"spec": {"managed": {"namespace": "before"}}})
+    settle(old, "home")
+    after = workload(old, "home")
+    assert {path: one["metadata"]["uid"] for path, one in after.items()} == {
+        path: one["metadata"]["uid"] for path, one in before.items()
+    }
+    assert after["Secret/home-root-key"]["data"] == before["Secret/home-root-key"]["data"]
+    assert workload(new, "home") == {}
+
+
+def test_a_registry_that_runs_elsewhere_is_not_begun_anew(namespace, operator, cluster, make_namespace):
+    name = f"r{uuid.uuid4().hex[:8]}"
+    # What somebody else made elsewhere is no registry of ours.
+    labels = {LABEL: name}
+    pods = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+    make_namespace().apply({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "labels": labels},
+        "spec": {"selector": {"matchLabels": labels}, "template": pods},
+    })  # fmt: skip
+
+    def declare(policy, **managed):
+        spec = {"managed": managed, "deletionPolicy": policy}
+        namespace.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": name}, "spec": spec})
+
+    kube, home = cluster.kube, operator.namespace
+    elsewhere = f"StatefulSet {home}/{name}"
+    declare("Delete")
+    settle(namespace, name)
+    assert kube.get("StatefulSet", name, home)["metadata"]["ownerReferences"]
+    declare("Delete", namespace=namespace.name)
+    way_out = f"delete this Registry with deletionPolicy Retain, and make it anew with managed.namespace {home}"
+    namespace.stalled("Registry", name, "WorkloadElsewhere", f"{elsewhere} .* {way_out}; or delete {elsewhere} first")
+    assert workload(namespace, name) == {}
+    # Deleted so it leaves what runs, which nobody owns then.
+    declare("Retain", namespace=namespace.name)
+    namespace.delete("Registry", name)
+    namespace.gone("Registry", name)
+    assert "ownerReferences" not in kube.get("StatefulSet", name, home)["metadata"]
+
+    declare("Delete", namespace=namespace.name)
+    namespace.stalled("Registry", name, "WorkloadElsewhere", elsewhere)
+    kube.delete("StatefulSet", name, home)
+    settle(namespace, name)
+    for kind in KINDS:
+        for one in kube.list(kind, home, label_selector=f"{LABEL}={name}"):
+            kube.delete(kind, one["metadata"]["name"], home)
+
+
 def test_secrets_that_the_operator_may_not_read_are_told(make_cluster, make_operator, make_namespace):
     cluster = make_cluster()
     inside, outside = (make_namespace(name, kube=cluster.kube) for name in ("inside", "outside"))

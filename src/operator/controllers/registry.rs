@@ -94,7 +94,7 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     }
     finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
     let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
-    let Some(way) = way else {
+    let (Some(place), Some(way)) = (&endpoint, way) else {
         end_session(ctx, &name);
         // Nobody asks it, so that no call tells.
         match managed.replicas {
@@ -103,7 +103,7 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
         }
         let waits = matches!(standing.standing, Standing::Waiting(_));
         let retry = Some(jittered(if waits { PROGRESS } else { STUCK }));
-        return Ok(Outcome { findings: standing, endpoint: Some(endpoint), retry, ..Outcome::default() });
+        return Ok(Outcome { findings: standing, endpoint, retry, ..Outcome::default() });
     };
     let mut hasher = DefaultHasher::new();
     (&way, registry.region().as_str()).hash(&mut hasher);
@@ -116,7 +116,7 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
         ca_bundle: way.ca_bundle,
         host: way.host,
     };
-    let reached = Reached { how, place: endpoint, fingerprint: hasher.finish() };
+    let reached = Reached { how, place: place.clone(), fingerprint: hasher.finish() };
     let mut outcome = serve(ctx, registry, reached).await;
     match (&standing.standing, &outcome.findings.standing) {
         // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.

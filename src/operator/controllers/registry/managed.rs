@@ -92,8 +92,8 @@ pub(in crate::operator) fn follow_workloads(ctx: &Arc<Context>, watches: &mut Jo
 pub(super) struct Managed {
     /// By its workload alone: whether it answers is for its session to say.
     pub standing: Findings,
-    /// Where clients reach it.
-    pub endpoint: String,
+    /// Where clients reach it, once there is something to reach.
+    pub endpoint: Option<String>,
     /// Where the operator reaches it, once a replica serves.
     pub way: Option<Way>,
 }
@@ -141,7 +141,7 @@ pub(super) async fn reconcile(ctx: &Context, registry: &Registry, managed: &Mana
         Err(obstacle) => (work.pods().await?, obstacle.told()?),
     };
     let mut way = None;
-    if pods.is_some_and(|pods| pods.ready > 0) {
+    if pods.as_ref().is_some_and(|pods| pods.ready > 0) {
         match work.way().await {
             Ok(found) => way = Some(found),
             Err(obstacle) => {
@@ -153,7 +153,7 @@ pub(super) async fn reconcile(ctx: &Context, registry: &Registry, managed: &Mana
             }
         }
     }
-    let endpoint = workload::public_url(managed, &work.names, &work.namespace);
+    let endpoint = pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
     Ok(Managed { standing, endpoint, way })
 }
 
@@ -247,6 +247,7 @@ impl Obstacle {
 /// An object of the workload as it was found.
 type Found = PartialObjectMeta<DynamicObject>;
 
+#[derive(Clone)]
 struct Work<'a> {
     client: &'a Client,
     applied: &'a Applied,
@@ -280,6 +281,7 @@ impl<'a> Work<'a> {
             Obstacle::stalled("ImageMissing", message)
         })?;
         let found = self.find().await?;
+        self.stay(&found).await?;
         let inputs = Inputs {
             operator_namespace: self.operator_namespace.to_owned(),
             image: image.to_owned(),
@@ -381,6 +383,42 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// A registry that runs in another namespace isn't begun here anew, and empty: the operator's own namespace, which is the
+    /// default, may have become another, and managed.namespace may be given at any time.
+    async fn stay(&self, found: &[(ApiResource, Found)]) -> Result<(), Obstacle> {
+        let makers = makers_of_pods();
+        if found.iter().any(|(kind, _)| makers.contains(kind)) {
+            return Ok(());
+        }
+        let Some((elsewhere, object)) = self.elsewhere().await?.pop_first() else { return Ok(()) };
+        let way_out = match self.managed.namespace {
+            None => format!("set managed.namespace to {elsewhere}"),
+            Some(_) => format!(
+                "delete this Registry with deletionPolicy Retain, and make it anew with managed.namespace {elsewhere}"
+            ),
+        };
+        let message = format!(
+            "{object} is this registry, which would begin empty in namespace {}: {way_out}; or delete {object} first",
+            self.namespace
+        );
+        Err(Obstacle::stalled("WorkloadElsewhere", message))
+    }
+
+    /// What makes pods of this registry in other namespaces, by their names. Only what we applied counts.
+    async fn elsewhere(&self) -> Result<BTreeMap<String, String>, Obstacle> {
+        let mut elsewhere = BTreeMap::new();
+        for kind in makers_of_pods() {
+            let everywhere: Api<DynamicObject> = Api::all_with(self.client.clone(), &kind);
+            for object in everywhere.list_metadata(&self.ours()).await?.items.iter().filter(|it| was_applied(it)) {
+                if let Some(namespace) = object.namespace().filter(|it| *it != self.namespace) {
+                    let named = format!("{} {namespace}/{}", kind.kind, object.name_any());
+                    elsewhere.insert(namespace, named);
+                }
+            }
+        }
+        Ok(elsewhere)
+    }
+
     /// What somebody else made under a name that is needed here is not taken over.
     async fn leave_others_alone(&self, wanted: &[Object], found: &[(ApiResource, Found)]) -> Result<(), Obstacle> {
         for Object { kind, name, .. } in wanted {
@@ -474,8 +512,12 @@ impl<'a> Work<'a> {
 
     /// Takes the Registry from the owners of all that is there. Where the operator may not look, nothing is to be done by it.
     async fn leave(&self) -> Result<(), Obstacle> {
-        for kind in kinds() {
-            if_allowed(self.disown_all(&kind).await)?;
+        let elsewhere = if_allowed(self.elsewhere().await)?;
+        for namespace in elsewhere.into_keys().chain([self.namespace.clone()]) {
+            let there = Self { namespace, ..self.clone() };
+            for kind in kinds() {
+                if_allowed(there.disown_all(&kind).await)?;
+            }
         }
         Ok(())
     }
@@ -584,6 +626,11 @@ impl<'a> Work<'a> {
             reach::reach(self.managed, &self.names, &self.namespace, certificate.as_ref());
         Ok(Way { url, host, ca_bundle, id: key.id, secret: key.secret.expose().to_owned() })
     }
+}
+
+/// The kinds of which one makes a registry's pods.
+fn makers_of_pods() -> [ApiResource; 2] {
+    [ApiResource::erase::<Deployment>(&()), ApiResource::erase::<StatefulSet>(&())]
 }
 
 /// The kinds of a workload's objects.
