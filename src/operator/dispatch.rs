@@ -22,9 +22,12 @@ use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository, condition};
 pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
     let Some(registry) = change.either() else { return };
     ctx.wake.registry(ObjectRef::from_obj(&**registry));
+    // What can be had of it where it was isn't for those that it allows from now on.
+    if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
+        ctx.sessions.remove(&registry.name_any());
+    }
     if change.new.is_none() {
         let name = registry.name_any();
-        ctx.sessions.remove(&name);
         ctx.metrics.forget_registry(&name);
         ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &BTreeSet::new());
     }
@@ -40,6 +43,12 @@ pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
     if change.new.is_none() || allowed(&change.old) != allowed(&change.new) {
         all_in(&ctx.stores, &ctx.wake, &registry.name_any());
     }
+}
+
+/// Which Registry it is, and where, as far as its spec says that.
+fn place(registry: &Registry) -> impl PartialEq + use<> {
+    let spec = registry.spec.clone();
+    (registry.uid(), spec.region, spec.registry_id, spec.endpoint, spec.aws)
 }
 
 /// Everything in a Registry is looked at: it serves, or serves again, or in another way.

@@ -458,6 +458,51 @@ def test_the_registry_says_which_namespaces_may_have_it(namespace, registry, dec
     inside.gone("Secret", NAME)
 
 
+def allowing(*namespaces):
+    """allowedNamespaces of a Registry, by name."""
+    return [{"selector": {"matchLabels": {"kubernetes.io/metadata.name": one.name}}} for one in namespaces]
+
+
+def test_while_a_registry_is_missing_nobody_gets_what_was_had_of_it(namespace, registry, declare, team, operator):
+    inside, outside = team(), team()
+    name = namespace.declare(registry, allowedNamespaces=allowing(namespace, inside))
+    declare(registry=name)
+    namespace.ready("PullSecret", "home", message=f"1 namespace; chosen, but not allowed to use Registry {name}: {outside}$")
+    before = written(inside)
+    namespace.delete("Registry", name)
+    namespace.waiting("PullSecret", "home", "ReferenceNotFound", f"Secret {NAME} is in 1 namespace until ")
+    late = team()
+    # Another generation that the status is about shows that it was looked at once more.
+    namespace.patch("PullSecret", "home", {"spec": {"serviceAccounts": ["nobody"]}})
+    namespace.waiting("PullSecret", "home", "ReferenceNotFound", f"Secret {NAME} is in 1 namespace until ")
+    assert [one.find("Secret", NAME) for one in (outside, late)] == [None, None]
+    assert written(inside)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    namespace.declare(registry, name=name, allowedNamespaces=allowing(namespace, outside))
+    namespace.ready("PullSecret", "home", message="^Secret home-pull is in 1 namespace; ")
+    written(outside)
+    inside.gone("Secret", NAME)
+
+
+def test_a_token_goes_nowhere_that_only_another_registry_allows(namespace, registry, declare, team, operator):
+    inside, outside = team(), team()
+    one = namespace.declare(registry, allowedNamespaces=allowing(namespace, inside))
+    # It has no credentials yet, so that nobody can be asked for a token of it.
+    other = f"{namespace}-other"
+    spec = {"region": registry.region, "endpoint": {"url": registry.url, "credentialsSecretRef": {"name": "later", "namespace": namespace.name}}}
+    spec["allowedNamespaces"] = allowing(namespace, outside)
+    namespace.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": other}, "spec": spec})
+    namespace.waiting("Registry", other, "ReferenceNotFound")
+    declare(registry=one)
+    namespace.ready("PullSecret", "home", message="^Secret home-pull is in 1 namespace; ")
+    declare(registry=other)
+    namespace.waiting("PullSecret", "home", "RegistryNotReady")
+    inside.gone("Secret", NAME)
+    assert outside.find("Secret", NAME) is None
+    namespace.secret("later", **registry.credentials)
+    namespace.ready("PullSecret", "home", message="^Secret home-pull is in 1 namespace; ")
+    written(outside)
+
+
 def test_a_look_that_finds_all_well_writes_nothing(namespace, make_front, registry, declare, team, make_cluster, make_operator, make_namespace):
     cluster = make_cluster()
     make_operator(cluster)

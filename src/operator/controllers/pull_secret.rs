@@ -104,7 +104,8 @@ impl Work<'_> {
         let session = session.filter(|_| registry.is_some());
         let source = session.as_ref().map(|session| session.ecr().identity().to_owned());
 
-        let Claims { served, taken, not_allowed, refused } = self.claims();
+        let marked: Vec<Held> = self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).collect();
+        let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
         let asked = requested(self.pull_secret, self.status().last_handled_reconcile_at.as_ref());
         let issued = self.ctx.tokens.get(&self.owner);
         // New credentials, or a request that the token at hand doesn't answer yet.
@@ -112,10 +113,8 @@ impl Work<'_> {
             session.as_ref().is_some_and(|it| it.fingerprint() != issued.session)
                 || (asked.is_some() && asked != issued.asked)
         });
-        let at_hand = issued.filter(|issued| {
-            !anew && issued.mark.renews_at > now && source.as_ref().is_none_or(|source| *source == issued.mark.source)
-        });
-        let held = self.held(&served);
+        let at_hand = issued.filter(|issued| !anew && issued.serves(source.as_deref(), now));
+        let held = self.held(marked, &served);
         let accounts = self.accounts(&held, &served);
         let world = World {
             owner: &self.owner,
@@ -170,7 +169,7 @@ impl Work<'_> {
     }
 
     /// What it wants, and may.
-    fn claims(&self) -> Claims {
+    fn claims(&self, marked: &[Held]) -> Claims {
         let stores = &self.ctx.stores;
         let pull_secrets = stores.pull_secrets.state();
         let registries: HashMap<String, Arc<Registry>> =
@@ -185,16 +184,16 @@ impl Work<'_> {
             })
             .collect();
         let registry = |name: &str| registries.get(name).map(|it| &**it);
-        claims(self.pull_secret, pull_secrets.iter().map(|it| &**it), registry, &namespaces)
+        claims(self.pull_secret, pull_secrets.iter().map(|it| &**it), registry, &namespaces, marked)
     }
 
     /// The marked Secrets that are this PullSecret's, or where its own are to be.
-    fn held(&self, served: &BTreeSet<String>) -> Vec<Held> {
+    fn held(&self, marked: Vec<Held>, served: &BTreeSet<String>) -> Vec<Held> {
         let concerns = |held: &Held| {
             held.owner.as_ref() == Some(&self.owner)
                 || held.name == self.secret_name && served.contains(&held.namespace)
         };
-        self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).filter(concerns).collect()
+        marked.into_iter().filter(concerns).collect()
     }
 
     /// What the service accounts that matter name.

@@ -43,6 +43,12 @@ impl Issued {
         };
         Self { content, mark, session, asked }
     }
+
+    /// Whether it may be put into Secrets still. Only while it is known whom tokens are asked of, and that this one is of there:
+    /// which namespaces may have it is for that Registry to say, and for no other of its name.
+    pub fn serves(&self, source: Option<&str>, now: Timestamp) -> bool {
+        source == Some(self.mark.source.as_str()) && self.mark.renews_at > now
+    }
 }
 
 /// One token for each PullSecret.
@@ -63,5 +69,22 @@ impl Tokens {
     /// Forgets the token of a PullSecret that is gone.
     pub fn remove(&self, owner: &Owner) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_handed_out_only_for_the_registry_that_it_is_of() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mark =
+            TokenMark { source: "home".to_owned(), digest: "d".to_owned(), expires_at: at(2000), renews_at: at(1000) };
+        let issued = Issued { content: Secret::new("c"), mark, session: 1, asked: None };
+        assert!(issued.serves(Some("home"), at(999)));
+        assert!(!issued.serves(Some("home"), at(1000)), "it is to be renewed");
+        assert!(!issued.serves(Some("other"), at(999)));
+        assert!(!issued.serves(None, at(999)), "the Registry is gone, or isn't ready");
     }
 }
