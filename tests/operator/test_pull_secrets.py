@@ -385,6 +385,28 @@ def test_while_the_registry_is_away_the_secrets_hold_and_go_on_later(namespace, 
     written(shop)
 
 
+def test_a_token_that_ended_is_told_until_there_is_another(make_cluster, make_operator, make_namespace, registry):
+    cluster = make_cluster()
+    operator = make_operator(cluster)
+    platform, shop, web = (make_namespace(labels={"pulls": "yes"}, kube=cluster.kube) for _ in range(3))
+    spec = {"registryRef": {"name": platform.declare(registry)}, "secretName": NAME, "namespaceSelector": {"matchLabels": {"pulls": "yes"}}}
+    platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
+    platform.ready("PullSecret", "home", message="3 namespaces$")
+    operator.stop()
+    registry.stop()
+    for one, ended in ((shop, PAST), (web, "2026-01-01T01:00:00Z")):
+        one.patch("Secret", NAME, {"metadata": {"annotations": {RENEWS_AT: PAST, "wharfage.dev/expires-at": ended}}})
+    operator.start()
+    status = platform.waiting("PullSecret", "home", "RegistryUnavailable")["status"]
+    assert (status["namespaces"], status["expiresAt"]) == (1, PAST)
+    series = f'wharfage_operator_pull_secret_token_remaining_seconds{{namespace="{platform}",name="home"}}'
+    assert operator.metrics()[series] < 0
+    registry.start()
+    status = platform.ready("PullSecret", "home", message="3 namespaces$")["status"]
+    assert status["expiresAt"] > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert operator.metrics()[series] > 0
+
+
 def test_what_the_registry_refuses_is_told(namespace, make_front, registry, declare, team):
     front = make_front(registry)
     body = '{"__type":"AccessDeniedException","message":"not you"}'

@@ -23,7 +23,7 @@ use crate::operator::context::Context;
 use crate::operator::finalizer;
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
 use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, decide};
-use crate::operator::pull_secrets::marks::{Held, Owner, TokenMark};
+use crate::operator::pull_secrets::marks::{Held, Owner};
 use crate::operator::pull_secrets::tokens::Issued;
 use crate::operator::session::{Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
@@ -130,8 +130,10 @@ impl Work<'_> {
         };
         let decision = decide(&world);
 
+        let (have, spent) = world.there();
         let mut outcome = Outcome {
-            have: self.there(&world),
+            have,
+            spent,
             taken: taken.into_iter().map(|(namespace, owner)| (namespace, Some(owner))).collect(),
             not_allowed,
             ..Outcome::default()
@@ -209,20 +211,6 @@ impl Work<'_> {
         wanted.chain(patched).filter_map(names).collect()
     }
 
-    /// Namespaces that have a Secret to pull with, whether or not it is to be written anew.
-    fn there(&self, world: &World<'_>) -> BTreeMap<String, TokenMark> {
-        let own = world.held.iter().filter(|it| {
-            it.typed
-                && it.owner.as_ref() == Some(&self.owner)
-                && it.name == self.secret_name
-                && world.served.contains(&it.namespace)
-        });
-        let good = |token: &TokenMark| {
-            world.source.is_none_or(|source| source == token.source) && token.expires_at > world.now
-        };
-        own.filter_map(|it| Some((it.namespace.clone(), it.token.clone().filter(good)?))).collect()
-    }
-
     /// Names out of service accounts, then Secrets away.
     async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Outcome) -> Result<(), Error> {
         let mut named_still = BTreeSet::new();
@@ -286,7 +274,7 @@ impl Work<'_> {
                     let Held { token, uid, .. } = *held;
                     match (why, token) {
                         (None, Some(token)) => {
-                            outcome.have.insert(one.namespace, token);
+                            outcome.has(one.namespace, token);
                         }
                         (why, _) => due.push(Due { uid: Some(uid), why: why.unwrap_or(Why::Edited), ..one }),
                     }
@@ -354,7 +342,7 @@ impl Work<'_> {
             if !outcome.note(&namespace, done)? {
                 continue;
             }
-            outcome.have.insert(namespace.clone(), issued.mark.clone());
+            outcome.has(namespace.clone(), issued.mark.clone());
             match why {
                 Why::Missing => created.insert(namespace),
                 Why::Edited => repaired.insert(namespace),
@@ -399,7 +387,7 @@ impl Work<'_> {
             observed_generation: generation,
             secret_name: Some(self.secret_name.clone()),
             namespaces: Some(i64::try_from(outcome.have.len()).unwrap_or(i64::MAX)),
-            expires_at: outcome.first(|it| it.expires_at).map(Time),
+            expires_at: outcome.ends().map(Time),
             renews_at: outcome.first(|it| it.renews_at).map(Time),
             last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
             conditions: status::conditions(&before.conditions, generation, &findings, &Time(now)),

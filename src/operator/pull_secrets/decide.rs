@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::marks::{Held, Owner};
+use super::marks::{Held, Owner, TokenMark};
 
 /// What is wanted, and what there is.
 #[derive(Debug, Clone)]
@@ -164,6 +164,20 @@ impl World<'_> {
         Some(names.iter().any(|name| name == secret))
     }
 
+    /// The tokens in its Secrets, by namespace: those to pull with, whether or not they are to be written anew, and those that
+    /// have ended or are of another registry.
+    pub fn there(&self) -> (BTreeMap<String, TokenMark>, BTreeMap<String, TokenMark>) {
+        let own = self.held.iter().filter(|it| {
+            it.typed
+                && it.owner.as_ref() == Some(self.owner)
+                && it.name == self.secret_name
+                && self.served.contains(&it.namespace)
+        });
+        let good =
+            |token: &TokenMark| self.source.is_none_or(|source| source == token.source) && token.expires_at > self.now;
+        own.filter_map(|it| Some((it.namespace.clone(), it.token.clone()?))).partition(|(_, token)| good(token))
+    }
+
     /// Why the Secret of a namespace is to be written, if it is.
     pub fn due(&self, held: Option<&Held>) -> Option<Why> {
         let Some(held) = held else { return Some(Why::Missing) };
@@ -190,7 +204,6 @@ impl World<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::pull_secrets::marks::TokenMark;
 
     fn owner(name: &str) -> Owner {
         Owner { namespace: "platform".to_owned(), name: name.to_owned() }
@@ -255,6 +268,33 @@ mod tests {
         assert_eq!(why(Some(named), |_| {}).0, Some(Why::ServiceAccounts));
         let taken = Held { owner: Some(owner("younger")), ..held(1001) };
         assert_eq!(why(Some(taken), |_| {}).0, Some(Why::Edited));
+    }
+
+    #[test]
+    fn what_has_ended_is_there_still_but_not_to_pull_with() {
+        let (owner, none, accounts) = (owner("home"), BTreeSet::new(), BTreeMap::new());
+        let served = ["shop", "web", "old", "elsewhere"].map(str::to_owned).into();
+        let of = |namespace: &str, ends: i64| Held { namespace: namespace.to_owned(), ..held(ends / 2) };
+        let mut elsewhere = of("elsewhere", 3000);
+        elsewhere.token.as_mut().unwrap().source = "there".to_owned();
+        let theirs = Held { owner: None, ..of("old", 500) };
+        let held = [of("shop", 1002), of("web", 1000), theirs, elsewhere, of("left", 100)];
+        let world = World {
+            owner: &owner,
+            secret_name: "pull",
+            service_accounts: &none,
+            served: &served,
+            held: &held,
+            accounts: &accounts,
+            source: Some("here"),
+            at_hand: None,
+            requested: false,
+            now: Timestamp::from_second(1000).unwrap(),
+        };
+        let names = |tokens: BTreeMap<String, TokenMark>| tokens.into_keys().collect::<Vec<_>>();
+        let (good, spent) = world.there();
+        assert_eq!(names(good), ["shop"]);
+        assert_eq!(names(spent), ["elsewhere", "web"]);
     }
 
     #[test]

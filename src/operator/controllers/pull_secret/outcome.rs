@@ -20,6 +20,8 @@ const NAMED: usize = 5;
 pub(super) struct Outcome {
     /// Namespaces that have the Secret, with the token that is in it.
     pub(super) have: BTreeMap<String, TokenMark>,
+    /// Namespaces whose Secret has a token that has ended or is of another registry, as there was none to write in its place.
+    pub(super) spent: BTreeMap<String, TokenMark>,
     /// Namespaces where somebody else has a Secret of that name: whose it is, if it is another PullSecret's.
     pub(super) taken: BTreeMap<String, Option<Owner>>,
     /// Chosen namespaces that may not use the Registry.
@@ -51,7 +53,18 @@ impl Outcome {
         }
     }
 
-    /// The first of these times of all tokens.
+    /// The namespace has the Secret with this token from now on.
+    pub(super) fn has(&mut self, namespace: String, token: TokenMark) {
+        self.spent.remove(&namespace);
+        self.have.insert(namespace, token);
+    }
+
+    /// When the first of the tokens ends, or has ended: whoever is warned of that is not to be told that it is over.
+    pub(super) fn ends(&self) -> Option<Timestamp> {
+        self.have.values().chain(self.spent.values()).map(|it| it.expires_at).min()
+    }
+
+    /// The first of these times of all tokens that there are to pull with.
     pub(super) fn first(&self, time: fn(&TokenMark) -> Timestamp) -> Option<Timestamp> {
         self.have.values().map(time).min()
     }
@@ -69,7 +82,7 @@ impl Outcome {
 
     /// How it stands, for a Secret of this name that is to be pulled with from this Registry.
     pub(super) fn findings(&self, secret: &str, registry: &str) -> Findings {
-        let Self { have, taken, not_allowed, refused, why_not, retry: _, unsettled } = self;
+        let Self { have, spent: _, taken, not_allowed, refused, why_not, retry: _, unsettled } = self;
         let served = format!("Secret {secret} is in {}", namespaces(have.len()));
         if let Some(why_not) = why_not {
             let mut findings = why_not.clone();
@@ -142,13 +155,11 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn mark(end: i64) -> TokenMark {
+        TokenMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
+    }
+
     fn having(namespaces: &[&str]) -> Outcome {
-        let mark = |end| TokenMark {
-            source: String::new(),
-            digest: String::new(),
-            expires_at: at(end),
-            renews_at: at(end / 2),
-        };
         let have = namespaces.iter().zip(1..).map(|(name, number)| ((*name).to_owned(), mark(1000 * number))).collect();
         Outcome { have, ..Outcome::default() }
     }
@@ -198,6 +209,15 @@ mod tests {
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
         let unsettled = Outcome { unsettled: true, ..having(&["a"]) };
         assert_eq!(unsettled.next(&unsettled.findings("pull", "home").standing, at(100)), MOMENT);
+    }
+
+    #[test]
+    fn a_token_that_has_ended_is_told_until_there_is_another() {
+        let mut outcome = having(&["a"]);
+        outcome.spent = [("b".to_owned(), mark(10))].into();
+        assert_eq!((outcome.ends(), outcome.have.len()), (Some(at(10)), 1));
+        outcome.has("b".to_owned(), mark(2000));
+        assert_eq!((outcome.ends(), outcome.have.len()), (Some(at(1000)), 2));
     }
 
     #[test]
