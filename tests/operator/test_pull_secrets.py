@@ -4,10 +4,11 @@ import base64
 import json
 import subprocess
 import time
+import uuid
 
 import images
 import pytest
-from backends import tool
+from backends import PATIENCE, tool
 from kube import API_VERSION, conditions
 
 TYPE = "kubernetes.io/dockerconfigjson"
@@ -208,6 +209,64 @@ def test_service_accounts_name_it_beside_what_others_put(namespace, declare, tea
     namespace.delete("PullSecret", "home")
     namespace.gone("PullSecret", "home")
     assert named(shop) == ["theirs", "more"]
+
+
+@pytest.fixture
+def refuse(namespace):
+    """refuse(place, account): the API server refuses every change of a service account, until what is returned is called."""
+
+    def refuse(place, account):
+        name = f"refuse-{uuid.uuid4().hex[:8]}"
+        group = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
+        rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["serviceaccounts"], "resourceNames": [account]}
+        chosen = {"matchLabels": {"kubernetes.io/metadata.name": place.name}}
+        namespace.apply([
+            {**group, "kind": "ValidatingAdmissionPolicy", "spec": {
+                "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule], "namespaceSelector": chosen},
+                "validations": [{"expression": "false", "message": f"{account} is not to be changed"}],
+            }},
+            {**group, "kind": "ValidatingAdmissionPolicyBinding", "spec": {"policyName": name, "validationActions": ["Deny"]}},
+        ])  # fmt: skip
+        # The API server takes its time to hear of a policy.
+        label = ("label", "--overwrite", "--dry-run=server", "serviceaccount", account, "probe=probe")
+        refused = lambda: place.kubectl(*label, check=False).returncode != 0  # noqa: E731
+        until(refused, f"changes of {account} refused")
+
+        def allow():
+            for kind in ("ValidatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy"):
+                namespace.delete(kind, name)
+            until(lambda: not refused(), f"changes of {account} allowed")
+
+        return allow
+
+    return refuse
+
+
+def until(holds, expected):
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, f"not {expected} after {PATIENCE} s"
+        time.sleep(0.05)
+
+
+def test_an_account_that_can_not_be_changed_is_not_forgotten(namespace, declare, team, refuse):
+    shop = team()
+    for account in ("default", "builder"):
+        service_account(shop, account)
+    declare(serviceAccounts=["default", "builder"])
+    shop.until("ServiceAccount", "builder", lambda one: one.get("imagePullSecrets") == [{"name": NAME}])
+    allow = refuse(shop, "builder")
+    declare(serviceAccounts=["default"])
+    namespace.waiting("PullSecret", "home", "Invalid", "builder is not to be changed")
+    # A renewal remembers it, too.
+    before = written(shop)
+    namespace.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "now"}}})
+    assert changed(shop, before)["metadata"]["annotations"]["wharfage.dev/service-accounts"] == "builder,default"
+    assert named(shop, "builder") == [NAME]
+    allow()
+    namespace.reconcile("PullSecret", "home")
+    assert (named(shop, "builder"), named(shop)) == ([], [NAME])
+    assert written(shop)["metadata"]["annotations"]["wharfage.dev/service-accounts"] == "default"
 
 
 def test_a_secret_of_somebody_else_is_never_touched(namespace, declare, team):

@@ -145,8 +145,10 @@ impl Work<'_> {
             );
             outcome.why_not = Some(Findings::of(Standing::Stalled(Because::new("NotAllowed", message))));
         }
-        self.clear(decision.detach, decision.delete, &mut outcome).await?;
-        let due = self.settle_places(&world, decision.write, &mut outcome).await?;
+        let named_still = self.clear(decision.detach, decision.delete, &mut outcome).await?;
+        let write = decision.write.into_iter().filter(|due| world.is_due(due, &named_still));
+        let due = self.settle_places(&world, write.collect(), &mut outcome).await?;
+        let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.namespace.clone()).collect();
         if registry.is_none() {
             outcome.why_not = Some(self.registry_missing());
         }
@@ -156,14 +158,22 @@ impl Work<'_> {
                 None => self.issue(session.as_deref(), registry.as_deref(), asked, now).await,
             };
             match issued {
-                Ok(issued) => self.write(due, &issued, &mut outcome).await?,
+                Ok(issued) => {
+                    let due = due.into_iter().map(|due| (world.marks(&due.namespace, &named_still), due));
+                    for namespace in self.write(due.collect(), &issued, &mut outcome).await? {
+                        unwritten.remove(&namespace);
+                    }
+                }
                 Err((findings, retry)) => {
                     outcome.why_not.get_or_insert(findings);
                     outcome.retry = retry;
                 }
             }
         }
-        let attach = decision.attach.into_iter().filter(|entry| outcome.have.contains_key(&entry.namespace));
+        // A name that no Secret says was put there would stay for ever.
+        let said = |entry: &Entry| !unwritten.contains(&entry.namespace) || world.says(entry);
+        let attach = decision.attach.into_iter();
+        let attach = attach.filter(|entry| outcome.have.contains_key(&entry.namespace) && said(entry));
         for (entry, done) in self.in_accounts(attach.collect(), true).await {
             outcome.note(&entry.namespace, done)?;
         }
@@ -211,16 +221,18 @@ impl Work<'_> {
         wanted.chain(patched).filter_map(names).collect()
     }
 
-    /// Names out of service accounts, then Secrets away.
-    async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Outcome) -> Result<(), Error> {
-        let mut named_still = BTreeSet::new();
+    /// Names out of service accounts, then Secrets away. Gives the names that couldn't be taken out.
+    async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Outcome) -> Result<Vec<Entry>, Error> {
+        let mut named_still = Vec::new();
         for (entry, done) in self.in_accounts(detach, false).await {
             if !outcome.note(&entry.namespace, done)? {
-                named_still.insert((entry.namespace, entry.secret));
+                named_still.push(entry);
             }
         }
         // A Secret says which accounts name it: it goes last.
-        let free = delete.into_iter().filter(|it| !named_still.contains(&(it.namespace.clone(), it.name.clone())));
+        let names_it =
+            |it: &Doomed| named_still.iter().any(|entry| entry.namespace == it.namespace && entry.secret == it.name);
+        let free: Vec<Doomed> = delete.into_iter().filter(|it| !names_it(it)).collect();
         let deleted: Vec<_> = stream::iter(free)
             .map(|doomed| async move { (objects::delete(&self.ctx.client, &doomed).await, doomed) })
             .buffer_unordered(AT_ONCE)
@@ -233,7 +245,7 @@ impl Work<'_> {
             }
         }
         self.tell("Deleted", "deleted", &gone).await;
-        Ok(())
+        Ok(named_still)
     }
 
     async fn in_accounts(&self, entries: Vec<Entry>, named: bool) -> Vec<(Entry, Result<bool, kube::Error>)> {
@@ -326,10 +338,16 @@ impl Work<'_> {
         registry_missing(&self.pull_secret.registry_ref().name)
     }
 
-    async fn write(&self, due: Vec<Due>, issued: &Issued, outcome: &mut Outcome) -> Result<(), Error> {
+    /// Writes Secrets, each with the service accounts that it is to say name it. Gives the namespaces in which that was done.
+    async fn write(
+        &self,
+        due: Vec<(BTreeSet<String>, Due)>,
+        issued: &Issued,
+        outcome: &mut Outcome,
+    ) -> Result<BTreeSet<String>, Error> {
         let written: Vec<_> = stream::iter(due)
-            .map(|due| async move {
-                let whose = (&self.owner, &self.service_accounts);
+            .map(|(accounts, due)| async move {
+                let whose = (&self.owner, &accounts);
                 let (namespace, uid) = (&due.namespace, due.uid.as_deref());
                 let done = objects::write(&self.ctx.client, namespace, &self.secret_name, uid, issued, whose).await;
                 (due, done)
@@ -338,11 +356,13 @@ impl Work<'_> {
             .collect()
             .await;
         let (mut created, mut repaired, mut renewed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut done_in = BTreeSet::new();
         for (Due { namespace, uid: _, why }, done) in written {
             if !outcome.note(&namespace, done)? {
                 continue;
             }
             outcome.has(namespace.clone(), issued.mark.clone());
+            done_in.insert(namespace.clone());
             match why {
                 Why::Missing => created.insert(namespace),
                 Why::Edited => repaired.insert(namespace),
@@ -364,7 +384,7 @@ impl Work<'_> {
             );
             self.ctx.events.warning(self.pull_secret, "DriftRepaired", note).await;
         }
-        Ok(())
+        Ok(done_in)
     }
 
     async fn tell(&self, reason: &str, done: &str, places: &BTreeSet<String>) {

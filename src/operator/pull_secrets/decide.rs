@@ -145,7 +145,8 @@ impl Decision {
     /// Takes the Secret's name out of the accounts that have it because of us, but for those in `stay`.
     fn detach(&mut self, world: &World<'_>, held: &Held, stay: &BTreeSet<String>) {
         for account in held.service_accounts.difference(stay) {
-            if world.names(&held.namespace, account, &held.name) == Some(true) {
+            // What the watch has yet to tell counts, too: this is the last time that anybody knows of the account.
+            if world.names(&held.namespace, account, &held.name).is_some() {
                 let (namespace, account, secret) = (held.namespace.clone(), account.clone(), held.name.clone());
                 self.detach.push(Entry { namespace, account, secret });
             }
@@ -162,6 +163,28 @@ impl World<'_> {
     fn names(&self, namespace: &str, account: &str, secret: &str) -> Option<bool> {
         let names = self.accounts.get(&(namespace.to_owned(), account.to_owned()))?;
         Some(names.iter().any(|name| name == secret))
+    }
+
+    /// What the Secret of a namespace is to say of service accounts: those that are to name it, and those out of which its name
+    /// couldn't be taken. Nobody else remembers them.
+    pub fn marks(&self, namespace: &str, named_still: &[Entry]) -> BTreeSet<String> {
+        let still = named_still.iter().filter(|it| it.namespace == namespace && it.secret == self.secret_name);
+        self.service_accounts.iter().chain(still.map(|it| &it.account)).cloned().collect()
+    }
+
+    /// Whether a Secret is to be written even though its name couldn't be taken out of these service accounts: one that says
+    /// just that already has nothing new to say.
+    pub fn is_due(&self, due: &Due, named_still: &[Entry]) -> bool {
+        let says = || self.held.iter().find(|it| it.namespace == due.namespace && it.name == self.secret_name);
+        due.why != Why::ServiceAccounts
+            || says().is_none_or(|it| it.service_accounts != self.marks(&due.namespace, named_still))
+    }
+
+    /// Whether the Secret of a namespace says that this service account names it because of us.
+    pub fn says(&self, entry: &Entry) -> bool {
+        let own = self.held.iter().filter(|it| it.owner.as_ref() == Some(self.owner));
+        let mut of_it = own.filter(|it| it.namespace == entry.namespace && it.name == entry.secret);
+        of_it.any(|it| it.service_accounts.contains(&entry.account))
     }
 
     /// The tokens in its Secrets, by namespace: those to pull with, whether or not they are to be written anew, and those that
@@ -268,6 +291,39 @@ mod tests {
         assert_eq!(why(Some(named), |_| {}).0, Some(Why::ServiceAccounts));
         let taken = Held { owner: Some(owner("younger")), ..held(1001) };
         assert_eq!(why(Some(taken), |_| {}).0, Some(Why::Edited));
+    }
+
+    #[test]
+    fn an_account_that_could_not_be_changed_is_remembered() {
+        let (owner, accounts, wanted) = (owner("home"), BTreeMap::new(), BTreeSet::from(["default".to_owned()]));
+        let served = ["shop".to_owned()].into();
+        let both = BTreeSet::from(["builder".to_owned(), "default".to_owned()]);
+        let held = [Held { service_accounts: both.clone(), ..held(1001) }];
+        let world = World {
+            owner: &owner,
+            secret_name: "pull",
+            service_accounts: &wanted,
+            served: &served,
+            held: &held,
+            accounts: &accounts,
+            source: Some("here"),
+            at_hand: None,
+            requested: false,
+            now: Timestamp::from_second(1000).unwrap(),
+        };
+        let entry = |namespace: &str, account: &str, secret: &str| Entry {
+            namespace: namespace.to_owned(),
+            account: account.to_owned(),
+            secret: secret.to_owned(),
+        };
+        let still = [entry("shop", "builder", "pull"), entry("web", "late", "pull"), entry("shop", "old", "old-pull")];
+        assert_eq!(world.marks("shop", &still), both);
+        assert_eq!(world.marks("shop", &[]), wanted);
+        let due = |why| Due { namespace: "shop".to_owned(), uid: None, why };
+        assert!(!world.is_due(&due(Why::ServiceAccounts), &still), "it says so already");
+        assert!(world.is_due(&due(Why::ServiceAccounts), &[]));
+        assert!(world.is_due(&due(Why::Renewal), &still));
+        assert!(world.says(&still[0]) && !world.says(&still[1]) && !world.says(&still[2]));
     }
 
     #[test]
