@@ -212,7 +212,7 @@ def test_service_accounts_name_it_beside_what_others_put(namespace, declare, tea
 
 
 @pytest.fixture
-def refuse(namespace):
+def refuse():
     """refuse(place, account): the API server refuses every change of a service account, until what is returned is called."""
 
     def refuse(place, account):
@@ -220,7 +220,7 @@ def refuse(namespace):
         group = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
         rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["serviceaccounts"], "resourceNames": [account]}
         chosen = {"matchLabels": {"kubernetes.io/metadata.name": place.name}}
-        namespace.apply([
+        place.apply([
             {**group, "kind": "ValidatingAdmissionPolicy", "spec": {
                 "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule], "namespaceSelector": chosen},
                 "validations": [{"expression": "false", "message": f"{account} is not to be changed"}],
@@ -234,7 +234,7 @@ def refuse(namespace):
 
         def allow():
             for kind in ("ValidatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy"):
-                namespace.delete(kind, name)
+                place.delete(kind, name)
             until(lambda: not refused(), f"changes of {account} allowed")
 
         return allow
@@ -267,6 +267,34 @@ def test_an_account_that_can_not_be_changed_is_not_forgotten(namespace, declare,
     namespace.reconcile("PullSecret", "home")
     assert (named(shop, "builder"), named(shop)) == ([], [NAME])
     assert written(shop)["metadata"]["annotations"]["wharfage.dev/service-accounts"] == "default"
+
+
+def test_one_that_can_not_go_says_why_once(make_cluster, make_operator, make_namespace, registry, refuse):
+    cluster = make_cluster()
+    make_operator(cluster)
+    platform, shop = make_namespace(kube=cluster.kube), make_namespace(labels={"pulls": "yes"}, kube=cluster.kube)
+    service_account(shop)
+    spec = {"registryRef": {"name": platform.declare(registry)}, "secretName": NAME, "serviceAccounts": ["default"]}
+    spec["namespaceSelector"] = {"matchLabels": {"pulls": "yes"}}
+    platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
+    shop.until("ServiceAccount", "default", lambda one: one.get("imagePullSecrets") == [{"name": NAME}])
+    platform.ready("PullSecret", "home")
+    allow = refuse(shop, "default")
+    offset = cluster.audit_offset()
+    platform.delete("PullSecret", "home")
+    platform.stalled("PullSecret", "home", "Invalid", f"namespace {shop}: .*default is not to be changed")
+    assert written(shop)["metadata"]["annotations"]["wharfage.dev/service-accounts"] == "default"
+    # It doesn't try again without pause: what is asked for by annotation meanwhile is one more look.
+    platform.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "now"}}})
+    ours = lambda one: "serviceaccount:wharfage" in one["user"]["username"] and one.get("objectRef", {}).get("resource") == "serviceaccounts"  # noqa: E731
+    tries = lambda: [one for one in cluster.audit(offset) if ours(one) and one["verb"] == "patch"]  # noqa: E731
+    until(lambda: len(tries()) > 1, "looked at again")
+    told = [one for one in platform.events("PullSecret", "home") if one["reason"] == "Invalid"]
+    assert [(one.get("series") or {}).get("count", 1) for one in told] == [1]
+    allow()
+    platform.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "again"}}})
+    platform.gone("PullSecret", "home")
+    assert named(shop) == []
 
 
 def test_a_secret_of_somebody_else_is_never_touched(namespace, declare, team):

@@ -14,7 +14,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, WAIT, away, next, publish, refused_by_registry, registry_missing, registry_not_ready, requested,
+    Done, Error, WAIT, away, jittered, next, publish, refused_by_registry, registry_missing, registry_not_ready,
+    requested,
 };
 use crate::apply::authorization_token;
 use crate::crd::{PullSecret, PullSecretStatus, Registry};
@@ -464,15 +465,29 @@ impl Work<'_> {
             held.into_iter().map(|Held { namespace, name, uid, .. }| Doomed { namespace, name, uid }).collect();
         let mut outcome = Outcome::default();
         self.clear(detach, delete, &mut outcome).await?;
-        if let Some((namespace, status)) = outcome.refused.first() {
-            let note = format!("the API server refused a change in namespace {namespace}: {}", status.message);
-            self.ctx.events.warning(self.pull_secret, &status.reason, note).await;
-        } else if !outcome.unsettled {
-            finalizer::remove(&self.api, self.pull_secret).await?;
-            self.ctx.tokens.remove(&self.owner);
-            return Ok(Done::resting());
+        if let Some(because) = outcome.refusal() {
+            return self.stay(Findings::of(Standing::Stalled(because)), jittered(WAIT)).await;
         }
-        let because = Because::new("Deleting", "its Secrets are being taken away");
-        Ok(Done::standing(&Standing::Waiting(because), MOMENT))
+        if outcome.unsettled {
+            let because = Because::new("Deleting", "its Secrets are being taken away");
+            return Ok(Done::standing(&Standing::Waiting(because), MOMENT));
+        }
+        finalizer::remove(&self.api, self.pull_secret).await?;
+        self.ctx.tokens.remove(&self.owner);
+        Ok(Done::resting())
+    }
+
+    /// Why a resource that is to go is there still, told once.
+    async fn stay(&self, findings: Findings, next: Duration) -> Result<Done, Error> {
+        let before = self.status();
+        let generation = self.pull_secret.metadata.generation;
+        let after = PullSecretStatus {
+            observed_generation: generation,
+            conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),
+            ..before.clone()
+        };
+        let status = (self.pull_secret.status.as_ref(), &after);
+        publish(KIND, self.ctx, &self.api, self.pull_secret, status, &before.conditions, &findings).await?;
+        Ok(Done::standing(&findings.standing, next))
     }
 }

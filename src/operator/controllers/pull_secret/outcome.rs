@@ -64,6 +64,14 @@ impl Outcome {
         self.have.values().chain(self.spent.values()).map(|it| it.expires_at).min()
     }
 
+    /// What the API server refused, if it refused anything: of several always the same, so that it is told once.
+    pub(super) fn refusal(&self) -> Option<Because> {
+        let (namespace, status) =
+            self.refused.iter().min_by_key(|(namespace, it)| (namespace, &it.reason, &it.message))?;
+        let message = format!("the API server refused a change in namespace {namespace}: {}", status.message);
+        Some(Because::new(status.reason.clone(), message))
+    }
+
     /// The first of these times of all tokens that there are to pull with.
     pub(super) fn first(&self, time: fn(&TokenMark) -> Timestamp) -> Option<Timestamp> {
         self.have.values().map(time).min()
@@ -82,7 +90,7 @@ impl Outcome {
 
     /// How it stands, for a Secret of this name that is to be pulled with from this Registry.
     pub(super) fn findings(&self, secret: &str, registry: &str) -> Findings {
-        let Self { have, spent: _, taken, not_allowed, refused, why_not, retry: _, unsettled } = self;
+        let Self { have, spent: _, taken, not_allowed, refused: _, why_not, retry: _, unsettled } = self;
         let served = format!("Secret {secret} is in {}", namespaces(have.len()));
         if let Some(why_not) = why_not {
             let mut findings = why_not.clone();
@@ -98,10 +106,8 @@ impl Outcome {
         }
         let standing = if let Some(message) = conflict(secret, taken) {
             Standing::Stalled(Because::new("OwnedByAnother", format!("{message}; {served}")))
-        } else if let Some((namespace, status)) = refused.first() {
-            let message =
-                format!("the API server refused a change in namespace {namespace}: {}; {served}", status.message);
-            Standing::Waiting(Because::new(status.reason.clone(), message))
+        } else if let Some(Because { reason, message }) = self.refusal() {
+            Standing::Waiting(Because::new(reason, format!("{message}; {served}")))
         } else if *unsettled {
             let message = format!("something changed at the same moment, and is looked at again; {served}");
             Standing::Waiting(Because::new("Progressing", message))
@@ -209,6 +215,19 @@ mod tests {
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
         let unsettled = Outcome { unsettled: true, ..having(&["a"]) };
         assert_eq!(unsettled.next(&unsettled.findings("pull", "home").standing, at(100)), MOMENT);
+    }
+
+    #[test]
+    fn of_several_refusals_always_the_same_is_told() {
+        let refused = |namespace: &str| {
+            let status = kube::core::Status::failure("no", "Forbidden");
+            (namespace.to_owned(), status)
+        };
+        let told =
+            |namespaces: [&str; 2]| Outcome { refused: namespaces.map(refused).into(), ..Outcome::default() }.refusal();
+        let because = Because::new("Forbidden", "the API server refused a change in namespace a: no");
+        assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(because.clone()), Some(because)));
+        assert_eq!(Outcome::default().refusal(), None);
     }
 
     #[test]
