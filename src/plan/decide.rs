@@ -22,7 +22,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         claims.entry(&wanted.name).or_default().push(wanted);
     }
     let waiting = desired.refused.iter().map(|refused| &refused.object).collect();
-    let world = World { desired, observed, claims, waiting };
+    let mut world = World { desired, observed, claims, waiting, usable: BTreeSet::new() };
     let mut plan = Plan { steps: Vec::new(), refused: desired.refused.clone(), notes: desired.notes.clone() };
     for decision in settings::decide(desired, observed) {
         plan.take(decision);
@@ -32,13 +32,14 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     for wanted in &desired.repositories {
         let claim = repository::claim(&world, wanted);
         if claim.usable {
-            usable.insert(&wanted.name);
+            usable.insert((&wanted.name, wanted.object.namespace.as_str()));
         }
         plan.take(claim.decision);
     }
+    world.usable = usable;
     for wanted in &desired.lifecycle_policies {
         for name in &wanted.repositories {
-            plan.take(lifecycle(&world, wanted, name, usable.contains(name)));
+            plan.take(lifecycle(&world, wanted, name));
         }
     }
     plan.steps.extend(world.released());
@@ -62,6 +63,9 @@ pub(super) struct World<'a> {
     claims: BTreeMap<&'a RepositoryName, Vec<&'a DesiredRepository>>,
     /// Resources that are refused: they keep what they have.
     waiting: BTreeSet<&'a Object>,
+    /// Repositories that may have lifecycle policies, each with the namespace whose Repository has it: a policy is for the
+    /// Repositories of its own namespace, and must not reach what another one has under the same name.
+    usable: BTreeSet<(&'a RepositoryName, &'a str)>,
 }
 
 impl<'a> World<'a> {
@@ -77,6 +81,11 @@ impl<'a> World<'a> {
         owner.cluster == self.desired.cluster && (self.waiting.contains(&object) || declared())
     }
 
+    /// Whether this LifecyclePolicy's namespace has the repository of this name, or gets it.
+    fn may_govern(&self, policy: &DesiredLifecyclePolicy, name: &RepositoryName) -> bool {
+        self.usable.contains(&(name, policy.object.namespace.as_str()))
+    }
+
     /// The LifecyclePolicy of this mode that a repository gets: the one that has it already, or else the first. No
     /// repository has two, and none changes hands because a file was renamed.
     fn governor(&self, name: &RepositoryName, mode: LifecycleMode) -> Option<&Object> {
@@ -86,7 +95,7 @@ impl<'a> World<'a> {
         };
         let candidates: Vec<&DesiredLifecyclePolicy> = {
             let all = self.desired.lifecycle_policies.iter();
-            all.filter(|it| it.mode == mode && it.repositories.contains(name)).collect()
+            all.filter(|it| it.mode == mode && it.repositories.contains(name) && self.may_govern(it, name)).collect()
         };
         let first = || candidates.iter().find(|it| it.management == Management::Full);
         candidates.iter().find(has).or_else(first).map(|it| &it.object)
@@ -180,26 +189,29 @@ impl<'a> World<'a> {
     }
 }
 
-fn lifecycle(
-    world: &World,
-    wanted: &DesiredLifecyclePolicy,
-    name: &RepositoryName,
-    usable: bool,
-) -> Result<Option<Step>, Refused> {
-    if wanted.management != Management::Full {
+fn lifecycle(world: &World, wanted: &DesiredLifecyclePolicy, name: &RepositoryName) -> Result<Option<Step>, Refused> {
+    if wanted.management == Management::Suspended {
         return Ok(None);
     }
     let registry = &world.desired.registry;
+    // Also where nothing is changed: what a policy would do tells of the images.
+    if !world.may_govern(wanted, name) {
+        let namespace = &wanted.object.namespace;
+        let message = format!(
+            "the repository {name} is not there in {registry}, or no Repository of namespace {namespace} has it: see the status of \
+             the Repository"
+        );
+        return Err(Refused::new(&wanted.object, "ReferenceNotFound", message));
+    }
+    if wanted.management != Management::Full {
+        return Ok(None);
+    }
     if let Some(governor) = world.governor(name, wanted.mode).filter(|governor| **governor != wanted.object) {
         let message = format!(
             "{name} in {registry} has its lifecycle policy from {governor}: a repository has one, so join the rules, or choose \
              other repositories"
         );
         return Err(Refused::new(&wanted.object, "OwnedByAnother", message));
-    }
-    if !usable {
-        let message = format!("the repository {name} is not there in {registry}, or is not ours to change");
-        return Err(Refused::new(&wanted.object, "ReferenceNotFound", message));
     }
     let taken_over = world.governor(name, LifecycleMode::Enforce).is_some();
     lifecycle_policy::decide(world.desired, wanted, name, world.observed.repositories.get(name), taken_over)

@@ -113,9 +113,14 @@ fn on_removal() -> impl Strategy<Value = OnRemoval> {
     ]
 }
 
+/// A resource of one of two namespaces, mostly of the first.
+fn object(kind: &'static str, letter: char, index: usize, other: bool) -> Object {
+    Object { kind, namespace: if other { "other" } else { "team" }.to_owned(), name: format!("{letter}{index}") }
+}
+
 fn desired_repository() -> impl Strategy<Value = DesiredRepository> {
     let fields = (
-        (0..6usize, 0..5usize),
+        (0..6usize, proptest::bool::weighted(0.3), 0..5usize),
         proptest::option::of(tag_mutability()),
         proptest::option::of(any::<bool>()),
         proptest::option::of((0..3usize).prop_map(policy_document)),
@@ -125,7 +130,7 @@ fn desired_repository() -> impl Strategy<Value = DesiredRepository> {
     );
     fields.prop_map(
         |(
-            (object, name_index),
+            (index, other, name_index),
             tag_mutability,
             scan_on_push,
             policy,
@@ -134,7 +139,7 @@ fn desired_repository() -> impl Strategy<Value = DesiredRepository> {
             (management, adoption, on_removal),
         )| {
             DesiredRepository {
-                object: Object { kind: "Repository", namespace: "team".to_owned(), name: format!("r{object}") },
+                object: object("Repository", 'r', index, other),
                 name: name(name_index),
                 tag_mutability,
                 scan_on_push,
@@ -151,7 +156,7 @@ fn desired_repository() -> impl Strategy<Value = DesiredRepository> {
 
 fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
     let fields = (
-        0..4usize,
+        (0..4usize, proptest::bool::weighted(0.3)),
         proptest::collection::btree_set((0..5usize).prop_map(name), 0..4),
         any::<(bool, bool)>(),
         0..3usize,
@@ -159,9 +164,9 @@ fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
         any::<bool>(),
     );
     fields.prop_map(
-        |(object, repositories, (enforce, by_operator), document, (management, adoption), delete_on_removal)| {
+        |((index, other), repositories, (enforce, by_operator), document, (management, adoption), delete_on_removal)| {
             DesiredLifecyclePolicy {
-                object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: format!("p{object}") },
+                object: object("LifecyclePolicy", 'p', index, other),
                 repositories,
                 mode: if enforce { LifecycleMode::Enforce } else { LifecycleMode::Preview },
                 by: if by_operator { CarriedOutBy::Operator } else { CarriedOutBy::Registry },
@@ -196,7 +201,7 @@ fn scanning_configuration() -> impl Strategy<Value = ScanningConfiguration> {
 }
 
 fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
-    let waiting = proptest::collection::vec((any::<bool>(), 0..6usize), 0..2);
+    let waiting = proptest::collection::vec((any::<bool>(), 0..6usize, proptest::bool::weighted(0.3)), 0..2);
     let settings = proptest::collection::btree_map("[A-B]", "[a-b]", 0..2);
     let repositories = proptest::collection::vec(desired_repository(), 0..6);
     let policies = proptest::collection::vec(desired_lifecycle_policy(), 0..4);
@@ -204,9 +209,9 @@ fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
     (repositories, policies, waiting, settings).prop_map(
         move |(mut repositories, mut lifecycle_policies, waiting, settings)| {
             let (account_settings, policy, scanning_configuration) = settings;
-            let refused = waiting.into_iter().map(|(repository, index)| {
+            let refused = waiting.into_iter().map(|(repository, index, other)| {
                 let (kind, letter) = if repository { ("Repository", 'r') } else { ("LifecyclePolicy", 'p') };
-                let object = Object { kind, namespace: "team".to_owned(), name: format!("{letter}{index}") };
+                let object = object(kind, letter, index, other);
                 Refused::new(&object, "NotAllowed", String::new())
             });
             let refused: Vec<Refused> = refused.collect();
@@ -407,6 +412,32 @@ proptest! {
             if ours && owner.by_operator && Ownership::read(&found.tags).owner.is_some_and(|it| it.cluster == OURS) {
                 prop_assert_eq!(&found.lifecycle_policy, &None, "{}", name);
             }
+        }
+    }
+
+    #[test]
+    fn a_policy_reaches_what_a_repository_of_its_namespace_may_have_and_nothing_else(
+        desired in wanted(OURS), mut registry in registry(),
+    ) {
+        let may_have = |plan: &Plan, policy: &Object, name: &RepositoryName| {
+            let mut asks = desired.repositories.iter().filter(|it| it.name == *name && it.object.namespace == policy.namespace);
+            asks.any(|it| !plan.refused.iter().any(|refused| refused.object == it.object))
+        };
+        for _ in 0..2 {
+            let plan = plan(&desired, &registry);
+            for step in plan.steps.iter().filter(|it| it.object.kind == "LifecyclePolicy") {
+                let name = step.repository.as_ref().unwrap();
+                if !matches!(step.action, Action::Retain | Action::Delete) {
+                    prop_assert!(may_have(&plan, &step.object, name), "{}", plan);
+                }
+            }
+            for policy in desired.lifecycle_policies.iter().filter(|it| it.management != Management::Suspended) {
+                // Nor does it tell anything of it.
+                if policy.repositories.iter().any(|name| !may_have(&plan, &policy.object, name)) {
+                    prop_assert!(plan.refused.iter().any(|it| it.object == policy.object), "{}", plan);
+                }
+            }
+            apply(&desired, &mut registry);
         }
     }
 

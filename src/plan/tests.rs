@@ -237,3 +237,76 @@ fn a_repository_that_cannot_be_looked_at_is_let_be_and_says_why() {
     assert_eq!(refused.reason, "AccessDeniedException");
     assert_eq!(refused.message, "ours cannot be looked at: not for you");
 }
+
+/// Namespace `evil` may not have `payments/api`, and has a policy for it all the same. `payments` has a younger one, or none.
+fn across_the_border(borders: &str, policy: &str, other: &str) -> Plan {
+    let yaml = format!(
+        r#"
+apiVersion: v1
+kind: Namespace
+metadata: {{name: payments, labels: {{team: payments}}}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Registry
+metadata: {{name: home}}
+spec: {{managed: {{}}{borders}}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {{name: api, namespace: payments}}
+spec: {{registryRef: {{name: home}}, repositoryName: payments/api}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {{name: x, namespace: evil}}
+spec: {{registryRef: {{name: home}}, repositoryName: payments/api}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: LifecyclePolicy
+metadata: {{name: reach, namespace: evil}}
+spec: {{registryRef: {{name: home}}, repositoryRef: {{name: x}}, {policy}, rules: [{RULE}]}}
+{other}"#
+    );
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), yaml).unwrap();
+    let manifests = crate::manifests::load(folder.path()).unwrap();
+    let (name, mut found) = owned("local", "payments/api", "r:", &[("wharfage.dev/namespace", "payments")]);
+    found.tags.insert("wharfage.dev/name".to_owned(), "api".to_owned());
+    let observed = Observed { repositories: BTreeMap::from([(name, found)]), ..Observed::default() };
+    plan(&desired_in_cluster(&manifests, &manifests.registries[0].resource, "local"), &observed)
+}
+
+const RULE: &str = "{rulePriority: 1, selection: {tagStatus: any, countType: imageCountMoreThan, countNumber: 5}, action: {type: expire}}";
+
+#[test]
+fn a_policy_does_not_reach_into_another_namespace() {
+    let borders =
+        ["", ", allowedNamespaces: [{selector: {matchLabels: {team: payments}}, repositoryPrefixes: [payments/]}]"];
+    let policies = [
+        "mode: Enforce",
+        "mode: Preview",
+        "mode: Enforce, inUseProtection: {enabled: true}",
+        "mode: Enforce, managementPolicy: Observe",
+    ];
+    for (border, policy) in borders.into_iter().flat_map(|border| policies.map(|policy| (border, policy))) {
+        let plan = across_the_border(border, policy, "");
+        assert!(plan.is_empty(), "{border}, {policy}: {plan}");
+        let refused = plan.refused.iter().find(|it| it.object.kind == "LifecyclePolicy").unwrap();
+        assert_eq!((refused.object.namespace.as_str(), refused.reason.as_ref()), ("evil", "ReferenceNotFound"));
+        let message = "the repository payments/api is not there in home, or no Repository of namespace evil has it: see the status \
+                       of the Repository";
+        assert_eq!(refused.message, message);
+    }
+}
+
+#[test]
+fn a_policy_of_another_namespace_stands_in_nobodys_way() {
+    let own = format!(
+        "---\napiVersion: wharfage.dev/v1alpha1\nkind: LifecyclePolicy\nmetadata: {{name: small, namespace: payments}}\nspec: \
+         {{registryRef: {{name: home}}, repositoryRef: {{name: api}}, mode: Enforce, rules: [{RULE}]}}\n"
+    );
+    let plan = across_the_border("", "mode: Enforce", &own);
+    let [step] = plan.steps.as_slice() else { panic!("one step: {plan}") };
+    assert_eq!((step.action, step.object.to_string()), (Action::Create, "LifecyclePolicy payments/small".to_owned()));
+    assert!(plan.refused.iter().all(|it| it.object.namespace == "evil"), "{plan}");
+}

@@ -4,7 +4,7 @@ import json
 
 import images
 import pytest
-from kube import conditions
+from kube import API_VERSION, conditions
 from lifecycle import TIER, outcome, policy, reasons, repository, rule, stored
 
 KEEP = "keep"
@@ -134,6 +134,29 @@ def test_of_two_policies_the_older_governs_until_it_goes(namespace, registry, ho
     namespace.delete("LifecyclePolicy", "older")
     namespace.ready("LifecyclePolicy", "younger")
     assert document(registry, name) == {"rules": [rule(5)]}
+
+
+@pytest.mark.parametrize("how", [{}, {"inUseProtection": {"enabled": True}}, {"mode": "Preview"}, {"managementPolicy": "Observe"}])
+@pytest.mark.parametrize("standing", ["NotAllowed", "OwnedByAnother"])
+def test_a_policy_does_not_reach_into_another_namespace(make_namespace, registry, operator, standing, how):
+    theirs, evil = make_namespace(labels={"team": "payments"}), make_namespace()
+    selector = {"matchLabels": {"team": "payments"}} if standing == "NotAllowed" else {}
+    home = theirs.declare(registry, allowedNamespaces=[{"selector": selector}])
+    theirs.ready("Registry", home)
+    name = repository(theirs, home)
+    for number in range(2):
+        images.push(registry.ecr, name, images.image(f"{number}"), f"v{number}")
+    spec = {"registryRef": {"name": home}, "repositoryName": name}
+    evil.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "x", "labels": TIER}, "spec": spec})
+    evil.stalled("Repository", "x", standing)
+    policy(evil, home, repositoryRef={"name": "x"}, **how)
+    refused = evil.waiting("LifecyclePolicy", KEEP, "ReferenceNotFound", f"no Repository of namespace {evil} has it")
+    assert outcome(refused, name) == {"name": name, "state": "Pending"}
+    policy(theirs, home, rules=[rule(3)])
+    theirs.ready("LifecyclePolicy", KEEP, "InSync")
+    assert document(registry, name) == {"rules": [rule(3)]}
+    assert owner(registry, name).split("/")[1:] == [str(theirs), KEEP]
+    assert len(stored(registry.ecr, name)) == 2
 
 
 @pytest.mark.parametrize("change", [{"mode": "Preview"}, {"repositorySelector": {"matchLabels": {"tier": "none"}}}])
