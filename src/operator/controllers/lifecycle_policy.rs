@@ -33,7 +33,7 @@ use crate::plan::model::ApiError;
 use crate::plan::{Action, FieldChange, Object};
 use memory::{Kept, Turns};
 use outcome::{counted, names, only, told};
-use turn::{Policing, Turn};
+use turn::{Policing, Released, Turn};
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
 
@@ -54,8 +54,10 @@ pub(in crate::operator) async fn reconcile(policy: Arc<LifecyclePolicy>, ctx: Ar
     if policy.suspended() {
         return work.rest().await;
     }
-    let outcome = work.bring_in_line().await?;
-    work.conclude(outcome).await
+    match work.bring_in_line().await? {
+        Some(outcome) => work.conclude(outcome).await,
+        None => Ok(Done::outdated()),
+    }
 }
 
 /// What a reconcile found out.
@@ -138,10 +140,11 @@ impl Work<'_> {
         }
     }
 
-    async fn bring_in_line(&self) -> Result<Outcome, Error> {
+    /// Nothing if the policy is another one by now.
+    async fn bring_in_line(&self) -> Result<Option<Outcome>, Error> {
         let (registry, session) = match self.registry() {
             Ok(found) => found,
-            Err(findings) => return Ok(Outcome::of(*findings, jittered(WAIT))),
+            Err(findings) => return Ok(Some(Outcome::of(*findings, jittered(WAIT)))),
         };
         if self.policy.management_policy() == ManagementPolicy::Full {
             finalizer::add(&self.api, self.policy).await?;
@@ -152,9 +155,10 @@ impl Work<'_> {
         if self.policy.management_policy() == ManagementPolicy::Full {
             for name in self.left(&session, &chosen) {
                 match policing.let_go(&name).await {
-                    Ok(Some(_)) => course.released.push(name),
-                    Ok(None) => {}
-                    Err(Trouble::Away(away)) => return Ok(self.away(&away, None)),
+                    Ok(Released::Repository) => course.released.push(name),
+                    Ok(Released::Nothing) => {}
+                    Ok(Released::Outdated) => return self.outdated(&course).await,
+                    Err(Trouble::Away(away)) => return Ok(Some(self.away(&away, None))),
                     Err(Trouble::Refused(error)) => {
                         let message = format!("{name} cannot be let go of: {}", error.message);
                         course.troubles.push(refused_by_registry(ApiError { message, ..error }));
@@ -166,12 +170,13 @@ impl Work<'_> {
             let findings =
                 Findings { references: Some(Err(missing.clone())), ..Findings::of(Standing::Waiting(missing)) };
             self.ctx.turns.remember(self.uid(), self.generation(), Turns::new());
-            return Ok(Outcome { outcomes: Some(Vec::new()), ..Outcome::of(findings, jittered(WAIT)) });
+            return Ok(Some(Outcome { outcomes: Some(Vec::new()), ..Outcome::of(findings, jittered(WAIT)) }));
         }
         let before = self.ctx.turns.recall(self.uid(), self.generation(), &self.status());
         for name in &chosen {
             match policing.turn(name, before.get(name)).await {
-                Ok(turn) => course.take(name, turn),
+                Ok(Some(turn)) => course.take(name, turn),
+                Ok(None) => return self.outdated(&course).await,
                 Err(away) => {
                     // What is known of the others stays.
                     for name in chosen.iter().filter(|name| !course.turns.contains_key(*name)).collect::<Vec<_>>() {
@@ -182,14 +187,20 @@ impl Work<'_> {
                     self.tell(&course).await;
                     let outcomes = course.outcomes();
                     self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
-                    return Ok(self.away(&away, Some(outcomes)));
+                    return Ok(Some(self.away(&away, Some(outcomes))));
                 }
             }
         }
         self.tell(&course).await;
         let outcome = self.sum_up(&course, policing.settled);
         self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
-        Ok(outcome)
+        Ok(Some(outcome))
+    }
+
+    /// The policy is another one by now: what was done for it until then is told, as the next look finds it done.
+    async fn outdated(&self, course: &Course) -> Result<Option<Outcome>, Error> {
+        self.tell(course).await;
+        Ok(None)
     }
 
     /// What `repositoryRef` names, if it isn't there.
@@ -365,23 +376,26 @@ impl Work<'_> {
                 let why = &outcome.findings.standing.because().message;
                 tracing::info!(object = %self.object, why, "let go of without the registry");
             }
-            Ok(()) => {}
+            Ok(false) => return Ok(Done::outdated()),
+            Ok(true) => {}
         }
         finalizer::remove(&self.api, self.policy).await?;
         self.ctx.turns.forget(self.uid());
         Ok(Done::resting())
     }
 
-    async fn release(&self) -> Result<(), Outcome> {
+    /// Lets go of its repositories; false if what the policy says changed meanwhile, and not all were let go of.
+    async fn release(&self) -> Result<bool, Outcome> {
         if self.policy.management_policy() == ManagementPolicy::Observe || self.policy.suspended() {
-            return Ok(());
+            return Ok(true);
         }
         let (registry, session) = self.registry().map_err(|findings| Outcome::of(*findings, jittered(WAIT)))?;
         let policing = self.policing(&registry, &session);
         let all = self.chosen();
         for name in self.left(&session, &all).into_iter().chain(all) {
             match policing.let_go(&name).await {
-                Ok(_) => {}
+                Ok(Released::Repository | Released::Nothing) => {}
+                Ok(Released::Outdated) => return Ok(false),
                 Err(Trouble::Away(away)) => return Err(self.away(&away, None)),
                 Err(Trouble::Refused(error)) => {
                     let message = format!("{name} cannot be let go of: {}", error.message);
@@ -391,7 +405,7 @@ impl Work<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

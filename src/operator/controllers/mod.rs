@@ -28,7 +28,7 @@ use crate::crd::conditions::ConditionType;
 use crate::crd::{Condition, Registry, condition};
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, Desired, Observed, ObservedRepository, Refused};
-use crate::plan::{FieldChange, Plan, plan};
+use crate::plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
 /// The finalizer of every kind.
 pub const FINALIZER: &str = "wharfage.dev/finalizer";
@@ -67,6 +67,11 @@ impl Done {
             Standing::Stalled(_) => Outcome::stalled,
         };
         Self { next: Action::requeue(next), outcome }
+    }
+
+    /// It became another one meanwhile, and is looked at as that.
+    pub fn outdated() -> Self {
+        Self { next: Action::requeue(Duration::ZERO), outcome: Outcome::waiting }
     }
 
     /// Nothing is to be done until it changes.
@@ -214,6 +219,29 @@ pub(super) fn show(changes: &[FieldChange]) -> String {
     changes.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
+/// Whether a resource is another one by now than its reconcile began with: its spec changed, or it is being deleted, or gone.
+/// What is planned from the stores is then not what this reconcile is about. Once it is so, it stays so.
+pub(super) fn is_outdated<K>(store: &Store<K>, object: &K) -> bool
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let whose = |it: &K| {
+        let meta = it.meta();
+        (meta.uid.clone(), meta.generation, meta.deletion_timestamp.clone())
+    };
+    store.get(&ObjectRef::from_obj(object)).is_none_or(|it| whose(&it) != whose(object))
+}
+
+/// What a plan does for a resource that stays. Letting go and deleting is never for it: what the tags say of that may be old, and
+/// only the resource that goes knows what it said last.
+pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refused> {
+    let stays = |it: &Step| it.object == *object && !matches!(it.action, Effect::Retain | Effect::Delete);
+    match plan.refused.into_iter().find(|it| it.object == *object) {
+        Some(refused) => Err(refused),
+        None => Ok(plan.steps.into_iter().find(stays)),
+    }
+}
+
 /// A plan about one repository.
 pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
     let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
@@ -264,8 +292,65 @@ where
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use kube::runtime::reflector::store;
+    use kube::runtime::watcher::Event;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::crd::Repository;
+    use crate::plan::ownership::{Manages, OnRemoval, Owner, Ownership};
+    use crate::tag_mutability::TagMutability;
+
+    #[test]
+    fn what_changed_is_being_deleted_or_gone_is_outdated() {
+        let repository = |change: Value| -> Repository {
+            let mut metadata = json!({ "namespace": "shop", "name": "api", "uid": "1", "generation": 3 });
+            metadata.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let spec = json!({ "registryRef": { "name": "home" } });
+            serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
+        };
+        let begun_with = repository(json!({ "resourceVersion": "7" }));
+        let outdated = |now: Option<Repository>| {
+            let (store, mut writer) = store();
+            if let Some(now) = now {
+                writer.apply_watcher_event(&Event::Apply(now));
+            }
+            is_outdated(&store, &begun_with)
+        };
+        assert!(!outdated(Some(begun_with.clone())));
+        let status = json!({ "resourceVersion": "8", "labels": { "a": "b" }, "finalizers": [FINALIZER] });
+        assert!(!outdated(Some(repository(status))), "what it says is the same");
+        for change in
+            [json!({ "generation": 4 }), json!({ "uid": "2" }), json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" })]
+        {
+            assert!(outdated(Some(repository(change.clone()))), "{change}");
+        }
+        assert!(outdated(None));
+    }
+
+    #[test]
+    fn what_the_tags_say_of_removal_is_nothing_that_is_done_for_a_resource_that_stays() {
+        let object = Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
+        let desired = Desired { cluster: "local".to_owned(), registry: "home".to_owned(), ..Desired::default() };
+        for on_removal in [OnRemoval::Retain, OnRemoval::Delete, OnRemoval::DeleteWithImages] {
+            let manages = Manages { on_removal, ..Manages::default() };
+            let owner = Some(Owner::new("local", &object));
+            let found = ObservedRepository {
+                arn: String::new(),
+                tag_mutability: TagMutability::MUTABLE,
+                scan_on_push: false,
+                encryption: ("AES256".to_owned(), None),
+                tags: Ownership { owner, manages, lifecycle: None }.tags(),
+                policy: None,
+                lifecycle_policy: None,
+                preview: None,
+            };
+            // As it is planned when the resource is among the others no more.
+            let plan = plan_for(&desired, &"shop/api".parse().unwrap(), Some(found));
+            assert_eq!(plan.steps[0].object, object);
+            assert_eq!(step_for(plan, &object), Ok(None));
+        }
+    }
 
     fn error(name: &str) -> ApiError {
         ApiError { name: name.to_owned(), message: "no".to_owned() }

@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, WAIT, away, jittered, next, plan_for, publish, refusal, refused_by_registry, registered, requested,
-    show,
+    Done, Error, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal, refused_by_registry, registered,
+    requested, show, step_for,
 };
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::conditions::ConditionType;
@@ -38,8 +38,10 @@ pub(in crate::operator) async fn reconcile(repository: Arc<Repository>, ctx: Arc
     if repository.suspended() {
         return work.rest().await;
     }
-    let outcome = work.bring_in_line().await?;
-    work.conclude(outcome).await
+    match work.bring_in_line().await? {
+        Some(outcome) => work.conclude(outcome).await,
+        None => Ok(Done::outdated()),
+    }
 }
 
 fn object(repository: &Repository) -> Object {
@@ -87,17 +89,18 @@ impl Work<'_> {
             .map_err(|findings| Box::new(Outcome { findings: *findings, seen: None, next: jittered(WAIT) }))
     }
 
-    async fn bring_in_line(&self) -> Result<Outcome, Error> {
+    /// Nothing if the resource is another one by now.
+    async fn bring_in_line(&self) -> Result<Option<Outcome>, Error> {
         let (registry, session) = match self.registry() {
             Ok(found) => found,
-            Err(outcome) => return Ok(*outcome),
+            Err(outcome) => return Ok(Some(*outcome)),
         };
         let interval = self.repository.interval();
         let name = match self.repository.repository_name() {
             Ok(name) => name,
             Err(error) => {
                 let because = Because::new("InvalidParameterException", format!("{error}: set repositoryName"));
-                return Ok(Outcome::of(Standing::Stalled(because), jittered(interval)));
+                return Ok(Some(Outcome::of(Standing::Stalled(because), jittered(interval))));
             }
         };
         let observe = self.repository.management_policy() == ManagementPolicy::Observe;
@@ -113,8 +116,9 @@ impl Work<'_> {
             self.manage(&registry, &name, &mut held, freshness).await
         };
         let mut findings = match looked {
-            Ok(findings) => findings,
-            Err(trouble) => return Ok(self.trouble(trouble)),
+            Ok(Some(findings)) => findings,
+            Ok(None) => return Ok(None),
+            Err(trouble) => return Ok(Some(self.trouble(trouble))),
         };
         findings.references = Some(Ok(()));
         let mut seen = Seen { listed: None, images: None };
@@ -123,13 +127,13 @@ impl Work<'_> {
             if seen.listed.is_some() {
                 match held.usage(freshness).await {
                     Ok(usage) => seen.images = Some(usage),
-                    Err(Trouble::Away(away)) => return Ok(self.trouble(Trouble::Away(away))),
+                    Err(Trouble::Away(away)) => return Ok(Some(self.trouble(Trouble::Away(away)))),
                     // Counting images takes a permission of its own: a registry that does not give it is not counted.
                     Err(Trouble::Refused(error)) => tracing::debug!(%name, %error, "images cannot be counted"),
                 }
             }
         }
-        Ok(Outcome { findings, seen: Some(seen), next: jittered(interval) })
+        Ok(Some(Outcome { findings, seen: Some(seen), next: jittered(interval) }))
     }
 
     fn trouble(&self, trouble: Trouble) -> Outcome {
@@ -146,9 +150,12 @@ impl Work<'_> {
         }
     }
 
-    /// What is wanted of this name, by whoever asks for it.
-    fn wanted(&self, registry: &Registry, name: &RepositoryName) -> Desired {
-        desired_in_cluster(&Slice::new(&self.ctx.stores, registry, name), registry, &self.ctx.settings.cluster)
+    /// What is wanted of this name, by whoever asks for it; nothing if this resource is another one by now.
+    fn wanted(&self, registry: &Registry, name: &RepositoryName) -> Option<Desired> {
+        let slice = Slice::new(&self.ctx.stores, registry, name);
+        // Whatever the slice was made of, a change of this resource that is in it is seen here.
+        let outdated = is_outdated(&self.ctx.stores.repositories, self.repository);
+        (!outdated).then(|| desired_in_cluster(&slice, registry, &self.ctx.settings.cluster))
     }
 
     fn needs(&self) -> RepositoryNeeds {
@@ -172,7 +179,7 @@ impl Work<'_> {
         name: &RepositoryName,
         held: &mut Held,
         freshness: Freshness,
-    ) -> Result<Findings, Trouble> {
+    ) -> Result<Option<Findings>, Trouble> {
         let before = self.status();
         // A change of what was in line, and of what nobody asked for, is drift.
         let settled = before.observed_generation == self.generation() && status::is_ready(&before.conditions);
@@ -180,9 +187,9 @@ impl Work<'_> {
         let mut drift: Vec<FieldChange> = Vec::new();
         let mut tries = 0;
         loop {
-            let desired = self.wanted(registry, name);
+            let Some(desired) = self.wanted(registry, name) else { return Ok(None) };
             let mut step = match self.decide(&desired, name, found) {
-                Err(refused) => return Ok(Findings::of(refusal(&refused))),
+                Err(refused) => return Ok(Some(Findings::of(refusal(&refused)))),
                 Ok(None) => break,
                 Ok(Some(step)) => step,
             };
@@ -190,7 +197,7 @@ impl Work<'_> {
                 // What was read a while ago may have become somebody else's.
                 found = held.look_before_change(self.needs()).await?;
                 step = match self.decide(&desired, name, found) {
-                    Err(refused) => return Ok(Findings::of(refusal(&refused))),
+                    Err(refused) => return Ok(Some(Findings::of(refusal(&refused)))),
                     Ok(None) => break,
                     Ok(Some(step)) => step,
                 };
@@ -240,7 +247,7 @@ impl Work<'_> {
                 Because::new("Repaired", format!("somebody else changed it, and it was put back: {}", show(&drift))),
             )
         });
-        Ok(findings)
+        Ok(Some(findings))
     }
 
     async fn observe(
@@ -249,11 +256,11 @@ impl Work<'_> {
         name: &RepositoryName,
         held: &mut Held,
         freshness: Freshness,
-    ) -> Result<Findings, Trouble> {
+    ) -> Result<Option<Findings>, Trouble> {
         let found = self.look(held, freshness).await?;
-        let desired = self.wanted(registry, name);
+        let Some(desired) = self.wanted(registry, name) else { return Ok(None) };
         if let Err(refused) = self.decide(&desired, name, found.clone()) {
-            return Ok(Findings::of(refusal(&refused)));
+            return Ok(Some(Findings::of(refusal(&refused))));
         }
         let wanted = desired.repositories.iter().find(|it| it.object == self.object);
         let changes = match (wanted, found) {
@@ -267,7 +274,7 @@ impl Work<'_> {
         } else {
             (true, Because::new("Differs", format!("it is not as this resource says: {}", show(&changes))))
         });
-        Ok(findings)
+        Ok(Some(findings))
     }
 
     /// What the plan says for this resource.
@@ -277,11 +284,7 @@ impl Work<'_> {
         name: &RepositoryName,
         found: Option<ObservedRepository>,
     ) -> Result<Option<Step>, Refused> {
-        let plan = plan_for(desired, name, found);
-        match plan.refused.into_iter().find(|it| it.object == self.object) {
-            Some(refused) => Err(refused),
-            None => Ok(plan.steps.into_iter().find(|it| it.object == self.object)),
-        }
+        step_for(plan_for(desired, name, found), &self.object)
     }
 
     async fn tell(&self, step: &Step, drifted: bool) {
@@ -364,10 +367,11 @@ impl Work<'_> {
         }
         let deletes = self.repository.deletes() && !self.repository.suspended();
         let outcome = match self.release().await {
-            Ok(()) => {
+            Ok(true) => {
                 finalizer::remove(&self.api, self.repository).await?;
                 return Ok(Done::resting());
             }
+            Ok(false) => return Ok(Done::outdated()),
             Err(outcome) => outcome,
         };
         if !deletes {
@@ -381,12 +385,13 @@ impl Work<'_> {
         self.conclude(*outcome).await
     }
 
-    async fn release(&self) -> Result<(), Box<Outcome>> {
+    /// Lets go of its repository, or deletes it; false if what the resource says changed meanwhile, and nothing was done.
+    async fn release(&self) -> Result<bool, Box<Outcome>> {
         if self.repository.management_policy() == ManagementPolicy::Observe || self.repository.suspended() {
-            return Ok(());
+            return Ok(true);
         }
         let (registry, session) = self.registry()?;
-        let Ok(name) = self.repository.repository_name() else { return Ok(()) };
+        let Ok(name) = self.repository.repository_name() else { return Ok(true) };
         let mut held = session.repository(&name).await;
         let freshness = Freshness { interval: self.repository.interval(), now: true };
         let mut found =
@@ -398,13 +403,13 @@ impl Work<'_> {
             found.tags.extend(ownership.tags());
         }
         // It is among those that are wanted no more, as it is being deleted.
-        let mut desired = self.wanted(&registry, &name);
+        let Some(mut desired) = self.wanted(&registry, &name) else { return Ok(false) };
         desired.declared.remove(&self.object);
         let steps = plan_for(&desired, &name, found).steps;
         for step in steps.into_iter().filter(|it| it.object == self.object) {
             held.carry_out(&step).await.map_err(|it| Box::new(self.trouble(it)))?;
             self.tell(&step, false).await;
         }
-        Ok(())
+        Ok(true)
     }
 }

@@ -15,7 +15,7 @@ use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, 
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
 use crate::operator::context::Context;
-use crate::operator::controllers::{plan_for, refusal, refused_by_registry};
+use crate::operator::controllers::{is_outdated, plan_for, refusal, refused_by_registry, step_for};
 use crate::operator::in_use::references::Hosts;
 use crate::operator::in_use::run::{Done, Failure, Run};
 use crate::operator::in_use::workloads::{CannotTell, Scope};
@@ -75,22 +75,33 @@ impl Turn {
     }
 }
 
+/// What became of a repository that the policy is for no more.
+pub(super) enum Released {
+    /// It was let go of.
+    Repository,
+    /// It is gone, or not the policy's.
+    Nothing,
+    /// The policy is another one by now, and may say something else of it.
+    Outdated,
+}
+
 impl Policing<'_> {
-    /// Brings one repository in line. `before` is what its last turn came to.
+    /// Brings one repository in line. `before` is what its last turn came to. Nothing if the policy is another one by now.
     ///
     /// # Errors
     /// When the registry is away: then no other repository's turn would come to more.
-    pub(super) async fn turn(&self, name: &RepositoryName, before: Option<&Kept>) -> Result<Turn, Away> {
+    pub(super) async fn turn(&self, name: &RepositoryName, before: Option<&Kept>) -> Result<Option<Turn>, Away> {
         let mut held = self.session.repository(name).await;
         match self.bring_in_line(name, &mut held, before).await {
-            Ok(mut turn) => {
+            Ok(Some(mut turn)) => {
                 if self.asked.is_some() {
                     turn.kept.asked.clone_from(&self.asked);
                 }
-                Ok(turn)
+                Ok(Some(turn))
             }
+            Ok(None) => Ok(None),
             Err(Trouble::Away(away)) => Err(away),
-            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused(name, error))),
+            Err(Trouble::Refused(error)) => Ok(Some(Turn::failed(name, refused(name, error)))),
         }
     }
 
@@ -107,7 +118,7 @@ impl Policing<'_> {
         name: &RepositoryName,
         held: &mut Held,
         before: Option<&Kept>,
-    ) -> Result<Turn, Trouble> {
+    ) -> Result<Option<Turn>, Trouble> {
         let due = self.is_due(before).await;
         let mut looked = held.look(NEEDS, self.freshness).await?;
         let governs = looked.as_ref().is_some_and(|it| self.governs(it));
@@ -117,9 +128,9 @@ impl Policing<'_> {
         }
         let (mut done, mut drift) = (None, Vec::new());
         for attempt in 0.. {
-            let desired = self.wanted(name);
+            let Some(desired) = self.wanted(name) else { return Ok(None) };
             let step = match self.decide(&desired, name, looked.clone(), due) {
-                Err(refused) => return Ok(Turn::failed(name, refusal(&refused))),
+                Err(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
                 Ok(None) => break,
                 Ok(Some(step)) => step,
             };
@@ -127,7 +138,7 @@ impl Policing<'_> {
                 // What was read a while ago may have become somebody else's.
                 looked = held.look_before_change(NEEDS).await?;
                 match self.decide(&desired, name, looked.clone(), due) {
-                    Err(refused) => return Ok(Turn::failed(name, refusal(&refused))),
+                    Err(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
                     Ok(None) => break,
                     Ok(Some(step)) => step,
                 }
@@ -142,7 +153,7 @@ impl Policing<'_> {
                     continue;
                 }
                 Err(Trouble::Refused(error)) if error.name == "LifecyclePolicyPreviewInProgressException" => {
-                    return Ok(Turn::of(Kept::awaiting(name, before)));
+                    return Ok(Some(Turn::of(Kept::awaiting(name, before))));
                 }
                 Err(trouble) => return Err(trouble),
             }
@@ -153,21 +164,22 @@ impl Policing<'_> {
             done = Some(step.action);
             break;
         }
-        let mut turn = if self.observes() {
+        let turn = if self.observes() {
             self.observe(name, held, looked.as_ref(), before, due).await?
         } else if self.by_operator() {
             self.evaluate(name, held, before, due).await?
         } else {
-            match self.policy.mode() {
+            Some(match self.policy.mode() {
                 Mode::Enforce => Turn::of(Kept::new(outcome::only(name, OutcomeState::Enforced))),
                 Mode::Preview => self.previewed(name, before, due).await?,
-            }
+            })
         };
+        let Some(mut turn) = turn else { return Ok(None) };
         if !drift.is_empty() {
             turn.drift = drift;
         }
         turn.done = done;
-        Ok(turn)
+        Ok(Some(turn))
     }
 
     /// Whether the repository's tags say that it has this policy.
@@ -198,10 +210,12 @@ impl Policing<'_> {
         !ours || step.calls.contains(&Call::DeleteLifecyclePolicy) || step.action == Action::Adopt
     }
 
-    /// What is wanted of this name, by whoever asks for it.
-    fn wanted(&self, name: &RepositoryName) -> Desired {
+    /// What is wanted of this name, by whoever asks for it; nothing if this policy is another one by now.
+    fn wanted(&self, name: &RepositoryName) -> Option<Desired> {
         let slice = Slice::with_policies(&self.ctx.stores, self.registry, name);
-        desired_in_cluster(&slice, self.registry, &self.ctx.settings.cluster)
+        // Whatever the slice was made of, a change of this policy that is in it is seen here.
+        let outdated = is_outdated(&self.ctx.stores.lifecycle_policies, self.policy);
+        (!outdated).then(|| desired_in_cluster(&slice, self.registry, &self.ctx.settings.cluster))
     }
 
     /// What the plan says for this policy. Whether a preview is to be started is known better here than there.
@@ -219,11 +233,7 @@ impl Policing<'_> {
             let message = format!("the repository {name} is not there yet in {}", desired.registry);
             return Err(Refused::new(self.object, "ReferenceNotFound", message));
         }
-        let plan = plan_for(desired, name, found);
-        match plan.refused.into_iter().find(|it| it.object == *self.object) {
-            Some(refused) => Err(refused),
-            None => Ok(plan.steps.into_iter().find(|it| it.object == *self.object)),
-        }
+        step_for(plan_for(desired, name, found), self.object)
     }
 
     /// What the registry's own preview says.
@@ -252,13 +262,13 @@ impl Policing<'_> {
         held: &mut Held,
         before: Option<&Kept>,
         due: bool,
-    ) -> Result<Turn, Trouble> {
+    ) -> Result<Option<Turn>, Trouble> {
         if let Some(before) = before.filter(|it| !due && it.is_evaluated()) {
-            return Ok(Turn::of(before.clone()));
+            return Ok(Some(Turn::of(before.clone())));
         }
         let Some(rules) = &self.rules else {
             let message = "the rules have no sense that the operator knows: leave inUseProtection out to give them to the registry";
-            return Ok(Turn::failed(name, Standing::Stalled(Because::new("InvalidParameterException", message))));
+            return Ok(Some(Turn::failed(name, Standing::Stalled(Because::new("InvalidParameterException", message)))));
         };
         let (hosts, scope) = (self.hosts(held).await, scope(self.policy));
         let run = Run {
@@ -273,7 +283,7 @@ impl Policing<'_> {
         };
         let decision = match run.preview().await {
             Ok(decision) => decision,
-            Err(failure) => return spared(name, failure),
+            Err(failure) => return spared(name, failure).map(Some),
         };
         let acts = self.policy.mode() == Mode::Enforce && !self.observes() && !decision.acts.is_empty();
         if !acts {
@@ -282,14 +292,15 @@ impl Policing<'_> {
                 _ => OutcomeState::Previewed,
             };
             let told = outcome::acted(name, state, &decision.acts, decision.protected, now());
-            return Ok(Turn::of(Kept::new(told)));
+            return Ok(Some(Turn::of(Kept::new(told))));
         }
         // What is let go must be ours to let go of, now.
         let looked = held.look_before_change(NEEDS).await?;
-        match self.decide(&self.wanted(name), name, looked, false) {
-            Err(refused) => return Ok(Turn::failed(name, refusal(&refused))),
+        let Some(desired) = self.wanted(name) else { return Ok(None) };
+        match self.decide(&desired, name, looked, false) {
+            Err(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
             // The registry has got a policy meanwhile: the next turn takes it away first.
-            Ok(Some(_)) => return Ok(Turn::of(Kept::new(outcome::only(name, OutcomeState::Pending)))),
+            Ok(Some(_)) => return Ok(Some(Turn::of(Kept::new(outcome::only(name, OutcomeState::Pending))))),
             Ok(None) => {}
         }
         match run.carry_out().await {
@@ -302,9 +313,9 @@ impl Policing<'_> {
                     turn.trouble = Some(Standing::Stalled(Because::new(reason.clone(), message)));
                 }
                 turn.ran = Some(done);
-                Ok(turn)
+                Ok(Some(turn))
             }
-            Err(failure) => spared(name, failure),
+            Err(failure) => spared(name, failure).map(Some),
         }
     }
 
@@ -316,10 +327,10 @@ impl Policing<'_> {
         looked: Option<&ObservedRepository>,
         before: Option<&Kept>,
         due: bool,
-    ) -> Result<Turn, Trouble> {
+    ) -> Result<Option<Turn>, Trouble> {
         let Some(found) = looked else {
             let message = format!("the repository {name} is not there, and managementPolicy is Observe");
-            return Ok(Turn::failed(name, Standing::Waiting(Because::new("ReferenceNotFound", message))));
+            return Ok(Some(Turn::failed(name, Standing::Waiting(Because::new("ReferenceNotFound", message)))));
         };
         if self.by_operator() {
             return self.evaluate(name, held, before, due).await;
@@ -333,7 +344,7 @@ impl Policing<'_> {
             let from = put.map(|_| "another one".to_owned());
             turn.drift.push(FieldChange { field, from, to: Some("this one".to_owned()) });
         }
-        Ok(turn)
+        Ok(Some(turn))
     }
 
     /// The hosts by which a Pod may name this registry.
@@ -347,22 +358,23 @@ impl Policing<'_> {
     ///
     /// # Errors
     /// When the registry is away, or refuses.
-    pub(super) async fn let_go(&self, name: &RepositoryName) -> Result<Option<Action>, Trouble> {
+    pub(super) async fn let_go(&self, name: &RepositoryName) -> Result<Released, Trouble> {
         let mut held = self.session.repository(name).await;
-        let Some(mut found) = held.look_before_change(NEEDS).await? else { return Ok(None) };
+        let Some(mut found) = held.look_before_change(NEEDS).await? else { return Ok(Released::Nothing) };
         let lifecycle = LifecycleOwner::read(&found.tags);
-        let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else { return Ok(None) };
+        let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else { return Ok(Released::Nothing) };
         // What the resource says now holds, whatever it said when the tag was written.
         owner.delete = self.policy.deletion_policy() == DeletionPolicy::Delete;
         found.tags.extend(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags());
-        let plan = plan_for(&self.wanted(name), name, Some(found));
+        let Some(desired) = self.wanted(name) else { return Ok(Released::Outdated) };
+        let plan = plan_for(&desired, name, Some(found));
         // A tag has not room for every name, so that the step's object may have another.
         let lets_go =
             |it: &Step| it.object.kind == self.object.kind && matches!(it.action, Action::Retain | Action::Delete);
-        let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(None) };
+        let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(Released::Nothing) };
         match held.carry_out(&step).await {
-            Ok(()) => Ok(Some(step.action)),
-            Err(Trouble::Refused(error)) if error.name == "RepositoryNotFoundException" => Ok(None),
+            Ok(()) => Ok(Released::Repository),
+            Err(Trouble::Refused(error)) if error.name == "RepositoryNotFoundException" => Ok(Released::Nothing),
             Err(trouble) => Err(trouble),
         }
     }
