@@ -103,7 +103,11 @@ impl Work<'_> {
 
     /// The Registry and its session, or why there is none.
     fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Findings>> {
-        registered(self.ctx, self.registry_name())
+        registered(self.ctx, self.registry_name()).map_err(|mut findings| {
+            // A Registry that is there need not be ready to tell whether the Repository is.
+            findings.references = findings.references.map(|it| it.and_then(|()| self.references(&self.chosen())));
+            findings
+        })
     }
 
     /// The repositories that it is for, as its namespace has them now.
@@ -215,9 +219,15 @@ impl Work<'_> {
         Some(Because::new("ReferenceNotFound", message))
     }
 
+    /// Whether all that it names is there, once its Registry is.
+    fn references(&self, chosen: &BTreeSet<RepositoryName>) -> Result<(), Because> {
+        self.missing(chosen).map_or(Ok(()), Err)
+    }
+
     fn away(&self, away: &Away, outcomes: Option<Vec<RepositoryOutcome>>) -> Outcome {
         let (standing, next) = super::away(away, self.registry_name());
-        Outcome { outcomes, ..Outcome::of(Findings::of(standing), next) }
+        let findings = Findings { references: Some(self.references(&self.chosen())), ..Findings::of(standing) };
+        Outcome { outcomes, ..Outcome::of(findings, next) }
     }
 
     /// How the policy stands when all its repositories had their turn.

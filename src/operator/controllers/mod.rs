@@ -159,7 +159,8 @@ pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
     let message =
         format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not looked at yet"));
-    Findings::of(Standing::Waiting(Because::new("RegistryNotReady", message)))
+    let standing = Standing::Waiting(Because::new("RegistryNotReady", message));
+    Findings { references: Some(Ok(())), ..Findings::of(standing) }
 }
 
 /// A resource waits for its registry: how it stands, and when to try again. Not all at once.

@@ -62,8 +62,10 @@ struct Seen {
 }
 
 impl Outcome {
+    /// It has a Registry, and stands so.
     fn of(standing: Standing, next: std::time::Duration) -> Self {
-        Self { findings: Findings::of(standing), seen: None, next }
+        let findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
+        Self { findings, seen: None, next }
     }
 }
 
