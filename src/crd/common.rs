@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::core::{Selector, SelectorExt as _};
+use kube::core::{Rule, Selector, SelectorExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How long a resource rests between two looks at the registry when it says nothing else.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(600);
+/// The shortest such rest, whatever a resource says: without any it would do nothing but look.
+pub const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A DNS-1123 subdomain, which is what Kubernetes asks of an object's name.
 pub(crate) const NAME_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
@@ -17,6 +19,11 @@ pub(crate) const NAME_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9
 pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// A duration as Go writes it, of bounded length, so that reading it can't overflow.
 pub(crate) const DURATION_PATTERN: &str = r"^([0-9]{1,6}(ms|s|m|h)){1,4}$";
+
+/// [`SHORTEST_INTERVAL`], as a rule of every `interval`.
+pub(crate) fn at_least_the_shortest_interval() -> Rule {
+    Rule::new("duration(self) >= duration('1s')").message("an interval is 1s or longer: give a longer one")
+}
 
 /// The Registry that a resource belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -149,7 +156,8 @@ macro_rules! managed {
                 self.spec.deletion_policy.unwrap_or_default()
             }
             fn interval(&self) -> std::time::Duration {
-                self.spec.interval.map_or($crate::crd::common::DEFAULT_INTERVAL, Into::into)
+                let given = self.spec.interval.map_or($crate::crd::common::DEFAULT_INTERVAL, Into::into);
+                given.max($crate::crd::common::SHORTEST_INTERVAL)
             }
             fn suspended(&self) -> bool {
                 self.spec.suspend.unwrap_or_default()

@@ -9,7 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    AdoptionPolicy, DURATION_PATTERN, DeletionPolicy, Document, Managed as _, ManagementPolicy, RegistryRef, managed,
+    AdoptionPolicy, DURATION_PATTERN, DeletionPolicy, Document, Managed as _, ManagementPolicy, RegistryRef,
+    at_least_the_shortest_interval, managed,
 };
 use super::conditions::Condition;
 use super::registry::WildcardFilter;
@@ -123,9 +124,10 @@ pub struct RepositorySpec {
     /// What happens to the repository when this resource goes. Default: Retain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
-    /// How long to rest between two looks at the registry, such as 10m or 1h30m. Default: 10m.
+    /// How long to rest between two looks at the registry, such as 10m or 1h30m; 1s at least. Default: 10m.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 32), regex(pattern = DURATION_PATTERN))]
+    #[x_kube(validation = at_least_the_shortest_interval())]
     pub interval: Option<Duration>,
     /// Whether nothing is to be done for now. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]

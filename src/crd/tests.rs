@@ -103,6 +103,18 @@ fn a_policy_is_about_the_repositories_that_it_selects() {
 }
 
 #[test]
+fn an_interval_is_never_so_short_that_nothing_rests() {
+    let resting = |interval: &str| {
+        let mut repository = repository("team", "api", json!({}));
+        repository.spec.interval = Some(interval.parse().unwrap());
+        repository.interval()
+    };
+    for (interval, expected) in [("0s", 1000), ("1ms", 1000), ("1s", 1000), ("1s500ms", 1500), ("1h30m", 5_400_000)] {
+        assert_eq!(resting(interval).as_millis(), expected, "{interval}");
+    }
+}
+
+#[test]
 fn a_pull_secret_is_for_the_namespaces_that_it_selects_or_for_its_own() {
     let secret = |spec: serde_json::Value| -> PullSecret {
         let mut secret = json!({ "metadata": { "name": "pull", "namespace": "team" }, "spec": { "registryRef": { "name": "home" } } });

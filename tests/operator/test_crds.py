@@ -76,6 +76,8 @@ GOOD = {
     "Repository": """
 - registryRef: {name: home}
 - registryRef: {name: home}
+  interval: 1000ms
+- registryRef: {name: home}
   repositoryName: payments/api
   visibility: Public
   imageTagMutability: IMMUTABLE_WITH_EXCLUSION
@@ -150,6 +152,7 @@ LISTS = "tagPatternList and tagPrefixList go with tagStatus tagged only: leave t
 ONE_LIST = "tagStatus tagged needs one of tagPatternList and tagPrefixList"
 UNIT = "countUnit (days) goes with every countType but imageCountMoreThan: add it, or leave it out"
 ARCHIVE = "storageClass archive and countType sinceImageTransitioned go together: give both, or neither"
+INTERVAL = "an interval is 1s or longer: give a longer one"
 TARGET_CLASS = "targetStorageClass (archive) goes with type transition: give both, or neither"
 
 # What no rule lets through: the kind, fields of the spec (beside what the kind asks for, see `BASE`), the field that is
@@ -202,6 +205,9 @@ REFUSED = [
     ("Repository", "tags: {'aws:team': a}", "spec.tags", RESERVED),
     ("Repository", "tags: {'wharfage.dev/cluster': a}", "spec.tags", RESERVED),
     ("Repository", "tags: {'': a}", "spec.tags", "a tag's key has 1 to 128 characters"),
+    ("Repository", "interval: 0s", "spec.interval", INTERVAL),
+    ("Repository", "interval: 0h0m999ms", "spec.interval", INTERVAL),
+    ("LifecyclePolicy", "{repositorySelector: {}, interval: 1ms}", "spec.interval", INTERVAL),
     ("LifecyclePolicy", "{}", "spec", TARGET),
     ("LifecyclePolicy", "{repositoryRef: {name: api}, repositorySelector: {}}", "spec", TARGET),
 ]

@@ -137,6 +137,8 @@ fn repositories_are_held_to_their_rules() {
         ),
         ("tags: {cost-center: 42}", "spec.tags.cost-center: must be a string: put 42 in quotes"),
         ("interval: 10 minutes", "spec.interval: \"10 minutes\" does not match ^([0-9]{1,6}(ms|s|m|h)){1,4}$"),
+        ("interval: 0s", "spec.interval: an interval is 1s or longer: give a longer one"),
+        ("interval: 0h0m999ms", "spec.interval: an interval is 1s or longer: give a longer one"),
         ("repositoryPolicy: '{}'", "spec.repositoryPolicy: must be a mapping, not \"{}\""),
         ("deletionPolicy: delete", "spec.deletionPolicy: \"delete\" is none of Retain, Delete"),
         ("suspend: 'true'", "spec.suspend: must be true or false, not \"true\""),
