@@ -54,6 +54,15 @@ def test_an_assumed_role(namespace, moto, operator):
     namespace.ready("Registry", name, "Serving")
 
 
+def test_one_that_is_not_managed_goes_whatever_finalizer_it_has(namespace, registry, operator):
+    """A manifest that was exported and applied again has it."""
+    name = namespace.declare(registry)
+    namespace.ready("Registry", name)
+    namespace.patch("Registry", name, {"metadata": {"finalizers": ["wharfage.dev/finalizer"]}})
+    namespace.delete("Registry", name)
+    namespace.gone("Registry", name)
+
+
 class TestSettings:
     def test_they_are_put_and_changed_and_kept(self, namespace, registry, operator):
         name = namespace.declare(

@@ -68,9 +68,10 @@ pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Con
 
 /// The Registry goes. What it manages goes with it, or stays; no other registry is touched.
 async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
-    if let Some(managed) = &registry.spec.managed
-        && finalizer::has(registry)
-    {
+    if !finalizer::has(registry) {
+        return Ok(Done::resting());
+    }
+    if let Some(managed) = &registry.spec.managed {
         if ctx.settings.has(Feature::ManagedRegistries) {
             if let Some(findings) = managed::let_go(ctx, registry, managed).await? {
                 let retry = Some(jittered(STUCK));
@@ -80,8 +81,9 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
             return conclude(ctx, registry, without_managed_registries()).await;
         }
         // Without its permissions nothing can be done, and what is to stay needs nothing done.
-        finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
     }
+    // One that isn't managed has it from a manifest that was exported.
+    finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
     Ok(Done::resting())
 }
 
