@@ -19,7 +19,8 @@ use super::{Done, Error, WAIT, jittered, publish, refused_by_registry, registere
 use crate::crd::conditions::ConditionType;
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
-    DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Registry, condition,
+    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Registry,
+    condition,
 };
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
@@ -244,11 +245,7 @@ impl Work<'_> {
         let mut findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
         findings.drifted = Some(self.drifted(&course.drift, settled));
         let begun = course.turns.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
-        let next = match (begun, &findings.standing) {
-            (Some(elapsed), _) => elapsed.clamp(PREVIEW.0, PREVIEW.1),
-            (None, Standing::Ready(_)) => jittered(self.policy.interval()),
-            (None, standing) => super::next(standing, &self.status().conditions, self.policy.interval().min(WAIT)),
-        };
+        let next = next(begun, &findings.standing, &self.status().conditions, self.policy.interval());
         let found = Outcome::of(findings, next);
         Outcome { outcomes: Some(course.outcomes()), answers: found.answers && begun.is_none(), ..found }
     }
@@ -418,6 +415,14 @@ impl Work<'_> {
         Ok(true)
     }
 }
+/// When to look again, `begun` ago the oldest preview that goes on was started.
+fn next(begun: Option<Duration>, standing: &Standing, before: &[Condition], interval: Duration) -> Duration {
+    match begun {
+        Some(elapsed) => elapsed.clamp(PREVIEW.0, PREVIEW.1),
+        None => super::next(standing, before, interval),
+    }
+}
+
 
 /// What the turns of all repositories came to.
 #[derive(Default)]
@@ -465,5 +470,31 @@ impl Course {
             Standing::Stalled(_) => Standing::Stalled(because),
             _ => Standing::Waiting(because),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_tried_once_in_an_interval_and_a_preview_is_looked_at_sooner() {
+        let stalled = Standing::Stalled(Because::new("LimitExceededException", "no"));
+        let waits = Standing::Waiting(Because::new("ReferenceNotFound", "no"));
+        let ready = Standing::Ready(Because::new("InSync", "yes"));
+        let hour = Duration::from_secs(3600);
+        let going_on = |seconds| Some(Duration::from_secs(seconds));
+        for (begun, standing, interval, expected) in [
+            (None, &stalled, hour, 3600.0),
+            (None, &ready, hour, 3600.0),
+            (None, &waits, hour, 60.0),
+            (None, &waits, Duration::from_secs(5), 5.0),
+            (going_on(0), &waits, hour, 0.5),
+            (going_on(4), &stalled, hour, 4.0),
+            (going_on(300), &ready, hour, 30.0),
+        ] {
+            let pause = next(begun, standing, &[], interval).as_secs_f64();
+            assert!((expected * 0.89..expected * 1.11).contains(&pause), "{pause} s, not {expected} s: {standing:?}");
+        }
     }
 }
