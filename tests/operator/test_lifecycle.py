@@ -301,6 +301,18 @@ def test_a_preview_beside_a_policy_that_governs_changes_nothing_of_it(namespace,
 
 # Restraint
 
+def test_a_preview_that_is_made_again_after_an_interval_is_no_event(namespace, front, operator):
+    home = namespace.declare(front)
+    namespace.ready("Registry", home)
+    repository(namespace, home)
+    policy(namespace, home, mode="Preview", interval="2s")
+    namespace.ready("LifecyclePolicy", KEEP, "Previewed")
+    previews = lambda _: front.calls.count("StartLifecyclePolicyPreview") >= 4  # noqa: E731
+    namespace.until("LifecyclePolicy", KEEP, previews, "previewed in three intervals")
+    (event,) = [one for one in namespace.events("LifecyclePolicy", KEEP) if one["reason"] == "PreviewStarted"]
+    assert not event.get("series"), event
+
+
 
 def test_a_policy_that_observes_only_looks(namespace, registry, front, operator):
     home = namespace.declare(front)

@@ -161,7 +161,9 @@ impl Policing<'_> {
             if self.settled && governed && step.action != Action::Preview {
                 drift.clone_from(&step.changes);
             }
-            done = Some(step.action);
+            // That it is previewed again after an interval is no news: telling it would be a write for each policy and interval.
+            let again = step.action == Action::Preview && before.is_some_and(Kept::is_evaluated);
+            done = (!again).then_some(step.action);
             break;
         }
         let turn = if self.observes() {
