@@ -347,8 +347,9 @@ pub enum OutcomeState {
 pub struct ImageOutcome {
     /// Digest of the image.
     pub digest: String,
-    /// Its tags.
+    /// Some of its tags.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5))]
     pub tags: Vec<String>,
     /// What becomes of it: EXPIRE or TRANSITION.
     pub action: String,

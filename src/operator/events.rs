@@ -6,6 +6,9 @@
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
+/// What the API takes of a note, in bytes.
+pub const LONGEST_NOTE: usize = 1024;
+
 /// Writes events.
 #[derive(Clone)]
 pub struct Events(Recorder);
@@ -28,9 +31,7 @@ impl Events {
     }
 
     async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, type_: EventType, reason: &str, note: String) {
-        // What the API takes at most.
-        const LONGEST_NOTE: usize = 1000;
-        let note = note.chars().take(LONGEST_NOTE).collect();
+        let note = cut(note);
         let event = Event {
             type_,
             reason: reason.to_owned(),
@@ -40,6 +41,35 @@ impl Events {
         };
         if let Err(error) = self.0.publish(&event, &object.object_ref(&())).await {
             tracing::warn!(kind = %K::kind(&()), reason, %error, "an event could not be written");
+        }
+    }
+}
+
+fn cut(mut note: String) -> String {
+    const MORE: &str = "…";
+    if note.len() > LONGEST_NOTE {
+        note.truncate(note.floor_char_boundary(LONGEST_NOTE - MORE.len()));
+        note.push_str(MORE);
+    }
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_cut_between_characters_where_the_api_would_refuse_it() {
+        for fits in [String::new(), "x".repeat(1024), "ü".repeat(512)] {
+            assert_eq!(cut(fits.clone()), fits);
+        }
+        for (long, left) in
+            [("x".repeat(1025), 1021), ("ü".repeat(1000), 510), ("x".to_owned() + &"€".repeat(400), 341)]
+        {
+            let cut = cut(long.clone());
+            assert!(cut.len() <= LONGEST_NOTE, "{} bytes", cut.len());
+            let kept = cut.strip_suffix('…').unwrap();
+            assert_eq!((long.starts_with(kept), kept.chars().count()), (true, left));
         }
     }
 }

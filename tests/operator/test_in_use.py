@@ -364,6 +364,17 @@ def test_a_policy_that_observes_lets_nothing_go(here):
     assert here.left == {"v1", "v2"}
 
 
+def test_what_went_in_several_repositories_is_one_event_that_names_them_all(here):
+    others = [repository(here.namespace, here.registry, name) for name in ("b", "c")]
+    for name in [here.name, *others]:
+        for word in ("v1", "v2", "v3"):
+            images.push(here.ecr, name, images.image(f"{name}-{word}"), word)
+    here.enforce()
+    (event,) = [one for one in here.namespace.events("LifecyclePolicy", KEEP) if one["reason"] == "CarriedOut"]
+    assert not event.get("series"), event
+    assert [line.split(" expired")[0] for line in event["message"].split("; ")] == [f"{name}: 2 images" for name in (here.name, *others)]
+
+
 # Races, and trouble
 
 

@@ -24,16 +24,16 @@ use crate::crd::{
 };
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
+use crate::operator::events::LONGEST_NOTE;
 use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
-use crate::operator::in_use;
 use crate::operator::session::{Away, Freshness, Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::plan::model::ApiError;
 use crate::plan::{Action, FieldChange, Object};
 use memory::{Kept, Turns};
-use outcome::{counted, names, only, told};
+use outcome::{Went, carried_out, counted, names, only, told};
 use turn::{Policing, Released, Turn};
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
@@ -316,17 +316,8 @@ impl Work<'_> {
             let note = format!("is no more for {}", names(course.released.iter()));
             events.normal(self.policy, "Released", note).await;
         }
-        for (name, ran) in &course.ran {
-            let counts = in_use::decision::Counts::of(&ran.acts);
-            let in_use::decision::Counts { expiring, transitioning, bytes } = counts;
-            let images = |count| counted(count, "image", "images");
-            let note = format!(
-                "{name}: {} expired ({bytes} bytes), {} archived; {} in use kept",
-                images(expiring),
-                images(transitioning),
-                images(ran.protected)
-            );
-            events.normal(self.policy, "CarriedOut", note).await;
+        if !course.ran.is_empty() {
+            events.normal(self.policy, "CarriedOut", carried_out(&course.ran, LONGEST_NOTE)).await;
         }
     }
 
@@ -431,7 +422,7 @@ struct Course {
     troubles: Vec<Standing>,
     drift: Vec<FieldChange>,
     done: BTreeMap<Action, Vec<RepositoryName>>,
-    ran: Vec<(RepositoryName, in_use::run::Done)>,
+    ran: Vec<(RepositoryName, Went)>,
     released: Vec<RepositoryName>,
 }
 
@@ -445,7 +436,7 @@ impl Course {
         }
         self.drift.extend(drift);
         // What only found that nothing is to go is no event.
-        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), ran)));
+        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), Went::of(&ran))));
     }
 
     fn outcomes(&self) -> Vec<RepositoryOutcome> {

@@ -1,6 +1,8 @@
 //! What a policy came to in its repositories, as its status tells it. Pure.
 
 use std::cmp::Reverse;
+use std::fmt;
+use std::ops::Add;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -9,11 +11,14 @@ use crate::crd::lifecycle_policy::{ImageOutcome, OutcomeState, RepositoryOutcome
 use crate::lifecycle::{Action, Cause};
 use crate::names::RepositoryName;
 use crate::operator::in_use::decision::{Act, Counts};
+use crate::operator::in_use::run::Done;
 
 /// Repositories that a status names.
 const NAMED: usize = 100;
 /// Images that a status names for each.
 const SAMPLE: usize = 10;
+/// Tags that it names of an image. An object has room for 1.5 MiB, a tag may have 128 characters, and an image a thousand tags.
+const TAGS: usize = 5;
 
 /// A repository of which no more is known than how far the policy got.
 pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutcome {
@@ -33,7 +38,7 @@ pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutc
 pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at: Time) -> RepositoryOutcome {
     let image = |it: &crate::apply::PreviewedImage| ImageOutcome {
         digest: it.digest.clone(),
-        tags: it.tags.clone(),
+        tags: it.tags.iter().take(TAGS).cloned().collect(),
         action: it.action.clone(),
         rule_priority: it.rule_priority,
     };
@@ -58,7 +63,7 @@ pub(super) fn acted(
     let counts = Counts::of(acts);
     let image = |act: &Act| ImageOutcome {
         digest: act.image.digest.to_string(),
-        tags: act.image.tags.iter().map(ToString::to_string).collect(),
+        tags: act.image.tags.iter().take(TAGS).map(ToString::to_string).collect(),
         action: match act.action {
             Action::Expire => "EXPIRE".to_owned(),
             Action::Transition => "TRANSITION".to_owned(),
@@ -126,6 +131,58 @@ pub(super) fn names<'a>(names: impl ExactSizeIterator<Item = &'a RepositoryName>
     text
 }
 
+/// What the operator let go in one repository, or in several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Went {
+    counts: Counts,
+    protected: usize,
+}
+
+impl Went {
+    pub(super) fn of(done: &Done) -> Self {
+        Self { counts: Counts::of(&done.acts), protected: done.protected }
+    }
+}
+
+impl Add for Went {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let (one, two) = (self.counts, other.counts);
+        let counts = Counts {
+            expiring: one.expiring.saturating_add(two.expiring),
+            transitioning: one.transitioning.saturating_add(two.transitioning),
+            bytes: one.bytes.saturating_add(two.bytes),
+        };
+        Self { counts, protected: self.protected.saturating_add(other.protected) }
+    }
+}
+
+impl fmt::Display for Went {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let images = |count| counted(count, "image", "images");
+        let Self { counts: Counts { expiring, transitioning, bytes }, protected } = *self;
+        let (expired, archived, kept) = (images(expiring), images(transitioning), images(protected));
+        write!(f, "{expired} expired ({bytes} bytes), {archived} archived, {kept} in use kept")
+    }
+}
+
+/// What was let go, by repositories. Those for which `room` bytes are not enough are told together.
+pub(super) fn carried_out(ran: &[(RepositoryName, Went)], room: usize) -> String {
+    let told = |named: usize| {
+        let (named, others) = ran.split_at(named);
+        let mut lines: Vec<String> = named.iter().map(|(name, went)| format!("{name}: {went}")).collect();
+        if !others.is_empty() {
+            let went = others.iter().fold(Went::default(), |sum, (_, went)| sum + *went);
+            let more = if named.is_empty() { "" } else { "more " };
+            let (one, many) = (format!("{more}repository"), format!("{more}repositories"));
+            lines.push(format!("{}: {went}", counted(others.len(), &one, &many)));
+        }
+        lines.join("; ")
+    };
+    (0..=ran.len()).rev().map(told).find(|text| text.len() <= room).unwrap_or_else(|| told(0))
+}
+
 /// A number of things.
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
@@ -136,6 +193,8 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
+    use crate::apply::PreviewedImage;
+    use crate::lifecycle::{Image, ImageStatus};
 
     fn outcome(name: &str, state: OutcomeState, expiring: i64, protected: Option<i64>) -> RepositoryOutcome {
         let expiring = (expiring >= 0).then_some(expiring);
@@ -179,6 +238,71 @@ mod tests {
         let told = |new: &RepositoryOutcome| told(vec![new.clone()], std::slice::from_ref(&was)).0.remove(0);
         assert_eq!(told(&same), was);
         assert_eq!(told(&other), other);
+    }
+
+    /// The longest that ECR allows: a thousand tags of an image, 128 characters a tag, 256 a repository's name.
+    #[test]
+    fn a_status_leaves_room_for_the_rest_of_its_object() {
+        let tags: Vec<String> = (0..1000).map(|i| format!("{i:0>128}")).collect();
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let image = PreviewedImage {
+            digest: digest.clone(),
+            tags: tags.clone(),
+            action: "TRANSITION".to_owned(),
+            rule_priority: i32::MAX,
+        };
+        let found = Previewed { expiring: u64::MAX, transitioning: u64::MAX, sample: vec![image; SAMPLE + 1] };
+        let image = Image {
+            digest: digest.parse().unwrap(),
+            tags: tags.iter().map(|it| it.parse().unwrap()).collect(),
+            pushed_at: Timestamp::UNIX_EPOCH,
+            last_pulled_at: None,
+            status: ImageStatus::Active,
+            archived_at: None,
+            activated_at: None,
+            subject: None,
+            parents: Vec::new(),
+        };
+        let act = Act {
+            image,
+            action: Action::Transition,
+            rule_priority: u32::MAX,
+            cause: Cause::Selected,
+            bytes: u64::MAX,
+            is_index: false,
+            layer: 0,
+        };
+        let acts = vec![act; SAMPLE + 1];
+        let at = || Time(Timestamp::UNIX_EPOCH);
+        let names = (0..250).map(|i| format!("{i:0>256}").parse::<RepositoryName>().unwrap()).collect::<Vec<_>>();
+        for outcomes in [
+            names.iter().map(|name| previewed(name, &found, u64::MAX, at())).collect::<Vec<_>>(),
+            names.iter().map(|name| acted(name, OutcomeState::Enforced, &acts, usize::MAX, at())).collect(),
+        ] {
+            let (named, _) = told(outcomes, &[]);
+            assert!(named.iter().all(|it| it.sample.iter().all(|image| image.tags.len() == TAGS)));
+            let bytes = serde_json::to_vec(&named).unwrap().len();
+            assert!(bytes < 1 << 20, "{bytes} of the 1.5 MiB that an object may have");
+        }
+    }
+
+    #[test]
+    fn what_went_is_told_of_all_repositories_at_once() {
+        let went = |expiring, bytes| Went { counts: Counts { expiring, transitioning: 1, bytes }, protected: 2 };
+        let ran: Vec<(RepositoryName, Went)> =
+            (1..4).map(|i| (format!("shop/r{i}").parse().unwrap(), went(i, 10))).collect();
+        let one = |i: usize, images: &str| {
+            format!("shop/r{i}: {i} {images} expired (10 bytes), 1 image archived, 2 images in use kept")
+        };
+        let all = format!("{}; {}; {}", one(1, "image"), one(2, "images"), one(3, "images"));
+        assert_eq!(carried_out(&ran[..1], 1024), one(1, "image"));
+        assert_eq!(carried_out(&ran, all.len()), all);
+        let rest = "2 more repositories: 5 images expired (20 bytes), 2 images archived, 4 images in use kept";
+        assert_eq!(carried_out(&ran, all.len() - 1), format!("{}; {rest}", one(1, "image")));
+        let none = "3 repositories: 6 images expired (30 bytes), 3 images archived, 6 images in use kept";
+        assert_eq!(carried_out(&ran, 0), none);
+        let many: Vec<_> = (0..100).map(|i| (format!("{i:0>256}").parse().unwrap(), went(i, u64::MAX))).collect();
+        assert!(carried_out(&many, 1024).len() <= 1024);
     }
 
     #[test]
