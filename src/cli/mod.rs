@@ -113,13 +113,10 @@ fn raise_file_limit() {
     }
 }
 
-/// Waits for the signal that asks the process to end: Ctrl-C or SIGTERM.
-async fn stop_signal() -> anyhow::Result<()> {
-    StopSignals::new()?.next().await;
-    Ok(())
-}
-
-/// The signals that ask the process to end, none of which is missed between one wait and the next.
+/// The signals that ask the process to end, Ctrl-C and SIGTERM: none is missed once this is made, between waits neither.
+///
+/// Made before anything else. A signal that comes earlier ends the process at once, and is lost where it is a container's
+/// first process: the kernel drops what that one has no handler for.
 struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::StopSignals;
 use super::reconcile::Identity;
-use super::stop_signal;
 use crate::operator::access::Feature;
 use crate::operator::{Process, Settings, cluster, run};
 
@@ -66,6 +66,7 @@ pub struct Operator {
 
 impl Operator {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        let mut signals = StopSignals::new()?;
         let cluster = cluster().await?;
         let name = self.name.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let settings = Settings {
@@ -81,13 +82,6 @@ impl Operator {
             operations: self.operations_listen,
             grace: Duration::from_secs(self.shutdown_grace),
         };
-        // A task, so that it listens from the beginning.
-        let stop = tokio::spawn(stop_signal());
-        let stop = async {
-            if let Ok(Err(error)) = stop.await {
-                tracing::error!(%error, "cannot listen for signals: stopping");
-            }
-        };
-        run(cluster, settings, process, stop).await
+        run(cluster, settings, process, async move { signals.next().await }).await
     }
 }

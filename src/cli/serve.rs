@@ -126,6 +126,31 @@ pub struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        let mut signals = StopSignals::new()?;
+        let delay = self.shutdown_delay;
+        let running = tokio::select! {
+            started = self.start() => started?,
+            () = signals.next() => {
+                tracing::info!("stopped before it served");
+                return Ok(());
+            }
+        };
+        signals.next().await;
+        if delay > 0 {
+            running.leave();
+            tracing::info!(seconds = delay, "stopping soon: /readyz says so");
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(delay)) => {}
+                () = signals.next() => {}
+            }
+        }
+        tracing::info!("stopping: running transfers may end");
+        running.stop().await;
+        Ok(())
+    }
+
+    /// Opens what it keeps, and serves. Giving it up in between leaves nothing undone that the next start would not do.
+    async fn start(self) -> anyhow::Result<Running> {
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some(Tls::from_files(certificate, key)?),
             _ => None,
@@ -193,19 +218,7 @@ impl Serve {
         if let Some(data) = published {
             println!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display());
         }
-        let mut signals = StopSignals::new()?;
-        signals.next().await;
-        if self.shutdown_delay > 0 {
-            running.leave();
-            tracing::info!(seconds = self.shutdown_delay, "stopping soon: /readyz says so");
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(self.shutdown_delay)) => {}
-                () = signals.next() => {}
-            }
-        }
-        tracing::info!("stopping: running transfers may end");
-        running.stop().await;
-        Ok(())
+        Ok(running)
     }
 
     /// The registry's own folder in the data folder, made if it is missing.

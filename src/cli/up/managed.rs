@@ -23,18 +23,21 @@ use crate::store::blobs::s3::{S3Config, S3Credentials};
 use crate::telemetry::Metrics;
 
 /// All registries that run in this process.
+#[derive(Default)]
 pub(super) struct Fleet {
     ships: Vec<(Running, StartedRegistry, AccessKey)>,
 }
 
 impl Fleet {
-    /// Starts every managed Registry: the first on `address`, each further one on the next port.
+    /// Starts every managed Registry: the first on `address`, each further one on the next port. Those that have started are
+    /// there to be stopped even if another one fails, or if the start is given up.
     pub(super) async fn start(
+        &mut self,
         manifests: &Manifests,
         data: &DataDir,
         address: SocketAddr,
         operations: Option<SocketAddr>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<()> {
         let registries = manifests.registries.iter().map(|loaded| &loaded.resource);
         let managed: Vec<_> = registries.filter_map(|it| Some((it, it.spec.managed.as_ref()?))).collect();
         let on_postgres = managed.iter().filter(|(_, it)| it.database.as_ref().is_some_and(|it| it.postgres.is_some()));
@@ -43,25 +46,14 @@ impl Fleet {
             "several Registries ask for PostgreSQL, but WHARFAGE_DATABASE_URL names one database: leave the others on SQLite"
         );
         let metrics = Arc::new(Metrics::new());
-        let mut fleet = Self { ships: Vec::new() };
         for (index, (registry, managed)) in managed.into_iter().enumerate() {
             let started = match port_after(address, index) {
                 Ok(address) => start(registry, managed, data, address, Arc::clone(&metrics)).await,
                 Err(error) => Err(error),
             };
-            match started.with_context(|| format!("cannot start Registry {}", registry.name_any())) {
-                Ok(started) => fleet.ships.push(started),
-                Err(error) => {
-                    fleet.stop().await;
-                    return Err(error);
-                }
-            }
+            self.ships.push(started.with_context(|| format!("cannot start Registry {}", registry.name_any()))?);
         }
-        if let Err(error) = fleet.open(data, operations).await {
-            fleet.stop().await;
-            return Err(error);
-        }
-        Ok(fleet)
+        self.open(data, operations).await
     }
 
     /// Lets clients and operators know of what runs.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::time::Instant;
 
+use super::StopSignals;
 use super::reconcile::{Identity, Output, Target, carry_out, say, show_unresolved};
-use super::stop_signal;
 use crate::crd::Managed as _;
 use crate::crd::common::DEFAULT_INTERVAL;
 use crate::datadir::DataDir;
@@ -70,10 +70,23 @@ pub struct Up {
 
 impl Up {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        // Waited for from the beginning, so that Ctrl-C ends a long start as cleanly as a long run.
-        let stop = stop_signal();
-        tokio::pin!(stop);
+        let mut signals = StopSignals::new()?;
+        let mut fleet = Fleet::default();
+        // With the start in it: Ctrl-C ends a long start as cleanly as a long run.
+        let ended = tokio::select! {
+            () = signals.next() => Ok(()),
+            ended = self.work(&mut fleet) => ended,
+        };
+        tracing::info!("stopping: running transfers may end");
+        tokio::select! {
+            () = fleet.stop() => {}
+            () = signals.next() => tracing::warn!("stopped at once, with transfers running"),
+        }
+        ended
+    }
 
+    /// Starts what is declared and keeps it so; it ends by an error only. What it has started is in `fleet` then.
+    async fn work(self, fleet: &mut Fleet) -> anyhow::Result<()> {
         if !self.allow_plain_http && !self.listen.ip().is_loopback() {
             bail!(
                 "{} is not a loopback address, and up serves plain HTTP: give --allow-plain-http behind a proxy that speaks TLS, or \
@@ -91,7 +104,7 @@ impl Up {
             bail!("{} declares no Registry: add one, or name another folder", self.folder.display());
         }
 
-        let fleet = Fleet::start(&manifests, &data, self.listen, self.operations_listen).await?;
+        fleet.start(&manifests, &data, self.listen, self.operations_listen).await?;
         let mut targets = fleet.targets().await?;
         for registry in manifests.registries.iter().map(|loaded| &loaded.resource) {
             if registry.spec.managed.is_none() {
@@ -106,24 +119,12 @@ impl Up {
             failing: HashMap::new(),
             failures: 0,
         };
-        let work = async {
-            let again = shepherd.reconcile(Occasion::Start).await;
-            fleet.teach(&data, &shepherd.manifests);
-            match changes {
-                Some(changes) => shepherd.follow(&folder, changes, again).await,
-                None => std::future::pending().await,
-            }
-        };
-        let ended = tokio::select! {
-            stopped = &mut stop => stopped,
-            ended = work => ended,
-        };
-        tracing::info!("stopping: running transfers may end");
-        tokio::select! {
-            () = fleet.stop() => {}
-            _ = stop_signal() => tracing::warn!("stopped at once, with transfers running"),
+        let again = shepherd.reconcile(Occasion::Start).await;
+        fleet.teach(&data, &shepherd.manifests);
+        match changes {
+            Some(changes) => shepherd.follow(&folder, changes, again).await,
+            None => std::future::pending().await,
         }
-        ended
     }
 }
 

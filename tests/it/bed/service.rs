@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a server may take until it is ready. Generous: it only bounds a test that fails anyway.
-const STARTUP: Duration = Duration::from_secs(60);
+pub const STARTUP: Duration = Duration::from_secs(120);
 
 /// How many lines of output are kept, the latest ones.
 const KEPT_LINES: usize = 2_000;

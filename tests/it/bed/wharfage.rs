@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
 
-use super::service::{Folder, Service};
+use super::service::{Folder, STARTUP, Service};
 
 /// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
 pub fn wharfage() -> Launch {
@@ -58,9 +58,19 @@ impl Launch {
         Wharfage { launch: self, service: Some(service), authority }
     }
 
-    async fn run(&self, listen: &str) -> (Service, String) {
+    /// Starts the program and waits for nothing.
+    pub fn begin(&self) -> Service {
+        Service::start("wharfage", &mut self.command_line("127.0.0.1:0"), "KILL", None)
+    }
+
+    fn command_line(&self, listen: &str) -> Command {
         let mut command = program(&self.variables);
         command.args(&self.command).arg("--data").arg(self.folder.path()).args(["--listen", listen]);
+        command
+    }
+
+    async fn run(&self, listen: &str) -> (Service, String) {
+        let mut command = self.command_line(listen);
         // The test's runtime may serve what the program calls at its start, so its thread isn't blocked.
         tokio::task::spawn_blocking(move || {
             let service = Service::start("wharfage", &mut command, "KILL", None);
@@ -210,5 +220,27 @@ async fn a_program_that_is_asked_to_end_ends_well() {
         let mut program = wharfage().start().await;
         let (status, output) = program.stop(signal).await;
         assert!(status.success(), "SIG{signal}: {status}\n{output}");
+    }
+}
+
+#[tokio::test]
+async fn a_stop_during_the_start_ends_it_well() {
+    // A database that takes connections and says nothing: the start waits for it.
+    let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://wharfage@{}/wharfage", database.local_addr().unwrap());
+    let manifests = Folder::new();
+    let registry = "apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {name: home}\n\
+                    spec: {managed: {database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}}\n";
+    std::fs::write(manifests.path().join("registry.yaml"), registry).unwrap();
+    for launch in [wharfage(), wharfage().up(manifests.path())] {
+        for signal in ["TERM", "INT"] {
+            let launch = launch.clone().env("WHARFAGE_DATABASE_URL", &url);
+            let mut program = launch.begin();
+            let asked = tokio::time::timeout(STARTUP, database.accept()).await;
+            let (_connection, _) = asked.unwrap_or_else(|_| panic!("{}", program.output())).unwrap();
+            program.signal(signal);
+            let (status, output) = (program.wait(), program.output());
+            assert!(status.success() && !output.contains("Serving"), "SIG{signal}: {status}\n{output}");
+        }
     }
 }
