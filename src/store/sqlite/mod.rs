@@ -64,7 +64,22 @@ pub struct SqliteStore {
     // The order matters: the writer's connection closes last, which empties the log, and then the lock goes.
     readers: Readers,
     writer: Writer,
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock that keeps a second process out.
+///
+/// It is given up expressly, as closing the file is not enough: a child that is being started just then has a copy of the
+/// file until it becomes another program, and with the copy the lock.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the database's lock cannot be given up before the process ends");
+        }
+    }
 }
 
 impl SqliteStore {
@@ -92,7 +107,7 @@ impl SqliteStore {
 
 /// Takes the lock that keeps a second process out: two writers would only wait for each other, and two job runners would
 /// both believe that they are alone.
-fn lock(path: &Path) -> StoreResult<File> {
+fn lock(path: &Path) -> StoreResult<Lock> {
     let failed = |reason: String| StoreError::Unavailable(format!("the database {}: {reason}", path.display()));
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|error| failed(format!("its folder cannot be made: {error}")))?;
@@ -108,7 +123,7 @@ fn lock(path: &Path) -> StoreResult<File> {
         }
         error => failed(format!("its lock {} cannot be taken: {error}", lock.display())),
     })?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// Makes the file's name as durable as its contents.
@@ -494,5 +509,20 @@ impl Metadata for SqliteStore {
 
     async fn events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>> {
         self.readers.read(|db| jobs::events(db, account, limit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_database_opens_again_while_a_child_that_is_being_started_has_a_copy_of_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wharfage.db");
+        let store = SqliteStore::open(&path).unwrap();
+        let _copy = store._lock.0.try_clone().unwrap();
+        drop(store);
+        SqliteStore::open(&path).unwrap();
     }
 }
