@@ -171,7 +171,7 @@ mod tests {
     use http_body_util::Full;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
     use tokio::task::JoinSet;
 
     use super::*;
@@ -280,13 +280,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_that_is_away_is_told_as_such() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        drop(listener);
+        // A port that nobody else gets, and on which nobody listens.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let endpoint = format!("http://{}", socket.local_addr().unwrap());
         let notes = Arc::new(Notes::default());
         assert!(!list(&client(&endpoint).await.observed_by(notes.clone())).await);
         assert!(notes.codes().iter().all(|told| *told == ("RegistryUnavailable".to_owned(), false)));
         assert!(!notes.codes().is_empty());
+        drop(socket);
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use aws_sdk_ecr::error::ProvideErrorMetadata as _;
 use aws_sdk_ecr::types::{ImageTagMutability, Repository};
 use serde_json::Value;
 
+use crate::bed::service::STARTUP;
 use crate::bed::wharfage;
 use crate::bed::wharfage::Wharfage;
 
@@ -95,7 +96,7 @@ async fn tags(ecr: &Client, name: &str) -> Vec<String> {
 
 /// Asks until a repository is as it should be.
 async fn until(ecr: &Client, name: &str, what: &str, is: impl Fn(Option<&Repository>) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + STARTUP;
     loop {
         let found = found(ecr, name).await;
         if is(found.as_ref()) {
@@ -268,7 +269,7 @@ async fn a_policy_in_preview_tells_which_images_would_go_and_lets_them_be() {
 
     folder.write("keep.yaml", &policy.replace("Preview", "Enforce"));
     program.wait_for(|line| line.starts_with("created    LifecyclePolicy team/keep").then_some(()));
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + STARTUP;
     while ecr.list_images().repository_name("team/api").send().await.unwrap().image_ids().len() > 1 {
         assert!(Instant::now() < deadline, "the registry never carried the policy out");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -370,7 +371,8 @@ async fn two_registries_run_in_one_process_each_with_what_is_its() {
     folder.write("us.yaml", us);
     folder.write("api.yaml", &repository("api", ""));
     folder.write("web.yaml", &repository("web", "").replace("name: home", "name: us"));
-    let mut program = up(folder.path()).await;
+    let mut program = wharfage().up(folder.path()).on_any_ports().start().await;
+    applied(&program);
     let (home, away) = (program.env(&[]), program.env(&["--registry", "us"]));
     let authority = |text: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix("export WHARFAGE_REGISTRY="));

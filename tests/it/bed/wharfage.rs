@@ -1,31 +1,55 @@
 //! The program itself as a process: started by its command line, read by its output, ended by signals.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::sync::Arc;
 
 use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
+use tokio::net::TcpSocket;
 
 use super::service::{Folder, STARTUP, Service};
 
 /// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
 pub fn wharfage() -> Launch {
-    Launch { command: vec!["serve".into()], folder: Arc::new(Folder::new()), variables: BTreeMap::new() }
+    Launch {
+        command: vec!["serve".into()],
+        folder: Folder::new(),
+        variables: BTreeMap::new(),
+        port: Some(reserved_port()),
+    }
+}
+
+/// A port of loopback that nobody gets who asks for any, while the socket lives. A server can listen on it all the same, and
+/// again after its end: the socket never does, and both allow reuse of the address.
+fn reserved_port() -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("a port that can be used again");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port of loopback");
+    socket
 }
 
 /// A start that is being prepared.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Launch {
     command: Vec<String>,
-    folder: Arc<Folder>,
+    folder: Folder,
     variables: BTreeMap<String, String>,
+    /// Where it listens; none when the system picks a port.
+    port: Option<TcpSocket>,
 }
 
 impl Launch {
     /// Runs `wharfage up FOLDER` instead of `wharfage serve`.
     pub fn up(mut self, folder: impl AsRef<Path>) -> Self {
         self.command = vec!["up".into(), folder.as_ref().to_str().expect("a path in UTF-8").into()];
+        self
+    }
+
+    /// Lets the system pick each listener's port: of several registries only the first would listen where a port is kept for
+    /// it. Such a program can't be started again on the same port.
+    pub fn on_any_ports(mut self) -> Self {
+        self.port = None;
         self
     }
 
@@ -54,23 +78,25 @@ impl Launch {
 
     /// Starts the program on a free port of loopback and waits until it serves.
     pub async fn start(self) -> Wharfage {
-        let (service, authority) = self.run("127.0.0.1:0").await;
+        let (service, authority) = self.run().await;
         Wharfage { launch: self, service: Some(service), authority }
     }
 
     /// Starts the program and waits for nothing.
     pub fn begin(&self) -> Service {
-        Service::start("wharfage", &mut self.command_line("127.0.0.1:0"), "KILL", None)
+        Service::start("wharfage", &mut self.command_line(), "KILL", None)
     }
 
-    fn command_line(&self, listen: &str) -> Command {
+    fn command_line(&self) -> Command {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = self.port.as_ref().map_or(any, |port| port.local_addr().expect("a bound socket has an address"));
         let mut command = program(&self.variables);
-        command.args(&self.command).arg("--data").arg(self.folder.path()).args(["--listen", listen]);
+        command.args(&self.command).arg("--data").arg(self.folder.path()).arg("--listen").arg(listen.to_string());
         command
     }
 
-    async fn run(&self, listen: &str) -> (Service, String) {
-        let mut command = self.command_line(listen);
+    async fn run(&self) -> (Service, String) {
+        let mut command = self.command_line();
         // The test's runtime may serve what the program calls at its start, so its thread isn't blocked.
         tokio::task::spawn_blocking(move || {
             let service = Service::start("wharfage", &mut command, "KILL", None);
@@ -176,7 +202,8 @@ impl Wharfage {
     /// Starts the program again after its end, on the same data and port.
     pub async fn start_again(&mut self) {
         assert!(self.service.is_none(), "the program still runs");
-        let (service, authority) = self.launch.run(&self.authority).await;
+        assert!(self.launch.port.is_some(), "no port is kept for the program");
+        let (service, authority) = self.launch.run().await;
         assert_eq!(authority, self.authority);
         self.service = Some(service);
     }
@@ -233,8 +260,8 @@ async fn a_stop_during_the_start_ends_it_well() {
                     spec: {managed: {database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}}\n";
     std::fs::write(manifests.path().join("registry.yaml"), registry).unwrap();
     for launch in [wharfage(), wharfage().up(manifests.path())] {
+        let launch = launch.env("WHARFAGE_DATABASE_URL", &url);
         for signal in ["TERM", "INT"] {
-            let launch = launch.clone().env("WHARFAGE_DATABASE_URL", &url);
             let mut program = launch.begin();
             let asked = tokio::time::timeout(STARTUP, database.accept()).await;
             let (_connection, _) = asked.unwrap_or_else(|_| panic!("{}", program.output())).unwrap();
