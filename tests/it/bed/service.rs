@@ -8,7 +8,8 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a server may take until it is ready. Generous: it only bounds a test that fails anyway.
+/// How long a server may take until it is ready, and anything else that a test waits for. Generous: it only bounds a test that
+/// fails anyway.
 pub const STARTUP: Duration = Duration::from_secs(120);
 
 /// How many lines of output are kept, the latest ones.
@@ -152,9 +153,11 @@ impl Service {
         assert!(sent.is_ok_and(|status| status.success()), "sending SIG{signal} to {}", self.name);
     }
 
-    /// Waits for the process's own end.
+    /// Waits for the process's own end, and until all that it wrote has been read.
     pub fn wait(&mut self) -> ExitStatus {
-        self.child.wait().expect("waiting for a child")
+        let status = self.child.wait().expect("waiting for a child");
+        self.output.wait_for_end();
+        status
     }
 }
 
@@ -226,6 +229,11 @@ impl Output {
             }
             lines = self.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn wait_for_end(&self) {
+        let lines = self.changed.wait_while(self.lock(), |lines| lines.streams_open > 0);
+        drop(lines.unwrap_or_else(PoisonError::into_inner));
     }
 
     fn text(&self) -> String {
