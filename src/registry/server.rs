@@ -83,14 +83,17 @@ pub async fn serve(
     let connections = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let mut stopped = stop.clone();
+    // The stop is asked for first each time: after it nothing new is accepted, however much waits.
     loop {
         let permit = tokio::select! {
+            biased;
             _ = stopped.wait_for(|stop| *stop) => break,
             permit = Arc::clone(&connections).acquire_owned() => permit,
         };
         // The semaphore is never closed.
         let Ok(permit) = permit else { break };
         let accepted = tokio::select! {
+            biased;
             _ = stopped.wait_for(|stop| *stop) => break,
             accepted = listener.accept() => accepted,
         };
