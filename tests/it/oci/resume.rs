@@ -1,10 +1,13 @@
 //! Uploads that break off: what has arrived is kept, and the upload goes on from there.
 
+use std::time::{Duration, Instant};
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use wharfage::names::Digest;
 
 use super::client::{Backend, Repository, unique};
+use crate::bed::service::STARTUP;
 
 on_both_backends!(
     an_upload_goes_on_after_the_program_was_killed,
@@ -44,12 +47,26 @@ async fn break_off(repository: &Repository, method: &str, target: &str, announce
     let _ = stream.read_to_end(&mut Vec::new()).await;
 }
 
+/// Waits until the upload is known to hold the first `length` bytes.
+async fn until_kept(repository: &Repository, location: &str, length: usize) {
+    let deadline = Instant::now() + STARTUP;
+    loop {
+        let status = repository.get(location).await;
+        let range = status.assert_status(204).header("Range");
+        if range == format!("0-{}", length - 1) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{range} is kept of {length} bytes");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 async fn what_arrived_of_a_broken_chunk_is_kept(backend: Backend) {
     let repository = backend.repository().await;
     let bytes = unique(50_000);
     let location = repository.begin().await;
     break_off(&repository, "PATCH", &location, bytes.len(), &bytes[..30_000]).await;
-    // A chunk waits for the one before it to end, so this answer comes after the broken one's part was kept.
+    until_kept(&repository, &location, 30_000).await;
     let refused = repository.chunk(&location, Some(50_000), b"too far").await;
     refused.assert_refused(416, "BLOB_UPLOAD_INVALID");
     assert_eq!(refused.header("Range"), "0-29999");
@@ -63,6 +80,7 @@ async fn nothing_of_a_broken_put_is_visible(backend: Backend) {
     let part = Digest::sha256(&bytes[..30_000]);
     let location = repository.begin().await;
     break_off(&repository, "PUT", &format!("{location}?digest={part}"), bytes.len(), &bytes[..30_000]).await;
+    until_kept(&repository, &location, 30_000).await;
     let refused = repository.chunk(&location, Some(50_000), b"too far").await;
     assert_eq!(refused.assert_status(416).header("Range"), "0-29999");
     repository.get(&repository.blob(&part)).await.assert_status(404);
