@@ -440,12 +440,13 @@ mod tests {
     async fn a_session_has_one_writer_at_a_time() {
         let sessions = Arc::new(Sessions::default());
         let id = Uuid::new_v4();
-        let first = sessions.claim(id, PATIENCE).await.unwrap();
+        let hour = Duration::from_secs(3600);
+        let first = sessions.claim(id, hour).await.unwrap();
         let waiting = tokio::spawn({
             let sessions = Arc::clone(&sessions);
-            async move { sessions.claim(id, PATIENCE).await.is_ok() }
+            async move { sessions.claim(id, hour).await.is_ok() }
         });
-        assert!(sessions.claim(Uuid::new_v4(), PATIENCE).await.is_ok(), "another session is not held up");
+        assert!(sessions.claim(Uuid::new_v4(), hour).await.is_ok(), "another session is not held up");
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop(first);

@@ -398,7 +398,8 @@ impl Work<'_> {
                 Err(Trouble::Refused(error)) => {
                     let message = format!("{name} cannot be let go of: {}", error.message);
                     let standing = refused_by_registry(ApiError { message, ..error });
-                    let next = super::next(&standing, &self.status().conditions, self.policy.interval());
+                    let next =
+                        super::next(&standing, &self.status().conditions, self.policy.interval(), Timestamp::now());
                     return Err(Outcome::of(Findings::of(standing), next));
                 }
             }
@@ -410,10 +411,9 @@ impl Work<'_> {
 fn next(begun: Option<Duration>, standing: &Standing, before: &[Condition], interval: Duration) -> Duration {
     match begun {
         Some(elapsed) => elapsed.clamp(PREVIEW.0, PREVIEW.1),
-        None => super::next(standing, before, interval),
+        None => super::next(standing, before, interval, Timestamp::now()),
     }
 }
-
 
 /// What the turns of all repositories came to.
 #[derive(Default)]

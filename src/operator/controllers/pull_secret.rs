@@ -329,7 +329,7 @@ impl Work<'_> {
             Err(Trouble::Refused(error)) => {
                 let standing = refused_by_registry(error);
                 let retry = matches!(standing, Standing::Waiting(_));
-                let retry = retry.then(|| next(&standing, &self.status().conditions, WAIT));
+                let retry = retry.then(|| next(&standing, &self.status().conditions, WAIT, now));
                 Err((Findings::of(standing), retry))
             }
         }

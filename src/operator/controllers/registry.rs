@@ -319,8 +319,8 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
                 Trouble::Away(it) => (away(&it, &name).0, it.retry),
                 Trouble::Refused(error) => {
                     let standing = refused_by_registry(error);
-                    let retry =
-                        next(&standing, registry.status.as_ref().map_or(&[], |it| it.conditions.as_slice()), PULSE);
+                    let before = registry.status.as_ref().map_or(&[][..], |it| it.conditions.as_slice());
+                    let retry = next(&standing, before, PULSE, Timestamp::now());
                     (standing, retry)
                 }
             };

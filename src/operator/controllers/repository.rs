@@ -146,7 +146,7 @@ impl Work<'_> {
             }
             Trouble::Refused(error) => {
                 let standing = refused_by_registry(error);
-                let next = next(&standing, &self.status().conditions, self.repository.interval());
+                let next = next(&standing, &self.status().conditions, self.repository.interval(), Timestamp::now());
                 Outcome::of(standing, next)
             }
         }
