@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import subprocess
+import threading
 import time
 
 import boto3
@@ -26,26 +27,37 @@ class Registry:
     access_key_id: str
     secret_access_key: str
     ca: str | None = None
+    # Reading ECR's model takes longer than most calls: it is read once. A session is for one thread at a time.
+    _session: boto3.session.Session = dataclasses.field(
+        default_factory=boto3.session.Session, init=False, repr=False, compare=False
+    )
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
     def address(self):
         return self.url.partition("://")[2]
 
-    def ecr(self):
-        """A boto3 client, which tries a call once, and not for long: packets to a Pod that has just gone are answered by nobody."""
-        return boto3.session.Session().client(
-            "ecr", endpoint_url=self.url, region_name=REGION, aws_access_key_id=self.access_key_id,
-            aws_secret_access_key=self.secret_access_key, verify=self.ca or True,
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=10),
-        )  # fmt: skip
+    def ecr(self, read_timeout=60):
+        """A boto3 client with a connection of its own, which tries a call once; timeouts are in seconds."""
+        with self._lock:
+            return self._session.client(
+                "ecr", endpoint_url=self.url, region_name=REGION, aws_access_key_id=self.access_key_id,
+                aws_secret_access_key=self.secret_access_key, verify=self.ca or True,
+                config=Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=read_timeout),
+            )  # fmt: skip
+
+    def insist(self, call):
+        """Tries `call(client)` again until it is answered: of what changes behind a Service the node hears a moment later. No
+        attempt is long, as packets to a Pod that has just gone are answered by nobody."""
+        return insist(lambda: call(self.ecr(read_timeout=10)))
 
     def wait(self):
-        """Waits until the way leads there: of what changes behind a Service the node hears a moment later."""
-        insist(lambda: self.ecr().describe_registry())
+        """Waits until the way leads there."""
+        self.insist(lambda ecr: ecr.describe_registry())
 
     def docker_config(self, *names):
         """The content of a docker config that logs in to the registry under these names, as a PullSecret's does."""
-        (data,) = self.ecr().get_authorization_token()["authorizationData"]
+        (data,) = self.insist(lambda ecr: ecr.get_authorization_token())["authorizationData"]
         return json.dumps({"auths": {name: {"auth": data["authorizationToken"]} for name in names}})
 
     def crane(self, *arguments, folder):

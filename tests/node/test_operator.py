@@ -1,6 +1,7 @@
 """Wharfage as people run it: installed by Helm from its image, a managed Registry in the cluster, Pods that pull from it."""
 
 import base64
+import contextlib
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 import trustme
 from backends import PATIENCE
 from busybox import busybox
-from clients import Registry, insist, let_nodes_pull
+from clients import Registry, let_nodes_pull
 from conftest import AFTER, BEFORE, pod
 from images import image, upload
 from kube import API_VERSION, Namespace, standing
@@ -108,7 +109,7 @@ def container_of(one):
 
 
 def tags(home, name):
-    pages = home.ecr().get_paginator("list_images").paginate(repositoryName=name)
+    pages = home.insist(lambda ecr: list(ecr.get_paginator("list_images").paginate(repositoryName=name)))
     return {one["imageTag"]: one["imageDigest"] for page in pages for one in page["imageIds"]}
 
 
@@ -171,27 +172,25 @@ class Client(threading.Thread):
                 tag = f"v{len(self.pushed)}"
                 self.pushed[tag] = self._push(image(f"{self.name_of_repository} {tag}"), tag)
                 asked = {"repositoryName": self.name_of_repository, "imageIds": [{"imageTag": tag}]}
-                found = self._insist(lambda ecr, asked=asked: ecr.batch_get_image(**asked))
+                found = self.home.insist(lambda ecr, asked=asked: ecr.batch_get_image(**asked))
                 assert [one["imageId"]["imageDigest"] for one in found["images"]] == [self.pushed[tag]], found["failures"]
         except Exception as error:  # noqa: BLE001
             self.error = error
 
     def _push(self, made, tag):
-        for content in made.blobs:
-            self._insist(lambda ecr, content=content: upload(ecr, self.name_of_repository, content))
+        # Of either the answer to an earlier attempt may have been lost, its effect was not.
+        def layer(ecr, content):
+            with contextlib.suppress(ecr.exceptions.LayerAlreadyExistsException):
+                upload(ecr, self.name_of_repository, content)
 
         def put(ecr):
-            try:
+            with contextlib.suppress(ecr.exceptions.ImageAlreadyExistsException):
                 ecr.put_image(repositoryName=self.name_of_repository, imageManifest=made.manifest, imageTag=tag)
-            except ecr.exceptions.ImageAlreadyExistsException:
-                # The answer to an earlier attempt was lost, its effect was not.
-                pass
 
-        self._insist(put)
+        for content in made.blobs:
+            self.home.insist(lambda ecr, content=content: layer(ecr, content))
+        self.home.insist(put)
         return made.digest
-
-    def _insist(self, call):
-        return insist(lambda: call(self.home.ecr()))
 
     def gets_on(self, count):
         """Waits until it has pushed so many more images, or failed."""
