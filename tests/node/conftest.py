@@ -1,5 +1,6 @@
 """The cluster that the tests share: real from the API server to the container, in namespaces of its own."""
 
+import contextlib
 import pathlib
 import subprocess
 
@@ -90,8 +91,9 @@ def kube(cluster):
 
 @pytest.fixture
 def namespace(kube):
-    """A namespace of one test."""
+    """A namespace of one test, in which Pods can be made: they are refused until it has its ServiceAccount."""
     made = Namespace(kube)
+    made.until("ServiceAccount", "default", lambda one: one is not None, "there")
     yield made
     made.end()
 
@@ -110,14 +112,21 @@ def pytest_runtest_makereport(item, call):
     report = yield
     cluster = item.config.stash.get(CLUSTER, None)
     if report.failed and cluster:
-        for title, command in [
-            ("pods", ["get", "pods", "--all-namespaces", "--output=wide"]),
-            ("events", ["get", "events", "--all-namespaces", "--sort-by=.metadata.creationTimestamp"]),
-            ("wharfage", ["get", "registries,repositories,lifecyclepolicies,pullsecrets", "--all-namespaces", "--output=yaml"]),
-        ]:
-            told = cluster.kube.kubectl(*command, check=False)
-            report.sections.append((title, told.stdout + told.stderr))
-        for pod in cluster.kube.list("Pod"):
-            where = ["--namespace", pod["metadata"]["namespace"], pod["metadata"]["name"], "--tail=60"]
-            report.sections.append((f"log of {where[1]}/{where[2]}", cluster.kube.kubectl("logs", *where, check=False).stdout))
+        # What the API server, down perhaps, does not tell is left out: an error in here would be pytest's own, and end the run.
+        with contextlib.suppress(Exception):
+            explain(report, cluster.kube)
     return report
+
+
+def explain(report, kube):
+    """Adds sections to a report: what there is, what happened, and what containers said."""
+    for title, command in [
+        ("pods", ["get", "pods", "--all-namespaces", "--output=wide"]),
+        ("events", ["get", "events", "--all-namespaces", "--sort-by=.metadata.creationTimestamp"]),
+        ("wharfage", ["get", "registries,repositories,lifecyclepolicies,pullsecrets", "--all-namespaces", "--output=yaml"]),
+    ]:
+        told = kube.kubectl(*command, check=False)
+        report.sections.append((title, told.stdout + told.stderr))
+    for pod in kube.list("Pod"):
+        where = ["--namespace", pod["metadata"]["namespace"], pod["metadata"]["name"], "--tail=60"]
+        report.sections.append((f"log of {where[1]}/{where[2]}", kube.kubectl("logs", *where, check=False).stdout))
