@@ -20,7 +20,7 @@ import uuid
 
 import boto3
 import pytest
-from backends import TIED, postgres, s3, tool
+from backends import TIED, end, postgres, s3, tool
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
@@ -69,7 +69,7 @@ class Server:
 
     def stop(self):
         self.process.terminate()
-        code = self.process.wait(timeout=60)
+        code = end(self.process)
         self._drain.join()
         assert code == 0, f"wharfage up ended with {code}:\n" + "".join(self.lines)
 

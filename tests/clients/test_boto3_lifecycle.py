@@ -9,7 +9,7 @@ import pytest
 from conftest import pages, refused
 
 # The worst that a loaded machine may need for a job that takes milliseconds; only a failing test waits for it.
-PATIENCE = 60
+PATIENCE = 120
 
 
 def rule(priority=1, status="untagged", count="imageCountMoreThan", number=1, action="expire", **members):
