@@ -46,9 +46,11 @@ use super::repository::Repository;
 #[x_kube(
     validation = Rule::new("has(self.repositoryRef) != has(self.repositorySelector)")
         .message("give exactly one of repositoryRef and repositorySelector"),
+    validation = Rule::new("self.registryRef.name == oldSelf.registryRef.name")
+        .message("registryRef is immutable: make another LifecyclePolicy for the other Registry"),
 )]
 pub struct LifecyclePolicySpec {
-    /// The Registry whose repositories are meant.
+    /// The Registry whose repositories are meant. Immutable.
     pub registry_ref: RegistryRef,
     /// One Repository of this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -324,6 +324,7 @@ IMMUTABLE = [
         "spec",
         IMMUTABLE_ENCRYPTION,
     ),
+    ("LifecyclePolicy", "repositorySelector: {}", "{repositorySelector: {}, registryRef: {name: us}}", "spec", "registryRef is immutable: make another LifecyclePolicy for the other Registry"),
 ]  # fmt: skip
 
 # What says the same in other words, or is free to change.

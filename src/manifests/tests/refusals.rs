@@ -376,6 +376,17 @@ fn immutable_fields_stay_and_others_may_change() {
         assert_eq!(loader.check_update(&old, &repository(fields)), Ok(()), "{fields}");
     }
     assert_eq!(loader.check_update(&Manifests::default(), &old), Ok(()));
+
+    let policy = |registry: &str| {
+        let spec = format!("registryRef: {{name: {registry}}}\nrepositorySelector: {{}}\nrules: [{UNTAGGED}]");
+        load(&manifest("LifecyclePolicy", "keep", &spec)).unwrap()
+    };
+    let problems = loader.check_update(&policy("home"), &policy("us")).unwrap_err().to_string();
+    assert_eq!(
+        problems,
+        "a.yaml:1 (document 1): LifecyclePolicy default/keep: spec: registryRef is immutable: make another LifecyclePolicy for the \
+         other Registry"
+    );
 }
 
 #[test]
