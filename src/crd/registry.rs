@@ -20,6 +20,30 @@ use crate::scanning::FILTER_PATTERN;
 pub const DEFAULT_REGION: &str = "local-1";
 /// The registry id of a managed registry that names none.
 pub const DEFAULT_REGISTRY_ID: &str = "000000000000";
+/// The key of a connectionSecretRef that names none.
+pub const DEFAULT_CONNECTION_KEY: &str = "uri";
+
+/// The account of a managed registry whose spec is `spec`, in CEL: a string.
+fn account_of(spec: &str) -> String {
+    format!("(has({spec}.registryId) ? {spec}.registryId : '{DEFAULT_REGISTRY_ID}')")
+}
+
+/// Where the bytes of images are, in CEL: a string, empty for the volume. Of an endpoint only the host counts: to reach it by
+/// another scheme moves nothing.
+fn place_of(managed: &str) -> String {
+    let s3 = format!("{managed}.storage.s3");
+    format!(
+        "(has({managed}.storage) && has({s3}) ? {s3}.bucket + (has({s3}.endpoint) ? {s3}.endpoint.find('//[^/]+') : '') : '')"
+    )
+}
+
+/// Which database it is, in CEL: a string, empty for SQLite.
+fn database_of(managed: &str) -> String {
+    let secret = format!("{managed}.database.postgres.connectionSecretRef");
+    format!(
+        "(has({managed}.database) && has({managed}.database.postgres) ? {secret}.__namespace__ + '/' + {secret}.name + '/' + (has({secret}.key) ? {secret}.key : '{DEFAULT_CONNECTION_KEY}') : '')"
+    )
+}
 
 /// A container registry: `managed` is run by Wharfage, `endpoint` is a Wharfage that runs elsewhere, `aws` is Amazon ECR.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,8 +83,12 @@ pub const DEFAULT_REGISTRY_ID: &str = "000000000000";
         .message("a registry that Wharfage runs stays one, and another stays another: make a new Registry"),
     validation = Rule::new("!has(oldSelf.region) || has(self.region) && self.region == oldSelf.region")
         .message("region is immutable: make another Registry, and replicate to it"),
-    validation = Rule::new("!has(oldSelf.registryId) || has(self.registryId) && self.registryId == oldSelf.registryId")
-        .message("registryId is immutable: make another Registry"),
+    validation = Rule::new(
+        "has(self.managed) || !has(oldSelf.registryId) || has(self.registryId) && self.registryId == oldSelf.registryId"
+    )
+    .message("registryId is immutable: make another Registry"),
+    validation = Rule::new(format!("!has(self.managed) || {} == {}", account_of("self"), account_of("oldSelf")))
+        .message("registryId is immutable, as the repositories are that account's (default: 000000000000): make another Registry, and replicate to it"),
 )]
 pub struct RegistrySpec {
     /// Region that ARNs and signatures name. Default with managed: local-1. Immutable once given.
@@ -68,7 +96,7 @@ pub struct RegistrySpec {
     #[schemars(with = "Option<String>", length(min = 2, max = 25), regex(pattern = "^[0-9a-z-]{2,25}$"))]
     pub region: Option<Region>,
     /// Account id of the registry, twelve digits in quotes. Default with managed: "000000000000"; else the account that the
-    /// credentials belong to. Immutable once given.
+    /// credentials belong to. Immutable, with managed from the start, else once given.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(min = 12, max = 12), regex(pattern = "^[0-9]{12}$"))]
     pub registry_id: Option<AccountId>,
@@ -116,6 +144,13 @@ pub struct RegistrySpec {
     .message("database.sqlite has a volume of its own only with storage.s3; else it lies beside the images: set storage.filesystem.size and storageClassName"),
     validation = Rule::new("!has(oldSelf.__namespace__) || has(self.__namespace__) && self.__namespace__ == oldSelf.__namespace__")
         .message("managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it"),
+    validation = Rule::new(format!(
+        "{} == {} || {} != {}", place_of("self"), place_of("oldSelf"), database_of("self"), database_of("oldSelf")
+    ))
+    .message(
+        "storage can't change alone, as its bytes don't move and the database counts on them: set it back, or make another \
+         Registry and replicate to it; with another database, too, this one begins empty"
+    ),
 )]
 pub struct ManagedRegistry {
     /// How many processes serve. Default: 1.

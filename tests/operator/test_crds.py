@@ -304,6 +304,13 @@ MALFORMED = [
 IMMUTABLE_ENCRYPTION = "encryptionConfiguration is immutable: make another Repository, and copy the images to it"
 IMMUTABLE_VISIBILITY = "visibility is immutable: make another Repository, and copy the images to it"
 IMMUTABLE_NAMESPACE = "managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it"
+IMMUTABLE_STORAGE = (
+    "storage can't change alone, as its bytes don't move and the database counts on them: set it back, or make another Registry and "
+    "replicate to it; with another database, too, this one begins empty"
+)
+IMMUTABLE_ACCOUNT = (
+    "registryId is immutable, as the repositories are that account's (default: 000000000000): make another Registry, and replicate to it"
+)
 IMMUTABLE_WAY = "a registry that Wharfage runs stays one, and another stays another: make a new Registry"
 IMMUTABLE = [
     ("Registry", "{managed: {}, region: eu-1}", "{endpoint: {url: 'http://registry.example.com'}, region: eu-1}", "spec", IMMUTABLE_WAY),
@@ -312,7 +319,10 @@ IMMUTABLE = [
     ("Registry", "managed: {namespace: one}", "managed: {namespace: other}", "spec.managed", IMMUTABLE_NAMESPACE),
     ("Registry", "{managed: {}, region: eu-1}", "{managed: {}, region: eu-2}", "spec", "region is immutable: make another Registry, and replicate to it"),
     ("Registry", "{managed: {}, region: eu-1}", "{managed: {}}", "spec", "region is immutable: make another Registry, and replicate to it"),
-    ("Registry", "{managed: {}, registryId: '123456789012'}", "{managed: {}, registryId: '210987654321'}", "spec", "registryId is immutable: make another Registry"),
+    ("Registry", "{managed: {}, registryId: '123456789012'}", "{managed: {}, registryId: '210987654321'}", "spec", IMMUTABLE_ACCOUNT),
+    ("Registry", "{managed: {}}", "{managed: {}, registryId: '123456789012'}", "spec", IMMUTABLE_ACCOUNT),
+    ("Registry", "{managed: {}, registryId: '123456789012'}", "{managed: {}}", "spec", IMMUTABLE_ACCOUNT),
+    ("Registry", "{aws: {}, region: eu-1, registryId: '123456789012'}", "{aws: {}, region: eu-1}", "spec", "registryId is immutable: make another Registry"),
     ("Repository", "{}", "registryRef: {name: us}", "spec", "registryRef is immutable: make another Repository for the other Registry"),
     ("Repository", "{}", "repositoryName: web", "", "repositoryName is immutable: make another Repository with the new name, and copy the images to it"),
     ("Repository", "{}", "visibility: Public", "spec", IMMUTABLE_VISIBILITY),
@@ -327,10 +337,52 @@ IMMUTABLE = [
     ("LifecyclePolicy", "repositorySelector: {}", "{repositorySelector: {}, registryRef: {name: us}}", "spec", "registryRef is immutable: make another LifecyclePolicy for the other Registry"),
 ]  # fmt: skip
 
+
+def stores(s3=None, postgres=None):
+    """A managed Registry's spec, in YAML's flow style: its bucket (else the volume), its connectionSecretRef (else SQLite)."""
+    storage = f"{{s3: {s3}}}" if s3 else "{filesystem: {}}"
+    database = f"{{postgres: {{connectionSecretRef: {postgres}}}}}" if postgres else "{sqlite: {}}"
+    return f"managed: {{storage: {storage}, database: {database}}}"
+
+
+# The bytes of images move only where the database is another one, too.
+IMAGES = "{bucket: images}"
+PG = "{name: pg, namespace: wharfage}"
+IMMUTABLE += [
+    ("Registry", before, after, "spec.managed", IMMUTABLE_STORAGE)
+    for before, after in [
+        ("managed: {}", "managed: {storage: {s3: {bucket: images}}}"),
+        ("managed: {}", stores(IMAGES)),
+        (stores(IMAGES), "managed: {replicas: 1}"),
+        (stores(), stores(IMAGES)),
+        (stores(IMAGES), stores()),
+        (stores(IMAGES), stores("{bucket: others}")),
+        (stores(postgres=PG), stores(IMAGES, PG)),
+        (stores(IMAGES, PG), stores("{bucket: others}", "{name: pg, namespace: wharfage, key: uri}")),
+        (stores(IMAGES), stores("{bucket: images, endpoint: 'https://s3.example.com'}")),
+        (stores("{bucket: images, endpoint: 'https://s3.example.com'}"), stores("{bucket: images, endpoint: 'https://s3.example.org'}")),
+    ]
+]
+
 # What says the same in other words, or is free to change.
 CHANGEABLE = [
     ("Registry", "{managed: {}}", "{managed: {}, region: local-1, registryId: '000000000000'}"),
     ("Registry", "managed: {}", "managed: {namespace: other}"),
+    ("Registry", "{managed: {}, registryId: '000000000000'}", "{managed: {}}"),
+    ("Registry", "{managed: {}}", "{managed: {}, region: eu-1}"),
+    ("Registry", "{aws: {}, region: eu-1}", "{aws: {}, region: eu-1, registryId: '123456789012'}"),
+    ("Registry", "managed: {}", stores()),
+    ("Registry", "managed: {}", "managed: {storage: {filesystem: {size: 20Gi, storageClassName: fast}}}"),
+    ("Registry", "managed: {}", stores(IMAGES, PG)),
+    ("Registry", stores(IMAGES, PG), "managed: {replicas: 1}"),
+    ("Registry", stores(IMAGES), stores(IMAGES, PG)),
+    ("Registry", stores(IMAGES, PG), stores("{bucket: others}", "{name: other, namespace: wharfage}")),
+    ("Registry", stores(IMAGES, PG), stores("{bucket: others}", "{name: pg, namespace: wharfage, key: other}")),
+    (
+        "Registry",
+        stores("{bucket: images, endpoint: 'http://s3.example.com'}"),
+        stores("{bucket: images, endpoint: 'https://s3.example.com/', region: eu-1, redirect: true, credentialsSecretRef: {name: s3, namespace: wharfage}}"),
+    ),
     ("Registry", "{aws: {}, region: eu-1}", "{endpoint: {url: 'http://registry.example.com'}, region: eu-1}"),
     ("Repository", "{}", "repositoryName: NAME"),
     ("Repository", "{}", "visibility: Private"),

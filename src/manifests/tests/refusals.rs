@@ -329,16 +329,21 @@ fn a_registry_stays_what_and_where_it_is() {
     let loader = Loader::new().unwrap();
     const STAYS: &str = "spec: a registry that Wharfage runs stays one, and another stays another: make a new Registry";
     const NAMESPACE: &str = "spec.managed: managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it";
+    const STORAGE: &str = "spec.managed: storage can't change alone, as its bytes don't move and the database counts on them: set it back, or make another Registry and replicate to it; with another database, too, this one begins empty";
+    const ACCOUNT: &str = "spec: registryId is immutable, as the repositories are that account's (default: 000000000000): make another Registry, and replicate to it";
     for (old, new, expected) in [
         ("managed: {}", "region: eu-1\nendpoint: {url: 'https://r.example.com'}", STAYS),
         ("region: eu-1\naws: {}", "region: eu-1\nmanaged: {}", STAYS),
         ("managed: {namespace: a}", "managed: {namespace: b}", NAMESPACE),
         ("managed: {namespace: a}", "managed: {}", NAMESPACE),
+        ("managed: {}", "managed: {storage: {s3: {bucket: images}}}", STORAGE),
+        ("managed: {storage: {s3: {bucket: images}}}", "managed: {storage: {filesystem: {}}}", STORAGE),
+        ("managed: {}", "managed: {}\nregistryId: '123456789012'", ACCOUNT),
     ] {
         let problems = loader.check_update(&registry(old), &registry(new)).map_err(|error| error.to_string());
         assert!(problems.as_ref().is_err_and(|it| it.ends_with(expected)), "{old} to {new}: {problems:?}");
     }
-    let moved = "managed: {namespace: a, replicas: 1, storage: {s3: {bucket: images}}}";
+    let moved = "managed: {namespace: a, replicas: 1, storage: {s3: {bucket: images}}, database: {postgres: {connectionSecretRef: {name: pg, namespace: a}}}}";
     for old in ["managed: {}", "managed: {namespace: a}"] {
         assert_eq!(loader.check_update(&registry(old), &registry(moved)), Ok(()), "{old}");
     }

@@ -10,14 +10,13 @@ use kube::ResourceExt as _;
 
 use super::{Names, Plan};
 use crate::crd::common::SecretKeyRef;
+use crate::crd::registry::DEFAULT_CONNECTION_KEY;
 use crate::registry::auth::{AccessKey, Secret};
 
 /// The keys of a Secret with an access key: what every AWS tool reads from its environment.
 pub const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
 /// See [`ACCESS_KEY_ID`].
 pub const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
-/// The key of a Secret with a database's URI, where the reference names none.
-const URI: &str = "uri";
 
 /// An access key, as a Secret holds it.
 #[derive(Debug, Clone)]
@@ -76,7 +75,7 @@ pub fn key_pair(secret: &KubeSecret) -> Result<KeyPair, InvalidSecret> {
 /// # Errors
 /// When it holds none.
 pub fn connection(secret: &KubeSecret, reference: &SecretKeyRef) -> Result<Secret, InvalidSecret> {
-    text(secret, reference.key.as_deref().unwrap_or(URI)).map(Secret::new)
+    text(secret, reference.key.as_deref().unwrap_or(DEFAULT_CONNECTION_KEY)).map(Secret::new)
 }
 
 /// The text under `key`, without the newline that an editor left.
