@@ -8,7 +8,7 @@ import uuid
 import pytest
 import trustme
 import yaml
-from kube import API_VERSION, conditions, standing
+from kube import API_VERSION, REQUESTED_AT, conditions, standing
 
 LABEL = "wharfage.dev/registry"
 KINDS = ["ConfigMap", "Secret", "Service", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "StatefulSet"]
@@ -348,10 +348,11 @@ def volume(namespace, name, size, storage_class):
     return claim
 
 
-def test_a_volume_grows_where_its_class_lets_it(namespace, declare):
-    def storage(size, storage_class=None):
-        return {"filesystem": {"size": size} | ({"storageClassName": storage_class} if storage_class else {})}
+def storage(size, storage_class=None):
+    return {"filesystem": {"size": size} | ({"storageClassName": storage_class} if storage_class else {})}
 
+
+def test_a_volume_grows_where_its_class_lets_it(namespace, declare):
     for kind, expands in (("fast", True), ("slow", False)):
         namespace.apply({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": f"{kind}-{namespace.name}"},
@@ -360,10 +361,16 @@ def test_a_volume_grows_where_its_class_lets_it(namespace, declare):
     fast, slow = f"fast-{namespace.name}", f"slow-{namespace.name}"
     name = declare(storage=storage("10Gi", fast))
     settle(namespace, name)
+    made = namespace.get("StatefulSet", name)
     claim = volume(namespace, name, "10Gi", fast)
     asked = lambda size: lambda it: it["spec"]["resources"]["requests"]["storage"] == size  # noqa: E731
     declare(name, storage=storage("20Gi", fast))
     namespace.until("PersistentVolumeClaim", claim, asked("20Gi"))
+    settle(namespace, name)
+    # The StatefulSet, which can't have another template, is put right all the same, whoever took its label away.
+    namespace.patch("StatefulSet", name, {"metadata": {"labels": {LABEL: None}}})
+    labelled = namespace.until("StatefulSet", name, lambda it: it["metadata"]["labels"].get(LABEL) == name, "labelled again")
+    assert (labelled["metadata"]["uid"], claimed(labelled)) == (made["metadata"]["uid"], ("10Gi", fast))
     settle(namespace, name)
     declare(name, storage=storage("5Gi", fast), publicUrl="https://r.example.com")
     namespace.stalled("Registry", name, "VolumeUnchangeable", "the volume has 20Gi and can't shrink to 5Gi")
@@ -379,6 +386,78 @@ def test_a_volume_grows_where_its_class_lets_it(namespace, declare):
     volume(namespace, other, "10Gi", slow)
     declare(other, storage=storage("20Gi", slow))
     namespace.stalled("Registry", other, "Forbidden", f"PersistentVolumeClaim {namespace.name}/data-{other}-0")
+
+
+def claimed(stateful_set):
+    """Size and StorageClass of a StatefulSet's claim."""
+    (template,) = stateful_set["spec"]["volumeClaimTemplates"]
+    return template["spec"]["resources"]["requests"]["storage"], template["spec"].get("storageClassName")
+
+
+def test_a_claim_without_a_volume_is_put_right(namespace, declare):
+    def made():
+        """The claim as the StatefulSet has it made, without a volume."""
+        claim = f"data-{name}-0"
+        (template,) = namespace.get("StatefulSet", name)["spec"]["volumeClaimTemplates"]
+        namespace.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": template["spec"]})
+        return claim
+
+    def deleted():
+        # Nobody here lets go of it in a controller's place.
+        namespace.patch("PersistentVolumeClaim", claim, {"metadata": {"finalizers": None}})
+        namespace.delete("PersistentVolumeClaim", claim)
+        namespace.gone("PersistentVolumeClaim", claim)
+
+    def ask():
+        """Claims aren't followed, only looked at."""
+        namespace.patch("Registry", name, {"metadata": {"annotations": {REQUESTED_AT: uuid.uuid4().hex}}})
+
+    def remade(size, storage_class):
+        """The StatefulSet once it makes such a claim."""
+        asks = lambda it: it is not None and claimed(it) == (size, storage_class)  # noqa: E731
+        return namespace.until("StatefulSet", name, asks, f"one that claims {size} of {storage_class}")
+
+    # No class, in a cluster without a default one: the claim gets the one that is named.
+    name = declare(storage=storage("10Gi"))
+    settle(namespace, name)
+    claim = made()
+    ask()
+    namespace.waiting("Registry", name, "Progressing", f"{claim} has no StorageClass.*: set storageClassName")
+    declare(name, storage=storage("10Gi", "fsat"))
+    classified = lambda it: it["spec"].get("storageClassName") == "fsat"  # noqa: E731
+    uid = namespace.until("PersistentVolumeClaim", claim, classified, "of its class")["metadata"]["uid"]
+    remade("10Gi", "fsat")
+    namespace.waiting("Registry", name, "Progressing", f"{claim} waits for a volume of StorageClass fsat")
+
+    # A class that is wrong, and a size: the claim is a person's to delete, and comes back as it is to be.
+    for size, storage_class, was, wanted in (
+        ("10Gi", "fast", "StorageClass fsat", "fast"),
+        ("5Gi", "fast", "10Gi", "5Gi"),
+        ("20Gi", "fast", "5Gi", "20Gi"),
+    ):
+        declare(name, storage=storage(size, storage_class))
+        refused = f"PersistentVolumeClaim {namespace.name}/{claim} waits for a volume of {was} and can't ask for {wanted} instead.*delete it"
+        namespace.stalled("Registry", name, "VolumeUnchangeable", refused)
+        remade(size, storage_class)
+        there = namespace.get("PersistentVolumeClaim", claim)["metadata"]
+        assert there["uid"] == uid and "deletionTimestamp" not in there
+        deleted()
+        made()
+        uid = namespace.get("PersistentVolumeClaim", claim)["metadata"]["uid"]
+        ask()
+        settle(namespace, name)
+
+    # One that was never made, as by a quota, is no reason to keep a template either.
+    deleted()
+    declare(name, storage=storage("1Gi", "fast"))
+    before = remade("1Gi", "fast")["metadata"]["uid"]
+
+    # Once there is a volume, nothing is taken away for another wish.
+    volume(namespace, name, "1Gi", "fast")
+    declare(name, storage=storage("1Gi", "slow"))
+    namespace.stalled("Registry", name, "VolumeUnchangeable", "the volume is of StorageClass fast and can't become one of slow")
+    kept = namespace.get("StatefulSet", name)
+    assert (kept["metadata"]["uid"], claimed(kept)) == (before, ("1Gi", "fast"))
 
 
 def test_the_api_servers_refusal_is_told(namespace, declare):

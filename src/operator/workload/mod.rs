@@ -38,7 +38,7 @@ pub use certificate::{certificate_kind, certificate_trouble};
 pub use names::{COMPONENT, Names, REGISTRY_LABEL};
 pub use progress::{Pods, Progress, progress};
 pub use secrets::{Backends, InvalidSecret, KeyPair, connection, key_pair, root_key_secret};
-pub use volume::{Claim, Volume, claim, keep_templates};
+pub use volume::{Claim, Volume, claim, claims_otherwise, has_volume, keep_templates};
 
 /// The port of the pods that clients reach through the Service.
 pub const REGISTRY_PORT: u16 = 5000;

@@ -135,7 +135,11 @@ fn claim_trouble(claim: &PersistentVolumeClaim) -> Option<String> {
     let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
     pending.then(|| match class {
         Some(class) => {
-            format!("PersistentVolumeClaim {} waits for a volume of StorageClass {class}", claim.name_any())
+            format!(
+                "PersistentVolumeClaim {} waits for a volume of StorageClass {class}; deleted meanwhile, it is made anew as size \
+                 and storageClassName say",
+                claim.name_any()
+            )
         }
         None => format!(
             "PersistentVolumeClaim {} has no StorageClass, and the cluster no default one: set storageClassName",
@@ -280,7 +284,8 @@ mod tests {
         assert_eq!(
             progress(&none, &[], Some(&serde_json::from_value(claim).unwrap())),
             Progress::Progressing(
-                "0 of 1 replicas serve: PersistentVolumeClaim data-home-0 waits for a volume of StorageClass fast"
+                "0 of 1 replicas serve: PersistentVolumeClaim data-home-0 waits for a volume of StorageClass fast; deleted \
+                 meanwhile, it is made anew as size and storageClassName say"
                     .into()
             )
         );

@@ -1,13 +1,15 @@
 //! The volume of a single pod: its claim's template, and what becomes of the claim when the Registry's wishes change.
 //!
 //! A StatefulSet's templates can't be changed, and one that is made anew takes the claim that is there. So a volume grows by
-//! its claim, and the template stays as it was.
+//! its claim, and the template stays as it was. As long as there is no volume, nothing can be lost: then the StatefulSet is
+//! made anew for another template, and the claim, which is a person's to delete, comes back as that says.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt as _;
 use serde_json::Value;
 
 use super::Names;
@@ -36,6 +38,8 @@ pub enum Claim {
     Keep,
     /// It is to ask for this size.
     Grow(Quantity),
+    /// It is to be of this StorageClass, as it has none and no volume.
+    Classify(String),
     /// It can't be made what is wanted; the sentence says why, and what to do.
     Refuse(String),
 }
@@ -67,32 +71,70 @@ impl Volume {
     }
 }
 
+/// Whether there is a volume behind a claim, or one is meant for it: then something may be in it.
+pub fn has_volume(claim: &PersistentVolumeClaim) -> bool {
+    let named = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).is_some_and(|name| !name.is_empty());
+    // The volume of a lost claim is gone, yet something was in it.
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+    named || matches!(phase, Some("Bound" | "Lost"))
+}
+
 /// What is to be done about the claim `current` for it to be `wanted`.
 pub fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> Claim {
+    let there = has_volume(current);
+    let anew = |is: &str, wanted: &str| {
+        let (namespace, name) = (current.namespace().unwrap_or_default(), current.name_any());
+        Claim::Refuse(format!(
+            "PersistentVolumeClaim {namespace}/{name} waits for a volume of {is} and can't ask for {wanted} instead: nothing is \
+             in it yet, so delete it, and it is made anew"
+        ))
+    };
     let spec = current.spec.as_ref();
     let class = spec.and_then(|spec| spec.storage_class_name.as_deref());
     if let (Some(wanted), Some(class)) = (wanted.class.as_deref(), class)
         && wanted != class
     {
+        if !there {
+            return anew(&format!("StorageClass {class}"), wanted);
+        }
         return Claim::Refuse(format!(
             "the volume is of StorageClass {class} and can't become one of {wanted}: set storageClassName back, or make \
              another Registry and replicate to it"
         ));
     }
     let requests = spec.and_then(|spec| spec.resources.as_ref()).and_then(|resources| resources.requests.as_ref());
-    let Some(size) = requests.and_then(|requests| requests.get(STORAGE)) else { return Claim::Keep };
-    if !wanted.sized {
-        return Claim::Keep;
+    if let Some(size) = requests.and_then(|requests| requests.get(STORAGE)).filter(|_| wanted.sized) {
+        match (amount(&wanted.size), amount(size)) {
+            (Some(wanted_amount), Some(amount)) if wanted_amount != amount && !there => {
+                return anew(&size.0, &wanted.size.0);
+            }
+            (Some(wanted_amount), Some(amount)) if wanted_amount > amount => return Claim::Grow(wanted.size.clone()),
+            (Some(wanted_amount), Some(amount)) if wanted_amount < amount => {
+                return Claim::Refuse(format!(
+                    "the volume has {} and can't shrink to {}: set size back, or make another Registry and replicate to it",
+                    size.0, wanted.size.0
+                ));
+            }
+            (Some(_), _) => {}
+            (None, _) => return Claim::Refuse(format!("{:?} is no size: write it as 100Gi", wanted.size.0)),
+        }
     }
-    match (amount(&wanted.size), amount(size)) {
-        (Some(wanted_amount), Some(amount)) if wanted_amount > amount => Claim::Grow(wanted.size.clone()),
-        (Some(wanted_amount), Some(amount)) if wanted_amount < amount => Claim::Refuse(format!(
-            "the volume has {} and can't shrink to {}: set size back, or make another Registry and replicate to it",
-            size.0, wanted.size.0
-        )),
-        (Some(_), _) => Claim::Keep,
-        (None, _) => Claim::Refuse(format!("{:?} is no size: write it as 100Gi", wanted.size.0)),
+    match (&wanted.class, class) {
+        (Some(wanted), None) if !there => Claim::Classify(wanted.clone()),
+        _ => Claim::Keep,
     }
+}
+
+/// Whether a StatefulSet that is there makes its claim of another size or class than one that is to be applied.
+pub fn claims_otherwise(wanted: &Value, current: &Value) -> bool {
+    let asked = |set: &Value| {
+        let spec = &set["spec"]["volumeClaimTemplates"][0]["spec"];
+        let size = spec["resources"]["requests"][STORAGE].as_str().map(|size| Quantity(size.to_owned()));
+        (spec["storageClassName"].as_str().map(str::to_owned), size.as_ref().and_then(amount))
+    };
+    let wanted = asked(wanted);
+    // What is no size is for the API server to refuse, with nothing taken away for it.
+    wanted.1.is_some() && wanted != asked(current)
 }
 
 /// Gives a StatefulSet that is to be applied the templates of the one that is there.
@@ -137,8 +179,18 @@ mod tests {
     use super::*;
 
     fn current(size: &str, class: &str) -> PersistentVolumeClaim {
+        let spec =
+            json!({ "storageClassName": class, "volumeName": "pv", "resources": { "requests": { "storage": size } } });
+        let status = json!({ "phase": "Bound" });
+        serde_json::from_value(json!({ "metadata": { "name": "data-home-0" }, "spec": spec, "status": status }))
+            .unwrap()
+    }
+
+    /// A claim that has no volume yet.
+    fn pending(size: &str, class: Option<&str>) -> PersistentVolumeClaim {
         let spec = json!({ "storageClassName": class, "resources": { "requests": { "storage": size } } });
-        serde_json::from_value(json!({ "metadata": { "name": "data-home-0" }, "spec": spec })).unwrap()
+        let metadata = json!({ "name": "data-home-0", "namespace": "one" });
+        serde_json::from_value(json!({ "metadata": metadata, "spec": spec, "status": { "phase": "Pending" } })).unwrap()
     }
 
     fn wanted(size: Option<&str>, class: Option<&str>) -> Volume {
@@ -167,6 +219,85 @@ mod tests {
         assert_eq!(claim(&wanted(None, Some("fast")), &current("1Gi", "fast")), Claim::Keep);
         let Claim::Refuse(why) = claim(&wanted(None, Some("slow")), &current("1Gi", "fast")) else { panic!("it does") };
         assert!(why.contains("StorageClass fast") && why.contains("slow"), "{why}");
+    }
+
+    #[test]
+    fn a_claim_without_class_and_volume_gets_its_class() {
+        let fast = Claim::Classify("fast".to_owned());
+        assert_eq!(claim(&wanted(None, Some("fast")), &pending("10Gi", None)), fast);
+        assert_eq!(claim(&wanted(Some("10Gi"), Some("fast")), &pending("10Gi", None)), fast);
+        assert_eq!(claim(&wanted(None, None), &pending("10Gi", None)), Claim::Keep);
+        let mut bound = current("10Gi", "");
+        bound.spec.as_mut().unwrap().storage_class_name = None;
+        assert_eq!(claim(&wanted(None, Some("fast")), &bound), Claim::Keep);
+    }
+
+    #[test]
+    fn a_claim_without_a_volume_that_is_to_be_another_is_a_persons_to_delete() {
+        let refused = |wanted: &Volume, class| match claim(wanted, &pending("10Gi", class)) {
+            Claim::Refuse(why) => why,
+            other => panic!("{other:?}"),
+        };
+        let last = "nothing is in it yet, so delete it, and it is made anew";
+        assert_eq!(
+            refused(&wanted(None, Some("fast")), Some("fsat")),
+            format!(
+                "PersistentVolumeClaim one/data-home-0 waits for a volume of StorageClass fsat and can't ask for fast instead: {last}"
+            )
+        );
+        for (size, class) in [("5Gi", Some("fast")), ("20Gi", Some("fast")), ("20Gi", None)] {
+            assert_eq!(
+                refused(&wanted(Some(size), class), class),
+                format!(
+                    "PersistentVolumeClaim one/data-home-0 waits for a volume of 10Gi and can't ask for {size} instead: {last}"
+                )
+            );
+        }
+        // Both at once: by the size alone, as the claim that is made anew has the class.
+        assert!(refused(&wanted(Some("5Gi"), Some("fast")), None).contains("can't ask for 5Gi"));
+        assert_eq!(claim(&wanted(Some("10240Mi"), Some("fast")), &pending("10Gi", Some("fast"))), Claim::Keep);
+        assert_eq!(claim(&wanted(None, None), &pending("100Gi", Some("fast"))), Claim::Keep);
+    }
+
+    #[test]
+    fn what_may_hold_something_counts_as_a_volume() {
+        assert!(!has_volume(&pending("1Gi", None)));
+        assert!(has_volume(&current("1Gi", "fast")));
+        for (phase, volume, expected) in [
+            (None, None, false),
+            (Some("Pending"), Some(""), false),
+            (Some("Pending"), Some("pv"), true),
+            (Some("Bound"), None, true),
+            (Some("Lost"), None, true),
+        ] {
+            let claim = json!({ "metadata": {}, "spec": { "volumeName": volume }, "status": { "phase": phase } });
+            assert_eq!(has_volume(&serde_json::from_value(claim).unwrap()), expected, "{phase:?} {volume:?}");
+        }
+    }
+
+    #[test]
+    fn a_stateful_set_claims_otherwise_by_size_or_class() {
+        let set = |size: &str, class: Option<&str>| {
+            let mut spec = json!({ "resources": { "requests": { "storage": size } } });
+            if let Some(class) = class {
+                spec["storageClassName"] = json!(class);
+            }
+            // What an API server adds is no difference.
+            let template = json!({ "kind": "PersistentVolumeClaim", "spec": spec, "status": { "phase": "Pending" } });
+            json!({ "spec": { "volumeClaimTemplates": [template] } })
+        };
+        let there = set("10Gi", Some("fast"));
+        for (wanted, expected) in [
+            (set("10Gi", Some("fast")), false),
+            (set("10240Mi", Some("fast")), false),
+            (set("10Gi", Some("slow")), true),
+            (set("10Gi", None), true),
+            (set("20Gi", Some("fast")), true),
+            (set("much", Some("slow")), false),
+        ] {
+            assert_eq!(claims_otherwise(&wanted, &there), expected, "{wanted}");
+        }
+        assert!(claims_otherwise(&there, &set("10Gi", None)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::reflector::store;
 use kube::runtime::watcher;
@@ -51,7 +51,7 @@ pub(in crate::operator) const ACCESS: &[Access] = &[
     // Some clusters ask for this of whoever names an owner that is to wait for what it owns.
     rule("wharfage.dev", &["registries/finalizers"], &["update"], "the owner of what goes with a Registry"),
     rule("policy", &["poddisruptionbudgets"], KEEP, "how many replicas a drain may take"),
-    rule("", &["persistentvolumeclaims"], &["get", "patch"], "volumes that grow"),
+    rule("", &["persistentvolumeclaims"], &["get", "patch"], "volumes that grow, or want a StorageClass"),
     rule("", &["pods"], &["list"], "why a replica doesn't serve"),
     rule(
         "cert-manager.io",
@@ -291,7 +291,7 @@ impl<'a> Work<'a> {
         let mut wanted = workload::objects(self.registry, self.managed, &inputs)
             .map_err(|error| Obstacle::Api(kube::Error::SerdeError(error)))?;
         self.leave_others_alone(&wanted, &found).await?;
-        let volume = self.keep_volume(&mut wanted, &found).await?;
+        let volume = self.keep_volume(&mut wanted).await?;
         for object in &wanted {
             let there = found.iter().find(|(of, it)| *of == object.kind && it.name_any() == object.name);
             self.apply(object, there.map(|(_, it)| it)).await?;
@@ -444,41 +444,55 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Grows the volume if it is to grow, and has the StatefulSet keep the templates that it can't change. The inner error
-    /// is told once everything else is done.
-    async fn keep_volume(
+    /// Has the volume become what is asked for, as far as it can, and the StatefulSet with it. The inner error is told once
+    /// everything else is done.
+    async fn keep_volume(&self, wanted: &mut [Object]) -> Result<Result<(), Obstacle>, Obstacle> {
+        let Some(volume) = workload::volume(self.managed) else { return Ok(Ok(())) };
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        let claim = claims.get_opt(&self.names.claim()).await?;
+        self.keep_templates(wanted, claim.as_ref()).await?;
+        let Some(current) = claim else { return Ok(Ok(())) };
+        let change = match workload::claim(&volume, &current) {
+            Claim::Keep => return Ok(Ok(())),
+            Claim::Refuse(why) => return Ok(Err(Obstacle::stalled("VolumeUnchangeable", why))),
+            Claim::Grow(size) => json!({ "resources": { "requests": { "storage": size } } }),
+            Claim::Classify(class) => json!({ "storageClassName": class }),
+        };
+        let (name, patch) = (current.name_any(), json!({ "spec": change }));
+        match claims.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => Ok(Ok(())),
+            Err(error) => match refused(error, "PersistentVolumeClaim", &self.namespace, &name) {
+                Obstacle::Stands(findings) => Ok(Err(Obstacle::Stands(findings))),
+                error @ Obstacle::Api(_) => Err(error),
+            },
+        }
+    }
+
+    /// Has the StatefulSet keep the templates that it can't change. As long as there is no volume it is deleted instead, to be
+    /// applied anew: else a claim that somebody deletes would come back as it was.
+    async fn keep_templates(
         &self,
         wanted: &mut [Object],
-        found: &[(ApiResource, Found)],
-    ) -> Result<Result<(), Obstacle>, Obstacle> {
+        claim: Option<&PersistentVolumeClaim>,
+    ) -> Result<(), Obstacle> {
         let kind = ApiResource::erase::<StatefulSet>(&());
-        let there = |name: &str| found.iter().any(|(of, object)| *of == kind && object.name_any() == name);
-        if let Some(set) = wanted.iter_mut().find(|it| it.kind == kind && there(&it.name))
-            && let Some(current) = self.objects_of(&kind).get_opt(&set.name).await?
-        {
-            workload::keep_templates(&mut set.body, &current.data);
-        }
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
-        let (Some(volume), Some(current)) =
-            (workload::volume(self.managed), claims.get_opt(&self.names.claim()).await?)
-        else {
-            return Ok(Ok(()));
-        };
-        match workload::claim(&volume, &current) {
-            Claim::Keep => Ok(Ok(())),
-            Claim::Refuse(why) => Ok(Err(Obstacle::stalled("VolumeUnchangeable", why))),
-            Claim::Grow(size) => {
-                let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } });
-                let name = current.name_any();
-                match claims.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-                    Ok(_) => Ok(Ok(())),
-                    Err(error) => match refused(error, "PersistentVolumeClaim", &self.namespace, &name) {
-                        Obstacle::Stands(findings) => Ok(Err(Obstacle::Stands(findings))),
-                        error @ Obstacle::Api(_) => Err(error),
-                    },
-                }
+        let Some(set) = wanted.iter_mut().find(|it| it.kind == kind) else { return Ok(()) };
+        let sets = self.objects_of(&kind);
+        // With our label or without: others' have been refused, and of ours somebody may have taken it away.
+        let Some(current) = sets.get_opt(&set.name).await? else { return Ok(()) };
+        if !claim.is_some_and(workload::has_volume) && workload::claims_otherwise(&set.body, &current.data) {
+            self.applied.marks().remove(&Applied::key(&kind, &self.namespace, &set.name));
+            let this = Preconditions { uid: current.uid(), resource_version: None };
+            match sets.delete(&set.name, &DeleteParams::background().preconditions(this)).await {
+                Ok(answer) if answer.is_right() => return Ok(()),
+                // It is there until its finalizers are done, and can't be changed.
+                Ok(_) => {}
+                Err(error) if is_api(&error, 404) => return Ok(()),
+                Err(error) => return Err(refused(error, &kind.kind, &self.namespace, &set.name)),
             }
         }
+        workload::keep_templates(&mut set.body, &current.data);
+        Ok(())
     }
 
     async fn apply(&self, Object { kind, name, body }: &Object, there: Option<&Found>) -> Result<(), Obstacle> {
