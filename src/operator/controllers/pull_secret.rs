@@ -154,8 +154,8 @@ impl Work<'_> {
             outcome.why_not = Some(self.registry_missing());
         }
         if !due.is_empty() {
-            let issued = match at_hand {
-                Some(issued) => Ok(issued),
+            let issued = match &at_hand {
+                Some(issued) => Ok(issued.clone()),
                 None => self.issue(session.as_deref(), registry.as_deref(), asked, now).await,
             };
             match issued {
