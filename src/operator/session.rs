@@ -75,7 +75,7 @@ fn is_unwell(error: &ApiError) -> bool {
 }
 
 /// Whether it is not well, or wants to be left alone for a while.
-fn is_away(error: &ApiError) -> bool {
+pub fn is_away(error: &ApiError) -> bool {
     is_unwell(error) || is_throttling(&error.name)
 }
 

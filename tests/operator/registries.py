@@ -18,6 +18,7 @@ from botocore.config import Config
 from processes import Process, Server
 
 ACCOUNT = "123456789012"
+DENIED = '{"__type":"AccessDeniedException","message":"not yours to change"}'
 
 
 def client_of(server, service="ecr", **settings):
@@ -258,6 +259,12 @@ class Front:
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(content)
+
+
+def drift(operator, registry, kind):
+    """How many properties of a kind's resources in a Registry the operator found changed, and how many it repaired."""
+    metrics, labels = operator.metrics(), f'{{kind="{kind}",registry="{registry}"}}'
+    return tuple(metrics.get(f"wharfage_operator_drift_{what}_total{labels}", 0) for what in ("found", "repaired"))
 
 
 def password(registry):

@@ -4,8 +4,9 @@ import json
 
 import images
 import pytest
-from kube import API_VERSION, conditions
+from kube import API_VERSION, conditions, standing
 from lifecycle import TIER, outcome, policy, reasons, repository, rule, stored
+from registries import DENIED, drift
 
 KEEP = "keep"
 
@@ -64,6 +65,29 @@ def test_what_somebody_else_changed_is_put_back(namespace, either):
     server.ecr.delete_lifecycle_policy(repositoryName=name)
     namespace.reconcile("LifecyclePolicy", KEEP)
     assert document(server, name) == {"rules": [rule(3)]}
+
+
+def test_drift_that_cannot_be_put_back_is_told(namespace, registry, front, operator):
+    home = namespace.declare(front)
+    namespace.ready("Registry", home)
+    name, other = repository(namespace, home), repository(namespace, home, "other")
+    policy(namespace, home, rules=[rule(3)])
+    namespace.ready("LifecyclePolicy", KEEP)
+    front.fail("PutLifecyclePolicy", 400, DENIED, **{"Content-Type": "application/x-amz-json-1.1"})
+    registry.ecr.put_lifecycle_policy(repositoryName=name, lifecyclePolicyText=json.dumps({"rules": [rule(9)]}, indent=8))
+    for _ in range(2):
+        found = namespace.reconcile("LifecyclePolicy", KEEP)
+        assert standing(found, "Stalled", "AccessDeniedException")
+        drifted = conditions(found)["Drifted"]
+        assert (drifted["status"], drifted["reason"]) == ("True", "Differs")
+        assert "imageCountMoreThan 9" in drifted["message"]
+        assert outcome(found, other)["state"] == "Enforced"
+        assert drift(operator, home, "LifecyclePolicy") == (1, 0)
+    front.heal()
+    drifted = conditions(namespace.reconcile("LifecyclePolicy", KEEP))["Drifted"]
+    assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+    assert drift(operator, home, "LifecyclePolicy") == (1, 1)
+    assert document(registry, name) == {"rules": [rule(3)]}
 
 
 def test_the_same_policy_in_other_words_is_let_be(namespace, registry, front, operator):
@@ -277,6 +301,18 @@ def test_a_preview_is_made_again_when_somebody_asks(namespace, registry, home):
     namespace.until("LifecyclePolicy", KEEP, lambda one: outcome(one, name).get("expiring") == 1)
 
 
+def test_a_preview_that_is_made_again_after_an_interval_is_no_event(namespace, front, operator):
+    home = namespace.declare(front)
+    namespace.ready("Registry", home)
+    repository(namespace, home)
+    policy(namespace, home, mode="Preview", interval="2s")
+    namespace.ready("LifecyclePolicy", KEEP, "Previewed")
+    previews = lambda _: front.calls.count("StartLifecyclePolicyPreview") >= 4  # noqa: E731
+    namespace.until("LifecyclePolicy", KEEP, previews, "previewed in three intervals")
+    (event,) = [one for one in namespace.events("LifecyclePolicy", KEEP) if one["reason"] == "PreviewStarted"]
+    assert not event.get("series"), event
+
+
 def test_a_policy_that_is_only_previewed_again_is_taken_away(namespace, registry, home):
     name = repository(namespace, home)
     policy(namespace, home)
@@ -300,18 +336,6 @@ def test_a_preview_beside_a_policy_that_governs_changes_nothing_of_it(namespace,
 
 
 # Restraint
-
-def test_a_preview_that_is_made_again_after_an_interval_is_no_event(namespace, front, operator):
-    home = namespace.declare(front)
-    namespace.ready("Registry", home)
-    repository(namespace, home)
-    policy(namespace, home, mode="Preview", interval="2s")
-    namespace.ready("LifecyclePolicy", KEEP, "Previewed")
-    previews = lambda _: front.calls.count("StartLifecyclePolicyPreview") >= 4  # noqa: E731
-    namespace.until("LifecyclePolicy", KEEP, previews, "previewed in three intervals")
-    (event,) = [one for one in namespace.events("LifecyclePolicy", KEEP) if one["reason"] == "PreviewStarted"]
-    assert not event.get("series"), event
-
 
 
 def test_a_policy_that_observes_only_looks(namespace, registry, front, operator):

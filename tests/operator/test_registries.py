@@ -6,6 +6,7 @@ import time
 import trustme
 from kube import conditions, standing
 
+from registries import DENIED, drift
 POLICY = {
     "Version": "2012-10-17",
     "Statement": [
@@ -130,3 +131,33 @@ class TestSettings:
         namespace.stalled("Registry", name, "InvalidParameterException", "policy is not valid")
         namespace.patch("Registry", name, {"spec": {"policy": None}})
         namespace.ready("Registry", name, "Serving")
+    def test_throttling_while_they_are_looked_at_is_waited_for(self, namespace, front, operator):
+        name = namespace.declare(front, policy=POLICY)
+        namespace.ready("Registry", name)
+        front.throttle("GetRegistryPolicy")
+        namespace.patch("Registry", name, {"spec": {"scanningConfiguration": SCANNING}})
+        namespace.waiting("Registry", name, "RegistryUnavailable", "does not answer since .*: ThrottlingException")
+        front.heal()
+        namespace.ready("Registry", name, "Serving")
+
+    def test_one_that_cannot_be_looked_at_keeps_no_other_from_being_put(self, namespace, front, operator):
+        front.fail("GetRegistryPolicy", 500, '{"__type":"InternalFailure","message":"never"}', **{"Content-Type": "application/x-amz-json-1.1"})
+        name = namespace.declare(front, policy=POLICY, accountSettings={"BLOB_MOUNTING": "ENABLED"})
+        namespace.stalled("Registry", name, "InternalFailure", "never")
+        assert front.ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"
+
+    def test_drift_that_cannot_be_repaired_is_told(self, namespace, front, operator):
+        name = namespace.declare(front, accountSettings={"BLOB_MOUNTING": "ENABLED"})
+        namespace.ready("Registry", name)
+        front.fail("PutAccountSetting", 400, DENIED, **{"Content-Type": "application/x-amz-json-1.1"})
+        front.ecr.put_account_setting(name="BLOB_MOUNTING", value="DISABLED")
+        for _ in range(2):
+            found = namespace.reconcile("Registry", name)
+            assert standing(found, "Stalled", "AccessDeniedException")
+            drifted = conditions(found)["Drifted"]
+            assert (drifted["status"], drifted["reason"]) == ("True", "Differs") and "BLOB_MOUNTING" in drifted["message"]
+        front.heal()
+        drifted = conditions(namespace.reconcile("Registry", name))["Drifted"]
+        assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+        assert drift(operator, name, "Registry") == (1, 1)
+

@@ -7,6 +7,7 @@ import time
 import images
 import pytest
 from kube import API_VERSION, conditions, standing
+from registries import DENIED, drift
 
 OWNER = ("wharfage.dev/cluster", "wharfage.dev/namespace", "wharfage.dev/name")
 POLICY = {
@@ -128,6 +129,27 @@ def test_a_field_is_changed_and_kept_and_taken_back(namespace, where, field):
     if (field, server.kind) != ("scanOnPush", "aws"):
         # The AWS SDK leaves a false scanOnPush out, as Amazon ECR understands; moto takes that for no change.
         assert not holds(look(server, name))
+
+
+def test_drift_that_cannot_be_repaired_is_told(namespace, front, operator):
+    registry = namespace.declare(front)
+    namespace.ready("Registry", registry)
+    declare(namespace, registry, imageTagMutability="IMMUTABLE")
+    namespace.ready("Repository", "app")
+    front.fail("PutImageTagMutability", 400, DENIED, **{"Content-Type": "application/x-amz-json-1.1"})
+    front.ecr.put_image_tag_mutability(repositoryName=f"{namespace}/app", imageTagMutability="MUTABLE")
+    for _ in range(2):
+        found = namespace.reconcile("Repository", "app")
+        assert standing(found, "Stalled", "AccessDeniedException")
+        drifted = conditions(found)["Drifted"]
+        assert (drifted["status"], drifted["reason"]) == ("True", "Differs")
+        assert "imageTagMutability: MUTABLE -> IMMUTABLE" in drifted["message"]
+        assert drift(operator, registry, "Repository") == (1, 0)
+    front.heal()
+    drifted = conditions(namespace.reconcile("Repository", "app"))["Drifted"]
+    assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+    assert drift(operator, registry, "Repository") == (1, 1)
+    assert "DriftRepaired" in reasons(namespace)
 
 
 def test_drift_is_repaired_within_an_interval(namespace, where):

@@ -15,18 +15,16 @@ use kube::{Api, ResourceExt as _};
 
 pub use memory::Memory;
 
-use super::{Done, Error, WAIT, jittered, publish, refused_by_registry, registered, requested, show};
-use crate::crd::conditions::ConditionType;
+use super::{Done, Error, Past, WAIT, jittered, publish, refused_by_registry, registered, requested, show, unrepaired};
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
     Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Registry,
-    condition,
 };
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
-use crate::operator::events::LONGEST_NOTE;
 use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
+use crate::operator::events::LONGEST_NOTE;
 use crate::operator::finalizer;
 use crate::operator::session::{Away, Freshness, Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
@@ -141,7 +139,7 @@ impl Work<'_> {
             document,
             freshness: Freshness { interval: self.policy.interval(), now: asked.is_some() },
             asked,
-            settled: before.observed_generation == self.generation() && status::is_ready(&before.conditions),
+            past: Past::of(self.generation(), before.observed_generation, &before.conditions),
         }
     }
 
@@ -180,7 +178,7 @@ impl Work<'_> {
         let before = self.ctx.turns.recall(self.uid(), self.generation(), &self.status());
         for name in &chosen {
             match policing.turn(name, before.get(name)).await {
-                Ok(Some(turn)) => course.take(name, turn),
+                Ok(Some(turn)) => course.take(name, turn, before.get(name)),
                 Ok(None) => return self.outdated(&course).await,
                 Err(away) => {
                     // What is known of the others stays.
@@ -197,7 +195,7 @@ impl Work<'_> {
             }
         }
         self.tell(&course).await;
-        let outcome = self.sum_up(&course, policing.settled);
+        let outcome = self.sum_up(&course, policing.past);
         self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
         Ok(Some(outcome))
     }
@@ -232,7 +230,7 @@ impl Work<'_> {
     }
 
     /// How the policy stands when all its repositories had their turn.
-    fn sum_up(&self, course: &Course, settled: bool) -> Outcome {
+    fn sum_up(&self, course: &Course, past: Past) -> Outcome {
         let standing = course.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
             let pending = course.turns.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
             if pending > 0 && self.policy.management_policy() == ManagementPolicy::Full {
@@ -243,7 +241,7 @@ impl Work<'_> {
             Standing::Ready(Because::new(self.reason(), self.in_words(course)))
         });
         let mut findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
-        findings.drifted = Some(self.drifted(&course.drift, settled));
+        findings.drifted = self.drifted(course, past);
         let begun = course.turns.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
         let next = next(begun, &findings.standing, &self.status().conditions, self.policy.interval());
         let found = Outcome::of(findings, next);
@@ -273,32 +271,41 @@ impl Work<'_> {
         }
     }
 
-    fn drifted(&self, drift: &[FieldChange], settled: bool) -> (bool, Because) {
+    fn drifted(&self, course: &Course, past: Past) -> Option<(bool, Because)> {
+        let Course { drift, unrepaired: left, troubles, .. } = course;
         if self.policy.management_policy() == ManagementPolicy::Observe {
-            return if drift.is_empty() {
+            return Some(if drift.is_empty() {
                 (false, Because::new("InSync", "it is as this resource says"))
             } else {
                 (true, Because::new("Differs", format!("it is not as this resource says: {}", show(drift))))
-            };
+            });
+        }
+        if !left.is_empty() {
+            return Some(unrepaired(left));
         }
         if !drift.is_empty() {
             let message = format!("somebody else changed it, and it was put back: {}", show(drift));
-            return (false, Because::new("Repaired", message));
+            return Some((false, Because::new("Repaired", message)));
         }
-        // What was repaired stays told until something else is to be told.
-        match condition(&self.status().conditions, ConditionType::Drifted) {
-            Some(told) if settled && told.reason == "Repaired" => (false, Because::new("Repaired", &*told.message)),
-            _ => (false, Because::new("InSync", "nobody else changed it")),
+        if past == Past::Drifted && !troubles.is_empty() {
+            // Whether that is put back by now could not be looked at.
+            return None;
         }
+        let in_sync = || (false, Because::new("InSync", "nobody else changed it"));
+        Some(past.still_told(&self.status().conditions).unwrap_or_else(in_sync))
     }
 
     /// Events about what was done: one for each sort of thing, however many repositories.
     async fn tell(&self, course: &Course) {
         let events = &self.ctx.events;
-        if self.policy.management_policy() == ManagementPolicy::Full && !course.drift.is_empty() {
-            let changes = u64::try_from(course.drift.len()).unwrap_or(u64::MAX);
-            self.ctx.metrics.drift_found(KIND, self.registry_name(), changes);
-            self.ctx.metrics.drift_repaired(KIND, self.registry_name(), changes);
+        let manages = self.policy.management_policy() == ManagementPolicy::Full;
+        if manages && course.found > 0 {
+            let found = u64::try_from(course.found).unwrap_or(u64::MAX);
+            self.ctx.metrics.drift_found(KIND, self.registry_name(), found);
+        }
+        if manages && !course.drift.is_empty() {
+            let repaired = u64::try_from(course.drift.len()).unwrap_or(u64::MAX);
+            self.ctx.metrics.drift_repaired(KIND, self.registry_name(), repaired);
             let note = format!("changed by somebody else, and put back: {}", show(&course.drift));
             events.warning(self.policy, "DriftRepaired", note).await;
         }
@@ -407,6 +414,7 @@ impl Work<'_> {
         Ok(true)
     }
 }
+
 /// When to look again, `begun` ago the oldest preview that goes on was started.
 fn next(begun: Option<Duration>, standing: &Standing, before: &[Condition], interval: Duration) -> Duration {
     match begun {
@@ -420,21 +428,30 @@ fn next(begun: Option<Duration>, standing: &Standing, before: &[Condition], inte
 struct Course {
     turns: Turns,
     troubles: Vec<Standing>,
+    /// What somebody else had changed, and what is put back.
     drift: Vec<FieldChange>,
+    /// What somebody else had changed, and what could not be put back.
+    unrepaired: Vec<FieldChange>,
+    /// How much of both was not known before.
+    found: usize,
     done: BTreeMap<Action, Vec<RepositoryName>>,
     ran: Vec<(RepositoryName, Went)>,
     released: Vec<RepositoryName>,
 }
 
 impl Course {
-    fn take(&mut self, name: &RepositoryName, turn: Turn) {
+    fn take(&mut self, name: &RepositoryName, turn: Turn, before: Option<&Kept>) {
         let Turn { kept, trouble, drift, done, ran } = turn;
+        let differs = kept.differs;
         self.turns.insert(name.clone(), kept);
         self.troubles.extend(trouble);
+        if !before.is_some_and(|it| it.differs) {
+            self.found += drift.len();
+        }
         if let (Some(action), true) = (done, drift.is_empty()) {
             self.done.entry(action).or_default().push(name.clone());
         }
-        self.drift.extend(drift);
+        if differs { &mut self.unrepaired } else { &mut self.drift }.extend(drift);
         // What only found that nothing is to go is no event.
         self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), Went::of(&ran))));
     }

@@ -24,7 +24,7 @@ use super::leader::Term;
 use super::metrics::Outcome;
 use super::session::{Away, Session};
 use super::status::{self, Because, Findings, Standing};
-use crate::crd::conditions::ConditionType;
+use crate::crd::conditions::{ConditionStatus, ConditionType};
 use crate::crd::{Condition, Registry, condition};
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, Desired, Observed, ObservedRepository, Refused};
@@ -249,6 +249,51 @@ pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<O
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
 
+/// What is known of a resource from its last look: whether what differs now is somebody else's doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Past {
+    /// It was in line.
+    Settled,
+    /// Somebody else had changed what was in line. It was told, and could not be put back.
+    Drifted,
+    /// It never came to what it asks for now.
+    Unsettled,
+}
+
+impl Past {
+    /// What it is for an object of this generation, whose status is about `observed` and has these conditions.
+    pub(super) fn of(generation: Option<i64>, observed: Option<i64>, conditions: &[Condition]) -> Self {
+        let drifted = || condition(conditions, ConditionType::Drifted).filter(|it| it.status == ConditionStatus::True);
+        if observed != generation {
+            Self::Unsettled
+        } else if status::is_ready(conditions) {
+            Self::Settled
+        } else if drifted().is_some_and(|it| it.observed_generation == generation) {
+            Self::Drifted
+        } else {
+            Self::Unsettled
+        }
+    }
+
+    /// Whether a change is drift: of what was in line, and of what nobody asked for.
+    pub(super) fn is_drift(self) -> bool {
+        self != Self::Unsettled
+    }
+
+    /// What was repaired stays told until something else is to be told.
+    pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Because)> {
+        let told = condition(conditions, ConditionType::Drifted).filter(|it| it.reason == "Repaired");
+        let told = told.filter(|_| self == Self::Settled)?;
+        Some((false, Because::new("Repaired", &*told.message)))
+    }
+}
+
+/// The condition of what somebody else changed, and what could not be put back.
+pub(super) fn unrepaired(changes: &[FieldChange]) -> (bool, Because) {
+    let message = format!("somebody else changed it, and it could not be put back yet: {}", show(changes));
+    (true, Because::new("Differs", message))
+}
+
 /// Nothing is done for a suspended resource. `status` is what it was and what it is.
 pub(super) async fn rest<K, S>(ctx: &Context, api: &Api<K>, object: &K, status: (Option<&S>, &S)) -> Result<Done, Error>
 where
@@ -382,6 +427,28 @@ mod tests {
         }
         let first = super::next(&waits, &[], Duration::from_secs(600), now).as_secs_f64();
         assert!((4.5..5.5).contains(&first), "{first}");
+    }
+
+    #[test]
+    fn what_differs_is_drift_if_it_was_in_line_as_of_this_generation() {
+        let conditions = |generation, ready: bool, drifted| {
+            let because = Because::new("Some", "");
+            let standing = if ready { Standing::Ready(because) } else { Standing::Stalled(because) };
+            let told = Some((drifted, Because::new(if drifted { "Differs" } else { "Repaired" }, "mutability")));
+            let findings = Findings { drifted: told, ..Findings::of(standing) };
+            status::conditions(&[], Some(generation), &findings, &Time(Timestamp::UNIX_EPOCH))
+        };
+        let past = |observed, conditions: &[Condition]| Past::of(Some(2), observed, conditions);
+        assert_eq!(past(Some(2), &conditions(2, true, false)), Past::Settled);
+        assert_eq!(past(Some(2), &conditions(2, false, true)), Past::Drifted);
+        assert_eq!(past(Some(2), &conditions(2, false, false)), Past::Unsettled, "it was never in line");
+        assert_eq!(past(Some(1), &conditions(1, true, false)), Past::Unsettled, "another spec");
+        assert_eq!(past(Some(2), &conditions(1, false, true)), Past::Unsettled, "what another spec's look had found");
+        assert_eq!(past(None, &[]), Past::Unsettled);
+        let repaired = conditions(2, true, false);
+        assert_eq!(Past::Settled.still_told(&repaired), Some((false, Because::new("Repaired", "mutability"))));
+        assert_eq!(Past::Drifted.still_told(&conditions(2, false, true)), None);
+        assert_eq!(Past::Unsettled.still_told(&repaired), None);
     }
 
     #[test]

@@ -306,12 +306,14 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
     match pulse(ctx, &session, registry, &place).await {
         Ok((usage, quotas, settled)) => {
             let serving = || Standing::Ready(Because::new("Serving", format!("{place} answers")));
+            let before = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
+            let retry = settled.refused.as_ref().map(|standing| next(standing, before, PULSE, Timestamp::now()));
             let findings = Findings {
                 standing: settled.refused.unwrap_or_else(serving),
                 references: Some(Ok(())),
                 drifted: settled.drifted,
             };
-            Outcome { findings, endpoint: Some(place), usage: Some(usage), quotas: Some(quotas), retry: None }
+            Outcome { findings, endpoint: Some(place), usage: Some(usage), quotas: Some(quotas), retry }
         }
         Err(trouble) => {
             let (standing, retry) = match trouble {

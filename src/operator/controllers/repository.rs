@@ -7,12 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal, refused_by_registry, registered,
-    requested, show, step_for,
+    Done, Error, Past, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal, refused_by_registry, registered,
+    requested, show, step_for, unrepaired,
 };
 use crate::apply::{Listed, RepositoryNeeds};
-use crate::crd::conditions::ConditionType;
-use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus, condition};
+use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus};
 use crate::names::RepositoryName;
 use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
@@ -135,7 +134,8 @@ impl Work<'_> {
                 }
             }
         }
-        Ok(Some(Outcome { findings, seen: Some(seen), next: jittered(interval) }))
+        let next = next(&findings.standing, &self.status().conditions, interval, Timestamp::now());
+        Ok(Some(Outcome { findings, seen: Some(seen), next }))
     }
 
     fn trouble(&self, trouble: Trouble) -> Outcome {
@@ -183,8 +183,7 @@ impl Work<'_> {
         freshness: Freshness,
     ) -> Result<Option<Findings>, Trouble> {
         let before = self.status();
-        // A change of what was in line, and of what nobody asked for, is drift.
-        let settled = before.observed_generation == self.generation() && status::is_ready(&before.conditions);
+        let past = Past::of(self.generation(), before.observed_generation, &before.conditions);
         let mut found = self.look(held, freshness).await?;
         let mut drift: Vec<FieldChange> = Vec::new();
         let mut tries = 0;
@@ -218,14 +217,12 @@ impl Work<'_> {
                     found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
                     continue;
                 }
+                Err(trouble) if past.is_drift() => return Ok(Some(self.unrepaired(&trouble, &step, past))),
                 Err(trouble) => return Err(trouble),
             }
-            self.tell(&step, settled).await;
-            if settled {
-                drift.clone_from(&step.changes);
-                if drift.is_empty() {
-                    drift.push(FieldChange { field: "ownership tags".to_owned(), from: None, to: None });
-                }
+            self.tell(&step, past).await;
+            if past.is_drift() {
+                drift = drifted(&step);
             }
             if step.action != Action::Adopt || tries > 1 {
                 break;
@@ -236,13 +233,8 @@ impl Work<'_> {
         let message = format!("{name} in {} is as this resource says", registry.name_any());
         let mut findings = Findings::of(Standing::Ready(Because::new("InSync", message)));
         findings.drifted = Some(if drift.is_empty() {
-            // What was repaired stays told until something else is to be told.
-            match condition(&before.conditions, ConditionType::Drifted) {
-                Some(told) if settled && told.reason == "Repaired" => {
-                    (false, Because::new("Repaired", told.message.clone()))
-                }
-                _ => (false, Because::new("InSync", "nobody else changed it")),
-            }
+            let in_sync = || (false, Because::new("InSync", "nobody else changed it"));
+            past.still_told(&before.conditions).unwrap_or_else(in_sync)
         } else {
             (
                 false,
@@ -250,6 +242,19 @@ impl Work<'_> {
             )
         });
         Ok(Some(findings))
+    }
+
+    /// Somebody else changed the repository, and what the step says did not put it back.
+    fn unrepaired(&self, trouble: &Trouble, step: &Step, past: Past) -> Findings {
+        let registry = &self.repository.spec.registry_ref.name;
+        if past == Past::Settled {
+            self.ctx.metrics.drift_found(KIND, registry, properties(step));
+        }
+        let standing = match trouble {
+            Trouble::Away(it) => away(it, registry).0,
+            Trouble::Refused(error) => refused_by_registry(error.clone()),
+        };
+        Findings { drifted: Some(unrepaired(&drifted(step))), ..Findings::of(standing) }
     }
 
     async fn observe(
@@ -289,15 +294,16 @@ impl Work<'_> {
         step_for(plan_for(desired, name, found), &self.object)
     }
 
-    async fn tell(&self, step: &Step, drifted: bool) {
+    async fn tell(&self, step: &Step, past: Past) {
         let events = &self.ctx.events;
         let name = step.repository.as_ref().map(ToString::to_string).unwrap_or_default();
         let changes = if step.changes.is_empty() { String::new() } else { format!(": {}", show(&step.changes)) };
-        if drifted {
+        if past.is_drift() {
             let registry = &self.repository.spec.registry_ref.name;
-            let properties = u64::try_from(step.changes.len().max(1)).unwrap_or(u64::MAX);
-            self.ctx.metrics.drift_found(KIND, registry, properties);
-            self.ctx.metrics.drift_repaired(KIND, registry, properties);
+            if past == Past::Settled {
+                self.ctx.metrics.drift_found(KIND, registry, properties(step));
+            }
+            self.ctx.metrics.drift_repaired(KIND, registry, properties(step));
             let note = format!("{name} was changed by somebody else, and put back{changes}");
             events.warning(self.repository, "DriftRepaired", note).await;
             return;
@@ -410,8 +416,21 @@ impl Work<'_> {
         let steps = plan_for(&desired, &name, found).steps;
         for step in steps.into_iter().filter(|it| it.object == self.object) {
             held.carry_out(&step).await.map_err(|it| Box::new(self.trouble(it)))?;
-            self.tell(&step, false).await;
+            self.tell(&step, Past::Unsettled).await;
         }
         Ok(true)
     }
+}
+
+/// What somebody else had changed, if the step puts it back.
+fn drifted(step: &Step) -> Vec<FieldChange> {
+    if step.changes.is_empty() {
+        return vec![FieldChange { field: "ownership tags".to_owned(), from: None, to: None }];
+    }
+    step.changes.clone()
+}
+
+/// How many properties that is, for the metrics.
+fn properties(step: &Step) -> u64 {
+    u64::try_from(drifted(step).len()).unwrap_or(u64::MAX)
 }

@@ -23,12 +23,14 @@ pub(super) struct Kept {
     pub(super) begun: Option<Instant>,
     /// The request for a look that it answered.
     pub(super) asked: Option<String>,
+    /// Whether somebody else had changed it, and it could not be put back.
+    pub(super) differs: bool,
 }
 
 impl Kept {
     /// Found out now.
     pub(super) fn new(outcome: RepositoryOutcome) -> Self {
-        Self { outcome, at: Instant::now(), begun: None, asked: None }
+        Self { outcome, at: Instant::now(), begun: None, asked: None, differs: false }
     }
 
     /// A preview goes on. What the one before it told is told until then.

@@ -15,7 +15,7 @@ use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, 
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
 use crate::operator::context::Context;
-use crate::operator::controllers::{is_outdated, plan_for, refusal, refused_by_registry, step_for};
+use crate::operator::controllers::{Past, is_outdated, plan_for, refusal, refused_by_registry, step_for};
 use crate::operator::in_use::references::Hosts;
 use crate::operator::in_use::run::{Done, Failure, Run};
 use crate::operator::in_use::workloads::{CannotTell, Scope};
@@ -44,8 +44,8 @@ pub(super) struct Policing<'a> {
     pub(super) freshness: Freshness,
     /// The request for a look that is not answered yet.
     pub(super) asked: Option<String>,
-    /// Whether all was in line when it was looked at last: what is not so now, somebody else changed.
-    pub(super) settled: bool,
+    /// Whether what is not in line now somebody else changed.
+    pub(super) past: Past,
 }
 
 /// What became of a repository's turn.
@@ -53,7 +53,7 @@ pub(super) struct Turn {
     pub(super) kept: Kept,
     /// Why the policy is not ready because of it.
     pub(super) trouble: Option<Standing>,
-    /// What somebody else had changed: put back, or found where only looked.
+    /// What somebody else had changed: put back, or found where only looked, or where `kept` differs.
     pub(super) drift: Vec<FieldChange>,
     /// What was done to the repository's policy.
     pub(super) done: Option<Action>,
@@ -155,10 +155,15 @@ impl Policing<'_> {
                 Err(Trouble::Refused(error)) if error.name == "LifecyclePolicyPreviewInProgressException" => {
                     return Ok(Some(Turn::of(Kept::awaiting(name, before))));
                 }
+                Err(Trouble::Refused(error)) if self.is_drift(&step, looked.as_ref()) => {
+                    let mut turn = Turn::failed(name, refused(name, error));
+                    turn.drift = step.changes;
+                    turn.kept.differs = true;
+                    return Ok(Some(turn));
+                }
                 Err(trouble) => return Err(trouble),
             }
-            let governed = looked.as_ref().is_some_and(|it| self.governs(it));
-            if self.settled && governed && step.action != Action::Preview {
+            if self.is_drift(&step, looked.as_ref()) {
                 drift.clone_from(&step.changes);
             }
             // That it is previewed again after an interval is no news: telling it would be a write for each policy and interval.
@@ -182,6 +187,12 @@ impl Policing<'_> {
         }
         turn.done = done;
         Ok(Some(turn))
+    }
+
+    /// Whether the step puts back what somebody else changed.
+    fn is_drift(&self, step: &Step, looked: Option<&ObservedRepository>) -> bool {
+        let governed = looked.is_some_and(|it| self.governs(it));
+        self.past.is_drift() && governed && step.action != Action::Preview
     }
 
     /// Whether the repository's tags say that it has this policy.

@@ -5,15 +5,16 @@ use std::cmp::Ordering;
 
 use kube::ResourceExt as _;
 
-use super::super::{refusal, show};
+use super::super::{Past, refusal, refused_by_registry, show, unrepaired};
 use crate::apply::{carry_out, observe_settings};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Registry, condition};
 use crate::operator::context::Context;
-use crate::operator::session::{Session, Trouble};
+use crate::operator::session::{Session, Trouble, is_away};
 use crate::operator::slice::older;
-use crate::operator::status::{self, Because, Standing, is_ready};
-use crate::plan::{Desired, Step, contested, desired_settings, plan};
+use crate::operator::status::{Because, Standing, is_ready};
+use crate::plan::model::Observed;
+use crate::plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
 
 /// The reason of a Registry whose settings another one has.
 const CONTESTED: &str = "OwnedByAnother";
@@ -47,27 +48,57 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
         }
         Claim::Contested(refused) => return Ok(Settled { refused: Some(refused), drifted: None }),
     }
-    let observed = session.ask(async { Ok(observe_settings(session.ecr(), &desired).await) }).await?;
+    let observed = observe(session, &desired).await?;
     let plan = plan(&desired, &observed);
     let before = registry.status.clone().unwrap_or_default();
-    // A change of what was in line, and of what nobody asked for, is drift.
-    let settled = before.observed_generation == registry.metadata.generation && status::is_ready(&before.conditions);
-    for step in &plan.steps {
-        session.ask(carry_out(session.ecr(), step, None, |_, _| {})).await?;
-        tell(ctx, registry, step, settled).await;
-    }
-    let drifted = if settled && !plan.steps.is_empty() {
-        let changes: Vec<_> = plan.steps.iter().flat_map(|it| it.changes.clone()).collect();
-        let message = format!("somebody else changed it, and it was put back: {}", show(&changes));
-        (false, Because::new("Repaired", message))
-    } else {
-        match condition(&before.conditions, ConditionType::Drifted) {
-            Some(told) if settled && told.reason == "Repaired" => (false, Because::new("Repaired", &told.message)),
-            _ => (false, Because::new("InSync", "nobody else changed its settings")),
+    let past = Past::of(registry.metadata.generation, before.observed_generation, &before.conditions);
+    let mut repaired: Vec<FieldChange> = Vec::new();
+    for (index, step) in plan.steps.iter().enumerate() {
+        match session.ask(carry_out(session.ecr(), step, None, |_, _| {})).await {
+            Ok(()) => tell(ctx, registry, step, past).await,
+            Err(Trouble::Refused(error)) if past.is_drift() => {
+                let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
+                if past == Past::Settled {
+                    ctx.metrics.drift_found(
+                        super::KIND,
+                        &registry.name_any(),
+                        u64::try_from(left.len()).unwrap_or(u64::MAX),
+                    );
+                }
+                return Ok(Settled { refused: Some(refused_by_registry(error)), drifted: Some(unrepaired(&left)) });
+            }
+            Err(trouble) => return Err(trouble),
         }
-    };
+        repaired.extend(step.changes.iter().cloned());
+    }
     let refused = plan.refused.first().map(refusal);
-    Ok(Settled { refused, drifted: Some(drifted) })
+    let drifted = if past.is_drift() && !repaired.is_empty() {
+        let message = format!("somebody else changed it, and it was put back: {}", show(&repaired));
+        Some((false, Because::new("Repaired", message)))
+    } else if refused.is_some() {
+        // What was not looked at is not told of.
+        None
+    } else {
+        let in_sync = || (false, Because::new("InSync", "nobody else changed its settings"));
+        Some(past.still_told(&before.conditions).unwrap_or_else(in_sync))
+    };
+    Ok(Settled { refused, drifted })
+}
+
+/// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is away.
+async fn observe(session: &Session, desired: &Desired) -> Result<Observed, Trouble> {
+    let mut observed = Observed::default();
+    let looked = session.ask(async {
+        observed = observe_settings(session.ecr(), desired).await;
+        let Observed { account_settings, policy, scanning_configuration, .. } = &observed;
+        let errors = [account_settings.as_ref().err(), policy.as_ref().err(), scanning_configuration.as_ref().err()];
+        errors.into_iter().flatten().find(|it| is_away(it)).map_or(Ok(()), |error| Err(error.clone()))
+    });
+    match looked.await {
+        Err(trouble @ Trouble::Away(_)) => Err(trouble),
+        // It answers otherwise: only this one it never gets right.
+        Ok(()) | Err(Trouble::Refused(_)) => Ok(observed),
+    }
 }
 
 /// Whether a Registry's settings are its own.
@@ -108,12 +139,14 @@ fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desire
     claim
 }
 
-async fn tell(ctx: &Context, registry: &Registry, step: &Step, drifted: bool) {
+async fn tell(ctx: &Context, registry: &Registry, step: &Step, past: Past) {
     let changes = show(&step.changes);
-    if drifted {
+    if past.is_drift() {
         let name = registry.metadata.name.as_deref().unwrap_or_default();
         let properties = u64::try_from(step.changes.len()).unwrap_or(u64::MAX);
-        ctx.metrics.drift_found(super::KIND, name, properties);
+        if past == Past::Settled {
+            ctx.metrics.drift_found(super::KIND, name, properties);
+        }
         ctx.metrics.drift_repaired(super::KIND, name, properties);
         let note = format!("its settings were changed by somebody else, and put back: {changes}");
         ctx.events.warning(registry, "DriftRepaired", note).await;
