@@ -20,6 +20,7 @@ use rustls_pki_types::pem::PemObject as _;
 
 use sha2::{Digest as _, Sha256};
 
+use super::credentials::{Timely, lacking};
 use super::meter::of_its_own;
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
@@ -133,7 +134,9 @@ impl Ecr {
         }
         if let Some(role) = role {
             let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
-            config = config.credentials_provider(assumed.build().await);
+            config = config.credentials_provider(Timely::new(SharedCredentialsProvider::new(assumed.build().await)));
+        } else if let Some(ambient) = base.credentials_provider() {
+            config = config.credentials_provider(Timely::new(ambient));
         }
         let config = of_its_own(config).retry_config(retries).timeout_config(timeouts).build();
         Ok(Self { client: Client::from_conf(config), registry_id, identity: known })
@@ -189,6 +192,9 @@ pub(super) fn api_error<E>(error: &SdkError<E>) -> ApiError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
+    if let Some(error) = lacking(error) {
+        return error;
+    }
     let (name, message) = match error {
         SdkError::ServiceError(refused) => {
             let Some(name) = refused.err().code() else {

@@ -2,6 +2,7 @@
 
 mod carry_out;
 mod client;
+mod credentials;
 mod images;
 mod meter;
 mod observe;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use carry_out::carry_out;
 pub use client::is_unknown_operation;
 pub use client::{Access, Ecr, Identity};
+pub use credentials::CREDENTIALS_UNAVAILABLE;
 pub use images::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
 pub use meter::{CallObserver, is_throttling};
 pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look, observe, pulse, registry_id, usage};

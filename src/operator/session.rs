@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::apply::{
-    Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, is_throttling, list, look, pulse, usage,
+    CREDENTIALS_UNAVAILABLE, Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, is_throttling, list,
+    look, pulse, usage,
 };
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, ObservedRepository};
@@ -60,8 +61,10 @@ impl Away {
 }
 
 /// Errors that say nothing of the request: the registry is not well, or it never gets this one operation right.
-const UNWELL: [&str; 7] = [
+const UNWELL: [&str; 8] = [
     "RegistryUnavailable",
+    // Nobody can ask it.
+    CREDENTIALS_UNAVAILABLE,
     "UnexpectedResponse",
     "ServerException",
     "InternalFailure",
@@ -314,7 +317,7 @@ impl Session {
         match answer {
             Err(error) if is_away(&error) => {
                 let message = match error.name.as_str() {
-                    "RegistryUnavailable" => error.message,
+                    "RegistryUnavailable" | CREDENTIALS_UNAVAILABLE => error.message,
                     _ => error.to_string(),
                 };
                 tracing::debug!(registry = self.name, message, "the registry is away");

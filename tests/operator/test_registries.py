@@ -1,12 +1,13 @@
 """Registry: reached in every way, with its own settings kept as it says."""
 
 import json
+import re
 import time
 
 import trustme
 from kube import conditions, standing
-
 from registries import DENIED, drift
+
 POLICY = {
     "Version": "2012-10-17",
     "Statement": [
@@ -52,6 +53,33 @@ def test_an_assumed_role(namespace, moto, operator):
     name = namespace.declare(moto)
     role = {"roleArn": "arn:aws:iam::123456789012:role/registry"}
     namespace.patch("Registry", name, {"spec": {"aws": role}})
+    namespace.ready("Registry", name, "Serving")
+
+
+def sts_says(status, code, message):
+    """An error as STS answers it: with the request's id, another one each time."""
+    error = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>"
+    body = f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">{error}<RequestId>an-id</RequestId></ErrorResponse>'
+    return {"status": status, "body": body, "Content-Type": "text/xml"}
+
+
+def test_a_role_that_is_refused_or_that_nobody_gives(make_cluster, make_operator, make_namespace, moto, make_front):
+    cluster, sts = make_cluster(), make_front(moto)
+    namespace = make_namespace(kube=cluster.kube)
+    make_operator(cluster, environment=moto.environment | {"AWS_ENDPOINT_URL_STS": sts.url})
+    sts.fail(**sts_says(503, "ServiceUnavailable", "later"))
+    name = namespace.declare(moto)
+    namespace.patch("Registry", name, {"spec": {"aws": {"roleArn": "arn:aws:iam::123456789012:role/registry"}}})
+    namespace.waiting("Registry", name, "RegistryUnavailable", "there are no credentials to ask it with.*STS answers ServiceUnavailable")
+    sts.heal()
+    why = "User: arn:aws:iam::123456789012:user/a is not authorized to perform: sts:AssumeRole"
+    sts.fail(**sts_says(403, "AccessDenied", why))
+    first = namespace.stalled("Registry", name, "AccessDenied", f"STS refuses the credentials: {re.escape(why)}$")
+    again = namespace.reconcile("Registry", name)
+    assert conditions(again) == conditions(first)
+    assert [event["reason"] for event in namespace.events("Registry", name)].count("AccessDenied") == 1
+    sts.heal()
+    namespace.reconcile("Registry", name)
     namespace.ready("Registry", name, "Serving")
 
 
@@ -126,11 +154,6 @@ class TestSettings:
                 namespace.reconcile("Registry", name)
         assert front.calls.count("PutAccountSetting") == 1
 
-    def test_a_policy_without_sense_is_refused(self, namespace, registry, operator):
-        name = namespace.declare(registry, policy={"Version": "2012-10-17", "Statement": [{"Effect": "Maybe"}]})
-        namespace.stalled("Registry", name, "InvalidParameterException", "policy is not valid")
-        namespace.patch("Registry", name, {"spec": {"policy": None}})
-        namespace.ready("Registry", name, "Serving")
     def test_throttling_while_they_are_looked_at_is_waited_for(self, namespace, front, operator):
         name = namespace.declare(front, policy=POLICY)
         namespace.ready("Registry", name)
@@ -161,3 +184,8 @@ class TestSettings:
         assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
         assert drift(operator, name, "Registry") == (1, 1)
 
+    def test_a_policy_without_sense_is_refused(self, namespace, registry, operator):
+        name = namespace.declare(registry, policy={"Version": "2012-10-17", "Statement": [{"Effect": "Maybe"}]})
+        namespace.stalled("Registry", name, "InvalidParameterException", "policy is not valid")
+        namespace.patch("Registry", name, {"spec": {"policy": None}})
+        namespace.ready("Registry", name, "Serving")

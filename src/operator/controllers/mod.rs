@@ -24,6 +24,7 @@ use super::leader::Term;
 use super::metrics::Outcome;
 use super::session::{Away, Session};
 use super::status::{self, Because, Findings, Standing};
+use crate::apply::CREDENTIALS_UNAVAILABLE;
 use crate::crd::conditions::{ConditionStatus, ConditionType};
 use crate::crd::{Condition, Registry, condition};
 use crate::names::RepositoryName;
@@ -182,9 +183,11 @@ pub(super) fn refusal(refused: &Refused) -> Standing {
 /// somebody to change something.
 pub(super) fn refused_by_registry(ApiError { name, message }: ApiError) -> Standing {
     match name.as_str() {
-        "RegistryUnavailable" | "UnexpectedResponse" | "ServiceUnavailable" | "ServiceUnavailableException" => {
-            Standing::Waiting(Because::new(UNAVAILABLE, message))
-        }
+        "RegistryUnavailable"
+        | CREDENTIALS_UNAVAILABLE
+        | "UnexpectedResponse"
+        | "ServiceUnavailable"
+        | "ServiceUnavailableException" => Standing::Waiting(Because::new(UNAVAILABLE, message)),
         _ => Standing::Stalled(Because::new(name, message)),
     }
 }
@@ -404,7 +407,9 @@ mod tests {
 
     #[test]
     fn what_comes_by_itself_is_waited_for_and_the_rest_stalls() {
-        for name in ["RegistryUnavailable", "UnexpectedResponse", "ServiceUnavailableException"] {
+        for name in
+            ["RegistryUnavailable", CREDENTIALS_UNAVAILABLE, "UnexpectedResponse", "ServiceUnavailableException"]
+        {
             assert_eq!(refused_by_registry(error(name)), Standing::Waiting(Because::new("RegistryUnavailable", "no")));
         }
         for name in ["ServerException", "LimitExceededException", "AccessDeniedException"] {

@@ -1,0 +1,210 @@
+//! Credentials that cannot be had: STS refuses a role, or whoever gives them is away. Neither says anything of the registry.
+
+use std::error::Error;
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
+use aws_smithy_types::error::ErrorMetadata;
+
+use super::meter::is_throttling;
+use crate::plan::model::ApiError;
+
+/// The name of the error when nobody gives credentials, and that may get better by itself.
+pub const CREDENTIALS_UNAVAILABLE: &str = "CredentialsUnavailable";
+
+/// How long credentials are waited for. The SDK's cache gives up after five seconds, with an error that does not say of what.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Credentials, or an error that says that there are none, in time.
+#[derive(Debug)]
+pub(super) struct Timely {
+    provider: SharedCredentialsProvider,
+    patience: Duration,
+}
+
+impl Timely {
+    pub(super) fn new(provider: SharedCredentialsProvider) -> Self {
+        Self { provider, patience: PATIENCE }
+    }
+}
+
+impl ProvideCredentials for Timely {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let answer = tokio::time::timeout(self.patience, self.provider.provide_credentials()).await;
+            let late = || CredentialsError::provider_timed_out(self.patience);
+            answer.unwrap_or_else(|_| self.fallback_on_interrupt().ok_or_else(late))
+        })
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.provider.fallback_on_interrupt()
+    }
+}
+
+/// What STS answered.
+struct Answer {
+    status: u16,
+    code: Option<String>,
+    message: String,
+}
+
+impl Answer {
+    fn of(cause: &(dyn Error + 'static)) -> Option<Self> {
+        Self::read::<AssumeRoleError>(cause).or_else(|| Self::read::<AssumeRoleWithWebIdentityError>(cause))
+    }
+
+    fn read<E: ProvideErrorMetadata + Error + 'static>(cause: &(dyn Error + 'static)) -> Option<Self> {
+        let SdkError::ServiceError(answer) = cause.downcast_ref::<SdkError<E>>()? else { return None };
+        // Further lines quote the request, which has its time in it.
+        let message = answer.err().message().and_then(|it| it.lines().next()).unwrap_or_default().to_owned();
+        Some(Self { status: answer.raw().status().as_u16(), code: answer.err().code().map(str::to_owned), message })
+    }
+
+    /// The name of what only a change of the role, of its trust or of the credentials helps against.
+    fn refusal(&self) -> Option<&str> {
+        // It asked an identity provider, which did not answer it.
+        const OF_OTHERS: &str = "IDPCommunicationError";
+        let refuses = |code: &&str| self.status < 500 && !is_throttling(code) && *code != OF_OTHERS;
+        self.code.as_deref().filter(refuses)
+    }
+}
+
+/// What is wrong with the credentials, if that is why nothing was sent. The message is the same at each try: what STS says has the
+/// request's id beside it, which is not told.
+pub(super) fn lacking(error: &(dyn Error + 'static)) -> Option<ApiError> {
+    let lacking = chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
+    let answer = chain(error).find_map(Answer::of);
+    if let Some(answer) = &answer
+        && let Some(code) = answer.refusal()
+    {
+        let message = format!("STS refuses the credentials: {}", answer.message);
+        return Some(ApiError { name: code.to_owned(), message });
+    }
+    let why = match answer {
+        Some(Answer { status, code, .. }) => {
+            format!("STS answers {}", code.unwrap_or_else(|| format!("HTTP status {status}")))
+        }
+        // A file that makes no sense gets no better by itself: that is told as what the client has against it.
+        None if matches!(lacking, CredentialsError::InvalidConfiguration(_)) => return None,
+        None => chain(error).last().map(words).unwrap_or_default(),
+    };
+    let message = format!("there are no credentials to ask it with, so are they configured, and is STS there? ({why})");
+    Some(ApiError { name: CREDENTIALS_UNAVAILABLE.to_owned(), message })
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+/// An error in words, without a request's id.
+fn words(cause: &(dyn Error + 'static)) -> String {
+    match cause.downcast_ref::<ErrorMetadata>() {
+        Some(said) => [said.code(), said.message()].into_iter().flatten().collect::<Vec<_>>().join(": "),
+        None => cause.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use aws_credential_types::credential_fn::provide_credentials_fn;
+    use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+    use aws_smithy_runtime_api::client::result::ConnectorError;
+    use aws_smithy_runtime_api::http::StatusCode;
+
+    use super::*;
+    use crate::apply::{Access, Ecr, list};
+    use crate::registry::auth::Secret;
+
+    /// What STS answers to the nth request: another request id each time.
+    fn answers(nth: usize, status: u16, code: Option<&str>, message: &str) -> CredentialsError {
+        let said = ErrorMetadata::builder().custom("aws_request_id", format!("id-{nth}")).message(message);
+        let said = if let Some(code) = code { said.code(code) } else { said };
+        let response = HttpResponse::new(StatusCode::try_from(status).unwrap(), "".into());
+        CredentialsError::provider_error(SdkError::service_error(AssumeRoleError::generic(said.build()), response))
+    }
+
+    /// What a client says whose credentials come to this, asked twice.
+    async fn told(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
+        let (region, key) = ("eu-home-1".parse().unwrap(), Secret::new("secret"));
+        let access = Access::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
+        let mut ecr = Ecr::new(access, None).await.unwrap();
+        let asked = AtomicUsize::new(0);
+        let provider = provide_credentials_fn(move || {
+            let error = error(asked.fetch_add(1, Ordering::SeqCst));
+            async { Err(error) }
+        });
+        let config = ecr.client.config().to_builder();
+        let config = config.credentials_provider(Timely::new(SharedCredentialsProvider::new(provider)));
+        ecr.client = aws_sdk_ecr::Client::from_conf(config.build());
+        let first = list(&ecr).await.unwrap_err();
+        assert_eq!(list(&ecr).await.unwrap_err(), first, "each try would be a write");
+        assert!(!first.message.contains("id-"), "{first}");
+        first
+    }
+
+    #[tokio::test]
+    async fn a_role_that_sts_refuses_is_told_in_its_words() {
+        let message = "User: arn:aws:iam::1:user/a is not authorized to perform: sts:AssumeRole";
+        let refused = told(move |nth| answers(nth, 403, Some("AccessDenied"), message)).await;
+        assert_eq!(refused.name, "AccessDenied");
+        assert_eq!(refused.message, format!("STS refuses the credentials: {message}"));
+        let signature =
+            |nth| answers(nth, 403, Some("SignatureDoesNotMatch"), &format!("It does not match.\n\nid-{nth}"));
+        assert_eq!(told(signature).await.message, "STS refuses the credentials: It does not match.");
+    }
+
+    #[tokio::test]
+    async fn an_sts_that_does_not_answer_is_waited_for() {
+        let refused_connect = |_| {
+            let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+            let failure: SdkError<AssumeRoleError> = SdkError::dispatch_failure(ConnectorError::io(error.into()));
+            CredentialsError::provider_error(failure)
+        };
+        let waits = |told: ApiError, why: &str| {
+            assert_eq!(told.name, CREDENTIALS_UNAVAILABLE);
+            assert!(told.message.ends_with(&format!("({why})")), "{told}");
+        };
+        waits(told(refused_connect).await, "connection refused");
+        waits(told(|nth| answers(nth, 400, Some("Throttling"), "Rate exceeded")).await, "STS answers Throttling");
+        waits(told(|nth| answers(nth, 503, Some("ServiceUnavailable"), "")).await, "STS answers ServiceUnavailable");
+        waits(told(|nth| answers(nth, 502, None, "")).await, "STS answers HTTP status 502");
+        waits(told(|_| CredentialsError::not_loaded("no variable")).await, "no variable");
+        let of_others = |nth| {
+            let said =
+                ErrorMetadata::builder().code("Busy").message("later").custom("aws_request_id", format!("id-{nth}"));
+            CredentialsError::provider_error(said.build())
+        };
+        waits(told(of_others).await, "Busy: later");
+    }
+
+    #[tokio::test]
+    async fn a_configuration_without_sense_is_not_waited_for() {
+        let told = told(|_| CredentialsError::invalid_configuration("the profile is a loop")).await;
+        assert_eq!(told.name, "ClientError");
+        assert!(told.message.contains("the profile is a loop"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn who_never_answers_is_given_up_in_time() {
+        let provider = provide_credentials_fn(|| async {
+            std::future::pending::<()>().await;
+            Err(CredentialsError::not_loaded_no_source())
+        });
+        let provider = SharedCredentialsProvider::new(provider);
+        let timely = Timely { provider, patience: Duration::from_millis(10) };
+        let late = timely.provide_credentials().await.unwrap_err();
+        assert!(matches!(late, CredentialsError::ProviderTimedOut(_)), "{late}");
+        assert_eq!(lacking(&late).unwrap().name, CREDENTIALS_UNAVAILABLE);
+    }
+}
