@@ -164,7 +164,14 @@ fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
         any::<bool>(),
     );
     fields.prop_map(
-        |((index, other), repositories, (enforce, by_operator), document, (management, adoption), delete_on_removal)| {
+        |(
+            (index, other),
+            repositories,
+            (enforce, by_operator),
+            document,
+            (management, adoption),
+            delete_on_removal,
+        )| {
             DesiredLifecyclePolicy {
                 object: object("LifecyclePolicy", 'p', index, other),
                 repositories,

@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, Past, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal, refused_by_registry, registered,
-    requested, show, step_for, unrepaired,
+    Done, Error, Past, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal, refused_by_registry,
+    registered, requested, show, step_for, unrepaired,
 };
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus};
