@@ -24,7 +24,7 @@ pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look
 pub use previews::{PreviewedPolicy, preview};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
 pub use settings::observe_settings;
-pub use token::{AuthorizationToken, authorization_token};
+pub use token::{AuthorizationToken, authorization_token, host};
 
 use crate::names::RepositoryName;
 use crate::plan::{Call, Plan, Step};

@@ -67,8 +67,8 @@ fn read(data: &AuthorizationData) -> Result<AuthorizationToken, ApiError> {
     })
 }
 
-/// The host, with its port, of a URL or of a repository's URI.
-fn host(place: &str) -> Option<String> {
+/// The host, with its port, of a URL or of a repository's URI; nothing if there is none that anybody could log in to.
+pub fn host(place: &str) -> Option<String> {
     /// A host name of 253 characters, and a port.
     const LONGEST: usize = 253 + 6;
     let rest = place.strip_prefix("https://").or_else(|| place.strip_prefix("http://")).unwrap_or(place);

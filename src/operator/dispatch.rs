@@ -13,12 +13,12 @@ use super::pull_secrets::accounts::WatchedServiceAccount;
 use super::pull_secrets::marks::{Owner, WatchedSecret};
 use super::status::is_ready;
 use super::watch::Change;
-use super::workload::{Names, REGISTRY_LABEL};
+use super::workload::{self, Names, REGISTRY_LABEL};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository, condition};
 
 /// A Registry changed: it is looked at. What is in it is woken when its session is there ([`all_in`]); but what is
-/// allowed may have changed, and one that is gone leaves everything in it waiting.
+/// allowed, or what a managed one is called, may have changed, and one that is gone leaves everything in it waiting.
 pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
     let Some(registry) = change.either() else { return };
     ctx.wake.registry(ObjectRef::from_obj(&**registry));
@@ -39,8 +39,11 @@ pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
     for other in ctx.stores.registries.state().iter().filter(|it| contested(it)) {
         ctx.wake.registry(ObjectRef::from_obj(&**other));
     }
-    let allowed = |it: &Option<std::sync::Arc<Registry>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
-    if change.new.is_none() || allowed(&change.old) != allowed(&change.new) {
+    let means = |it: &Option<std::sync::Arc<Registry>>| {
+        let told = |it: &Registry| workload::told_url(it, &ctx.settings.namespace);
+        it.as_ref().map(|it| (it.spec.allowed_namespaces.clone(), told(it)))
+    };
+    if change.new.is_none() || means(&change.old) != means(&change.new) {
         all_in(&ctx.stores, &ctx.wake, &registry.name_any());
     }
 }

@@ -17,17 +17,18 @@ use super::{
     Done, Error, WAIT, away, jittered, next, publish, refused_by_registry, registry_missing, registry_not_ready,
     requested,
 };
-use crate::apply::authorization_token;
+use crate::apply::{authorization_token, host as host_of};
 use crate::crd::{PullSecret, PullSecretStatus, Registry};
 use crate::operator::access::{Access, Feature, Scope, own_kind};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
 use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, decide};
-use crate::operator::pull_secrets::marks::{Held, Owner};
-use crate::operator::pull_secrets::tokens::Issued;
+use crate::operator::pull_secrets::marks::{Held, Owner, source};
+use crate::operator::pull_secrets::tokens::{Issued, not_yet};
 use crate::operator::session::{Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::workload;
 use objects::Place;
 use outcome::{MOMENT, Outcome, some};
 
@@ -57,6 +58,8 @@ pub(in crate::operator) const ACCESS: &[Access] = &{
 
 pub(in crate::operator) const KIND: &str = "PullSecret";
 
+/// How soon a registry is asked again whose Pods are being replaced.
+const ROLLOUT: Duration = Duration::from_secs(10);
 /// Requests to the API server that are under way at once for one PullSecret.
 const AT_ONCE: usize = 8;
 
@@ -103,7 +106,9 @@ impl Work<'_> {
         let registry = self.ctx.stores.registry(&self.pull_secret.registry_ref().name);
         let session = self.ctx.sessions.get(&self.pull_secret.registry_ref().name);
         let session = session.filter(|_| registry.is_some());
-        let source = session.as_ref().map(|session| session.ecr().identity().to_owned());
+        let host = registry.as_ref().and_then(|it| workload::told_url(it, &self.ctx.settings.namespace));
+        let host = host.and_then(|url| host_of(&url));
+        let source = session.as_ref().map(|session| source(session.ecr().identity(), host.as_deref()));
 
         let marked: Vec<Held> = self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).collect();
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
@@ -156,7 +161,7 @@ impl Work<'_> {
         if !due.is_empty() {
             let issued = match &at_hand {
                 Some(issued) => Ok(issued.clone()),
-                None => self.issue(session.as_deref(), registry.as_deref(), asked, now).await,
+                None => self.issue((registry.as_deref(), session.as_deref(), host.as_deref()), asked, now).await,
             };
             match issued {
                 Ok(issued) => {
@@ -304,11 +309,10 @@ impl Work<'_> {
         Ok(due)
     }
 
-    /// Gets a new token, or says why there is none, and when to try again.
+    /// Gets a new token, for this host if it is known which, or says why there is none, and when to try again.
     async fn issue(
         &self,
-        session: Option<&Session>,
-        registry: Option<&Registry>,
+        (registry, session, host): (Option<&Registry>, Option<&Session>, Option<&str>),
         asked: Option<String>,
         now: Timestamp,
     ) -> Result<Issued, (Findings, Option<Duration>)> {
@@ -317,7 +321,10 @@ impl Work<'_> {
         let Some(session) = session else { return Err((registry_not_ready(registry), None)) };
         match session.ask(authorization_token(session.ecr())).await {
             Ok(token) => {
-                let source = session.ecr().identity().to_owned();
+                if let Some(why) = not_yet(&token, host, name) {
+                    return Err((Findings::of(Standing::Waiting(why)), Some(jittered(ROLLOUT))));
+                }
+                let source = source(session.ecr().identity(), host);
                 let issued = Issued::new(&token, &self.owner, source, session.fingerprint(), asked, now);
                 self.ctx.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | label `wharfage.dev/pull-secret` | a hash of the owner's name, which itself may be too long for a label |
 //! | annotation `wharfage.dev/owner` | the PullSecret, as namespace/name |
-//! | annotation `wharfage.dev/token-source` | a hash of the registry and the identity that the token was asked of and with |
+//! | annotation `wharfage.dev/token-source` | a hash of the registry and the identity that the token was asked of and with, and of the host of a managed one |
 //! | annotation `wharfage.dev/token-digest` | SHA-256 of the content: an edit shows |
 //! | annotations `wharfage.dev/expires-at`, `wharfage.dev/renews-at` | when the token ends, and when it is renewed |
 //! | annotation `wharfage.dev/service-accounts` | service accounts whose imagePullSecrets name the Secret because of us |
@@ -68,7 +68,7 @@ impl Owner {
 /// Which token is in a Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenMark {
-    /// Of which registry, with which identity it was asked for.
+    /// Of which registry, with which identity it was asked for, and for which host: see [`source`].
     pub source: String,
     /// Digest of the content.
     pub digest: String,
@@ -127,6 +127,12 @@ pub struct Held {
     pub service_accounts: BTreeSet<String>,
     /// Whether it has the type that kubelets read. A Secret's type can't be changed.
     pub typed: bool,
+}
+
+/// Of which registry and with which identity tokens are asked for, as one word; `host` is the one that they are to be for, where
+/// the Registry says that. Another host is another source, although the registry and the identity are the same.
+pub fn source(identity: &str, host: Option<&str>) -> String {
+    host.map_or_else(|| identity.to_owned(), |host| hex::encode(&Sha256::digest(format!("{identity} {host}"))[..16]))
 }
 
 /// The digest of a content.
@@ -293,6 +299,13 @@ mod tests {
         let mut going = secret(b"content");
         going.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
         assert_eq!(read(going), None);
+    }
+
+    #[test]
+    fn another_host_is_another_source() {
+        assert_eq!(source("identity", None), "identity", "what was written before hosts were told apart holds");
+        let (one, other) = (source("identity", Some("r.example.com")), source("identity", Some("s.example.com")));
+        assert_eq!((one.len(), one == other, one == source("another", Some("r.example.com"))), (32, false, false));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::docker_config::render;
 use super::marks::{Owner, TokenMark, digest};
 use super::renewal::renews_at;
 use crate::apply::AuthorizationToken;
+use crate::operator::status::Because;
 use crate::registry::auth::Secret;
 
 /// A token as it is put into Secrets.
@@ -51,6 +52,15 @@ impl Issued {
     }
 }
 
+/// Why a token is none to hand out yet: the registry doesn't say that it is for `host`, which is where the Registry has it.
+pub fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Because> {
+    let host = host.filter(|host| !token.hosts.contains(*host))?;
+    let message = format!(
+        "Registry {registry} doesn't say yet that it is at {host}: its Pods are being replaced, and are asked again until then"
+    );
+    Some(Because::new("RegistryNotReady", message))
+}
+
 /// One token for each PullSecret.
 #[derive(Debug, Default)]
 pub struct Tokens(Mutex<HashMap<Owner, Issued>>);
@@ -75,6 +85,24 @@ impl Tokens {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registry_that_answers_for_its_old_host_is_asked_again() {
+        let token = AuthorizationToken {
+            user: "AWS".to_owned(),
+            password: Secret::new("s3cret"),
+            expires_at: Timestamp::UNIX_EPOCH,
+            hosts: ["old.example.com".to_owned()].into(),
+        };
+        let why = not_yet(&token, Some("new.example.com:8443"), "home").unwrap();
+        assert_eq!(why.reason, "RegistryNotReady");
+        assert!(
+            why.message.starts_with("Registry home doesn't say yet that it is at new.example.com:8443:"),
+            "{why:?}"
+        );
+        assert_eq!(not_yet(&token, Some("old.example.com"), "home"), None);
+        assert_eq!(not_yet(&token, None, "home"), None, "where the Registry doesn't say, the registry is right");
+    }
 
     #[test]
     fn a_token_is_handed_out_only_for_the_registry_that_it_is_of() {

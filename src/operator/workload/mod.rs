@@ -98,6 +98,12 @@ pub fn public_url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> 
     given.unwrap_or_else(|| service::url(managed, names, namespace))
 }
 
+/// The URL that clients of a Registry are told, where that is for its resource to say: of one that is managed.
+pub fn told_url(registry: &Registry, operator: &str) -> Option<String> {
+    let managed = registry.spec.managed.as_ref()?;
+    Some(public_url(managed, &Names::of(&registry.name_any()), namespace(managed, operator)))
+}
+
 /// The URL by which a managed registry is reached within its cluster.
 pub fn cluster_url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> String {
     service::url(managed, names, namespace)

@@ -184,6 +184,9 @@ fn clients_and_the_cluster_are_told_where_it_is() {
         let managed: ManagedRegistry = serde_json::from_value(managed).unwrap();
         assert_eq!(public_url(&managed, &names, "wharfage"), public);
         assert_eq!(cluster_url(&managed, &names, "wharfage"), cluster);
+        let spec = json!({ "managed": managed });
+        let home = serde_json::from_value(json!({ "metadata": { "name": "home" }, "spec": spec })).unwrap();
+        assert_eq!(told_url(&home, "wharfage").as_deref(), Some(public));
     }
 }
 
