@@ -74,7 +74,7 @@ pub(super) fn repository_changed(ctx: &Context, change: &Change<Repository>) {
     ctx.wake.repository(ObjectRef::from_obj(&**repository));
     let leaves = change.new.as_ref().is_none_or(|it| it.metadata.deletion_timestamp.is_some());
     if let (true, Ok(name)) = (leaves, repository.repository_name()) {
-        let same = ctx.stores.repositories_that_ask_for(&repository.spec.registry_ref.name, &name);
+        let same = ctx.stores.repositories_that_ask_for(&name);
         for rival in same.iter().filter(|it| it.uid() != repository.uid()) {
             ctx.wake.repository(ObjectRef::from_obj(&**rival));
         }

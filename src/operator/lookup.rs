@@ -16,20 +16,15 @@ pub enum RepositoryKey {
     Registry(String),
     /// Its namespace.
     Namespace(String),
-    /// What it asks for.
-    Asks {
-        /// Its Registry.
-        registry: String,
-        /// The repository's name there.
-        name: RepositoryName,
-    },
+    /// The name that it asks for, in whatever Registry.
+    Asks(RepositoryName),
 }
 
 impl RepositoryKey {
     /// All keys of a Repository.
     pub fn of(repository: &Repository) -> Vec<Self> {
         let registry = &repository.spec.registry_ref.name;
-        let asks = repository.repository_name().map(|name| Self::Asks { registry: registry.clone(), name });
+        let asks = repository.repository_name().map(Self::Asks);
         let is_in = [Self::Registry(registry.clone()), Self::Namespace(repository.namespace().unwrap_or_default())];
         is_in.into_iter().chain(asks).collect()
     }
@@ -87,9 +82,9 @@ impl Stores {
         self.repositories_by.with(RepositoryKey::Namespace(namespace.to_owned()))
     }
 
-    /// The Repositories that ask for a name in a Registry.
-    pub fn repositories_that_ask_for(&self, registry: &str, name: &RepositoryName) -> Vec<Arc<Repository>> {
-        self.repositories_by.with(RepositoryKey::Asks { registry: registry.to_owned(), name: name.clone() })
+    /// The Repositories that ask for a name, in whatever Registry: several Registries may be the same registry.
+    pub fn repositories_that_ask_for(&self, name: &RepositoryName) -> Vec<Arc<Repository>> {
+        self.repositories_by.with(RepositoryKey::Asks(name.clone()))
     }
 
     /// The Repositories that a LifecyclePolicy is about.
@@ -193,12 +188,10 @@ mod tests {
         assert_eq!(names(stores.repositories_in("away")), ["shop/elsewhere"]);
         assert_eq!(names(stores.repositories_in("home")), ["desk/-", "desk/api", "desk/other", "shop/api", "shop/web"]);
         assert_eq!(names(stores.repositories_of("shop")), ["shop/api", "shop/elsewhere", "shop/web"]);
-        let ask =
-            |registry: &str, name: &str| names(stores.repositories_that_ask_for(registry, &name.parse().unwrap()));
-        assert_eq!(ask("home", "api"), ["desk/api", "desk/other", "shop/api"]);
-        assert_eq!(ask("away", "api"), ["shop/elsewhere"]);
-        assert_eq!(ask("home", "shop/web"), ["shop/web"]);
-        assert!(ask("home", "web").is_empty());
+        let ask = |name: &str| names(stores.repositories_that_ask_for(&name.parse().unwrap()));
+        assert_eq!(ask("api"), ["desk/api", "desk/other", "shop/api", "shop/elsewhere"]);
+        assert_eq!(ask("shop/web"), ["shop/web"]);
+        assert!(ask("web").is_empty());
     }
 
     #[test]

@@ -601,6 +601,13 @@ impl Sessions {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
     }
 
+    /// Whether two Registries are the same registry; nothing if one of them did not answer yet, or has no session.
+    pub fn same_registry(&self, one: &str, other: &str) -> Option<bool> {
+        let sessions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let registry = |name| sessions.get(name).and_then(|it| it.registry());
+        Some(registry(one)? == registry(other)?)
+    }
+
     /// Gives a Registry its session.
     pub fn put(&self, registry: &str, session: Arc<Session>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(registry.to_owned(), session);

@@ -3,6 +3,7 @@
 //! Everything that a plan decides is decided by name, so that a plan of such a slice is the whole plan's part about it.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -10,29 +11,50 @@ use kube::ResourceExt as _;
 use kube::core::PartialObjectMeta;
 
 use super::context::Stores;
+use super::session::Sessions;
 use crate::crd::{LifecyclePolicy, Registry, Repository};
 use crate::names::RepositoryName;
 use crate::plan::Resources;
 
-/// Who asks for a repository name in a Registry.
+/// Who asks for a repository name in a registry.
 pub struct Slice<'a> {
     registry: &'a Registry,
+    same: Vec<Arc<Registry>>,
+    holders: Vec<Arc<Repository>>,
     repositories: Vec<Arc<Repository>>,
     lifecycle_policies: Vec<Arc<LifecyclePolicy>>,
     namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
 }
 
 impl<'a> Slice<'a> {
-    /// The Registry and the Repositories that ask for this name in it, without those that are being deleted.
-    pub fn new(stores: &Stores, registry: &'a Registry, name: &RepositoryName) -> Self {
-        let repositories = staying(stores.repositories_that_ask_for(&registry.name_any(), name));
+    /// The Registry and the Repositories that ask for this name in it, or in another Registry that is the same registry, without
+    /// those that are being deleted.
+    pub fn new(stores: &Stores, sessions: &Sessions, registry: &'a Registry, name: &RepositoryName) -> Self {
+        let own = registry.name_any();
+        let (mut same, mut holders, mut repositories) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for repository in staying(stores.repositories_that_ask_for(name)) {
+            let other = &repository.spec.registry_ref.name;
+            if *other == own {
+                repositories.push(repository);
+                continue;
+            }
+            match (sessions.same_registry(&own, other), stores.registry(other)) {
+                (Some(false), _) => {}
+                (Some(true), Some(registry)) => {
+                    same.insert(other.clone(), registry);
+                    repositories.push(repository);
+                }
+                (Some(true), None) | (None, _) => holders.push(repository),
+            }
+        }
         let namespaces = repositories.iter().filter_map(|it| stores.namespace(&it.namespace()?)).collect();
-        Self { registry, repositories, lifecycle_policies: Vec::new(), namespaces }
+        let same = same.into_values().collect();
+        Self { registry, same, holders, repositories, lifecycle_policies: Vec::new(), namespaces }
     }
 
     /// The same, with the LifecyclePolicies of the Repositories in it.
-    pub fn with_policies(stores: &Stores, registry: &'a Registry, name: &RepositoryName) -> Self {
-        let slice = Self::new(stores, registry, name);
+    pub fn with_policies(stores: &Stores, sessions: &Sessions, registry: &'a Registry, name: &RepositoryName) -> Self {
+        let slice = Self::new(stores, sessions, registry, name);
         let repositories: Vec<_> = slice.repositories.iter().map(|it| &**it).collect();
         let lifecycle_policies = staying(stores.lifecycle_policies_about(&repositories));
         Self { lifecycle_policies, ..slice }
@@ -46,6 +68,8 @@ impl<'a> From<&'a Slice<'_>> for Resources<'a> {
         };
         Self {
             registries: vec![slice.registry],
+            same: slice.same.iter().map(|it| &**it).collect(),
+            holders: slice.holders.iter().map(|it| &**it).collect(),
             repositories: slice.repositories.iter().map(|it| &**it).collect(),
             lifecycle_policies: slice.lifecycle_policies.iter().map(|it| &**it).collect(),
             pull_secrets: Vec::new(),

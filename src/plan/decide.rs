@@ -78,7 +78,8 @@ impl<'a> World<'a> {
     pub(super) fn holds(&self, owner: &Owner, name: &RepositoryName) -> bool {
         let object = owner.object();
         let declared = || self.claims(name).iter().any(|it| it.object == object);
-        owner.cluster == self.desired.cluster && (self.waiting.contains(&object) || declared())
+        let keeps = || self.waiting.contains(&object) || self.desired.holders.contains(&object);
+        owner.cluster == self.desired.cluster && (keeps() || declared())
     }
 
     /// Whether this LifecyclePolicy's namespace has the repository of this name, or gets it.

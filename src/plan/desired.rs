@@ -2,6 +2,7 @@
 //! be had here is refused or noted, never dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 
 use kube::{Resource, ResourceExt as _};
 use serde_json::Value;
@@ -40,14 +41,20 @@ enum Place {
 }
 
 fn wanted(resources: &Resources<'_>, registry: &Registry, cluster: &str, place: Place) -> Desired {
-    let mut desired = Desired { declared: declared(resources), ..desired_settings(registry, cluster) };
+    let holders = resources.holders.iter().map(|it| object(*it)).collect();
+    let mut desired = Desired { declared: declared(resources), holders, ..desired_settings(registry, cluster) };
+    // Each resource is held to what its own Registry says.
+    let one_of = |name: &str| {
+        let mut all = iter::once(registry).chain(resources.same.iter().copied());
+        all.find(|it| it.name_any() == name)
+    };
     if place == Place::Folder {
         for note in elsewhere(registry) {
             desired.notes.push(format!("{}: {note}", object(registry)));
         }
     }
     for resource in &resources.repositories {
-        if resource.registry_ref().name == desired.registry {
+        if let Some(registry) = one_of(&resource.registry_ref().name) {
             match repository(resources, registry, resource) {
                 Ok(wanted) => desired.repositories.push(wanted),
                 Err(refused) => desired.refused.push(refused),
@@ -55,7 +62,7 @@ fn wanted(resources: &Resources<'_>, registry: &Registry, cluster: &str, place: 
         }
     }
     for resource in &resources.lifecycle_policies {
-        if resource.registry_ref().name == desired.registry {
+        if let Some(registry) = one_of(&resource.registry_ref().name) {
             desired.lifecycle_policy(resources, registry, resource, place);
         }
     }
@@ -158,7 +165,9 @@ impl Desired {
         if let (Some(reference), true) = (&policy.spec.repository_ref, repositories.is_empty()) {
             let message = format!(
                 "Repository {}/{} does not exist in Registry {}: declare it, or correct repositoryRef",
-                object.namespace, reference.name, self.registry
+                object.namespace,
+                reference.name,
+                registry.name_any()
             );
             self.refused.push(Refused::new(&object, "ReferenceNotFound", message));
             return;

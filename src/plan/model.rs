@@ -30,6 +30,8 @@ pub struct Desired {
     pub lifecycle_policies: Vec<DesiredLifecyclePolicy>,
     /// Every resource of the manifests, those of other registries included: what any of them has is never an orphan.
     pub declared: BTreeSet<Object>,
+    /// Repositories that keep what the tags say is theirs, though it isn't known whether they are for this registry.
+    pub holders: BTreeSet<Object>,
     /// Resources that cannot be planned, and why. What they have already is let be.
     pub refused: Vec<Refused>,
     /// What holds only elsewhere and is let be here.

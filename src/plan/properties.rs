@@ -235,6 +235,7 @@ fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
                 repositories,
                 lifecycle_policies,
                 declared,
+                holders: BTreeSet::new(),
                 refused,
                 notes: Vec::new(),
             }

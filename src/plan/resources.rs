@@ -10,6 +10,12 @@ use crate::manifests::{Loaded, Manifests};
 pub struct Resources<'a> {
     /// The registries.
     pub registries: Vec<&'a Registry>,
+    /// Registries that are known to be the same registry as the one that is planned for: what is in them has its place in the
+    /// order of precedence there.
+    pub same: Vec<&'a Registry>,
+    /// Repositories of Registries of which nobody knows yet whether they are that registry: what its tags say is theirs is
+    /// theirs.
+    pub holders: Vec<&'a Repository>,
     /// The repositories.
     pub repositories: Vec<&'a Repository>,
     /// The lifecycle policies.
@@ -36,6 +42,8 @@ impl<'a> From<&'a Manifests> for Resources<'a> {
         }
         Self {
             registries: borrowed(&manifests.registries),
+            same: Vec::new(),
+            holders: Vec::new(),
             repositories: borrowed(&manifests.repositories),
             lifecycle_policies: borrowed(&manifests.lifecycle_policies),
             pull_secrets: borrowed(&manifests.pull_secrets),

@@ -310,3 +310,55 @@ fn a_policy_of_another_namespace_stands_in_nobodys_way() {
     assert_eq!((step.action, step.object.to_string()), (Action::Create, "LifecyclePolicy payments/small".to_owned()));
     assert!(plan.refused.iter().all(|it| it.object.namespace == "evil"), "{plan}");
 }
+
+const TWINS: &str = r"
+apiVersion: wharfage.dev/v1alpha1
+kind: Registry
+metadata: {name: home}
+spec: {managed: {}}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Registry
+metadata: {name: twin}
+spec: {managed: {}, allowedNamespaces: [{selector: {matchLabels: {kubernetes.io/metadata.name: desk}}}]}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {name: api, namespace: shop}
+spec: {registryRef: {name: home}, deletionPolicy: Delete, emptyOnDelete: true}
+---
+apiVersion: wharfage.dev/v1alpha1
+kind: Repository
+metadata: {name: mine, namespace: desk}
+spec: {registryRef: {name: twin}, repositoryName: api}
+";
+
+#[test]
+fn of_two_registries_that_are_one_the_older_repository_has_the_name_and_keeps_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), TWINS).unwrap();
+    let manifests = crate::manifests::load(folder.path()).unwrap();
+    let [home, twin] = ["home", "twin"].map(|name| &manifests.registry(name).unwrap().resource);
+    let steps = |resources: Resources<'_>, registry, found: Option<(RepositoryName, ObservedRepository)>| {
+        let observed = Observed { repositories: found.into_iter().collect(), ..Observed::default() };
+        let plan = plan(&desired_in_cluster(resources, registry, "local"), &observed);
+        let steps = plan.steps.iter().map(|it| format!("{} {}", it.action.as_str(), it.object));
+        let refused = plan.refused.iter().map(|it| format!("{} {}", it.reason, it.object));
+        steps.chain(refused).collect::<Vec<_>>()
+    };
+    let all = || Resources::from(&manifests);
+    let had = || Some(owned("local", "api", "i:", &[]));
+    // Whichever of the two is planned for.
+    for (registry, other) in [(home, twin), (twin, home)] {
+        let one = || Resources { same: vec![other], ..all() };
+        assert_eq!(steps(one(), registry, None), ["create Repository shop/api", "OwnedByAnother Repository desk/mine"]);
+        assert_eq!(steps(one(), registry, had()), ["OwnedByAnother Repository desk/mine"]);
+    }
+    // Nobody knows yet.
+    let holders = || manifests.repositories.iter().map(|it| &it.resource).take(1).collect();
+    let unknown = || Resources { holders: holders(), ..all() };
+    assert_eq!(steps(unknown(), twin, None), ["create Repository desk/mine"]);
+    assert_eq!(steps(unknown(), twin, had()), ["OwnedByAnother Repository desk/mine"]);
+    // It is another registry, and was once the same.
+    assert_eq!(steps(all(), twin, had()), ["adopt Repository desk/mine"]);
+}

@@ -4,7 +4,7 @@ import json
 
 import images
 import pytest
-from kube import API_VERSION, conditions, standing
+from kube import API_VERSION, REQUESTED_AT, conditions, standing
 from lifecycle import TIER, outcome, policy, reasons, repository, rule, stored
 from registries import DENIED, drift
 
@@ -143,6 +143,18 @@ def test_a_registry_is_waited_for(namespace, registry, operator):
     namespace.ready("LifecyclePolicy", KEEP)
 
 
+def test_what_is_there_is_a_reference_that_is_resolved(namespace, registry, home):
+    """Also while the registry doesn't answer."""
+    policy(namespace, home, repositoryRef={"name": "api"}, interval="1s")
+    missing = namespace.waiting("LifecyclePolicy", KEEP, "ReferenceNotFound")
+    assert conditions(missing)["ReferencesResolved"]["status"] == "False"
+    registry.stop()
+    name = {"registryRef": {"name": home}, "repositoryName": f"{namespace}/api"}
+    namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "api"}, "spec": name})
+    away = namespace.waiting("LifecyclePolicy", KEEP, "RegistryUnavailable")
+    assert conditions(away)["ReferencesResolved"]["status"] == "True"
+
+
 # Whose it is
 
 
@@ -233,7 +245,44 @@ def test_a_policy_that_is_to_be_adopted_is_waited_for(namespace, registry, home)
     assert document(registry, name) == {"rules": [rule(3)]}
 
 
+def test_of_two_policies_in_two_registries_that_are_one_the_older_governs(namespace, registry, operator):
+    first, second = namespace.declare(registry), namespace.declare(registry)
+    for each in (first, second):
+        namespace.ready("Registry", each)
+    name = repository(namespace, first)
+    spec = {"registryRef": {"name": second}, "repositoryName": name}
+    namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "twin"}, "spec": spec})
+    namespace.stalled("Repository", "twin", "OwnedByAnother")
+    policy(namespace, first, "older", [rule(3)], interval="1s")
+    namespace.ready("LifecyclePolicy", "older")
+    policy(namespace, second, "younger", [rule(5)], repositoryRef={"name": "twin"}, interval="1s")
+    namespace.stalled("LifecyclePolicy", "younger", "OwnedByAnother", f"{name} .* LifecyclePolicy {namespace}/older")
+    namespace.reconcile("LifecyclePolicy", "older")
+    assert document(registry, name) == {"rules": [rule(3)]}
+    assert owner(registry, name).endswith("/older")
+
+
 # When it goes
+
+
+def test_what_it_said_last_holds_for_a_look_that_is_under_way(namespace, registry, front, operator):
+    home = namespace.declare(front)
+    namespace.ready("Registry", home)
+    name = repository(namespace, home)
+    policy(namespace, home, deletionPolicy="Delete")
+    namespace.ready("LifecyclePolicy", KEEP)
+    front.pause("DescribeRepositories", f'"{name}"')
+    namespace.patch("LifecyclePolicy", KEEP, {"metadata": {"annotations": {REQUESTED_AT: "now"}}})
+    namespace.until("LifecyclePolicy", KEEP, lambda _: front.held, "being looked at")
+    namespace.patch("LifecyclePolicy", KEEP, {"spec": {"deletionPolicy": "Retain"}})
+    namespace.delete("LifecyclePolicy", KEEP)
+    # What comes after it by the same watch is there, so that the operator knows that it is being deleted.
+    policy(namespace, home, "marker", repositorySelector={"matchLabels": {"tier": "none"}})
+    namespace.ready("LifecyclePolicy", "marker")
+    front.go_on()
+    namespace.gone("LifecyclePolicy", KEEP)
+    assert document(registry, name) == {"rules": [rule()]}
+    assert "DeleteLifecyclePolicy" not in front.calls
 
 
 @pytest.mark.parametrize(("deletion", "stays"), [(None, True), ("Retain", True), ("Delete", False)])

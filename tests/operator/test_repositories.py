@@ -6,7 +6,7 @@ import time
 
 import images
 import pytest
-from kube import API_VERSION, conditions, standing
+from kube import API_VERSION, REQUESTED_AT, conditions, standing
 from registries import DENIED, drift
 
 OWNER = ("wharfage.dev/cluster", "wharfage.dev/namespace", "wharfage.dev/name")
@@ -257,6 +257,63 @@ class TestConflict:
         assert server.repository(f"{namespace}/app")["tags"]["whose"] == "first"
 
 
+class TestTwoThatAreOneRegistry:
+    """Two Registry resources for one server, and a Repository in each that asks for the same name."""
+
+    WITH_IMAGES = {"deletionPolicy": "Delete", "emptyOnDelete": True}
+
+    @staticmethod
+    def ask(namespace, registry, name, **spec):
+        spec = {"registryRef": {"name": registry}, "repositoryName": name, **spec}
+        metadata = {"name": "app"}
+        namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": metadata, "spec": spec})
+
+    def test_the_one_that_has_it_keeps_it(self, namespace, make_namespace, registry, operator):
+        first, second = namespace.declare(registry), namespace.declare(registry)
+        for each in (first, second):
+            namespace.ready("Registry", each)
+        other, name = make_namespace(), f"{namespace}/app"
+        declare(namespace, first, tags={"whose": "first"}, interval="1s")
+        namespace.ready("Repository", "app")
+        images.push(registry.ecr, name, images.image("hello"), "v1")
+        younger = {"tags": {"whose": "second"}, "interval": "1s", **self.WITH_IMAGES}
+        self.ask(other, second, name, **younger)
+        other.stalled("Repository", "app", "OwnedByAnother", f"{name} in {second} is managed by Repository {namespace}/app")
+        namespace.reconcile("Repository", "app")
+        other.reconcile("Repository", "app")
+        assert registry.repository(name)["tags"]["whose"] == "first"
+        other.delete("Repository", "app")
+        other.gone("Repository", "app")
+        assert len(registry.ecr.list_images(repositoryName=name)["imageIds"]) == 1
+        # When the first goes, the second has it.
+        self.ask(other, second, name, **younger)
+        other.stalled("Repository", "app", "OwnedByAnother")
+        namespace.delete("Repository", "app")
+        other.ready("Repository", "app", "InSync")
+        assert registry.repository(name)["tags"]["whose"] == "second"
+
+    def test_nor_does_it_change_hands_when_the_operator_starts_again(self, make_cluster, make_operator, make_namespace, front):
+        cluster = make_cluster()
+        operator, namespace = make_operator(cluster), make_namespace(kube=cluster.kube)
+        first, second, other = namespace.declare(front), namespace.declare(front), make_namespace(kube=cluster.kube)
+        for each in (first, second):
+            namespace.ready("Registry", each)
+        for number in range(8):
+            declare(namespace, first, f"app-{number}")
+            namespace.ready("Repository", f"app-{number}")
+            spec = {"registryRef": {"name": second}, "repositoryName": f"{namespace}/app-{number}", **self.WITH_IMAGES}
+            metadata = {"name": f"app-{number}"}
+            other.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": metadata, "spec": spec})
+            other.stalled("Repository", f"app-{number}", "OwnedByAnother")
+        start = len(front.calls)
+        for _ in range(2):
+            operator.restart()
+            for number in range(8):
+                assert standing(other.reconcile("Repository", f"app-{number}"), "Stalled", "OwnedByAnother")
+                assert standing(namespace.reconcile("Repository", f"app-{number}"), "Ready", "InSync")
+        assert front.counted(start).get("TagResource", 0) == 0
+
+
 class TestBorders:
     def test_a_name_outside_the_prefixes_is_refused_until_it_is_allowed(self, make_namespace, registry, operator):
         namespace = make_namespace(labels={"team": "payments"})
@@ -342,6 +399,26 @@ class TestDeletion:
         registry.start()
         assert registry.names() == {f"{namespace}/app"}
 
+    @pytest.mark.parametrize("change", [{"deletionPolicy": "Retain"}, {"deletionProtection": True}, {"suspend": True}])
+    def test_what_it_said_last_holds_for_a_reconcile_that_is_under_way(self, namespace, registry, front, operator, change):
+        home = namespace.declare(front)
+        declare(namespace, home, deletionPolicy="Delete", emptyOnDelete=True)
+        namespace.ready("Repository", "app")
+        name = f"{namespace}/app"
+        images.push(registry.ecr, name, images.image("hello"), "v1")
+        front.pause("DescribeRepositories", f'"{name}"')
+        namespace.patch("Repository", "app", {"metadata": {"annotations": {REQUESTED_AT: "now"}}})
+        namespace.until("Repository", "app", lambda _: front.held, "being looked at")
+        namespace.patch("Repository", "app", {"spec": change})
+        namespace.delete("Repository", "app")
+        # What comes after it by the same watch is there, so that the operator knows that it is being deleted.
+        declare(namespace, home, "marker")
+        namespace.ready("Repository", "marker")
+        front.go_on()
+        namespace.gone("Repository", "app")
+        assert len(registry.ecr.list_images(repositoryName=name)["imageIds"]) == 1
+        assert "DeleteRepository" not in front.calls
+
     def test_without_the_registry_resource_it_goes_too(self, namespace, registry, operator):
         name = namespace.declare(registry)
         declare(namespace, name)
@@ -414,6 +491,21 @@ class TestReferences:
         namespace.declare(registry, name=name)
         ready = namespace.ready("Repository", "app", "InSync")
         assert conditions(ready)["ReferencesResolved"]["status"] == "True"
+
+    def test_a_registry_that_is_there_is_a_reference_that_is_resolved(self, namespace, front, operator):
+        away, unready = f"{namespace}-away", f"{namespace}-unready"
+        declare(namespace, away, "of-away")
+        declare(namespace, unready, "of-unready")
+        for name in ("of-away", "of-unready"):
+            namespace.waiting("Repository", name, "ReferenceNotFound")
+        front.fail(status=503)
+        namespace.declare(front, name=away)
+        missing = {"credentialsSecretRef": {"name": "missing", "namespace": namespace.name}}
+        endpoint = {"region": front.region, "endpoint": front.declaration() | missing}
+        namespace.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": unready}, "spec": endpoint})
+        for name, reason in (("of-away", "RegistryUnavailable"), ("of-unready", "RegistryNotReady")):
+            waiting = namespace.waiting("Repository", name, reason)
+            assert conditions(waiting)["ReferencesResolved"]["status"] == "True", name
 
     def test_credentials_that_come_late_and_are_changed(self, namespace, registry, operator):
         name = namespace.declare(registry, credentials=False)

@@ -154,7 +154,7 @@ impl Work<'_> {
 
     /// What is wanted of this name, by whoever asks for it; nothing if this resource is another one by now.
     fn wanted(&self, registry: &Registry, name: &RepositoryName) -> Option<Desired> {
-        let slice = Slice::new(&self.ctx.stores, registry, name);
+        let slice = Slice::new(&self.ctx.stores, &self.ctx.sessions, registry, name);
         // Whatever the slice was made of, a change of this resource that is in it is seen here.
         let outdated = is_outdated(&self.ctx.stores.repositories, self.repository);
         (!outdated).then(|| desired_in_cluster(&slice, registry, &self.ctx.settings.cluster))

@@ -225,7 +225,7 @@ impl Policing<'_> {
 
     /// What is wanted of this name, by whoever asks for it; nothing if this policy is another one by now.
     fn wanted(&self, name: &RepositoryName) -> Option<Desired> {
-        let slice = Slice::with_policies(&self.ctx.stores, self.registry, name);
+        let slice = Slice::with_policies(&self.ctx.stores, &self.ctx.sessions, self.registry, name);
         // Whatever the slice was made of, a change of this policy that is in it is seen here.
         let outdated = is_outdated(&self.ctx.stores.lifecycle_policies, self.policy);
         (!outdated).then(|| desired_in_cluster(&slice, self.registry, &self.ctx.settings.cluster))
