@@ -163,73 +163,24 @@ impl ClassifyRetry for Throttling {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use aws_smithy_async::rt::sleep::{AsyncSleep, Sleep, TokioSleep};
-    use http_body_util::Full;
-    use hyper::service::service_fn;
-    use hyper_util::rt::TokioIo;
-    use tokio::net::{TcpListener, TcpSocket};
-    use tokio::task::JoinSet;
+    use tokio::net::TcpSocket;
 
     use super::*;
-    use crate::apply::Access;
-    use crate::registry::auth::Secret;
+    use crate::apply::answering::{Answering, client};
 
     const LISTING: &str = r#"{"repositories":[]}"#;
     const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
 
-    /// What somebody answers who speaks HTTP on a socket, and how often he was asked.
-    struct Answering {
-        endpoint: String,
-        asked: Arc<AtomicUsize>,
-        _task: JoinSet<()>,
-    }
-
     /// Answers the nth request, from 0, with a status and a body.
     async fn answering(answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static) -> Answering {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (asked, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(answer));
-        let mut task = JoinSet::new();
-        let counter = Arc::clone(&asked);
-        task.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let (counter, answer) = (Arc::clone(&counter), Arc::clone(&answer));
-                let service = service_fn(move |_request: http::Request<hyper::body::Incoming>| {
-                    let (status, body) = answer(counter.fetch_add(1, Ordering::SeqCst));
-                    let response = http::Response::builder()
-                        .status(status)
-                        .header("content-type", "application/x-amz-json-1.1")
-                        .body(Full::new(bytes::Bytes::from_static(body.as_bytes())));
-                    async move { Ok::<_, Infallible>(response.unwrap()) }
-                });
-                connections.spawn(async move {
-                    let server = hyper::server::conn::http1::Builder::new();
-                    let _ended_by_the_client = server.serve_connection(TokioIo::new(stream), service).await;
-                });
-            }
-        });
-        Answering { endpoint, asked, _task: task }
-    }
-
-    impl Answering {
-        async fn client(&self) -> Ecr {
-            client(&self.endpoint).await
-        }
-
-        fn asked(&self) -> usize {
-            self.asked.load(Ordering::SeqCst)
-        }
-    }
-
-    async fn client(endpoint: &str) -> Ecr {
-        let region = "eu-home-1".parse().unwrap();
-        let access = Access::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), Secret::new("secret"));
-        Ecr::new(access, None).await.unwrap()
+        crate::apply::answering::answering(move |nth, _| {
+            let (status, body) = answer(nth);
+            (status, body.to_owned())
+        })
+        .await
     }
 
     async fn list(ecr: &Ecr) -> bool {
@@ -296,7 +247,7 @@ mod tests {
         let registry = answering(|_| (200, LISTING)).await;
         let notes = Arc::new(Notes { holds_back: true, ..Notes::default() });
         assert!(!list(&registry.client().await.observed_by(notes.clone())).await);
-        assert_eq!((registry.asked(), notes.codes().len()), (0, 0));
+        assert_eq!((registry.asked().len(), notes.codes().len()), (0, 0));
     }
 
     #[tokio::test]
@@ -345,7 +296,7 @@ mod tests {
         let willing = answering(|_| (200, LISTING)).await;
         let slowed = throttling.client().await;
         assert!(list(&slowed).await);
-        assert_eq!(throttling.asked(), 2);
+        assert_eq!(throttling.asked().len(), 2);
 
         let (clones, others) = (Sleeps::default(), Sleeps::default());
         let (clone, free) = (clones.of(&slowed.clone()), others.of(&willing.client().await));

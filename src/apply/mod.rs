@@ -1,5 +1,7 @@
 //! Carries a plan out through the ECR API, and looks at what is there: all I/O of reconciling, and no decision of it.
 
+#[cfg(test)]
+pub(crate) mod answering;
 mod carry_out;
 mod client;
 mod credentials;

@@ -156,13 +156,45 @@ struct Snapshot {
     repositories: Listing,
 }
 
+/// What was listed last, and what came of it when that was tried since.
+#[derive(Default)]
+struct Listings {
+    last: Option<Arc<Snapshot>>,
+    refused: Option<NotListed>,
+}
+
+/// A registry that answers, but does not list its repositories.
+#[derive(Debug, Clone)]
+struct NotListed {
+    at: Instant,
+    /// How often one after the other.
+    times: u32,
+    error: ApiError,
+}
+
+impl Listings {
+    /// What serves somebody who asked then, for a listing at most this old: one that began since, too. A refusal serves those
+    /// that waited for it, and for a while everybody but who wants it now: each try may take as long as a registry is waited for.
+    fn serve(&self, asked: Instant, max_age: Duration) -> Option<Result<Arc<Snapshot>, Trouble>> {
+        let now = Instant::now();
+        if let Some(last) = self.last.as_ref().filter(|it| it.at >= asked || now.duration_since(it.at) < max_age) {
+            return Some(Ok(Arc::clone(last)));
+        }
+        let NotListed { at, times, error } = self.refused.as_ref()?;
+        let rest = if max_age.is_zero() { Duration::ZERO } else { pause(*times) };
+        (asked < *at + rest).then(|| Err(Trouble::Refused(error.clone())))
+    }
+}
+
 /// A registry.
 pub struct Session {
     name: String,
     ecr: Ecr,
     /// Of what it was made: a Registry that asks for something else gets another session.
     fingerprint: u64,
-    listing: AsyncMutex<Option<Arc<Snapshot>>>,
+    listings: Mutex<Listings>,
+    /// Held by whoever lists, for all.
+    listing: AsyncMutex<()>,
     repositories: Mutex<HashMap<RepositoryName, Place>>,
     health: Mutex<Health>,
     /// Where it is and which account's, once it answered that.
@@ -209,6 +241,8 @@ struct Known {
     asked: RepositoryNeeds,
     /// From an answer about it alone; a newer listing replaces it.
     listed: Option<(Instant, Option<Listed>)>,
+    /// A change of it failed, and nobody knows how far that came: what a listing says of it does not do until it was asked for.
+    doubtful: bool,
     read: Option<Read>,
     usage: Option<(Turn, ImageUsage)>,
 }
@@ -247,6 +281,7 @@ impl Session {
             name: name.to_owned(),
             ecr,
             fingerprint,
+            listings: Mutex::default(),
             listing: AsyncMutex::default(),
             repositories: Mutex::default(),
             health: Mutex::default(),
@@ -343,17 +378,57 @@ impl Session {
 
     /// The listing, at most this old: read again by one for all.
     async fn listing(&self, max_age: Duration) -> Result<Arc<Snapshot>, Trouble> {
-        let mut listing = self.listing.lock().await;
-        if let Some(listing) = listing.as_ref().filter(|it| it.at.elapsed() < max_age) {
-            return Ok(Arc::clone(listing));
+        let asked = Instant::now();
+        if let Some(served) = self.listings().serve(asked, max_age) {
+            return served;
+        }
+        let _one_lists = match self.listing.try_lock() {
+            Ok(free) => free,
+            Err(_) => {
+                // What was refused before is tried again by one: nobody else stands and waits for that.
+                let refused = self.listings().refused.clone().filter(|_| !max_age.is_zero());
+                if let Some(NotListed { error, .. }) = refused {
+                    return Err(Trouble::Refused(error));
+                }
+                self.listing.lock().await
+            }
+        };
+        if let Some(served) = self.listings().serve(asked, max_age) {
+            return served;
         }
         // A repository made while the listing goes on may be missing in it, so its time is that of its beginning.
         let at = Instant::now();
-        let repositories = self.ask(list(&self.ecr)).await?;
-        self.forget_what_is_gone(&repositories, at);
-        let new = Arc::new(Snapshot { at, repositories });
-        *listing = Some(Arc::clone(&new));
-        Ok(new)
+        match self.ask(list(&self.ecr)).await {
+            Ok(repositories) => {
+                self.forget_what_is_gone(&repositories, at);
+                let new = Arc::new(Snapshot { at, repositories });
+                let before = std::mem::replace(
+                    &mut *self.listings(),
+                    Listings { last: Some(Arc::clone(&new)), refused: None },
+                );
+                if before.refused.is_some() {
+                    tracing::info!(registry = self.name, "the registry lists its repositories again");
+                    (self.recovered)();
+                }
+                Ok(new)
+            }
+            Err(Trouble::Refused(error)) => {
+                let mut listings = self.listings();
+                let times = listings.refused.as_ref().map_or(0, |it| it.times).saturating_add(1);
+                listings.refused = Some(NotListed { at: Instant::now(), times, error: error.clone() });
+                Err(Trouble::Refused(error))
+            }
+            // All learn of that from its health.
+            Err(Trouble::Away(away)) => Err(Trouble::Away(away)),
+        }
+    }
+
+    fn listings(&self) -> std::sync::MutexGuard<'_, Listings> {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_listing(&self) -> Option<Arc<Snapshot>> {
+        self.listings().last.clone()
     }
 
     /// What was known of repositories that are listed no more, and that nobody is busy with.
@@ -433,7 +508,7 @@ impl Held {
         };
         if let Some(read) = &mut self.known.read {
             let recreated = read.observed.arn != listed.arn;
-            let rotation = self.session.rotation().await;
+            let rotation = self.session.rotation();
             let due = now || recreated || read.turn.is_over(Instant::now(), interval, rotation);
             if read.needs.covers(needs) && !due {
                 read.observed.tag_mutability = listed.tag_mutability.clone();
@@ -483,6 +558,9 @@ impl Held {
 
     /// What the listing says of it, or a newer answer about it alone.
     async fn listed(&mut self, max_age: Duration) -> Result<Option<Listed>, Trouble> {
+        if self.known.doubtful {
+            return self.find().await;
+        }
         let listing = self.session.listing(max_age).await?;
         if let Some((at, listed)) = &self.known.listed
             && *at >= listing.at
@@ -497,23 +575,16 @@ impl Held {
         let at = Instant::now();
         let listed = self.session.ask(find(&self.session.ecr, &self.name)).await?;
         self.known.listed = Some((at, listed.clone()));
+        self.known.doubtful = false;
         Ok(listed)
     }
 
     /// What is known of it from the listing, without asking.
-    pub async fn as_listed(&mut self) -> Option<Listed> {
+    pub fn as_listed(&self) -> Option<Listed> {
+        let listing = self.session.last_listing();
         match &self.known.listed {
-            Some((at, listed)) => {
-                let listing = self.session.listing.lock().await.clone();
-                match listing.filter(|listing| listing.at > *at) {
-                    Some(newer) => newer.repositories.get(&self.name).cloned()?.ok(),
-                    None => listed.clone(),
-                }
-            }
-            None => {
-                let listing = self.session.listing.lock().await.clone();
-                listing?.repositories.get(&self.name).cloned()?.ok()
-            }
+            Some((at, listed)) if listing.as_ref().is_none_or(|listing| listing.at <= *at) => listed.clone(),
+            _ => listing?.repositories.get(&self.name).cloned()?.ok(),
         }
     }
 
@@ -523,7 +594,7 @@ impl Held {
     /// When the registry is away, or refuses.
     pub async fn carry_out(&mut self, step: &Step) -> Result<(), Trouble> {
         let (session, at) = (Arc::clone(&self.session), Instant::now());
-        let mut listed = self.as_listed().await;
+        let mut listed = self.as_listed();
         let known = &mut *self.known;
         let remember = |call: &Call, made: Option<Listed>| {
             if let Some(made) = made {
@@ -547,9 +618,7 @@ impl Held {
         if outcome.is_ok() {
             known.listed = Some((at, listed));
         } else {
-            // Nobody knows how far it came: the next look asks.
-            (known.read, known.listed) = (None, None);
-            session.distrust_listing().await;
+            (known.read, known.listed, known.doubtful) = (None, None, true);
         }
         outcome
     }
@@ -559,7 +628,7 @@ impl Held {
     /// # Errors
     /// When the registry is away, or refuses to say.
     pub async fn usage(&mut self, freshness: Freshness) -> Result<ImageUsage, Trouble> {
-        let rotation = self.session.rotation().await;
+        let rotation = self.session.rotation();
         if let Some((turn, usage)) = &self.known.usage
             && !freshness.now
             && !turn.is_over(Instant::now(), freshness.interval, rotation)
@@ -579,14 +648,9 @@ impl Held {
 }
 
 impl Session {
-    /// The next look lists again: what was listed is not what is there.
-    async fn distrust_listing(&self) {
-        *self.listing.lock().await = None;
-    }
-
     /// In how many intervals each repository is looked at once.
-    pub async fn rotation(&self) -> u32 {
-        let repositories = self.listing.lock().await.as_ref().map_or(0, |it| it.repositories.len());
+    pub fn rotation(&self) -> u32 {
+        let repositories = self.last_listing().map_or(0, |it| it.repositories.len());
         u32::try_from(repositories.div_ceil(LOOKS_PER_INTERVAL)).unwrap_or(u32::MAX).max(1)
     }
 }
@@ -620,64 +684,4 @@ impl Sessions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_registry_that_is_away_is_asked_once_per_pause() {
-        let (mut health, start) = (Health::default(), Instant::now());
-        assert_eq!(health.admit(start).ok(), Some(false));
-        let away = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
-        assert_eq!(away.retry, FIRST_PAUSE);
-        // Those that were under way at the same time change nothing.
-        health.failed(start + Duration::from_millis(10), Timestamp::UNIX_EPOCH, "refused".to_owned());
-        let later = start + Duration::from_millis(1020);
-        assert_eq!(health.admit(later).ok(), Some(true), "one finds out");
-        assert!(health.admit(later).is_err(), "the others wait");
-        let away = health.failed(later, Timestamp::UNIX_EPOCH, "refused".to_owned());
-        assert_eq!((away.retry, away.since), (FIRST_PAUSE * 2, Timestamp::UNIX_EPOCH));
-        assert!(health.answered());
-        assert!(!health.answered());
-        assert_eq!(health.admit(later).ok(), Some(false));
-    }
-
-    #[test]
-    fn what_was_read_together_is_read_again_in_turns() {
-        let (start, interval) = (Instant::now(), Duration::from_secs(60));
-        let turns: Vec<Turn> = (0..5000).map(|_| Turn::of(start)).collect();
-        let over = |intervals: u32, rotation| {
-            let now = start + interval * intervals;
-            turns.iter().filter(|turn| turn.is_over(now, interval, rotation)).count()
-        };
-        assert_eq!((over(24, 50), over(50, 50)), (0, 5000), "not before half a rotation, and all within one");
-        let most = (25..50).map(|it| over(it + 1, 50) - over(it, 50)).max().unwrap();
-        assert!(most < LOOKS_PER_INTERVAL * 3, "{most} in one interval");
-        assert_eq!((over(0, 1), over(1, 1)), (0, 5000), "few are read every interval");
-    }
-
-    #[tokio::test]
-    async fn who_is_busy_with_a_repository_hides_nothing_of_it() {
-        let (region, key) = ("eu-home-1".parse().unwrap(), crate::registry::auth::Secret::new("secret"));
-        let access = crate::apply::Access::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
-        let session = Arc::new(Session::new("home", Ecr::new(access, None).await.unwrap(), 1, || {}));
-        let name = "shop/api".parse().unwrap();
-        let usage = ImageUsage { images: 3, ..ImageUsage::default() };
-
-        let mut held = session.repository(&name).await;
-        held.known.usage = Some((Turn::of(Instant::now()), usage));
-        assert_eq!(session.counted().images, 0, "told when it is let go of");
-        drop(held);
-        assert_eq!(session.counted().images, 3);
-        let mut held = session.repository(&name).await;
-        held.known.usage = None;
-        assert_eq!(session.counted().images, 3, "somebody is busy with it");
-        drop(held);
-        assert_eq!(session.counted().images, 0);
-    }
-
-    #[test]
-    fn pauses_grow_to_a_limit() {
-        let pauses: Vec<u64> = (1..9).map(|failures| pause(failures).as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
-    }
-}
+mod tests;

@@ -124,7 +124,7 @@ impl Work<'_> {
         findings.references = Some(Ok(()));
         let mut seen = Seen { listed: None, images: None };
         if !matches!(findings.standing, Standing::Stalled(_)) {
-            seen.listed = held.as_listed().await;
+            seen.listed = held.as_listed();
             if seen.listed.is_some() {
                 match held.usage(freshness).await {
                     Ok(usage) => seen.images = Some(usage),

@@ -208,7 +208,7 @@ impl Policing<'_> {
         if before.begun.is_some() {
             return false;
         }
-        let rest = self.freshness.interval.saturating_mul(self.session.rotation().await);
+        let rest = self.freshness.interval.saturating_mul(self.session.rotation());
         // One repository may have its answer while the request waits for another's.
         let asked = self.asked.is_some() && self.asked != before.asked;
         asked || before.at.elapsed() >= rest
@@ -362,7 +362,7 @@ impl Policing<'_> {
 
     /// The hosts by which a Pod may name this registry.
     async fn hosts(&self, held: &mut Held) -> Hosts {
-        let listed = held.as_listed().await;
+        let listed = held.as_listed();
         let told = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
         hosts(self.registry, &self.ctx.settings.namespace, told)
     }

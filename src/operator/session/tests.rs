@@ -1,0 +1,207 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::apply::answering::{Answering, Asked, answering, client};
+use crate::plan::{Action, Object};
+use crate::tag_mutability::TagMutability;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const EVERY_HOUR: Freshness = Freshness { interval: HOUR, now: false };
+
+/// A registry with some repositories, each with one image of 10 bytes. What is `refused` gets this error's name.
+async fn registry(
+    names: impl Fn() -> Vec<String> + Send + Sync + 'static,
+    refused: impl Fn(&Asked) -> Option<&'static str> + Send + Sync + 'static,
+) -> Answering {
+    answering(move |_, asked| {
+        let refuse = |name: &str| (400, json!({ "__type": name, "message": "no" }).to_string());
+        if let Some(error) = refused(asked) {
+            return refuse(error);
+        }
+        let body: Value = serde_json::from_str(&asked.body).unwrap();
+        let answer = match asked.operation.as_str() {
+            "DescribeRegistry" => json!({ "registryId": "123456789012" }),
+            "DescribeRepositories" => {
+                let wanted = body["repositoryNames"].as_array();
+                let found = names().into_iter().filter(|name| wanted.is_none_or(|it| it.contains(&json!(name))));
+                let found: Vec<Value> = found
+                    .map(|name| json!({ "repositoryArn": format!("arn:aws:ecr:eu-home-1:123456789012:repository/{name}"), "repositoryName": name }))
+                    .collect();
+                if found.is_empty() && wanted.is_some() {
+                    return refuse("RepositoryNotFoundException");
+                }
+                json!({ "repositories": found })
+            }
+            "ListTagsForResource" => json!({ "tags": [] }),
+            "DescribeImages" => json!({ "imageDetails": [{ "imageSizeInBytes": 10 }] }),
+            other => panic!("{other} was asked for"),
+        };
+        (200, answer.to_string())
+    })
+    .await
+}
+
+async fn session(registry: &Answering) -> Arc<Session> {
+    Arc::new(Session::new("home", registry.client().await, 1, || {}))
+}
+
+async fn look(session: &Arc<Session>, name: &str) -> Result<bool, Trouble> {
+    let mut held = session.repository(&name.parse().unwrap()).await;
+    Ok(held.look(RepositoryNeeds::default(), EVERY_HOUR).await?.is_some())
+}
+
+/// Those that ask while somebody asks get his answer, whatever it is.
+#[tokio::test]
+async fn a_registry_that_does_not_list_is_asked_by_one_for_all() {
+    let refuses = Arc::new(AtomicUsize::new(1));
+    let told = Arc::clone(&refuses);
+    let registry = registry(
+        || vec!["aa".to_owned()],
+        move |asked| {
+            let refused = asked.operation == "DescribeRepositories" && told.load(Ordering::SeqCst) > 0;
+            refused.then_some("AccessDeniedException")
+        },
+    )
+    .await;
+    let woken = Arc::new(AtomicUsize::new(0));
+    let recovered = {
+        let woken = Arc::clone(&woken);
+        move || {
+            woken.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let session = Arc::new(Session::new("home", registry.client().await, 1, recovered));
+    let names: Vec<String> = (0..32).map(|number| format!("shop/{number}")).collect();
+    let looks = join_all(names.iter().map(|name| look(&session, name))).await;
+    assert!(looks.iter().all(|it| matches!(it, Err(Trouble::Refused(error)) if error.name == "AccessDeniedException")));
+    assert_eq!(registry.count("DescribeRepositories"), 1);
+
+    refuses.store(0, Ordering::SeqCst);
+    let listed = join_all((0..8).map(|_| session.totals(Duration::ZERO))).await;
+    assert!(listed.iter().all(Result::is_ok), "who wants it now gets it");
+    let asked = registry.count("DescribeRepositories");
+    assert!(asked <= 3, "{asked}: what had begun when they asked does not serve them, the next serves all");
+    assert_eq!(woken.load(Ordering::SeqCst), 1);
+    assert!(look(&session, "aa").await.unwrap());
+    assert_eq!(registry.count("DescribeRepositories"), asked);
+}
+
+#[test]
+fn a_refusal_to_list_serves_for_longer_and_longer() {
+    let start = Instant::now();
+    let ago = |seconds| start.checked_sub(Duration::from_secs(seconds)).unwrap();
+    let serves = |times, seconds: u64, max_age| {
+        let error = ApiError { name: "AccessDeniedException".to_owned(), message: "no".to_owned() };
+        let refused = Some(NotListed { at: ago(seconds), times, error });
+        Listings { last: None, refused }.serve(start, max_age).is_some()
+    };
+    assert!(!serves(1, 2, HOUR) && serves(3, 2, HOUR) && !serves(3, 5, HOUR) && serves(99, 50, HOUR));
+    assert!(!serves(99, 70, HOUR), "for a minute at most");
+    assert!(!serves(99, 2, Duration::ZERO), "not those that want it now");
+    let old = Some(Arc::new(Snapshot { at: ago(60), repositories: Listing::new() }));
+    let listings = Listings { last: old, refused: None };
+    assert!(listings.serve(start, HOUR).is_some() && listings.serve(start, Duration::from_secs(30)).is_none());
+    assert!(listings.serve(ago(90), Duration::from_secs(30)).is_some(), "it began after that was asked");
+}
+
+#[tokio::test]
+async fn a_refused_change_is_that_repositorys_matter_alone() {
+    let registry = registry(
+        || vec!["aa".to_owned()],
+        |asked| (asked.operation == "CreateRepository").then_some("LimitExceededException"),
+    )
+    .await;
+    let session = session(&registry).await;
+    assert!(look(&session, "aa").await.unwrap());
+    for refused in 1..=3 {
+        assert!(!look(&session, "bb").await.unwrap());
+        let create = Call::CreateRepository {
+            tag_mutability: TagMutability::MUTABLE,
+            scan_on_push: false,
+            encryption: None,
+            tags: BTreeMap::new(),
+        };
+        let step = Step {
+            action: Action::Create,
+            object: Object { kind: "Repository", namespace: "team".to_owned(), name: "bb".to_owned() },
+            repository: Some("bb".parse().unwrap()),
+            arn: None,
+            changes: Vec::new(),
+            calls: vec![create],
+        };
+        let outcome = session.repository(&"bb".parse().unwrap()).await.carry_out(&step).await;
+        assert!(matches!(outcome, Err(Trouble::Refused(error)) if error.name == "LimitExceededException"));
+        assert!(look(&session, "aa").await.unwrap());
+        let asked = registry.asked();
+        let (found, listed): (Vec<_>, Vec<_>) = asked
+            .iter()
+            .filter(|it| it.operation == "DescribeRepositories")
+            .partition(|it| it.body.contains("repositoryNames"));
+        assert_eq!(
+            (listed.len(), found.len()),
+            (1, refused - 1),
+            "listed once, and asked for alone after each refusal"
+        );
+    }
+    assert_eq!(registry.count("ListTagsForResource"), 1, "of aa, which is as it was");
+}
+
+#[test]
+fn a_registry_that_is_away_is_asked_once_per_pause() {
+    let (mut health, start) = (Health::default(), Instant::now());
+    assert_eq!(health.admit(start).ok(), Some(false));
+    let away = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
+    assert_eq!(away.retry, FIRST_PAUSE);
+    // Those that were under way at the same time change nothing.
+    health.failed(start + Duration::from_millis(10), Timestamp::UNIX_EPOCH, "refused".to_owned());
+    let later = start + Duration::from_millis(1020);
+    assert_eq!(health.admit(later).ok(), Some(true), "one finds out");
+    assert!(health.admit(later).is_err(), "the others wait");
+    let away = health.failed(later, Timestamp::UNIX_EPOCH, "refused".to_owned());
+    assert_eq!((away.retry, away.since), (FIRST_PAUSE * 2, Timestamp::UNIX_EPOCH));
+    assert!(health.answered());
+    assert!(!health.answered());
+    assert_eq!(health.admit(later).ok(), Some(false));
+}
+
+#[test]
+fn what_was_read_together_is_read_again_in_turns() {
+    let (start, interval) = (Instant::now(), Duration::from_secs(60));
+    let turns: Vec<Turn> = (0..5000).map(|_| Turn::of(start)).collect();
+    let over = |intervals: u32, rotation| {
+        let now = start + interval * intervals;
+        turns.iter().filter(|turn| turn.is_over(now, interval, rotation)).count()
+    };
+    assert_eq!((over(24, 50), over(50, 50)), (0, 5000), "not before half a rotation, and all within one");
+    let most = (25..50).map(|it| over(it + 1, 50) - over(it, 50)).max().unwrap();
+    assert!(most < LOOKS_PER_INTERVAL * 3, "{most} in one interval");
+    assert_eq!((over(0, 1), over(1, 1)), (0, 5000), "few are read every interval");
+}
+
+#[tokio::test]
+async fn who_is_busy_with_a_repository_hides_nothing_of_it() {
+    let session = Arc::new(Session::new("home", client("http://127.0.0.1:9").await, 1, || {}));
+    let name = "shop/api".parse().unwrap();
+    let usage = ImageUsage { images: 3, ..ImageUsage::default() };
+
+    let mut held = session.repository(&name).await;
+    held.known.usage = Some((Turn::of(Instant::now()), usage));
+    assert_eq!(session.counted().images, 0, "told when it is let go of");
+    drop(held);
+    assert_eq!(session.counted().images, 3);
+    let mut held = session.repository(&name).await;
+    held.known.usage = None;
+    assert_eq!(session.counted().images, 3, "somebody is busy with it");
+    drop(held);
+    assert_eq!(session.counted().images, 0);
+}
+
+#[test]
+fn pauses_grow_to_a_limit() {
+    let pauses: Vec<u64> = (1..9).map(|failures| pause(failures).as_secs()).collect();
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+}
