@@ -650,9 +650,9 @@ pub struct RegistryStatus {
 pub struct Usage {
     /// Number of repositories.
     pub repositories: i64,
-    /// Number of images.
+    /// Number of images. Repositories take turns in being counted.
     pub images: i64,
-    /// Bytes of all images, as their manifests say.
+    /// Bytes of all images, as their manifests say. Repositories take turns in being counted.
     pub bytes: i64,
 }
 

@@ -5,6 +5,8 @@
 //! is read once per interval; tags and policies, which ECR gives for one repository at a time, are read before anything is
 //! changed, when somebody asks, and otherwise in rotation, about [`LOOKS_PER_INTERVAL`] repositories in an interval.
 
+mod counting;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -20,6 +22,8 @@ use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, ObservedRepository};
 use crate::plan::ownership::{LifecycleOwner, Ownership};
 use crate::plan::{Call, Step};
+
+pub use counting::Totals;
 
 /// Repositories whose tags and policies are read again in an interval, when nothing else asks for it.
 pub const LOOKS_PER_INTERVAL: usize = 100;
@@ -199,6 +203,8 @@ pub struct Session {
     health: Mutex<Health>,
     /// Where it is and which account's, once it answered that.
     registry: OnceLock<(String, String)>,
+    /// When images were counted last that nobody else counts.
+    counting: Mutex<Option<Instant>>,
     /// Held by whoever finds out whether it is the registry that fails, or one operation.
     doubting: AsyncMutex<()>,
     recovered: Box<dyn Fn() + Send + Sync>,
@@ -221,16 +227,13 @@ struct Place {
 #[derive(Debug, Default)]
 struct Told {
     lifecycle: Option<LifecycleOwner>,
-    usage: Option<ImageUsage>,
+    usage: Option<(Turn, ImageUsage)>,
 }
 
 impl Told {
     fn of(known: &Known) -> Self {
         let tags = known.read.as_ref().map(|read| &read.observed.tags);
-        Self {
-            lifecycle: tags.and_then(LifecycleOwner::read),
-            usage: known.usage.as_ref().map(|(_, usage)| usage.clone()),
-        }
+        Self { lifecycle: tags.and_then(LifecycleOwner::read), usage: known.usage.clone() }
     }
 }
 
@@ -286,6 +289,7 @@ impl Session {
             repositories: Mutex::default(),
             health: Mutex::default(),
             registry: OnceLock::new(),
+            counting: Mutex::default(),
             doubting: AsyncMutex::default(),
             recovered: Box::new(recovered),
         }
@@ -402,10 +406,8 @@ impl Session {
             Ok(repositories) => {
                 self.forget_what_is_gone(&repositories, at);
                 let new = Arc::new(Snapshot { at, repositories });
-                let before = std::mem::replace(
-                    &mut *self.listings(),
-                    Listings { last: Some(Arc::clone(&new)), refused: None },
-                );
+                let before =
+                    std::mem::replace(&mut *self.listings(), Listings { last: Some(Arc::clone(&new)), refused: None });
                 if before.refused.is_some() {
                     tracing::info!(registry = self.name, "the registry lists its repositories again");
                     (self.recovered)();
@@ -433,42 +435,37 @@ impl Session {
 
     /// What was known of repositories that are listed no more, and that nobody is busy with.
     fn forget_what_is_gone(&self, listed: &Listing, at: Instant) {
-        let mut known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|name, Place { known, .. }| {
+        self.places().retain(|name, Place { known, .. }| {
             let busy = || known.try_lock().map_or(true, |it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
             listed.contains_key(name) || busy()
         });
     }
 
-    /// How many repositories there are, and what is known of their images: how many and how many bytes.
-    ///
-    /// # Errors
-    /// When they cannot be listed.
-    pub async fn totals(&self, max_age: Duration) -> Result<(usize, ImageUsage), Trouble> {
-        let listing = self.listing(max_age).await?;
-        Ok((listing.repositories.len(), self.counted()))
-    }
-
-    fn counted(&self) -> ImageUsage {
-        let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        let usages = known.values().filter_map(|it| it.told.usage.clone());
-        usages.fold(ImageUsage::default(), ImageUsage::and)
-    }
-
     /// The repositories that are known to have a lifecycle policy of such an owner.
     pub fn governed_by(&self, owner: impl Fn(&LifecycleOwner) -> bool) -> Vec<RepositoryName> {
-        let known = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        let governed = known.iter().filter(|(_, it)| it.told.lifecycle.as_ref().is_some_and(&owner));
+        let places = self.places();
+        let governed = places.iter().filter(|(_, it)| it.told.lifecycle.as_ref().is_some_and(&owner));
         governed.map(|(name, _)| name.clone()).collect()
     }
 
     /// One repository, for oneself: two resources that mean the same one come one after the other.
     pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> Held {
-        let known = {
-            let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(&repositories.entry(name.clone()).or_default().known)
-        };
+        let known = self.known(name);
         Held { session: Arc::clone(self), name: name.clone(), known: known.lock_owned().await }
+    }
+
+    /// The same, unless somebody else is busy with it.
+    fn idle_repository(self: &Arc<Self>, name: &RepositoryName) -> Option<Held> {
+        let known = self.known(name).try_lock_owned().ok()?;
+        Some(Held { session: Arc::clone(self), name: name.clone(), known })
+    }
+
+    fn known(&self, name: &RepositoryName) -> Arc<AsyncMutex<Known>> {
+        Arc::clone(&self.places().entry(name.clone()).or_default().known)
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, HashMap<RepositoryName, Place>> {
+        self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -482,8 +479,7 @@ pub struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let told = Told::of(&self.known);
-        let mut repositories = self.session.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = repositories.get_mut(&self.name) {
+        if let Some(place) = self.session.places().get_mut(&self.name) {
             place.told = told;
         }
     }

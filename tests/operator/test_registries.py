@@ -4,6 +4,7 @@ import json
 import re
 import time
 
+import images
 import trustme
 from kube import conditions, standing
 from registries import DENIED, drift
@@ -29,6 +30,16 @@ def test_its_status_tells_what_it_is(namespace, registry, home):
     columns = namespace.kubectl("get", "registry", home).splitlines()
     assert columns[0].split() == ["NAME", "READY", "ENDPOINT", "REPOSITORIES", "IMAGES", "SIZE", "AGE"]
     assert columns[1].split()[:4] == [home, "True", registry.url, "1"]
+
+
+def test_its_usage_has_images_that_no_repository_resource_declares(namespace, registry, operator):
+    registry.ecr.create_repository(repositoryName="team/app")
+    images.push(registry.ecr, "team/app", images.image("hello"), "v1")
+    name = namespace.declare(registry)
+    usage = namespace.ready("Registry", name)["status"]["usage"]
+    assert (usage["repositories"], usage["images"]) == (1, 1)
+    (image,) = registry.ecr.describe_images(repositoryName="team/app")["imageDetails"]
+    assert usage["bytes"] == image["imageSizeInBytes"]
 
 
 def test_tls_with_a_certificate_of_ones_own(namespace, make_registry, operator):

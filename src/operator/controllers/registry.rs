@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
 use super::{Done, Error, WAIT, away, jittered, next, refused_by_registry, requested};
-use crate::apply::{Access as Reach, Ecr, Identity, registry_id};
+use crate::apply::{Access as Reach, Ecr, Identity, ImageUsage, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
 use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
@@ -25,7 +25,7 @@ use crate::operator::context::Context;
 use crate::operator::dispatch;
 use crate::operator::finalizer;
 use crate::operator::secrets::{self, SecretName};
-use crate::operator::session::{Session, Trouble};
+use crate::operator::session::{Session, Totals, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::registry::auth::Secret;
 
@@ -335,7 +335,7 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
 /// Whether the registry answers, and is the one that is meant; what it holds, and what became of its settings.
 async fn pulse(
     ctx: &Context,
-    session: &Session,
+    session: &Arc<Session>,
     registry: &Registry,
     place: &str,
 ) -> Result<(Usage, Vec<Quota>, settings::Settled), Trouble> {
@@ -349,12 +349,19 @@ async fn pulse(
     session.found(place, &answered);
     let handled = registry.status.as_ref().and_then(|it| it.last_handled_reconcile_at.as_ref());
     let max_age = if requested(registry, handled).is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
-    let (repositories, images) = session.totals(max_age).await?;
-    let repositories = i64::try_from(repositories).unwrap_or(i64::MAX);
-    let usage = Usage { repositories, images: images.images, bytes: images.bytes };
-    let quota = Quota { name: "repositories".to_owned(), used: repositories, limit: REPOSITORIES_LIMIT };
+    let before = registry.status.as_ref().filter(|it| it.endpoint.as_deref() == Some(place)).and_then(|it| it.usage);
+    let usage = usage(&session.totals(max_age).await?, before);
+    let quota = Quota { name: "repositories".to_owned(), used: usage.repositories, limit: REPOSITORIES_LIMIT };
     let settled = settings::settle(ctx, registry, session).await?;
     Ok((usage, vec![quota], settled))
+}
+
+/// What it holds. Until all is counted that is no less than what was told before, which another session has counted.
+fn usage(totals: &Totals, before: Option<Usage>) -> Usage {
+    let Totals { repositories, images: ImageUsage { images, bytes, .. }, all_counted } = *totals;
+    let least = before.filter(|_| !all_counted).unwrap_or_default();
+    let repositories = i64::try_from(repositories).unwrap_or(i64::MAX);
+    Usage { repositories, images: images.max(least.images), bytes: bytes.max(least.bytes) }
 }
 
 /// What can be had of it beyond what ECR does: that is what the operator adds, whoever's the registry is.
@@ -399,4 +406,27 @@ async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Resul
         _ => jittered(PULSE),
     };
     Ok(Done::standing(&findings.standing, next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_does_not_begin_at_nothing_whenever_counting_begins_anew() {
+        let totals = |images, all_counted| {
+            let images = ImageUsage { images, bytes: images * 10, ..ImageUsage::default() };
+            Totals { repositories: 2, images, all_counted }
+        };
+        let usage = |totals, before: Option<i64>| {
+            let before = before.map(|images| Usage { repositories: 9, images, bytes: images * 10 });
+            let Usage { repositories, images, bytes } = usage(&totals, before);
+            assert_eq!((repositories, bytes), (2, images * 10));
+            images
+        };
+        assert_eq!(usage(totals(3, false), Some(7)), 7);
+        assert_eq!(usage(totals(8, false), Some(7)), 8);
+        assert_eq!(usage(totals(3, true), Some(7)), 3);
+        assert_eq!(usage(totals(3, false), None), 3);
+    }
 }

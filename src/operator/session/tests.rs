@@ -150,6 +150,34 @@ async fn a_refused_change_is_that_repositorys_matter_alone() {
     assert_eq!(registry.count("ListTagsForResource"), 1, "of aa, which is as it was");
 }
 
+#[tokio::test]
+async fn images_that_nobody_counts_are_counted_in_turns() {
+    let names: Vec<String> = (0..25).map(|number| format!("shop/{number}")).collect();
+    let denied = |asked: &Asked| asked.operation == "DescribeImages" && asked.body.contains("\"shop/7\"");
+    let registry = registry(move || names.clone(), move |asked| denied(asked).then_some("AccessDeniedException")).await;
+    let session = session(&registry).await;
+    // A resource's own counts, too.
+    assert!(look(&session, "shop/0").await.unwrap());
+    session.repository(&"shop/0".parse().unwrap()).await.usage(EVERY_HOUR).await.unwrap();
+    let mut told = Vec::new();
+    for minute in 0..5 {
+        // As if a minute had gone by.
+        let then = Instant::now().checked_sub(Duration::from_secs(60));
+        if minute != 1 {
+            *session.counting.lock().unwrap() = then;
+        }
+        let Totals { repositories, images, all_counted } = session.totals(HOUR).await.unwrap();
+        assert_eq!((repositories, images.bytes), (25, images.images * 10));
+        told.push((registry.count("DescribeImages"), images.images, all_counted));
+    }
+    // Ten in a minute, of which one is refused; nothing at once after that; and each once.
+    assert_eq!(
+        told,
+        [(11, told[0].1, false), (11, told[0].1, false), (21, told[2].1, false), (25, 24, true), (25, 24, true)]
+    );
+    assert_eq!(registry.count("DescribeRepositories"), 1);
+}
+
 #[test]
 fn a_registry_that_is_away_is_asked_once_per_pause() {
     let (mut health, start) = (Health::default(), Instant::now());
