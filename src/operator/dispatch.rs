@@ -28,6 +28,7 @@ pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
     }
     if change.new.is_none() {
         let name = registry.name_any();
+        ctx.sessions.forget(&name);
         ctx.metrics.forget_registry(&name);
         ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &BTreeSet::new());
     }

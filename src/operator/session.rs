@@ -16,7 +16,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::apply::{
     CREDENTIALS_UNAVAILABLE, Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, is_throttling, list,
-    look, pulse, usage,
+    look, pulse, registry_id, usage,
 };
 use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, ObservedRepository};
@@ -217,14 +217,14 @@ impl std::fmt::Debug for Session {
 }
 
 /// Where what is known of one repository lies.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Place {
     known: Arc<AsyncMutex<Known>>,
     told: Told,
 }
 
 /// What others are told of a repository without waiting for whoever is busy with it: as it was when the last one let go of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Told {
     lifecycle: Option<LifecycleOwner>,
     usage: Option<(Turn, ImageUsage)>,
@@ -467,6 +467,16 @@ impl Session {
     fn places(&self) -> std::sync::MutexGuard<'_, HashMap<RepositoryName, Place>> {
         self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Takes over what another session knows of repositories, if both are of the same registry by what it answers. The listing
+    /// it makes anew: that tells what is there still.
+    pub async fn take_over(&self, other: &Self, place: &str) {
+        let Some((its_place, account)) = other.registry() else { return };
+        if its_place == place && self.ask(registry_id(&self.ecr)).await.is_ok_and(|answered| answered == *account) {
+            let known = other.places().clone();
+            *self.places() = known;
+        }
+    }
 }
 
 /// A repository that nobody else looks at or changes meanwhile.
@@ -653,29 +663,51 @@ impl Session {
 
 /// The registries that are known, by the names of their Registry resources.
 #[derive(Debug, Default)]
-pub struct Sessions(RwLock<HashMap<String, Arc<Session>>>);
+pub struct Sessions(RwLock<HashMap<String, Last>>);
+
+/// A Registry's last session, and whether it goes on.
+#[derive(Debug)]
+struct Last {
+    session: Arc<Session>,
+    goes_on: bool,
+}
 
 impl Sessions {
     /// The session of a Registry, if it has one.
     pub fn get(&self, registry: &str) -> Option<Arc<Session>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
+        let sessions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(registry).filter(|it| it.goes_on).map(|it| Arc::clone(&it.session))
+    }
+
+    /// The session that a Registry has or had: what it knows serves the next one.
+    pub fn last(&self, registry: &str) -> Option<Arc<Session>> {
+        let sessions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(registry).map(|it| Arc::clone(&it.session))
     }
 
     /// Whether two Registries are the same registry; nothing if one of them did not answer yet, or has no session.
     pub fn same_registry(&self, one: &str, other: &str) -> Option<bool> {
-        let sessions = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let registry = |name| sessions.get(name).and_then(|it| it.registry());
+        let registry = |name| self.get(name).and_then(|it| it.registry());
         Some(registry(one)? == registry(other)?)
     }
 
     /// Gives a Registry its session.
     pub fn put(&self, registry: &str, session: Arc<Session>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(registry.to_owned(), session);
+        self.write().insert(registry.to_owned(), Last { session, goes_on: true });
     }
 
     /// Takes a Registry's session away; says whether it had one.
     pub fn remove(&self, registry: &str) -> bool {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(registry).is_some()
+        self.write().get_mut(registry).is_some_and(|it| std::mem::take(&mut it.goes_on))
+    }
+
+    /// Forgets a Registry that is gone.
+    pub fn forget(&self, registry: &str) {
+        self.write().remove(registry);
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Last>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

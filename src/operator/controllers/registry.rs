@@ -298,6 +298,9 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
                 dispatch::all_in(&stores, &wake, &registry);
             };
             let session = Arc::new(Session::new(&name, ecr, fingerprint, recovered));
+            if let Some(before) = ctx.sessions.last(&name) {
+                session.take_over(&before, &place).await;
+            }
             ctx.sessions.put(&name, Arc::clone(&session));
             dispatch::all_in(&ctx.stores, &ctx.wake, &name);
             session

@@ -178,6 +178,39 @@ async fn images_that_nobody_counts_are_counted_in_turns() {
     assert_eq!(registry.count("DescribeRepositories"), 1);
 }
 
+#[tokio::test]
+async fn what_is_known_of_a_registry_outlives_its_session() {
+    let registry = registry(|| vec!["aa".to_owned()], |_| None).await;
+    let sessions = Sessions::default();
+    let first = session(&registry).await;
+    first.found("https://registry.example.com", "123456789012");
+    assert!(look(&first, "aa").await.unwrap());
+    sessions.put("home", first);
+    assert!(sessions.remove("home") && !sessions.remove("home"));
+    assert!(sessions.get("home").is_none());
+    let before = sessions.last("home").unwrap();
+
+    let next = session(&registry).await;
+    next.take_over(&before, "https://registry.example.com").await;
+    assert!(look(&next, "aa").await.unwrap());
+    assert_eq!(registry.count("DescribeRepositories"), 2, "what is there is listed anew");
+    assert_eq!(registry.count("ListTagsForResource"), 1, "what it is like is known");
+
+    let elsewhere = session(&registry).await;
+    elsewhere.take_over(&before, "https://other.example.com").await;
+    assert!(look(&elsewhere, "aa").await.unwrap());
+    assert_eq!(registry.count("ListTagsForResource"), 2);
+
+    let another = session(&registry).await;
+    another.found("https://registry.example.com", "210987654321");
+    assert!(look(&another, "aa").await.unwrap());
+    let accounts = session(&registry).await;
+    accounts.take_over(&another, "https://registry.example.com").await;
+    assert!(accounts.places().is_empty(), "another account's");
+    sessions.forget("home");
+    assert!(sessions.last("home").is_none());
+}
+
 #[test]
 fn a_registry_that_is_away_is_asked_once_per_pause() {
     let (mut health, start) = (Health::default(), Instant::now());
