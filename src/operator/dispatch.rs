@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::ResourceExt as _;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt as _};
 
 use super::context::{Context, Stores, Wake};
 use super::pull_secrets::accounts::WatchedServiceAccount;
@@ -17,9 +17,19 @@ use super::workload::{self, Names, REGISTRY_LABEL};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository, condition};
 
+/// Nothing is remembered of an object that is gone.
+fn forget<K: Resource>(ctx: &Context, change: &Change<K>) {
+    let Change { old: Some(old), new: None } = change else { return };
+    if let Some(uid) = old.meta().uid.as_deref() {
+        ctx.written.forget(uid);
+        ctx.turns.forget(uid);
+    }
+}
+
 /// A Registry changed: it is looked at. What is in it is woken when its session is there ([`all_in`]); but what is
 /// allowed, or what a managed one is called, may have changed, and one that is gone leaves everything in it waiting.
 pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
+    forget(ctx, change);
     let Some(registry) = change.either() else { return };
     ctx.wake.registry(ObjectRef::from_obj(&**registry));
     // What can be had of it where it was isn't for those that it allows from now on.
@@ -71,6 +81,7 @@ pub(super) fn all_in(stores: &Stores, wake: &Wake, registry: &str) {
 /// A Repository changed: it is looked at; so are those that ask for the same name, if it goes, and the lifecycle policies of
 /// its namespace that are, or were, about it.
 pub(super) fn repository_changed(ctx: &Context, change: &Change<Repository>) {
+    forget(ctx, change);
     let Some(repository) = change.either() else { return };
     ctx.wake.repository(ObjectRef::from_obj(&**repository));
     let leaves = change.new.as_ref().is_none_or(|it| it.metadata.deletion_timestamp.is_some());
@@ -101,6 +112,7 @@ fn wake_policies_about(ctx: &Context, repositories: &[&Repository]) {
 /// A LifecyclePolicy changed: it is looked at. If it goes, or its spec is another one, others of its namespace may have what it
 /// had: those that do not stand well are looked at, too.
 pub(super) fn lifecycle_policy_changed(ctx: &Context, change: &Change<LifecyclePolicy>) {
+    forget(ctx, change);
     let Some(policy) = change.either() else { return };
     ctx.wake.lifecycle_policy(ObjectRef::from_obj(&**policy));
     let makes_way = match (&change.old, &change.new) {
@@ -157,6 +169,7 @@ fn wake_pull_secrets(ctx: &Context, which: impl Fn(&PullSecret) -> bool) {
 
 /// A PullSecret changed: it is looked at; so are those that want Secrets of the same name, now or before.
 pub(super) fn pull_secret_changed(ctx: &Context, change: &Change<PullSecret>) {
+    forget(ctx, change);
     let Some(pull_secret) = change.either() else { return };
     ctx.wake.pull_secret(ObjectRef::from_obj(&**pull_secret));
     let names: BTreeSet<String> = [&change.old, &change.new].into_iter().flatten().map(|it| it.secret_name()).collect();

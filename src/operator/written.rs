@@ -29,6 +29,11 @@ impl Written {
         ahead
     }
 
+    /// An object that is gone is not written to again.
+    pub fn forget(&self, uid: &str) {
+        self.versions().remove(uid);
+    }
+
     fn versions(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,6 +68,9 @@ mod tests {
         assert!(written.is_ahead_of(&object("a", "9")));
         assert!(!written.is_ahead_of(&object("b", "9")));
         assert!(!written.is_ahead_of(&object("a", "10")));
+        assert!(written.versions().is_empty());
+        written.wrote(&object("a", "11"));
+        written.forget("a");
         assert!(written.versions().is_empty());
     }
 }

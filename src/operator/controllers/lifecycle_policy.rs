@@ -385,7 +385,6 @@ impl Work<'_> {
             Ok(true) => {}
         }
         finalizer::remove(&self.api, self.policy).await?;
-        self.ctx.turns.forget(self.uid());
         Ok(Done::resting())
     }
 

@@ -77,7 +77,8 @@ impl Memory {
         memory.insert(uid.to_owned(), (generation, turns));
     }
 
-    pub(super) fn forget(&self, uid: &str) {
+    /// A policy is gone.
+    pub fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
