@@ -119,7 +119,7 @@ impl Policing<'_> {
         held: &mut Held,
         before: Option<&Kept>,
     ) -> Result<Option<Turn>, Trouble> {
-        let due = self.is_due(before).await;
+        let due = self.is_due(before);
         let mut looked = held.look(NEEDS, self.freshness).await?;
         let governs = looked.as_ref().is_some_and(|it| self.governs(it));
         if !governs && self.policy.adoption_policy() != AdoptionPolicy::AdoptOrCreate {
@@ -203,7 +203,7 @@ impl Policing<'_> {
 
     /// Whether it is to be evaluated again: it never was, it was asked for, or that is an interval ago. In a registry with many
     /// repositories they take turns.
-    async fn is_due(&self, before: Option<&Kept>) -> bool {
+    fn is_due(&self, before: Option<&Kept>) -> bool {
         let Some(before) = before.filter(|it| it.is_evaluated() || it.begun.is_some()) else { return true };
         if before.begun.is_some() {
             return false;
@@ -283,7 +283,7 @@ impl Policing<'_> {
             let message = "the rules have no sense that the operator knows: leave inUseProtection out to give them to the registry";
             return Ok(Some(Turn::failed(name, Standing::Stalled(Because::new("InvalidParameterException", message)))));
         };
-        let (hosts, scope) = (self.hosts(held).await, scope(self.policy));
+        let (hosts, scope) = (self.hosts(held), scope(self.policy));
         let run = Run {
             session: self.session,
             name,
@@ -361,7 +361,7 @@ impl Policing<'_> {
     }
 
     /// The hosts by which a Pod may name this registry.
-    async fn hosts(&self, held: &mut Held) -> Hosts {
+    fn hosts(&self, held: &Held) -> Hosts {
         let listed = held.as_listed();
         let told = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
         hosts(self.registry, &self.ctx.settings.namespace, told)
