@@ -687,8 +687,8 @@ impl Sessions {
 
     /// Whether two Registries are the same registry; nothing if one of them did not answer yet, or has no session.
     pub fn same_registry(&self, one: &str, other: &str) -> Option<bool> {
-        let registry = |name| self.get(name).and_then(|it| it.registry());
-        Some(registry(one)? == registry(other)?)
+        let (one, other) = (self.get(one)?, self.get(other)?);
+        Some(one.registry()? == other.registry()?)
     }
 
     /// Gives a Registry its session.
