@@ -143,16 +143,22 @@ def test_a_registry_is_waited_for(namespace, registry, operator):
     namespace.ready("LifecyclePolicy", KEEP)
 
 
-def test_what_is_there_is_a_reference_that_is_resolved(namespace, registry, home):
-    """Also while the registry doesn't answer."""
-    policy(namespace, home, repositoryRef={"name": "api"}, interval="1s")
-    missing = namespace.waiting("LifecyclePolicy", KEEP, "ReferenceNotFound")
-    assert conditions(missing)["ReferencesResolved"]["status"] == "False"
-    registry.stop()
-    name = {"registryRef": {"name": home}, "repositoryName": f"{namespace}/api"}
-    namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "api"}, "spec": name})
-    away = namespace.waiting("LifecyclePolicy", KEEP, "RegistryUnavailable")
+def test_what_is_there_is_a_reference_that_is_resolved(namespace, front, operator):
+    """Also in a Registry that doesn't answer yet."""
+    home = f"{namespace}-late"
+    spec = {"registryRef": {"name": home}, "repositoryName": f"{namespace}/api"}
+    namespace.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "api"}, "spec": spec})
+    for name in ("api", "nothing"):
+        policy(namespace, home, name, repositoryRef={"name": name})
+        missing = namespace.waiting("LifecyclePolicy", name, "ReferenceNotFound", "Registry .* does not exist")
+        assert conditions(missing)["ReferencesResolved"]["status"] == "False"
+    front.fail(status=503)
+    namespace.declare(front, name=home)
+    away = namespace.waiting("LifecyclePolicy", "api", "RegistryUnavailable")
     assert conditions(away)["ReferencesResolved"]["status"] == "True"
+    missing = f"Repository {namespace}/nothing does not exist"
+    resolved = conditions(namespace.waiting("LifecyclePolicy", "nothing", "ReferenceNotFound", missing))["ReferencesResolved"]
+    assert (resolved["status"], resolved["message"].startswith(missing)) == ("False", True)
 
 
 # Whose it is
