@@ -26,6 +26,13 @@ fn forget<K: Resource>(ctx: &Context, change: &Change<K>) {
     }
 }
 
+/// Nothing is kept of a Registry that is gone.
+pub(super) fn forget_registry(ctx: &Context, name: &str) {
+    ctx.sessions.forget(name);
+    ctx.metrics.forget_registry(name);
+    ctx.secrets.follow(&ctx.client, &ctx.wake, name, &BTreeSet::new());
+}
+
 /// A Registry changed: it is looked at. What is in it is woken when its session is there ([`all_in`]); but what is
 /// allowed, or what a managed one is called, may have changed, and one that is gone leaves everything in it waiting.
 pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
@@ -37,10 +44,7 @@ pub(super) fn registry_changed(ctx: &Context, change: &Change<Registry>) {
         ctx.sessions.remove(&registry.name_any());
     }
     if change.new.is_none() {
-        let name = registry.name_any();
-        ctx.sessions.forget(&name);
-        ctx.metrics.forget_registry(&name);
-        ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &BTreeSet::new());
+        forget_registry(ctx, &registry.name_any());
     }
     // What it had of a registry that others are, too, may be theirs now.
     let contested = |it: &Registry| {

@@ -63,6 +63,11 @@ pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Con
             }
         },
     };
+    // It went meanwhile, and was forgotten before all of this was made.
+    if ctx.stores.registry(&name).is_none_or(|it| it.uid() != registry.uid()) {
+        dispatch::forget_registry(&ctx, &name);
+        return Ok(Done::resting());
+    }
     conclude(&ctx, &registry, outcome).await
 }
 
