@@ -265,7 +265,7 @@ impl OperatorMetrics {
         self.up.get_or_create(&label).set(i64::from(!away));
     }
 
-    /// Says of a registry that it can't be asked, as nothing of it serves.
+    /// Says of a registry that it can't be asked: nothing of it serves, or there is no key to ask it with.
     pub fn registry_down(&self, registry: &str) {
         let mut registries = self.registries();
         registries.entry(registry.to_owned()).or_default();

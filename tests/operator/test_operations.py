@@ -105,6 +105,12 @@ def test_a_registry_that_is_away_is_down(operator, namespace, registry, home):
     assert value(operator, "registry_up", registry=home) == 1
 
 
+def test_a_registry_whose_key_is_missing_is_down(operator, namespace, home):
+    namespace.delete("Secret", f"{home}-key")
+    namespace.waiting("Registry", home, "ReferenceNotFound")
+    assert value(operator, "registry_up", registry=home) == 0
+
+
 def test_a_registry_that_is_deleted_leaves_no_series(operator, namespace, home):
     namespace.apply(repository(home))
     namespace.ready("Repository", "app")

@@ -59,6 +59,7 @@ pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Con
             Ok(reached) => serve(&ctx, &registry, reached).await,
             Err(findings) => {
                 end_session(&ctx, &name);
+                ctx.metrics.registry_down(&name);
                 Outcome { findings: *findings, ..Outcome::default() }
             }
         },
