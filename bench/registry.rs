@@ -1,12 +1,16 @@
 //! Our registry and CNCF distribution, in turns on this machine: what each work costs, and the ratio.
 //!
-//! Each round starts a fresh process of each, ours first in odd rounds and second in even ones, so that neither has the
+//! Each round starts a fresh process of each, ours first in odd rounds and last in even ones, so that neither has the
 //! warmer machine. The medians over the rounds are printed. `bench/run` gets the peer and calls this.
+//!
+//! Pushes are measured against a minimal receiver, too ([`limit`]): what the machine asks for at least.
 
 mod client;
+mod limit;
 mod servers;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -36,6 +40,12 @@ struct Options {
     /// Seconds that each of the reading works runs
     #[arg(long, default_value = "5")]
     seconds: u64,
+    /// Instead of all that, be the minimal receiver, which writes to this folder
+    #[arg(long, hide = true, requires = "listen")]
+    receive: Option<PathBuf>,
+    /// Where the minimal receiver listens
+    #[arg(long, hide = true)]
+    listen: Option<SocketAddr>,
     /// What cargo passes
     #[arg(long, hide = true)]
     bench: bool,
@@ -45,9 +55,12 @@ struct Options {
 type Figures = Vec<(&'static str, bool, f64)>;
 type Work = fn(&Server, &Options) -> anyhow::Result<Figures>;
 
+/// The work that the minimal receiver can do.
+const PUSH: &str = "push a 256 MiB blob";
+
 const WORKS: [(&str, Work); 8] = [
     ("start to first answer", start),
-    ("push a 256 MiB blob", push),
+    (PUSH, push),
     ("pull a 1 GiB blob", pull),
     ("manifest GET by tag, 16 connections", manifest_get),
     ("64 KiB blob GET, 16 connections", blob_get),
@@ -58,42 +71,59 @@ const WORKS: [(&str, Work); 8] = [
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let mut kinds = vec![Kind::Ours];
+    if let (Some(folder), Some(address)) = (&options.receive, options.listen) {
+        return Ok(limit::run(address, folder)?);
+    }
+    let mut kinds = vec![Kind::Ours, Kind::Limit];
     if !options.ours {
         kinds.push(Kind::Distribution);
     }
-    let mut results: BTreeMap<(usize, usize), BTreeMap<bool, Vec<f64>>> = BTreeMap::new();
+    let mut results: BTreeMap<(usize, usize), BTreeMap<Kind, Vec<f64>>> = BTreeMap::new();
     let mut names: BTreeMap<(usize, usize), (&str, bool)> = BTreeMap::new();
     for round in 0..options.rounds {
         for &kind in if round % 2 == 0 { kinds.clone() } else { kinds.iter().rev().copied().collect() }.iter() {
+            let can = |name: &str| name.contains(&options.only) && (kind != Kind::Limit || name == PUSH);
+            let works: Vec<_> = WORKS.iter().enumerate().filter(|(_, (name, _))| can(name)).collect();
+            if works.is_empty() {
+                continue;
+            }
             let server = Server::start(kind, options.distribution.as_deref(), &[REPOSITORY])?;
             server.reset_peak()?;
             let mut peak: f64 = 0.0;
-            for (at, (name, work)) in WORKS.iter().enumerate().filter(|(_, (name, _))| name.contains(&options.only)) {
+            for (at, (name, work)) in works {
                 eprintln!("round {}: {kind:?}: {name}", round + 1);
                 for (nth, (figure, more, value)) in work(&server, &options)?.into_iter().enumerate() {
                     names.insert((at, nth), (figure, more));
-                    results.entry((at, nth)).or_default().entry(kind == Kind::Ours).or_default().push(value);
+                    results.entry((at, nth)).or_default().entry(kind).or_default().push(value);
                 }
                 // The many pushes have a peak of their own.
                 if at + 1 < WORKS.len() {
                     peak = peak.max(server.peak_mib()?);
                 }
             }
-            names.insert((WORKS.len(), 0), ("peak memory over all but the last, MiB", false));
-            results.entry((WORKS.len(), 0)).or_default().entry(kind == Kind::Ours).or_default().push(peak);
+            if kind != Kind::Limit {
+                names.insert((WORKS.len(), 0), ("peak memory over all but the last, MiB", false));
+                results.entry((WORKS.len(), 0)).or_default().entry(kind).or_default().push(peak);
+            }
         }
     }
-    println!("| work | figure | ours | distribution | ours is better by |\n|---|---|---|---|---|");
-    for ((at, nth), values) in results {
-        let work = WORKS.get(at).map_or("all", |(name, _)| name);
-        let (figure, more) = names[&(at, nth)];
-        let of = |ours| median(values.get(&ours).cloned().unwrap_or_default());
-        let (ours, peer) = (of(true), of(false));
-        let ratio = if more { ours / peer } else { peer / ours };
-        println!("| {work} | {figure} | {ours:.2} | {peer:.2} | {ratio:.2}x |");
-    }
+    print(&results, &names);
     Ok(())
+}
+
+/// Prints a table of the medians. The last column is ours as a multiple of the minimal receiver's figure.
+fn print(results: &BTreeMap<(usize, usize), BTreeMap<Kind, Vec<f64>>>, names: &BTreeMap<(usize, usize), (&str, bool)>) {
+    println!("| work | figure | ours | distribution | ours is better by | limit | ours is of it |");
+    println!("|---|---|---|---|---|---|---|");
+    for ((at, nth), values) in results {
+        let work = WORKS.get(*at).map_or("all", |(name, _)| name);
+        let (figure, more) = names[&(*at, *nth)];
+        let of = |kind| median(values.get(&kind).cloned().unwrap_or_default());
+        let (ours, peer, limit) = (of(Kind::Ours), of(Kind::Distribution), of(Kind::Limit));
+        let ratio = if more { ours / peer } else { peer / ours };
+        let limit = if limit.is_nan() { " | ".to_owned() } else { format!("{limit:.2} | {:.2}x", ours / limit) };
+        println!("| {work} | {figure} | {ours:.2} | {peer:.2} | {ratio:.2}x | {limit} |");
+    }
 }
 
 fn connect(server: &Server) -> anyhow::Result<Client> {

@@ -15,12 +15,14 @@ use wharfage::store::repositories::{Encryption, NewRepository, TagMutability};
 use wharfage::store::sqlite::SqliteStore;
 
 /// Which server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Ours, with authorization on.
     Ours,
     /// CNCF distribution, without authorization, as it comes.
     Distribution,
+    /// The least that receiving can cost: pushes only.
+    Limit,
 }
 
 /// A server that runs.
@@ -65,6 +67,11 @@ impl Server {
                 )?;
                 let mut command = Command::new(program);
                 command.arg("serve").arg(config).env("OTEL_TRACES_EXPORTER", "none");
+                command
+            }
+            Kind::Limit => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("--receive").arg(folder.path()).arg("--listen").arg(address.to_string());
                 command
             }
         };
