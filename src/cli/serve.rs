@@ -13,7 +13,7 @@ use crate::jobs;
 use crate::names::{AccountId, Region};
 use crate::registry::auth::{AccessKey, Secret};
 use crate::registry::server::ServerLimits;
-use crate::registry::start::{Database, Running, Startup, Storage, listen};
+use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
 use crate::registry::tls::Tls;
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
@@ -193,12 +193,8 @@ impl Serve {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let mut running = Running::start(startup, listener, Arc::new(Metrics::new())).await?;
-        if let Some((listener, address)) = operations {
-            tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
-            running.serve_operations(listener, &[]);
-        }
-        // Whoever gave the key has it, and may not want it on this disk.
+        let opened = Opened::open(startup, listener, Arc::new(Metrics::new())).await?;
+        // A root key from the environment is its owner's to keep, so it is not written to this disk.
         let published = match given_key {
             Some(_) => None,
             None => {
@@ -214,6 +210,11 @@ impl Serve {
                 Some(data)
             }
         };
+        let mut running = opened.serve();
+        if let Some((listener, address)) = operations {
+            tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
+            running.serve_operations(listener, &[]);
+        }
         println!("Serving {public_url} (listening on {address}).");
         if let Some(data) = published {
             println!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display());

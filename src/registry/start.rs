@@ -1,4 +1,4 @@
-//! Starts a registry from what it was told: opens its stores, listens, runs its jobs, and stops it all in order.
+//! Starts a registry from its settings: opens its stores, answers, runs its jobs, and stops it all in order.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -58,21 +58,19 @@ pub struct Startup {
     pub tls: Option<Tls>,
 }
 
-/// A registry that runs.
-#[derive(Debug)]
-pub struct Running {
+/// A registry whose stores are open. It does not answer yet: clients that connect wait in the listener's queue.
+pub struct Opened {
     /// The registry.
     pub registry: Arc<Registry>,
-    tasks: JoinSet<()>,
-    /// Ends after the tasks: it tells how they are doing.
-    operations: JoinSet<()>,
-    leaving: watch::Sender<bool>,
-    stop: watch::Sender<bool>,
+    listener: TcpListener,
+    jobs: jobs::Settings,
+    limits: ServerLimits,
+    tls: Option<Tls>,
 }
 
-impl Running {
-    /// Opens the stores and starts to answer on `listener`; when this returns, the registry serves.
-    pub async fn start(startup: Startup, listener: TcpListener, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+impl Opened {
+    /// Opens the stores.
+    pub async fn open(startup: Startup, listener: TcpListener, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let Startup { config, root_key, database, storage, jobs, limits, tls } = startup;
         let metadata: Arc<dyn Metadata> = match database {
             Database::Sqlite(folder) => {
@@ -90,10 +88,16 @@ impl Running {
             }
             Storage::S3(s3) => Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?),
         };
-        let (stop, stopped) = watch::channel(false);
-        let acceptor = tls.as_ref().map(Tls::acceptor);
         let keys = Keyring::new([root_key]);
         let registry = Arc::new(Registry::new(config, metadata, blobs, keys, metrics));
+        Ok(Self { registry, listener, jobs, limits, tls })
+    }
+
+    /// Starts to answer, and to run the jobs. What clients read to find the registry has to exist by then.
+    pub fn serve(self) -> Running {
+        let Self { registry, listener, jobs, limits, tls } = self;
+        let (stop, stopped) = watch::channel(false);
+        let acceptor = tls.as_ref().map(Tls::acceptor);
         let mut tasks = JoinSet::new();
         tasks.spawn(server::serve(Arc::clone(&registry), listener, acceptor, limits, stopped.clone()));
         if let Some(tls) = tls {
@@ -101,9 +105,23 @@ impl Running {
         }
         tasks.spawn(jobs::run(Arc::clone(&registry), jobs, stopped.clone()));
         tasks.spawn(Arc::clone(&registry).record_pulls(stopped));
-        Ok(Self { registry, tasks, operations: JoinSet::new(), leaving: watch::Sender::new(false), stop })
+        Running { registry, tasks, operations: JoinSet::new(), leaving: watch::Sender::new(false), stop }
     }
+}
 
+/// A registry that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// The registry.
+    pub registry: Arc<Registry>,
+    tasks: JoinSet<()>,
+    /// Ends after the tasks: it tells how they are doing.
+    operations: JoinSet<()>,
+    leaving: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+}
+
+impl Running {
     /// Serves health and metrics for this registry (and `others` of the same process) until it has stopped.
     pub fn serve_operations(&mut self, listener: TcpListener, others: &[Arc<Registry>]) {
         let registries = std::iter::once(&self.registry).chain(others).map(Arc::clone).collect();

@@ -17,7 +17,7 @@ use crate::jobs;
 use crate::manifests::Manifests;
 use crate::registry::auth::{AccessKey, Secret};
 use crate::registry::server::ServerLimits;
-use crate::registry::start::{Database, Running, Startup, Storage, listen};
+use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
 use crate::telemetry::Metrics;
@@ -29,8 +29,8 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts every managed Registry: the first on `address`, each further one on the next port. Those that have started are
-    /// there to be stopped even if another one fails, or if the start is given up.
+    /// Starts every managed Registry: the first on `address`, each further one on the next port. None answers before all are
+    /// open and what `wharfage env` reads is written.
     pub(super) async fn start(
         &mut self,
         manifests: &Manifests,
@@ -46,23 +46,25 @@ impl Fleet {
             "several Registries ask for PostgreSQL, but WHARFAGE_DATABASE_URL names one database: leave the others on SQLite"
         );
         let metrics = Arc::new(Metrics::new());
+        let mut opened = Vec::with_capacity(managed.len());
         for (index, (registry, managed)) in managed.into_iter().enumerate() {
             let started = match port_after(address, index) {
-                Ok(address) => start(registry, managed, data, address, Arc::clone(&metrics)).await,
+                Ok(address) => open(registry, managed, data, address, Arc::clone(&metrics)).await,
                 Err(error) => Err(error),
             };
-            self.ships.push(started.with_context(|| format!("cannot start Registry {}", registry.name_any()))?);
+            opened.push(started.with_context(|| format!("cannot start Registry {}", registry.name_any()))?);
         }
-        self.open(data, operations).await
-    }
-
-    /// Lets clients and operators know of what runs.
-    async fn open(&mut self, data: &DataDir, operations: Option<SocketAddr>) -> anyhow::Result<()> {
-        let started: Vec<_> = self.ships.iter().map(|(_, started, key)| (started.clone(), key.clone())).collect();
-        if started.is_empty() {
+        if opened.is_empty() {
             return Ok(());
         }
+        let started: Vec<_> = opened.iter().map(|(_, started, key)| (started.clone(), key.clone())).collect();
         data.publish(&started)?;
+        self.ships.extend(opened.into_iter().map(|(opened, started, key)| (opened.serve(), started, key)));
+        self.announce(operations).await
+    }
+
+    /// Serves the operations, and prints what runs.
+    async fn announce(&mut self, operations: Option<SocketAddr>) -> anyhow::Result<()> {
         let others: Vec<_> = self.ships.iter().skip(1).map(|(running, ..)| Arc::clone(&running.registry)).collect();
         if let (Some(address), Some((first, ..))) = (operations, self.ships.first_mut()) {
             let (listener, address) = listen(address).await?;
@@ -145,13 +147,14 @@ fn port_after(address: SocketAddr, index: usize) -> anyhow::Result<SocketAddr> {
     Ok(SocketAddr::new(address.ip(), port.with_context(|| format!("there is no port {index} after {address}"))?))
 }
 
-async fn start(
+/// Opens the stores and the listener of one Registry.
+async fn open(
     registry: &Registry,
     managed: &ManagedRegistry,
     data: &DataDir,
     address: SocketAddr,
     metrics: Arc<Metrics>,
-) -> anyhow::Result<(Running, StartedRegistry, AccessKey)> {
+) -> anyhow::Result<(Opened, StartedRegistry, AccessKey)> {
     let name = registry.name_any();
     let account = registry.registry_id().context("it has no registryId")?;
     let folder = data.registry(&name)?;
@@ -182,7 +185,7 @@ async fn start(
         limits: ServerLimits::default(),
         tls: None,
     };
-    let running = Running::start(startup, listener, metrics).await?;
+    let opened = Opened::open(startup, listener, metrics).await?;
     // Tools on this machine speak to the listener; images are named by what clients are told.
     let started = StartedRegistry {
         name,
@@ -191,7 +194,7 @@ async fn start(
         region: registry.region(),
         account,
     };
-    Ok((running, started, key))
+    Ok((opened, started, key))
 }
 
 fn redirects(managed: &ManagedRegistry) -> bool {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
 use super::service::{Folder, STARTUP, Service};
@@ -247,6 +248,42 @@ async fn a_program_that_is_asked_to_end_ends_well() {
         let mut program = wharfage().start().await;
         let (status, output) = program.stop(signal).await;
         assert!(status.success(), "SIG{signal}: {status}\n{output}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_answered_before_the_files_that_env_reads_exist() {
+    let manifests = Folder::new();
+    let registry = "apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {name: home}\nspec: {managed: {}}\n";
+    std::fs::write(manifests.path().join("registry.yaml"), registry).unwrap();
+    for launch in [wharfage(), wharfage().up(manifests.path())] {
+        // A pipe in the place of the first of the files holds their writer back until the other end is open.
+        let pipe = launch.folder.path().join("aws/credentials.new");
+        std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+
+        let mut program = launch.begin();
+        let address = launch.port.as_ref().unwrap().local_addr().unwrap();
+        let connect = async {
+            loop {
+                match tokio::net::TcpStream::connect(address).await {
+                    Ok(client) => return client,
+                    Err(_not_yet) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+                }
+            }
+        };
+        let connected = tokio::time::timeout(STARTUP, connect).await;
+        let mut client = connected.unwrap_or_else(|_| panic!("{}", program.output()));
+        client.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        // A pipe cannot be synced, so the start fails when it is open.
+        drop(tokio::task::spawn_blocking(move || std::fs::File::open(pipe)).await.unwrap().unwrap());
+        let mut answer = Vec::new();
+        // The connection may be reset, as nobody read the request.
+        let _ = client.read_to_end(&mut answer).await;
+        assert_eq!(String::from_utf8_lossy(&answer), "", "{}", program.output());
+        let status = tokio::task::spawn_blocking(move || program.wait()).await.unwrap();
+        assert!(!status.success());
     }
 }
 
