@@ -70,6 +70,17 @@ impl Standing {
         }
     }
 
+    /// Adds sentences to the message of what is Ready.
+    #[must_use]
+    pub fn with_notes(self, notes: &[String]) -> Self {
+        match self {
+            Self::Ready(Because { reason, message }) if !notes.is_empty() => {
+                Self::Ready(Because::new(reason, format!("{message}; {}", notes.join("; "))))
+            }
+            standing => standing,
+        }
+    }
+
     /// `ready`, `waiting` or `stalled`.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -249,6 +260,18 @@ mod tests {
             types(&suspended(&second)),
             [ConditionType::Ready, ConditionType::ReferencesResolved, ConditionType::Drifted]
         );
+    }
+
+    #[test]
+    fn only_the_message_of_what_is_ready_gets_notes() {
+        let notes = ["one".to_owned(), "two".to_owned()];
+        let because = Because::new("InSync", "all is well");
+        let noted = Standing::Ready(because.clone()).with_notes(&notes);
+        assert_eq!(noted, Standing::Ready(Because::new("InSync", "all is well; one; two")));
+        for standing in [Standing::Waiting(because.clone()), Standing::Stalled(because.clone())] {
+            assert_eq!(standing.clone().with_notes(&notes), standing);
+        }
+        assert_eq!(Standing::Ready(because.clone()).with_notes(&[]), Standing::Ready(because));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::model::{
 };
 use super::ownership::OnRemoval;
 use super::resources::Resources;
+use super::unenforced::{unenforced, unenforced_settings};
 use crate::crd::common::selects;
 use crate::crd::lifecycle_policy::Mode;
 use crate::crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
@@ -49,14 +50,18 @@ fn wanted(resources: &Resources<'_>, registry: &Registry, cluster: &str, place: 
         all.find(|it| it.name_any() == name)
     };
     if place == Place::Folder {
-        for note in elsewhere(registry) {
+        for note in elsewhere(registry).into_iter().chain(unenforced_settings(registry, &desired)) {
             desired.notes.push(format!("{}: {note}", object(registry)));
         }
     }
     for resource in &resources.repositories {
         if let Some(registry) = one_of(&resource.registry_ref().name) {
             match repository(resources, registry, resource) {
-                Ok(wanted) => desired.repositories.push(wanted),
+                Ok(wanted) => {
+                    let notes = unenforced(registry, &wanted);
+                    desired.notes.extend(notes.iter().map(|note| format!("{}: {note}", wanted.object)));
+                    desired.repositories.push(wanted);
+                }
                 Err(refused) => desired.refused.push(refused),
             }
         }

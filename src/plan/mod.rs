@@ -15,6 +15,7 @@ mod resources;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod unenforced;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,6 +30,7 @@ pub use model::{Desired, Observed};
 pub use repository::differences;
 pub use resources::Resources;
 pub use settings::contested;
+pub use unenforced::{unenforced, unenforced_settings};
 
 use crate::names::RepositoryName;
 use crate::scanning::ScanningConfiguration;

@@ -115,6 +115,8 @@ fn a_plan_reads_as_what_would_happen() {
                  OwnedByAnother: theirs in home is managed by Repository shop/theirs of cluster elsewhere: give this one another repositoryName, or remove that one
       note    Registry home: managed.replicas is for a cluster, and let be here
       note    Registry home: managed.database.postgres.connectionSecretRef: Secrets are read in a cluster only, so WHARFAGE_DATABASE_URL holds here
+      note    Registry home: scanningConfiguration is stored, but Wharfage's registry does not scan images yet
+      note    Repository shop/found: imageScanningConfiguration is stored, but Wharfage's registry does not scan images yet
     1 to create, 1 to adopt, 4 to update, 1 to preview, 1 to retain, 1 to delete.
     "#);
 }

@@ -183,6 +183,11 @@ impl Policy {
         document
     }
 
+    /// Returns whether any statement is a Deny.
+    pub fn denies(&self) -> bool {
+        self.statements.iter().any(|statement| statement.effect == Effect::Deny)
+    }
+
     /// Whether the policy explicitly denies ecr:SetRepositoryPolicy to a caller, an ARN of IAM or STS: such a document
     /// is set only with `force`, as its author could not take it back.
     ///

@@ -81,6 +81,29 @@ async fn metrics_count_requests_bytes_uploads_and_jobs() {
 }
 
 #[tokio::test]
+async fn a_deny_that_is_not_enforced_yet_is_logged_without_the_policy() {
+    let (server, _) = start(bed::wharfage()).await;
+    let repository = Repository::create(&server).await;
+    let (ecr, name) = (repository.ecr(), &repository.name);
+    let policy = |effect: &str, resource: &str| {
+        format!(
+            r#"{{"Version":"2012-10-17","Statement":{{"Sid":"told-to-nobody","Effect":"{effect}","Principal":"*",
+                "Action":"ecr:BatchDeleteImage"{resource}}}}}"#
+        )
+    };
+    for effect in ["Allow", "Deny"] {
+        ecr.set_repository_policy().repository_name(name).policy_text(policy(effect, "")).send().await.unwrap();
+        let text = policy(effect, r#","Resource":"*""#);
+        ecr.put_registry_policy().policy_text(text).send().await.unwrap();
+    }
+    server.wait_for(|line| (line.contains("a repository policy has a Deny") && line.contains(&**name)).then_some(()));
+    server.wait_for(|line| line.contains("the registry's policy has a Deny").then_some(()));
+    let warned = server.output().lines().filter(|line| line.contains("has a Deny")).count();
+    assert_eq!(warned, 2, "{}", server.output());
+    assert!(!server.output().contains("told-to-nobody"), "{}", server.output());
+}
+
+#[tokio::test]
 async fn what_a_client_makes_up_is_no_label() {
     let (server, operations) = start(bed::wharfage()).await;
     let repository = Repository::create(&server).await;

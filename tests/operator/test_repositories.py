@@ -68,6 +68,8 @@ def test_it_is_made_with_every_field(namespace, where, operator):
     assert (status["imageCount"], status["imageSizeBytes"]) == (0, 0)
     assert conditions(ready)["ReferencesResolved"]["status"] == "True"
     assert conditions(ready)["Drifted"]["status"] == "False"
+    # Amazon ECR scans; a registry of ours does not yet.
+    assert ("does not scan images yet" in conditions(ready)["Ready"]["message"]) == (server.kind != "aws")
     assert reasons(namespace) == ["Created"]
 
 

@@ -27,6 +27,7 @@ use crate::operator::finalizer;
 use crate::operator::secrets::{self, SecretName};
 use crate::operator::session::{Session, Totals, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
+use crate::plan::{desired_settings, unenforced_settings};
 use crate::registry::auth::Secret;
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["registries"], &["registries/status"]);
@@ -53,7 +54,7 @@ pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Con
     }
     let wanted = referenced(&registry, &ctx.settings.namespace);
     ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &wanted);
-    let outcome = match &registry.spec.managed {
+    let mut outcome = match &registry.spec.managed {
         Some(managed) => run(&ctx, &registry, managed).await?,
         None => match reach(&ctx, &registry, &wanted).await? {
             Ok(reached) => serve(&ctx, &registry, reached).await,
@@ -64,6 +65,8 @@ pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Con
             }
         },
     };
+    let notes = unenforced_settings(&registry, &desired_settings(&registry, &ctx.settings.cluster));
+    outcome.findings.standing = outcome.findings.standing.with_notes(&notes);
     // It went meanwhile, and was forgotten before all of this was made.
     if ctx.stores.registry(&name).is_none_or(|it| it.uid() != registry.uid()) {
         dispatch::forget_registry(&ctx, &name);

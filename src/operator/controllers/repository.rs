@@ -21,7 +21,7 @@ use crate::operator::status::{self, Because, Findings, Standing};
 use crate::operator::{dispatch, finalizer};
 use crate::plan::model::{Desired, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
-use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal};
+use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["repositories"], &["repositories/status"]);
 
@@ -186,9 +186,12 @@ impl Work<'_> {
         let past = Past::of(self.generation(), before.observed_generation, &before.conditions);
         let mut found = self.look(held, freshness).await?;
         let mut drift: Vec<FieldChange> = Vec::new();
+        let mut notes: Vec<String>;
         let mut tries = 0;
         loop {
             let Some(desired) = self.wanted(registry, name) else { return Ok(None) };
+            let wanted = desired.repositories.iter().find(|it| it.object == self.object);
+            notes = wanted.map(|wanted| unenforced(registry, wanted)).unwrap_or_default();
             let mut step = match self.decide(&desired, name, found) {
                 Err(refused) => return Ok(Some(Findings::of(refusal(&refused)))),
                 Ok(None) => break,
@@ -231,7 +234,7 @@ impl Work<'_> {
             found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
         }
         let message = format!("{name} in {} is as this resource says", registry.name_any());
-        let mut findings = Findings::of(Standing::Ready(Because::new("InSync", message)));
+        let mut findings = Findings::of(Standing::Ready(Because::new("InSync", message)).with_notes(&notes));
         findings.drifted = Some(if drift.is_empty() {
             let in_sync = || (false, Because::new("InSync", "nobody else changed it"));
             past.still_told(&before.conditions).unwrap_or_else(in_sync)

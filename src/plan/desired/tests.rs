@@ -55,7 +55,47 @@ fn what_a_repository_says_is_wanted_and_what_it_does_not_say_is_not() {
     let mutability = web.tag_mutability.clone().unwrap();
     assert_eq!((mutability.mode, mutability.exclusions), (Mutability::MutableWithExclusion, vec!["v*".to_owned()]));
     assert_eq!((web.on_removal, web.management), (OnRemoval::DeleteWithImages, Management::Suspended));
-    assert!(desired.refused.is_empty() && desired.notes.is_empty());
+    assert!(desired.refused.is_empty());
+    let note = "Repository payments/web: imageScanningConfiguration is stored, but Wharfage's registry does not scan images yet";
+    assert_eq!(desired.notes, [note]);
+}
+
+#[test]
+fn what_is_stored_and_not_enforced_yet_is_noted_but_not_of_amazon_ecr() {
+    let statement = |effect: &str, more: &str| {
+        format!("{{Version: '2012-10-17', Statement: {{Effect: {effect}, Principal: '*', Action: 'ecr:*'{more}}}}}")
+    };
+    let resource = ", Resource: '*'";
+    let (deny, allow) = (statement("Deny", ""), statement("Allow", ""));
+    let yaml = |place: &str, effect: &str| {
+        registry(&format!(
+            "{{{place}, policy: {}, scanningConfiguration: {{rules: [{{scanFrequency: SCAN_ON_PUSH, repositoryFilters: \
+             [{{filterType: WILDCARD, filter: '*'}}]}}]}}}}",
+            statement(effect, resource)
+        )) + &repository("api", &format!("repositoryPolicy: {deny}, imageScanningConfiguration: {{scanOnPush: true}}"))
+            + &repository(
+                "web",
+                &format!("repositoryPolicy: {allow}, imageScanningConfiguration: {{scanOnPush: false}}"),
+            )
+    };
+    let scan = "is stored, but Wharfage's registry does not scan images yet";
+    let denied = "has a Deny, which Wharfage's registry does not enforce yet";
+    let of_api = [
+        format!("Repository payments/api: repositoryPolicy {denied}"),
+        format!("Repository payments/api: imageScanningConfiguration {scan}"),
+    ];
+    let of_registry =
+        [format!("Registry home: policy {denied}"), format!("Registry home: scanningConfiguration {scan}")];
+    for place in ["managed: {}", "region: eu-1, endpoint: {url: 'https://r.example.com'}"] {
+        let desired = wanted(&yaml(place, "Deny"));
+        assert_eq!(desired.notes, [of_registry.clone(), of_api.clone()].concat(), "{place}");
+        assert!(desired.refused.is_empty(), "{place}: {:?}", desired.refused);
+        assert_eq!(wanted(&yaml(place, "Allow")).notes[0], of_registry[1], "{place}");
+    }
+    let amazon = wanted(&yaml("region: eu-central-1, aws: {}", "Deny"));
+    assert!(amazon.notes.is_empty() && amazon.refused.is_empty(), "{:?} {:?}", amazon.notes, amazon.refused);
+    let nothing = registry("{managed: {}, policy: {}, scanningConfiguration: {}}");
+    assert!(wanted(&nothing).notes.is_empty());
 }
 
 #[test]

@@ -20,10 +20,13 @@ input! {
 pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     let text = required("policyText", input.policy_text)?;
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
-    Policy::parse(Kind::Registry, &text)?;
+    let policy = Policy::parse(Kind::Registry, &text)?;
     let account = &call.principal.account;
     call.authorise_registry(account)?;
     call.registry.metadata.change_registry(account, RegistryChange::Policy(Some(text.clone()))).await?;
+    if policy.denies() {
+        tracing::warn!(%account, "the registry's policy has a Deny; it is stored and not enforced yet");
+    }
     Ok(output(account, &text))
 }
 

@@ -224,6 +224,10 @@ pub async fn put_scanning_configuration(call: &Call, input: PutScanningConfigura
     let scan_on_push = configuration.scan_on_push.unwrap_or(false);
     let repository = call.repository(&place).await?;
     change(call, &place, repository.id, RepositoryChange::ScanOnPush(scan_on_push)).await?;
+    if scan_on_push {
+        let Place { account, name } = &place;
+        tracing::info!(%account, repository = %name, "scanOnPush was set; it is stored, and no image is scanned yet");
+    }
     Ok(json!({
         "registryId": place.account,
         "repositoryName": place.name,

@@ -37,6 +37,10 @@ pub async fn set(call: &Call, input: Set) -> Result<Value, Error> {
     }
     let repository = call.repository(&place).await?;
     change(call, &place, repository.id, RepositoryChange::Policy(Some(text.clone()))).await?;
+    if policy.denies() {
+        let Place { account, name } = &place;
+        tracing::warn!(%account, repository = %name, "a repository policy has a Deny; it is stored and not enforced yet");
+    }
     Ok(output(&place, &text))
 }
 

@@ -30,6 +30,9 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     let account = &call.principal.account;
     call.authorise_registry(account)?;
     let output = json!({ "registryScanningConfiguration": shape(&configuration) });
+    if configuration != ScanningConfiguration::default() {
+        tracing::warn!(%account, "a scanning configuration was put; it is stored, and no image is scanned yet");
+    }
     call.registry.metadata.change_registry(account, RegistryChange::Scanning(configuration)).await?;
     Ok(output)
 }
