@@ -69,6 +69,10 @@ fn read_selection(value: &Value) -> Result<(TagSelection, Count)> {
     let required = ["countNumber", "countType", "tagStatus"];
     let optional = ["countUnit", "storageClass", "tagPatternList", "tagPrefixList"];
     let selection = members(value, &required, &optional)?;
+    // A tag list that is null has the wrong type; any other null fits no form.
+    if selection.iter().any(|(name, value)| value.is_null() && !name.ends_with("List")) {
+        return Err(matches_none_of(SELECTION_SCHEMAS));
+    }
     let status = one_of(&selection["tagStatus"], &["any", "tagged", "untagged"])?;
     let number = number(&selection["countNumber"])?;
     let unit = selection.get("countUnit").map(|unit| one_of(unit, &["days"])).transpose()?;
@@ -77,7 +81,7 @@ fn read_selection(value: &Value) -> Result<(TagSelection, Count)> {
         ("sinceImagePushed", Some(_)) => Count::SincePushed(number),
         ("sinceImagePulled", Some(_)) => Count::SincePulled(number),
         ("sinceImageTransitioned", Some(_)) => Count::SinceTransitioned(number),
-        _ => return Err(no_schema_fits()),
+        _ => return Err(matches_none_of(SELECTION_SCHEMAS)),
     };
     check_class(selection.get("storageClass"), count)?;
     let prefixes = selection.get("tagPrefixList").map(strings).transpose()?;
@@ -121,22 +125,30 @@ fn read_tags(
 
 fn read_action(value: &Value) -> Result<Action> {
     let action = members(value, &["type"], &["targetStorageClass"])?;
+    if action.values().any(Value::is_null) {
+        return Err(matches_none_of(ACTION_SCHEMAS));
+    }
     let kind = one_of(&action["type"], &["expire", "transition"])?;
     let target = action.get("targetStorageClass").map(|target| one_of(target, &["archive"])).transpose()?;
     match (kind, target) {
         ("expire", None) => Ok(Action::Expire),
         ("transition", Some(_)) => Ok(Action::Transition),
-        _ => Err(no_schema_fits()),
+        _ => Err(matches_none_of(ACTION_SCHEMAS)),
     }
 }
 
-fn no_schema_fits() -> InvalidPolicy {
-    InvalidPolicy::document("instance failed to match exactly one schema (matched 0 out of 2)")
+/// How many forms of a selection ECR's schema knows: one for each count type.
+const SELECTION_SCHEMAS: usize = 4;
+/// How many forms of an action ECR's schema knows.
+const ACTION_SCHEMAS: usize = 2;
+
+fn matches_none_of(schemas: usize) -> InvalidPolicy {
+    InvalidPolicy::document(format!("instance failed to match exactly one schema (matched 0 out of {schemas})"))
 }
 
-/// The members of an object that has all of `required`, nothing but those and `optional`, and no `null`.
+/// The members of an object that has all of `required`, and nothing but those and `optional`.
 ///
-/// What is required can then be indexed.
+/// What is required can then be indexed. A `null` is for its reader to refuse.
 fn members<'a>(value: &'a Value, required: &[&str], optional: &[&str]) -> Result<&'a Map<String, Value>> {
     let Value::Object(object) = value else { return Err(wrong_type(value, "object")) };
     let missing: Vec<_> = required.iter().filter(|name| !object.contains_key(**name)).collect();
@@ -150,9 +162,6 @@ fn members<'a>(value: &'a Value, required: &[&str], optional: &[&str]) -> Result
         let reason =
             format!("object instance has properties which are not allowed by the schema: ({})", json!(unknown));
         return Err(InvalidPolicy::document(reason));
-    }
-    if object.values().any(Value::is_null) {
-        return Err(no_schema_fits());
     }
     Ok(object)
 }
@@ -295,18 +304,18 @@ mod tests {
 
     #[test]
     fn what_fits_no_alternative_matches_no_schema() {
-        for (path, value) in [
-            ("/selection/countType", Some(json!("sinceImageScanned"))),
-            ("/selection/countType", Some(json!("imageCountMoreThan"))),
-            ("/selection/countUnit", None),
-            ("/selection/countUnit", Some(Value::Null)),
-            ("/selection/tagPrefixList", Some(Value::Null)),
-            ("/description", Some(Value::Null)),
-            ("/action/targetStorageClass", Some(Value::Null)),
-            ("/action/targetStorageClass", Some(json!("archive"))),
-            ("/action/type", Some(json!("transition"))),
+        for (path, value, schemas) in [
+            ("/selection/countType", Some(json!("sinceImageScanned")), 4),
+            ("/selection/countType", Some(json!("imageCountMoreThan")), 4),
+            ("/selection/countType", Some(Value::Null), 4),
+            ("/selection/countUnit", None, 4),
+            ("/selection/countUnit", Some(Value::Null), 4),
+            ("/selection/storageClass", Some(Value::Null), 4),
+            ("/action/targetStorageClass", Some(Value::Null), 2),
+            ("/action/targetStorageClass", Some(json!("archive")), 2),
+            ("/action/type", Some(json!("transition")), 2),
         ] {
-            let expected = "instance failed to match exactly one schema (matched 0 out of 2)";
+            let expected = format!("instance failed to match exactly one schema (matched 0 out of {schemas})");
             assert_eq!(refusal(path, value.clone()), expected, "{path} {value:?}");
         }
     }
@@ -317,6 +326,10 @@ mod tests {
             format!("instance type ({found}) does not match any allowed primitive type (allowed: [\"{allowed}\"])")
         };
         assert_eq!(refusal("/selection", Some(json!([]))), wrong("array", "object"));
+        assert_eq!(refusal("/selection", Some(Value::Null)), wrong("null", "object"));
+        assert_eq!(refusal("/selection/tagPrefixList", Some(Value::Null)), wrong("null", "array"));
+        assert_eq!(refusal("/selection/tagPatternList", Some(Value::Null)), wrong("null", "array"));
+        assert_eq!(refusal("/description", Some(Value::Null)), wrong("null", "string"));
         assert_eq!(refusal("/description", Some(json!(true))), wrong("boolean", "string"));
         assert_eq!(refusal("/rulePriority", Some(json!("1"))), wrong("string", "integer"));
         assert_eq!(refusal("/rulePriority", Some(json!(1.5))), wrong("number", "integer"));

@@ -55,13 +55,13 @@ pub enum InvalidManifest {
         "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Member must have length less than or equal to {0}'"
     )]
     TooLarge(usize),
-    /// It is no JSON.
+    /// It is no JSON, or neither it nor the request names a media type: ECR says the same of both.
     #[error("Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'")]
     Syntax,
     /// It is JSON, but not what its media type says.
     #[error("Invalid parameter at 'ImageManifest' failed to satisfy constraint: '{0}'")]
     Content(String),
-    /// Its media type is missing, contradictory or not one that a registry of images keeps.
+    /// Its media type is contradictory or not one that a registry of images keeps.
     #[error("Invalid parameter at 'ImageManifestMediaType' failed to satisfy constraint: '{0}'")]
     MediaType(String),
 }
@@ -145,9 +145,7 @@ fn media_type(own: Option<&str>, declared: Option<&str>) -> Result<(&'static str
             "The manifest says mediaType {own}, the request says {declared}"
         )));
     }
-    let text = own.or(declared).ok_or_else(|| {
-        InvalidManifest::MediaType("The manifest has no mediaType, so the request must say it".to_owned())
-    })?;
+    let text = own.or(declared).ok_or(InvalidManifest::Syntax)?;
     Kind::of(text).ok_or_else(|| {
         let known: Vec<&str> = Kind::MEDIA_TYPES.iter().map(|(known, _)| *known).collect();
         let text = shortened(text);
@@ -463,7 +461,9 @@ mod tests {
         let mut silent = image_manifest();
         silent.as_object_mut().unwrap().remove("mediaType");
         assert_eq!(check_json(&silent, Some(IMAGE)).unwrap().manifest.media_type, IMAGE);
-        assert!(reason(check_json(&silent, None)).contains("'ImageManifestMediaType'"));
+        let refused = reason(check_json(&silent, None));
+        let text = "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'";
+        assert_eq!(refused, text);
         assert!(reason(check_json(&image_manifest(), Some(INDEX))).contains(INDEX));
         assert!(
             reason(check_json(&with("mediaType", json!("text/plain")), None)).contains("text/plain is not supported")

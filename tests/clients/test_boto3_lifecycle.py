@@ -69,7 +69,11 @@ VALIDATION = "Invalid parameter at 'LifecyclePolicyText' failed to satisfy const
         (policy(rule(status="sometimes")), "not found in enum"),
         (policy(rule(count="sinceImagePushed", countUnit="weeks")), "not found in enum"),
         (policy(rule(count="sinceImageBorn")), "not found in enum|failed to match exactly one schema"),
-        (policy(rule(countUnit="days")), "failed to match exactly one schema"),
+        (policy(rule(countUnit="days")), r"failed to match exactly one schema \(matched 0 out of 4\)"),
+        (
+            policy(rule(status="tagged", tagPrefixList=None)),
+            r'instance type \(null\) does not match any allowed primitive type \(allowed: \["array"\]\)',
+        ),
         (policy(rule(number=0)), "lower than the required minimum"),
         (policy(rule(priority=0)), "lower than the required minimum"),
         (policy(rule(status="tagged")), "Must specify tagPrefixList or tagPatternList when tagStatus=TAGGED"),

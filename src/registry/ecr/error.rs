@@ -141,7 +141,7 @@ pub enum Error {
         actual: Digest,
     },
     /// Blobs that a manifest needs are missing.
-    #[error("Layers with digests '{}' required for pushing image into {place} do not exist", digest_list(.digests))]
+    #[error("Layers with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .place.name, .place.account)]
     LayersNotFound {
         /// The missing ones.
         digests: Vec<Digest>,
@@ -165,7 +165,7 @@ pub enum Error {
         place: Place,
     },
     /// Images that an index needs are missing.
-    #[error("Images with digests '{}' required for pushing image into {place} do not exist", digest_list(.digests))]
+    #[error("Images with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .place.name, .place.account)]
     ReferencedImagesNotFound {
         /// The missing ones.
         digests: Vec<Digest>,
