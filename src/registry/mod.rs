@@ -1,7 +1,7 @@
-//! The registry: one process, one region, its two doors. `/v2/*` is the OCI door, `POST /` the ECR API's.
+//! The registry: one process, one region, its APIs. `/v2/*` is the OCI API, `POST /` the ECR API, or STS's if it is a form.
 //!
-//! A request becomes one value of a door's own enum before authentication, authorisation and handlers see it; a handler
-//! extracts, authorises, calls the store, renders. This module only holds what the doors share and picks the door.
+//! A request becomes one value of an API's own enum before authentication, authorization and handlers see it; a handler
+//! extracts, authorizes, calls the store, renders. This module only holds what the APIs share and picks one.
 
 pub mod auth;
 pub mod body;
@@ -9,11 +9,13 @@ pub mod ecr;
 pub mod images;
 pub mod manifests;
 pub mod oci;
+pub mod query;
 pub mod server;
 pub mod start;
 pub mod tls;
 pub mod uploads;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderValue, Method, StatusCode, header};
@@ -82,6 +84,46 @@ pub struct Config {
     pub redirect_blobs: bool,
     /// The structural limits.
     pub limits: Limits,
+}
+
+impl Config {
+    /// Where clients reach an account's registry: `ACCOUNT.dkr.ecr.REGION.HOST` below the public host, which is our own
+    /// account's. A loopback address counts as `localhost`; below any other address there are no names.
+    pub fn url_of(&self, account: &AccountId) -> Option<PublicUrl> {
+        if *account == self.account {
+            return Some(self.public_url.clone());
+        }
+        let PublicUrl { scheme, authority } = &self.public_url;
+        let (host, port) = split_port(authority);
+        let host = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(address) if address.is_loopback() => "localhost",
+            Ok(_) => return None,
+            Err(_) => host,
+        };
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        let authority = format!("{account}.dkr.ecr.{}.{host}{port}", self.region);
+        Some(PublicUrl { scheme: scheme.clone(), authority })
+    }
+
+    /// The account whose registry a request is for, by its `Host` header: the one that the name begins with, else ours.
+    pub fn account_of(&self, host: Option<&str>) -> AccountId {
+        let host = split_port(host.unwrap_or_default()).0;
+        let named = || {
+            let mut labels = host.splitn(4, '.');
+            let account = labels.next()?.parse().ok()?;
+            (labels.next()? == "dkr" && labels.next()? == "ecr").then_some(account)
+        };
+        let own = host.eq_ignore_ascii_case(split_port(&self.public_url.authority).0);
+        if own { None } else { named() }.unwrap_or_else(|| self.account.clone())
+    }
+}
+
+/// A host, and its port if the text has one.
+fn split_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    }
 }
 
 /// Structural limits; the defaults are Amazon ECR's quotas.
@@ -156,6 +198,7 @@ impl Registry {
         let path = request.uri().path();
         if path == "/" {
             return match *request.method() {
+                _ if query::is_query(&request) => query::handle(self, request).await,
                 Method::POST => ecr::handle(self, request).await,
                 Method::GET | Method::HEAD => self.front_page(),
                 _ => plain(StatusCode::METHOD_NOT_ALLOWED, "This path takes GET, and POST for the ECR API.\n"),
@@ -183,4 +226,60 @@ pub fn plain(status: StatusCode, text: impl Into<String>) -> Response {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> Config {
+        Config {
+            region: "local-1".parse().unwrap(),
+            account: "123456789012".parse().unwrap(),
+            public_url: url.parse().unwrap(),
+            redirect_blobs: false,
+            limits: Limits::default(),
+        }
+    }
+
+    #[test]
+    fn another_account_has_a_host_of_its_own_below_the_public_one() {
+        let url =
+            |public: &str, account: &str| config(public).url_of(&account.parse().unwrap()).map(|url| url.to_string());
+        for public in ["https://registry.example.com", "http://127.0.0.1:5000", "http://10.0.0.1"] {
+            assert_eq!(url(public, "123456789012").as_deref(), Some(public));
+        }
+        for (public, expected) in [
+            ("https://registry.example.com", Some("https://999999999999.dkr.ecr.local-1.registry.example.com")),
+            ("http://registry.test:8080", Some("http://999999999999.dkr.ecr.local-1.registry.test:8080")),
+            ("http://127.0.0.1:5000", Some("http://999999999999.dkr.ecr.local-1.localhost:5000")),
+            ("http://[::1]:5000", Some("http://999999999999.dkr.ecr.local-1.localhost:5000")),
+            ("http://10.0.0.1:5000", None),
+            ("https://[2001:db8::1]", None),
+        ] {
+            assert_eq!(url(public, "999999999999").as_deref(), expected, "{public}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_begins_with_an_account_is_that_accounts() {
+        let account = |public: &str, host: Option<&str>| config(public).account_of(host).to_string();
+        let public = "http://127.0.0.1:5000";
+        for host in [None, Some(""), Some("127.0.0.1:5000"), Some("[::1]:5000"), Some("999999999999.example.com")] {
+            assert_eq!(account(public, host), "123456789012", "{host:?}");
+        }
+        for host in ["999999999999.dkr.ecr.local-1.localhost:5000", "999999999999.dkr.ecr.local-1.registry.test"] {
+            assert_eq!(account(public, Some(host)), "999999999999", "{host}");
+        }
+        let named = "https://999999999999.dkr.ecr.local-1.example.com";
+        assert_eq!(account(named, Some("999999999999.dkr.ecr.local-1.EXAMPLE.com:443")), "123456789012");
+    }
+
+    #[test]
+    fn the_host_that_is_named_for_an_account_leads_to_it() {
+        for public in ["https://registry.example.com", "http://127.0.0.1:5000"] {
+            let (config, account) = (config(public), "999999999999".parse().unwrap());
+            assert_eq!(config.account_of(config.url_of(&account).map(|url| url.authority).as_deref()), account);
+        }
+    }
 }

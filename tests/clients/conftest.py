@@ -198,7 +198,7 @@ def send(ecr, server):
     """Signs a body for ECR and sends it, with a clock that may be wrong; status, error code and body."""
     key = ecr._request_signer._credentials
 
-    def send(operation, body, target=TARGET, skew=datetime.timedelta(), region="local-1", tamper=None):
+    def send(operation, body, target=TARGET, skew=datetime.timedelta(), region="local-1", service="ecr", tamper=None):
         signed = AWSRequest(
             "POST", f"http://{server.address}/", data=body,
             headers={"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": target + operation},
@@ -206,7 +206,7 @@ def send(ecr, server):
         with pytest.MonkeyPatch.context() as patch:
             moment = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + skew
             patch.setattr("botocore.auth.get_current_datetime", lambda remove_tzinfo=True: moment)
-            SigV4Auth(key, "ecr", region).add_auth(signed)
+            SigV4Auth(key, service, region).add_auth(signed)
         prepared = signed.prepare()
         headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in prepared.headers.items()}
         status, _, answer = request(prepared.url, tamper or body, **headers)

@@ -41,6 +41,17 @@ def test_a_changed_token_is_refused(ecr, server):
     assert status in (401, 403)
 
 
+def test_a_token_for_another_account_names_that_accounts_host(ecr, server, repository):
+    data = ecr.get_authorization_token(registryIds=["999999999999", "123456789012"])["authorizationData"]
+    port = server.address.rpartition(":")[2]
+    other = f"999999999999.dkr.ecr.local-1.localhost:{port}"
+    assert [element["proxyEndpoint"] for element in data] == [f"http://{other}", f"http://{server.address}"]
+    basic = {"Authorization": f"Basic {data[0]['authorizationToken']}", "Host": other}
+    assert request(f"http://{server.address}/v2/", **basic)[0] == 200
+    status, _, body = request(f"http://{server.address}/v2/{repository}/tags/list", **basic)
+    assert (status, json.loads(body)["errors"][0]["code"]) == (403, "DENIED")
+
+
 # DescribeRegistry
 
 
@@ -99,6 +110,13 @@ def test_a_body_that_was_not_signed_is_refused(send):
 def test_a_signature_for_another_region_is_refused(send):
     status, code, _ = send("DescribeRegistry", b"{}", region="us-east-1")
     assert status == 400 and code in ("InvalidSignatureException", "UnrecognizedClientException")
+
+
+@pytest.mark.parametrize("service", ["ecr-public", "sts", "s3"])
+def test_a_signature_for_another_service_is_refused(send, service):
+    status, code, told = send("DescribeRegistry", b"{}", service=service)
+    assert (status, code) == (400, "InvalidSignatureException")
+    assert told["message"] == "Credential should be scoped to correct service: 'ecr'."
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ pub struct SignedRequest<'a> {
 pub struct Scope<'a> {
     /// The region that we serve.
     pub region: &'a Region,
-    /// The names of the services that we are.
-    pub services: &'a [&'static str],
+    /// The service that the request is for.
+    pub service: &'static str,
 }
 
 /// What a request claims about its signature, checked as far as that needs no body.
@@ -198,9 +198,8 @@ impl<'a> Authorization<'a> {
                 scope.region
             )));
         }
-        if !scope.services.contains(&self.service) {
-            let services = scope.services.join("' or '");
-            return Err(invalid(format!("Credential should be scoped to correct service: '{services}'.")));
+        if self.service != scope.service {
+            return Err(invalid(format!("Credential should be scoped to correct service: '{}'.", scope.service)));
         }
         if Some(self.date) != date.get(..8) {
             return Err(invalid(format!(

@@ -98,7 +98,8 @@ async fn run(
     body: &mut RequestBody,
 ) -> Result<String, Error> {
     let now = Timestamp::now();
-    let scope = sigv4::Scope { region: &registry.config.region, services: &["ecr", "ecr-public"] };
+    let target = head.headers.get(TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
+    let scope = sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
     // What can be refused without the body is refused before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);

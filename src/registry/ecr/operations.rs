@@ -93,9 +93,19 @@ pub(super) static PRIVATE: &[Operation] = &[
     Operation { body_limit: PART_BODY_LIMIT, ..operation!("UploadLayerPart", layers::upload_part) },
 ];
 
+/// What the targets of the private API begin with.
+const PRIVATE_PREFIX: &[u8] = b"AmazonEC2ContainerRegistry_V20150921.";
+/// What the targets of the public API begin with. None of its operations exists here.
+const PUBLIC_PREFIX: &[u8] = b"SpencerFrontendService.";
+
+/// The service that a signature must name for this `X-Amz-Target`: each API takes its own only.
+pub fn service(target: &[u8]) -> &'static str {
+    if target.starts_with(PUBLIC_PREFIX) { "ecr-public" } else { "ecr" }
+}
+
 /// The operation that an `X-Amz-Target` names.
 pub fn find(target: &[u8]) -> Option<&'static Operation> {
-    let name = target.strip_prefix(b"AmazonEC2ContainerRegistry_V20150921.")?;
+    let name = target.strip_prefix(PRIVATE_PREFIX)?;
     let at = PRIVATE.binary_search_by(|operation| operation.name.as_bytes().cmp(name)).ok()?;
     PRIVATE.get(at)
 }
@@ -109,6 +119,18 @@ mod tests {
         for operation in PRIVATE {
             let target = format!("AmazonEC2ContainerRegistry_V20150921.{}", operation.name);
             assert_eq!(find(target.as_bytes()).map(|found| found.name), Some(operation.name));
+        }
+    }
+
+    #[test]
+    fn a_signature_names_the_service_of_the_target() {
+        for (target, expected) in [
+            ("AmazonEC2ContainerRegistry_V20150921.PutImage", "ecr"),
+            ("AmazonEC2ContainerRegistry_V20150921.Nope", "ecr"),
+            ("", "ecr"),
+            ("SpencerFrontendService.PutImage", "ecr-public"),
+        ] {
+            assert_eq!(service(target.as_bytes()), expected, "{target}");
         }
     }
 

@@ -26,25 +26,31 @@ input! {
     GetAuthorizationToken { registry_ids: Vec<String> }
 }
 
-/// GetAuthorizationToken.
+/// GetAuthorizationToken. The token is the same identity's at whichever registry it is shown.
 pub async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) -> Result<Value, Error> {
-    if let Some(ids) = &input.registry_ids {
-        input::count("registryIds", ids, 1..=10)?;
-        for id in ids {
-            input::matching::<crate::names::AccountId>("registryIds", id, "[0-9]{12}")?;
+    const IDS: &str = "registryIds";
+    let accounts = match input.registry_ids {
+        None => vec![call.principal.account.clone()],
+        Some(ids) => {
+            input::count(IDS, &ids, 1..=10)?;
+            ids.iter().map(|id| input::matching(IDS, id, "[0-9]{12}")).collect::<Result<_, _>>()?
         }
-    }
+    };
     call.authorise_registry(&call.principal.account)?;
     let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
     let (token, expires_at) = token::issue(key, call.now)?;
-    let data = json!({
-        "authorizationToken": BASE64.encode(format!("AWS:{token}")),
-        "expiresAt": shapes::time(expires_at),
-        "proxyEndpoint": call.registry.config.public_url.to_string(),
+    let token = BASE64.encode(format!("AWS:{token}"));
+    let data = accounts.iter().map(|account| {
+        let endpoint = call.registry.config.url_of(account).ok_or_else(|| {
+            input::invalid(IDS, "This registry is reached by an IP address, so other accounts have no host")
+        })?;
+        Ok(json!({
+            "authorizationToken": token,
+            "expiresAt": shapes::time(expires_at),
+            "proxyEndpoint": endpoint.to_string(),
+        }))
     });
-    // One for each registry that was asked for: the token is the same identity's, wherever it is shown.
-    let elements = input.registry_ids.map_or(1, |ids| ids.len());
-    Ok(json!({ "authorizationData": vec![data; elements] }))
+    Ok(json!({ "authorizationData": data.collect::<Result<Vec<Value>, Error>>()? }))
 }
 
 /// The account settings: name, values (the default first).

@@ -138,6 +138,49 @@ fn another_account_is_out_of_reach() {
     );
 }
 
+/// Amazon ECR's words, which scripts search for.
+#[test]
+fn a_refused_push_has_ecrs_text() {
+    let bed = Bed::new();
+    bed.call("CreateRepository", json!({ "repositoryName": "app" }));
+    let missing = Digest::sha256(b"missing");
+    let descriptor = json!({ "mediaType": "a/b", "digest": missing, "size": 7 });
+    let mut image = json!({ "schemaVersion": 2, "mediaType": IMAGE, "config": descriptor, "layers": [] });
+    let put = |manifest: &Value| json!({ "repositoryName": "app", "imageManifest": manifest.to_string() });
+    let required = format!(
+        "with digests '[{missing}]' required for pushing image into repository with name 'app' in the registry with id \
+         '123456789012' do not exist"
+    );
+    let refused = bed.refusal("PutImage", put(&image));
+    assert_eq!(refused, ("LayersNotFoundException", format!("Layers {required}")));
+
+    let mut child = descriptor.clone();
+    child["mediaType"] = IMAGE.into();
+    let index = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": index, "manifests": [child] });
+    let refused = bed.refusal("PutImage", put(&index));
+    assert_eq!(refused, ("ReferencedImagesNotFoundException", format!("Images {required}")));
+
+    image.as_object_mut().unwrap().remove("mediaType");
+    let text = "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'";
+    assert_eq!(bed.refusal("PutImage", put(&image)), ("InvalidParameterException", text.to_owned()));
+}
+
+#[test]
+fn a_token_for_another_account_names_its_host() {
+    let bed = Bed::new();
+    let endpoints = |input: Value| -> Vec<Value> {
+        let data = bed.call("GetAuthorizationToken", input)["authorizationData"].take();
+        data.as_array().unwrap().iter().map(|element| element["proxyEndpoint"].clone()).collect()
+    };
+    let own = "http://localhost:5000";
+    assert_eq!(endpoints(json!({})), [own]);
+    let other = "http://999999999999.dkr.ecr.local-1.localhost:5000";
+    assert_eq!(endpoints(json!({ "registryIds": ["999999999999", "123456789012"] })), [other, own]);
+    let (code, _) = bed.refusal("GetAuthorizationToken", json!({ "registryIds": ["99999999999"] }));
+    assert_eq!(code, "InvalidParameterException");
+}
+
 #[test]
 fn a_policy_that_locks_its_author_out_needs_force() {
     let bed = Bed::new();

@@ -25,7 +25,7 @@ use super::auth::token::{self, TokenError};
 use super::auth::{Principal, Resource, authorise};
 use super::body::{Body, RequestBody};
 use super::{Operation, Registry, Request, RequestId, Response};
-use crate::names::RepositoryName;
+use crate::names::{AccountId, RepositoryName};
 use crate::store::repositories::Repository;
 use action::{Act, Action, Start};
 use error::{Code, OciError};
@@ -47,6 +47,8 @@ struct Call {
     registry: Arc<Registry>,
     headers: HeaderMap,
     principal: Principal,
+    /// The account whose registry the request is for. Another one than ours is refused by authorization.
+    account: AccountId,
     now: Timestamp,
 }
 
@@ -65,7 +67,9 @@ impl Registry {
         let answered = match self.authenticate(&parts.headers, action.as_ref().ok(), query, now) {
             Err(refused) => Err(refused.into_response(&self)),
             Ok(principal) => {
-                let call = Call { registry: self, headers: parts.headers, principal, now };
+                let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+                let account = self.config.account_of(host.or(parts.uri.host()));
+                let call = Call { registry: self, headers: parts.headers, principal, account, now };
                 let answered = match action {
                     Ok(action) => call.dispatch(action, &mut body).await,
                     Err(error) => Err(error.into()),
@@ -146,7 +150,7 @@ impl Call {
         let (name, act) = match action {
             Action::Ping => return Ok(json(StatusCode::OK, "{}")),
             Action::Catalog(page) => {
-                self.allow("DescribeRepositories", Resource::Registry(&self.registry.config.account))?;
+                self.allow("DescribeRepositories", Resource::Registry(&self.account))?;
                 return catalog::list(&self, page).await;
             }
             Action::In(name, act) => (name, act),
@@ -197,8 +201,7 @@ impl Call {
 
     /// Whether the caller may do this to a repository, which need not exist.
     fn may(&self, action: &'static str, name: &RepositoryName) -> Result<(), OciError> {
-        let config = &self.registry.config;
-        self.allow(action, Resource::Repository(&config.region, &config.account, name))
+        self.allow(action, Resource::Repository(&self.registry.config.region, &self.account, name))
     }
 
     fn allow(&self, action: &'static str, resource: Resource<'_>) -> Result<(), OciError> {

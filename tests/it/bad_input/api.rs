@@ -131,6 +131,7 @@ async fn an_unknown_target_is_an_unknown_operation() {
     }
     let mut other = target.api(OPERATION, "{}");
     other.headers[1].1 = "SpencerFrontendService.DescribeRegistries".into();
+    other.service = "ecr-public";
     let other = target.send(other.signed(target.server.authority())).await;
     assert_named(&other, 400, "UnknownOperationException");
     let mut none = target.api(OPERATION, "{}");

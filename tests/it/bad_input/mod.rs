@@ -3,5 +3,6 @@
 mod api;
 mod bodies;
 mod credentials;
+mod query;
 mod target;
 mod wire;

@@ -15,6 +15,7 @@ on_both_backends!(
     an_unknown_endpoint_is_404,
     an_endpoint_names_its_methods,
     a_name_that_is_none_is_400,
+    another_accounts_host_is_another_registry,
 );
 
 async fn who_shows_no_token_is_challenged(backend: Backend) {
@@ -100,4 +101,22 @@ async fn a_name_that_is_none_is_400(backend: Backend) {
         let refused = repository.get(&format!("/v2/{name}/manifests/latest")).await;
         refused.assert_refused(400, "NAME_INVALID");
     }
+}
+
+async fn another_accounts_host_is_another_registry(backend: Backend) {
+    let repository = backend.repository().await;
+    images::pushed(&repository).await;
+    let host = "999999999999.dkr.ecr.local-1.localhost:5000";
+    let call = |method: Method, target: &str| repository.call(method, target).header("Host", host);
+    call(Method::GET, "/v2/").send().await.assert_status(200);
+    let resource = format!("arn:aws:ecr:local-1:999999999999:repository/{}", repository.name);
+    for (method, target, action) in [
+        (Method::POST, repository.uploads(), "InitiateLayerUpload"),
+        (Method::GET, format!("/v2/{}/tags/list", repository.name), "ListImages"),
+        (Method::DELETE, repository.manifest("v1"), "BatchDeleteImage"),
+    ] {
+        let text = call(method, &target).send().await.assert_refused(403, "DENIED");
+        assert!(text.contains(&format!("to perform: ecr:{action} on resource: {resource} ")), "{text}");
+    }
+    call(Method::GET, "/v2/_catalog").send().await.assert_refused(403, "DENIED");
 }
