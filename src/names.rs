@@ -132,12 +132,14 @@ text_newtype!(
 );
 
 impl Tag {
+    /// The longest tag that the distribution spec allows, in bytes.
+    pub const MAX_OCI: usize = 128;
+
     /// Parses a tag by the distribution spec's rule: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
     pub fn parse_oci(s: &str) -> Result<Self, InvalidName> {
-        if s.len() > 128 {
-            return Err(InvalidName::new("tag", s, "it must have 1 to 128 characters"));
-        }
-        s.parse()
+        const RULE: &str = "it must match [a-zA-Z0-9_][a-zA-Z0-9._-]* and have 1 to 128 characters";
+        let tag: Self = s.parse().map_err(|_| InvalidName::new("tag", s, RULE))?;
+        if s.len() > Self::MAX_OCI { Err(InvalidName::new("tag", s, RULE)) } else { Ok(tag) }
     }
 }
 

@@ -11,7 +11,9 @@ use crate::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate}
 use crate::names::Digest;
 use crate::registry::Registry;
 use crate::store::StoreResult;
-use crate::store::images::{self, DeleteImageError, ImageFilter, StorageClassError};
+use crate::store::images::{
+    self, DeleteImageError, ImageFilter, LifecycleDecision, ManifestId, Stale, StorageClassError,
+};
 use crate::store::jobs::Event;
 use crate::store::repositories::{Repository, RepositoryChange, RepositoryId};
 
@@ -20,119 +22,189 @@ const PAGE: usize = 1000;
 /// How many images an event names; the others are counted.
 const NAMED: usize = 100;
 
+/// How often a run evaluates the policy at most. What is still to be done then is left to the next run.
+const EVALUATIONS: usize = 5;
+/// How many of the images that a rule keeps are looked at again before one is acted on that is too many beside them. A rule
+/// that keeps more tolerates the few that may go while it runs.
+const KEPT_CHECKED: usize = 1000;
+
 /// What a run did.
 #[derive(Default)]
 struct Done {
     expired: Vec<Digest>,
     archived: Vec<Digest>,
-    /// Images that were not what they had been when the policy was evaluated, or were gone.
-    changed: u64,
+    /// Images that were not what they had been when the policy was evaluated, or were gone. The next run decides about them.
+    changed: HashSet<Digest>,
     /// Images that an index holds.
     protected: u64,
 }
 
-/// What a policy decided about a repository, to be carried out while the repository has that policy.
-struct Decided {
+/// An action that a policy decided on, with what the decision rests on.
+struct Planned {
+    digest: Digest,
+    action: Action,
+    decision: LifecycleDecision,
+}
+
+/// What a policy decided about a repository.
+struct Plan {
     repository: Repository,
-    policy: String,
-    /// The moment that it was evaluated for.
+    /// The moment that the policy was evaluated for.
     at: Timestamp,
-    actions: Vec<(Image, Action, Cause)>,
+    actions: Vec<Planned>,
     protected: u64,
+}
+
+/// How carrying out a plan ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Nothing of it is left.
+    Whole,
+    /// Images that were to be kept have changed or gone, so the policy has to be evaluated again.
+    Outdated,
+    /// The repository has another policy by now, or none.
+    Replaced,
 }
 
 /// Evaluates the policy of this repository and carries it out. A repository or a policy that is gone is no failure.
 pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<(), JobError> {
-    match decide(registry, id).await? {
-        Some(decided) => Ok(carry_out(registry, decided).await?),
-        None => Ok(()),
+    let mut done = Done::default();
+    for evaluation in 1..=EVALUATIONS {
+        let Some(plan) = decide(registry, id).await? else { return Ok(()) };
+        let (repository, at) = (plan.repository.clone(), plan.at);
+        let ended = carry_out(registry, plan, &mut done).await;
+        if let Ok(Ended::Outdated) = ended
+            && evaluation < EVALUATIONS
+        {
+            continue;
+        }
+        // Also where it failed: what was done was done.
+        tell(registry, &repository, done).await?;
+        match ended? {
+            Ended::Replaced => {
+                tracing::info!(
+                    repository = %repository.name,
+                    "stopped: the lifecycle policy was replaced or deleted meanwhile"
+                );
+            }
+            Ended::Whole | Ended::Outdated => {
+                let evaluated = RepositoryChange::LifecycleEvaluated(at);
+                registry.metadata.change_repository(id, evaluated, Vec::new()).await?;
+            }
+        }
+        return Ok(());
     }
+    Ok(())
 }
 
 /// Nothing if there is no policy.
-async fn decide(registry: &Registry, id: RepositoryId) -> Result<Option<Decided>, JobError> {
+async fn decide(registry: &Registry, id: RepositoryId) -> Result<Option<Plan>, JobError> {
     let Some(repository) = registry.metadata.repository_by_id(id).await? else { return Ok(None) };
     let Some(policy) = repository.lifecycle_policy.clone() else { return Ok(None) };
     let parsed = Policy::parse(&policy).map_err(|error| {
         JobError::Hopeless(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
     })?;
     let at = Timestamp::now();
-    let images = load(registry, id).await?;
-    let (actions, protected) = evaluated(parsed, images, at, |evaluation| {
-        let owned = |mark: &Mark<'_>| (mark.image.clone(), mark.action, mark.cause);
-        (evaluation.marks.iter().map(owned).collect::<Vec<_>>(), evaluation.protected.len() as u64)
+    let Loaded { images, states } = load(registry, id).await?;
+    let policy: Arc<str> = policy.into();
+    let (actions, protected) = evaluated(parsed, images, at, move |evaluation| {
+        (plan(evaluation, &policy, &states), evaluation.protected.len())
     })
     .await?;
-    Ok(Some(Decided { repository, policy, at, actions, protected }))
+    Ok(Some(Plan { repository, at, actions, protected: protected as u64 }))
+}
+
+/// The marks of an evaluation, each with what it rests on.
+fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest, State>) -> Vec<Planned> {
+    let kept = |images: &Vec<&Image>| -> Arc<[(ManifestId, u64)]> {
+        let states = images.iter().take(KEPT_CHECKED).filter_map(|image| states.get(&image.digest));
+        states.map(|state| (state.id, state.revision)).collect()
+    };
+    let kept: HashMap<u32, Arc<[(ManifestId, u64)]>> =
+        evaluation.kept.iter().map(|(rule, images)| (*rule, kept(images))).collect();
+    let planned = |mark: &Mark<'_>| {
+        let follows_subject = mark.cause == Cause::FollowsSubject;
+        let kept = if follows_subject { None } else { kept.get(&mark.rule_priority) };
+        Some(Planned {
+            digest: mark.image.digest.clone(),
+            action: mark.action,
+            decision: LifecycleDecision {
+                policy: Arc::clone(policy),
+                revision: states.get(&mark.image.digest)?.revision,
+                last_pulled_at: mark.image.last_pulled_at,
+                follows_subject,
+                kept: kept.map(Arc::clone).unwrap_or_default(),
+            },
+        })
+    };
+    evaluation.marks.iter().filter_map(planned).collect()
 }
 
 /// Acts until the policy is another one or gone: from then on that one holds, and its own run, if there is a policy.
-async fn carry_out(registry: &Registry, decided: Decided) -> StoreResult<()> {
-    let Decided { repository, policy, at, actions, protected } = decided;
-    let mut done = Done { protected, ..Done::default() };
-    // A referrer follows its subject only where that has gone.
-    let mut kept: HashSet<Digest> = HashSet::new();
-    let mut replaced = false;
-    for (image, action, cause) in actions {
-        let stays =
-            cause == Cause::FollowsSubject && image.subject.as_ref().is_some_and(|subject| kept.contains(subject));
+async fn carry_out(registry: &Registry, plan: Plan, done: &mut Done) -> StoreResult<Ended> {
+    let mut ended = Ended::Whole;
+    done.protected = plan.protected;
+    for Planned { digest, action, decision } in plan.actions {
+        // An image that was pushed or pulled while the run goes on is wanted by somebody: the next run sees it.
+        if done.changed.contains(&digest) {
+            continue;
+        }
+        // A pull that this process has served counts. One that another replica serves at this moment does not.
+        registry.flush_pulls().await?;
         let acted = match action {
-            _ if stays => Acted::Changed,
-            Action::Expire => expire(registry, repository.id, &policy, &image).await?,
-            Action::Transition => archive(registry, repository.id, &policy, &image.digest).await?,
+            Action::Expire => expire(registry, plan.repository.id, &digest, decision).await?,
+            Action::Transition => archive(registry, plan.repository.id, &digest, decision).await?,
         };
-        if !matches!(acted, Acted::Done) {
-            kept.insert(image.digest.clone());
-        }
         match (acted, action) {
-            (Acted::Done, Action::Expire) => done.expired.push(image.digest),
-            (Acted::Done, Action::Transition) => done.archived.push(image.digest),
+            (Acted::Done, Action::Expire) => done.expired.push(digest),
+            (Acted::Done, Action::Transition) => done.archived.push(digest),
             (Acted::Protected, _) => done.protected += 1,
-            (Acted::Changed, _) => done.changed += 1,
-            (Acted::Replaced, _) => {
-                replaced = true;
-                break;
+            (Acted::Gone | Acted::Stale(Stale::Image | Stale::Subject), _) => {
+                done.changed.insert(digest);
             }
+            (Acted::Stale(Stale::Kept), _) => ended = Ended::Outdated,
+            (Acted::Stale(Stale::Policy), _) => return Ok(Ended::Replaced),
         }
     }
-    tell(registry, &repository, done).await?;
-    if replaced {
-        tracing::info!(repository = %repository.name, "stopped: the lifecycle policy was replaced or deleted meanwhile");
-        return Ok(());
-    }
-    registry.metadata.change_repository(repository.id, RepositoryChange::LifecycleEvaluated(at), Vec::new()).await?;
-    Ok(())
+    Ok(ended)
 }
 
 /// What became of one action.
 enum Acted {
     Done,
     Protected,
-    Changed,
-    /// Nothing: the repository has another policy by now, or none.
-    Replaced,
+    /// Nothing: the image is gone, or in that storage class already.
+    Gone,
+    /// Nothing: what it was decided by is no longer so.
+    Stale(Stale),
 }
 
-/// Expires an image, unless its tags are not those that the policy was evaluated with: a tag that was pushed since then was
-/// acknowledged, and the next run will see it.
-async fn expire(registry: &Registry, id: RepositoryId, policy: &str, image: &Image) -> StoreResult<Acted> {
-    match registry.metadata.expire_image(id, &image.digest, policy, &image.tags, Timestamp::now()).await {
+async fn expire(
+    registry: &Registry,
+    id: RepositoryId,
+    digest: &Digest,
+    decision: LifecycleDecision,
+) -> StoreResult<Acted> {
+    match registry.metadata.expire_image(id, digest, decision, Timestamp::now()).await {
         Ok(()) => Ok(Acted::Done),
         Err(DeleteImageError::ReferencedBy(_)) => Ok(Acted::Protected),
-        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) | DeleteImageError::TagsChanged) => {
-            Ok(Acted::Changed)
-        }
-        Err(DeleteImageError::PolicyChanged) => Ok(Acted::Replaced),
+        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => Ok(Acted::Gone),
+        Err(DeleteImageError::Stale(stale)) => Ok(Acted::Stale(stale)),
         Err(DeleteImageError::Store(error)) => Err(error),
     }
 }
 
-async fn archive(registry: &Registry, id: RepositoryId, policy: &str, digest: &Digest) -> StoreResult<Acted> {
-    match registry.metadata.archive_image(id, digest, policy, Timestamp::now()).await {
+async fn archive(
+    registry: &Registry,
+    id: RepositoryId,
+    digest: &Digest,
+    decision: LifecycleDecision,
+) -> StoreResult<Acted> {
+    match registry.metadata.archive_image(id, digest, decision, Timestamp::now()).await {
         Ok(()) => Ok(Acted::Done),
         Err(StorageClassError::ReferencedBy(_)) => Ok(Acted::Protected),
-        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(Acted::Changed),
-        Err(StorageClassError::PolicyChanged) => Ok(Acted::Replaced),
+        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(Acted::Gone),
+        Err(StorageClassError::Stale(stale)) => Ok(Acted::Stale(stale)),
         Err(StorageClassError::Store(error)) => Err(error),
     }
 }
@@ -144,7 +216,7 @@ async fn tell(registry: &Registry, repository: &Repository, done: Done) -> Store
         repository = %repository.name,
         expired = expired.len(),
         archived = archived.len(),
-        changed,
+        changed = changed.len(),
         protected,
         "carried out a lifecycle policy"
     );
@@ -157,7 +229,7 @@ async fn tell(registry: &Registry, repository: &Repository, done: Done) -> Store
         "expired": &expired[..expired.len().min(NAMED)],
         "archived-count": archived.len(),
         "archived": &archived[..archived.len().min(NAMED)],
-        "changed-count": changed,
+        "changed-count": changed.len(),
         "protected-count": protected,
     });
     let event = Event {
@@ -182,8 +254,22 @@ pub(super) async fn evaluated<T: Send + 'static>(
         .map_err(|error| JobError::Hopeless(format!("the evaluation failed: {error}")))
 }
 
+/// Which row an image is in, and how it was when it was read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct State {
+    id: ManifestId,
+    revision: u64,
+}
+
 /// Every image of a repository as the evaluator wants it.
-pub(super) async fn load(registry: &Registry, id: RepositoryId) -> StoreResult<Vec<Image>> {
+pub(super) struct Loaded {
+    pub(super) images: Vec<Image>,
+    states: HashMap<Digest, State>,
+}
+
+pub(super) async fn load(registry: &Registry, id: RepositoryId) -> StoreResult<Loaded> {
+    // The pulls that this process has served count.
+    registry.flush_pulls().await?;
     let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
     let mut last_edge = None;
     loop {
@@ -194,18 +280,20 @@ pub(super) async fn load(registry: &Registry, id: RepositoryId) -> StoreResult<V
         }
         last_edge = Some(last);
     }
-    let mut images = Vec::new();
+    let (mut images, mut states) = (Vec::new(), HashMap::new());
     let mut last_digest: Option<Digest> = None;
     loop {
         let page = registry.metadata.list_images(id, ImageFilter::EVERYTHING, last_digest.as_ref(), PAGE).await?;
         let Some(last) = page.last() else { break };
         last_digest = Some(last.image.digest.clone());
         images.extend(page.into_iter().map(|found| {
-            let parents = parents.remove(&found.image.digest).unwrap_or_default();
+            let images::Image { id, revision, ref digest, .. } = found.image;
+            states.insert(digest.clone(), State { id, revision });
+            let parents = parents.remove(digest).unwrap_or_default();
             to_image(found, parents)
         }));
     }
-    Ok(images)
+    Ok(Loaded { images, states })
 }
 
 fn to_image(found: images::TaggedImage, parents: Vec<Digest>) -> Image {
@@ -225,13 +313,16 @@ fn to_image(found: images::TaggedImage, parents: Vec<Digest>) -> Image {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use serde_json::json;
 
     use super::*;
+    use crate::names::{Reference, Tag};
     use crate::registry::auth::Keyring;
     use crate::registry::{Config, Limits, PublicUrl};
+    use crate::store::Lookup;
     use crate::store::blobs::folder::FolderBlobs;
-    use crate::store::images::{NewManifest, PutManifest};
+    use crate::store::images::{ImageStatus, NewManifest, PutManifest, Referrers};
     use crate::store::repositories::{Encryption, NewRepository, TagMutability};
     use crate::store::sqlite::SqliteStore;
     use crate::telemetry::Metrics;
@@ -261,22 +352,28 @@ mod tests {
         };
         let repository = registry.metadata.create_repository(new, 1).await.unwrap().id;
         for text in ["a", "b", "c", "d"] {
-            let manifest = NewManifest {
-                digest: Digest::sha256(text.as_bytes()),
-                media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-                payload: text.into(),
-                artifact_type: None,
-                config_media_type: None,
-                subject: None,
-                annotations: Default::default(),
-                blobs: Vec::new(),
-                children: Vec::new(),
-            };
-            let (tags, now) = (vec![text.parse().unwrap()], Timestamp::now());
-            let put = PutManifest { repository, manifest, tags, now, max_images: 9, max_tags: 9, jobs: Vec::new() };
-            registry.metadata.put_manifest(put).await.unwrap();
+            push(&registry, repository, text).await;
         }
         (folder, registry, repository)
+    }
+
+    /// Pushes an image whose payload and tag are `text`. Images with later letters are younger.
+    async fn push(registry: &Registry, repository: RepositoryId, text: &'static str) {
+        let manifest = NewManifest {
+            digest: Digest::sha256(text.as_bytes()),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            payload: text.into(),
+            artifact_type: None,
+            config_media_type: None,
+            subject: None,
+            annotations: Default::default(),
+            blobs: Vec::new(),
+            children: Vec::new(),
+        };
+        let age = i64::from(b'z' - text.as_bytes()[0]);
+        let (tags, now) = (vec![text.parse().unwrap()], Timestamp::now() - SignedDuration::from_secs(age));
+        let put = PutManifest { repository, manifest, tags, now, max_images: 9, max_tags: 9, jobs: Vec::new() };
+        registry.metadata.put_manifest(put).await.unwrap();
     }
 
     async fn set_policy(registry: &Registry, id: RepositoryId, policy: Option<String>) {
@@ -297,12 +394,21 @@ mod tests {
         policy.to_string()
     }
 
-    /// How many images are active, and whether the policy counts as evaluated.
-    async fn state(registry: &Registry, id: RepositoryId) -> (usize, bool) {
-        let images = registry.metadata.list_images(id, ImageFilter::EVERYTHING, None, 10).await.unwrap();
-        let active = images.iter().filter(|it| it.image.status == images::ImageStatus::Active).count();
-        let evaluated_at = registry.metadata.repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at;
-        (active, evaluated_at.is_some())
+    /// The tags of the active images.
+    async fn active(registry: &Registry, id: RepositoryId) -> String {
+        let filter = ImageFilter { status: Some(ImageStatus::Active), ..ImageFilter::EVERYTHING };
+        let images = registry.metadata.list_images(id, filter, None, 10).await.unwrap();
+        let mut tags: Vec<&str> = images.iter().flat_map(|it| &it.tags).map(Tag::as_str).collect();
+        tags.sort_unstable();
+        tags.join(" ")
+    }
+
+    async fn was_evaluated(registry: &Registry, id: RepositoryId) -> bool {
+        registry.metadata.repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
+    }
+
+    async fn planned(registry: &Registry, id: RepositoryId) -> Plan {
+        decide(registry, id).await.unwrap().unwrap()
     }
 
     #[tokio::test]
@@ -311,24 +417,74 @@ mod tests {
             for replacement in [None, Some(keep(4, action))] {
                 let (_folder, registry, id) = bed().await;
                 set_policy(&registry, id, Some(keep(1, action))).await;
-                let mut decided = decide(&registry, id).await.unwrap().unwrap();
-                assert_eq!(decided.actions.len(), 3);
+                let mut plan = planned(&registry, id).await;
+                assert_eq!(plan.actions.len(), 3);
 
                 // The first action is done before the policy changes, the others come behind.
-                let first = decided.actions.remove(0);
-                let begun = Decided {
-                    repository: decided.repository.clone(),
-                    policy: decided.policy.clone(),
-                    actions: vec![first],
-                    ..decided
-                };
-                carry_out(&registry, begun).await.unwrap();
-                assert_eq!(state(&registry, id).await, (3, true));
+                let first = plan.actions.remove(0);
+                let begun = Plan { repository: plan.repository.clone(), actions: vec![first], ..plan };
+                let rest = Plan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
+                let mut done = Done::default();
+                assert_eq!(carry_out(&registry, begun, &mut done).await.unwrap(), Ended::Whole);
+                assert_eq!(active(&registry, id).await, "b c d");
 
                 set_policy(&registry, id, replacement.clone()).await;
-                carry_out(&registry, decided).await.unwrap();
-                assert_eq!(state(&registry, id).await, (3, false), "{action}, then {replacement:?}");
+                assert_eq!(carry_out(&registry, rest, &mut done).await.unwrap(), Ended::Replaced);
+                assert_eq!(active(&registry, id).await, "b c d", "{action}, then {replacement:?}");
+                assert_eq!(done.expired.len() + done.archived.len(), 1);
+                assert!(!was_evaluated(&registry, id).await);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_wanted_while_a_run_goes_on_is_left_to_the_next() {
+        for action in ["expire", "transition"] {
+            for wanted in ["pushed", "pulled"] {
+                let (_folder, registry, id) = bed().await;
+                let registry = Arc::new(registry);
+                set_policy(&registry, id, Some(keep(1, action))).await;
+                let plan = planned(&registry, id).await;
+                match wanted {
+                    "pushed" => push(&registry, id, "a").await,
+                    _ => {
+                        let (account, name) = (&plan.repository.account, &plan.repository.name);
+                        let tag = Reference::Tag("a".parse().unwrap());
+                        let found = registry.metadata.find_manifest(account, name, &tag).await.unwrap();
+                        let Lookup::Found(manifest) = found else { panic!("the image is there") };
+                        registry.note_pull(&manifest, Timestamp::now());
+                    }
+                }
+                let mut done = Done::default();
+                carry_out(&registry, plan, &mut done).await.unwrap();
+                assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
+                let again = planned(&registry, id).await;
+                assert_eq!(again.actions.len(), 1, "the policy would still act on it");
+                carry_out(&registry, again, &mut done).await.unwrap();
+                assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
+
+                run(&registry, id).await.unwrap();
+                assert_eq!(active(&registry, id).await, "d");
+                assert!(was_evaluated(&registry, id).await);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_many_is_decided_again_when_what_was_to_be_kept_goes() {
+        for action in ["expire", "transition"] {
+            let (_folder, registry, id) = bed().await;
+            let registry = Arc::new(registry);
+            set_policy(&registry, id, Some(keep(2, action))).await;
+            let plan = planned(&registry, id).await;
+            assert_eq!(plan.actions.len(), 2);
+            let newest = Digest::sha256(b"d");
+            registry.metadata.delete_image(id, &newest, Referrers::Stay, Timestamp::now()).await.unwrap();
+            let mut done = Done::default();
+            assert_eq!(carry_out(&registry, plan, &mut done).await.unwrap(), Ended::Outdated);
+            assert_eq!(active(&registry, id).await, "a b c");
+            run(&registry, id).await.unwrap();
+            assert_eq!(active(&registry, id).await, "b c");
         }
     }
 }

@@ -3,7 +3,7 @@
 
 mod lifecycle;
 mod preview;
-pub mod referrers;
+pub(crate) mod referrers;
 mod schedule;
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::registry::Registry;
 use crate::registry::server::Stop;
-use crate::store::jobs::{DeleteGeneration, Job, JobEnd, NewJob};
+use crate::store::jobs::{DeleteGeneration, FollowSubject, Job, JobEnd, NewJob};
 use crate::store::repositories::RepositoryId;
 use crate::store::{StoreError, StoreResult};
 use crate::telemetry::JobLabels;
@@ -25,7 +25,7 @@ const LIFECYCLE: &str = "lifecycle";
 /// Evaluates a lifecycle policy and keeps what it would do.
 const PREVIEW: &str = "lifecycle-preview";
 /// Every kind that this process runs.
-const KINDS: [&str; 4] = [LIFECYCLE, PREVIEW, referrers::KIND, DeleteGeneration::KIND];
+const KINDS: [&str; 4] = [LIFECYCLE, PREVIEW, FollowSubject::KIND, DeleteGeneration::KIND];
 
 /// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
 const LEASE: Duration = Duration::from_secs(30);
@@ -194,7 +194,7 @@ async fn handle(registry: &Arc<Registry>, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
         LIFECYCLE => lifecycle::run(registry, repository_of(job)?).await,
         PREVIEW => preview::run(registry, repository_of(job)?).await,
-        referrers::KIND => referrers::run(registry, &job.payload).await,
+        FollowSubject::KIND => Ok(referrers::run(registry, &FollowSubject::parse(&job.payload)?).await?),
         DeleteGeneration::KIND => Ok(delete_generation(registry, job).await?),
         kind => Err(JobError::Hopeless(format!("there is no handler for jobs of kind {kind:?}"))),
     }

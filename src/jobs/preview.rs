@@ -21,7 +21,7 @@ pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<()
     let now = Timestamp::now();
     let (state, results) = match Policy::parse(&preview.policy) {
         Ok(policy) => {
-            let images = load(registry, id).await?;
+            let images = load(registry, id).await?.images;
             let (summary, results) = evaluated(policy, images, now, |it| (summary(it), results(it))).await?;
             (PreviewState::Complete { completed_at: Timestamp::now(), summary }, results)
         }

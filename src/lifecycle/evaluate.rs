@@ -5,7 +5,7 @@
 //! Source: Amazon ECR user guide, "Lifecycle policies", "How it works" and "Considerations on image expiration".
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -92,6 +92,9 @@ pub struct Evaluation<'a> {
     pub marks: Vec<Mark<'a>>,
     /// What a rule selected, or what should have followed its subject, but an index still needs; oldest first.
     pub protected: Vec<Protected<'a>>,
+    /// By the priority of each rule that counts images: those that it keeps, youngest first. What the rule selects is one
+    /// too many only while they are there. Images that another rule acts on are left out.
+    pub kept: BTreeMap<u32, Vec<&'a Image>>,
 }
 
 /// An action on one image.
@@ -163,8 +166,13 @@ impl<'a> Evaluation<'a> {
 /// Images of the same age are ordered by digest, so that equal inputs give equal outcomes.
 pub fn evaluate<'a>(policy: &Policy, images: &'a [Image], now: Timestamp) -> Evaluation<'a> {
     let repository = Repository::new(images);
-    let selected = select(policy, &repository, now);
-    Execution::new(&repository, selected).run()
+    let (intents, kept) = select(policy, &repository, now);
+    let stays = |i: &usize| intents[*i].is_none();
+    let kept = kept
+        .into_iter()
+        .map(|(rule, kept)| (rule, kept.into_iter().filter(stays).map(|i| &images[i]).collect()))
+        .collect();
+    Execution::new(&repository, intents).run(kept)
 }
 
 /// The images with their order and the edges between those that are stored; images are named by their index.
@@ -209,9 +217,15 @@ struct Intent {
     cause: Cause,
 }
 
-/// What the rules select. A matching rule claims an image from all later rules of its class, acting on it or not.
-fn select(policy: &Policy, repository: &Repository<'_>, now: Timestamp) -> Vec<Option<Intent>> {
+/// What the rules select, and by a counting rule's priority what it keeps. A matching rule claims an image from all later
+/// rules of its class, acting on it or not.
+fn select(
+    policy: &Policy,
+    repository: &Repository<'_>,
+    now: Timestamp,
+) -> (Vec<Option<Intent>>, BTreeMap<u32, Vec<usize>>) {
     let mut intents = vec![None; repository.images.len()];
+    let mut kept: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for class in [StorageClass::Standard, StorageClass::Archive] {
         let candidates: Vec<usize> = repository
             .by_age
@@ -224,6 +238,9 @@ fn select(policy: &Policy, repository: &Repository<'_>, now: Timestamp) -> Vec<O
             let matching = candidates.iter().copied().filter(|&i| rule.tags.matches(&repository.images[i].tags));
             // Claimed images count as much as others do: only the action is kept from them.
             for (younger, i) in matching.enumerate() {
+                if matches!(rule.count, Count::MoreThan(n) if u32::try_from(younger).is_ok_and(|younger| younger < n)) {
+                    kept.entry(rule.priority).or_default().push(i);
+                }
                 let claimed = std::mem::replace(&mut claimed[i], true);
                 if !claimed && selects(rule, younger, &repository.images[i], now) {
                     let Rule { action, priority, .. } = *rule;
@@ -232,7 +249,7 @@ fn select(policy: &Policy, repository: &Repository<'_>, now: Timestamp) -> Vec<O
             }
         }
     }
-    intents
+    (intents, kept)
 }
 
 /// Whether a rule acts on a matching image that has `younger` younger ones among the matching.
@@ -281,7 +298,7 @@ impl<'r, 'a> Execution<'r, 'a> {
         }
     }
 
-    fn run(mut self) -> Evaluation<'a> {
+    fn run(mut self, kept: BTreeMap<u32, Vec<&'a Image>>) -> Evaluation<'a> {
         for i in 0..self.intents.len() {
             if let Some(intent) = self.intents[i] {
                 self.enqueue(i, intent);
@@ -295,7 +312,7 @@ impl<'r, 'a> Execution<'r, 'a> {
             self.call_referrers(i, intent);
         }
         let protected = self.protected();
-        Evaluation { marks: self.marks, protected }
+        Evaluation { marks: self.marks, protected, kept }
     }
 
     fn mark(&self, i: usize, intent: Intent) -> Mark<'a> {

@@ -1,7 +1,8 @@
 //! Pushing an image and recording pulls, for both doors.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -12,7 +13,7 @@ use super::manifests::{self, InvalidManifest};
 use crate::names::{Algorithm, Digest, Tag};
 use crate::store::images::{Manifest, ManifestId, PutManifest, PutManifestError, PutOutcome};
 use crate::store::repositories::RepositoryId;
-use crate::store::{Metadata, StoreError};
+use crate::store::{Metadata, StoreError, StoreResult};
 
 /// A manifest to be put, as a door received it.
 #[derive(Debug, Clone)]
@@ -79,7 +80,7 @@ impl Registry {
             return Err(PutImageError::DigestMismatch { actual: manifest.digest });
         }
         for foreign in checked.foreign {
-            // Whoever pushed a foreign layer all the same wants it kept.
+            // Whoever pushed a foreign layer nevertheless wants it kept.
             if self.metadata.layer(image.repository, &foreign.digest).await?.is_some() {
                 manifest.blobs.push(foreign);
             }
@@ -118,11 +119,26 @@ impl Registry {
                 () = self.pulls.noted.notified() => false,
                 _ = stopped.wait_for(|stopped| *stopped) => true,
             };
-            self.pulls.flush(self.metadata.as_ref()).await;
+            if let Err(error) = self.flush_pulls().await {
+                tracing::warn!(%error, "cannot record pulls; trying again in {} s", RETRY.as_secs());
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => self.pulls.noted.notify_one(),
+                    _ = stopped.wait_for(|stopped| *stopped) => {}
+                }
+            }
             if ended {
                 return;
             }
         }
+    }
+
+    /// Writes the pulls that are noted, and waits for those that are being written: afterwards every pull that this process
+    /// has noted before is recorded.
+    ///
+    /// # Errors
+    /// The store's; the pulls stay noted.
+    pub async fn flush_pulls(&self) -> StoreResult<()> {
+        self.pulls.flush(self.metadata.as_ref()).await
     }
 }
 
@@ -133,6 +149,9 @@ fn is_due(manifest: &Manifest, now: Timestamp) -> bool {
     manifest.last_pulled_at.is_none_or(|last| now.duration_since(last) >= PRECISION)
 }
 
+/// When pulls that could not be recorded are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// How many manifests may wait; what is pulled beyond that is noted at its next pull.
 const MAX_PENDING: usize = 100_000;
 
@@ -140,6 +159,8 @@ const MAX_PENDING: usize = 100_000;
 #[derive(Debug, Default)]
 pub(super) struct PullRecorder {
     pending: Mutex<HashMap<ManifestId, Timestamp>>,
+    /// Held while pulls are written.
+    writing: tokio::sync::Mutex<()>,
     noted: Notify,
 }
 
@@ -148,8 +169,7 @@ impl PullRecorder {
         if !is_due(manifest, now) {
             return;
         }
-        // A map of times cannot be half changed, so a panic elsewhere leaves nothing to fear in it.
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending();
         if pending.len() < MAX_PENDING {
             pending.insert(manifest.id, now);
             drop(pending);
@@ -157,16 +177,27 @@ impl PullRecorder {
         }
     }
 
+    fn pending(&self) -> MutexGuard<'_, HashMap<ManifestId, Timestamp>> {
+        // A map of times cannot be half changed, so a panic elsewhere leaves nothing to fear in it.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is noted while this writes is written together by the next call.
-    async fn flush(&self, metadata: &dyn Metadata) {
-        let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        if pending.is_empty() {
-            return;
+    async fn flush(&self, metadata: &dyn Metadata) -> StoreResult<()> {
+        let _writing = self.writing.lock().await;
+        let pulls: Vec<(ManifestId, Timestamp)> = self.pending().iter().map(|(id, at)| (*id, *at)).collect();
+        if pulls.is_empty() {
+            return Ok(());
         }
-        let pulls: Vec<(ManifestId, Timestamp)> = pending.into_iter().collect();
-        if let Err(error) = metadata.record_pulls(&pulls).await {
-            tracing::warn!(%error, pulls = pulls.len(), "pulls were not recorded");
+        metadata.record_pulls(&pulls).await?;
+        let mut pending = self.pending();
+        for (id, at) in pulls {
+            // One that was noted since is still to be written.
+            if pending.get(&id) == Some(&at) {
+                pending.remove(&id);
+            }
         }
+        Ok(())
     }
 }
 

@@ -2,14 +2,14 @@
 //! store's to say.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::names::{Algorithm, Digest};
-use crate::store::images::{BlobReference, NewManifest};
+use crate::store::images::{BlobReference, ChildReference, NewManifest, SizeMismatch};
 
 /// How deep a manifest's JSON may nest. Real ones need five levels.
 pub const MAX_DEPTH: usize = 64;
@@ -18,13 +18,16 @@ pub const MAX_REFERENCES: usize = 10_000;
 /// A media type is two names of at most 127 characters (RFC 6838 §4.2).
 const MAX_MEDIA_TYPE: usize = 255;
 
-const SCHEMA_1_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+/// Docker's first schema, which is refused: its digest leaves the signatures out, so that it is not the digest of what is
+/// stored, and neither Docker nor containerd nor the reference registry takes it any more.
+const SCHEMA_1: [&str; 2] = [
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+];
 
-/// The kinds of manifests that Amazon ECR takes, by media type.
+/// The kinds of manifests, by media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Docker's first schema, in its signed form.
-    Schema1,
     /// An image: Docker's second schema or the OCI image manifest.
     Image,
     /// A list of manifests: Docker's or the OCI index.
@@ -33,12 +36,11 @@ pub enum Kind {
 
 impl Kind {
     /// The media types and what they are.
-    pub const MEDIA_TYPES: [(&'static str, Self); 5] = [
+    pub const MEDIA_TYPES: [(&'static str, Self); 4] = [
         ("application/vnd.oci.image.manifest.v1+json", Self::Image),
         ("application/vnd.oci.image.index.v1+json", Self::Index),
         ("application/vnd.docker.distribution.manifest.v2+json", Self::Image),
         ("application/vnd.docker.distribution.manifest.list.v2+json", Self::Index),
-        ("application/vnd.docker.distribution.manifest.v1+prettyjws", Self::Schema1),
     ];
 
     /// The kind of a media type, and the type's canonical spelling.
@@ -66,7 +68,14 @@ pub enum InvalidManifest {
     MediaType(String),
 }
 
-/// A manifest that passed, with the layers that need not be in the repository because they have their own URLs.
+impl From<SizeMismatch> for InvalidManifest {
+    fn from(mismatch: SizeMismatch) -> Self {
+        let SizeMismatch { digest, stated, actual } = mismatch;
+        content(format!("The size of {digest} is {actual}, not {stated}"))
+    }
+}
+
+/// A manifest that passed, with the foreign layers, which need not be in the repository.
 #[derive(Debug, Clone)]
 pub struct Checked {
     /// What to store.
@@ -101,21 +110,23 @@ pub fn check(
     })?;
     let (media_type, kind) = media_type(wire.media_type.as_deref(), declared)?;
     let read = match kind {
-        Kind::Schema1 => schema_1(&wire)?,
         Kind::Image => image(&wire)?,
         Kind::Index => index(&wire)?,
     };
-    let subject = match (&wire.subject, kind) {
-        (Some(subject), Kind::Image | Kind::Index) => Some(subject.check("subject")?),
-        _ => None,
-    };
+    let subject = wire.subject.as_ref().map(|subject| subject.check("subject")).transpose()?;
+    let subject = subject.map(|(digest, _size)| digest);
     let artifact_type = wire.artifact_type.as_deref().filter(|text| !text.is_empty());
     let manifest = NewManifest {
         digest: Digest::of(algorithm, &payload),
         media_type: media_type.to_owned(),
         artifact_type: artifact_type.map(|text| bounded("artifactType", text)).transpose()?,
         config_media_type: read.config_media_type,
-        annotations: if subject.is_some() { wire.annotations.unwrap_or_default() } else { BTreeMap::new() },
+        annotations: match wire.annotations {
+            Some(annotations) if subject.is_some() => {
+                annotations.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect()
+            }
+            _ => BTreeMap::new(),
+        },
         subject,
         blobs: read.blobs,
         children: read.children,
@@ -146,6 +157,11 @@ fn media_type(own: Option<&str>, declared: Option<&str>) -> Result<(&'static str
         )));
     }
     let text = own.or(declared).ok_or(InvalidManifest::Syntax)?;
+    if SCHEMA_1.iter().any(|old| old.eq_ignore_ascii_case(text)) {
+        let text =
+            format!("Media type {text} is not supported: Docker's image manifest version 2, schema 1 is obsolete");
+        return Err(InvalidManifest::MediaType(text));
+    }
     Kind::of(text).ok_or_else(|| {
         let known: Vec<&str> = Kind::MEDIA_TYPES.iter().map(|(known, _)| *known).collect();
         let text = shortened(text);
@@ -175,7 +191,24 @@ struct References {
     config_media_type: Option<String>,
     blobs: Vec<BlobReference>,
     foreign: Vec<BlobReference>,
-    children: Vec<Digest>,
+    children: Vec<ChildReference>,
+}
+
+/// The digests of a manifest's descriptors with their sizes: each is referred to once, and has one size.
+#[derive(Default)]
+struct Seen(HashMap<Digest, u64>);
+
+impl Seen {
+    /// Whether it is the first descriptor of its digest.
+    fn is_first(&mut self, member: &str, digest: &Digest, size: u64) -> Result<bool, InvalidManifest> {
+        match self.0.insert(digest.clone(), size) {
+            None => Ok(true),
+            Some(before) if before == size => Ok(false),
+            Some(before) => {
+                Err(content(format!("{member}: size is {size}, but another descriptor of {digest} says {before}")))
+            }
+        }
+    }
 }
 
 fn image(wire: &Wire<'_>) -> Result<References, InvalidManifest> {
@@ -188,17 +221,19 @@ fn image(wire: &Wire<'_>) -> Result<References, InvalidManifest> {
     let layers = wire.layers.as_deref().ok_or_else(|| missing("layers"))?;
     bound_references("layers", layers.len())?;
 
-    let config_media_type = bounded("config.mediaType", &config.media_type)?;
-    let mut seen = HashSet::new();
+    let config_media_type = config.media_type("config")?;
+    let mut seen = Seen::default();
     let mut read = References::default();
-    let digest = config.check("config")?;
-    seen.insert(digest.clone());
-    read.blobs.push(BlobReference { digest, media_type: config_media_type.clone() });
-    for layer in layers {
-        let digest = layer.check("layers")?;
-        if seen.insert(digest.clone()) {
-            let reference = BlobReference { digest, media_type: bounded("layers.mediaType", &layer.media_type)? };
-            if layer.is_foreign() { read.foreign.push(reference) } else { read.blobs.push(reference) }
+    let (digest, size) = config.check("config")?;
+    seen.is_first("config", &digest, size)?;
+    read.blobs.push(BlobReference { digest, media_type: config_media_type.clone(), size });
+    for (place, layer) in layers.iter().enumerate() {
+        let member = format!("layers[{place}]");
+        let (digest, size) = layer.check(&member)?;
+        let foreign = layer.is_foreign(&member)?;
+        if seen.is_first(&member, &digest, size)? {
+            let reference = BlobReference { digest, media_type: layer.media_type(&member)?, size };
+            if foreign { read.foreign.push(reference) } else { read.blobs.push(reference) }
         }
     }
     read.config_media_type = Some(config_media_type).filter(|text| !text.is_empty());
@@ -212,33 +247,35 @@ fn index(wire: &Wire<'_>) -> Result<References, InvalidManifest> {
     }
     let manifests = wire.manifests.as_deref().ok_or_else(|| missing("manifests"))?;
     bound_references("manifests", manifests.len())?;
-    let mut seen = HashSet::new();
+    let mut seen = Seen::default();
     let mut read = References::default();
-    for child in manifests {
-        let digest = child.check("manifests")?;
-        if seen.insert(digest.clone()) {
-            read.children.push(digest);
+    for (place, child) in manifests.iter().enumerate() {
+        let member = format!("manifests[{place}]");
+        let (digest, size) = child.check(&member)?;
+        let media_type = child.media_type(&member)?;
+        if is_blob(&media_type) {
+            return Err(content(format!(
+                "{member}: an index refers to manifests, and {media_type} is a blob's media type. Put blobs into an image \
+                 manifest's layers (BuildKit's cache export has image-manifest=true for that)"
+            )));
+        }
+        if seen.is_first(&member, &digest, size)? {
+            read.children.push(ChildReference { digest, size });
         }
     }
     Ok(read)
 }
 
-fn schema_1(wire: &Wire<'_>) -> Result<References, InvalidManifest> {
-    schema_version(wire, 1)?;
-    if wire.signatures.as_ref().is_none_or(Vec::is_empty) {
-        return Err(missing("signatures"));
-    }
-    let layers = wire.fs_layers.as_deref().ok_or_else(|| missing("fsLayers"))?;
-    bound_references("fsLayers", layers.len())?;
-    let mut seen = HashSet::new();
-    let mut read = References::default();
-    for layer in layers {
-        let digest: Digest = layer.blob_sum.parse().map_err(|error| content(format!("fsLayers: {error}")))?;
-        if seen.insert(digest.clone()) {
-            read.blobs.push(BlobReference { digest, media_type: SCHEMA_1_LAYER.to_owned() });
-        }
-    }
-    Ok(read)
+/// Whether a media type is one of a layer or config, which an index cannot hold.
+fn is_blob(media_type: &str) -> bool {
+    const BLOBS: [&str; 5] = [
+        "application/vnd.oci.image.layer.",
+        "application/vnd.oci.image.config.",
+        "application/vnd.docker.image.rootfs.",
+        "application/vnd.docker.container.image.",
+        "application/vnd.buildkit.cacheconfig.",
+    ];
+    BLOBS.iter().any(|blob| media_type.starts_with(blob))
 }
 
 fn schema_version(wire: &Wire<'_>, expected: i64) -> Result<(), InvalidManifest> {
@@ -307,44 +344,74 @@ struct Wire<'a> {
     manifests: Option<Vec<Descriptor<'a>>>,
     #[serde(borrow)]
     subject: Option<Descriptor<'a>>,
-    annotations: Option<BTreeMap<String, String>>,
-    #[serde(borrow)]
-    fs_layers: Option<Vec<FsLayer<'a>>>,
-    signatures: Option<Vec<IgnoredAny>>,
+    /// `null` counts as none, for the whole and as the empty text for a value, as Go's decoder has it.
+    annotations: Option<BTreeMap<String, Option<String>>>,
 }
 
+/// A descriptor. What it lacks or has of another type is found by [`Descriptor::check`], which knows its place.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor<'a> {
-    #[serde(borrow, default)]
-    media_type: Cow<'a, str>,
     #[serde(borrow)]
-    digest: Cow<'a, str>,
-    size: i64,
-    urls: Option<Vec<IgnoredAny>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct FsLayer<'a> {
+    media_type: Option<&'a RawValue>,
     #[serde(borrow)]
-    blob_sum: Cow<'a, str>,
+    digest: Option<&'a RawValue>,
+    #[serde(borrow)]
+    size: Option<&'a RawValue>,
+    #[serde(borrow)]
+    urls: Option<&'a RawValue>,
 }
 
 impl Descriptor<'_> {
-    fn check(&self, member: &str) -> Result<Digest, InvalidManifest> {
-        if self.size < 0 {
-            return Err(content(format!("{member}: size must not be negative, but is {}", self.size)));
-        }
-        self.digest.parse().map_err(|error| content(format!("{member}: {error}")))
+    /// Its digest and size, which the OCI image spec requires. (The reference registry reads a missing size as zero, and
+    /// clients then fail to pull.)
+    fn check(&self, member: &str) -> Result<(Digest, u64), InvalidManifest> {
+        let required = |name: &str| content(format!("{member}: {name} is missing"));
+        let digest: String = read(member, "digest", self.digest)?.ok_or_else(|| required("digest"))?;
+        let size: i64 = read(member, "size", self.size)?.ok_or_else(|| required("size"))?;
+        let size =
+            u64::try_from(size).map_err(|_| content(format!("{member}: size must not be negative, but is {size}")))?;
+        Ok((digest.parse().map_err(|error| content(format!("{member}: {error}")))?, size))
     }
 
-    /// Whether the bytes are somewhere else by the descriptor's own word.
-    fn is_foreign(&self) -> bool {
-        self.urls.as_ref().is_some_and(|urls| !urls.is_empty())
-            || self.media_type.contains(".nondistributable.")
-            || self.media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
+    /// Its media type, empty where it has none.
+    fn media_type(&self, member: &str) -> Result<String, InvalidManifest> {
+        let text: Option<String> = read(member, "mediaType", self.media_type)?;
+        bounded(&format!("{member}: mediaType"), &text.unwrap_or_default())
     }
+
+    /// Whether the bytes are somewhere else and not to be here: a media type for such layers, and where they are.
+    fn is_foreign(&self, member: &str) -> Result<bool, InvalidManifest> {
+        let urls: Vec<String> = read(member, "urls", self.urls)?.unwrap_or_default();
+        if let Some(url) = urls.iter().find(|url| !is_web_address(url)) {
+            let url = shortened(url);
+            return Err(content(format!("{member}: urls must begin with http:// or https://, but one is {url:?}")));
+        }
+        let media_type = self.media_type(member)?;
+        let is_of_foreign_type = media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
+            || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.");
+        Ok(is_of_foreign_type && !urls.is_empty())
+    }
+}
+
+/// A descriptor's member; `null` counts as missing.
+fn read<'a, T: Deserialize<'a>>(
+    member: &str,
+    name: &str,
+    value: Option<&'a RawValue>,
+) -> Result<Option<T>, InvalidManifest> {
+    let Some(value) = value else { return Ok(None) };
+    serde_json::from_str(value.get()).map_err(|error| {
+        // Where it is in its own text helps nobody.
+        let error = error.to_string();
+        let reason = error.split(" at line ").next().unwrap_or_default();
+        content(format!("{member}: {name} has an {reason}"))
+    })
+}
+
+fn is_web_address(url: &str) -> bool {
+    let lower = url.get(..8).unwrap_or(url).to_ascii_lowercase();
+    lower.starts_with("https://") || lower.starts_with("http://")
 }
 
 /// A list that is there; `null`, which Go writes for an empty one, counts as there.
@@ -367,6 +434,10 @@ mod tests {
 
     fn descriptor(of: &str) -> Value {
         json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(of), "size": 3})
+    }
+
+    fn child(of: &str, size: u64) -> Value {
+        json!({"mediaType": IMAGE, "digest": digest(of), "size": size})
     }
 
     fn image_manifest() -> Value {
@@ -403,21 +474,80 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_with_urls_and_a_nondistributable_one_need_not_be_here() {
-        let mut foreign = descriptor("foreign");
-        foreign["urls"] = json!(["https://example.com/layer"]);
-        let mut nondistributable = descriptor("nondistributable");
-        nondistributable["mediaType"] = json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
-        let checked = check_json(&with("layers", json!([foreign, nondistributable, descriptor("a")])), None).unwrap();
-        assert_eq!(checked.manifest.blobs.len(), 2);
-        assert_eq!(checked.foreign.len(), 2);
+    fn a_foreign_layer_need_not_be_here_where_it_says_where_it_is() {
+        let urls = json!(["https://example.com/layer"]);
+        let mut number = 0;
+        let mut layer = |media_type: &str, urls: Option<&Value>| {
+            number += 1;
+            let mut layer = descriptor(&number.to_string());
+            layer["mediaType"] = media_type.into();
+            if let Some(urls) = urls {
+                layer["urls"] = urls.clone();
+            }
+            layer
+        };
+        const FOREIGN: [&str; 3] = [
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        ];
+        for media_type in FOREIGN {
+            let nowhere =
+                [layer(media_type, None), layer(media_type, Some(&json!([]))), layer(media_type, Some(&json!(null)))];
+            let checked = check_json(
+                &with("layers", json!([layer(media_type, Some(&urls)), nowhere[0], nowhere[1], nowhere[2]])),
+                None,
+            );
+            let checked = checked.unwrap();
+            assert_eq!((checked.foreign.len(), checked.manifest.blobs.len()), (1, 4), "{media_type}");
+        }
+        for ordinary in ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.example", ""] {
+            let checked = check_json(&with("layers", json!([layer(ordinary, Some(&urls))])), None).unwrap();
+            assert_eq!((checked.foreign.len(), checked.manifest.blobs.len()), (0, 2), "{ordinary}");
+        }
+        for bad in ["", "file:///etc/passwd", "example.com/layer", "https:/"] {
+            let refused = check_json(&with("layers", json!([layer(FOREIGN[0], Some(&json!([bad])))])), None);
+            assert!(reason(refused).contains("layers[0]: urls must begin with"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_index_of_layers_is_refused_without_calling_them_images() {
+        let mut layer = descriptor("a");
+        layer["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar+gzip");
+        let mut child = descriptor("child");
+        child["mediaType"] = json!(IMAGE);
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [child, layer]});
+        let reason = reason(check_json(&index, None));
+        assert!(reason.contains("manifests[1]") && reason.contains("image.layer.v1"), "{reason}");
+        assert!(!reason.contains("Images with digests"), "{reason}");
+    }
+
+    #[test]
+    fn one_digest_has_one_size() {
+        let (one, mut other) = (descriptor("a"), descriptor("a"));
+        other["size"] = json!(4);
+        assert!(reason(check_json(&with("layers", json!([one, other])), None)).contains("layers[1]: size is 4"));
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [child("a", 1), child("a", 2)]});
+        assert!(reason(check_json(&index, None)).contains("manifests[1]: size is 2"));
+    }
+
+    #[test]
+    fn null_annotations_are_none_and_a_null_value_is_empty() {
+        let mut manifest = with("annotations", json!({"key": null, "other": "value"}));
+        manifest["subject"] = descriptor("subject");
+        manifest["layers"][0]["annotations"] = json!(null);
+        let annotations = check_json(&manifest, None).unwrap().manifest.annotations;
+        assert_eq!((annotations["key"].as_str(), annotations["other"].as_str()), ("", "value"));
+        manifest["annotations"] = json!(null);
+        assert!(check_json(&manifest, None).unwrap().manifest.annotations.is_empty());
     }
 
     #[test]
     fn an_index_needs_its_children() {
         let index = json!({
             "schemaVersion": 2, "mediaType": INDEX, "artifactType": "application/x",
-            "manifests": [descriptor("one"), descriptor("two")], "subject": descriptor("subject"),
+            "manifests": [child("one", 1), child("two", 2), child("one", 1)], "subject": descriptor("subject"),
             "annotations": {"key": "value"},
         });
         let manifest = check_json(&index, None).unwrap().manifest;
@@ -444,16 +574,14 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_schema_1_manifest_needs_its_layers() {
-        let signed = json!({
-            "schemaVersion": 1, "name": "app", "fsLayers": [{"blobSum": digest("a")}, {"blobSum": digest("a")}],
-            "signatures": [{"header": {}}],
-        });
-        let media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws";
-        assert_eq!(check_json(&signed, Some(media_type)).unwrap().manifest.blobs.len(), 1);
-        let mut unsigned = signed;
-        unsigned["signatures"] = json!([]);
-        assert!(reason(check_json(&unsigned, Some(media_type))).contains("signatures"));
+    fn dockers_first_schema_is_refused_signed_or_not() {
+        for (end, signatures) in [("json", json!(null)), ("prettyjws", json!([{"header": {}}]))] {
+            let old = json!({
+                "schemaVersion": 1, "name": "app", "fsLayers": [{"blobSum": digest("a")}], "signatures": signatures,
+            });
+            let media_type = format!("application/vnd.docker.distribution.manifest.v1+{end}");
+            assert!(reason(check_json(&old, Some(&media_type))).contains("schema 1 is obsolete"));
+        }
     }
 
     #[test]
@@ -489,10 +617,20 @@ mod tests {
     #[test]
     fn a_broken_descriptor_is_named() {
         let bad = |member: &str, value: Value| {
-            let mut layer = descriptor("a");
+            let mut layer = descriptor("b");
             layer[member] = value;
-            reason(check_json(&with("layers", json!([layer])), None))
+            let text = reason(check_json(&with("layers", json!([descriptor("a"), layer])), None));
+            assert!(text.contains("layers[1]: "), "{text}");
+            text
         };
+        for member in ["digest", "size"] {
+            assert!(bad(member, Value::Null).contains(&format!("{member} is missing")));
+        }
+        for place in ["config", "subject"] {
+            let sizeless = json!({"mediaType": "a/b", "digest": digest("a")});
+            assert!(reason(check_json(&with(place, sizeless), None)).contains(&format!("{place}: size is missing")));
+        }
+        assert!(bad("urls", json!("https://example.com")).contains("urls has an invalid type"));
         assert!(bad("digest", json!("sha256:short")).contains("sha256:short"));
         assert!(bad("digest", json!("md5:d41d8cd98f00b204e9800998ecf8427e")).contains("md5:"));
         assert!(bad("size", json!(-1)).contains("-1"));

@@ -116,7 +116,7 @@ mod tests {
 
     fn outcome(created: bool, restored: bool, tags: &[(&str, TagEffect)]) -> PutOutcome {
         let tags = tags.iter().map(|(tag, effect)| (tag.parse().unwrap(), *effect)).collect();
-        PutOutcome { created, restored, tags }
+        PutOutcome { created, restored, retyped: false, tags }
     }
 
     #[test]

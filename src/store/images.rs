@@ -1,6 +1,7 @@
 //! Manifests, tags and layers as the store keeps them. Plain data and pure decisions.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -46,6 +47,9 @@ pub struct Image {
     pub archived_at: Option<Timestamp>,
     /// When it was last restored from the archive.
     pub activated_at: Option<Timestamp>,
+    /// Grows with every push of the image, one that changes nothing included, and with every change of its tags or
+    /// storage class. A recorded pull shows in `last_pulled_at`.
+    pub revision: u64,
 }
 
 /// A manifest with its payload: what a pull needs.
@@ -81,6 +85,28 @@ pub struct BlobReference {
     pub digest: Digest,
     /// The media type that the manifest gives it.
     pub media_type: String,
+    /// Its size in bytes, as the manifest says it.
+    pub size: u64,
+}
+
+/// A manifest that an index to be stored holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildReference {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes, as the index says it.
+    pub size: u64,
+}
+
+/// A reference whose size is not that of what is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SizeMismatch {
+    /// The blob or manifest.
+    pub digest: Digest,
+    /// Its size in bytes, as the manifest says it.
+    pub stated: u64,
+    /// Its size in bytes.
+    pub actual: u64,
 }
 
 /// A manifest to be stored, its references read out of its payload by the caller.
@@ -100,10 +126,10 @@ pub struct NewManifest {
     pub subject: Option<Digest>,
     /// The manifest's annotations, where it has a subject; empty otherwise.
     pub annotations: BTreeMap<String, String>,
-    /// The config and every layer without foreign URLs: each must be in the repository. Unique digests.
+    /// The config and every layer that is not foreign: each must be in the repository. Unique digests.
     pub blobs: Vec<BlobReference>,
     /// An index's children: each must be in the repository. Unique digests.
-    pub children: Vec<Digest>,
+    pub children: Vec<ChildReference>,
 }
 
 /// A manifest PUT, which is one transaction: references checked under lock, edges, tags, event and jobs written.
@@ -156,6 +182,8 @@ pub struct PutOutcome {
     pub created: bool,
     /// The digest was archived, and this push restored it.
     pub restored: bool,
+    /// The digest was there under another media type, and has this push's now.
+    pub retyped: bool,
     /// What happened to each tag, in the order given.
     pub tags: Vec<(Tag, TagEffect)>,
 }
@@ -163,7 +191,10 @@ pub struct PutOutcome {
 impl PutOutcome {
     /// Whether everything was there already, just so: the API answers ImageAlreadyExists, `/v2/` answers 201.
     pub fn unchanged(&self) -> bool {
-        !self.created && !self.restored && self.tags.iter().all(|(_, effect)| *effect == TagEffect::Unchanged)
+        !self.created
+            && !self.restored
+            && !self.retyped
+            && self.tags.iter().all(|(_, effect)| *effect == TagEffect::Unchanged)
     }
 }
 
@@ -179,6 +210,9 @@ pub enum PutManifestError {
     /// These children are not in the repository.
     #[error("children are missing: {0:?}")]
     ChildrenNotFound(Vec<Digest>),
+    /// This reference says another size than the blob or child has.
+    #[error("the manifest says that {} has {} bytes, it has {}", .0.digest, .0.stated, .0.actual)]
+    SizeMismatch(SizeMismatch),
     /// The tag exists and is immutable.
     #[error("the tag {tag} exists and is immutable")]
     TagAlreadyExists {
@@ -228,15 +262,53 @@ pub enum DeleteImageError {
     /// Stored indexes hold it.
     #[error("the image is referenced by {0:?}")]
     ReferencedBy(Vec<Digest>),
-    /// The image has other tags than the caller decided by.
-    #[error("the image's tags have changed")]
-    TagsChanged,
-    /// The repository's lifecycle policy is not the one that the caller decided by.
-    #[error("the repository's lifecycle policy has changed")]
-    PolicyChanged,
+    /// What the lifecycle policy's decision rested on no longer holds.
+    #[error(transparent)]
+    Stale(#[from] Stale),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What becomes of the referrers of an image that is deleted. (Where an image changes its storage class, they follow.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Referrers {
+    /// A [`super::jobs::FollowSubject`] job is written along with the deletion (the API, lifecycle policies).
+    Follow,
+    /// They stay, as the distribution spec allows (`/v2/`).
+    Stay,
+}
+
+/// What a lifecycle policy's decision about one image rests on. The store acts on the image while all of it holds.
+#[derive(Debug, Clone)]
+pub struct LifecycleDecision {
+    /// The text of the policy, which is the repository's.
+    pub policy: Arc<str>,
+    /// The image's [`Image::revision`].
+    pub revision: u64,
+    /// The image's [`Image::last_pulled_at`].
+    pub last_pulled_at: Option<Timestamp>,
+    /// The image only follows its subject, so that one must have gone, or be archived where the image is to be archived.
+    pub follows_subject: bool,
+    /// The images that made this one too many, with their revisions (`imageCountMoreThan`): each is still there.
+    pub kept: Arc<[(ManifestId, u64)]>,
+}
+
+/// What no longer holds of a [`LifecycleDecision`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Stale {
+    /// The repository has another policy, or none.
+    #[error("the repository's lifecycle policy has changed")]
+    Policy,
+    /// The image was pushed, pulled, tagged, untagged, archived or restored.
+    #[error("the image has changed")]
+    Image,
+    /// The image's subject is there, or active again.
+    #[error("the image's subject is there")]
+    Subject,
+    /// Images that were to be kept have changed or gone, so this one may have to be kept.
+    #[error("the images that were to be kept have changed")]
+    Kept,
 }
 
 /// ECR's `filter.tagStatus`.
@@ -303,7 +375,7 @@ pub struct Layer {
     pub media_type: Option<String>,
     /// Some image of the repository references it.
     pub referenced: bool,
-    /// Images reference it, and every one of them is archived.
+    /// Images reference it, every one of them is archived, and nobody has pushed the layer since.
     pub archived: bool,
 }
 
@@ -348,9 +420,9 @@ pub enum StorageClassError {
     /// Active indexes hold it, so it may not be archived.
     #[error("the image is referenced by {0:?}")]
     ReferencedBy(Vec<Digest>),
-    /// The repository's lifecycle policy is not the one that the caller decided by.
-    #[error("the repository's lifecycle policy has changed")]
-    PolicyChanged,
+    /// What the lifecycle policy's decision rested on no longer holds.
+    #[error(transparent)]
+    Stale(#[from] Stale),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -1,11 +1,13 @@
 //! Background work as the store keeps it: written in the transaction of its cause, claimed with a lease. Plain data.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::repositories::RepositoryId;
 use super::{Generation, StoreError, StoreResult, WriterState};
+use crate::names::Digest;
 
 /// A job to be enqueued.
 ///
@@ -127,9 +129,64 @@ impl DeleteGeneration {
     }
 }
 
+/// What a `referrers` job is about: a subject that was deleted, archived or restored, which its referrers are to follow.
+/// Amazon ECR promises that within a day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowSubject {
+    /// The row id of the repository.
+    repository: i64,
+    /// The subject.
+    pub subject: Digest,
+}
+
+impl FollowSubject {
+    /// The kind of the jobs that carry it.
+    pub const KIND: &str = "referrers";
+
+    /// How long a subject that went may come back before its referrers go: a push that is tried again pushes it again.
+    const DELAY: SignedDuration = SignedDuration::from_mins(5);
+
+    /// About this subject.
+    pub fn new(repository: RepositoryId, subject: Digest) -> Self {
+        Self { repository: repository.0, subject }
+    }
+
+    /// The subject's repository.
+    pub fn repository(&self) -> RepositoryId {
+        RepositoryId(self.repository)
+    }
+
+    /// The job that has the referrers follow.
+    pub fn job(&self, now: Timestamp) -> NewJob {
+        let Self { repository, subject } = self;
+        let payload = json!({ "repository": repository, "subject": subject });
+        let run_at = now.checked_add(Self::DELAY).unwrap_or(now);
+        NewJob { kind: Self::KIND.into(), key: format!("{repository}/{subject}"), payload: payload.to_string(), run_at }
+    }
+
+    /// Reads a job's payload.
+    ///
+    /// # Errors
+    /// `Inconsistent` when it is not what [`FollowSubject::job`] wrote.
+    pub fn parse(payload: &str) -> StoreResult<Self> {
+        serde_json::from_str(payload).map_err(|error| {
+            StoreError::Inconsistent(format!("the payload of a {} job does not parse: {error}", Self::KIND))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_referrers_job_carries_the_subject_and_waits_for_it_to_come_back() {
+        let follow = FollowSubject::new(RepositoryId(7), Digest::sha256(b"subject"));
+        let job = follow.job(Timestamp::UNIX_EPOCH);
+        assert!(job.run_at > Timestamp::UNIX_EPOCH);
+        assert_eq!((job.kind.as_str(), FollowSubject::parse(&job.payload).unwrap()), (FollowSubject::KIND, follow));
+        assert!(matches!(FollowSubject::parse("{}"), Err(StoreError::Inconsistent(_))));
+    }
 
     #[test]
     fn a_delete_generation_job_carries_the_generation_and_the_writers_state() {

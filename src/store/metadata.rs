@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::images::{
-    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, Manifest, ManifestId,
-    MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, StorageClass, StorageClassError, TagDeleted,
-    TaggedImage, UnlinkBlob,
+    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
+    Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
+    StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
@@ -88,7 +88,8 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
 
     // Blobs.
 
-    /// The live blob of this digest in the repository of this name: the hot path of a pull, one round trip.
+    /// The live blob of this digest in the repository of this name: the hot path of a pull, one round trip. A blob that
+    /// only archived images have is missing, unless it was pushed again since.
     async fn find_blob(
         &self,
         account: &AccountId,
@@ -105,7 +106,8 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         limit: usize,
     ) -> StoreResult<Vec<(RepositoryId, RepositoryName)>>;
     /// Links a blob of `from` into `to`. With `referenced_only`, only if a manifest of `from` references it (ECR's rule).
-    /// What `to` has already counts as mounted; repositories of two registries do not share blobs.
+    /// What `to` has already counts as mounted, and as pushed again; repositories of two registries do not share blobs, and
+    /// what only archived images of `from` have is not mounted.
     async fn mount_blob(
         &self,
         from: RepositoryId,
@@ -147,9 +149,10 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> StoreResult<Lookup<Manifest>>;
-    /// Stores a manifest: see [`PutManifest`]. A known digest keeps its `pushed_at` and its media type; an archived one
-    /// becomes active again. Also writes PUSH events. When nothing changes ([`PutOutcome::unchanged`]) nothing is
-    /// written, neither events nor jobs.
+    /// Stores a manifest: see [`PutManifest`]. A known digest keeps its `pushed_at` and takes the push's media type; an
+    /// archived one becomes active again, and so does everything archived that the manifest holds, at any depth. Also
+    /// writes PUSH events, and UPDATE_STORAGE_CLASS events of children. When nothing changes ([`PutOutcome::unchanged`])
+    /// neither events nor jobs are written; only the image's revision grows.
     async fn put_manifest(&self, put: PutManifest) -> Result<PutOutcome, PutManifestError>;
     /// Deletes an image with all its tags, and returns those, sorted. Refused while a stored index holds it. Also writes
     /// DELETE events, as [`Metadata::delete_tag`] does.
@@ -157,21 +160,20 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         &self,
         repository: RepositoryId,
         digest: &Digest,
+        referrers: Referrers,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError>;
-    /// Deletes an image like [`Metadata::delete_image`], unless what the caller decided by is no longer so: the repository's
-    /// lifecycle policy ([`DeleteImageError::PolicyChanged`]), or the image's tags (sorted), as one that was pushed in between
-    /// was acknowledged and must not go ([`DeleteImageError::TagsChanged`]).
+    /// Deletes an image like [`Metadata::delete_image`], its referrers following, unless something that the decision rests
+    /// on no longer holds ([`DeleteImageError::Stale`]).
     async fn expire_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
-        policy: &str,
-        tags: &[Tag],
+        decision: LifecycleDecision,
         now: Timestamp,
     ) -> Result<(), DeleteImageError>;
     /// Deletes a tag; `expected` is the digest that it must point at, if the caller said one. If it was the last tag and
-    /// takes the image along, the rules of [`Metadata::delete_image`] hold.
+    /// takes the image along, the rules of [`Metadata::delete_image`] hold, and referrers follow.
     async fn delete_tag(
         &self,
         repository: RepositoryId,
@@ -180,7 +182,8 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         last: LastTag,
         now: Timestamp,
     ) -> Result<TagDeleted, DeleteImageError>;
-    /// Tags in byte order; tags of archived images are left out.
+    /// Tags in byte order; tags of archived images are left out, and those that are longer than `/v2/` can name
+    /// ([`Tag::MAX_OCI`]).
     async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>>;
     /// The images that these references name; `None` where there is none. In the order given.
     async fn images(&self, repository: RepositoryId, references: &[Reference])
@@ -217,8 +220,9 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         after: Option<&Digest>,
         limit: usize,
     ) -> StoreResult<Vec<Image>>;
-    /// Moves an image between storage classes and returns its new status; a restored image is active at once. To archive
-    /// it, no active index may hold it. Also writes an UPDATE_STORAGE_CLASS event.
+    /// Moves an image between storage classes and returns its new status; a restored image is active at once, and so is
+    /// everything archived that it holds. To archive it, no active index may hold it. Also writes UPDATE_STORAGE_CLASS
+    /// events, and jobs that have referrers follow.
     async fn set_storage_class(
         &self,
         repository: RepositoryId,
@@ -226,15 +230,18 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         class: StorageClass,
         now: Timestamp,
     ) -> Result<ImageStatus, StorageClassError>;
-    /// Archives an image like [`Metadata::set_storage_class`], unless the repository's lifecycle policy is no longer the one
-    /// that the caller decided by ([`StorageClassError::PolicyChanged`]).
+    /// Archives an image like [`Metadata::set_storage_class`], unless something that the decision rests on no longer holds
+    /// ([`StorageClassError::Stale`]).
     async fn archive_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
-        policy: &str,
+        decision: LifecycleDecision,
         now: Timestamp,
     ) -> Result<(), StorageClassError>;
+    /// Makes a referrer what its subject is at this moment: gone, archived or active. True if that changed it: one that is
+    /// gone, has no subject or is held by an index stays as it is. What refers to it follows in turn.
+    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool>;
     /// Records pulls, in bulk; an earlier time never replaces a later one.
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()>;
 

@@ -9,6 +9,10 @@ pub struct RegistrySettings {
     pub policy: Option<String>,
     /// How its repositories are scanned.
     pub scanning: ScanningConfiguration,
+    /// Grows with every change of the settings, account settings included; 0 while nothing was ever put.
+    pub version: u64,
+    /// Grows with every change of the registry policy.
+    pub policy_version: u64,
 }
 
 /// One change of a registry's settings; the others stay.

@@ -48,6 +48,10 @@ pub struct Repository {
     pub lifecycle_policy: Option<String>,
     /// When the lifecycle job last evaluated the policy.
     pub lifecycle_evaluated_at: Option<Timestamp>,
+    /// Grows with every change of the repository or of its resource tags.
+    pub version: u64,
+    /// Grows with every change of the repository policy.
+    pub policy_version: u64,
 }
 
 /// A repository to be created.

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, Fault, ImageId, Selector, input, required};
-use crate::jobs::referrers;
 use crate::names::{Digest, Reference, Tag};
 use crate::registry::images::{NewImage, PutImageError};
+use crate::registry::manifests::InvalidManifest;
 use crate::store::Lookup;
 use crate::store::images::{
-    DeleteImageError, ImageStatus, LastTag, Manifest, PutManifestError, StorageClass, StorageClassError, TaggedImage,
+    DeleteImageError, ImageStatus, LastTag, Manifest, PutManifestError, Referrers, StorageClass, StorageClassError,
+    TaggedImage,
 };
 use crate::store::repositories::Repository;
 
@@ -84,6 +85,9 @@ fn refused_put(error: PutImageError, place: &Place, payload: &[u8], expected: Op
         PutManifestError::NoRepository => Error::RepositoryNotFound(place),
         PutManifestError::BlobsNotFound(digests) => Error::LayersNotFound { digests, place },
         PutManifestError::ChildrenNotFound(digests) => Error::ReferencedImagesNotFound { digests, place },
+        PutManifestError::SizeMismatch(mismatch) => {
+            Error::InvalidParameterText(InvalidManifest::from(mismatch).to_string())
+        }
         PutManifestError::TagAlreadyExists { tag, current } => {
             // The same image under the same immutable tag changes nothing, which is another thing than overwriting it.
             if current == Digest::of(current.algorithm(), payload) {
@@ -228,16 +232,10 @@ impl From<DeleteImageError> for Undeleted {
             DeleteImageError::NotFound => Self::Fault(Fault::ImageNotFound),
             DeleteImageError::TagPointsElsewhere(_) => Self::Fault(Fault::ImageTagDoesNotMatchDigest),
             // Only an expiry says what it was decided by.
-            DeleteImageError::TagsChanged | DeleteImageError::PolicyChanged => Self::Fault(Fault::ImageNotFound),
+            DeleteImageError::Stale(_) => Self::Fault(Fault::ImageNotFound),
             DeleteImageError::ReferencedBy(parents) => Self::ReferencedBy(parents),
             DeleteImageError::Store(error) => Self::Error(error.into()),
         }
-    }
-}
-
-impl From<crate::store::StoreError> for Undeleted {
-    fn from(error: crate::store::StoreError) -> Self {
-        Self::Error(error.into())
     }
 }
 
@@ -246,8 +244,7 @@ async fn delete(call: &Call, repository: &Repository, selector: &Selector) -> Re
     let metadata = call.registry.metadata.as_ref();
     let (tag, expected) = match selector {
         Selector::Digest(digest) => {
-            referrers::enqueue(metadata, repository.id, digest, call.now).await?;
-            let tags = metadata.delete_image(repository.id, digest, call.now).await?;
+            let tags = metadata.delete_image(repository.id, digest, Referrers::Follow, call.now).await?;
             let none = tags.is_empty().then(|| image_id(digest, None));
             return Ok(tags.iter().map(|tag| image_id(digest, Some(tag))).chain(none).collect());
         }
@@ -255,9 +252,6 @@ async fn delete(call: &Call, repository: &Repository, selector: &Selector) -> Re
         Selector::Both(tag, digest) => (tag, Some(digest)),
     };
     let gone = metadata.delete_tag(repository.id, tag, expected, LastTag::DeletesImage, call.now).await?;
-    if gone.image_deleted {
-        referrers::enqueue(metadata, repository.id, &gone.digest, call.now).await?;
-    }
     Ok(vec![image_id(&gone.digest, Some(tag))])
 }
 
@@ -285,8 +279,8 @@ pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Res
     let metadata = call.registry.metadata.as_ref();
     let changed = metadata.set_storage_class(repository.id, &image.digest, class, call.now).await;
     let status = changed.map_err(|error| match error {
-        // Only a lifecycle policy's job says which policy it means.
-        StorageClassError::NotFound | StorageClassError::PolicyChanged => not_found(&place, &id),
+        // Only a lifecycle policy's job says what it decided by.
+        StorageClassError::NotFound | StorageClassError::Stale(_) => not_found(&place, &id),
         StorageClassError::Unchanged(status) => Error::StorageClassUpdateNotSupported(format!(
             "The image '{}' is {} already",
             image.digest,
@@ -301,7 +295,6 @@ pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Res
         }
         StorageClassError::Store(error) => error.into(),
     })?;
-    referrers::enqueue(metadata, repository.id, &image.digest, call.now).await?;
     let tag = id.image_tag.as_deref().and_then(|tag| tag.parse::<Tag>().ok());
     Ok(json!({
         "registryId": place.account,

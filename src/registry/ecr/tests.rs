@@ -14,6 +14,7 @@ use crate::names::Digest;
 use crate::registry::auth::{AccessKey, Keyring};
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::folder::FolderBlobs;
+use crate::store::jobs::FollowSubject;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 
@@ -223,10 +224,9 @@ fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
     let run_jobs = || {
         bed.runtime.block_on(async {
             let later = Timestamp::now() + Duration::from_secs(3600);
-            let metadata = &bed.registry.metadata;
-            while let Some(job) = metadata.claim_job(&[referrers::KIND], later, Duration::from_secs(60)).await.unwrap()
-            {
-                referrers::run(&bed.registry, &job.payload).await.unwrap();
+            let (metadata, kind) = (&bed.registry.metadata, FollowSubject::KIND);
+            while let Some(job) = metadata.claim_job(&[kind], later, Duration::from_secs(60)).await.unwrap() {
+                referrers::run(&bed.registry, &FollowSubject::parse(&job.payload).unwrap()).await.unwrap();
                 metadata.end_job(job.id, job.attempts, crate::store::jobs::JobEnd::Done).await.unwrap();
             }
         });

@@ -295,17 +295,11 @@ fn start_upload(method: &Method, name: &str, query: &Query<'_>) -> Result<Action
         return Err(NoAction::Method("POST"));
     }
     let start = if let Some(mount) = query.get("mount")? {
-        // A source that cannot exist is a source that does not have the blob: the client gets its session.
-        let from = match query.get("from")? {
-            None => None,
-            Some(from) => match from.parse() {
-                Ok(from) => Some(from),
-                Err(_) => {
-                    return Ok(Action::In(repository(name)?, Act::StartUpload(Start::Session(Algorithm::Sha256))));
-                }
-            },
-        };
-        Start::Mount { digest: parse_digest(&mount)?, from }
+        // A blob or a source that cannot exist is one that is not there: the client gets its session.
+        match (mount.parse(), query.get("from")?.map(|from| from.parse()).transpose()) {
+            (Ok(digest), Ok(from)) => Start::Mount { digest, from },
+            _ => Start::Session(Algorithm::Sha256),
+        }
     } else if let Some(digest) = query.get("digest")? {
         Start::Whole(parse_digest(&digest)?)
     } else {
@@ -418,6 +412,16 @@ mod tests {
                 "POST",
                 format!("blobs/uploads/?mount=sha256%3A{HEX}&from=other%2Fone"),
                 Act::StartUpload(Start::Mount { digest: digest(), from: Some(name("other/one")) }),
+            ),
+            (
+                "POST",
+                "blobs/uploads/?mount=&from=other".to_owned(),
+                Act::StartUpload(Start::Session(Algorithm::Sha256)),
+            ),
+            (
+                "POST",
+                "blobs/uploads/?mount=sha256:short".to_owned(),
+                Act::StartUpload(Start::Session(Algorithm::Sha256)),
             ),
             (
                 "POST",

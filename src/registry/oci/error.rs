@@ -168,6 +168,9 @@ impl OciError {
                 PutManifestError::NoRepository => Self::name_unknown(account, name),
                 PutManifestError::BlobsNotFound(digests) => absent("Layers", &digests),
                 PutManifestError::ChildrenNotFound(digests) => absent("Images", &digests),
+                PutManifestError::SizeMismatch(mismatch) => {
+                    Self::invalid_parameter(InvalidManifest::from(mismatch).to_string())
+                }
                 PutManifestError::TagAlreadyExists { tag, .. } => {
                     let text = format!(
                         "The image tag '{tag}' already exists in the '{name}' repository and cannot be overwritten because the repository is immutable."
@@ -281,10 +284,9 @@ impl From<DeleteImageError> for OciError {
     fn from(error: DeleteImageError) -> Self {
         match error {
             // The OCI door names neither a digest beside a tag nor what an expiry was decided by, so nothing can disagree.
-            DeleteImageError::NotFound
-            | DeleteImageError::TagPointsElsewhere(_)
-            | DeleteImageError::TagsChanged
-            | DeleteImageError::PolicyChanged => Self::manifest_unknown(),
+            DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) | DeleteImageError::Stale(_) => {
+                Self::manifest_unknown()
+            }
             DeleteImageError::ReferencedBy(indexes) => {
                 Self::invalid_parameter(format!("Requested image referenced by manifest list: {}", list(&indexes)))
             }

@@ -10,7 +10,7 @@ use crate::registry::body::{Body, BodyError, RequestBody};
 use crate::registry::images::NewImage;
 use crate::registry::manifests::{InvalidManifest, Kind};
 use crate::registry::{Response, images};
-use crate::store::images::{ImageStatus, LastTag};
+use crate::store::images::{ImageStatus, LastTag, Referrers};
 use crate::store::{Lookup, StoreError};
 
 /// How many tags one `OCI-Tag` header names: clients limit the length of a header, and how many there are.
@@ -104,7 +104,7 @@ pub(super) async fn put(
 /// end-9 by digest: the image goes with all its tags, unless a stored index holds it.
 pub(super) async fn delete(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
-    call.registry.metadata.delete_image(repository.id, digest, call.now).await?;
+    call.registry.metadata.delete_image(repository.id, digest, Referrers::Stay, call.now).await?;
     Ok(empty(StatusCode::ACCEPTED))
 }
 

@@ -10,19 +10,29 @@ use crate::store::images::{Blob, Layer, MountBlob, UnlinkBlob};
 use crate::store::repositories::RepositoryId;
 use crate::store::{Lookup, StoreResult};
 
+/// Whether every image that has the blob of link `l` is archived, and nobody has pushed the blob since.
+macro_rules! archived {
+    () => {
+        "(EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = l.id AND e.archived_at >= l.linked_at)
+          AND NOT EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = l.id AND e.archived_at IS NULL))"
+    };
+}
+
 pub(super) async fn find(
     pool: &PgPool,
     account: &AccountId,
     repository: &RepositoryName,
     digest: &Digest,
 ) -> Attempt<Lookup<Blob>> {
-    let row = sqlx::query(
-        "SELECT b.digest, b.size, b.generation
+    let row = sqlx::query(concat!(
+        "SELECT b.digest, b.size, b.generation, ",
+        archived!(),
+        " AS archived
          FROM repository r
          LEFT JOIN (repository_blob l JOIN blob b ON b.id = l.blob_id AND b.state = 'live')
                 ON l.repository_id = r.id AND l.digest = $3
          WHERE r.account_id = $1 AND r.name = $2",
-    )
+    ))
     .bind(account.as_str())
     .bind(repository.as_str())
     .bind(digest.as_str())
@@ -30,35 +40,32 @@ pub(super) async fn find(
     .await?;
     Ok(match row {
         None => Lookup::NoRepository,
-        Some(row) if get::<Option<&str>>(&row, "digest")?.is_none() => Lookup::Missing,
+        Some(row) if get::<Option<&str>>(&row, "digest")?.is_none() || get(&row, "archived")? => Lookup::Missing,
         Some(row) => Lookup::Found(blob(&row)?),
     })
 }
 
 pub(super) async fn layer(pool: &PgPool, repository: RepositoryId, digest: &Digest) -> Attempt<Option<Layer>> {
-    let row = sqlx::query(
-        "SELECT b.digest, b.size, b.generation, use.media_type,
-                use.images > 0 AS referenced, use.images > 0 AND use.archived = use.images AS archived
+    // The media type is an active image's where there is one, and the oldest such image's.
+    let row = sqlx::query(concat!(
+        "SELECT b.digest, b.size, b.generation,
+                (SELECT e.media_type FROM manifest_blob e WHERE e.link_id = l.id
+                 ORDER BY e.archived_at NULLS FIRST, e.manifest_id LIMIT 1) AS media_type, ",
+        archived!(),
+        " AS archived
          FROM repository_blob l
          JOIN blob b ON b.id = l.blob_id AND b.state = 'live'
-         CROSS JOIN LATERAL (
-             SELECT (array_agg(e.media_type ORDER BY e.manifest_id))[1] AS media_type, count(*) AS images,
-                    count(*) FILTER (WHERE m.status = 'ARCHIVED') AS archived
-             FROM manifest_blob e JOIN manifest m ON m.id = e.manifest_id WHERE e.link_id = l.id
-         ) use
          WHERE l.repository_id = $1 AND l.digest = $2",
-    )
+    ))
     .bind(repository.0)
     .bind(digest.as_str())
     .fetch_optional(pool)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    Ok(Some(Layer {
-        blob: blob(&row)?,
-        media_type: get(&row, "media_type")?,
-        referenced: get(&row, "referenced")?,
-        archived: get(&row, "archived")?,
-    }))
+    let media_type: Option<String> = get(&row, "media_type")?;
+    // Every edge has a media type, so there is one where there is an edge.
+    let referenced = media_type.is_some();
+    Ok(Some(Layer { blob: blob(&row)?, media_type, referenced, archived: get(&row, "archived")? }))
 }
 
 fn blob(row: &sqlx::postgres::PgRow) -> StoreResult<Blob> {
@@ -101,7 +108,7 @@ pub(super) async fn mount(
 ) -> Attempt<MountBlob> {
     let mut tx = pool.begin().await?;
     // What the target has counts as mounted whatever the source has.
-    let blob: Option<i64> = sqlx::query_scalar(
+    let blob: Option<i64> = sqlx::query_scalar(concat!(
         "SELECT l.blob_id FROM repository_blob l WHERE l.repository_id = $2 AND l.digest = $3
          UNION ALL
          SELECT l.blob_id
@@ -110,9 +117,10 @@ pub(super) async fn mount(
               AND target.encryption_type = source.encryption_type
               AND target.kms_key IS NOT DISTINCT FROM source.kms_key
          JOIN repository_blob l ON l.repository_id = source.id AND l.digest = $3
-         WHERE source.id = $1 AND (NOT $4 OR EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = l.id))
-         LIMIT 1",
-    )
+         WHERE source.id = $1 AND (NOT $4 OR EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = l.id)) AND NOT ",
+        archived!(),
+        " LIMIT 1",
+    ))
     .bind(from.0)
     .bind(to.0)
     .bind(digest.as_str())
@@ -145,6 +153,7 @@ async fn lease_live(tx: &mut PgConnection, blob: i64, until: Timestamp) -> Attem
 }
 
 /// Puts a live blob, whose row the caller has locked, into a repository; false when the repository has the digest already.
+/// That one is served from then on, although every image that has it may be archived.
 pub(super) async fn link<E>(
     tx: &mut PgConnection,
     repository: RepositoryId,
@@ -160,9 +169,21 @@ pub(super) async fn link<E>(
     .bind(digest.as_str())
     .bind(blob)
     .bind(millis(now))
+    .execute(&mut *tx)
+    .await?;
+    if linked.rows_affected() > 0 {
+        return Ok(true);
+    }
+    // Later than an archival in the same millisecond.
+    sqlx::query(
+        "UPDATE repository_blob SET linked_at = $3 WHERE repository_id = $1 AND digest = $2 AND linked_at < $3",
+    )
+    .bind(repository.0)
+    .bind(digest.as_str())
+    .bind(millis(now).saturating_add(1))
     .execute(tx)
     .await?;
-    Ok(linked.rows_affected() > 0)
+    Ok(false)
 }
 
 pub(super) async fn unlink(pool: &PgPool, repository: RepositoryId, digest: &Digest) -> Attempt<UnlinkBlob> {

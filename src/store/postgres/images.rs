@@ -1,4 +1,4 @@
-//! Deleting, archiving and restoring images, and when they were pulled.
+//! Deleting images, and when they were pulled.
 //!
 //! Whoever deletes or archives a manifest first locks its row as a deletion does: a push of an index that holds it, which
 //! has the row's FOR KEY SHARE, comes wholly before or wholly after.
@@ -10,30 +10,43 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
 use super::failure::{Attempt, Failure};
-use super::jobs;
-use super::rows::{self, get, millis, parse, parsed};
+use super::rows::{self, get, millis, parse, parsed, signed};
+use super::{jobs, storage_class};
 use crate::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::store::StoreResult;
 use crate::store::events::ImageSubject;
 use crate::store::images::{
-    DeleteImageError, ImageStatus, LastTag, ManifestId, StorageClass, StorageClassError, TagDeleted,
+    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
 };
+use crate::store::jobs::{FollowSubject, NewJob};
 use crate::store::repositories::RepositoryId;
 
-/// A locked image, with what its events say.
-struct Locked {
-    id: ManifestId,
-    status: ImageStatus,
+/// A locked image, with what its changes and events need.
+pub(super) struct Locked {
+    pub(super) id: ManifestId,
+    pub(super) status: ImageStatus,
     account: AccountId,
     repository: RepositoryName,
-    digest: Digest,
+    pub(super) digest: Digest,
     media_type: String,
     artifact_media_type: Option<String>,
-    is_referrer: bool,
+    subject: Option<Digest>,
+    revision: u64,
+    last_pulled_at: Option<Timestamp>,
 }
 
+/// The columns of [`Locked::read`], of the aliases `m` and `r`.
+macro_rules! locked_columns {
+    () => {
+        "m.id, m.status, m.digest, m.media_type, m.subject, m.revision, m.last_pulled_at, r.account_id, r.name, \
+         coalesce(m.artifact_type, m.config_media_type) AS artifact_media_type"
+    };
+}
+pub(super) use locked_columns;
+
 impl Locked {
-    fn read(row: &PgRow) -> StoreResult<Self> {
+    pub(super) fn read(row: &PgRow) -> StoreResult<Self> {
+        let subject: Option<&str> = get(row, "subject")?;
         Ok(Self {
             id: ManifestId(get(row, "id")?),
             status: rows::status(row)?,
@@ -42,29 +55,37 @@ impl Locked {
             digest: parsed(row, "digest")?,
             media_type: get(row, "media_type")?,
             artifact_media_type: get(row, "artifact_media_type")?,
-            is_referrer: get(row, "is_referrer")?,
+            subject: subject.map(parse).transpose()?,
+            revision: rows::unsigned(row, "revision")?,
+            last_pulled_at: rows::optional_time(row, "last_pulled_at")?,
         })
     }
 
-    fn subject(&self) -> ImageSubject<'_> {
+    /// What its events are about.
+    pub(super) fn image(&self) -> ImageSubject<'_> {
         ImageSubject {
             account: &self.account,
             repository: &self.repository,
             digest: &self.digest,
             media_type: &self.media_type,
             artifact_media_type: self.artifact_media_type.as_deref(),
-            is_referrer: self.is_referrer,
+            is_referrer: self.subject.is_some(),
         }
     }
 }
 
-async fn lock<E>(tx: &mut PgConnection, repository: RepositoryId, digest: &Digest) -> Attempt<Option<Locked>, E> {
-    let row = sqlx::query(
-        "SELECT m.id, m.status, m.digest, m.media_type, m.subject IS NOT NULL AS is_referrer, r.account_id, r.name,
-                coalesce(m.artifact_type, m.config_media_type) AS artifact_media_type
-         FROM manifest m JOIN repository r ON r.id = m.repository_id
-         WHERE m.repository_id = $1 AND m.digest = $2 FOR UPDATE OF m",
-    )
+/// Locks an image as a deletion does.
+pub(super) async fn lock<E>(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    digest: &Digest,
+) -> Attempt<Option<Locked>, E> {
+    let row = sqlx::query(concat!(
+        "SELECT ",
+        locked_columns!(),
+        " FROM manifest m JOIN repository r ON r.id = m.repository_id
+          WHERE m.repository_id = $1 AND m.digest = $2 FOR UPDATE OF m",
+    ))
     .bind(repository.0)
     .bind(digest.as_str())
     .fetch_optional(tx)
@@ -72,11 +93,11 @@ async fn lock<E>(tx: &mut PgConnection, repository: RepositoryId, digest: &Diges
     Ok(row.as_ref().map(Locked::read).transpose()?)
 }
 
-/// The indexes that hold an image, in the order of their digests; only those that are active, if asked so.
-async fn parents<E>(tx: &mut PgConnection, id: ManifestId, active_only: bool) -> Attempt<Vec<Digest>, E> {
+/// The indexes that hold an image, in the order of their digests; only those that are not archived, if asked so.
+pub(super) async fn parents<E>(tx: &mut PgConnection, id: ManifestId, active_only: bool) -> Attempt<Vec<Digest>, E> {
     let digests: Vec<String> = sqlx::query_scalar(
         "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id
-         WHERE e.child_id = $1 AND (NOT $2 OR p.status = 'ACTIVE') ORDER BY p.digest",
+         WHERE e.child_id = $1 AND (NOT $2 OR p.status <> 'ARCHIVED') ORDER BY p.digest",
     )
     .bind(id.0)
     .bind(active_only)
@@ -85,20 +106,102 @@ async fn parents<E>(tx: &mut PgConnection, id: ManifestId, active_only: bool) ->
     Ok(digests.iter().map(|digest| parse(digest)).collect::<StoreResult<_>>()?)
 }
 
-/// Whether this is the repository's lifecycle policy, which it stays until the transaction's end.
-async fn hold_policy<E>(tx: &mut PgConnection, repository: RepositoryId, policy: &str) -> Attempt<bool, E> {
+/// Whether the repository has the policy that the decision is the policy's, which it keeps until the transaction's end.
+pub(super) async fn check_policy<E: From<Stale>>(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    decision: &LifecycleDecision,
+) -> Attempt<(), E> {
     let held = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND lifecycle_policy = $2 FOR SHARE");
-    Ok(held.bind(repository.0).bind(policy).fetch_optional(tx).await?.is_some())
+    let held = held.bind(repository.0).bind(decision.policy.as_ref()).fetch_optional(tx).await?;
+    held.map(drop).ok_or(Failure::Refused(Stale::Policy.into()))
+}
+
+/// Whether the rest of what a decision about a locked image rests on holds. `class` is where the image is to go, if it is
+/// not to be deleted.
+pub(super) async fn check_image<E: From<Stale>>(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    image: &Locked,
+    decision: &LifecycleDecision,
+    class: Option<StorageClass>,
+) -> Attempt<(), E> {
+    let LifecycleDecision { policy: _, revision, last_pulled_at, follows_subject, kept } = decision;
+    let stale = |what: Stale| Err(Failure::Refused(what.into()));
+    if image.revision != *revision || image.last_pulled_at != *last_pulled_at {
+        return stale(Stale::Image);
+    }
+    if let (true, Some(subject)) = (follows_subject, &image.subject) {
+        let status = lock_subject(tx, repository, subject).await?;
+        let left = status.is_none() || (class.is_some() && status == Some(ImageStatus::Archived));
+        if !left {
+            return stale(Stale::Subject);
+        }
+    }
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let (ids, revisions): (Vec<i64>, Vec<u64>) = kept.iter().map(|(ManifestId(id), revision)| (*id, *revision)).unzip();
+    let revisions = revisions.into_iter().map(signed).collect::<StoreResult<Vec<i64>>>()?;
+    let all: bool = sqlx::query_scalar(
+        "SELECT NOT EXISTS (
+             SELECT 1 FROM UNNEST($1::bigint[], $2::bigint[]) AS k (id, revision)
+             WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.id = k.id AND m.revision = k.revision OFFSET 0))",
+    )
+    .bind(ids)
+    .bind(revisions)
+    .fetch_one(tx)
+    .await?;
+    if all { Ok(()) } else { stale(Stale::Kept) }
+}
+
+/// The status of a subject that is there, which it keeps until the transaction's end.
+async fn lock_subject<E>(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    subject: &Digest,
+) -> Attempt<Option<ImageStatus>, E> {
+    let row = sqlx::query("SELECT status FROM manifest WHERE repository_id = $1 AND digest = $2 FOR SHARE")
+        .bind(repository.0)
+        .bind(subject.as_str())
+        .fetch_optional(tx)
+        .await?;
+    Ok(row.as_ref().map(rows::status).transpose()?)
+}
+
+/// The jobs that have the referrers of these subjects follow them; none for what nothing refers to.
+pub(super) async fn follow_ups<E>(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    subjects: &[&Digest],
+    now: Timestamp,
+) -> Attempt<Vec<NewJob>, E> {
+    if subjects.is_empty() {
+        return Ok(Vec::new());
+    }
+    let subjects: Vec<String> = sqlx::query_scalar(
+        "SELECT s.digest FROM UNNEST($2::text[]) AS s (digest)
+         WHERE EXISTS (SELECT 1 FROM manifest m
+                       WHERE m.repository_id = $1 AND m.subject = s.digest AND m.subject IS NOT NULL OFFSET 0)",
+    )
+    .bind(repository.0)
+    .bind(subjects.iter().map(|digest| digest.as_str()).collect::<Vec<_>>())
+    .fetch_all(tx)
+    .await?;
+    let job = |subject: &String| Ok(FollowSubject::new(repository, parse(subject)?).job(now));
+    Ok(subjects.iter().map(job).collect::<StoreResult<_>>()?)
 }
 
 pub(super) async fn delete(
     pool: &PgPool,
     repository: RepositoryId,
     digest: &Digest,
+    referrers: Referrers,
     now: Timestamp,
 ) -> Attempt<Vec<Tag>, DeleteImageError> {
     let mut tx = pool.begin().await?;
-    let tags = delete_in(&mut tx, repository, digest, None, now).await?;
+    let (image, tags) = lock_with_tags(&mut tx, repository, digest).await?;
+    delete_row(&mut tx, repository, &image, &tags, referrers, now).await?;
     tx.commit().await?;
     Ok(tags)
 }
@@ -107,49 +210,64 @@ pub(super) async fn expire(
     pool: &PgPool,
     repository: RepositoryId,
     digest: &Digest,
-    policy: &str,
-    tags: &[Tag],
+    decision: &LifecycleDecision,
     now: Timestamp,
 ) -> Attempt<(), DeleteImageError> {
     let mut tx = pool.begin().await?;
-    if !hold_policy(&mut tx, repository, policy).await? {
-        return Err(Failure::Refused(DeleteImageError::PolicyChanged));
-    }
-    delete_in(&mut tx, repository, digest, Some(tags), now).await?;
+    check_policy(&mut tx, repository, decision).await?;
+    let (image, tags) = lock_with_tags(&mut tx, repository, digest).await?;
+    check_image(&mut tx, repository, &image, decision, None).await?;
+    delete_row(&mut tx, repository, &image, &tags, Referrers::Follow, now).await?;
     tx.commit().await?;
     Ok(())
 }
 
-async fn delete_in(
+/// Locks an image and its tags, the tags first, as everybody does.
+async fn lock_with_tags(
     tx: &mut PgConnection,
     repository: RepositoryId,
     digest: &Digest,
-    expected: Option<&[Tag]>,
-    now: Timestamp,
-) -> Attempt<Vec<Tag>, DeleteImageError> {
-    let image = lock(tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
-    let tags: Vec<String> = sqlx::query_scalar(
-        "WITH gone AS (DELETE FROM tag WHERE manifest_id = $1 RETURNING name) TABLE gone ORDER BY 1",
+) -> Attempt<(Locked, Vec<Tag>), DeleteImageError> {
+    let locked: Vec<String> = sqlx::query_scalar(
+        "SELECT t.name FROM manifest m JOIN tag t ON t.manifest_id = m.id
+         WHERE m.repository_id = $1 AND m.digest = $2 ORDER BY t.name FOR UPDATE OF t",
     )
-    .bind(image.id.0)
+    .bind(repository.0)
+    .bind(digest.as_str())
     .fetch_all(&mut *tx)
     .await?;
-    let tags = tags.iter().map(|tag| parse(tag)).collect::<StoreResult<Vec<Tag>>>()?;
-    if expected.is_some_and(|expected| expected != tags) {
-        return Err(Failure::Refused(DeleteImageError::TagsChanged));
+    let image = lock(tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
+    let tags: Vec<String> = sqlx::query_scalar("SELECT name FROM tag WHERE manifest_id = $1 ORDER BY name")
+        .bind(image.id.0)
+        .fetch_all(tx)
+        .await?;
+    // It got a tag before it was locked: the next attempt locks that one too.
+    if tags != locked {
+        return Err(Failure::Raced);
     }
-    delete_row(tx, &image).await?;
-    jobs::record(tx, &image.subject().deleted(&tags, now)).await?;
-    Ok(tags)
+    Ok((image, tags.iter().map(|tag| parse(tag)).collect::<StoreResult<_>>()?))
 }
 
-/// Deletes a locked image, whose tags have gone, unless an index holds it.
-async fn delete_row(tx: &mut PgConnection, image: &Locked) -> Attempt<(), DeleteImageError> {
+/// Deletes a locked image with its locked tags, unless an index holds it.
+async fn delete_row(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    image: &Locked,
+    tags: &[Tag],
+    referrers: Referrers,
+    now: Timestamp,
+) -> Attempt<(), DeleteImageError> {
     let parents = parents(tx, image.id, false).await?;
     if !parents.is_empty() {
         return Err(Failure::Refused(DeleteImageError::ReferencedBy(parents)));
     }
-    sqlx::query("DELETE FROM manifest WHERE id = $1").bind(image.id.0).execute(tx).await?;
+    // Payload, tags and edges go with it.
+    sqlx::query("DELETE FROM manifest WHERE id = $1").bind(image.id.0).execute(&mut *tx).await?;
+    jobs::record(&mut *tx, &image.image().deleted(tags, now)).await?;
+    if referrers == Referrers::Follow {
+        let jobs = follow_ups(tx, repository, &[&image.digest], now).await?;
+        jobs::enqueue(tx, &jobs).await?;
+    }
     Ok(())
 }
 
@@ -162,98 +280,94 @@ pub(super) async fn delete_tag(
     now: Timestamp,
 ) -> Attempt<TagDeleted, DeleteImageError> {
     let mut tx = pool.begin().await?;
-    // The image's lock comes before the tag's, as in a push; so where the tag points has to be looked at first.
-    let digest: Option<String> = sqlx::query_scalar(
-        "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest_id WHERE t.repository_id = $1 AND t.name = $2",
-    )
-    .bind(repository.0)
-    .bind(tag.as_str())
-    .fetch_optional(&mut *tx)
+    let manifest: Option<i64> =
+        sqlx::query_scalar("SELECT manifest_id FROM tag WHERE repository_id = $1 AND name = $2 FOR UPDATE")
+            .bind(repository.0)
+            .bind(tag.as_str())
+            .fetch_optional(&mut *tx)
+            .await?;
+    let manifest = manifest.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
+    let row = sqlx::query(concat!(
+        "SELECT ",
+        locked_columns!(),
+        " FROM manifest m JOIN repository r ON r.id = m.repository_id WHERE m.id = $1 FOR UPDATE OF m",
+    ))
+    .bind(manifest)
+    .fetch_one(&mut *tx)
     .await?;
-    let digest: Digest = parse(&digest.ok_or(Failure::Refused(DeleteImageError::NotFound))?)?;
-    if expected.is_some_and(|expected| *expected != digest) {
-        return Err(Failure::Refused(DeleteImageError::TagPointsElsewhere(digest)));
+    let image = Locked::read(&row)?;
+    if expected.is_some_and(|expected| *expected != image.digest) {
+        return Err(Failure::Refused(DeleteImageError::TagPointsElsewhere(image.digest)));
     }
-    let image = lock(&mut tx, repository, &digest).await?.ok_or(Failure::Raced)?;
-    let gone = sqlx::query("DELETE FROM tag WHERE repository_id = $1 AND name = $2 AND manifest_id = $3")
-        .bind(repository.0)
-        .bind(tag.as_str())
-        .bind(image.id.0)
-        .execute(&mut *tx)
-        .await?;
-    if gone.rows_affected() == 0 {
-        return Err(Failure::Raced);
-    }
-    let image_deleted = last == LastTag::DeletesImage && !has_tags(&mut tx, image.id).await?;
+    let image_deleted = last == LastTag::DeletesImage && !has_other_tags(&mut tx, image.id, tag).await?;
     if image_deleted {
-        delete_row(&mut tx, &image).await?;
+        delete_row(&mut tx, repository, &image, std::slice::from_ref(tag), Referrers::Follow, now).await?;
+    } else {
+        sqlx::query("DELETE FROM tag WHERE repository_id = $1 AND name = $2")
+            .bind(repository.0)
+            .bind(tag.as_str())
+            .execute(&mut *tx)
+            .await?;
+        revise(&mut tx, &[image.id.0]).await?;
+        jobs::record(&mut *tx, &image.image().deleted([tag], now)).await?;
     }
-    jobs::record(&mut *tx, &image.subject().deleted([tag], now)).await?;
     tx.commit().await?;
-    Ok(TagDeleted { digest, image_deleted })
+    Ok(TagDeleted { digest: image.digest, image_deleted })
 }
 
-async fn has_tags(tx: &mut PgConnection, id: ManifestId) -> Attempt<bool, DeleteImageError> {
-    let any = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tag WHERE manifest_id = $1)");
-    Ok(any.bind(id.0).fetch_one(tx).await?)
+async fn has_other_tags(tx: &mut PgConnection, id: ManifestId, tag: &Tag) -> Attempt<bool, DeleteImageError> {
+    let any = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tag WHERE manifest_id = $1 AND name <> $2)");
+    Ok(any.bind(id.0).bind(tag.as_str()).fetch_one(tx).await?)
 }
 
-pub(super) async fn set_storage_class(
-    pool: &PgPool,
-    repository: RepositoryId,
-    digest: &Digest,
-    class: StorageClass,
-    now: Timestamp,
-) -> Attempt<ImageStatus, StorageClassError> {
-    let mut tx = pool.begin().await?;
-    let status = set_storage_class_in(&mut tx, repository, digest, class, now).await?;
-    tx.commit().await?;
-    Ok(status)
-}
-
-pub(super) async fn archive(
-    pool: &PgPool,
-    repository: RepositoryId,
-    digest: &Digest,
-    policy: &str,
-    now: Timestamp,
-) -> Attempt<(), StorageClassError> {
-    let mut tx = pool.begin().await?;
-    if !hold_policy(&mut tx, repository, policy).await? {
-        return Err(Failure::Refused(StorageClassError::PolicyChanged));
+/// Counts a change of images whose rows are locked.
+pub(super) async fn revise<E>(tx: &mut PgConnection, ids: &[i64]) -> Attempt<(), E> {
+    if !ids.is_empty() {
+        let sql = "UPDATE manifest SET revision = revision + 1 WHERE id = ANY($1)";
+        sqlx::query(sql).bind(ids).execute(tx).await?;
     }
-    set_storage_class_in(&mut tx, repository, digest, StorageClass::Archive, now).await?;
-    tx.commit().await?;
     Ok(())
 }
 
-async fn set_storage_class_in(
-    tx: &mut PgConnection,
+pub(super) async fn follow_subject(
+    pool: &PgPool,
     repository: RepositoryId,
-    digest: &Digest,
-    class: StorageClass,
+    referrer: &Digest,
     now: Timestamp,
-) -> Attempt<ImageStatus, StorageClassError> {
-    let image = lock(tx, repository, digest).await?.ok_or(Failure::Refused(StorageClassError::NotFound))?;
-    let archived = image.status == ImageStatus::Archived;
-    if archived == (class == StorageClass::Archive) {
-        return Err(Failure::Refused(StorageClassError::Unchanged(image.status)));
+) -> Attempt<bool> {
+    match follow(pool, repository, referrer, now).await {
+        Ok(changed) => Ok(changed),
+        Err(Failure::Refused(DeleteImageError::Store(error))) => Err(Failure::Refused(error)),
+        Err(Failure::Refused(_)) => Ok(false),
+        Err(Failure::Store(error)) => Err(Failure::Store(error)),
+        Err(Failure::Database(error)) => Err(Failure::Database(error)),
+        Err(Failure::Raced) => Err(Failure::Raced),
     }
-    let (update, status, activated_at) = match class {
-        StorageClass::Archive => {
-            let parents = parents(tx, image.id, true).await?;
-            if !parents.is_empty() {
-                return Err(Failure::Refused(StorageClassError::ReferencedBy(parents)));
-            }
-            ("UPDATE manifest SET status = 'ARCHIVED', archived_at = $2 WHERE id = $1", ImageStatus::Archived, None)
+}
+
+async fn follow(
+    pool: &PgPool,
+    repository: RepositoryId,
+    referrer: &Digest,
+    now: Timestamp,
+) -> Attempt<bool, DeleteImageError> {
+    let mut tx = pool.begin().await?;
+    let (image, tags) = lock_with_tags(&mut tx, repository, referrer).await?;
+    let Some(subject) = &image.subject else { return Ok(false) };
+    let changed = match lock_subject(&mut tx, repository, subject).await? {
+        None => {
+            delete_row(&mut tx, repository, &image, &tags, Referrers::Follow, now).await?;
+            true
         }
-        StorageClass::Standard => {
-            ("UPDATE manifest SET status = 'ACTIVE', activated_at = $2 WHERE id = $1", ImageStatus::Active, Some(now))
+        Some(ImageStatus::Archived) => {
+            storage_class::follow(&mut tx, repository, &image, StorageClass::Archive, now).await?
+        }
+        Some(ImageStatus::Active | ImageStatus::Activating) => {
+            storage_class::follow(&mut tx, repository, &image, StorageClass::Standard, now).await?
         }
     };
-    sqlx::query(update).bind(image.id.0).bind(millis(now)).execute(&mut *tx).await?;
-    jobs::record(tx, &[image.subject().moved(class, activated_at, now)]).await?;
-    Ok(status)
+    tx.commit().await?;
+    Ok(changed)
 }
 
 pub(super) async fn record_pulls(pool: &PgPool, pulls: &[(ManifestId, Timestamp)]) -> Attempt<()> {
@@ -262,10 +376,10 @@ pub(super) async fn record_pulls(pool: &PgPool, pulls: &[(ManifestId, Timestamp)
         let at = millis(*at);
         latest.entry(id.0).and_modify(|last| *last = at.max(*last)).or_insert(at);
     }
-    // The rows are locked in the order of their ids, so that replicas that pull the same images do not deadlock.
+    // The rows are locked in the order that everybody keeps, so that replicas that pull the same images do not deadlock.
     sqlx::query(
         "WITH pull AS (SELECT * FROM UNNEST($1::bigint[], $2::bigint[]) AS t (id, at)),
-              locked AS (SELECT m.id FROM manifest m WHERE m.id = ANY($1) ORDER BY m.id FOR NO KEY UPDATE)
+              locked AS (SELECT m.id FROM manifest m WHERE m.id = ANY($1) ORDER BY m.digest FOR NO KEY UPDATE)
          UPDATE manifest m SET last_pulled_at = pull.at FROM pull JOIN locked ON locked.id = pull.id
          WHERE m.id = pull.id AND (m.last_pulled_at IS NULL OR m.last_pulled_at < pull.at)",
     )

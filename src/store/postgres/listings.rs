@@ -26,11 +26,13 @@ pub(super) async fn tags(
 ) -> Attempt<Vec<Tag>> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT t.name FROM tag t JOIN manifest m ON m.id = t.manifest_id
-         WHERE t.repository_id = $1 AND t.name > $2 AND m.status <> 'ARCHIVED' ORDER BY t.name LIMIT $3",
+         WHERE t.repository_id = $1 AND t.name > $2 AND length(t.name) <= $4 AND m.status <> 'ARCHIVED'
+         ORDER BY t.name LIMIT $3",
     )
     .bind(repository.0)
     .bind(rows::after(after))
     .bind(rows::limit(limit))
+    .bind(rows::limit(Tag::MAX_OCI))
     .fetch_all(pool)
     .await?;
     Ok(names.iter().map(|name| parse(name)).collect::<StoreResult<_>>()?)

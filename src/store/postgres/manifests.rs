@@ -6,12 +6,13 @@ use bytes::Bytes;
 use sqlx::{PgConnection, PgPool};
 
 use super::failure::{Attempt, Failure};
-use super::jobs;
-use super::rows::{self, get, millis, parse, parsed, signed};
+use super::rows::{self, get, millis, parsed, signed};
+use super::{images, jobs, storage_class};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 use crate::store::events::ImageSubject;
 use crate::store::images::{
-    ImageStatus, Manifest, ManifestId, NewManifest, PutManifest, PutManifestError, PutOutcome, TagEffect, tag_effect,
+    ImageStatus, Manifest, ManifestId, NewManifest, PutManifest, PutManifestError, PutOutcome, SizeMismatch, TagEffect,
+    tag_effect,
 };
 use crate::store::repositories::{RepositoryId, TagMutability};
 use crate::store::{Lookup, StoreError, StoreResult};
@@ -61,30 +62,39 @@ pub(super) async fn put(pool: &PgPool, put: &PutManifest) -> Attempt<PutOutcome,
     let mut tx = pool.begin().await?;
     let target = lock_repository(&mut tx, put.repository).await?;
     let links = lock_blobs(&mut tx, put).await?;
+    let known_tags = lock_tags(&mut tx, put).await?;
     let children = lock_children(&mut tx, put).await?;
-    let stored = store(&mut tx, put, &links, &children).await?;
+    let stored = store(&mut tx, put, &links, &children, &known_tags).await?;
     if stored.created {
         check_image_quota(&mut tx, put).await?;
     }
-    let tags = set_tags(&mut tx, put, &target.mutability, stored.id).await?;
+    let tags = set_tags(&mut tx, put, &target.mutability, &stored, &known_tags).await?;
     if tags.iter().any(|(_, effect)| matches!(effect, TagEffect::Created | TagEffect::Moved)) {
         check_tag_quota(&mut tx, put, stored.id).await?;
     }
-    let outcome = PutOutcome { created: stored.created, restored: stored.restored, tags };
+    let Stored { created, restored, retyped, .. } = stored;
+    let outcome = PutOutcome { created, restored, retyped, tags };
     if outcome.unchanged() {
+        tx.commit().await?;
         return Ok(outcome);
     }
     let manifest = &put.manifest;
-    let subject = ImageSubject {
+    let mut jobs = put.jobs.clone();
+    if restored {
+        jobs.extend(images::follow_ups(&mut tx, put.repository, &[&manifest.digest], put.now).await?);
+    }
+    let archived = children.iter().filter(|child| child.status != ImageStatus::Active).map(|child| child.id).collect();
+    jobs.extend(storage_class::restore(&mut tx, put.repository, archived, put.now).await?);
+    let image = ImageSubject {
         account: &target.account,
         repository: &target.name,
         digest: &manifest.digest,
-        media_type: &stored.media_type,
+        media_type: &manifest.media_type,
         artifact_media_type: manifest.artifact_type.as_deref().or(manifest.config_media_type.as_deref()),
         is_referrer: manifest.subject.is_some(),
     };
-    jobs::record(&mut *tx, &subject.pushed(&outcome, put.now)).await?;
-    jobs::enqueue(&mut tx, &put.jobs).await?;
+    jobs::record(&mut *tx, &image.pushed(&outcome, put.now)).await?;
+    jobs::enqueue(&mut tx, &jobs).await?;
     tx.commit().await?;
     Ok(outcome)
 }
@@ -135,13 +145,45 @@ async fn lock_blobs(tx: &mut PgConnection, put: &PutManifest) -> Attempt<HashMap
     let links = found.iter().map(link).collect::<StoreResult<HashMap<Digest, Link>>>()?;
     let missing: Vec<Digest> =
         blobs.iter().map(|blob| &blob.digest).filter(|digest| !links.contains_key(digest)).cloned().collect();
-    if missing.is_empty() { Ok(links) } else { Err(Failure::Refused(PutManifestError::BlobsNotFound(missing))) }
+    if !missing.is_empty() {
+        return Err(Failure::Refused(PutManifestError::BlobsNotFound(missing)));
+    }
+    for blob in blobs {
+        if let Some(link) = links.get(&blob.digest) {
+            check_size(&blob.digest, blob.size, link.size)?;
+        }
+    }
+    Ok(links)
+}
+
+fn check_size(digest: &Digest, stated: u64, actual: u64) -> Attempt<(), PutManifestError> {
+    if stated == actual {
+        return Ok(());
+    }
+    let mismatch = SizeMismatch { digest: digest.clone(), stated, actual };
+    Err(Failure::Refused(PutManifestError::SizeMismatch(mismatch)))
+}
+
+/// Locks the tags to be set that are there, in the order of their names, and says which manifests they point at.
+async fn lock_tags(tx: &mut PgConnection, put: &PutManifest) -> Attempt<BTreeMap<String, i64>, PutManifestError> {
+    if put.tags.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let locked: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT name, manifest_id FROM tag WHERE repository_id = $1 AND name = ANY($2) ORDER BY name FOR UPDATE",
+    )
+    .bind(put.repository.0)
+    .bind(put.tags.iter().map(Tag::as_str).collect::<Vec<_>>())
+    .fetch_all(tx)
+    .await?;
+    Ok(locked.into_iter().collect())
 }
 
 /// A stored manifest that the new index will hold.
 struct Child {
     id: i64,
     image_size: u64,
+    status: ImageStatus,
 }
 
 /// Keeps the index's children from being deleted (and from being archived: that locks the row as a deletion does).
@@ -151,28 +193,40 @@ async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> Attempt<Vec<
         return Ok(Vec::new());
     }
     let found = sqlx::query(
-        "SELECT id, digest, image_size FROM manifest
+        "SELECT id, digest, image_size, payload_size, status FROM manifest
          WHERE repository_id = $1 AND digest = ANY($2) ORDER BY digest FOR KEY SHARE",
     )
     .bind(put.repository.0)
-    .bind(wanted.iter().map(Digest::as_str).collect::<Vec<_>>())
+    .bind(wanted.iter().map(|child| child.digest.as_str()).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    let digests = found.iter().map(|row| parsed(row, "digest")).collect::<StoreResult<BTreeSet<Digest>>>()?;
-    let missing: Vec<Digest> = wanted.iter().filter(|digest| !digests.contains(digest)).cloned().collect();
+    let read = |row| {
+        let child =
+            Child { id: get(row, "id")?, image_size: rows::unsigned(row, "image_size")?, status: rows::status(row)? };
+        Ok((parsed(row, "digest")?, (rows::unsigned(row, "payload_size")?, child)))
+    };
+    let found = found.iter().map(read).collect::<StoreResult<BTreeMap<Digest, (u64, Child)>>>()?;
+    let missing = wanted.iter().map(|child| &child.digest).filter(|digest| !found.contains_key(digest));
+    let missing: Vec<Digest> = missing.cloned().collect();
     if !missing.is_empty() {
         return Err(Failure::Refused(PutManifestError::ChildrenNotFound(missing)));
     }
-    let child = |row| Ok(Child { id: get(row, "id")?, image_size: rows::unsigned(row, "image_size")? });
-    Ok(found.iter().map(child).collect::<StoreResult<_>>()?)
+    for child in wanted {
+        if let Some((size, _)) = found.get(&child.digest) {
+            check_size(&child.digest, child.size, *size)?;
+        }
+    }
+    Ok(found.into_values().map(|(_, child)| child).collect())
 }
 
 /// The manifest's row, which is locked until the end of the transaction.
 struct Stored {
     id: ManifestId,
-    media_type: String,
     created: bool,
     restored: bool,
+    retyped: bool,
+    /// The digests of the manifests that the known tags point at, whose rows are locked too.
+    tagged: HashMap<i64, Digest>,
 }
 
 async fn store(
@@ -180,30 +234,50 @@ async fn store(
     put: &PutManifest,
     links: &HashMap<Digest, Link>,
     children: &[Child],
+    known_tags: &BTreeMap<String, i64>,
 ) -> Attempt<Stored, PutManifestError> {
-    if let Some(id) = insert(tx, put, links, children).await? {
+    let inserted = insert(tx, put, links, children).await?;
+    if let Some(id) = inserted {
         insert_edges(tx, &put.manifest, id, links, children).await?;
-        return Ok(Stored { id, media_type: put.manifest.media_type.clone(), created: true, restored: false });
+        if known_tags.is_empty() {
+            return Ok(Stored { id, created: true, restored: false, retyped: false, tagged: HashMap::new() });
+        }
     }
-    let known = sqlx::query(
-        "SELECT id, media_type, status FROM manifest WHERE repository_id = $1 AND digest = $2 FOR NO KEY UPDATE",
+    let rows = sqlx::query(
+        "SELECT id, digest, media_type, status FROM manifest
+         WHERE id IN (SELECT id FROM manifest WHERE repository_id = $1 AND digest = $2
+                      UNION SELECT UNNEST($3::bigint[]))
+         ORDER BY digest FOR NO KEY UPDATE",
     )
     .bind(put.repository.0)
     .bind(put.manifest.digest.as_str())
-    .fetch_optional(&mut *tx)
+    .bind(known_tags.values().copied().collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
     .await?;
+    let (mut tagged, mut own) = (HashMap::new(), None);
+    for row in &rows {
+        let (id, digest): (i64, Digest) = (get(row, "id")?, parsed(row, "digest")?);
+        if digest == put.manifest.digest {
+            let retyped = get::<&str>(row, "media_type")? != put.manifest.media_type;
+            own = Some((ManifestId(id), rows::status(row)? != ImageStatus::Active, retyped));
+        }
+        tagged.insert(id, digest);
+    }
     // It was there a moment ago and was deleted since: the next attempt inserts it.
-    let known = known.ok_or(Failure::Raced)?;
-    let id = ManifestId(get(&known, "id")?);
-    let restored = rows::status(&known)? != ImageStatus::Active;
+    let (id, restored, retyped) = own.ok_or(Failure::Raced)?;
+    let created = inserted.is_some();
     if restored {
-        sqlx::query("UPDATE manifest SET status = 'ACTIVE', activated_at = $2 WHERE id = $1")
+        storage_class::activate(tx, &[id.0], put.now).await?;
+    }
+    if !created {
+        // Whoever pushes an image wants it, also where nothing else changes.
+        sqlx::query("UPDATE manifest SET revision = revision + 1, media_type = $2 WHERE id = $1")
             .bind(id.0)
-            .bind(millis(put.now))
+            .bind(&put.manifest.media_type)
             .execute(tx)
             .await?;
     }
-    Ok(Stored { id, media_type: get(&known, "media_type")?, created: false, restored })
+    Ok(Stored { id, created, restored, retyped, tagged })
 }
 
 /// Inserts the manifest and its payload; nothing when its digest is there already.
@@ -310,81 +384,59 @@ async fn set_tags(
     tx: &mut PgConnection,
     put: &PutManifest,
     mutability: &TagMutability,
-    id: ManifestId,
+    stored: &Stored,
+    known: &BTreeMap<String, i64>,
 ) -> Attempt<Vec<(Tag, TagEffect)>, PutManifestError> {
-    let names: BTreeSet<&str> = put.tags.iter().map(Tag::as_str).collect();
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let names: Vec<&str> = names.into_iter().collect();
-    // Of two pushes that create the same tag one inserts; the other waits here for its end, and then finds the tag.
-    let created: Vec<String> = sqlx::query_scalar(
-        "INSERT INTO tag (repository_id, name, manifest_id) SELECT $1, name, $3 FROM UNNEST($2::text[]) AS t (name)
-         ON CONFLICT (repository_id, name) DO NOTHING RETURNING name",
-    )
-    .bind(put.repository.0)
-    .bind(&names)
-    .bind(id.0)
-    .fetch_all(&mut *tx)
-    .await?;
-    let created: BTreeSet<&str> = created.iter().map(String::as_str).collect();
-    let known: Vec<&str> = names.into_iter().filter(|name| !created.contains(name)).collect();
-    let current = lock_tags(tx, put.repository, &known).await?;
-
-    let mut effects = Vec::with_capacity(put.tags.len());
+    let (mut effects, mut moved, mut displaced) = (Vec::with_capacity(put.tags.len()), Vec::new(), Vec::new());
     for tag in &put.tags {
-        if created.contains(tag.as_str()) {
-            effects.push((tag.clone(), TagEffect::Created));
-            continue;
-        }
-        // It was there a moment ago and was deleted since: the next attempt inserts it.
-        let current = current.get(tag.as_str()).ok_or(Failure::Raced)?;
-        let effect = tag_effect(mutability, tag, Some(current), &put.manifest.digest);
-        if effect == TagEffect::Refused {
-            let (tag, current) = (tag.clone(), current.clone());
-            return Err(Failure::Refused(PutManifestError::TagAlreadyExists { tag, current }));
+        let current = match known.get(tag.as_str()) {
+            None => None,
+            Some(id) => {
+                let digest = stored.tagged.get(id);
+                Some((*id, digest.ok_or_else(|| StoreError::Inconsistent(format!("{tag} points nowhere")))?))
+            }
+        };
+        let effect = tag_effect(mutability, tag, current.map(|(_, digest)| digest), &put.manifest.digest);
+        match (effect, current) {
+            (TagEffect::Refused, Some((_, current))) => {
+                let (tag, current) = (tag.clone(), current.clone());
+                return Err(Failure::Refused(PutManifestError::TagAlreadyExists { tag, current }));
+            }
+            (TagEffect::Moved, Some((id, _))) => {
+                moved.push(tag.as_str());
+                displaced.push(id);
+            }
+            _ => {}
         }
         effects.push((tag.clone(), effect));
     }
-    let is_moved = |(_, effect): &&(Tag, TagEffect)| *effect == TagEffect::Moved;
-    let moved: Vec<&str> = effects.iter().filter(is_moved).map(|(tag, _)| tag.as_str()).collect();
+    let new: BTreeSet<&str> = put.tags.iter().map(Tag::as_str).filter(|name| !known.contains_key(*name)).collect();
+    if !new.is_empty() {
+        let created = sqlx::query(
+            "INSERT INTO tag (repository_id, name, manifest_id, created_at, updated_at)
+             SELECT $1, name, $3, $4, $4 FROM UNNEST($2::text[]) AS t (name)
+             ON CONFLICT (repository_id, name) DO NOTHING",
+        )
+        .bind(put.repository.0)
+        .bind(new.iter().copied().collect::<Vec<_>>())
+        .bind(stored.id.0)
+        .bind(millis(put.now))
+        .execute(&mut *tx)
+        .await?;
+        // Of two pushes that create the same tag one inserts. The other waited for its end, and its next attempt finds it.
+        if created.rows_affected() < new.len() as u64 {
+            return Err(Failure::Raced);
+        }
+    }
     if !moved.is_empty() {
-        sqlx::query("UPDATE tag SET manifest_id = $3 WHERE repository_id = $1 AND name = ANY($2)")
+        sqlx::query("UPDATE tag SET manifest_id = $3, updated_at = $4 WHERE repository_id = $1 AND name = ANY($2)")
             .bind(put.repository.0)
             .bind(moved)
-            .bind(id.0)
-            .execute(tx)
+            .bind(stored.id.0)
+            .bind(millis(put.now))
+            .execute(&mut *tx)
             .await?;
+        images::revise(tx, &displaced).await?;
     }
     Ok(effects)
-}
-
-/// Locks tags, and says which digests they point at.
-async fn lock_tags(
-    tx: &mut PgConnection,
-    repository: RepositoryId,
-    names: &[&str],
-) -> Attempt<BTreeMap<String, Digest>, PutManifestError> {
-    if names.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    // Two statements: a join in the locking one would see a tag that has just moved beside the manifests of before.
-    let locked: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT name, manifest_id FROM tag WHERE repository_id = $1 AND name = ANY($2) ORDER BY name FOR UPDATE",
-    )
-    .bind(repository.0)
-    .bind(names)
-    .fetch_all(&mut *tx)
-    .await?;
-    let digests: Vec<(i64, String)> = sqlx::query_as("SELECT id, digest FROM manifest WHERE id = ANY($1)")
-        .bind(locked.iter().map(|(_, manifest)| *manifest).collect::<Vec<_>>())
-        .fetch_all(tx)
-        .await?;
-    let digests: HashMap<i64, String> = digests.into_iter().collect();
-    let current = |(name, manifest): (String, i64)| {
-        let digest =
-            digests.get(&manifest).ok_or_else(|| StoreError::Inconsistent(format!("{name} points nowhere")))?;
-        Ok((name, parse(digest)?))
-    };
-    Ok(locked.into_iter().map(current).collect::<StoreResult<_>>()?)
 }

@@ -1,7 +1,7 @@
 //! The metadata contract on PostgreSQL, for a registry of several replicas.
 //!
 //! Every operation is a function that makes one attempt in one transaction at READ COMMITTED, with the locks that its
-//! answer rests on; `migrations/0001_initial.sql` tells the order in which they are taken. An attempt that another
+//! answer rests on; `migrations/0003_images.sql` tells the order in which they are taken. An attempt that another
 //! transaction got in the way of is repeated a few times. Nothing here reads a clock or knows a door.
 //!
 //! (A new migration is seen when this file is compiled again: touch it.)
@@ -17,6 +17,7 @@ mod registries;
 mod repositories;
 mod rows;
 mod schema;
+mod storage_class;
 mod uploads;
 
 use std::collections::BTreeMap;
@@ -33,9 +34,9 @@ use uuid::Uuid;
 
 use self::failure::{Attempt, Failure, store_error};
 use super::images::{
-    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, Manifest, ManifestId,
-    MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, StorageClass, StorageClassError, TagDeleted,
-    TaggedImage, UnlinkBlob,
+    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
+    Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
+    StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
@@ -346,19 +347,19 @@ impl Metadata for PostgresStore {
         &self,
         repository: RepositoryId,
         digest: &Digest,
+        referrers: Referrers,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError> {
-        self.run(|| images::delete(&self.pool, repository, digest, now)).await
+        self.run(|| images::delete(&self.pool, repository, digest, referrers, now)).await
     }
     async fn expire_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
-        policy: &str,
-        tags: &[Tag],
+        decision: LifecycleDecision,
         now: Timestamp,
     ) -> Result<(), DeleteImageError> {
-        self.run(|| images::expire(&self.pool, repository, digest, policy, tags, now)).await
+        self.run(|| images::expire(&self.pool, repository, digest, &decision, now)).await
     }
     async fn delete_tag(
         &self,
@@ -423,16 +424,19 @@ impl Metadata for PostgresStore {
         class: StorageClass,
         now: Timestamp,
     ) -> Result<ImageStatus, StorageClassError> {
-        self.run(|| images::set_storage_class(&self.pool, repository, digest, class, now)).await
+        self.run(|| storage_class::set(&self.pool, repository, digest, class, now)).await
     }
     async fn archive_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
-        policy: &str,
+        decision: LifecycleDecision,
         now: Timestamp,
     ) -> Result<(), StorageClassError> {
-        self.run(|| images::archive(&self.pool, repository, digest, policy, now)).await
+        self.run(|| storage_class::archive(&self.pool, repository, digest, &decision, now)).await
+    }
+    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool> {
+        self.run(|| images::follow_subject(&self.pool, repository, referrer, now)).await
     }
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
         self.run(|| images::record_pulls(&self.pool, pulls)).await

@@ -21,7 +21,10 @@ pub(super) async fn account_settings(pool: &PgPool, account: &AccountId) -> Atte
 
 pub(super) async fn put_account_setting(pool: &PgPool, account: &AccountId, name: &str, value: &str) -> Attempt<()> {
     sqlx::query(
-        "INSERT INTO account_setting (account_id, name, value) VALUES ($1, $2, $3)
+        "WITH registry AS (
+             INSERT INTO registry AS r (account_id, policy_version) VALUES ($1, 0)
+             ON CONFLICT (account_id) DO UPDATE SET version = r.version + 1)
+         INSERT INTO account_setting (account_id, name, value) VALUES ($1, $2, $3)
          ON CONFLICT (account_id, name) DO UPDATE SET value = excluded.value",
     )
     .bind(account.as_str())
@@ -34,30 +37,37 @@ pub(super) async fn put_account_setting(pool: &PgPool, account: &AccountId, name
 
 fn read(row: &PgRow) -> StoreResult<RegistrySettings> {
     let scanning = get::<Option<String>>(row, "scanning")?.map(|text| rows::from_json(&text)).transpose()?;
-    Ok(RegistrySettings { policy: get(row, "policy")?, scanning: scanning.unwrap_or_default() })
+    Ok(RegistrySettings {
+        policy: get(row, "policy")?,
+        scanning: scanning.unwrap_or_default(),
+        version: rows::unsigned(row, "version")?,
+        policy_version: rows::unsigned(row, "policy_version")?,
+    })
 }
 
 pub(super) async fn settings(pool: &PgPool, account: &AccountId) -> Attempt<RegistrySettings> {
-    let found = sqlx::query("SELECT policy, scanning FROM registry WHERE account_id = $1").bind(account.as_str());
-    let found = found.fetch_optional(pool).await?;
+    let sql = "SELECT policy, scanning, version, policy_version FROM registry WHERE account_id = $1";
+    let found = sqlx::query(sql).bind(account.as_str()).fetch_optional(pool).await?;
     Ok(found.as_ref().map(read).transpose()?.unwrap_or_default())
 }
 
 pub(super) async fn change(pool: &PgPool, account: &AccountId, change: &RegistryChange) -> Attempt<RegistrySettings> {
     let mut tx = pool.begin().await?;
-    sqlx::query("INSERT INTO registry (account_id) VALUES ($1) ON CONFLICT DO NOTHING")
+    sqlx::query("INSERT INTO registry (account_id, version, policy_version) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING")
         .bind(account.as_str())
         .execute(&mut *tx)
         .await?;
     // Locked, so that of two that delete the policy at once only one is told that it was there.
-    let before = sqlx::query("SELECT policy, scanning FROM registry WHERE account_id = $1 FOR NO KEY UPDATE")
-        .bind(account.as_str())
-        .fetch_one(&mut *tx)
-        .await?;
+    let sql = "SELECT policy, scanning, version, policy_version FROM registry WHERE account_id = $1 FOR NO KEY UPDATE";
+    let before = sqlx::query(sql).bind(account.as_str()).fetch_one(&mut *tx).await?;
     let (update, value) = match change {
-        RegistryChange::Policy(policy) => ("UPDATE registry SET policy = $2 WHERE account_id = $1", policy.clone()),
+        RegistryChange::Policy(policy) => (
+            "UPDATE registry SET version = version + 1, policy_version = policy_version + 1, policy = $2
+             WHERE account_id = $1",
+            policy.clone(),
+        ),
         RegistryChange::Scanning(scanning) => {
-            ("UPDATE registry SET scanning = $2 WHERE account_id = $1", Some(json(scanning)?))
+            ("UPDATE registry SET version = version + 1, scanning = $2 WHERE account_id = $1", Some(json(scanning)?))
         }
     };
     sqlx::query(update).bind(account.as_str()).bind(value).execute(&mut *tx).await?;

@@ -26,7 +26,7 @@ pub(super) async fn create(pool: &PgPool, new: &NewRepository, max: u64) -> Atte
     let inserted = sqlx::query(concat!(
         "INSERT INTO repository AS r (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, \
                                       encryption_type, kms_key)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (account_id, name) DO NOTHING RETURNING ",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (account_id, name, kind) DO NOTHING RETURNING ",
         repository_columns!()
     ))
     .bind(account.as_str())
@@ -118,24 +118,27 @@ pub(super) async fn change(
     let mut tx = pool.begin().await?;
     let update = match change {
         RepositoryChange::TagMutability(value) => {
-            sqlx::query("UPDATE repository SET tag_mutability = $2, exclusions = $3 WHERE id = $1")
-                .bind(id.0)
-                .bind(value.mode.as_str())
-                .bind(json(&value.exclusions)?)
+            let sql = "UPDATE repository SET version = version + 1, tag_mutability = $2, exclusions = $3 WHERE id = $1";
+            sqlx::query(sql).bind(id.0).bind(value.mode.as_str()).bind(json(&value.exclusions)?)
         }
         RepositoryChange::ScanOnPush(value) => {
-            sqlx::query("UPDATE repository SET scan_on_push = $2 WHERE id = $1").bind(id.0).bind(value)
+            let sql = "UPDATE repository SET version = version + 1, scan_on_push = $2 WHERE id = $1";
+            sqlx::query(sql).bind(id.0).bind(value)
         }
         RepositoryChange::Policy(value) => {
-            sqlx::query("UPDATE repository SET policy = $2 WHERE id = $1").bind(id.0).bind(value)
+            let sql = "UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = $2
+                       WHERE id = $1";
+            sqlx::query(sql).bind(id.0).bind(value)
         }
         RepositoryChange::LifecyclePolicy(value) => {
-            sqlx::query("UPDATE repository SET lifecycle_policy = $2, lifecycle_evaluated_at = NULL WHERE id = $1")
-                .bind(id.0)
-                .bind(value)
+            let sql =
+                "UPDATE repository SET version = version + 1, lifecycle_policy = $2, lifecycle_evaluated_at = NULL
+                       WHERE id = $1";
+            sqlx::query(sql).bind(id.0).bind(value)
         }
         RepositoryChange::LifecycleEvaluated(at) => {
-            sqlx::query("UPDATE repository SET lifecycle_evaluated_at = $2 WHERE id = $1").bind(id.0).bind(millis(*at))
+            let sql = "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = $2 WHERE id = $1";
+            sqlx::query(sql).bind(id.0).bind(millis(*at))
         }
     };
     let changed = update.execute(&mut *tx).await?.rows_affected() > 0;
@@ -220,16 +223,26 @@ pub(super) async fn tag_resource(
     if count > rows::limit(max) {
         return Err(Failure::Refused(TagResourceError::TooMany(max)));
     }
+    touch(&mut tx, id).await?;
     tx.commit().await?;
     Ok(())
 }
 
+/// Marks a repository as changed, for what changes about it in other tables.
+async fn touch<E>(tx: &mut sqlx::PgConnection, id: RepositoryId) -> Attempt<(), E> {
+    sqlx::query("UPDATE repository SET version = version + 1 WHERE id = $1").bind(id.0).execute(tx).await?;
+    Ok(())
+}
+
 pub(super) async fn untag_resource(pool: &PgPool, id: RepositoryId, keys: &[String]) -> Attempt<()> {
+    let mut tx = pool.begin().await?;
+    touch(&mut tx, id).await?;
     sqlx::query("DELETE FROM resource_tag WHERE repository_id = $1 AND key = ANY($2)")
         .bind(id.0)
         .bind(keys)
-        .execute(pool)
+        .execute(&mut *tx)
         .await?;
+    tx.commit().await?;
     Ok(())
 }
 

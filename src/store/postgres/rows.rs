@@ -20,14 +20,14 @@ pub(super) use crate::store::rows::{
 macro_rules! repository_columns {
     () => {
         "r.id, r.account_id, r.name, r.created_at, r.tag_mutability, r.exclusions, r.scan_on_push, r.encryption_type, \
-         r.kms_key, r.policy, r.lifecycle_policy, r.lifecycle_evaluated_at"
+         r.kms_key, r.policy, r.lifecycle_policy, r.lifecycle_evaluated_at, r.version, r.policy_version"
     };
 }
 /// The columns that [`image`] reads, of the table or alias `m`.
 macro_rules! image_columns {
     () => {
         "m.id, m.digest, m.media_type, m.status, m.payload_size, m.image_size, m.pushed_at, m.last_pulled_at, \
-         m.archived_at, m.activated_at, m.artifact_type, m.config_media_type, m.subject, m.annotations"
+         m.archived_at, m.activated_at, m.artifact_type, m.config_media_type, m.subject, m.annotations, m.revision"
     };
 }
 pub(super) use {image_columns, repository_columns};
@@ -86,6 +86,8 @@ pub(super) fn repository(row: &PgRow) -> StoreResult<Repository> {
         policy: get(row, "policy")?,
         lifecycle_policy: get(row, "lifecycle_policy")?,
         lifecycle_evaluated_at: optional_time(row, "lifecycle_evaluated_at")?,
+        version: unsigned(row, "version")?,
+        policy_version: unsigned(row, "policy_version")?,
     })
 }
 
@@ -112,6 +114,7 @@ pub(super) fn image(row: &PgRow) -> StoreResult<Image> {
         status: status(row)?,
         archived_at: optional_time(row, "archived_at")?,
         activated_at: optional_time(row, "activated_at")?,
+        revision: unsigned(row, "revision")?,
     })
 }
 

@@ -122,14 +122,11 @@ fn event(row: &Row<'_>) -> StoreResult<Event> {
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::Connection;
-
     use super::*;
 
     #[test]
     fn old_events_go_as_new_ones_come() {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("0001_initial.sql")).unwrap();
+        let connection = super::super::in_memory();
         let event = Event {
             at: Timestamp::UNIX_EPOCH,
             account: "123456789012".parse().unwrap(),

@@ -60,7 +60,7 @@ fn time(row: &Row<'_>, column: usize) -> StoreResult<Option<jiff::Timestamp>> {
 
 const IMAGE: &str = "m.id, m.digest, m.media_type, m.artifact_type, m.config_media_type, m.payload_size, \
                      m.image_size, m.subject, m.annotations, m.pushed_at, m.last_pulled_at, m.status, m.archived_at, \
-                     m.activated_at";
+                     m.activated_at, m.revision";
 
 fn image(row: &Row<'_>) -> StoreResult<Image> {
     Ok(Image {
@@ -78,6 +78,7 @@ fn image(row: &Row<'_>) -> StoreResult<Image> {
         status: rows::status(text(row, 11)?)?,
         archived_at: time(row, 12)?,
         activated_at: time(row, 13)?,
+        revision: rows::unsigned(row.get(14)?)?,
     })
 }
 
@@ -94,8 +95,9 @@ fn with_tags(db: Db<'_>, image: Image) -> StoreResult<TaggedImage> {
 
 pub(super) fn tags(db: Db<'_>, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
     let sql = "SELECT t.name FROM tag t JOIN manifest m ON m.id = t.manifest_id \
-               WHERE t.repository_id = ?1 AND t.name > ?2 AND m.status <> 'ARCHIVED' ORDER BY t.name LIMIT ?3";
-    let values = params![repository.0, after.unwrap_or_default(), rows::limit(limit)];
+               WHERE t.repository_id = ?1 AND t.name > ?2 AND length(t.name) <= ?4 AND m.status <> 'ARCHIVED' \
+               ORDER BY t.name LIMIT ?3";
+    let values = params![repository.0, after.unwrap_or_default(), rows::limit(limit), rows::limit(Tag::MAX_OCI)];
     db.all(sql, values, |row| rows::parse(text(row, 0)?))
 }
 
@@ -239,8 +241,7 @@ mod tests {
 
     #[test]
     fn a_page_of_images_costs_what_is_on_it() {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("0001_initial.sql")).unwrap();
+        let connection = super::super::in_memory();
         use ImageStatus::{Activating, Active, Archived};
         use TagStatusFilter::{Any, Tagged, Untagged};
         for tag_status in [Any, Tagged, Untagged] {

@@ -1,21 +1,22 @@
-//! What changes images: pushes, deletions, storage classes, recorded pulls.
+//! Pushing a manifest, and the rows that every change of an image looks at.
 
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 
-use super::db::{Db, text};
-use super::jobs;
+use super::db::{Db, text, text_or_null};
+use super::{jobs, storage_class};
 use crate::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::store::events::ImageSubject;
 use crate::store::images::{
-    DeleteImageError, ImageStatus, LastTag, ManifestId, NewManifest, PutManifest, PutManifestError, PutOutcome,
-    StorageClass, StorageClassError, TagDeleted, TagEffect, tag_effect,
+    BlobReference, ChildReference, ImageStatus, NewManifest, PutManifest, PutManifestError, PutOutcome, SizeMismatch,
+    TagEffect, tag_effect,
 };
+use crate::store::jobs::FollowSubject;
 use crate::store::repositories::{RepositoryId, TagMutability};
 use crate::store::{StoreError, StoreResult, rows};
 
 /// The repository that an image is in, as far as a change of the image needs it.
-struct Home {
+pub(super) struct Home {
     account: AccountId,
     name: RepositoryName,
     tag_mutability: TagMutability,
@@ -33,48 +34,54 @@ fn home(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<Home>> {
 }
 
 /// A stored image, as far as its changes and its events need it.
-struct Stored {
-    id: i64,
-    digest: Digest,
+pub(super) struct Stored {
+    pub(super) id: i64,
+    pub(super) digest: Digest,
     media_type: String,
     artifact_media_type: Option<String>,
-    is_referrer: bool,
-    status: ImageStatus,
+    pub(super) subject: Option<Digest>,
+    pub(super) status: ImageStatus,
+    pub(super) revision: u64,
+    pub(super) last_pulled_at: Option<Timestamp>,
 }
 
-const STORED: &str = "m.id, m.digest, m.media_type, coalesce(m.artifact_type, m.config_media_type), \
-                      m.subject IS NOT NULL, m.status";
+/// The columns of [`Stored::read`], of the alias `m`.
+pub(super) const STORED: &str = "m.id, m.digest, m.media_type, coalesce(m.artifact_type, m.config_media_type), \
+                                 m.subject, m.status, m.revision, m.last_pulled_at";
 
 impl Stored {
-    fn read(row: &Row<'_>) -> StoreResult<Self> {
+    pub(super) fn read(row: &Row<'_>) -> StoreResult<Self> {
         Ok(Self {
             id: row.get(0)?,
             digest: rows::parse(text(row, 1)?)?,
             media_type: row.get(2)?,
             artifact_media_type: row.get(3)?,
-            is_referrer: row.get(4)?,
+            subject: text_or_null(row, 4)?.map(rows::parse).transpose()?,
             status: rows::status(text(row, 5)?)?,
+            revision: rows::unsigned(row.get(6)?)?,
+            last_pulled_at: row.get::<_, Option<i64>>(7)?.map(rows::time).transpose()?,
         })
     }
 
-    fn subject<'a>(&'a self, home: &'a Home) -> ImageSubject<'a> {
+    /// What its events are about.
+    pub(super) fn image<'a>(&'a self, home: &'a Home) -> ImageSubject<'a> {
         ImageSubject {
             account: &home.account,
             repository: &home.name,
             digest: &self.digest,
             media_type: &self.media_type,
             artifact_media_type: self.artifact_media_type.as_deref(),
-            is_referrer: self.is_referrer,
+            is_referrer: self.subject.is_some(),
         }
     }
 }
 
-fn by_digest(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Stored>> {
+pub(super) fn by_digest(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Stored>> {
     let sql = format!("SELECT {STORED} FROM manifest m WHERE m.repository_id = ?1 AND m.digest = ?2");
     db.first(&sql, params![repository.0, digest.as_str()], Stored::read)
 }
 
-fn by_tag(db: Db<'_>, repository: RepositoryId, tag: &Tag) -> StoreResult<Option<Stored>> {
+pub(super) fn by_tag(db: Db<'_>, repository: RepositoryId, tag: &Tag) -> StoreResult<Option<Stored>> {
     let sql = format!(
         "SELECT {STORED} FROM tag t JOIN manifest m ON m.id = t.manifest_id WHERE t.repository_id = ?1 AND t.name = ?2"
     );
@@ -88,19 +95,30 @@ pub(super) fn put(db: Db<'_>, put: &PutManifest) -> Result<PutOutcome, PutManife
     // What a stored manifest needs cannot have gone: the edges restrict.
     let needs = if known.is_none() { Some(needs(db, *repository, manifest)?) } else { None };
 
-    let mut effects = Vec::with_capacity(tags.len());
+    let (mut effects, mut displaced) = (Vec::with_capacity(tags.len()), Vec::new());
     for tag in tags {
-        let current = by_tag(db, *repository, tag)?.map(|stored| stored.digest);
-        let effect = tag_effect(&home.tag_mutability, tag, current.as_ref(), &manifest.digest);
+        let current = by_tag(db, *repository, tag)?;
+        let effect =
+            tag_effect(&home.tag_mutability, tag, current.as_ref().map(|stored| &stored.digest), &manifest.digest);
         match (effect, current) {
-            (TagEffect::Refused, Some(current)) => {
+            (TagEffect::Refused, Some(Stored { digest: current, .. })) => {
                 return Err(PutManifestError::TagAlreadyExists { tag: tag.clone(), current });
             }
-            (effect, _) => effects.push((tag.clone(), effect)),
+            (TagEffect::Moved, Some(Stored { id, .. })) => displaced.push(id),
+            _ => {}
         }
+        effects.push((tag.clone(), effect));
     }
-    let restored = known.as_ref().is_some_and(|known| known.status != ImageStatus::Active);
-    let outcome = PutOutcome { created: known.is_none(), restored, tags: effects };
+    let outcome = PutOutcome {
+        created: known.is_none(),
+        restored: known.as_ref().is_some_and(|known| known.status != ImageStatus::Active),
+        retyped: known.as_ref().is_some_and(|known| known.media_type != manifest.media_type),
+        tags: effects,
+    };
+    if let Some(known) = &known {
+        // Whoever pushes an image wants it, also where nothing else changes.
+        revise(db, known.id)?;
+    }
     if outcome.unchanged() {
         return Ok(outcome);
     }
@@ -116,19 +134,26 @@ pub(super) fn put(db: Db<'_>, put: &PutManifest) -> Result<PutOutcome, PutManife
     }
 
     let stored = match (known, needs) {
-        (Some(known), _) => known,
+        (Some(known), _) => Stored { media_type: manifest.media_type.clone(), ..known },
         (None, needs) => insert(db, *repository, manifest, &needs.unwrap_or_default(), *now)?,
     };
-    if restored {
-        let sql = "UPDATE manifest SET status = 'ACTIVE', activated_at = ?2 WHERE id = ?1";
-        db.run(sql, [stored.id, rows::millis(*now)])?;
+    if outcome.retyped {
+        db.run("UPDATE manifest SET media_type = ?2 WHERE id = ?1", params![stored.id, stored.media_type])?;
     }
+    if outcome.restored {
+        storage_class::activate(db, stored.id, *now)?;
+        enqueue_follow_up(db, *repository, &stored.digest, *now)?;
+    }
+    storage_class::restore_children(db, *repository, &home, stored.id, *now)?;
     for tag in set {
-        let sql = "INSERT INTO tag (repository_id, name, manifest_id) VALUES (?1, ?2, ?3) \
-                   ON CONFLICT DO UPDATE SET manifest_id = excluded.manifest_id";
-        db.run(sql, params![repository.0, tag.as_str(), stored.id])?;
+        let sql = "INSERT INTO tag (repository_id, name, manifest_id, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?4) \
+                   ON CONFLICT DO UPDATE SET manifest_id = excluded.manifest_id, updated_at = excluded.updated_at";
+        db.run(sql, params![repository.0, tag.as_str(), stored.id, rows::millis(*now)])?;
     }
-    for event in stored.subject(&home).pushed(&outcome, *now) {
+    for id in displaced {
+        revise(db, id)?;
+    }
+    for event in stored.image(&home).pushed(&outcome, *now) {
         jobs::record(db, &event)?;
     }
     for job in jobs {
@@ -152,28 +177,32 @@ fn needs(db: Db<'_>, repository: RepositoryId, manifest: &NewManifest) -> Result
     for blob in &manifest.blobs {
         let sql = "SELECT l.id, b.size FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
                    WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.state = 'live'";
-        let found: Option<(i64, i64)> = db.first(sql, params![repository.0, blob.digest.as_str()], pair)?;
+        let BlobReference { digest, size: stated, .. } = blob;
+        let found: Option<(i64, i64)> = db.first(sql, params![repository.0, digest.as_str()], pair)?;
         match found {
             Some((link, size)) => {
+                check_size(digest, *stated, size)?;
                 needs.links.push(link);
                 needs.image_size = needs.image_size.saturating_add(size);
             }
-            None => missing.push(blob.digest.clone()),
+            None => missing.push(digest.clone()),
         }
     }
     if !missing.is_empty() {
         return Err(PutManifestError::BlobsNotFound(missing));
     }
     let mut largest = 0;
-    for child in &manifest.children {
-        let sql = "SELECT id, image_size FROM manifest WHERE repository_id = ?1 AND digest = ?2";
-        let found: Option<(i64, i64)> = db.first(sql, params![repository.0, child.as_str()], pair)?;
+    for ChildReference { digest, size: stated } in &manifest.children {
+        let sql = "SELECT id, image_size, payload_size FROM manifest WHERE repository_id = ?1 AND digest = ?2";
+        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        let found: Option<(i64, i64, i64)> = db.first(sql, params![repository.0, digest.as_str()], read)?;
         match found {
-            Some((id, size)) => {
+            Some((id, image_size, size)) => {
+                check_size(digest, *stated, size)?;
                 needs.children.push(id);
-                largest = largest.max(size);
+                largest = largest.max(image_size);
             }
-            None => missing.push(child.clone()),
+            None => missing.push(digest.clone()),
         }
     }
     if !missing.is_empty() {
@@ -183,6 +212,14 @@ fn needs(db: Db<'_>, repository: RepositoryId, manifest: &NewManifest) -> Result
         needs.image_size = largest;
     }
     Ok(needs)
+}
+
+fn check_size(digest: &Digest, stated: u64, actual: i64) -> Result<(), PutManifestError> {
+    let actual = rows::unsigned(actual)?;
+    if stated == actual {
+        return Ok(());
+    }
+    Err(PutManifestError::SizeMismatch(SizeMismatch { digest: digest.clone(), stated, actual }))
 }
 
 fn insert(
@@ -233,8 +270,10 @@ fn insert(
         digest: digest.clone(),
         media_type: media_type.clone(),
         artifact_media_type: artifact_type.clone().or_else(|| config_media_type.clone()),
-        is_referrer: subject.is_some(),
+        subject: subject.clone(),
         status: ImageStatus::Active,
+        revision: 1,
+        last_pulled_at: None,
     })
 }
 
@@ -242,140 +281,39 @@ fn images(db: Db<'_>, repository: RepositoryId) -> StoreResult<u64> {
     super::repositories::usage(db, repository).map(|(images, _)| images)
 }
 
-fn count_tags(db: Db<'_>, manifest: i64) -> StoreResult<u64> {
+pub(super) fn count_tags(db: Db<'_>, manifest: i64) -> StoreResult<u64> {
     let sql = "SELECT count(*) FROM tag WHERE manifest_id = ?1";
     let count: Option<i64> = db.first(sql, [manifest], |row| Ok(row.get(0)?))?;
     rows::unsigned(count.unwrap_or_default())
 }
 
+/// Counts a change of an image.
+pub(super) fn revise(db: Db<'_>, manifest: i64) -> StoreResult<()> {
+    db.run("UPDATE manifest SET revision = revision + 1 WHERE id = ?1", [manifest]).map(drop)
+}
+
+/// Writes the job that has the referrers of a subject follow it, if it has any.
+pub(super) fn enqueue_follow_up(
+    db: Db<'_>,
+    repository: RepositoryId,
+    subject: &Digest,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let sql = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND subject = ?2";
+    if !db.exists(sql, params![repository.0, subject.as_str()])? {
+        return Ok(());
+    }
+    jobs::enqueue(db, &FollowSubject::new(repository, subject.clone()).job(now))
+}
+
 /// The indexes that hold a manifest, in the order of their digests.
-fn holders(db: Db<'_>, manifest: i64, active_only: bool) -> StoreResult<Vec<Digest>> {
+pub(super) fn holders(db: Db<'_>, manifest: i64, active_only: bool) -> StoreResult<Vec<Digest>> {
     let sql = "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id \
                WHERE e.child_id = ?1 AND (NOT ?2 OR p.status <> 'ARCHIVED') ORDER BY p.digest";
     db.all(sql, params![manifest, active_only], |row| rows::parse(text(row, 0)?))
 }
 
 /// The repository of an image that is there.
-fn home_of(db: Db<'_>, repository: RepositoryId) -> StoreResult<Home> {
+pub(super) fn home_of(db: Db<'_>, repository: RepositoryId) -> StoreResult<Home> {
     home(db, repository)?.ok_or_else(|| StoreError::Inconsistent("an image has no repository".into()))
-}
-
-pub(super) fn delete_image(
-    db: Db<'_>,
-    repository: RepositoryId,
-    digest: &Digest,
-    now: Timestamp,
-) -> Result<Vec<Tag>, DeleteImageError> {
-    let stored = by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
-    remove(db, repository, &stored, now)
-}
-
-pub(super) fn expire_image(
-    db: Db<'_>,
-    repository: RepositoryId,
-    digest: &Digest,
-    policy: &str,
-    tags: &[Tag],
-    now: Timestamp,
-) -> Result<(), DeleteImageError> {
-    if !has_lifecycle_policy(db, repository, policy)? {
-        return Err(DeleteImageError::PolicyChanged);
-    }
-    let stored = by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
-    if super::listings::tags_of(db, ManifestId(stored.id))? != tags {
-        return Err(DeleteImageError::TagsChanged);
-    }
-    remove(db, repository, &stored, now).map(drop)
-}
-
-/// Removes an image that is there.
-fn remove(db: Db<'_>, repository: RepositoryId, stored: &Stored, now: Timestamp) -> Result<Vec<Tag>, DeleteImageError> {
-    let holders = holders(db, stored.id, false)?;
-    if !holders.is_empty() {
-        return Err(DeleteImageError::ReferencedBy(holders));
-    }
-    let tags = super::listings::tags_of(db, ManifestId(stored.id))?;
-    // Payload, tags and edges go with it.
-    db.run("DELETE FROM manifest WHERE id = ?1", [stored.id])?;
-    for event in stored.subject(&home_of(db, repository)?).deleted(&tags, now) {
-        jobs::record(db, &event)?;
-    }
-    Ok(tags)
-}
-
-pub(super) fn delete_tag(
-    db: Db<'_>,
-    repository: RepositoryId,
-    tag: &Tag,
-    expected: Option<&Digest>,
-    last: LastTag,
-    now: Timestamp,
-) -> Result<TagDeleted, DeleteImageError> {
-    let stored = by_tag(db, repository, tag)?.ok_or(DeleteImageError::NotFound)?;
-    if expected.is_some_and(|expected| *expected != stored.digest) {
-        return Err(DeleteImageError::TagPointsElsewhere(stored.digest));
-    }
-    let image_deleted = last == LastTag::DeletesImage && count_tags(db, stored.id)? == 1;
-    if image_deleted {
-        remove(db, repository, &stored, now)?;
-    } else {
-        db.run("DELETE FROM tag WHERE repository_id = ?1 AND name = ?2", params![repository.0, tag.as_str()])?;
-        for event in stored.subject(&home_of(db, repository)?).deleted([tag], now) {
-            jobs::record(db, &event)?;
-        }
-    }
-    Ok(TagDeleted { digest: stored.digest, image_deleted })
-}
-
-pub(super) fn set_storage_class(
-    db: Db<'_>,
-    repository: RepositoryId,
-    digest: &Digest,
-    class: StorageClass,
-    now: Timestamp,
-) -> Result<ImageStatus, StorageClassError> {
-    let stored = by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
-    let (status, sql, activated_at) = match (class, stored.status) {
-        (StorageClass::Archive, ImageStatus::Active) => {
-            let holders = holders(db, stored.id, true)?;
-            if !holders.is_empty() {
-                return Err(StorageClassError::ReferencedBy(holders));
-            }
-            (ImageStatus::Archived, "UPDATE manifest SET status = ?2, archived_at = ?3 WHERE id = ?1", None)
-        }
-        (StorageClass::Standard, ImageStatus::Archived) => {
-            (ImageStatus::Active, "UPDATE manifest SET status = ?2, activated_at = ?3 WHERE id = ?1", Some(now))
-        }
-        (_, status) => return Err(StorageClassError::Unchanged(status)),
-    };
-    db.run(sql, params![stored.id, status.as_str(), rows::millis(now)])?;
-    jobs::record(db, &stored.subject(&home_of(db, repository)?).moved(class, activated_at, now))?;
-    Ok(status)
-}
-
-pub(super) fn archive_image(
-    db: Db<'_>,
-    repository: RepositoryId,
-    digest: &Digest,
-    policy: &str,
-    now: Timestamp,
-) -> Result<(), StorageClassError> {
-    if !has_lifecycle_policy(db, repository, policy)? {
-        return Err(StorageClassError::PolicyChanged);
-    }
-    set_storage_class(db, repository, digest, StorageClass::Archive, now).map(drop)
-}
-
-fn has_lifecycle_policy(db: Db<'_>, repository: RepositoryId, policy: &str) -> StoreResult<bool> {
-    let sql = "SELECT 1 FROM repository WHERE id = ?1 AND lifecycle_policy = ?2";
-    db.exists(sql, params![repository.0, policy])
-}
-
-pub(super) fn record_pulls(db: Db<'_>, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
-    let sql = "UPDATE manifest SET last_pulled_at = ?2 \
-               WHERE id = ?1 AND (last_pulled_at IS NULL OR last_pulled_at < ?2)";
-    for (manifest, at) in pulls {
-        db.run(sql, [manifest.0, rows::millis(*at)])?;
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod blobs;
 mod db;
+mod images;
 mod jobs;
 mod listings;
 mod manifests;
@@ -12,6 +13,7 @@ mod previews;
 mod readers;
 mod registries;
 mod repositories;
+mod storage_class;
 mod uploads;
 mod writer;
 
@@ -29,9 +31,9 @@ use uuid::Uuid;
 use self::readers::Readers;
 use self::writer::Writer;
 use super::images::{
-    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, Manifest, ManifestId,
-    MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, StorageClass, StorageClassError, TagDeleted,
-    TaggedImage, UnlinkBlob,
+    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
+    Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
+    StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
@@ -45,7 +47,11 @@ use super::{Lookup, Metadata, StoreError, StoreResult};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// The schema's versions. A version that was released is never edited: a change is one more.
-const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("0001_initial.sql")), M::up(include_str!("0002_registry.sql"))];
+const MIGRATIONS: &[M<'_>] = &[
+    M::up(include_str!("0001_initial.sql")),
+    M::up(include_str!("0002_registry.sql")),
+    M::up(include_str!("0003_images.sql")).foreign_key_check(),
+];
 
 /// What every connection is set to. With the write-ahead log, NORMAL would lose acknowledged commits in a power cut: FULL.
 /// Pages are cached per connection and small, as the operating system caches the file too.
@@ -153,7 +159,19 @@ fn migrate(connection: &mut Connection, path: &Path) -> StoreResult<()> {
         )));
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    Migrations::from_slice(MIGRATIONS).to_latest(connection).map_err(|error| StoreError::Backend(Box::new(error)))
+    // A table that is made again is dropped in between, which would delete all rows that refer to it.
+    connection.pragma_update(None, "foreign_keys", false)?;
+    let migrated = Migrations::from_slice(MIGRATIONS).to_latest(connection);
+    connection.pragma_update(None, "foreign_keys", true)?;
+    migrated.map_err(|error| StoreError::Backend(Box::new(error)))
+}
+
+/// An empty database for the tests of single statements.
+#[cfg(test)]
+fn in_memory() -> Connection {
+    let mut connection = Connection::open_in_memory().unwrap();
+    migrate(&mut connection, Path::new(":memory:")).unwrap();
+    connection
 }
 
 #[async_trait::async_trait]
@@ -335,22 +353,22 @@ impl Metadata for SqliteStore {
         &self,
         repository: RepositoryId,
         digest: &Digest,
+        referrers: Referrers,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError> {
         let digest = digest.clone();
-        self.writer.write(move |db| manifests::delete_image(db, repository, &digest, now)).await
+        self.writer.write(move |db| images::delete(db, repository, &digest, referrers, now)).await
     }
 
     async fn expire_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
-        policy: &str,
-        tags: &[Tag],
+        decision: LifecycleDecision,
         now: Timestamp,
     ) -> Result<(), DeleteImageError> {
-        let (digest, policy, tags) = (digest.clone(), policy.to_owned(), tags.to_vec());
-        self.writer.write(move |db| manifests::expire_image(db, repository, &digest, &policy, &tags, now)).await
+        let digest = digest.clone();
+        self.writer.write(move |db| images::expire(db, repository, &digest, &decision, now)).await
     }
 
     async fn delete_tag(
@@ -362,7 +380,7 @@ impl Metadata for SqliteStore {
         now: Timestamp,
     ) -> Result<TagDeleted, DeleteImageError> {
         let (tag, expected) = (tag.clone(), expected.cloned());
-        self.writer.write(move |db| manifests::delete_tag(db, repository, &tag, expected.as_ref(), last, now)).await
+        self.writer.write(move |db| images::delete_tag(db, repository, &tag, expected.as_ref(), last, now)).await
     }
 
     async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
@@ -425,23 +443,28 @@ impl Metadata for SqliteStore {
         now: Timestamp,
     ) -> Result<ImageStatus, StorageClassError> {
         let digest = digest.clone();
-        self.writer.write(move |db| manifests::set_storage_class(db, repository, &digest, class, now)).await
+        self.writer.write(move |db| storage_class::set(db, repository, &digest, class, now)).await
     }
 
     async fn archive_image(
         &self,
         repository: RepositoryId,
         digest: &Digest,
-        policy: &str,
+        decision: LifecycleDecision,
         now: Timestamp,
     ) -> Result<(), StorageClassError> {
-        let (digest, policy) = (digest.clone(), policy.to_owned());
-        self.writer.write(move |db| manifests::archive_image(db, repository, &digest, &policy, now)).await
+        let digest = digest.clone();
+        self.writer.write(move |db| storage_class::archive(db, repository, &digest, &decision, now)).await
+    }
+
+    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool> {
+        let referrer = referrer.clone();
+        self.writer.write(move |db| images::follow_subject(db, repository, &referrer, now)).await
     }
 
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
         let pulls = pulls.to_vec();
-        self.writer.write(move |db| manifests::record_pulls(db, &pulls)).await
+        self.writer.write(move |db| images::record_pulls(db, &pulls)).await
     }
 
     async fn start_preview(

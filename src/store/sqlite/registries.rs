@@ -15,28 +15,40 @@ pub(super) fn account_settings(db: Db<'_>, account: &AccountId) -> StoreResult<B
 pub(super) fn put_account_setting(db: Db<'_>, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
     let sql = "INSERT INTO account_setting (account_id, name, value) VALUES (?1, ?2, ?3) \
                ON CONFLICT DO UPDATE SET value = excluded.value";
-    db.run(sql, [account.as_str(), name, value]).map(drop)
+    db.run(sql, [account.as_str(), name, value])?;
+    let sql = "INSERT INTO registry (account_id, policy_version) VALUES (?1, 0) \
+               ON CONFLICT DO UPDATE SET version = version + 1";
+    db.run(sql, [account.as_str()]).map(drop)
 }
 
 pub(super) fn settings(db: Db<'_>, account: &AccountId) -> StoreResult<RegistrySettings> {
-    let sql = "SELECT policy, scanning FROM registry WHERE account_id = ?1";
+    let sql = "SELECT policy, scanning, version, policy_version FROM registry WHERE account_id = ?1";
     let found = db.first(sql, [account.as_str()], |row| {
         let scanning = text_or_null(row, 1)?.map(rows::from_json).transpose()?;
-        Ok(RegistrySettings { policy: row.get(0)?, scanning: scanning.unwrap_or_default() })
+        Ok(RegistrySettings {
+            policy: row.get(0)?,
+            scanning: scanning.unwrap_or_default(),
+            version: rows::unsigned(row.get(2)?)?,
+            policy_version: rows::unsigned(row.get(3)?)?,
+        })
     })?;
     Ok(found.unwrap_or_default())
 }
 
 pub(super) fn change(db: Db<'_>, account: &AccountId, change: &RegistryChange) -> StoreResult<RegistrySettings> {
     let before = settings(db, account)?;
-    db.run("INSERT INTO registry (account_id) VALUES (?1) ON CONFLICT DO NOTHING", [account.as_str()])?;
+    let sql = "INSERT INTO registry (account_id, version, policy_version) VALUES (?1, 0, 0) ON CONFLICT DO NOTHING";
+    db.run(sql, [account.as_str()])?;
     match change {
         RegistryChange::Policy(policy) => {
-            db.run("UPDATE registry SET policy = ?2 WHERE account_id = ?1", (account.as_str(), policy))?
+            let sql = "UPDATE registry SET version = version + 1, policy_version = policy_version + 1, policy = ?2 \
+                       WHERE account_id = ?1";
+            db.run(sql, (account.as_str(), policy))?
         }
         RegistryChange::Scanning(scanning) => {
             let scanning = rows::json(scanning)?;
-            db.run("UPDATE registry SET scanning = ?2 WHERE account_id = ?1", (account.as_str(), scanning))?
+            let sql = "UPDATE registry SET version = version + 1, scanning = ?2 WHERE account_id = ?1";
+            db.run(sql, (account.as_str(), scanning))?
         }
     };
     Ok(before)

@@ -15,7 +15,7 @@ use crate::store::repositories::{
 use crate::store::rows;
 
 const COLUMNS: &str = "id, account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type, \
-                       kms_key, policy, lifecycle_policy, lifecycle_evaluated_at";
+                       kms_key, policy, lifecycle_policy, lifecycle_evaluated_at, version, policy_version";
 
 fn repository(row: &Row<'_>) -> StoreResult<Repository> {
     Ok(Repository {
@@ -29,6 +29,8 @@ fn repository(row: &Row<'_>) -> StoreResult<Repository> {
         policy: row.get(9)?,
         lifecycle_policy: row.get(10)?,
         lifecycle_evaluated_at: row.get::<_, Option<i64>>(11)?.map(rows::time).transpose()?,
+        version: rows::unsigned(row.get(12)?)?,
+        policy_version: rows::unsigned(row.get(13)?)?,
     })
 }
 
@@ -73,6 +75,8 @@ pub(super) fn create(db: Db<'_>, new: &NewRepository, max: u64) -> Result<Reposi
         policy: None,
         lifecycle_policy: None,
         lifecycle_evaluated_at: None,
+        version: 1,
+        policy_version: 1,
     })
 }
 
@@ -112,21 +116,26 @@ pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jo
     let id = id.0;
     let changed = match change {
         RepositoryChange::TagMutability(TagMutability { mode, exclusions }) => db.run(
-            "UPDATE repository SET tag_mutability = ?2, exclusions = ?3 WHERE id = ?1",
+            "UPDATE repository SET version = version + 1, tag_mutability = ?2, exclusions = ?3 WHERE id = ?1",
             params![id, mode.as_str(), rows::json(exclusions)?],
         )?,
         RepositoryChange::ScanOnPush(scan_on_push) => {
-            db.run("UPDATE repository SET scan_on_push = ?2 WHERE id = ?1", params![id, scan_on_push])?
+            let sql = "UPDATE repository SET version = version + 1, scan_on_push = ?2 WHERE id = ?1";
+            db.run(sql, params![id, scan_on_push])?
         }
         RepositoryChange::Policy(policy) => {
-            db.run("UPDATE repository SET policy = ?2 WHERE id = ?1", params![id, policy])?
+            let sql = "UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = ?2 \
+                       WHERE id = ?1";
+            db.run(sql, params![id, policy])?
         }
         RepositoryChange::LifecyclePolicy(policy) => db.run(
-            "UPDATE repository SET lifecycle_policy = ?2, lifecycle_evaluated_at = NULL WHERE id = ?1",
+            "UPDATE repository SET version = version + 1, lifecycle_policy = ?2, lifecycle_evaluated_at = NULL \
+             WHERE id = ?1",
             params![id, policy],
         )?,
         RepositoryChange::LifecycleEvaluated(at) => {
-            db.run("UPDATE repository SET lifecycle_evaluated_at = ?2 WHERE id = ?1", [id, rows::millis(*at)])?
+            let sql = "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = ?2 WHERE id = ?1";
+            db.run(sql, [id, rows::millis(*at)])?
         }
     };
     if changed == 0 {
@@ -186,12 +195,17 @@ pub(super) fn tag_resource(
     if resource_tags(db, id)?.len() > max {
         return Err(TagResourceError::TooMany(max));
     }
-    Ok(())
+    Ok(touch(db, id)?)
+}
+
+/// Marks a repository as changed, for what changes about it in other tables.
+fn touch(db: Db<'_>, id: RepositoryId) -> StoreResult<()> {
+    db.run("UPDATE repository SET version = version + 1 WHERE id = ?1", [id.0]).map(drop)
 }
 
 pub(super) fn untag_resource(db: Db<'_>, id: RepositoryId, keys: &[String]) -> StoreResult<()> {
     for key in keys {
         db.run("DELETE FROM resource_tag WHERE repository_id = ?1 AND key = ?2", params![id.0, key])?;
     }
-    Ok(())
+    touch(db, id)
 }

@@ -84,7 +84,7 @@ pub(super) fn commit(db: Db<'_>, commit: &CommitUpload) -> Result<Committed, Upl
         return Err(UploadError::Conflict);
     }
     db.run("DELETE FROM upload WHERE id = ?1", [&id])?;
-    let committed = if blobs::confirm(db, repository, digest, *lease_until)? {
+    let committed = if blobs::confirm(db, repository, digest, *now, *lease_until)? {
         Committed::AlreadyInRepository
     } else {
         let home = repositories::by_id(db, repository)?;

@@ -46,6 +46,65 @@ pub async fn a_layer_is_archived_when_every_image_with_it_is(store: Fixture) {
     assert!(!archived().await);
 }
 
+pub async fn a_layer_of_archived_images_is_not_found_until_it_is_pushed_again(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (shared, own, config) = (
+        store.blob(&repository, "shared").await,
+        store.blob(&repository, "own").await,
+        store.blob(&repository, "new").await,
+    );
+    let push = async |payload: &str, needs: &[&Digest], seconds: i64| {
+        let image = NewManifest { blobs: blobs(needs), ..manifest(payload) };
+        store.put_manifest(PutManifest { now: at(seconds), ..put(&repository, image, &[]) }).await.unwrap()
+    };
+    push("one", &[&shared, &own], 1).await;
+    push("two", &[&shared], 1).await;
+    let archive = async |payload: &str, seconds: i64| {
+        let class = StorageClass::Archive;
+        store.set_storage_class(repository.id, &digest(payload), class, at(seconds)).await.unwrap();
+    };
+    let has = async |digest: &Digest| store.has_blob(&repository, digest).await;
+    archive("one", 2).await;
+    assert!(has(&shared).await, "an active image has it");
+    assert!(!has(&own).await);
+    assert!(has(&config).await, "no image has it yet");
+    archive("two", 3).await;
+    assert!(!has(&shared).await);
+    assert!(store.layer(repository.id, &shared).await.unwrap().unwrap().archived);
+
+    // A client that pushes it again looks whether it is there before it pushes the manifest.
+    let upload = new_upload(&repository);
+    let again = CommitUpload { now: at(4), ..commit(upload.id, &shared) };
+    assert!(store.create_upload(upload).await.unwrap());
+    assert_eq!(store.commit_upload(again).await.unwrap(), Committed::AlreadyInRepository);
+    assert!(has(&shared).await && !has(&own).await);
+    assert!(!store.layer(repository.id, &shared).await.unwrap().unwrap().archived);
+    push("three", &[&shared], 5).await;
+    archive("three", 6).await;
+    assert!(!has(&shared).await);
+    push("one", &[&shared, &own], 7).await;
+    assert!(has(&shared).await && has(&own).await, "a push restores the image");
+
+    archive("one", 8).await;
+    store.delete_image(repository.id, &digest("one"), Referrers::Stay, at(9)).await.unwrap();
+    assert!(has(&own).await, "nothing has it any more");
+}
+
+pub async fn a_layer_of_archived_images_is_not_mounted(store: Fixture) {
+    let (from, to) = (store.repository_named("from").await, store.repository_named("to").await);
+    let layer = store.blob(&from, "layer").await;
+    let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+    store.put_manifest(put(&from, image, &[])).await.unwrap();
+    for (class, seconds, mounted) in
+        [(StorageClass::Archive, 2, MountBlob::NotMountable), (StorageClass::Standard, 3, MountBlob::Mounted)]
+    {
+        store.set_storage_class(from.id, &digest("image"), class, at(seconds)).await.unwrap();
+        for referenced in [true, false] {
+            assert_eq!(mount(&store, &from, &to, &layer, referenced).await, mounted);
+        }
+    }
+}
+
 async fn mount(store: &Fixture, from: &Repository, to: &Repository, digest: &Digest, referenced: bool) -> MountBlob {
     store.mount_blob(from.id, to.id, digest, referenced, at(1), at(60)).await.unwrap()
 }
@@ -116,7 +175,7 @@ pub async fn a_blob_that_a_manifest_needs_cannot_be_unlinked(store: Fixture) {
     assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::InUse);
     assert!(store.has_blob(&repository, &layer).await);
 
-    store.delete_image(repository.id, &digest("image"), at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("image"), Referrers::Stay, at(1)).await.unwrap();
     assert!(store.has_blob(&repository, &layer).await, "the link outlives the manifest");
     assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::Unlinked);
     assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::NotFound);

@@ -56,6 +56,16 @@ pub async fn tags_of_archived_images_are_not_listed(store: Fixture) {
     assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&["a", "b"]));
 }
 
+pub async fn tags_that_the_oci_api_cannot_name_are_not_listed(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (short, long) = ("t".repeat(128), "t".repeat(129));
+    store.image(&repository, "image", &[&short, &long, "u"]).await;
+    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&[&short, "u"]));
+    assert_eq!(store.tags(repository.id, Some(&short), 1).await.unwrap(), tags(&["u"]), "a page is full without them");
+    let found = store.image_of(&repository, &digest("image")).await.unwrap();
+    assert_eq!(found.tags.len(), 3);
+}
+
 pub async fn images_are_asked_for_by_reference_in_the_order_given(store: Fixture) {
     let repository = mixed(&store).await;
     let references: Vec<Reference> =
@@ -191,12 +201,11 @@ pub async fn index_edges_come_in_pages(store: Fixture) {
         images
     };
     for (payload, children) in [("one", &images[..]), ("two", &images[1..2])] {
-        let index = NewManifest { children: children.to_vec(), ..manifest(payload) };
-        store.put_manifest(put(&repository, index, &[])).await.unwrap();
+        let held: Vec<&Digest> = children.iter().collect();
+        store.index_of(&repository, payload, &held, &[]).await;
         expected.extend(children.iter().map(|child| (digest(payload), child.clone())));
     }
-    let over = NewManifest { children: vec![digest("one")], ..manifest("index of an index") };
-    store.put_manifest(put(&repository, over, &[])).await.unwrap();
+    store.index_of(&repository, "index of an index", &[&digest("one")], &[]).await;
     expected.push((digest("index of an index"), digest("one")));
     expected.sort();
     for limit in [1, 2, 100] {

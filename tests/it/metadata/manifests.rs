@@ -1,16 +1,13 @@
 //! Manifests and tags: what a push, a deletion and a change of storage class do.
 
 use wharfage::store::images::{
-    DeleteImageError, ImageStatus, LastTag, PutManifestError, StorageClass, StorageClassError, TagDeleted, TagEffect,
-    TaggedImage,
+    DeleteImageError, ImageStatus, LastTag, ManifestId, PutManifestError, SizeMismatch, Stale, StorageClass,
+    StorageClassError, TagDeleted, TagEffect,
 };
+use wharfage::store::jobs::FollowSubject;
 use wharfage::store::repositories::{Mutability, NewRepository, RepositoryChange};
 
 use super::*;
-
-async fn image_of(store: &Fixture, repository: &Repository, digest: &Digest) -> Option<TaggedImage> {
-    store.images(repository.id, &[Reference::Digest(digest.clone())]).await.unwrap().remove(0)
-}
 
 pub async fn a_manifest_is_found_by_digest_and_by_tag(store: Fixture) {
     let repository = store.repository_named("app").await;
@@ -52,7 +49,7 @@ pub async fn a_manifest_survives_a_restart(mut store: Fixture) {
 
     let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the manifest is found") };
     assert_eq!(found.payload, whole.payload);
-    let TaggedImage { image, tags: its_tags } = image_of(&store, &repository, &whole.digest).await.unwrap();
+    let TaggedImage { image, tags: its_tags } = store.image_of(&repository, &whole.digest).await.unwrap();
     assert_eq!(its_tags, tags(&["a", "b"]));
     assert_eq!(
         (image.id, &image.digest, &image.media_type, image.payload_size, image.image_size),
@@ -80,7 +77,8 @@ pub async fn missing_blobs_and_children_are_named_and_nothing_is_written(store: 
     }
     let child = store.image(&repository, "child", &[]).await;
     let foreign = store.image(&other, "foreign", &[]).await;
-    let index = NewManifest { children: vec![child, foreign.clone()], ..manifest("index") };
+    let children = store.references_to(&repository, &[&child, &foreign]).await;
+    let index = NewManifest { children, ..manifest("index") };
     match store.put_manifest(put(&repository, index, &["a"])).await {
         Err(PutManifestError::ChildrenNotFound(missing)) => assert_eq!(missing, [foreign]),
         other => panic!("{other:?}"),
@@ -99,7 +97,7 @@ pub async fn sizes_are_the_sum_of_the_blobs_and_of_an_index_the_largest_child(st
     let index = store.index(&repository, &[&digest("small"), &digest("large")], &[]).await;
     let mut sizes = Vec::new();
     for image in [digest("small"), digest("large"), index] {
-        sizes.push(image_of(&store, &repository, &image).await.unwrap().image.image_size);
+        sizes.push(store.image_of(&repository, &image).await.unwrap().image.image_size);
     }
     assert_eq!(sizes, [100, 200, 200]);
 }
@@ -107,8 +105,8 @@ pub async fn sizes_are_the_sum_of_the_blobs_and_of_an_index_the_largest_child(st
 pub async fn pushing_again_keeps_the_push_time_and_tells_what_changed(store: Fixture) {
     let repository = store.repository_named("app").await;
     let push = async |seconds: i64, names: &[&str]| {
-        let later = NewManifest { media_type: format!("application/{seconds}"), ..manifest("image") };
-        store.put_manifest(PutManifest { now: at(seconds), ..put(&repository, later, names) }).await.unwrap()
+        let again = put(&repository, manifest("image"), names);
+        store.put_manifest(PutManifest { now: at(seconds), ..again }).await.unwrap()
     };
     let first = push(1, &["b", "a"]).await;
     assert!(first.created && !first.restored && !first.unchanged());
@@ -118,8 +116,8 @@ pub async fn pushing_again_keeps_the_push_time_and_tells_what_changed(store: Fix
     assert_eq!(second.tags, [(tag("a"), TagEffect::Unchanged), (tag("c"), TagEffect::Created)]);
     assert!(push(3, &["a"]).await.unchanged());
     assert!(push(4, &[]).await.unchanged());
-    let TaggedImage { image, tags: its_tags } = image_of(&store, &repository, &digest("image")).await.unwrap();
-    assert_eq!((image.pushed_at, image.media_type.as_str()), (at(1), "application/1"));
+    let TaggedImage { image, tags: its_tags } = store.image_of(&repository, &digest("image")).await.unwrap();
+    assert_eq!(image.pushed_at, at(1));
     assert_eq!(its_tags, tags(&["a", "b", "c"]));
 }
 
@@ -133,10 +131,46 @@ pub async fn a_push_that_changes_nothing_writes_neither_event_nor_job(store: Fix
     assert_eq!(store.waiting("scan").await, 0);
 }
 
+pub async fn a_push_under_another_media_type_gives_the_image_that_type(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let push = async |media_type: &str| {
+        let image = NewManifest { media_type: media_type.into(), ..manifest("silent about its type") };
+        store.put_manifest(put(&repository, image, &["a"])).await.unwrap()
+    };
+    assert!(push("application/one").await.created);
+    let again = push("application/two").await;
+    assert!(again.retyped && !again.created && !again.unchanged());
+    let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the image is there") };
+    assert_eq!(found.media_type, "application/two");
+    assert!(push("application/two").await.unchanged());
+    assert_eq!(store.told().await.len(), 2);
+}
+
+pub async fn a_size_that_contradicts_what_is_stored_is_refused(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let child = store.image(&repository, "child", &[]).await;
+    let mut image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+    image.blobs[0].size = 99;
+    let mut children = store.references_to(&repository, &[&child]).await;
+    children[0].size += 1;
+    let index = NewManifest { children, ..manifest("index") };
+    for (refused, digest, stated, actual) in [(image, layer, 99, 100), (index, child, 6, 5)] {
+        match store.put_manifest(put(&repository, refused, &["a"])).await {
+            Err(PutManifestError::SizeMismatch(mismatch)) => {
+                assert_eq!(mismatch, SizeMismatch { digest, stated, actual });
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(store.repository_usage(repository.id).await.unwrap().0, 1, "the child alone");
+}
+
 pub async fn jobs_are_written_with_the_manifest_or_not_at_all(store: Fixture) {
     let repository = store.repository_named("app").await;
     let jobs = vec![job("scan", "1", "{}", at(0)), job("replicate", "1", "{}", at(0))];
-    let refused = NewManifest { children: vec![digest("nowhere")], ..manifest("index") };
+    let children = store.references_to(&repository, &[&digest("nowhere")]).await;
+    let refused = NewManifest { children, ..manifest("index") };
     let refused = PutManifest { jobs: jobs.clone(), ..put(&repository, refused, &[]) };
     store.put_manifest(refused).await.unwrap_err();
     assert_eq!((store.waiting("scan").await, store.waiting("replicate").await), (0, 0));
@@ -151,7 +185,7 @@ pub async fn a_push_moves_a_tag(store: Fixture) {
     let moved = store.put_manifest(put(&repository, manifest("new"), &["latest"])).await.unwrap();
     assert_eq!(moved.tags, [(tag("latest"), TagEffect::Moved)]);
     assert_eq!(store.tagged(&repository, "latest").await, Some(digest("new")));
-    assert_eq!(image_of(&store, &repository, &old).await.unwrap().tags, [], "the old image stays, untagged");
+    assert_eq!(store.image_of(&repository, &old).await.unwrap().tags, [], "the old image stays, untagged");
 }
 
 pub async fn an_immutable_tag_is_set_once(store: Fixture) {
@@ -202,7 +236,7 @@ pub async fn a_repository_has_no_more_images_than_it_may(store: Fixture) {
     assert_eq!(store.tagged(&repository, "a").await, Some(digest("one")));
     push("two", "a").await.unwrap();
     assert_eq!(store.tagged(&repository, "a").await, Some(digest("two")), "a known image is no new one");
-    store.delete_image(repository.id, &digest("one"), at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("one"), Referrers::Stay, at(1)).await.unwrap();
     push("three", "c").await.unwrap();
 }
 
@@ -235,11 +269,73 @@ pub async fn pushing_an_archived_image_restores_it(store: Fixture) {
     let again = PutManifest { now: at(2), ..put(&repository, manifest("image"), &["a"]) };
     let outcome = store.put_manifest(again).await.unwrap();
     assert!(outcome.restored && !outcome.created && !outcome.unchanged());
-    let found = image_of(&store, &repository, &image).await.unwrap().image;
+    let found = store.image_of(&repository, &image).await.unwrap().image;
     assert_eq!(
         (found.status, found.pushed_at, found.archived_at, found.activated_at),
         (ImageStatus::Active, at(0), Some(at(1)), Some(at(2)))
     );
+}
+
+async fn archive(store: &Fixture, repository: &Repository, digest: &Digest) {
+    store.set_storage_class(repository.id, digest, StorageClass::Archive, at(1)).await.unwrap();
+}
+
+async fn status_of(store: &Fixture, repository: &Repository, digest: &Digest) -> Option<ImageStatus> {
+    store.image_of(repository, digest).await.map(|found| found.image.status)
+}
+
+pub async fn an_index_restores_what_it_holds_at_any_depth(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    let leaf = NewManifest { blobs: blobs(&[&layer]), ..manifest("leaf") };
+    store.put_manifest(put(&repository, leaf, &[])).await.unwrap();
+    let signature = NewManifest { subject: Some(digest("leaf")), ..manifest("signature of the leaf") };
+    store.put_manifest(put(&repository, signature, &[])).await.unwrap();
+    let (leaf, other) = (digest("leaf"), store.image(&repository, "other", &[]).await);
+    let inner = store.index_of(&repository, "inner", &[&leaf], &[]).await;
+    let all = [&inner, &leaf, &other];
+    let statuses = async || {
+        let mut statuses = Vec::new();
+        for image in all {
+            statuses.push(status_of(&store, &repository, image).await.unwrap());
+        }
+        statuses
+    };
+    let archive_all = async || {
+        for image in all {
+            archive(&store, &repository, image).await;
+        }
+        assert_eq!(statuses().await, [ImageStatus::Archived; 3]);
+        assert!(!store.has_blob(&repository, &layer).await);
+    };
+    archive_all().await;
+    let told = store.told().await.len();
+    let waiting = store.waiting(FollowSubject::KIND).await;
+
+    // A new index over archived children.
+    let outer = store.index_of(&repository, "outer", &[&inner, &other], &[]).await;
+    assert_eq!(statuses().await, [ImageStatus::Active; 3]);
+    assert!(store.has_blob(&repository, &layer).await);
+    let restored = store.image_of(&repository, &leaf).await.unwrap().image;
+    assert_eq!((restored.archived_at, restored.activated_at), (Some(at(1)), Some(at(0))));
+    let mut acts: Vec<_> = store.told().await.into_iter().skip(told).map(|(_, act, _)| act).collect();
+    acts.sort();
+    assert_eq!(acts, ["PUSH", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS"]);
+    assert_eq!(waiting, 1, "the signature follows its subject into the archive and back");
+    assert_eq!(store.waiting(FollowSubject::KIND).await, 1);
+
+    // The same index again, archived meanwhile, and then restored without a push.
+    for again in ["push", "restore"] {
+        archive(&store, &repository, &outer).await;
+        archive_all().await;
+        match again {
+            "push" => drop(store.index_of(&repository, "outer", &[&inner, &other], &[]).await),
+            _ => drop(store.set_storage_class(repository.id, &outer, StorageClass::Standard, at(2)).await.unwrap()),
+        }
+        assert_eq!(statuses().await, [ImageStatus::Active; 3], "{again}");
+        assert_eq!(status_of(&store, &repository, &outer).await, Some(ImageStatus::Active));
+        assert!(store.has_blob(&repository, &layer).await);
+    }
 }
 
 pub async fn one_tag_pushed_at_once_points_at_one_of_the_images(store: Fixture) {
@@ -268,9 +364,12 @@ pub async fn deleting_an_image_takes_its_tags_and_frees_its_blobs(mut store: Fix
     let layer = store.blob(&repository, "layer").await;
     let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
     store.put_manifest(put(&repository, image, &["b", "a"])).await.unwrap();
-    let absent = store.delete_image(repository.id, &digest("absent"), at(1)).await;
+    let absent = store.delete_image(repository.id, &digest("absent"), Referrers::Stay, at(1)).await;
     assert!(matches!(absent, Err(DeleteImageError::NotFound)), "{absent:?}");
-    assert_eq!(store.delete_image(repository.id, &digest("image"), at(1)).await.unwrap(), tags(&["a", "b"]));
+    assert_eq!(
+        store.delete_image(repository.id, &digest("image"), Referrers::Stay, at(1)).await.unwrap(),
+        tags(&["a", "b"])
+    );
     store.reopen().await;
     assert_eq!(store.found(&repository, "a").await, Lookup::Missing);
     assert_eq!(store.found(&repository, digest("image").as_str()).await, Lookup::Missing);
@@ -282,31 +381,139 @@ async fn set_policy(store: &Fixture, repository: &Repository, policy: Option<&st
     assert!(store.change_repository(repository.id, change, Vec::new()).await.unwrap());
 }
 
-pub async fn an_image_that_got_a_tag_since_it_was_looked_at_does_not_expire(store: Fixture) {
+fn stale<T: std::fmt::Debug>(outcome: Result<T, DeleteImageError>) -> Stale {
+    match outcome {
+        Err(DeleteImageError::Stale(stale)) => stale,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub async fn an_image_that_changed_since_the_decision_is_not_acted_on(store: Fixture) {
     let repository = store.repository_named("app").await;
     set_policy(&store, &repository, Some("policy")).await;
-    let image = store.image(&repository, "image", &["a"]).await;
-    let expire = async |seen: &[&str]| store.expire_image(repository.id, &image, "policy", &tags(seen), at(1)).await;
-    for seen in [&[][..], &["b"], &["a", "b"]] {
-        let refused = expire(seen).await;
-        assert!(matches!(refused, Err(DeleteImageError::TagsChanged)), "{seen:?}: {refused:?}");
-        assert_eq!(store.tagged(&repository, "a").await, Some(image.clone()));
+    let changes = [
+        "a push that changes nothing",
+        "a tag",
+        "a tag that moved",
+        "a tag that went",
+        "a pull",
+        "archived",
+        "restored",
+    ];
+    for change in changes {
+        let (kept, moves) = (format!("{change} kept").replace(' ', "-"), format!("{change} moves").replace(' ', "-"));
+        let image = store.image(&repository, change, &[&kept, &moves]).await;
+        if change == "restored" {
+            archive(&store, &repository, &image).await;
+        }
+        let decision = store.decision(&repository, &image, "policy").await;
+        match change {
+            "a tag" => drop(store.image(&repository, change, &["new"]).await),
+            "a tag that moved" => drop(store.image(&repository, "another image", &[&moves]).await),
+            "a tag that went" => {
+                let gone = store.delete_tag(repository.id, &tag(&moves), None, LastTag::KeepsImage, at(1)).await;
+                gone.unwrap();
+            }
+            "a pull" => {
+                let id = store.image_of(&repository, &image).await.unwrap().image.id;
+                store.record_pulls(&[(id, at(5))]).await.unwrap();
+            }
+            "archived" => archive(&store, &repository, &image).await,
+            "restored" => {
+                store.set_storage_class(repository.id, &image, StorageClass::Standard, at(2)).await.unwrap();
+            }
+            _ => drop(store.image(&repository, change, &[&kept]).await),
+        }
+        let before = store.image_of(&repository, &image).await;
+        let told = store.told().await.len();
+        assert_eq!(
+            stale(store.expire_image(repository.id, &image, decision.clone(), at(9)).await),
+            Stale::Image,
+            "{change}"
+        );
+        let archived = store.archive_image(repository.id, &image, decision, at(9)).await;
+        assert!(matches!(archived, Err(StorageClassError::Stale(Stale::Image))), "{change}: {archived:?}");
+        assert_eq!(store.image_of(&repository, &image).await, before, "{change}");
+        assert_eq!(store.told().await.len(), told, "{change}");
+
+        let decision = store.decision(&repository, &image, "policy").await;
+        store.expire_image(repository.id, &image, decision.clone(), at(9)).await.unwrap();
+        let gone = store.expire_image(repository.id, &image, decision, at(9)).await;
+        assert!(matches!(gone, Err(DeleteImageError::NotFound)), "{gone:?}");
     }
-    expire(&["a"]).await.unwrap();
-    let gone = expire(&["a"]).await;
-    assert!(matches!(gone, Err(DeleteImageError::NotFound)), "{gone:?}");
+}
+
+pub async fn an_image_that_is_too_many_stays_where_those_beside_it_changed(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    set_policy(&store, &repository, Some("policy")).await;
+    let old = store.image(&repository, "old", &["old"]).await;
+    let mut kept: Vec<(ManifestId, u64)> = Vec::new();
+    for payload in ["one", "two"] {
+        let image = store.image(&repository, payload, &[payload]).await;
+        let image = store.image_of(&repository, &image).await.unwrap().image;
+        kept.push((image.id, image.revision));
+    }
+    let decision = async |kept: &[(ManifestId, u64)]| LifecycleDecision {
+        kept: kept.into(),
+        ..store.decision(&repository, &old, "policy").await
+    };
+    let seen = decision(&kept).await;
+    store.record_pulls(&[(kept[0].0, at(3))]).await.unwrap();
+    store.image(&repository, "three", &["three"]).await;
+    store.image(&repository, "four", &["two"]).await;
+    assert_eq!(
+        stale(store.expire_image(repository.id, &old, seen.clone(), at(4)).await),
+        Stale::Kept,
+        "it lost its tag"
+    );
+    store.delete_image(repository.id, &digest("two"), Referrers::Stay, at(4)).await.unwrap();
+    assert_eq!(stale(store.expire_image(repository.id, &old, seen.clone(), at(4)).await), Stale::Kept, "it is gone");
+    let archived = store.archive_image(repository.id, &old, seen, at(4)).await;
+    assert!(matches!(archived, Err(StorageClassError::Stale(Stale::Kept))), "{archived:?}");
+    // One that was only pulled stays what it was, and so does one that nobody touched.
+    store.expire_image(repository.id, &old, decision(&kept[..1]).await, at(4)).await.unwrap();
+}
+
+pub async fn a_referrer_is_not_acted_on_while_its_subject_is_there(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    set_policy(&store, &repository, Some("policy")).await;
+    let subject = store.image(&repository, "subject", &["a"]).await;
+    let signature = NewManifest { subject: Some(subject.clone()), ..manifest("signature") };
+    store.put_manifest(put(&repository, signature, &[])).await.unwrap();
+    let signature = digest("signature");
+    let decision =
+        async || LifecycleDecision { follows_subject: true, ..store.decision(&repository, &signature, "policy").await };
+    let expire = async || store.expire_image(repository.id, &signature, decision().await, at(2)).await;
+    assert_eq!(stale(expire().await), Stale::Subject);
+    let archived = store.archive_image(repository.id, &signature, decision().await, at(2)).await;
+    assert!(matches!(archived, Err(StorageClassError::Stale(Stale::Subject))), "{archived:?}");
+
+    archive(&store, &repository, &subject).await;
+    assert_eq!(stale(expire().await), Stale::Subject, "it follows into the archive, not out of the repository");
+    store.archive_image(repository.id, &signature, decision().await, at(2)).await.unwrap();
+    store.delete_image(repository.id, &subject, Referrers::Stay, at(2)).await.unwrap();
+    expire().await.unwrap();
 }
 
 pub async fn a_lifecycle_policy_that_is_no_longer_the_repositorys_acts_on_nothing(store: Fixture) {
     let repository = store.repository_named("app").await;
     let image = store.image(&repository, "image", &["a"]).await;
-    let expire = async |policy| store.expire_image(repository.id, &image, policy, &tags(&["a"]), at(1)).await;
-    let archive = async |policy| store.archive_image(repository.id, &image, policy, at(1)).await;
+    let expire = async |policy| {
+        let decision = store.decision(&repository, &image, policy).await;
+        store.expire_image(repository.id, &image, decision, at(1)).await
+    };
+    let archive = async |policy| {
+        let decision = store.decision(&repository, &image, policy).await;
+        store.archive_image(repository.id, &image, decision, at(1)).await
+    };
     for now in [Some("new"), None] {
         set_policy(&store, &repository, now).await;
         let refused = (expire("old").await, archive("old").await);
         assert!(
-            matches!(&refused, (Err(DeleteImageError::PolicyChanged), Err(StorageClassError::PolicyChanged))),
+            matches!(
+                &refused,
+                (Err(DeleteImageError::Stale(Stale::Policy)), Err(StorageClassError::Stale(Stale::Policy)))
+            ),
             "{refused:?}"
         );
         let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the image is there") };
@@ -316,8 +523,9 @@ pub async fn a_lifecycle_policy_that_is_no_longer_the_repositorys_acts_on_nothin
     archive("new").await.unwrap();
     let again = archive("new").await;
     assert!(matches!(again, Err(StorageClassError::Unchanged(ImageStatus::Archived))), "{again:?}");
+    let last = store.decision(&repository, &image, "new").await;
     expire("new").await.unwrap();
-    let gone = archive("new").await;
+    let gone = store.archive_image(repository.id, &image, last, at(1)).await;
     assert!(matches!(gone, Err(StorageClassError::NotFound)), "{gone:?}");
 }
 
@@ -327,13 +535,13 @@ pub async fn an_image_that_an_index_holds_is_not_deleted(store: Fixture) {
     let index = store.index(&repository, &[&child], &[]).await;
     // An archived index still holds its children.
     store.set_storage_class(repository.id, &index, StorageClass::Archive, at(1)).await.unwrap();
-    match store.delete_image(repository.id, &child, at(2)).await {
+    match store.delete_image(repository.id, &child, Referrers::Stay, at(2)).await {
         Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by, std::slice::from_ref(&index)),
         other => panic!("{other:?}"),
     }
     assert_eq!(store.tagged(&repository, "a").await, Some(child.clone()));
-    store.delete_image(repository.id, &index, at(3)).await.unwrap();
-    store.delete_image(repository.id, &child, at(3)).await.unwrap();
+    store.delete_image(repository.id, &index, Referrers::Stay, at(3)).await.unwrap();
+    store.delete_image(repository.id, &child, Referrers::Stay, at(3)).await.unwrap();
 }
 
 pub async fn a_deleted_tag_leaves_the_image_or_takes_it_along(store: Fixture) {
@@ -343,14 +551,14 @@ pub async fn a_deleted_tag_leaves_the_image_or_takes_it_along(store: Fixture) {
     let stays = TagDeleted { digest: image.clone(), image_deleted: false };
     assert_eq!(delete("a", LastTag::DeletesImage).await.unwrap(), stays, "another tag is left");
     assert_eq!(delete("b", LastTag::KeepsImage).await.unwrap(), stays);
-    assert_eq!(image_of(&store, &repository, &image).await.unwrap().tags, []);
+    assert_eq!(store.image_of(&repository, &image).await.unwrap().tags, []);
     let absent = delete("b", LastTag::KeepsImage).await;
     assert!(matches!(absent, Err(DeleteImageError::NotFound)), "{absent:?}");
 
     store.image(&repository, "image", &["c"]).await;
     let goes = TagDeleted { digest: image.clone(), image_deleted: true };
     assert_eq!(delete("c", LastTag::DeletesImage).await.unwrap(), goes);
-    assert_eq!(image_of(&store, &repository, &image).await, None);
+    assert_eq!(store.image_of(&repository, &image).await, None);
 }
 
 pub async fn a_tag_is_deleted_only_where_it_is_expected(store: Fixture) {
@@ -379,7 +587,7 @@ pub async fn the_last_tag_of_a_held_image_is_kept_with_it(store: Fixture) {
     }
     assert_eq!(store.tagged(&repository, "a").await, Some(child.clone()));
     delete(LastTag::KeepsImage).await.unwrap();
-    assert!(image_of(&store, &repository, &child).await.is_some());
+    assert!(store.image_of(&repository, &child).await.is_some());
 }
 
 pub async fn an_image_moves_between_storage_classes(store: Fixture) {
@@ -400,7 +608,7 @@ pub async fn an_image_moves_between_storage_classes(store: Fixture) {
     assert_eq!(found.status, ImageStatus::Archived);
 
     assert_eq!(set(&image, StorageClass::Standard, 4).await.unwrap(), ImageStatus::Active);
-    let found = image_of(&store, &repository, &image).await.unwrap().image;
+    let found = store.image_of(&repository, &image).await.unwrap().image;
     assert_eq!((found.status, found.archived_at, found.activated_at), (ImageStatus::Active, Some(at(2)), Some(at(4))));
     let told: Vec<_> = store.told().await.into_iter().map(|(_, action, _)| action).collect();
     assert_eq!(told, ["PUSH", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS"]);
@@ -423,13 +631,13 @@ pub async fn an_image_that_an_active_index_holds_is_not_archived(store: Fixture)
 pub async fn a_recorded_pull_never_goes_back(store: Fixture) {
     let repository = store.repository_named("app").await;
     let (one, two) = (store.image(&repository, "one", &[]).await, store.image(&repository, "two", &[]).await);
-    let id = async |digest: &Digest| image_of(&store, &repository, digest).await.unwrap().image.id;
+    let id = async |digest: &Digest| store.image_of(&repository, digest).await.unwrap().image.id;
     let (first, second) = (id(&one).await, id(&two).await);
     store.record_pulls(&[(first, at(20)), (second, at(5))]).await.unwrap();
     store.record_pulls(&[(first, at(10)), (second, at(6)), (second, at(4))]).await.unwrap();
-    store.delete_image(repository.id, &two, at(30)).await.unwrap();
+    store.delete_image(repository.id, &two, Referrers::Stay, at(30)).await.unwrap();
     store.record_pulls(&[(second, at(40))]).await.unwrap();
-    assert_eq!(image_of(&store, &repository, &one).await.unwrap().image.last_pulled_at, Some(at(20)));
+    assert_eq!(store.image_of(&repository, &one).await.unwrap().image.last_pulled_at, Some(at(20)));
     let Lookup::Found(found) = store.found(&repository, one.as_str()).await else { panic!("the manifest is found") };
     assert_eq!(found.last_pulled_at, Some(at(20)));
 }
@@ -441,8 +649,8 @@ pub async fn pushes_and_deletions_are_told(store: Fixture) {
     let referrer = NewManifest { subject: Some(digest("image")), ..manifest("referrer") };
     store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
     store.delete_tag(repository.id, &tag("a"), None, LastTag::KeepsImage, at(1)).await.unwrap();
-    store.delete_image(repository.id, &digest("image"), at(1)).await.unwrap();
-    store.delete_image(repository.id, &digest("untagged"), at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("image"), Referrers::Stay, at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("untagged"), Referrers::Stay, at(1)).await.unwrap();
     let told = store.told().await;
     let told: Vec<_> = told.iter().map(|(kind, act, tag)| (kind.as_str(), act.as_str(), tag.as_deref())).collect();
     assert_eq!(
@@ -457,4 +665,89 @@ pub async fn pushes_and_deletions_are_told(store: Fixture) {
             ("ECR Image Action", "DELETE", None),
         ]
     );
+}
+
+pub async fn the_job_for_the_referrers_is_written_with_its_cause_or_not_at_all(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    set_policy(&store, &repository, Some("policy")).await;
+    let waiting = async || store.waiting(FollowSubject::KIND).await;
+    // A subject with a signature, held by an index if asked so, and one that nothing refers to.
+    let subject = async |payload: &str, held: bool| {
+        let subject = store.image(&repository, payload, &[payload]).await;
+        let signature = NewManifest { subject: Some(subject.clone()), ..manifest(&format!("signature of {payload}")) };
+        store.put_manifest(put(&repository, signature, &[])).await.unwrap();
+        if held {
+            store.index_of(&repository, &format!("index of {payload}"), &[&subject], &[]).await;
+        }
+        subject
+    };
+    let delete_tag =
+        async |name: &str| store.delete_tag(repository.id, &tag(name), None, LastTag::DeletesImage, at(1)).await;
+
+    let held = subject("held", true).await;
+    store.delete_image(repository.id, &held, Referrers::Follow, at(1)).await.unwrap_err();
+    delete_tag("held").await.unwrap_err();
+    store.set_storage_class(repository.id, &held, StorageClass::Archive, at(1)).await.unwrap_err();
+    let decision = store.decision(&repository, &held, "policy").await;
+    store.expire_image(repository.id, &held, decision, at(1)).await.unwrap_err();
+    let alone = store.image(&repository, "alone", &[]).await;
+    store.delete_image(repository.id, &alone, Referrers::Follow, at(1)).await.unwrap();
+    let kept = subject("kept", false).await;
+    store.delete_image(repository.id, &kept, Referrers::Stay, at(1)).await.unwrap();
+    assert_eq!(waiting().await, 0);
+
+    for (before, cause) in
+        ["delete", "delete the last tag", "archive", "expire", "archive by policy"].iter().enumerate()
+    {
+        let name = cause.replace(' ', "-");
+        let subject = subject(&name, false).await;
+        assert_eq!(waiting().await, before as u64);
+        let decision = store.decision(&repository, &subject, "policy").await;
+        match *cause {
+            "delete" => drop(store.delete_image(repository.id, &subject, Referrers::Follow, at(1)).await.unwrap()),
+            "delete the last tag" => assert!(delete_tag(&name).await.unwrap().image_deleted),
+            "archive" => archive(&store, &repository, &subject).await,
+            "expire" => store.expire_image(repository.id, &subject, decision, at(1)).await.unwrap(),
+            _ => store.archive_image(repository.id, &subject, decision, at(1)).await.unwrap(),
+        }
+        assert_eq!(waiting().await, before as u64 + 1, "{cause}");
+    }
+}
+
+pub async fn a_referrer_becomes_what_its_subject_is_at_that_moment(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let subject = store.image(&repository, "subject", &["a"]).await;
+    let refer = async |payload: &str, subject: &Digest| {
+        let referrer = NewManifest { subject: Some(subject.clone()), ..manifest(payload) };
+        store.put_manifest(put(&repository, referrer, &[payload])).await.unwrap();
+        digest(payload)
+    };
+    let signature = refer("signature", &subject).await;
+    let attestation = refer("attestation", &signature).await;
+    let follow = async |referrer: &Digest| store.follow_subject(repository.id, referrer, at(5)).await.unwrap();
+    let status = async |image: &Digest| status_of(&store, &repository, image).await;
+
+    assert!(!follow(&signature).await, "the subject is as it is");
+    assert!(!follow(&subject).await && !follow(&digest("absent")).await, "neither is a referrer");
+    archive(&store, &repository, &subject).await;
+    assert!(follow(&signature).await && !follow(&signature).await);
+    assert_eq!(status(&signature).await, Some(ImageStatus::Archived));
+    // Pushed again, so it is active again.
+    store.image(&repository, "subject", &["a"]).await;
+    assert!(follow(&signature).await);
+    assert_eq!(status(&signature).await, Some(ImageStatus::Active));
+
+    store.delete_image(repository.id, &subject, Referrers::Follow, at(6)).await.unwrap();
+    store.image(&repository, "subject", &["a"]).await;
+    assert!(!follow(&signature).await, "the subject is back");
+    store.delete_image(repository.id, &subject, Referrers::Follow, at(7)).await.unwrap();
+    let index = store.index_of(&repository, "index", &[&signature], &[]).await;
+    assert!(!follow(&signature).await, "an index holds it");
+    store.delete_image(repository.id, &index, Referrers::Stay, at(7)).await.unwrap();
+    assert!(follow(&signature).await);
+    assert_eq!((status(&signature).await, status(&attestation).await), (None, Some(ImageStatus::Active)));
+    // What refers to it follows by a job of its own, one beside the subject's.
+    assert_eq!(store.waiting(FollowSubject::KIND).await, 2);
+    assert!(follow(&attestation).await);
+    assert_eq!(store.tagged(&repository, "attestation").await, None);
 }

@@ -24,7 +24,9 @@ use futures::future::BoxFuture;
 use jiff::{Timestamp, ToSpan};
 use uuid::Uuid;
 use wharfage::names::{AccountId, Algorithm, Digest, Reference, RepositoryName, Tag};
-use wharfage::store::images::{BlobReference, Manifest, NewManifest, PutManifest};
+use wharfage::store::images::{
+    BlobReference, ChildReference, LifecycleDecision, Manifest, NewManifest, PutManifest, Referrers, TaggedImage,
+};
 use wharfage::store::jobs::NewJob;
 use wharfage::store::repositories::{Encryption, NewRepository, Repository, TagMutability};
 use wharfage::store::uploads::{CommitUpload, Committed, Upload, UploadProgress};
@@ -96,11 +98,50 @@ impl Fixture {
 
     /// Puts an index of `children`.
     pub async fn index(&self, repository: &Repository, children: &[&Digest], tags: &[&str]) -> Digest {
-        let children: Vec<Digest> = children.iter().copied().cloned().collect();
-        let put = put(repository, NewManifest { children, ..manifest("an index") }, tags);
+        self.index_of(repository, "an index", children, tags).await
+    }
+
+    /// Puts an index of `children` whose payload is `payload`.
+    pub async fn index_of(
+        &self,
+        repository: &Repository,
+        payload: &str,
+        children: &[&Digest],
+        tags: &[&str],
+    ) -> Digest {
+        let children = self.references_to(repository, children).await;
+        let put = put(repository, NewManifest { children, ..manifest(payload) }, tags);
         let digest = put.manifest.digest.clone();
         self.put_manifest(put).await.unwrap();
         digest
+    }
+
+    /// What an index says of these manifests; of one that is not there, that it is empty.
+    pub async fn references_to(&self, repository: &Repository, children: &[&Digest]) -> Vec<ChildReference> {
+        let mut references = Vec::new();
+        for digest in children {
+            let found = self.image_of(repository, digest).await;
+            let size = found.map_or(0, |found| found.image.payload_size);
+            references.push(ChildReference { digest: (*digest).clone(), size });
+        }
+        references
+    }
+
+    /// The image of a digest.
+    pub async fn image_of(&self, repository: &Repository, digest: &Digest) -> Option<TaggedImage> {
+        self.images(repository.id, &[Reference::Digest(digest.clone())]).await.unwrap().remove(0)
+    }
+
+    /// What the repository's policy `policy` decides by about an image as it is now.
+    pub async fn decision(&self, repository: &Repository, digest: &Digest, policy: &str) -> LifecycleDecision {
+        let image = self.image_of(repository, digest).await.unwrap().image;
+        LifecycleDecision {
+            policy: policy.into(),
+            revision: image.revision,
+            last_pulled_at: image.last_pulled_at,
+            follows_subject: false,
+            kept: [].into(),
+        }
     }
 
     /// Where a reference leads.
@@ -228,7 +269,9 @@ pub fn manifest(payload: &str) -> NewManifest {
 
 pub fn blobs(digests: &[&Digest]) -> Vec<BlobReference> {
     let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
-    digests.iter().map(|digest| BlobReference { digest: (*digest).clone(), media_type: media_type.into() }).collect()
+    let reference =
+        |digest: &&Digest| BlobReference { digest: (*digest).clone(), media_type: media_type.into(), size: 100 };
+    digests.iter().map(reference).collect()
 }
 
 pub fn put(repository: &Repository, manifest: NewManifest, names: &[&str]) -> PutManifest {
@@ -255,6 +298,7 @@ macro_rules! contract {
             account_settings_are_put_one_by_one,
             a_registrys_settings_change_one_by_one_and_tell_what_they_were,
             a_registry_policy_that_is_deleted_at_once_was_there_for_one,
+            a_registrys_version_grows_with_every_change,
         );
         contract!(@subject $open, repositories:
             a_repository_is_found_as_it_was_created,
@@ -262,6 +306,7 @@ macro_rules! contract {
             a_registry_has_no_more_repositories_than_it_may,
             repositories_are_listed_by_name_in_pages,
             each_setting_changes_alone,
+            a_repositorys_version_grows_with_every_change,
             a_new_lifecycle_policy_enqueues_its_job_and_forgets_the_last_evaluation,
             repositories_come_due_for_their_lifecycle_policy,
             resource_tags_merge_up_to_their_limit,
@@ -274,6 +319,8 @@ macro_rules! contract {
             a_look_up_tells_a_missing_blob_from_a_missing_repository,
             a_layer_knows_its_media_type_and_who_references_it,
             a_layer_is_archived_when_every_image_with_it_is,
+            a_layer_of_archived_images_is_not_found_until_it_is_pushed_again,
+            a_layer_of_archived_images_is_not_mounted,
             a_mount_shares_the_bytes,
             a_mount_can_ask_for_a_committed_manifest,
             a_blobs_sources_are_the_repositories_of_its_registry_that_have_it,
@@ -300,6 +347,8 @@ macro_rules! contract {
             sizes_are_the_sum_of_the_blobs_and_of_an_index_the_largest_child,
             pushing_again_keeps_the_push_time_and_tells_what_changed,
             a_push_that_changes_nothing_writes_neither_event_nor_job,
+            a_push_under_another_media_type_gives_the_image_that_type,
+            a_size_that_contradicts_what_is_stored_is_refused,
             jobs_are_written_with_the_manifest_or_not_at_all,
             a_push_moves_a_tag,
             an_immutable_tag_is_set_once,
@@ -308,10 +357,13 @@ macro_rules! contract {
             an_image_has_no_more_tags_than_it_may,
             a_push_into_a_repository_that_is_gone_is_refused,
             pushing_an_archived_image_restores_it,
+            an_index_restores_what_it_holds_at_any_depth,
             one_tag_pushed_at_once_points_at_one_of_the_images,
             deleting_an_image_takes_its_tags_and_frees_its_blobs,
             an_image_that_an_index_holds_is_not_deleted,
-            an_image_that_got_a_tag_since_it_was_looked_at_does_not_expire,
+            an_image_that_changed_since_the_decision_is_not_acted_on,
+            an_image_that_is_too_many_stays_where_those_beside_it_changed,
+            a_referrer_is_not_acted_on_while_its_subject_is_there,
             a_lifecycle_policy_that_is_no_longer_the_repositorys_acts_on_nothing,
             a_deleted_tag_leaves_the_image_or_takes_it_along,
             a_tag_is_deleted_only_where_it_is_expected,
@@ -320,10 +372,13 @@ macro_rules! contract {
             an_image_that_an_active_index_holds_is_not_archived,
             a_recorded_pull_never_goes_back,
             pushes_and_deletions_are_told,
+            the_job_for_the_referrers_is_written_with_its_cause_or_not_at_all,
+            a_referrer_becomes_what_its_subject_is_at_that_moment,
         );
         contract!(@subject $open, listings:
             tags_come_in_byte_order_and_in_pages,
             tags_of_archived_images_are_not_listed,
+            tags_that_the_oci_api_cannot_name_are_not_listed,
             images_are_asked_for_by_reference_in_the_order_given,
             images_come_in_pages_with_their_tags,
             images_are_filtered_by_tag_and_by_status,

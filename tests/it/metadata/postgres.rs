@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures::future::join_all;
 use sqlx::Connection;
 use wharfage::store::images::{
-    DeleteImageError, ImageFilter, ImageIdentifier, LastTag, MountBlob, PutManifestError, ReferrerFilter, TagEffect,
-    UnlinkBlob,
+    DeleteImageError, ImageFilter, ImageIdentifier, ImageStatus, LastTag, MountBlob, PutManifestError, ReferrerFilter,
+    Stale, StorageClass, StorageClassError, TagEffect, UnlinkBlob,
 };
 use wharfage::store::jobs::JobEnd;
 use wharfage::store::postgres::{PostgresOptions, PostgresStore};
-use wharfage::store::repositories::{DeleteRepositoryError, Mutability, NewRepository};
+use wharfage::store::repositories::{DeleteRepositoryError, Mutability, NewRepository, RepositoryChange};
 use wharfage::store::uploads::UploadError;
 use wharfage::store::{StoreError, StoreResult};
 
@@ -74,6 +74,103 @@ async fn a_schema_newer_than_the_binary_is_refused() {
 }
 
 #[tokio::test]
+async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
+    let url = bed::postgres().database().await;
+    let folder = tempfile::tempdir().unwrap();
+    for version in ["0001_initial.sql", "0002_registry.sql"] {
+        let migrations = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/postgres/migrations");
+        std::fs::copy(std::path::Path::new(migrations).join(version), folder.path().join(version)).unwrap();
+    }
+    let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+    sqlx::migrate::Migrator::new(folder.path()).await.unwrap().run_direct(None, &mut connection, false).await.unwrap();
+    run_sql(&url, &super::sqlite::rows_of_version_2()).await;
+    let store = fixture_at(url).await;
+    let times: (i64, i64) =
+        sqlx::query_as("SELECT created_at, updated_at FROM tag").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
+    connection.close().await.unwrap();
+    super::sqlite::has_the_rows_of_version_2(&store).await;
+}
+
+#[tokio::test]
+async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
+    let url = bed::postgres().database().await;
+    let store = fixture_at(url.clone()).await;
+    let repository = store.repository_named("app").await;
+    let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+    for (seconds, payload, created, updated) in
+        [(1, "one", 1, 1), (2, "one", 1, 1), (3, "two", 1, 3), (4, "two", 1, 3), (5, "one", 1, 5)]
+    {
+        let push = PutManifest { now: at(seconds), ..put(&repository, manifest(payload), &["a"]) };
+        store.put_manifest(push).await.unwrap();
+        let times: (i64, i64) =
+            sqlx::query_as("SELECT created_at, updated_at FROM tag").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(times, (at(created).as_millisecond(), at(updated).as_millisecond()), "{seconds}");
+    }
+    connection.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_and_the_archiving_of_what_it_holds_come_one_after_the_other() {
+    let (one, two) = replicas().await;
+    let repository = one.repository_named("app").await;
+    for round in 0..ROUNDS {
+        let leaf = one.image(&repository, &format!("leaf {round}"), &[]).await;
+        let inner = one.index_of(&repository, &format!("inner {round}"), &[&leaf], &[]).await;
+        let archive = async |store: &Fixture, digest: &Digest| {
+            store.set_storage_class(repository.id, digest, StorageClass::Archive, at(1)).await
+        };
+        archive(&one, &inner).await.unwrap();
+        let children = one.references_to(&repository, &[&inner]).await;
+        let index = NewManifest { children, ..manifest(&format!("outer {round}")) };
+        // The leaf may go to the archive while its index is there, and has to come back with it.
+        let restore = async {
+            if round % 2 == 0 {
+                one.put_manifest(put(&repository, index, &[])).await.map(drop).unwrap();
+            } else {
+                one.set_storage_class(repository.id, &inner, StorageClass::Standard, at(2)).await.map(drop).unwrap();
+            }
+        };
+        let ((), archived) = tokio::join!(restore, archive(&two, &leaf));
+        assert!(matches!(archived, Ok(_) | Err(StorageClassError::ReferencedBy(_))), "{archived:?}");
+        for image in [&leaf, &inner] {
+            let found = one.image_of(&repository, image).await.unwrap().image;
+            assert_eq!(found.status, ImageStatus::Active, "round {round}: {archived:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_does_not_expire_once_a_push_of_it_was_acknowledged() {
+    let (one, two) = replicas().await;
+    let repository = one.repository_named("app").await;
+    let policy = RepositoryChange::LifecyclePolicy(Some("policy".into()));
+    one.change_repository(repository.id, policy, Vec::new()).await.unwrap();
+    for round in 0..ROUNDS {
+        let payload = format!("image {round}");
+        let image = one.image(&repository, &payload, &["old"]).await;
+        let decision = one.decision(&repository, &image, "policy").await;
+        // The same again, under another tag, or a tag that moves away from it.
+        let (pushed, tag) = match round % 3 {
+            0 => (payload.clone(), "old"),
+            1 => (payload.clone(), "new"),
+            _ => (format!("another {round}"), "old"),
+        };
+        let push = one.put_manifest(put(&repository, manifest(&pushed), &[tag]));
+        let (pushed_outcome, expired) = tokio::join!(push, two.expire_image(repository.id, &image, decision, at(1)));
+        let outcome = pushed_outcome.unwrap();
+        let is_there = one.image_of(&repository, &image).await.is_some();
+        match expired {
+            // Before the push, which then made the image again.
+            Ok(()) => assert_eq!(is_there, round % 3 < 2, "round {round}: {outcome:?}"),
+            Err(DeleteImageError::Stale(Stale::Image)) => assert!(is_there, "round {round}: {outcome:?}"),
+            other => panic!("round {round}: {other:?}"),
+        }
+        assert_eq!(one.tagged(&repository, tag).await, Some(digest(&pushed)));
+    }
+}
+
+#[tokio::test]
 async fn a_database_that_does_not_answer_is_unavailable_and_back_when_it_does() {
     let url = bed::postgres().database().await;
     let store = connect(&url).await.unwrap();
@@ -123,7 +220,7 @@ async fn keys_come_in_byte_order_whatever_the_databases_locale() {
     assert_eq!(ids.into_iter().filter_map(|id| id.tag).collect::<Vec<_>>(), in_bytes[2..]);
     let names: Vec<_> = store.repositories(&account(), None, 10).await.unwrap().into_iter().map(|r| r.name).collect();
     assert_eq!(names, ["a-b", "a.b", "a/b", "ab"].map(name));
-    assert_eq!(store.delete_image(repository.id, &image, at(1)).await.unwrap(), in_bytes);
+    assert_eq!(store.delete_image(repository.id, &image, Referrers::Stay, at(1)).await.unwrap(), in_bytes);
 }
 
 #[tokio::test]
@@ -233,12 +330,13 @@ async fn an_index_and_the_deletion_of_its_child_come_one_after_the_other() {
     let repository = one.repository_named("app").await;
     for round in 0..ROUNDS {
         let child = one.image(&repository, &format!("child {round}"), &["child"]).await;
-        let index = NewManifest { children: vec![child.clone()], ..manifest(&format!("index {round}")) };
+        let children = one.references_to(&repository, &[&child]).await;
+        let index = NewManifest { children, ..manifest(&format!("index {round}")) };
         let (digest, child_tag) = (index.digest.clone(), tag("child"));
         let delete = async {
             // By digest, or by the tag that takes the image along.
             if round % 2 == 0 {
-                two.delete_image(repository.id, &child, at(1)).await.map(|_| ())
+                two.delete_image(repository.id, &child, Referrers::Stay, at(1)).await.map(|_| ())
             } else {
                 two.delete_tag(repository.id, &child_tag, None, LastTag::DeletesImage, at(1)).await.map(|_| ())
             }

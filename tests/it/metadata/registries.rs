@@ -29,21 +29,38 @@ pub async fn a_registrys_settings_change_one_by_one_and_tell_what_they_were(mut 
     let policy = Some("{ \"a\": \"\\u0000\" }".to_owned());
     let change = RegistryChange::Policy(policy.clone());
     assert_eq!(store.change_registry(&account(), change).await.unwrap(), nothing);
-    let with_policy = RegistrySettings { policy, ..nothing.clone() };
+    let with_policy = RegistrySettings { policy, version: 1, policy_version: 1, ..nothing.clone() };
 
     let filters = vec!["b".to_owned(), "a*".to_owned()];
     let rules = vec![ScanningRule { scan_frequency: ScanFrequency::ContinuousScan, filters }];
     let scanning = ScanningConfiguration { scan_type: ScanType::Enhanced, rules };
     let change = RegistryChange::Scanning(scanning.clone());
     assert_eq!(store.change_registry(&account(), change).await.unwrap(), with_policy);
-    let with_both = RegistrySettings { scanning, ..with_policy };
+    let with_both = RegistrySettings { scanning, version: 2, ..with_policy };
 
     store.reopen().await;
     assert_eq!(store.registry_settings(&account()).await.unwrap(), with_both);
     assert_eq!(store.registry_settings(&other_account()).await.unwrap(), nothing);
     assert_eq!(store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap(), with_both);
-    let scanning = RegistrySettings { policy: None, ..with_both };
+    let scanning = RegistrySettings { policy: None, version: 3, policy_version: 2, ..with_both };
     assert_eq!(store.registry_settings(&account()).await.unwrap(), scanning);
+}
+
+pub async fn a_registrys_version_grows_with_every_change(store: Fixture) {
+    let versions = async || {
+        let settings = store.registry_settings(&account()).await.unwrap();
+        (settings.version, settings.policy_version)
+    };
+    assert_eq!(versions().await, (0, 0), "nothing was ever put");
+    store.put_account_setting(&account(), "BLOB_MOUNTING", "ENABLED").await.unwrap();
+    let first = versions().await;
+    store.put_account_setting(&account(), "BLOB_MOUNTING", "DISABLED").await.unwrap();
+    let second = versions().await;
+    assert!(0 < first.0 && first.0 < second.0 && first.1 == second.1, "{first:?}, {second:?}");
+    store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap();
+    let third = versions().await;
+    assert!(second.0 < third.0 && second.1 < third.1, "{third:?}");
+    assert_eq!(store.registry_settings(&other_account()).await.unwrap().version, 0);
 }
 
 pub async fn a_registry_policy_that_is_deleted_at_once_was_there_for_one(store: Fixture) {

@@ -96,6 +96,8 @@ pub async fn each_setting_changes_alone(store: Fixture) {
         policy: Some("{ \"a\": 1 }".into()),
         lifecycle_policy: Some("{}".into()),
         lifecycle_evaluated_at: Some(at(9)),
+        version: before.version + 5,
+        policy_version: before.policy_version + 1,
         ..before.clone()
     };
     assert_eq!(after, expected);
@@ -111,6 +113,37 @@ pub async fn each_setting_changes_alone(store: Fixture) {
     let change = RepositoryChange::LifecyclePolicy(Some("{}".into()));
     assert!(!store.change_repository(before.id, change, jobs).await.unwrap());
     assert_eq!(store.waiting("lifecycle").await, 0, "nothing follows a change that did not happen");
+}
+
+pub async fn a_repositorys_version_grows_with_every_change(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let other = store.repository_named("other").await;
+    let versions = async |repository: &Repository| {
+        let found = store.repository_by_id(repository.id).await.unwrap().unwrap();
+        (found.version, found.policy_version)
+    };
+    assert_eq!(versions(&repository).await, (repository.version, repository.policy_version));
+    let mut before = versions(&repository).await;
+    let tag = ResourceTag { key: "team".into(), value: "a".into() };
+    for step in ["tag", "untag", "scan", "policy", "no policy"] {
+        match step {
+            "tag" => store.tag_resource(repository.id, vec![tag.clone()], 50).await.unwrap(),
+            "untag" => store.untag_resource(repository.id, &["team".into()]).await.unwrap(),
+            step => {
+                let change = match step {
+                    "scan" => RepositoryChange::ScanOnPush(true),
+                    "policy" => RepositoryChange::Policy(Some("{}".into())),
+                    _ => RepositoryChange::Policy(None),
+                };
+                assert!(store.change_repository(repository.id, change, Vec::new()).await.unwrap());
+            }
+        }
+        let after = versions(&repository).await;
+        assert!(after.0 > before.0, "{step}: {before:?}, then {after:?}");
+        assert_eq!(after.1 > before.1, step.ends_with("policy"), "{step}: {before:?}, then {after:?}");
+        before = after;
+    }
+    assert_eq!(versions(&other).await, (other.version, other.policy_version));
 }
 
 pub async fn a_new_lifecycle_policy_enqueues_its_job_and_forgets_the_last_evaluation(store: Fixture) {
@@ -237,6 +270,6 @@ pub async fn usage_follows_what_is_pushed_and_deleted(store: Fixture) {
     let single = NewManifest { blobs: blobs(&[&one]), ..manifest("single") };
     store.put_manifest(put(&repository, single, &[])).await.unwrap();
     assert_eq!(store.repository_usage(repository.id).await.unwrap(), (2, 300));
-    store.delete_image(repository.id, &digest("both"), at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("both"), Referrers::Stay, at(1)).await.unwrap();
     assert_eq!(store.repository_usage(repository.id).await.unwrap(), (1, 100));
 }

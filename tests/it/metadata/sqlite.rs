@@ -107,3 +107,103 @@ async fn a_lease_only_moves_forward() {
     }
     assert_eq!(leases, [10, 30, 30, 40, 50, 50].map(|seconds| at(seconds).as_millisecond()));
 }
+
+/// What the tables of the first two versions hold: a repository and one that was deleted, an index that can be pulled over
+/// an archived child, an archived image, a layer of both, and a tag.
+pub const ROWS_OF_VERSION_2: &str = "
+    INSERT INTO repository (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type)
+        VALUES ('123456789012', 'app', 1, 'MUTABLE', '[]', FALSE, 'AES256'),
+               ('123456789012', 'gone', 1, 'MUTABLE', '[]', FALSE, 'AES256');
+    DELETE FROM repository WHERE name = 'gone';
+    INSERT INTO registry (account_id, policy) VALUES ('123456789012', '{}');
+    INSERT INTO manifest (repository_id, digest, media_type, status, payload_size, image_size, pushed_at, archived_at)
+        VALUES (1, 'sha256:CHILD', 'm', 'ARCHIVED', 5, 100, 1780000000000, 1780000001000),
+               (1, 'sha256:INDEX', 'm', 'ACTIVE', 5, 100, 1780000000000, NULL),
+               (1, 'sha256:OTHER', 'm', 'ARCHIVED', 5, 100, 1780000000000, 1780000001000);
+    INSERT INTO manifest_child (parent_id, child_id) VALUES (2, 1);
+    INSERT INTO tag (repository_id, name, manifest_id) VALUES (1, 'a', 2);
+    INSERT INTO blob (account_id, digest, encryption, size, generation, state, lease_until, created_at)
+        VALUES ('123456789012', 'sha256:BOTH', 'AES256', 100, '00000000-0000-4000-8000-000000000001', 'live', 0, 0),
+               ('123456789012', 'sha256:OWN', 'AES256', 100, '00000000-0000-4000-8000-000000000002', 'live', 0, 0);
+    INSERT INTO repository_blob (repository_id, digest, blob_id, linked_at)
+        VALUES (1, 'sha256:BOTH', 1, 1780000000000), (1, 'sha256:OWN', 2, 1780000000000);
+    INSERT INTO manifest_blob (manifest_id, link_id, media_type) VALUES (1, 1, 'm'), (3, 1, 'm'), (3, 2, 'm');";
+
+/// [`ROWS_OF_VERSION_2`] with digests, which are those of the names.
+pub fn rows_of_version_2() -> String {
+    ["CHILD", "INDEX", "OTHER", "BOTH", "OWN"]
+        .iter()
+        .fold(ROWS_OF_VERSION_2.to_owned(), |rows, name| rows.replace(&format!("sha256:{name}"), digest(name).as_str()))
+}
+
+/// Checks a store that was upgraded with [`ROWS_OF_VERSION_2`] in it.
+pub async fn has_the_rows_of_version_2(store: &Fixture) {
+    let repository = store.repository(&account(), &name("app")).await.unwrap().unwrap();
+    assert_eq!((repository.version, repository.policy_version), (1, 1));
+    assert_eq!(store.registry_settings(&account()).await.unwrap().policy.as_deref(), Some("{}"));
+    assert_eq!(store.repository_usage(repository.id).await.unwrap(), (3, 300));
+    let image = async |name: &str| store.image_of(&repository, &digest(name)).await.unwrap();
+    let statuses = [image("CHILD").await, image("INDEX").await, image("OTHER").await].map(|found| found.image.status);
+    use wharfage::store::images::ImageStatus::{Active, Archived};
+    assert_eq!(statuses, [Active, Active, Archived], "what an active index holds is active");
+    assert_eq!(image("INDEX").await.tags, tags(&["a"]));
+    assert!(store.has_blob(&repository, &digest("BOTH")).await, "an active image has it");
+    assert!(!store.has_blob(&repository, &digest("OWN")).await);
+    let taken = store.create_repository(new_repository("app"), 10).await;
+    assert!(taken.is_err(), "{taken:?}");
+    let next = store.repository_named("next").await;
+    assert!(repository.id.0 == 1 && next.id.0 > 2, "the id of a deleted repository is not given again: {next:?}");
+    store.delete_repository(repository.id, true, at(9)).await.unwrap();
+    assert_eq!(store.repository(&account(), &name("app")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wharfage.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch(include_str!("../../../src/store/sqlite/0001_initial.sql")).unwrap();
+    connection.execute_batch(include_str!("../../../src/store/sqlite/0002_registry.sql")).unwrap();
+    // SQLite keeps count of images in rows of their own.
+    let usage = "INSERT INTO repository_usage VALUES (1, 0, 0);";
+    let rows = rows_of_version_2().replacen("INSERT INTO registry", &format!("{usage} INSERT INTO registry"), 1);
+    connection.execute_batch(&rows).unwrap();
+    connection.pragma_update(None, "user_version", 2).unwrap();
+    drop(connection);
+    let open: Open = {
+        let path = path.clone();
+        Box::new(move || {
+            let store: Arc<dyn Metadata> = Arc::new(SqliteStore::open(&path).unwrap());
+            Box::pin(async move { store })
+        })
+    };
+    let store = Fixture::new(open, folder).await;
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let times = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let times: (i64, i64) = connection.query_row("SELECT created_at, updated_at FROM tag", [], times).unwrap();
+    assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
+    has_the_rows_of_version_2(&store).await;
+    let broken = "SELECT count(*) FROM pragma_foreign_key_check";
+    assert_eq!(connection.query_row(broken, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+    let left =
+        "SELECT (SELECT count(*) FROM manifest) + (SELECT count(*) FROM tag) + (SELECT count(*) FROM repository_blob)";
+    assert_eq!(connection.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "foreign keys still cascade");
+}
+
+#[tokio::test]
+async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wharfage.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let repository = store.create_repository(new_repository("app"), 10).await.unwrap();
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    for (seconds, payload, created, updated) in
+        [(1, "one", 1, 1), (2, "one", 1, 1), (3, "two", 1, 3), (4, "two", 1, 3), (5, "one", 1, 5)]
+    {
+        let push = PutManifest { now: at(seconds), ..put(&repository, manifest(payload), &["a"]) };
+        store.put_manifest(push).await.unwrap();
+        let times = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        let times: (i64, i64) = connection.query_row("SELECT created_at, updated_at FROM tag", [], times).unwrap();
+        assert_eq!(times, (at(created).as_millisecond(), at(updated).as_millisecond()), "{seconds}");
+    }
+}

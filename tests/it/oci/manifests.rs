@@ -1,6 +1,6 @@
 //! "Pushing manifests" of distribution-spec 1.1, and what Amazon ECR checks.
 
-use aws_sdk_ecr::types::ImageTagMutability;
+use aws_sdk_ecr::types::{ImageIdentifier, ImageTagMutability, TargetStorageClass};
 use reqwest::Method;
 use serde_json::json;
 use wharfage::names::{Algorithm, Digest};
@@ -19,6 +19,10 @@ on_both_backends!(
     a_subject_need_not_exist_and_is_confirmed,
     what_a_manifest_refers_to_has_to_be_in_the_repository,
     a_foreign_layer_need_not_be_there,
+    a_layer_that_is_nowhere_is_missed,
+    a_size_that_is_not_the_blobs_is_refused,
+    a_manifest_without_media_type_has_that_of_its_last_push,
+    an_index_restores_its_archived_children_and_their_layers_are_served_again,
     every_kind_of_manifest_is_taken,
     a_manifest_that_is_none_is_refused,
     a_manifest_that_is_too_large_is_413,
@@ -37,7 +41,8 @@ async fn a_manifest_is_put_by_tag_and_its_location_pulls(backend: Backend) {
         assert_eq!(repository.get(&repository.manifest(tag)).await.assert_status(200).body, manifest);
     }
     for bad in ["t".repeat(129), ".hidden".to_owned(), "a%20b".to_owned()] {
-        repository.put(&bad, &manifest).await.assert_refused(400, "TAG_INVALID");
+        let text = repository.put(&bad, &manifest).await.assert_refused(400, "TAG_INVALID");
+        assert!(text.contains("1 to 128 characters"), "{text}");
     }
 }
 
@@ -169,6 +174,73 @@ async fn a_foreign_layer_need_not_be_there(backend: Backend) {
     repository.put_ok("windows", &images::bytes(&manifest)).await;
     // One that was pushed all the same belongs to the image now.
     repository.delete(&repository.blob(&pushed)).await.assert_refused(405, "UNSUPPORTED");
+}
+
+async fn a_layer_that_is_nowhere_is_missed(backend: Backend) {
+    let repository = backend.repository().await;
+    let absent = Digest::sha256(&unique(20));
+    let foreign = descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", &absent, 20);
+    let mut elsewhere = descriptor(LAYER, &absent, 20);
+    elsewhere["urls"] = json!(["https://store.example.com/blob"]);
+    for layer in [foreign, elsewhere] {
+        let mut manifest = images::image(&repository).await;
+        manifest["layers"].as_array_mut().unwrap().push(layer);
+        let text =
+            repository.put("latest", &images::bytes(&manifest)).await.assert_refused(400, "MANIFEST_BLOB_UNKNOWN");
+        assert!(text.contains(absent.as_str()), "{text}");
+    }
+}
+
+async fn a_size_that_is_not_the_blobs_is_refused(backend: Backend) {
+    let repository = backend.repository().await;
+    let (bytes, digest) = images::pushed(&repository).await;
+    let mut sized = images::image(&repository).await;
+    sized["layers"][0]["size"] = json!(511);
+    let mut index = images::index(&[(&bytes, &digest)]);
+    index["manifests"][0]["size"] = json!(1);
+    let mut unsized_layer = images::image(&repository).await;
+    unsized_layer["layers"][0].as_object_mut().unwrap().remove("size");
+    for (manifest, named) in
+        [(sized, "is 512, not 511"), (index, "not 1"), (unsized_layer, "layers[0]: size is missing")]
+    {
+        let text = repository.put("latest", &images::bytes(&manifest)).await.assert_refused(405, "UNSUPPORTED");
+        assert!(text.contains(named), "{text}");
+    }
+}
+
+async fn a_manifest_without_media_type_has_that_of_its_last_push(backend: Backend) {
+    let repository = backend.repository().await;
+    let mut manifest = images::image(&repository).await;
+    manifest.as_object_mut().unwrap().remove("mediaType");
+    let bytes = images::bytes(&manifest);
+    for media_type in [IMAGE, "application/vnd.docker.distribution.manifest.v2+json", IMAGE] {
+        let put = repository.call(Method::PUT, &repository.manifest("latest")).header("Content-Type", media_type);
+        put.body(bytes.clone()).send().await.assert_status(201);
+        let pulled = repository.get(&repository.manifest("latest")).await;
+        assert_eq!(pulled.assert_status(200).header("Content-Type"), media_type);
+        assert_eq!(pulled.body, bytes);
+    }
+}
+
+async fn an_index_restores_its_archived_children_and_their_layers_are_served_again(backend: Backend) {
+    let repository = backend.repository().await;
+    let image = images::image(&repository).await;
+    let bytes = images::bytes(&image);
+    let digest = repository.put_ok("child", &bytes).await;
+    let layer: Digest = image["layers"][0]["digest"].as_str().unwrap().parse().unwrap();
+    let statuses = async || {
+        let manifest = repository.get(&repository.manifest(&digest)).await.status;
+        let blob = repository.get(&repository.blob(&layer)).await.status;
+        let head = repository.call(Method::HEAD, &repository.blob(&layer)).send().await.status;
+        (manifest.as_u16(), blob.as_u16(), head.as_u16())
+    };
+    assert_eq!(statuses().await, (200, 200, 200));
+    let id = ImageIdentifier::builder().image_digest(digest.as_str()).build();
+    let archive = repository.ecr().update_image_storage_class().repository_name(&repository.name).image_id(id);
+    archive.target_storage_class(TargetStorageClass::Archive).send().await.unwrap();
+    assert_eq!(statuses().await, (404, 404, 404));
+    repository.put_ok("index", &images::bytes(&images::index(&[(&bytes, &digest)]))).await;
+    assert_eq!(statuses().await, (200, 200, 200));
 }
 
 async fn every_kind_of_manifest_is_taken(backend: Backend) {

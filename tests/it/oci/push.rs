@@ -284,6 +284,11 @@ async fn a_blob_is_mounted_once_the_account_lets_blobs_be_mounted(backend: Backe
     falls_back(&Digest::sha256(b"missing"), Some(&source.name)).await;
     falls_back(&digest, Some("no/such-repository")).await;
     falls_back(&digest, Some("NO NAME")).await;
+    for bad in ["", "sha256:short", "no digest", "sha256%3A"] {
+        let answer = target.post(&format!("{}?mount={bad}&from={}", target.uploads(), source.name)).await;
+        answer.assert_status(202);
+        assert!(answer.header("Location").starts_with(&target.uploads()), "{bad:?}");
+    }
     falls_back(&Digest::sha256(b"missing"), None).await;
     target.get(&target.blob(&digest)).await.assert_status(404);
 

@@ -1,0 +1,117 @@
+//! Archiving and restoring images. An index that can be pulled has children that can be pulled: it keeps them from being
+//! archived, and what makes it active makes them active.
+
+use jiff::Timestamp;
+use rusqlite::params;
+
+use super::db::Db;
+use super::manifests::{self, Home, STORED, Stored};
+use super::{images, jobs};
+use crate::names::Digest;
+use crate::store::images::{ImageStatus, LifecycleDecision, StorageClass, StorageClassError};
+use crate::store::repositories::RepositoryId;
+use crate::store::{StoreResult, rows};
+
+pub(super) fn set(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+    class: StorageClass,
+    now: Timestamp,
+) -> Result<ImageStatus, StorageClassError> {
+    let stored = manifests::by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
+    move_to(db, repository, &stored, class, now)
+}
+
+pub(super) fn archive(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+    decision: &LifecycleDecision,
+    now: Timestamp,
+) -> Result<(), StorageClassError> {
+    images::check_policy(db, repository, decision)??;
+    let stored = manifests::by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
+    images::check_image(db, repository, &stored, decision, Some(StorageClass::Archive))??;
+    move_to(db, repository, &stored, StorageClass::Archive, now).map(drop)
+}
+
+/// Moves a referrer to where its subject is, if it can and is not there.
+pub(super) fn follow(
+    db: Db<'_>,
+    repository: RepositoryId,
+    stored: &Stored,
+    class: StorageClass,
+    now: Timestamp,
+) -> StoreResult<bool> {
+    match move_to(db, repository, stored, class, now) {
+        Ok(_status) => Ok(true),
+        Err(StorageClassError::Store(error)) => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
+fn move_to(
+    db: Db<'_>,
+    repository: RepositoryId,
+    stored: &Stored,
+    class: StorageClass,
+    now: Timestamp,
+) -> Result<ImageStatus, StorageClassError> {
+    let home = manifests::home_of(db, repository)?;
+    let (status, activated_at) = match (class, stored.status) {
+        (StorageClass::Archive, ImageStatus::Active) => {
+            let holders = manifests::holders(db, stored.id, true)?;
+            if !holders.is_empty() {
+                return Err(StorageClassError::ReferencedBy(holders));
+            }
+            let sql =
+                "UPDATE manifest SET status = 'ARCHIVED', archived_at = ?2, revision = revision + 1 WHERE id = ?1";
+            db.run(sql, [stored.id, rows::millis(now)])?;
+            let sql = "UPDATE manifest_blob SET archived_at = ?2 WHERE manifest_id = ?1";
+            db.run(sql, [stored.id, rows::millis(now)])?;
+            (ImageStatus::Archived, None)
+        }
+        (StorageClass::Standard, ImageStatus::Archived) => {
+            activate(db, stored.id, now)?;
+            restore_children(db, repository, &home, stored.id, now)?;
+            (ImageStatus::Active, Some(now))
+        }
+        (_, status) => return Err(StorageClassError::Unchanged(status)),
+    };
+    jobs::record(db, &stored.image(&home).moved(class, activated_at, now))?;
+    manifests::enqueue_follow_up(db, repository, &stored.digest, now)?;
+    Ok(status)
+}
+
+/// Makes an image active.
+pub(super) fn activate(db: Db<'_>, manifest: i64, now: Timestamp) -> StoreResult<()> {
+    let sql = "UPDATE manifest SET status = 'ACTIVE', activated_at = ?2, revision = revision + 1 WHERE id = ?1";
+    db.run(sql, [manifest, rows::millis(now)])?;
+    db.run("UPDATE manifest_blob SET archived_at = NULL WHERE manifest_id = ?1", [manifest]).map(drop)
+}
+
+/// Restores what an image that has become active holds. What is active has active children, so only what is restored is
+/// looked into.
+pub(super) fn restore_children(
+    db: Db<'_>,
+    repository: RepositoryId,
+    home: &Home,
+    parent: i64,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let sql = format!(
+        "SELECT {STORED} FROM manifest_child e JOIN manifest m ON m.id = e.child_id \
+         WHERE e.parent_id = ?1 AND m.status <> 'ACTIVE' ORDER BY m.digest"
+    );
+    let mut parents = vec![parent];
+    while let Some(parent) = parents.pop() {
+        for child in db.all(&sql, params![parent], Stored::read)? {
+            activate(db, child.id, now)?;
+            jobs::record(db, &child.image(home).moved(StorageClass::Standard, Some(now), now))?;
+            manifests::enqueue_follow_up(db, repository, &child.digest, now)?;
+            parents.push(child.id);
+        }
+    }
+    Ok(())
+}
