@@ -129,7 +129,7 @@ impl Drop for Server {
 
 /// Makes the repositories that the works push to, in the folder of a registry that does not run yet.
 fn create_repositories(folder: &Path, names: &[&str]) -> anyhow::Result<()> {
-    let data = DataDir::open(folder)?.registry("default")?;
+    let data = DataDir::open(folder)?.registry(&"default".parse()?)?;
     let store = SqliteStore::open(&data.join("metadata.sqlite"))?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         for name in names {

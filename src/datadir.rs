@@ -4,10 +4,13 @@
 //! ```text
 //! DIR/aws/credentials     the access keys, as profiles (mode 0600)
 //! DIR/aws/config          region and endpoints of the same profiles
+//! DIR/identity            who owns what is applied with this folder
+//! DIR/lock                which process uses the folder
 //! DIR/registries.json     which registries were started last, and where
-//! DIR/registries/NAME/    one registry: root-key.json (0600), metadata.sqlite, blobs/
+//! DIR/registries/NAME/    one registry: registry.json, root-key.json (0600), metadata.sqlite, blobs/
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -17,18 +20,27 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::names::{AccountId, Region};
+use crate::names::{AccountId, Region, RegistryName};
 use crate::registry::auth::{AccessKey, Secret};
+
+/// Characters of a data folder's own identity.
+const IDENTITY: usize = 16;
 
 /// A data folder.
 #[derive(Debug, Clone)]
 pub struct DataDir(PathBuf);
 
+/// A data folder that this process has for itself, until this is dropped or the process ends.
+#[derive(Debug)]
+pub struct DataLock {
+    _file: fs::File,
+}
+
 /// A registry that was started from a data folder, as its clients need to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartedRegistry {
     /// Its name, which is also its profile's.
-    pub name: String,
+    pub name: RegistryName,
     /// `http://host:port`.
     pub endpoint: String,
     /// `host:port`, what image names begin with.
@@ -37,6 +49,18 @@ pub struct StartedRegistry {
     pub region: Region,
     /// Its account.
     pub account: AccountId,
+}
+
+/// What a registry's folder remembers of it, in `registry.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    /// Its account: what the folder holds is stored under it.
+    account: AccountId,
+    /// Its region, likewise.
+    region: Region,
+    /// How many ports after the first listener's its own is; absent where it never ran beside others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    port_offset: Option<u16>,
 }
 
 /// A root key as it is kept in its file.
@@ -61,11 +85,145 @@ impl DataDir {
         &self.0
     }
 
-    /// The folder of one registry, made if it is missing. `name` is a Kubernetes object name, so it holds no path trick.
-    pub fn registry(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let path = self.0.join("registries").join(name);
+    /// The folder of one registry, made if it is missing.
+    pub fn registry(&self, name: &RegistryName) -> anyhow::Result<PathBuf> {
+        let path = self.folder_of(name);
         make_private_dir(&path)?;
         Ok(path)
+    }
+
+    fn folder_of(&self, name: &RegistryName) -> PathBuf {
+        self.0.join("registries").join(name.as_str())
+    }
+
+    /// The id by which file mode with this folder owns what it makes: 16 letters and digits, made at the first call.
+    ///
+    /// # Errors
+    /// When the file cannot be read or made, or holds something else.
+    pub fn identity(&self) -> anyhow::Result<String> {
+        let path = self.0.join("identity");
+        let mut text = read_if_there(&path)?;
+        if text.is_none() {
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            write_private_once(&path, format!("{}\n", &id[..IDENTITY]).as_bytes())?;
+            // Another process may have been first.
+            text = read_if_there(&path)?;
+        }
+        let id = text.as_deref().map(str::trim).unwrap_or_default();
+        let fits = id.len() == IDENTITY && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        anyhow::ensure!(
+            fits,
+            "{} does not hold the {IDENTITY} letters and digits of an id: restore it, or give --cluster NAME",
+            path.display()
+        );
+        Ok(id.to_owned())
+    }
+
+    /// Makes sure that the folder holds no other registry of this name: data are stored under an account and a region, and
+    /// under others they would not be found.
+    ///
+    /// # Errors
+    /// When the folder holds a registry of this name with another account or region.
+    pub fn check(&self, name: &RegistryName, account: &AccountId, region: &Region) -> anyhow::Result<()> {
+        let Some(found) = self.record(name)? else { return Ok(()) };
+        anyhow::ensure!(
+            found.account == *account && found.region == *region,
+            "{} holds registry {name} as registryId {} in region {}, and it is to be registryId {account} in region {region} \
+             now: give it the former again, or another name, or another data folder",
+            self.0.display(),
+            found.account,
+            found.region
+        );
+        Ok(())
+    }
+
+    /// Remembers a registry that has started, and how many ports after the first listener's its own is, where that counts.
+    pub fn remember(
+        &self,
+        name: &RegistryName,
+        account: &AccountId,
+        region: &Region,
+        port_offset: Option<u16>,
+    ) -> anyhow::Result<()> {
+        let found = self.record(name)?;
+        let port_offset = port_offset.or(found.as_ref().and_then(|found| found.port_offset));
+        let record = Record { account: account.clone(), region: region.clone(), port_offset };
+        let path = self.record_path(name);
+        if found.as_ref() == Some(&record) && path.exists() {
+            return Ok(());
+        }
+        self.registry(name)?;
+        write_private(&path, &serde_json::to_vec_pretty(&record)?)
+    }
+
+    /// How many ports after the first listener's each of these registries listens. One that ran before keeps its port;
+    /// a new one gets the first that none of the others has.
+    pub fn port_offsets(&self, names: &[RegistryName]) -> anyhow::Result<Vec<u16>> {
+        let mut taken = BTreeSet::new();
+        let mut offsets = Vec::with_capacity(names.len());
+        for name in names {
+            let offset = self.record(name)?.and_then(|record| record.port_offset);
+            offsets.push(offset.filter(|offset| taken.insert(*offset)));
+        }
+        let assigned = offsets.into_iter().map(|offset| {
+            let free = || (0..=u16::MAX).find(|offset| !taken.contains(offset)).unwrap_or_default();
+            let offset = offset.unwrap_or_else(free);
+            taken.insert(offset);
+            offset
+        });
+        Ok(assigned.collect())
+    }
+
+    /// What is remembered of a registry. A folder of an earlier version remembers only what was started last.
+    fn record(&self, name: &RegistryName) -> anyhow::Result<Option<Record>> {
+        let path = self.record_path(name);
+        if let Some(text) = read_if_there(&path)? {
+            return serde_json::from_str(&text).map(Some).with_context(|| format!("{} is damaged", path.display()));
+        }
+        let Some(text) = read_if_there(&self.list())? else { return Ok(None) };
+        let Ok(started) = serde_json::from_str::<Vec<StartedRegistry>>(&text) else { return Ok(None) };
+        let found = started.into_iter().enumerate().find(|(_, started)| started.name == *name);
+        Ok(found.map(|(index, StartedRegistry { account, region, .. })| Record {
+            account,
+            region,
+            port_offset: u16::try_from(index).ok(),
+        }))
+    }
+
+    fn record_path(&self, name: &RegistryName) -> PathBuf {
+        self.folder_of(name).join("registry.json")
+    }
+
+    /// Takes the folder for this process alone. `user` says who it is, for the process that is refused then.
+    ///
+    /// # Errors
+    /// When another process has it; the message names that one.
+    pub fn lock(&self, user: &str) -> anyhow::Result<DataLock> {
+        let path = self.0.join("lock");
+        let mut options = fs::OpenOptions::new();
+        let opened = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = opened.with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {
+                let text = format!("{user}, process {}\n", std::process::id());
+                // It is for people: a full disk is no reason not to start.
+                if let Err(error) = file.set_len(0).and_then(|()| file.write_all(text.as_bytes())) {
+                    tracing::debug!(%error, "cannot write down who uses the data folder; it is locked all the same");
+                }
+                Ok(DataLock { _file: file })
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                let holder = read_if_there(&path)?.unwrap_or_default();
+                let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
+                anyhow::bail!(
+                    "the data folder {} is in use by {holder}: stop that one, or name another folder by --data",
+                    self.0.display()
+                )
+            }
+            Err(fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
+        }
     }
 
     /// The path of the aws configuration file.
@@ -80,6 +238,10 @@ impl DataDir {
 
     /// Writes the aws files and the list of registries for what has just been started, the default one first.
     pub fn publish(&self, started: &[(StartedRegistry, AccessKey)]) -> anyhow::Result<()> {
+        let mut started = started.to_vec();
+        // One that is called so is the default one: there is one profile of that name.
+        started.sort_by_key(|(registry, _)| registry.name.as_str() != "default");
+        let started = started.as_slice();
         make_private_dir(&self.0.join("aws"))?;
         write_private(&self.aws_credentials(), render_credentials(started).as_bytes())?;
         write_private(&self.aws_config(), render_config(started).as_bytes())?;
@@ -100,7 +262,7 @@ impl DataDir {
     }
 
     /// The access key of a registry that was started last: its id and its secret.
-    pub fn access_key(&self, registry: &str) -> anyhow::Result<(String, Secret)> {
+    pub fn access_key(&self, registry: &RegistryName) -> anyhow::Result<(String, Secret)> {
         let path = self.aws_credentials();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let heading = format!("[{registry}]");
@@ -182,8 +344,8 @@ fn profiles(
     if let Some((first, key)) = started.first() {
         render(&mut text, "default", key, first);
     }
-    for (registry, key) in started.iter().filter(|(registry, _)| registry.name != "default") {
-        render(&mut text, &registry.name, key, registry);
+    for (registry, key) in started.iter().filter(|(registry, _)| registry.name.as_str() != "default") {
+        render(&mut text, registry.name.as_str(), key, registry);
     }
     text
 }
@@ -198,19 +360,46 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
 
 /// Replaces a file that only its owner may read, at once and durably: a crash leaves the old one or the new one.
 fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    publish_private(path, bytes, |temporary| fs::rename(temporary, path))
+}
+
+/// The same for a file that is made once: one that is there already stays.
+fn write_private_once(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    publish_private(path, bytes, |temporary| {
+        let linked = fs::hard_link(temporary, path);
+        fs::remove_file(temporary)?;
+        linked.or_else(|error| if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+    })
+}
+
+fn publish_private(
+    path: &Path,
+    bytes: &[u8],
+    publish: impl FnOnce(&Path) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> {
-        let temporary = path.with_extension("new");
+        // Two processes never write to one file.
+        let temporary = path.with_extension(format!("{}.new", std::process::id()));
         let mut options = fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)?;
+        publish(&temporary)?;
         match path.parent() {
             Some(folder) => fs::File::open(folder)?.sync_all(),
             None => Ok(()),
         }
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A file's text; nothing if there is no such file.
+fn read_if_there(path: &Path) -> anyhow::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
 }
 
 #[cfg(test)]
@@ -221,7 +410,7 @@ mod tests {
 
     fn registry(name: &str, port: u16) -> StartedRegistry {
         StartedRegistry {
-            name: name.into(),
+            name: name.parse().unwrap(),
             endpoint: format!("http://127.0.0.1:{port}"),
             authority: format!("127.0.0.1:{port}"),
             region: "local-1".parse().unwrap(),
@@ -238,6 +427,58 @@ mod tests {
         assert_eq!((&first.id, first.secret.expose()), (&second.id, second.secret.expose()));
         let mode = fs::metadata(folder.path().join("root-key.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_folder_is_for_one_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(folder.path()).unwrap();
+        let lock = data.lock("wharfage up manifests").unwrap();
+        let error = data.lock("wharfage up others").unwrap_err().to_string();
+        assert!(error.contains("in use by wharfage up manifests, process "), "{error}");
+        drop(lock);
+        data.lock("wharfage up others").unwrap();
+    }
+
+    #[test]
+    fn an_identity_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(folder.path()).unwrap();
+        let identity = data.identity().unwrap();
+        assert_eq!((identity.len(), data.identity().unwrap()), (IDENTITY, identity));
+        fs::write(folder.path().join("identity"), "not/an/identity").unwrap();
+        assert!(data.identity().is_err());
+    }
+
+    #[test]
+    fn a_registry_keeps_its_account_its_region_and_its_port() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(folder.path()).unwrap();
+        let [home, us, eu] = ["home", "us", "eu"].map(|name| name.parse::<RegistryName>().unwrap());
+        let (account, region): (AccountId, Region) = ("123456789012".parse().unwrap(), "local-1".parse().unwrap());
+        for (name, offset) in [(&home, 0), (&us, 1)] {
+            data.check(name, &account, &region).unwrap();
+            data.remember(name, &account, &region, Some(offset)).unwrap();
+        }
+        data.remember(&us, &account, &region, None).unwrap();
+        assert!(data.check(&home, &"210987654321".parse().unwrap(), &region).is_err());
+        assert!(data.check(&home, &account, &"other-1".parse().unwrap()).is_err());
+        assert_eq!(data.port_offsets(&[eu.clone(), home.clone(), us.clone()]).unwrap(), [2, 0, 1]);
+        // What does not run keeps no port from others.
+        assert_eq!(data.port_offsets(&[eu, us]).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn a_folder_of_an_earlier_version_is_held_to_what_was_started_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(folder.path()).unwrap();
+        let started: Vec<_> = [registry("home", 5000), registry("us", 5001)]
+            .map(|registry| (registry, AccessKey::generate("123456789012".parse().unwrap()).unwrap()))
+            .into();
+        data.publish(&started).unwrap();
+        let names: Vec<RegistryName> = ["added", "us", "home"].map(|name| name.parse().unwrap()).into();
+        assert_eq!(data.port_offsets(&names).unwrap(), [2, 1, 0]);
+        assert!(data.check(&names[1], &"210987654321".parse().unwrap(), &"local-1".parse().unwrap()).is_err());
     }
 
     #[test]
@@ -270,7 +511,7 @@ mod tests {
             let (id, secret) = data.access_key(&registry.name).unwrap();
             assert_eq!((id.as_str(), secret.expose()), (&*key.id, key.secret.expose()));
         }
-        assert!(data.access_key("elsewhere").is_err());
+        assert!(data.access_key(&"elsewhere".parse().unwrap()).is_err());
         assert_eq!(data.started().unwrap(), started.into_iter().map(|(registry, _)| registry).collect::<Vec<_>>());
     }
 }

@@ -94,6 +94,29 @@ impl FromStr for Region {
 }
 
 text_newtype!(
+    /// A Registry's name, which is also that of its folder and of its aws profile: a DNS subdomain, as Kubernetes wants of
+    /// an object's name.
+    RegistryName
+);
+
+impl FromStr for RegistryName {
+    type Err = InvalidName;
+    fn from_str(s: &str) -> Result<Self, InvalidName> {
+        const RULE: &str = "it must be 1 to 253 of a-z, 0-9, - and ., and begin and end with a letter or a digit, each part between dots too";
+        let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let is_label = |label: &[u8]| {
+            let ends = label.first().is_some_and(alphanumeric) && label.last().is_some_and(alphanumeric);
+            ends && label.iter().all(|b| alphanumeric(b) || *b == b'-')
+        };
+        if s.len() <= 253 && s.as_bytes().split(|b| *b == b'.').all(is_label) {
+            Ok(Self(s.into()))
+        } else {
+            Err(InvalidName::new("registry name", s, RULE))
+        }
+    }
+}
+
+text_newtype!(
     /// A private repository's name: 2 to 256 characters of [`RepositoryName::PATTERN`].
     RepositoryName
 );
@@ -362,11 +385,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_registrys_name_is_one_of_kubernetes() {
+        for good in ["home", "a", "eu-1.example", "0", &"a".repeat(253)] {
+            assert_eq!(good.parse::<RegistryName>().unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "a..b",
+            "-a",
+            "a-",
+            "a.-b",
+            "A",
+            "a b",
+            "a\n[default]",
+            "\u{e4}",
+            &"a".repeat(254),
+        ] {
+            assert!(bad.parse::<RegistryName>().is_err(), "{bad:?} is refused");
+        }
+    }
+
     proptest! {
         #[test]
         fn parsing_any_text_never_panics_and_keeps_what_it_accepts(text in "\\PC{0,320}") {
             if let Ok(name) = text.parse::<RepositoryName>() { prop_assert_eq!(name.as_str(), &text); }
             if let Ok(tag) = text.parse::<Tag>() { prop_assert_eq!(tag.as_str(), &text); }
+            if let Ok(name) = text.parse::<RegistryName>() { prop_assert_eq!(name.as_str(), &text); }
             if let Ok(digest) = text.parse::<Digest>() { prop_assert_eq!(digest.as_str(), &text); }
             if let Ok(arn) = text.parse::<RepositoryArn>() { prop_assert!(arn.name.as_str().len() >= 2); }
         }

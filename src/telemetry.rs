@@ -126,6 +126,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whether a stream is shown on a terminal that moves its cursor where it is asked to.
+pub fn is_capable_terminal(stream: &impl std::io::IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Whether colors are wanted on a stream: it is a capable terminal, and `NO_COLOR` is not set (<https://no-color.org>).
+fn takes_colors(stream: &impl std::io::IsTerminal) -> bool {
+    is_capable_terminal(stream) && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Starts the log on standard error. `filter` is tracing's directive syntax (`info`, `wharfage=debug,warn`).
 ///
 /// # Errors
@@ -135,7 +145,7 @@ pub fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("the log filter {filter:?} is not valid: {error}"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => builder.with_ansi(takes_colors(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())

@@ -15,6 +15,7 @@ use aws_smithy_async::rt::sleep::TokioSleep;
 use aws_smithy_async::time::SystemTimeSource;
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
+use hyper_util::client::proxy::matcher::Matcher;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
@@ -74,6 +75,7 @@ pub struct Ecr {
     /// The account whose registry is meant, if it is not the credentials' own.
     pub(super) registry_id: Option<String>,
     identity: String,
+    proxy: Option<String>,
 }
 
 impl Ecr {
@@ -126,11 +128,16 @@ impl Ecr {
             }
         };
         let mut config = aws_sdk_ecr::config::Builder::from(&base);
-        if let Some(endpoint) = endpoint {
-            config = config.endpoint_url(endpoint);
-        }
+        let mut proxy = None;
         if let Some(pem) = ca_bundle {
             config = config.http_client(trusting(&pem, host)?);
+        } else if endpoint.as_deref().is_some_and(is_loopback) {
+            config = config.http_client(direct());
+        } else {
+            proxy = proxy_to(endpoint.as_deref().unwrap_or(&format!("https://api.ecr.{region}.amazonaws.com")));
+        }
+        if let Some(endpoint) = endpoint {
+            config = config.endpoint_url(endpoint);
         }
         if let Some(role) = role {
             let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
@@ -139,13 +146,37 @@ impl Ecr {
             config = config.credentials_provider(Timely::new(ambient));
         }
         let config = of_its_own(config).retry_config(retries).timeout_config(timeouts).build();
-        Ok(Self { client: Client::from_conf(config), registry_id, identity: known })
+        Ok(Self { client: Client::from_conf(config), registry_id, identity: known, proxy })
     }
 
     /// Which registry is asked, and as whom, as one word without any secret: the same after a restart.
     pub fn identity(&self) -> &str {
         &self.identity
     }
+
+    /// The proxy that the environment puts between here and the registry, without its credentials.
+    pub fn proxy(&self) -> Option<&str> {
+        self.proxy.as_deref()
+    }
+}
+
+/// An HTTP client that asks no proxy. The SDK's own asks those of the environment, which are for other machines.
+fn direct() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https()
+}
+
+/// Whether a URL's host is this machine's loopback.
+pub fn is_loopback(url: &str) -> bool {
+    let Ok(url) = url.parse::<http::Uri>() else { return false };
+    let host = url.host().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// The proxy that the SDK asks for this URL, as it reads the environment.
+fn proxy_to(url: &str) -> Option<String> {
+    let proxy = Matcher::from_env().intercept(&url.parse().ok()?)?;
+    Some(proxy.uri().to_string())
 }
 
 /// An HTTP client that trusts these certificates and no others, and connects to `host` if there is one.
@@ -235,4 +266,31 @@ fn cause(error: &dyn std::error::Error) -> String {
 /// Whether the registry has no such operation.
 pub fn is_unknown_operation(error: &ApiError) -> bool {
     UNKNOWN_OPERATION.contains(&error.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn loopback_is_told_from_other_hosts() {
+        for own in [
+            "http://127.0.0.1:5000",
+            "http://127.8.0.1/",
+            "http://[::1]:5000",
+            "http://localhost:1",
+            "https://a.localhost",
+        ] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in [
+            "http://10.0.0.1",
+            "https://registry.example.com",
+            "http://localhost.example.com",
+            "http://[fd00::1]",
+            "127",
+        ] {
+            assert!(!is_loopback(other), "{other}");
+        }
+    }
 }

@@ -17,8 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use carry_out::carry_out;
-pub use client::is_unknown_operation;
-pub use client::{Access, Ecr, Identity};
+pub use client::{Access, Ecr, Identity, is_loopback, is_unknown_operation};
 pub use credentials::CREDENTIALS_UNAVAILABLE;
 pub use images::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
 pub use meter::{CallObserver, is_throttling};

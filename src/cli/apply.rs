@@ -3,25 +3,30 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, carry_out, say, show_unresolved};
+use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, Target, carry_out, say, show_unresolved};
 use crate::plan::{Action, Plan};
 
 /// The flags of `wharfage apply`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+What no manifest declares any more is released or deleted, as its deletionPolicy had said, if this owner and
+this set of manifests made it. Deleting needs a yes: at the prompt, or by --yes. Without it nothing is changed,
+in no registry.
+
 Exit codes:
-  0  the manifests hold
-  1  an error: a manifest or a resource is refused, a step failed, or a registry cannot be reached; all else was done
+  0  everything is applied
+  1  an error: a manifest or a resource is refused, a step failed, or a registry cannot be reached; all else was
+     done. Or something was to be deleted, and nobody said yes: then nothing was done
 
 Examples:
   wharfage apply -f deploy/quickstart
   wharfage apply -f deploy/quickstart --yes --output json
-  AWS_PROFILE=prod wharfage apply -f registries/amazon")]
+  AWS_PROFILE=prod wharfage apply -f registries/amazon --cluster prod")]
 pub struct Apply {
     #[command(flatten)]
     input: Input,
 
-    /// Delete without asking; only on a terminal is asked at all
+    /// Delete without a prompt
     #[arg(long, short)]
     yes: bool,
 }
@@ -29,38 +34,41 @@ pub struct Apply {
 impl Apply {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let input = &self.input;
-        let (manifests, targets) = input.read().await?;
+        let (manifests, targets, planner) = input.read().await?;
         let unresolved = input.unresolved(&manifests);
         let mut fine = unresolved.is_empty();
-        let mut registries = Vec::new();
+        // Everything is planned before anything changes, so that a refusal changes nothing at all.
+        let mut planned = Vec::new();
         for target in &targets {
-            let (registry, place) = (target.name.clone(), target.place.clone());
-            let plan = match input.plan(&manifests, target).await {
-                Ok(plan) => plan,
-                Err(error) => {
-                    fine = false;
-                    let error = format!("{error:#}");
-                    if input.output == Output::Text {
-                        eprintln!("error: {error}");
-                    }
-                    registries.push(RegistryOutput { registry, place, plan: None, report: None, error: Some(error) });
-                    continue;
-                }
-            };
+            let plan = target.plan(&manifests, &planner).await.map(|(_, plan)| plan);
             if input.output == Output::Text {
-                say(format_args!("{}\n{plan}\n", target.heading()));
+                match &plan {
+                    Ok(plan) => say(format_args!("{}\n{plan}\n", target.heading())),
+                    Err(error) => eprintln!("error: {error:#}"),
+                }
             }
-            fine &= plan.refused.is_empty();
-            let report = if self.yes || confirmed(&plan).await? {
-                let report = carry_out(target, &plan, Some(input.output)).await;
-                fine &= report.succeeded();
-                Some(report)
-            } else {
-                fine = false;
-                eprintln!("Registry {registry}: nothing was changed");
-                None
+            fine &= plan.as_ref().is_ok_and(|plan| plan.refused.is_empty());
+            planned.push((target, plan));
+        }
+        let refusal = if self.yes { None } else { refusal(deletions(&planned)).await? };
+        if let Some(refusal) = &refusal {
+            fine = false;
+            eprintln!("error: {refusal}");
+        }
+        let mut registries = Vec::new();
+        for (target, plan) in planned {
+            let (plan, error) = match plan {
+                Ok(plan) => (Some(plan), None),
+                Err(error) => (None, Some(format!("{error:#}"))),
             };
-            registries.push(RegistryOutput { registry, place, plan: Some(plan), report, error: None });
+            let report = match &plan {
+                Some(plan) if refusal.is_none() => Some(carry_out(target, plan, Some(input.output)).await),
+                _ => None,
+            };
+            fine &= report.as_ref().is_none_or(|report| report.succeeded());
+            let error = error.or_else(|| refusal.clone());
+            let (registry, place) = (target.name.clone(), target.place.clone());
+            registries.push(RegistryOutput { registry, place, plan, report, error });
         }
         match input.output {
             Output::Text => show_unresolved(&unresolved),
@@ -70,20 +78,36 @@ impl Apply {
     }
 }
 
-/// Whether the plan may be carried out: it deletes nothing, nobody sits there, or whoever does agrees.
-async fn confirmed(plan: &Plan) -> anyhow::Result<bool> {
-    let deletions: Vec<String> = {
-        let steps = plan.steps.iter().filter(|step| step.action == Action::Delete);
-        steps.map(|step| format!("{}", step.object)).collect()
-    };
-    if deletions.is_empty() || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Ok(true);
+/// Why the plans may not be executed: they delete, and nobody said yes.
+async fn refusal(deletions: Vec<String>) -> anyhow::Result<Option<String>> {
+    if deletions.is_empty() {
+        return Ok(None);
+    }
+    let deletions = deletions.join(", ");
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(Some(format!(
+            "this deletes {deletions}: pass --yes to delete without a prompt. Nothing was changed"
+        )));
     }
     let answer = tokio::task::spawn_blocking(move || {
-        eprint!("This deletes {}. Go on? [y/N] ", deletions.join(", "));
+        eprint!("This deletes {deletions}. Go on? [y/N] ");
         std::io::stderr().flush()?;
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map(|_| answer)
     });
-    Ok(matches!(answer.await??.trim().to_lowercase().as_str(), "y" | "yes"))
+    let agreed = matches!(answer.await??.trim().to_lowercase().as_str(), "y" | "yes");
+    Ok((!agreed).then(|| "nobody agreed to the deletions. Nothing was changed".to_owned()))
+}
+
+/// What the plans delete, each with its registry where there are several.
+fn deletions(planned: &[(&Target, anyhow::Result<Plan>)]) -> Vec<String> {
+    let plans = planned.iter().filter_map(|(target, plan)| Some((target, plan.as_ref().ok()?)));
+    let deleting = plans.flat_map(|(target, plan)| {
+        let steps = plan.steps.iter().filter(|step| step.action == Action::Delete);
+        steps.map(move |step| match planned.len() {
+            1 => step.object.to_string(),
+            _ => format!("{} in Registry {}", step.object, target.name),
+        })
+    });
+    deleting.collect()
 }

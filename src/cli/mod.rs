@@ -4,6 +4,7 @@ mod apply;
 mod check;
 mod crds;
 mod env;
+mod identity;
 mod operator;
 mod plan;
 mod rbac;
@@ -113,27 +114,53 @@ fn raise_file_limit() {
     }
 }
 
-/// The signals that ask the process to end, Ctrl-C and SIGTERM: none is missed once this is made, between waits neither.
+/// The signals that ask the process to end, Ctrl-C, SIGTERM and the SIGHUP of a terminal that is closed: none is missed once
+/// this is made, not even between waits.
 ///
 /// Made before anything else. A signal that comes earlier ends the process at once, and is lost where it is a container's
 /// first process: the kernel drops what that one has no handler for.
 struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// None where the process was started to outlive its terminal, as by nohup.
+    hang_up: Option<tokio::signal::unix::Signal>,
 }
 
 impl StopSignals {
     fn new() -> anyhow::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hang_up })
     }
 
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = hang_up(&mut self.hang_up) => {}
         }
     }
+}
+
+async fn hang_up(signal: &mut Option<tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => signal.recv().await.unwrap_or_default(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether SIGHUP was set to be ignored before the program started; a handler would undo that. Read from what Linux says of
+/// the process; elsewhere the signal always ends it.
+fn ignores_hang_up() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored_signals(&status) & 1 != 0
+}
+
+/// The mask of ignored signals in `/proc/PID/status`, the first signal in the lowest bit.
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -145,6 +172,12 @@ mod tests {
         raise_file_limit();
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);
+    }
+
+    #[test]
+    fn ignored_signals_are_read_from_linux_own_words() {
+        assert_eq!(ignored_signals("Name:\twharfage\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"), 0x1001);
+        assert_eq!(ignored_signals("Name:\twharfage\n"), 0);
     }
 
     #[test]

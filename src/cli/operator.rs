@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::StopSignals;
-use super::reconcile::Identity;
+use super::identity::cluster_name;
 use crate::operator::access::Feature;
 use crate::operator::{Process, Settings, cluster, run};
 
@@ -19,8 +19,9 @@ Examples:
 In a cluster it is installed by its Helm chart, which gives it the permissions that it needs. Without a cluster,
 `wharfage up FOLDER` does the same for a folder of manifests.")]
 pub struct Operator {
-    #[command(flatten)]
-    identity: Identity,
+    /// The name of the cluster: it is written on what its resources own, and what another cluster owns is never touched
+    #[arg(long, env = "WHARFAGE_CLUSTER", default_value = "local", value_parser = cluster_name, value_name = "NAME")]
+    cluster: String,
 
     /// The namespace of its Lease, and of what it makes for itself [default: the kubeconfig's, or the Pod's]
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
@@ -67,11 +68,11 @@ pub struct Operator {
 impl Operator {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let mut signals = StopSignals::new()?;
-        let cluster = cluster().await?;
+        let config = cluster().await?;
         let name = self.name.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let settings = Settings {
-            cluster: self.identity.cluster,
-            namespace: self.namespace.unwrap_or_else(|| cluster.default_namespace.clone()),
+            cluster: self.cluster,
+            namespace: self.namespace.unwrap_or_else(|| config.default_namespace.clone()),
             // A Pod's name outlives its container's restart, a container's hold on the Lease must not.
             identity: format!("{name}_{}", uuid::Uuid::new_v4()),
             without: self.without,
@@ -82,6 +83,6 @@ impl Operator {
             operations: self.operations_listen,
             grace: Duration::from_secs(self.shutdown_grace),
         };
-        run(cluster, settings, process, async move { signals.next().await }).await
+        run(config, settings, process, async move { signals.next().await }).await
     }
 }

@@ -18,7 +18,7 @@ Exit codes:
 Examples:
   wharfage plan -f deploy/quickstart
   wharfage plan -f deploy/quickstart --registry home --output json
-  AWS_PROFILE=prod wharfage plan -f registries/amazon")]
+  AWS_PROFILE=prod wharfage plan -f registries/amazon --cluster prod")]
 pub struct Plan {
     #[command(flatten)]
     input: Input,
@@ -27,13 +27,13 @@ pub struct Plan {
 impl Plan {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let input = &self.input;
-        let (manifests, targets) = input.read().await?;
+        let (manifests, targets, planner) = input.read().await?;
         let unresolved = input.unresolved(&manifests);
         let (mut refused, mut changes) = (!unresolved.is_empty(), false);
         let mut registries = Vec::new();
         for target in &targets {
-            let (plan, error) = match input.plan(&manifests, target).await {
-                Ok(plan) => (Some(plan), None),
+            let (plan, error) = match target.plan(&manifests, &planner).await {
+                Ok((_, plan)) => (Some(plan), None),
                 Err(error) => (None, Some(format!("{error:#}"))),
             };
             refused |= error.is_some() || plan.as_ref().is_some_and(|plan| !plan.refused.is_empty());

@@ -1,20 +1,22 @@
 //! What up, plan and apply share: which registries a folder means, how each is reached, and how plans and their outcomes
 //! are shown.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use kube::ResourceExt as _;
 use serde::Serialize;
 
+use super::identity::{Identity, Planner};
 use crate::apply::Identity::Ambient;
 use crate::apply::{self, Access, Ecr, Progress, Report, observe};
 use crate::crd::Registry;
 use crate::datadir::DataDir;
 use crate::manifests::Manifests;
 use crate::plan::model::{ApiError, Refused};
-use crate::plan::{Plan, desired, plan, unresolved};
+use crate::plan::{Desired, Plan, desired, plan, unresolved};
+use crate::telemetry::is_capable_terminal;
 
 /// The flags of commands that read a folder and speak to registries which run already.
 #[derive(Debug, clap::Args)]
@@ -39,14 +41,6 @@ pub(super) struct Input {
     pub(super) output: Output,
 }
 
-/// Who writes on a repository that it is his.
-#[derive(Debug, clap::Args)]
-pub(super) struct Identity {
-    /// Whose manifests these are: it is written on what they own, and what another cluster owns is never touched
-    #[arg(long, env = "WHARFAGE_CLUSTER", default_value = "local", value_parser = cluster_name, value_name = "NAME")]
-    pub(super) cluster: String,
-}
-
 /// How to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Output {
@@ -56,18 +50,9 @@ pub(super) enum Output {
     Json,
 }
 
-fn cluster_name(text: &str) -> Result<String, String> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if (1..=63).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('-') && !text.ends_with('-') {
-        Ok(text.to_owned())
-    } else {
-        Err("it must be 1 to 63 of a-z, 0-9 and -, and begin and end with none of -".to_owned())
-    }
-}
-
 impl Input {
-    /// Reads the folder and finds the registries that it means.
-    pub(super) async fn read(&self) -> anyhow::Result<(Manifests, Vec<Target>)> {
+    /// Reads the folder and finds the registries that it means, and who plans for them.
+    pub(super) async fn read(&self) -> anyhow::Result<(Manifests, Vec<Target>, Planner)> {
         let path = self.file.clone();
         let manifests = tokio::task::spawn_blocking(move || crate::manifests::load(&path)).await??;
         if let Some(unknown) = self.registry.iter().find(|name| manifests.registry(name).is_none()) {
@@ -82,12 +67,8 @@ impl Input {
                 targets.push(Target::find(registry, &self.data).await?);
             }
         }
-        Ok((manifests, targets))
-    }
-
-    /// Looks at a registry and says what would change.
-    pub(super) async fn plan(&self, manifests: &Manifests, target: &Target) -> anyhow::Result<Plan> {
-        target.plan(manifests, &self.identity.cluster).await
+        let planner = self.identity.resolve(&self.data, std::slice::from_ref(&self.file))?;
+        Ok((manifests, targets, planner))
     }
 
     /// What belongs to no registry; nothing when only some registries are asked for.
@@ -120,11 +101,11 @@ impl Target {
             );
         }
         let data = DataDir::open(data)?;
-        let started = data.started()?.into_iter().find(|started| started.name == name);
+        let started = data.started()?.into_iter().find(|started| started.name.as_str() == name);
         let started = started.with_context(|| {
             format!("Registry {name} was not started from {}: run wharfage up FOLDER first", data.path().display())
         })?;
-        let (id, secret) = data.access_key(&name)?;
+        let (id, secret) = data.access_key(&started.name)?;
         let access = Access::with_key(started.endpoint.clone(), started.region, id, secret);
         Ok(Self { name, place: started.endpoint, ecr: Ecr::new(access, None).await? })
     }
@@ -142,16 +123,27 @@ impl Target {
         Ok(Self { name, place, ecr })
     }
 
-    /// Looks at the registry and says what would change.
-    pub(super) async fn plan(&self, manifests: &Manifests, cluster: &str) -> anyhow::Result<Plan> {
+    /// Looks at the registry and says what would change, and what it was planned from.
+    pub(super) async fn plan(&self, manifests: &Manifests, planner: &Planner) -> anyhow::Result<(Desired, Plan)> {
         let registry = manifests.registry(&self.name).with_context(|| format!("Registry {} is gone", self.name))?;
-        let desired = desired(manifests, &registry.resource, cluster);
+        let mut desired = desired(manifests, &registry.resource, &planner.cluster);
+        desired.adopt_from.clone_from(&planner.adopt_from);
         let observed = observe(&self.ecr, &desired).await.map_err(|error| self.explain(error))?;
-        Ok(plan(&desired, &observed))
+        let plan = plan(&desired, &observed);
+        Ok((desired, plan))
     }
 
     fn explain(&self, error: ApiError) -> anyhow::Error {
-        anyhow::anyhow!("Registry {} ({}): {error}", self.name, self.place)
+        // A proxy's refusal looks like a registry that makes no sense, and its silence like one that is away.
+        let by_proxy = ["RegistryUnavailable", "UnexpectedResponse", "ClientError"].contains(&error.name.as_str());
+        match self.ecr.proxy().filter(|_| by_proxy) {
+            Some(proxy) => anyhow::anyhow!(
+                "Registry {} ({}), through the proxy {proxy}: {error}. To ask no proxy, add the host to NO_PROXY",
+                self.name,
+                self.place
+            ),
+            None => anyhow::anyhow!("Registry {} ({}): {error}", self.name, self.place),
+        }
     }
 
     /// What stands above its plan.
@@ -163,7 +155,7 @@ impl Target {
 /// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done. Without an
 /// `output` it is silent.
 pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
-    let lively = output.is_some() && std::io::stderr().is_terminal();
+    let lively = output.is_some() && is_capable_terminal(&std::io::stderr());
     let clear = || {
         if lively {
             eprint!("\r\x1b[K");
@@ -225,20 +217,5 @@ impl JsonOutput {
     pub(super) fn print(&self) -> anyhow::Result<()> {
         say(format_args!("{}", serde_json::to_string_pretty(self)?));
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::cluster_name;
-
-    #[test]
-    fn a_clusters_name_fits_into_a_tag() {
-        for good in ["local", "a", "eu-1", &"a".repeat(63)] {
-            assert_eq!(cluster_name(good).as_deref(), Ok(good));
-        }
-        for bad in ["", "A", "a/b", "-a", "a-", "a b", &"a".repeat(64)] {
-            assert!(cluster_name(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use super::StopSignals;
 use crate::datadir::{DataDir, StartedRegistry, root_key};
 use crate::jobs;
-use crate::names::{AccountId, Region};
+use crate::names::{AccountId, Region, RegistryName};
 use crate::registry::auth::{AccessKey, Secret};
 use crate::registry::server::ServerLimits;
 use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
@@ -47,7 +47,7 @@ pub struct Serve {
 
     /// The registry's name, which is its aws profile's too
     #[arg(long, env = "WHARFAGE_NAME", default_value = "default", value_name = "NAME")]
-    name: String,
+    name: RegistryName,
 
     /// The region, as in ARNs and signatures
     #[arg(long, env = "WHARFAGE_REGION", default_value = "local-1", value_name = "REGION")]
@@ -193,7 +193,13 @@ impl Serve {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
+        let keeps_files = given_key.is_none()
+            || matches!(startup.database, Database::Sqlite(_))
+            || matches!(startup.storage, Storage::Folder(_));
         let opened = Opened::open(startup, listener, Arc::new(Metrics::new())).await?;
+        if keeps_files {
+            DataDir::open(&self.data)?.remember(&self.name, &self.registry_id, &self.region, None)?;
+        }
         // A root key from the environment is its owner's to keep, so it is not written to this disk.
         let published = match given_key {
             Some(_) => None,
@@ -224,7 +230,9 @@ impl Serve {
 
     /// The registry's own folder in the data folder, made if it is missing.
     fn folder(&self) -> anyhow::Result<PathBuf> {
-        DataDir::open(&self.data)?.registry(&self.name)
+        let data = DataDir::open(&self.data)?;
+        data.check(&self.name, &self.registry_id, &self.region)?;
+        data.registry(&self.name)
     }
 
     fn given_root_key(&self) -> anyhow::Result<Option<AccessKey>> {

@@ -9,13 +9,13 @@ use super::model::{
 };
 use super::ownership::{LifecycleOwner, OnRemoval, Owner, Ownership, is_owner_tag};
 use super::{Action, Call, Object, Plan, Step, change};
-use super::{repository, settings};
+use super::{identity, repository, settings};
 use crate::names::RepositoryName;
 
 /// Says what would have to change in a registry for it to be as the manifests want it.
 ///
 /// Steps come in the order in which they can be carried out: settings, repositories, lifecycle policies, then what is let
-/// go of and what is deleted. Nothing is touched that the tags do not give to this cluster, or to nobody.
+/// go of and what is deleted. Nothing is touched that the tags do not give to this identity, or to nobody.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut claims: BTreeMap<&RepositoryName, Vec<&DesiredRepository>> = BTreeMap::new();
     for wanted in &desired.repositories {
@@ -23,7 +23,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     }
     let waiting = desired.refused.iter().map(|refused| &refused.object).collect();
     let mut world = World { desired, observed, claims, waiting, usable: BTreeSet::new() };
-    let mut plan = Plan { steps: Vec::new(), refused: desired.refused.clone(), notes: desired.notes.clone() };
+    let mut plan = Plan { refused: desired.refused.clone(), notes: desired.notes.clone(), ..Plan::default() };
     for decision in settings::decide(desired, observed) {
         plan.take(decision);
     }
@@ -39,7 +39,11 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     world.usable = usable;
     for wanted in &desired.lifecycle_policies {
         for name in &wanted.repositories {
-            plan.take(lifecycle(&world, wanted, name));
+            let decision = lifecycle(&world, wanted, name);
+            if let Ok(None) = decision {
+                plan.reevaluations.extend(lifecycle_policy::reevaluation(wanted, name));
+            }
+            plan.take(decision);
         }
     }
     plan.steps.extend(world.released());
@@ -79,7 +83,7 @@ impl<'a> World<'a> {
         let object = owner.object();
         let declared = || self.claims(name).iter().any(|it| it.object == object);
         let keeps = || self.waiting.contains(&object) || self.desired.holders.contains(&object);
-        owner.cluster == self.desired.cluster && (keeps() || declared())
+        self.desired.is_ours(&owner.cluster) && (keeps() || declared())
     }
 
     /// Whether this LifecyclePolicy's namespace has the repository of this name, or gets it.
@@ -92,7 +96,7 @@ impl<'a> World<'a> {
     fn governor(&self, name: &RepositoryName, mode: LifecycleMode) -> Option<&Object> {
         let owner = self.observed.repositories.get(name).and_then(|found| LifecycleOwner::read(&found.tags));
         let has = |it: &&&DesiredLifecyclePolicy| {
-            owner.as_ref().is_some_and(|owner| owner.is(&self.desired.cluster, &it.object))
+            owner.as_ref().is_some_and(|owner| self.desired.is_our_policy(owner, &it.object))
         };
         let candidates: Vec<&DesiredLifecyclePolicy> = {
             let all = self.desired.lifecycle_policies.iter();
@@ -127,7 +131,7 @@ impl<'a> World<'a> {
     ) -> Option<Step> {
         // A repository that some manifest of ours names is that manifest's matter, whoever had it before.
         let claimed = self.claims.contains_key(name);
-        if owner.cluster != self.desired.cluster || claimed || self.holds(owner, name) {
+        if !identity::releases(&self.desired.cluster, &owner.cluster) || claimed || self.holds(owner, name) {
             return None;
         }
         let object = owner.object();
@@ -171,7 +175,7 @@ impl<'a> World<'a> {
                 .iter()
                 .any(|it| it.repositories.contains(name) && owner.is(cluster, &it.object))
             || self.governor(name, LifecycleMode::Enforce).is_some();
-        if owner.cluster != *cluster || kept {
+        if !identity::releases(cluster, &owner.cluster) || kept {
             return None;
         }
         let mut calls = Vec::new();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::model::{
-    Adoption, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, ObservedRepository, Refused,
+    Adoption, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, Management, ObservedRepository, Refused,
 };
 use super::ownership::{LifecycleOwner, Ownership, is_lifecycle_tag};
 use super::{Action, Call, FieldChange, Step, change, show_document};
@@ -47,9 +47,12 @@ fn enforce(
     let before = found.and_then(|found| LifecycleOwner::read(&found.tags));
     let current = found.and_then(|found| found.lifecycle_policy.as_ref());
     match &before {
-        Some(owner) if owner.cluster != desired.cluster => {
-            let message =
-                format!("{name} in {} has its lifecycle policy from {owner}: remove that one", desired.registry);
+        Some(owner) if !desired.is_ours(&owner.cluster) => {
+            let message = format!(
+                "{name} in {} has its lifecycle policy from {owner}: remove that one{}",
+                desired.registry,
+                desired.adoption_hint(&owner.cluster)
+            );
             return refused("OwnedByAnother", message);
         }
         None if current.is_some() && wanted.adoption == Adoption::Create => {
@@ -108,7 +111,7 @@ fn preview(
 ) -> Work {
     let (mut changes, mut calls) = (Vec::new(), Vec::new());
     let owner = found.and_then(|found| LifecycleOwner::read(&found.tags));
-    let ours = owner.is_some_and(|owner| owner.is(&desired.cluster, &wanted.object));
+    let ours = owner.is_some_and(|owner| desired.is_our_policy(&owner, &wanted.object));
     if let Some(found) = found.filter(|_| ours && !enforced) {
         // It was enforced until now, and a preview must not go on deleting.
         if let Some(current) = &found.lifecycle_policy {
@@ -126,6 +129,19 @@ fn preview(
         calls.push(Call::StartLifecyclePolicyPreview(wanted.document.to_string()));
     }
     (Action::Preview, changes, calls)
+}
+
+/// Evaluates a preview again that the registry has; nothing where the policy is not previewed there.
+pub(super) fn reevaluation(wanted: &DesiredLifecyclePolicy, name: &RepositoryName) -> Option<Step> {
+    let previewed = wanted.mode == LifecycleMode::Preview && wanted.by == CarriedOutBy::Registry;
+    (previewed && wanted.management == Management::Full).then(|| Step {
+        action: Action::Preview,
+        object: wanted.object.clone(),
+        repository: Some(name.clone()),
+        arn: None,
+        changes: Vec::new(),
+        calls: vec![Call::StartLifecyclePolicyPreview(wanted.document.to_string())],
+    })
 }
 
 /// Whether two documents mean the same. One that this version cannot read is only ever equal to itself.

@@ -5,6 +5,7 @@
 mod decide;
 mod desired;
 mod effect;
+pub mod identity;
 mod lifecycle_policy;
 pub mod model;
 pub mod ownership;
@@ -17,7 +18,7 @@ mod settings;
 mod tests;
 mod unenforced;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -210,6 +211,10 @@ pub struct Plan {
     pub refused: Vec<Refused>,
     /// What holds only elsewhere and is let be here.
     pub notes: Vec<String>,
+    /// Previews of these same policies by the registry, evaluated again: images may have changed since. None is part of what
+    /// would change.
+    #[serde(skip)]
+    pub reevaluations: Vec<Step>,
 }
 
 impl Plan {
@@ -221,6 +226,22 @@ impl Plan {
     /// Whether nothing would change.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Takes out the steps that release or delete what no manifest declares any more. What a declared resource gives up,
+    /// such as a policy for a repository that its selector left, stays in the plan.
+    #[must_use]
+    pub fn take_orphans(&mut self, desired: &Desired) -> Vec<Step> {
+        let declared: BTreeSet<&RepositoryName> = desired.repositories.iter().map(|it| &it.name).collect();
+        let is_orphan = |step: &Step| {
+            let gives_up = desired.declared.contains(&step.object)
+                && (step.object.kind == "Repository"
+                    || step.repository.as_ref().is_some_and(|name| declared.contains(name)));
+            matches!(step.action, Action::Retain | Action::Delete) && !gives_up
+        };
+        let (orphans, steps) = std::mem::take(&mut self.steps).into_iter().partition(is_orphan);
+        self.steps = steps;
+        orphans
     }
 
     /// How many steps of each action there are, those with none left out.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::Object;
-use super::ownership::OnRemoval;
+use super::ownership::{LifecycleOwner, OnRemoval};
+use super::{Object, identity};
 use crate::names::RepositoryName;
 use crate::scanning::ScanningConfiguration;
 use crate::tag_mutability::TagMutability;
@@ -14,8 +14,10 @@ use crate::tag_mutability::TagMutability;
 /// Everything that the manifests want of one registry.
 #[derive(Debug, Clone, Default)]
 pub struct Desired {
-    /// Who plans: the cluster's name, or what stands for one in file mode. It is written on what is owned.
+    /// Who plans: the cluster's name, or an identity of file mode. It is written on what is owned.
     pub cluster: String,
+    /// Another owner whose repositories become ours where a manifest names them; what none names stays that owner's.
+    pub adopt_from: Option<String>,
     /// The Registry resource's name.
     pub registry: String,
     /// ECR account settings, by name.
@@ -36,6 +38,32 @@ pub struct Desired {
     pub refused: Vec<Refused>,
     /// What holds only elsewhere and is let be here.
     pub notes: Vec<String>,
+}
+
+impl Desired {
+    /// Whether this identity is the planning one, or the one whose repositories are taken over.
+    pub(super) fn is_ours(&self, cluster: &str) -> bool {
+        identity::same_owner(cluster, &self.cluster) || self.takes_over(cluster)
+    }
+
+    /// Whether what this identity owns is taken over from it.
+    pub(super) fn takes_over(&self, cluster: &str) -> bool {
+        self.adopt_from.as_deref().is_some_and(|from| identity::same_owner(cluster, from))
+    }
+
+    /// Whether `owner` is the LifecyclePolicy of this name, and ours.
+    pub(super) fn is_our_policy(&self, owner: &LifecycleOwner, object: &Object) -> bool {
+        self.is_ours(&owner.cluster) && owner.names(object)
+    }
+
+    /// Says how to get what another identity owns, where a flag of file mode does it.
+    pub(super) fn adoption_hint(&self, cluster: &str) -> String {
+        if identity::is_file_mode(&self.cluster) {
+            format!(", or take it over with --adopt-from {}", identity::owner(cluster))
+        } else {
+            String::new()
+        }
+    }
 }
 
 /// Why a resource is not acted on: a stable reason, and a sentence that names the object, the value and what to do.

@@ -3,7 +3,7 @@
 //!
 //! | tag | says |
 //! |---|---|
-//! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | whose Repository it is |
+//! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | whose Repository it is; see [`identity`](super::identity) for the first |
 //! | `wharfage.dev/manages` | what that Repository set last, so that what it no longer sets is taken back |
 //! | `wharfage.dev/lifecycle` | whose LifecyclePolicy governs it, and whether the registry has the policy or the operator carries it out |
 
@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
-use super::Object;
+use super::{Object, identity};
 
 /// The prefix of every tag that Wharfage writes for itself.
 pub const PREFIX: &str = "wharfage.dev/";
@@ -41,7 +41,7 @@ pub enum OnRemoval {
 /// A resource of a cluster: who owns.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
-    /// The cluster, or what stands for one in file mode.
+    /// The identity that manages it: a cluster's name, or one of file mode.
     pub cluster: String,
     /// The resource's namespace.
     pub namespace: String,
@@ -63,7 +63,7 @@ impl Owner {
 
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Repository {}/{} of cluster {}", self.namespace, self.name, self.cluster)
+        write!(f, "Repository {}/{} of {}", self.namespace, self.name, identity::describe(&self.cluster))
     }
 }
 
@@ -154,7 +154,7 @@ impl Manages {
 /// Whose LifecyclePolicy governs a repository, who carries it out, and whether it goes with the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecycleOwner {
-    /// The cluster that it is in.
+    /// The identity that manages it: a cluster's name, or one of file mode.
     pub cluster: String,
     /// The LifecyclePolicy's namespace.
     pub namespace: String,
@@ -168,12 +168,15 @@ pub struct LifecycleOwner {
 
 /// Characters of a LifecyclePolicy's name that a tag has room for, beside the cluster's and the namespace's (63 each).
 const LONGEST_NAME: usize = 111;
+/// The same in file mode, whose identities are longer by `file:`, a colon and a set's name.
+const LONGEST_NAME_IN_FILE_MODE: usize = LONGEST_NAME - 6 - identity::LONGEST_SET;
 
-/// A LifecyclePolicy's name, as a tag has room for it.
-fn short(name: &str) -> Cow<'_, str> {
+/// A LifecyclePolicy's name, as a tag with this identity has room for it.
+fn short<'a>(cluster: &str, name: &'a str) -> Cow<'a, str> {
     const HASH: usize = 16;
-    match name.get(..LONGEST_NAME - HASH - 1) {
-        Some(head) if name.len() > LONGEST_NAME => format!("{head}={}", hash(name, HASH)).into(),
+    let longest = if identity::is_file_mode(cluster) { LONGEST_NAME_IN_FILE_MODE } else { LONGEST_NAME };
+    match name.get(..longest - HASH - 1) {
+        Some(head) if name.len() > longest => format!("{head}={}", hash(name, HASH)).into(),
         _ => name.into(),
     }
 }
@@ -185,9 +188,8 @@ const BY_OPERATOR: &str = " operator";
 impl LifecycleOwner {
     /// The owner that this resource of this cluster is.
     pub fn new(cluster: &str, object: &Object, delete: bool) -> Self {
-        let (cluster, namespace, name) =
-            (cluster.to_owned(), object.namespace.clone(), short(&object.name).into_owned());
-        Self { cluster, namespace, name, delete, by_operator: false }
+        let name = short(cluster, &object.name).into_owned();
+        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name, delete, by_operator: false }
     }
 
     /// Reads a repository's tags for this alone.
@@ -213,9 +215,14 @@ impl LifecycleOwner {
         Some(Self { cluster: parts.next()?, namespace: parts.next()?, name: parts.next()?, delete, by_operator })
     }
 
-    /// Whether it is this cluster's LifecyclePolicy of this name.
+    /// Whether it is this identity's LifecyclePolicy of this name; sets of manifests are not told apart.
     pub fn is(&self, cluster: &str, object: &Object) -> bool {
-        self.cluster == cluster && self.namespace == object.namespace && self.name == short(&object.name)
+        identity::same_owner(&self.cluster, cluster) && self.names(object)
+    }
+
+    /// Whether it is somebody's LifecyclePolicy of this name.
+    pub(super) fn names(&self, object: &Object) -> bool {
+        self.namespace == object.namespace && self.name == short(&self.cluster, &object.name)
     }
 
     /// The LifecyclePolicy that it is, in its own cluster, as far as the tag has room for its name.
@@ -226,7 +233,7 @@ impl LifecycleOwner {
 
 impl std::fmt::Display for LifecycleOwner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LifecyclePolicy {}/{} of cluster {}", self.namespace, self.name, self.cluster)
+        write!(f, "LifecyclePolicy {}/{} of {}", self.namespace, self.name, identity::describe(&self.cluster))
     }
 }
 

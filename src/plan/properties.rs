@@ -238,6 +238,7 @@ fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
                 holders: BTreeSet::new(),
                 refused,
                 notes: Vec::new(),
+                adopt_from: None,
             }
         },
     )

@@ -39,6 +39,8 @@ pub(super) fn claim(world: &World, wanted: &DesiredRepository) -> Claim {
 /// Whose a repository is that a Repository may have.
 enum Hold {
     Its,
+    /// Its own once this plan is executed: another identity owns it until then.
+    TakenOver,
     Nobodys,
 }
 
@@ -50,28 +52,36 @@ fn hold(world: &World, wanted: &DesiredRepository, found: Option<&ObservedReposi
     }
     let owner = found.and_then(|found| Ownership::read(&found.tags).owner);
     if let Some(owner) = &owner {
-        if owner.cluster != world.desired.cluster {
-            return Err(owned_by_another(world.desired, wanted, owner));
+        if !world.desired.is_ours(&owner.cluster) {
+            let hint = world.desired.adoption_hint(&owner.cluster);
+            return Err(owned_by_another(world.desired, wanted, owner, &hint));
         }
         let object = owner.object();
         if object == wanted.object {
-            return Ok(Hold::Its);
+            let taken_over = world.desired.takes_over(&owner.cluster);
+            return Ok(if taken_over { Hold::TakenOver } else { Hold::Its });
         }
         if world.holds(owner, name) {
-            return Err(owned_by_another(world.desired, wanted, object));
+            return Err(owned_by_another(world.desired, wanted, object, ""));
         }
     }
     // Nobody has it: the first that asks for it gets it.
     match world.claims(name).iter().find(|it| it.management == Management::Full) {
-        Some(first) if first.object != wanted.object => Err(owned_by_another(world.desired, wanted, &first.object)),
+        Some(first) if first.object != wanted.object => Err(owned_by_another(world.desired, wanted, &first.object, "")),
         _ => Ok(Hold::Nobodys),
     }
 }
 
-fn owned_by_another(desired: &Desired, wanted: &DesiredRepository, owner: impl std::fmt::Display) -> Refused {
+fn owned_by_another(
+    desired: &Desired,
+    wanted: &DesiredRepository,
+    owner: impl std::fmt::Display,
+    hint: &str,
+) -> Refused {
     let (name, registry) = (&wanted.name, &desired.registry);
-    let message =
-        format!("{name} in {registry} is managed by {owner}: give this one another repositoryName, or remove that one");
+    let message = format!(
+        "{name} in {registry} is managed by {owner}: give this one another repositoryName, or remove that one{hint}"
+    );
     Refused::new(&wanted.object, "OwnedByAnother", message)
 }
 
@@ -118,6 +128,7 @@ fn decide(
     };
     let action = match hold {
         Hold::Its => Action::Update,
+        Hold::TakenOver => Action::Adopt,
         Hold::Nobodys if wanted.adoption == Adoption::Create => {
             return refused(
                 "AlreadyExists",

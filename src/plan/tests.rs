@@ -1,5 +1,7 @@
 //! How plans read, to people and to programs.
 
+mod orphans;
+
 use insta::assert_snapshot;
 
 use super::*;

@@ -160,6 +160,10 @@ def test_what_the_shell_had_set_for_another_registry_does_not_get_in_the_way(she
         """
         export AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE AWS_SECRET_ACCESS_KEY=x AWS_SESSION_TOKEN=x AWS_PROFILE=prod
         export AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_ENDPOINT_URL=http://127.0.0.1:1
+        export AWS_DEFAULT_PROFILE=prod AWS_ENDPOINT_URL_ECR=http://127.0.0.1:1 AWS_USE_FIPS_ENDPOINT=true
+        export AWS_WEB_IDENTITY_TOKEN_FILE=/nowhere AWS_ROLE_ARN=arn:aws:iam::123456789012:role/ci
+        export AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:1 AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true
+        export http_proxy=http://127.0.0.1:1 HTTP_PROXY=http://127.0.0.1:1
         eval "$(wharfage env --data "$DATA")"
         aws ecr describe-registry --query registryId --output text
         """,

@@ -8,13 +8,15 @@ use anyhow::{Context as _, bail, ensure};
 use futures::future::{join_all, try_join_all};
 use kube::ResourceExt as _;
 
+use super::super::env::Shell;
 use super::super::reconcile::{Target, say};
 use crate::apply::{Access, Ecr};
 use crate::crd::Registry;
 use crate::crd::registry::ManagedRegistry;
-use crate::datadir::{DataDir, StartedRegistry, root_key};
+use crate::datadir::{DataDir, DataLock, StartedRegistry, root_key};
 use crate::jobs;
 use crate::manifests::Manifests;
+use crate::names::{AccountId, RegistryName};
 use crate::registry::auth::{AccessKey, Secret};
 use crate::registry::server::ServerLimits;
 use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
@@ -26,9 +28,17 @@ use crate::telemetry::Metrics;
 #[derive(Default)]
 pub(super) struct Fleet {
     ships: Vec<(Running, StartedRegistry, AccessKey)>,
+    /// Given up after they have stopped.
+    lock: Option<DataLock>,
 }
 
 impl Fleet {
+    /// Takes the data folder for this process, until the registries have stopped.
+    pub(super) fn lock(&mut self, data: &DataDir, manifests: &Path) -> anyhow::Result<()> {
+        self.lock = Some(data.lock(&format!("wharfage up {}", manifests.display()))?);
+        Ok(())
+    }
+
     /// Starts every managed Registry: the first on `address`, each further one on the next port. None answers before all are
     /// open and what `wharfage env` reads is written.
     pub(super) async fn start(
@@ -46,13 +56,25 @@ impl Fleet {
             "several Registries ask for PostgreSQL, but WHARFAGE_DATABASE_URL names one database: leave the others on SQLite"
         );
         let metrics = Arc::new(Metrics::new());
-        let mut opened = Vec::with_capacity(managed.len());
-        for (index, (registry, managed)) in managed.into_iter().enumerate() {
-            let started = match port_after(address, index) {
-                Ok(address) => open(registry, managed, data, address, Arc::clone(&metrics)).await,
+        let names: Vec<RegistryName> =
+            managed.iter().map(|(registry, _)| registry.name_any().parse()).collect::<Result<_, _>>()?;
+        // A folder that holds other registries is refused before anything of it is used.
+        for (name, (registry, _)) in names.iter().zip(&managed) {
+            data.check(name, &account(registry)?, &registry.region())?;
+        }
+        let mut offsets: Vec<_> = data.port_offsets(&names)?.into_iter().zip(names.into_iter().zip(managed)).collect();
+        // In the order of their ports: which one is the default doesn't change because another was added.
+        offsets.sort_by_key(|(offset, _)| *offset);
+        let mut opened = Vec::with_capacity(offsets.len());
+        for (offset, (name, (registry, managed))) in offsets {
+            let started = match port_after(address, offset) {
+                Ok(address) => open(name, registry, managed, data, address, Arc::clone(&metrics)).await,
                 Err(error) => Err(error),
             };
-            opened.push(started.with_context(|| format!("cannot start Registry {}", registry.name_any()))?);
+            let started = started.with_context(|| format!("cannot start Registry {}", registry.name_any()))?;
+            let StartedRegistry { name, account, region, .. } = &started.1;
+            data.remember(name, account, region, Some(offset))?;
+            opened.push(started);
         }
         if opened.is_empty() {
             return Ok(());
@@ -83,7 +105,7 @@ impl Fleet {
         let target = |(_, started, key): &(Running, StartedRegistry, AccessKey)| {
             let (endpoint, region) = (started.endpoint.clone(), started.region.clone());
             let access = Access::with_key(endpoint, region, key.id.to_string(), key.secret.clone());
-            let (name, place) = (started.name.clone(), started.endpoint.clone());
+            let (name, place) = (started.name.to_string(), started.endpoint.clone());
             async move { anyhow::Ok(Target { name, place, ecr: Ecr::new(access, None).await? }) }
         };
         try_join_all(self.ships.iter().map(target)).await
@@ -93,7 +115,7 @@ impl Fleet {
     pub(super) fn teach(&self, data: &DataDir, manifests: &Manifests) {
         let Some((_, first, _)) = self.ships.first() else { return };
         let mut repositories = manifests.repositories.iter().map(|loaded| &loaded.resource);
-        let repository = repositories.find(|it| it.spec.registry_ref.name == first.name);
+        let repository = repositories.find(|it| it.spec.registry_ref.name == first.name.as_str());
         let name = repository.and_then(|it| it.repository_name().ok()).map_or("hello".to_owned(), |it| it.to_string());
         let (program, data) = (quoted(&program()), quoted(data.path()));
         say(format_args!(
@@ -106,7 +128,9 @@ impl Fleet {
 
     /// Stops all registries at once, and lets running transfers end.
     pub(super) async fn stop(self) {
-        join_all(self.ships.into_iter().map(|(running, ..)| running.stop())).await;
+        let Self { ships, lock } = self;
+        join_all(ships.into_iter().map(|(running, ..)| running.stop())).await;
+        drop(lock);
     }
 }
 
@@ -139,24 +163,28 @@ pub(super) fn restart_needed(old: &Manifests, new: &Manifests) -> Vec<String> {
     notes
 }
 
-fn port_after(address: SocketAddr, index: usize) -> anyhow::Result<SocketAddr> {
+fn port_after(address: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
     if address.port() == 0 {
         return Ok(address);
     }
-    let port = u16::try_from(index).ok().and_then(|index| address.port().checked_add(index));
-    Ok(SocketAddr::new(address.ip(), port.with_context(|| format!("there is no port {index} after {address}"))?))
+    let port = address.port().checked_add(offset);
+    Ok(SocketAddr::new(address.ip(), port.with_context(|| format!("there is no port {offset} after {address}"))?))
+}
+
+fn account(registry: &Registry) -> anyhow::Result<AccountId> {
+    registry.registry_id().with_context(|| format!("Registry {} has no registryId", registry.name_any()))
 }
 
 /// Opens the stores and the listener of one Registry.
 async fn open(
+    name: RegistryName,
     registry: &Registry,
     managed: &ManagedRegistry,
     data: &DataDir,
     address: SocketAddr,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<(Opened, StartedRegistry, AccessKey)> {
-    let name = registry.name_any();
-    let account = registry.registry_id().context("it has no registryId")?;
+    let account = account(registry)?;
     let folder = data.registry(&name)?;
     let key = root_key(&folder, &account)?;
     let (listener, address) = listen(address).await?;
@@ -180,7 +208,7 @@ async fn open(
         },
         root_key: key.clone(),
         database: database(managed, &folder)?,
-        storage: storage(managed, &folder, &name)?,
+        storage: storage(managed, &folder, name.as_str())?,
         jobs: jobs::Settings::default(),
         limits: ServerLimits::default(),
         tls: None,
@@ -247,5 +275,5 @@ fn program() -> PathBuf {
 }
 
 fn quoted(path: &Path) -> String {
-    super::super::env::quoted(&path.to_string_lossy())
+    Shell::Bash.quoted(&path.to_string_lossy())
 }

@@ -18,6 +18,7 @@ pub fn wharfage() -> Launch {
         folder: Folder::new(),
         variables: BTreeMap::new(),
         port: Some(reserved_port()),
+        address: None,
     }
 }
 
@@ -38,6 +39,8 @@ pub struct Launch {
     variables: BTreeMap<String, String>,
     /// Where it listens; none when the system picks a port.
     port: Option<TcpSocket>,
+    /// Where it listens instead.
+    address: Option<SocketAddr>,
 }
 
 impl Launch {
@@ -51,6 +54,12 @@ impl Launch {
     /// it. Such a program can't be started again on the same port.
     pub fn on_any_ports(mut self) -> Self {
         self.port = None;
+        self
+    }
+
+    /// Listens on an address that the test knows to be free, and the ports after it, too.
+    pub fn listening_on(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
         self
     }
 
@@ -90,7 +99,8 @@ impl Launch {
 
     fn command_line(&self) -> Command {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let listen = self.port.as_ref().map_or(any, |port| port.local_addr().expect("a bound socket has an address"));
+        let kept = self.port.as_ref().map_or(any, |port| port.local_addr().expect("a bound socket has an address"));
+        let listen = self.address.unwrap_or(kept);
         let mut command = program(&self.variables);
         command.args(&self.command).arg("--data").arg(self.folder.path()).arg("--listen").arg(listen.to_string());
         command
@@ -244,7 +254,7 @@ async fn a_program_that_was_killed_starts_again_where_it_was() {
 
 #[tokio::test]
 async fn a_program_that_is_asked_to_end_ends_well() {
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "HUP"] {
         let mut program = wharfage().start().await;
         let (status, output) = program.stop(signal).await;
         assert!(status.success(), "SIG{signal}: {status}\n{output}");
@@ -298,7 +308,7 @@ async fn a_stop_during_the_start_ends_it_well() {
     std::fs::write(manifests.path().join("registry.yaml"), registry).unwrap();
     for launch in [wharfage(), wharfage().up(manifests.path())] {
         let launch = launch.env("WHARFAGE_DATABASE_URL", &url);
-        for signal in ["TERM", "INT"] {
+        for signal in ["TERM", "INT", "HUP"] {
             let mut program = launch.begin();
             let asked = tokio::time::timeout(STARTUP, database.accept()).await;
             let (_connection, _) = asked.unwrap_or_else(|_| panic!("{}", program.output())).unwrap();
@@ -307,4 +317,25 @@ async fn a_stop_during_the_start_ends_it_well() {
             assert!(status.success() && !output.contains("Serving"), "SIG{signal}: {status}\n{output}");
         }
     }
+}
+
+#[test]
+fn a_program_that_was_started_to_outlive_its_terminal_does() {
+    // As nohup starts it.
+    let data = Folder::new();
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "trap '' HUP; exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_wharfage"),
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+    ]);
+    let program = Service::start("wharfage", command.arg("--data").arg(data.path()), "KILL", None);
+    program.wait_for(|line| line.starts_with("Serving ").then_some(()));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    assert_eq!(u64::from_str_radix(ignored.trim(), 16).unwrap() & 1, 1, "SIGHUP stays ignored: {status}");
 }

@@ -1,6 +1,12 @@
 //! `wharfage up`, `plan` and `apply` as people use them: a folder of manifests, the real program, and what a registry then
 //! holds.
 
+mod data_folder;
+mod edits;
+mod environment;
+mod identity;
+mod prune;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -86,6 +92,19 @@ async fn found(ecr: &Client, name: &str) -> Option<Repository> {
         Err(error) if error.code() == Some("RepositoryNotFoundException") => None,
         Err(error) => panic!("{error:?}"),
     }
+}
+
+/// Pushes an image without layers; each tag's is another one.
+async fn push(ecr: &Client, repository: &str, tag: &str) {
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{{"tag":"{tag}"}}}}"#
+    );
+    ecr.put_image().repository_name(repository).image_tag(tag).image_manifest(manifest).send().await.unwrap();
+}
+
+/// How many images a repository has.
+async fn images(ecr: &Client, repository: &str) -> usize {
+    ecr.list_images().repository_name(repository).send().await.unwrap().image_ids().len()
 }
 
 async fn tags(ecr: &Client, name: &str) -> Vec<String> {
@@ -222,12 +241,14 @@ async fn an_edit_changes_the_registry_and_a_wrong_one_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_not_declared_any_more_stays_unless_its_manifest_had_said_otherwise() {
+async fn pruning_does_what_the_manifests_had_said() {
     let folder = Folder::new();
+    folder.write("stays.yaml", &repository("stays", ""));
     folder.write("kept.yaml", &repository("kept", ""));
     folder.write("gone.yaml", &repository("gone", "deletionPolicy: Delete"));
     folder.write("protected.yaml", &repository("protected", "deletionPolicy: Delete, deletionProtection: true"));
-    let program = up(folder.path()).await;
+    let program = wharfage().up(folder.path()).arg("--prune").arg("--prune-after").arg("1s").start().await;
+    applied(&program);
     let ecr = program.ecr();
     ecr.create_repository().repository_name("somebodys").send().await.unwrap();
     assert!(tags(&ecr, "team/kept").await.contains(&"wharfage.dev/name=kept".to_owned()));
@@ -251,14 +272,11 @@ async fn a_policy_in_preview_tells_which_images_would_go_and_lets_them_be() {
     let program = up(folder.path()).await;
     let ecr = program.ecr();
     for tag in ["old", "new"] {
-        let manifest = format!(
-            r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{{"tag":"{tag}"}}}}"#
-        );
-        ecr.put_image().repository_name("team/api").image_tag(tag).image_manifest(manifest).send().await.unwrap();
+        push(&ecr, "team/api", tag).await;
     }
     let policy = "apiVersion: wharfage.dev/v1alpha1\nkind: LifecyclePolicy\nmetadata: {name: keep, namespace: team}\n\
                   spec: {registryRef: {name: home}, repositoryRef: {name: api}, mode: Preview, rules: [{rulePriority: 1, selection: \
-                  {tagStatus: any, countType: imageCountMoreThan, countNumber: 1}, action: {type: expire}}]}\n";
+                  {tagStatus: any, countType: imageCountMoreThan, countNumber: 1}, action: {type: expire}}], interval: 1s}\n";
     folder.write("keep.yaml", policy);
     program.wait_for(|line| {
         line.starts_with("previewed  LifecyclePolicy team/keep (team/api): 1 image would expire").then_some(())
@@ -266,6 +284,12 @@ async fn a_policy_in_preview_tells_which_images_would_go_and_lets_them_be() {
     program.wait_for(|line| (line.contains("EXPIRE sha256:") && line.ends_with("(old) by rule 1")).then_some(()));
     let images = ecr.list_images().repository_name("team/api").send().await.unwrap();
     assert_eq!(images.image_ids().len(), 2);
+
+    // The policy says the same, and the images are others.
+    push(&ecr, "team/api", "newest").await;
+    program.wait_for(|line| {
+        line.starts_with("previewed  LifecyclePolicy team/keep (team/api): 2 images would expire").then_some(())
+    });
 
     folder.write("keep.yaml", &policy.replace("Preview", "Enforce"));
     program.wait_for(|line| line.starts_with("created    LifecyclePolicy team/keep").then_some(()));
@@ -301,7 +325,7 @@ async fn what_another_cluster_owns_is_not_touched() {
     let (code, text) = run_on("apply", folder.path(), program.data(), &["--cluster", "other"]);
     assert_eq!(code, 1, "{text}");
     assert!(
-        text.contains("OwnedByAnother: team/api in home is managed by Repository team/api of cluster local"),
+        text.contains("OwnedByAnother: team/api in home is managed by Repository team/api of file mode "),
         "{text}"
     );
     folder.remove("api.yaml");
