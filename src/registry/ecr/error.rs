@@ -324,3 +324,65 @@ impl Error {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Amazon ECR has been seen to say: clients and scripts search for these words.
+    #[test]
+    fn texts_are_amazon_ecrs() {
+        let place = || Place { account: "123456789012".parse().unwrap(), name: "team/app".parse().unwrap() };
+        let (digest, other) = (Digest::sha256(b"one"), Digest::sha256(b"two"));
+        let named = "with name 'team/app' in the registry with id '123456789012'";
+        let found = "with name 'team/app' does not exist in the registry with id '123456789012'";
+        let required = format!("required for pushing image into repository {named} do not exist");
+        let table = [
+            (Error::RepositoryNotFound(place()), format!("The repository {found}")),
+            (Error::RepositoryAlreadyExists(place()), format!("The repository {}", found.replace("does not exist", "already exists"))),
+            (
+                Error::RepositoryNotEmpty(place()),
+                "The repository with name 'team/app' in registry with id '123456789012' cannot be deleted because it still \
+                 contains images"
+                    .to_owned(),
+            ),
+            (
+                Error::ImageNotFound { digest: "null".into(), tag: "v1".into(), place: place() },
+                format!("The image with imageId {{imageDigest:'null', imageTag:'v1'}} does not exist within the repository {named}"),
+            ),
+            (
+                Error::ImageAlreadyExists { digest: digest.clone(), tag: "v1".into(), place: place() },
+                format!(
+                    "Image with digest '{digest}' and tag 'v1' already exists in the repository with name 'team/app' in \
+                     registry with id '123456789012'"
+                ),
+            ),
+            (
+                Error::ImageTagAlreadyExists { tag: "v1".parse().unwrap(), repository: place().name },
+                "The image tag 'v1' already exists in the 'team/app' repository and cannot be overwritten because the \
+                 repository is immutable."
+                    .to_owned(),
+            ),
+            (
+                Error::LayersNotFound { digests: vec![digest.clone(), other.clone()], place: place() },
+                format!("Layers with digests '[{digest}, {other}]' {required}"),
+            ),
+            (
+                Error::ReferencedImagesNotFound { digests: vec![digest.clone()], place: place() },
+                format!("Images with digests '[{digest}]' {required}"),
+            ),
+            (Error::LayerPartTooSmall, "All layer parts except the last part should be at least 5MB".to_owned()),
+            (Error::RepositoryPolicyNotFound(place()), format!("Repository policy does not exist for the repository {named}")),
+            (Error::LifecyclePolicyNotFound(place()), format!("Lifecycle policy does not exist for the repository {named}")),
+            (
+                Error::RegistryPolicyNotFound(place().account),
+                "Registry policy does not exist in the registry with id '123456789012'".to_owned(),
+            ),
+            (AuthError::MissingAuthenticationToken.into(), "Missing Authentication Token".to_owned()),
+            (AuthError::UnrecognizedClient.into(), "The security token included in the request is invalid.".to_owned()),
+        ];
+        for (error, text) in table {
+            assert_eq!(error.to_string(), text);
+        }
+    }
+}
