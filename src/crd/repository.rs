@@ -16,6 +16,9 @@ use super::conditions::Condition;
 use super::registry::WildcardFilter;
 use crate::names::{InvalidName, RepositoryName};
 
+/// What a resource tag may be made of: what AWS takes of any service. The letters and digits are those of all scripts.
+const TAG_PATTERN: &str = r"^[\p{L}\p{N} _.:/=+@-]*$";
+
 /// One repository of a registry.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -97,12 +100,18 @@ pub struct RepositorySpec {
     /// Who may do what with this repository, in IAM's grammar. A document, not a string.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository_policy: Option<Document>,
-    /// Tags of the repository itself (not of its images), at most 45: ECR takes 50, and five say who owns it.
+    /// Tags of the repository itself (not of its images), at most 45: ECR takes 50, and five say who owns it. Keys and values
+    /// have letters, digits, spaces and _.:/=+-@ only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 45, "additionalProperties" = { "type": "string", "maxLength": 256 }))]
+    #[schemars(extend(
+        "maxProperties" = 45,
+        "additionalProperties" = { "type": "string", "maxLength": 256, "pattern": TAG_PATTERN }
+    ))]
     #[x_kube(
         validation = Rule::new("self.all(key, size(key) >= 1 && size(key) <= 128)").message("a tag's key has 1 to 128 characters"),
-        validation = Rule::new("self.all(key, !key.startsWith('aws:') && !key.startsWith('wharfage.dev/'))")
+        validation = Rule::new(r"self.all(key, key.matches('^[\\p{L}\\p{N} _.:/=+@-]*$'))")
+            .message("a tag's key has letters, digits, spaces and _.:/=+-@ only: choose another key"),
+        validation = Rule::new("self.all(key, !key.matches('^([aA][wW][sS]:|wharfage.dev/)'))")
             .message("tags that start with aws: or wharfage.dev/ are reserved: choose another key"),
     )]
     pub tags: BTreeMap<String, String>,

@@ -2,6 +2,8 @@
 //!
 //! Stricter in one thing: a field that no schema names is refused, where an API server drops it unless asked not to.
 
+use std::collections::HashSet;
+
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{JsonType, ValidationError};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -81,10 +83,11 @@ impl KindRules {
         drop_nulls(&self.schema, manifest);
     }
 
-    /// Every fault of a new manifest, in the order of its fields. As with an API server, CEL is asked only once the shape is right.
-    pub fn check(&self, manifest: &Value) -> Vec<Violation> {
+    /// Every fault of a new manifest, in the order of its fields. As with an API server, CEL is asked only once the shape is
+    /// right. `written` is the text of a field's number, truth value or null as its author wrote it, if that is known.
+    pub fn check<'t>(&self, manifest: &Value, written: &dyn Fn(&str) -> Option<&'t str>) -> Vec<Violation> {
         let mut violations: Vec<_> =
-            self.openapi.iter_errors(manifest).flat_map(|error| self.describe(&error)).collect();
+            self.openapi.iter_errors(manifest).flat_map(|error| self.describe(&error, written)).collect();
         repeated_keys(&self.schema, manifest, "", &mut violations);
         if violations.is_empty() {
             violations = from_cel(Validator::new().validate_compiled(&self.cel, manifest, None));
@@ -103,9 +106,9 @@ impl KindRules {
     }
 
     /// One OpenAPI error in words; several for several unknown fields.
-    fn describe(&self, error: &ValidationError<'_>) -> Vec<Violation> {
+    fn describe<'t>(&self, error: &ValidationError<'_>, written: &dyn Fn(&str) -> Option<&'t str>) -> Vec<Violation> {
         let path = dotted(error.instance_path().as_str());
-        let value = shown(error.instance());
+        let value = written(&path).map_or_else(|| shown(error.instance()), cut);
         let one = |message: String| vec![Violation { path: path.clone(), message }];
         match error.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected } => {
@@ -121,6 +124,8 @@ impl KindRules {
                 let name = property.as_str().unwrap_or_default();
                 vec![Violation { path: join(&path, name), message: "is required".to_owned() }]
             }
+            // The values that it may have say more than their type.
+            ValidationErrorKind::Type { .. } if self.has_options(error) => Vec::new(),
             ValidationErrorKind::Type { kind } => one(wrong_type(kind, error.instance(), &value)),
             ValidationErrorKind::Enum { options } => {
                 let options: Vec<_> = options.as_array().into_iter().flatten().map(plain).collect();
@@ -140,6 +145,14 @@ impl KindRules {
             ValidationErrorKind::Maximum { limit } => one(format!("{value} is more than {}", number(limit))),
             _ => one(error.to_string()),
         }
+    }
+}
+
+impl KindRules {
+    /// Whether the schema that a value of the wrong type breaks lists the values that it may have.
+    fn has_options(&self, error: &ValidationError<'_>) -> bool {
+        let schema = error.schema_path().as_str().trim_end_matches("/type");
+        self.schema.pointer(schema).is_some_and(|schema| schema.get("enum").is_some())
     }
 }
 
@@ -226,15 +239,13 @@ fn repeated_keys(schema: &Value, value: &Value, path: &str, violations: &mut Vec
             }
         }
         Value::Array(items) => {
-            let mut seen = Vec::new();
+            let mut seen = HashSet::new();
             for (index, item) in items.iter().enumerate() {
                 let path = format!("{path}[{index}]");
                 if let Some(key) = list_key(schema, item) {
-                    if seen.contains(&key) {
+                    if !seen.insert(key.to_string()) {
                         let message = format!("{} is given twice: take one out", shown(&key));
                         violations.push(Violation { path: path.clone(), message });
-                    } else {
-                        seen.push(key);
                     }
                 }
                 repeated_keys(&schema["items"], item, &path, violations);
@@ -299,12 +310,15 @@ fn wrong_type(expected: &TypeKind, instance: &Value, value: &str) -> String {
 
 /// A value as it may stand in a message: on one line, and not longer than one.
 fn shown(value: &Value) -> String {
+    cut(&value.to_string())
+}
+
+fn cut(text: &str) -> String {
     const LONGEST: usize = 120;
-    let text = value.to_string();
-    if text.chars().count() <= LONGEST {
-        return text;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
-    text.chars().take(LONGEST).chain("…".chars()).collect()
 }
 
 fn plain(value: &Value) -> String {

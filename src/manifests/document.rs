@@ -2,25 +2,33 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use serde_saphyr::Spanned;
 
+use super::faults;
+use crate::crd::Violation;
+
 /// How deep a document may nest: no kind comes near it, and recursion over it stays shallow.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
+/// How many values a file's aliases may stand for: anchors that stand for anchors can make a small file immense.
+pub(super) const MAX_REPEATED: usize = 20_000;
 
 /// Reads all documents of a file, YAML or JSON. Empty ones are left out.
-pub(super) fn parse(text: &str) -> Result<Vec<Document>, String> {
+///
+/// # Errors
+/// What is wrong with the first that cannot be read, and at which line and column if that is known.
+pub(super) fn parse(text: &str) -> Result<Vec<Document>, (Option<(u64, u64)>, String)> {
     let options = serde_saphyr::options! {
         with_snippet: false,
         budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_nodes: 1_000_000 },
-        // Anchors that stand for anchors can make a small file immense.
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000 },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPEATED },
     };
     let documents: Vec<Spanned<Node>> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| error.to_string())?;
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| faults::explain(&error))?;
     Ok(documents.into_iter().map(|node| Document { line: node.referenced.line(), node: node.value }).collect())
 }
 
@@ -30,11 +38,50 @@ pub(super) struct Document {
     node: Node,
 }
 
-/// A value, with the line of each field and entry.
+/// A value, with the place of each field and entry.
 enum Node {
     Scalar(Value),
-    List(Vec<(u64, Node)>),
-    Mapping(Vec<(String, u64, Node)>),
+    List(Vec<Entry>),
+    Mapping(Vec<(String, Entry)>),
+}
+
+/// A value in a list or a mapping.
+struct Entry {
+    /// The line of the entry, or of its key.
+    line: u64,
+    /// The bytes that the value takes in the file's text; at the anchor if it is an alias.
+    written: Range<usize>,
+    node: Node,
+}
+
+impl Entry {
+    fn new(line: u64, value: Spanned<Node>) -> Self {
+        let span = value.defined.span();
+        let start = span.byte_offset().and_then(|start| usize::try_from(start).ok()).unwrap_or_default();
+        let length = span.byte_len().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+        Self { line, written: start..start.saturating_add(length), node: value.value }
+    }
+
+    /// A number, truth value or null as it is written.
+    fn written<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let is_plain = matches!(self.node, Node::Scalar(Value::Null | Value::Bool(_) | Value::Number(_)));
+        is_plain.then(|| text.get(self.written.clone()).map(str::trim)).flatten()
+    }
+
+    /// What is wrong with a number that some tools read as octal.
+    fn ambiguous(&self, text: &str) -> Option<String> {
+        let written = self.written(text)?;
+        let digits = written.trim_start_matches(['+', '-']);
+        if !digits.starts_with('0') {
+            return None;
+        }
+        let (octal, decimal) = (u64::from_str_radix(digits, 8).ok()?, digits.parse::<u64>().ok()?);
+        (octal != decimal).then(|| {
+            format!(
+                "{written} is {decimal} to some tools and {octal} to others: write it without the zero in front, or put it in quotes"
+            )
+        })
+    }
 }
 
 impl Document {
@@ -56,7 +103,7 @@ impl Document {
             Some(Node::Mapping(labels)) => labels.as_slice(),
             _ => &[],
         };
-        let label = |(key, _, value): &(String, u64, Node)| Some((key.clone(), value.as_str()?.to_owned()));
+        let label = |(key, value): &(String, Entry)| Some((key.clone(), value.node.as_str()?.to_owned()));
         (name.to_owned(), labels.iter().filter_map(label).collect())
     }
 
@@ -65,10 +112,11 @@ impl Document {
         let is_list = self.text("kind").is_some_and(|kind| kind.ends_with("List"));
         let Self { line, mut node } = self;
         if let (true, Node::Mapping(fields)) = (is_list, &mut node)
-            && let Some((_, _, Node::List(items))) = fields.iter_mut().find(|(name, _, _)| name == "items")
+            && let Some((_, Entry { node: Node::List(items), .. })) =
+                fields.iter_mut().find(|(name, _)| name == "items")
         {
             let items = std::mem::take(items).into_iter();
-            return items.flat_map(|(line, node)| Self { line, node }.expand_list()).collect();
+            return items.flat_map(|Entry { line, written: _, node }| Self { line, node }.expand_list()).collect();
         }
         vec![Self { line, node }]
     }
@@ -80,14 +128,32 @@ impl Document {
 
     /// The line of a field such as `spec.rules[0].selection`, or of what comes nearest above it.
     pub(super) fn line_of(&self, path: &str) -> u64 {
-        self.node.line_of("", path).unwrap_or(self.line)
+        self.node.nearest("", path).map_or(self.line, |(_, entry)| entry.line)
+    }
+
+    /// The number, truth value or null of a field as the author wrote it; `text` is that of the document's file.
+    pub(super) fn written<'t>(&self, path: &str, text: &'t str) -> Option<&'t str> {
+        let (_, entry) = self.node.nearest("", path).filter(|(at, _)| at == path)?;
+        entry.written(text)
+    }
+
+    /// Numbers that tools read differently: with a zero in front, YAML 1.1 (and kubectl) read octal, YAML 1.2 decimal.
+    pub(super) fn ambiguous_numbers(&self, text: &str) -> Vec<Violation> {
+        let mut found = Vec::new();
+        if self.node.any(&|entry| entry.ambiguous(text).is_some()) {
+            self.node.visit("", &mut |path, entry| {
+                let message = entry.ambiguous(text);
+                found.extend(message.map(|message| Violation { path: path.to_owned(), message }));
+            });
+        }
+        found
     }
 }
 
 impl Node {
     fn field(&self, name: &str) -> Option<&Self> {
         let Self::Mapping(fields) = self else { return None };
-        fields.iter().find(|(key, _, _)| key == name).map(|(_, _, node)| node)
+        fields.iter().find(|(key, _)| key == name).map(|(_, entry)| &entry.node)
     }
 
     fn as_str(&self) -> Option<&str> {
@@ -97,29 +163,46 @@ impl Node {
     fn to_value(&self) -> Value {
         match self {
             Self::Scalar(value) => value.clone(),
-            Self::List(items) => Value::Array(items.iter().map(|(_, node)| node.to_value()).collect()),
-            Self::Mapping(fields) => Value::Object(
-                fields.iter().map(|(name, _, node)| (name.clone(), node.to_value())).collect::<Map<_, _>>(),
-            ),
+            Self::List(items) => Value::Array(items.iter().map(|item| item.node.to_value()).collect()),
+            Self::Mapping(fields) => {
+                Value::Object(fields.iter().map(|(name, it)| (name.clone(), it.node.to_value())).collect::<Map<_, _>>())
+            }
         }
     }
 
-    /// The line of what `path` leads to below this node, which lies at `here`.
-    fn line_of(&self, here: &str, path: &str) -> Option<u64> {
-        let descend = |there: String, line: u64, node: &Self| {
-            let rest = path.strip_prefix(there.as_str())?;
-            (rest.is_empty() || rest.starts_with(['.', '['])).then(|| node.line_of(&there, path).unwrap_or(line))
-        };
+    /// What `path` leads to below this node, which lies at `here`, or what comes nearest above it; with its own path.
+    fn nearest(&self, here: &str, path: &str) -> Option<(String, &Entry)> {
+        let (there, entry) = self.entries(here).into_iter().find(|(there, _)| {
+            path.strip_prefix(there.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })?;
+        Some(entry.node.nearest(&there, path).unwrap_or((there, entry)))
+    }
+
+    /// Whether it is so for any entry below this node.
+    fn any(&self, is_so: &dyn Fn(&Entry) -> bool) -> bool {
+        let below = |entry: &Entry| is_so(entry) || entry.node.any(is_so);
         match self {
-            Self::Scalar(_) => None,
-            Self::List(items) => items
-                .iter()
-                .enumerate()
-                .find_map(|(index, (line, node))| descend(format!("{here}[{index}]"), *line, node)),
-            Self::Mapping(fields) => fields.iter().find_map(|(name, line, node)| {
-                let there = if here.is_empty() { name.clone() } else { format!("{here}.{name}") };
-                descend(there, *line, node)
-            }),
+            Self::Scalar(_) => false,
+            Self::List(items) => items.iter().any(below),
+            Self::Mapping(fields) => fields.iter().any(|(_, entry)| below(entry)),
+        }
+    }
+
+    /// Calls `visit` with every entry below this node, which lies at `here`, and its path.
+    fn visit(&self, here: &str, visit: &mut dyn FnMut(&str, &Entry)) {
+        for (path, entry) in self.entries(here) {
+            visit(&path, entry);
+            entry.node.visit(&path, visit);
+        }
+    }
+
+    /// The entries of a list or a mapping that lies at `here`, with their paths.
+    fn entries(&self, here: &str) -> Vec<(String, &Entry)> {
+        match self {
+            Self::Scalar(_) => Vec::new(),
+            Self::List(items) => items.iter().enumerate().map(|(index, it)| (format!("{here}[{index}]"), it)).collect(),
+            Self::Mapping(fields) if here.is_empty() => fields.iter().map(|(name, it)| (name.clone(), it)).collect(),
+            Self::Mapping(fields) => fields.iter().map(|(name, it)| (format!("{here}.{name}"), it)).collect(),
         }
     }
 }
@@ -181,7 +264,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
         let mut items = Vec::new();
         while let Some(item) = entries.next_element::<Spanned<Node>>()? {
-            items.push((item.referenced.line(), item.value));
+            items.push(Entry::new(item.referenced.line(), item));
         }
         Ok(Node::List(items))
     }
@@ -192,7 +275,8 @@ impl<'de> Visitor<'de> for NodeVisitor {
             if fields.len() == MAX_FIELDS {
                 return Err(A::Error::custom(format!("a mapping has more than {MAX_FIELDS} fields")));
             }
-            fields.push((name.value, name.referenced.line(), entries.next_value::<Node>()?));
+            let value = entries.next_value::<Spanned<Node>>()?;
+            fields.push((name.value, Entry::new(name.referenced.line(), value)));
         }
         Ok(Node::Mapping(fields))
     }

@@ -4,12 +4,16 @@
 //! missing may come later, so the plan waits for it.
 
 mod document;
+mod faults;
 mod files;
+mod kustomization;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::any::type_name;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +24,7 @@ use serde_json::Value;
 
 use crate::crd::{API_VERSION, GROUP, KindRules, LifecyclePolicy, PullSecret, Registry, Repository, Rules, Violation};
 use document::Document;
+use files::{Found, Text};
 
 /// The namespace of a manifest that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -39,6 +44,8 @@ pub struct Manifests {
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Documents that are for somebody else.
     pub skipped: Vec<Skipped>,
+    /// What is not read though it lies there, and what else the author should know.
+    pub notes: Vec<String>,
 }
 
 /// A resource, and where it is written.
@@ -109,6 +116,12 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
+    /// A file that is no YAML, from a line and a column on if that is known.
+    fn not_yaml(file: &Path, (at, reason): (Option<(u64, u64)>, String)) -> Self {
+        let at = at.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
+        Self::of_file(file, format!("is not valid YAML: {at}{reason}"))
+    }
+
     fn of_file(file: &Path, message: impl Into<String>) -> Self {
         Self { file: file.to_owned(), source: None, object: None, field: String::new(), message: message.into() }
     }
@@ -153,13 +166,19 @@ impl Loader {
 
     /// Reads a folder and all folders in it, or a single file. Blocks on the file system.
     ///
-    /// Dot files, kustomizations and what isn't named `.yaml`, `.yml` or `.json` are passed over. All faults are told, not
-    /// only the first.
+    /// Dot files and what isn't named `.yaml`, `.yml` or `.json` are passed over. A folder with a kustomization is what that
+    /// lists. All faults are reported, not only the first.
     pub fn load(&self, path: &Path) -> Result<Manifests, LoadError> {
-        let mut loading = Loading { rules: &self.rules, manifests: Manifests::default(), problems: Vec::new() };
-        files::read(path, |file| match file {
-            Ok((file, text)) => loading.file(&file, &text),
-            Err(problem) => loading.problems.push(problem),
+        self.load_all(&[path.to_owned()])
+    }
+
+    /// Reads several folders and files as one; `-` is standard input.
+    pub fn load_all(&self, paths: &[PathBuf]) -> Result<Manifests, LoadError> {
+        let mut loading = Loading::new(&self.rules);
+        files::read(paths, |found| match found {
+            Found::Text(text) => loading.file(&text),
+            Found::Problem(problem) => loading.problems.push(problem),
+            Found::Note(note) => loading.manifests.notes.push(note),
         });
         loading.finish()
     }
@@ -196,6 +215,11 @@ pub fn load(path: &Path) -> anyhow::Result<Manifests> {
     Ok(Loader::new()?.load(path)?)
 }
 
+/// Reads several folders and files once; see [`Loader::load_all`].
+pub fn load_all(paths: &[PathBuf]) -> anyhow::Result<Manifests> {
+    Ok(Loader::new()?.load_all(paths)?)
+}
+
 impl Manifests {
     /// The registry of this name.
     pub fn registry(&self, name: &str) -> Option<&Loaded<Registry>> {
@@ -204,37 +228,56 @@ impl Manifests {
 
     /// Whether there is nothing of ours.
     pub fn is_empty(&self) -> bool {
-        let Self { registries, repositories, lifecycle_policies, pull_secrets, namespaces: _, skipped: _ } = self;
+        let Self { registries, repositories, lifecycle_policies, pull_secrets, namespaces: _, skipped: _, notes: _ } =
+            self;
         registries.is_empty() && repositories.is_empty() && lifecycle_policies.is_empty() && pull_secrets.is_empty()
     }
 }
+
+/// How many faults of one document are reported.
+const MAX_FAULTS: usize = 50;
+/// How many documents of other kinds a note names.
+const NAMED: usize = 5;
 
 /// One reading of a folder.
 struct Loading<'r> {
     rules: &'r Rules,
     manifests: Manifests,
     problems: Vec<Problem>,
+    /// Where each resource is declared, by kind, namespace and name.
+    declared: HashMap<(&'static str, Key), Source>,
 }
 
-impl Loading<'_> {
-    fn file(&mut self, file: &Path, text: &str) {
-        let documents = match document::parse(text) {
+/// What the documents of one file have in common.
+struct Context<'t> {
+    text: &'t str,
+    namespace: Option<&'t str>,
+}
+
+impl<'r> Loading<'r> {
+    fn new(rules: &'r Rules) -> Self {
+        Self { rules, manifests: Manifests::default(), problems: Vec::new(), declared: HashMap::new() }
+    }
+
+    fn file(&mut self, file: &Text) {
+        let documents = match document::parse(&file.text) {
             Ok(documents) => documents,
-            Err(error) => {
-                self.problems.push(Problem::of_file(file, format!("is not valid YAML: {error}")));
+            Err(fault) => {
+                self.problems.push(Problem::not_yaml(&file.name, fault));
                 return;
             }
         };
+        let context = Context { text: &file.text, namespace: file.namespace.as_deref() };
         for (index, document) in documents.into_iter().enumerate() {
-            let source = Source { file: file.to_owned(), document: index + 1, line: document.line() };
+            let source = Source { file: file.name.clone(), document: index + 1, line: document.line() };
             for document in document.expand_list() {
                 let source = Source { line: document.line(), ..source.clone() };
-                self.document(&document, source);
+                self.document(&document, source, &context);
             }
         }
     }
 
-    fn document(&mut self, document: &Document, source: Source) {
+    fn document(&mut self, document: &Document, source: Source, context: &Context<'_>) {
         let (api_version, kind) = (document.text("apiVersion"), document.text("kind"));
         let (Some(api_version), Some(kind)) = (api_version, kind) else {
             const MESSAGE: &str =
@@ -245,7 +288,7 @@ impl Loading<'_> {
         let (group, _) = api_version.split_once('/').unwrap_or_default();
         if group == GROUP {
             match self.rules.of(kind).filter(|_| api_version == API_VERSION) {
-                Some(rules) => self.resource(rules, kind, document, source),
+                Some(rules) => self.resource(rules, kind, document, source, context),
                 None => {
                     let kinds: Vec<_> = self.rules.kinds().collect();
                     let message = format!(
@@ -255,8 +298,16 @@ impl Loading<'_> {
                     self.problems.push(Problem::at(&source, None, "", message));
                 }
             }
+        } else if group == kustomization::GROUP {
+            let message =
+                format!("{kind} is for kustomize, which reads it from a folder: name the folder, or take it out");
+            self.problems.push(Problem::at(&source, None, "", message));
         } else if api_version == "v1" && kind == "Namespace" {
             let (name, labels) = document.name_and_labels();
+            if let Some(namespace) = context.namespace.filter(|namespace| *namespace != name) {
+                let message = format!("its kustomization names it {namespace}: name it so here, too");
+                self.problems.push(Problem::at(&source, Some(format!("Namespace {name}")), "metadata.name", message));
+            }
             self.manifests.namespaces.entry(name).or_default().extend(labels);
         } else {
             let object = format!("{api_version} {kind} {}", document.name_and_labels().0);
@@ -264,61 +315,106 @@ impl Loading<'_> {
         }
     }
 
-    fn resource(&mut self, rules: &KindRules, kind: &str, document: &Document, source: Source) {
+    fn resource(
+        &mut self,
+        rules: &KindRules,
+        kind: &str,
+        document: &Document,
+        source: Source,
+        &Context { text, namespace }: &Context<'_>,
+    ) {
         let mut value = document.to_value();
         rules.normalize(&mut value);
         // An API server, too, fills in the namespace of the request, and clears that of a cluster-scoped object.
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            if rules.namespaced() {
-                metadata.entry("namespace").or_insert_with(|| DEFAULT_NAMESPACE.into());
-            } else {
-                metadata.remove("namespace");
+            match namespace {
+                _ if !rules.namespaced() => {
+                    metadata.remove("namespace");
+                }
+                Some(namespace) => {
+                    metadata.insert("namespace".to_owned(), namespace.into());
+                }
+                None => {
+                    metadata.entry("namespace").or_insert_with(|| DEFAULT_NAMESPACE.into());
+                }
             }
         }
-        let violations = rules.check(&value);
+        let mut violations = rules.check(&value, &|path| document.written(path, text));
+        let ambiguous = document.ambiguous_numbers(text);
+        violations.extend(
+            ambiguous
+                .into_iter()
+                .filter(|it| !violations.iter().any(|other| other.path == it.path))
+                .collect::<Vec<_>>(),
+        );
         if !violations.is_empty() {
             let object = object_name_of(kind, &value);
-            self.problems.extend(violations.into_iter().map(|Violation { path, message }| {
+            let more = violations.len().saturating_sub(MAX_FAULTS);
+            self.problems.extend(violations.into_iter().take(MAX_FAULTS).map(|Violation { path, message }| {
                 let line = document.line_of(&path);
                 Problem::at(&Source { line, ..source.clone() }, Some(object.clone()), &path, message)
             }));
+            if more > 0 {
+                self.problems.push(Problem::at(&source, Some(object), "", format!("has {more} more faults")));
+            }
             return;
         }
-        let Self { manifests, problems, .. } = self;
         match kind {
-            "Registry" => accept(value, source, &mut manifests.registries, problems),
-            "Repository" => accept(value, source, &mut manifests.repositories, problems),
-            "LifecyclePolicy" => accept(value, source, &mut manifests.lifecycle_policies, problems),
-            "PullSecret" => accept(value, source, &mut manifests.pull_secrets, problems),
-            other => problems.push(Problem::at(&source, None, "kind", format!("{other} cannot be loaded"))),
+            "Registry" => self.accept(value, source, |manifests| &mut manifests.registries),
+            "Repository" => self.accept(value, source, |manifests| &mut manifests.repositories),
+            "LifecyclePolicy" => self.accept(value, source, |manifests| &mut manifests.lifecycle_policies),
+            "PullSecret" => self.accept(value, source, |manifests| &mut manifests.pull_secrets),
+            other => self.problems.push(Problem::at(&source, None, "kind", format!("{other} cannot be loaded"))),
         }
     }
 
-    fn finish(self) -> Result<Manifests, LoadError> {
+    /// Puts a checked resource among those of its kind, unless its name is taken.
+    fn accept<K>(&mut self, value: Value, source: Source, of_kind: impl Fn(&mut Manifests) -> &mut Vec<Loaded<K>>)
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        let resource = match serde_json::from_value::<K>(value) {
+            Ok(resource) => resource,
+            Err(error) => {
+                tracing::debug!(%error, %source, "a manifest that its schema allows cannot be read");
+                let message = format!(
+                    "is no {} that this version can read, though nothing is wrong with it: report it",
+                    K::kind(&())
+                );
+                self.problems.push(Problem::at(&source, None, "", message));
+                return;
+            }
+        };
+        match self.declared.entry((type_name::<K>(), key(&resource))) {
+            Entry::Occupied(first) => {
+                let message = format!("is already declared at {}: take one out, or rename it", first.get());
+                self.problems.push(Problem::at(&source, Some(object_name(&resource)), "", message));
+            }
+            Entry::Vacant(free) => {
+                free.insert(source.clone());
+                of_kind(&mut self.manifests).push(Loaded { resource, source });
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<Manifests, LoadError> {
+        self.manifests.notes.extend(of_other_kinds(&self.manifests.skipped));
         if self.problems.is_empty() { Ok(self.manifests) } else { Err(LoadError { problems: self.problems }) }
     }
 }
 
-/// Puts a checked resource among those of its kind, unless its name is taken.
-fn accept<K>(value: Value, source: Source, loaded: &mut Vec<Loaded<K>>, problems: &mut Vec<Problem>)
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned,
-{
-    match serde_json::from_value::<K>(value) {
-        Ok(resource) => {
-            if let Some(first) = loaded.iter().find(|first| key(&first.resource) == key(&resource)) {
-                let message = format!("is already declared at {}: take one out, or rename it", first.source);
-                problems.push(Problem::at(&source, Some(object_name(&resource)), "", message));
-            } else {
-                loaded.push(Loaded { resource, source });
-            }
-        }
-        Err(error) => problems.push(Problem::at(&source, None, "", error.to_string())),
-    }
+/// That documents were passed over, as one that was meant for us may have its apiVersion misspelt.
+fn of_other_kinds(skipped: &[Skipped]) -> Option<String> {
+    let (first, more) = skipped.split_at(skipped.len().min(NAMED));
+    let named: Vec<String> = first.iter().map(|Skipped { object, source }| format!("{object} at {source}")).collect();
+    let more = if more.is_empty() { String::new() } else { format!(", and {} more", more.len()) };
+    (!named.is_empty()).then(|| format!("passed over as not of group {GROUP}: {}{more}", named.join(", ")))
 }
 
-/// What tells two resources of a kind apart.
-fn key<K: Resource>(resource: &K) -> (Option<String>, String) {
+/// What tells two resources of a kind apart: namespace and name.
+type Key = (Option<String>, String);
+
+fn key<K: Resource>(resource: &K) -> Key {
     (resource.namespace(), resource.name_any())
 }
 

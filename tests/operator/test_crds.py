@@ -146,6 +146,7 @@ REPLICAS = "more than one replica needs storage.s3 and database.postgres, which 
 BESIDE = "database.sqlite has a volume of its own only with storage.s3; else it lies beside the images: set storage.filesystem.size and storageClassName"
 NODE_PORT = "nodePort needs type NodePort or LoadBalancer"
 FILTERS = "imageTagMutabilityExclusionFilters (1 to 5) go with IMMUTABLE_WITH_EXCLUSION and MUTABLE_WITH_EXCLUSION: give both, or neither"
+TAG_KEY = "a tag's key has letters, digits, spaces and _.:/=+-@ only: choose another key"
 RESERVED = "tags that start with aws: or wharfage.dev/ are reserved: choose another key"
 TARGET = "give exactly one of repositoryRef and repositorySelector"
 LISTS = "tagPatternList and tagPrefixList go with tagStatus tagged only: leave them out, or change tagStatus"
@@ -203,7 +204,9 @@ REFUSED = [
         "catalogData is for public repositories: set visibility to Public, or leave catalogData out",
     ),
     ("Repository", "tags: {'aws:team': a}", "spec.tags", RESERVED),
+    ("Repository", "tags: {'AWS:team': a}", "spec.tags", RESERVED),
     ("Repository", "tags: {'wharfage.dev/cluster': a}", "spec.tags", RESERVED),
+    ("Repository", "tags: {'a,b': a}", "spec.tags", TAG_KEY),
     ("Repository", "tags: {'': a}", "spec.tags", "a tag's key has 1 to 128 characters"),
     ("Repository", "interval: 0s", "spec.interval", INTERVAL),
     ("Repository", "interval: 0h0m999ms", "spec.interval", INTERVAL),

@@ -135,6 +135,15 @@ fn repositories_are_held_to_their_rules() {
             "tags: {'aws:team': a}",
             "spec.tags: tags that start with aws: or wharfage.dev/ are reserved: choose another key",
         ),
+        (
+            "tags: {'AWS:team': a}",
+            "spec.tags: tags that start with aws: or wharfage.dev/ are reserved: choose another key",
+        ),
+        (
+            "tags: {'a,b': a}",
+            "spec.tags: a tag's key has letters, digits, spaces and _.:/=+-@ only: choose another key",
+        ),
+        ("tags: {a: 'a,b'}", "spec.tags.a: \"a,b\" does not match ^[\\p{L}\\p{N} _.:/=+@-]*$"),
         ("tags: {cost-center: 42}", "spec.tags.cost-center: must be a string: put 42 in quotes"),
         ("interval: 10 minutes", "spec.interval: \"10 minutes\" does not match ^([0-9]{1,6}(ms|s|m|h)){1,4}$"),
         ("interval: 0s", "spec.interval: an interval is 1s or longer: give a longer one"),
@@ -155,12 +164,12 @@ fn repositories_are_held_to_their_rules() {
 #[test]
 fn scalars_are_read_as_kubectl_reads_them() {
     for (scalar, expected) in [
-        ("yes", "must be a string: put true in quotes"),
-        ("off", "must be a string: put false in quotes"),
+        ("yes", "must be a string: put yes in quotes"),
+        ("off", "must be a string: put off in quotes"),
         ("12", "must be a string: put 12 in quotes"),
-        ("1e3", "must be a string: put 1000 in quotes"),
-        ("5.0", "must be a string: put 5 in quotes"),
-        ("0x10", "must be a string: put 16 in quotes"),
+        ("1e3", "must be a string: put 1e3 in quotes"),
+        ("5.0", "must be a string: put 5.0 in quotes"),
+        ("0x10", "must be a string: put 0x10 in quotes"),
         ("[]", "must be a string, not []"),
     ] {
         let problems = repository_problems(&format!("tags: {{a: {scalar}}}"));
