@@ -245,7 +245,8 @@ impl Rule {
         }
     }
 
-    fn to_document(&self) -> Value {
+    /// The canonical document of the rule alone.
+    pub fn to_document(&self) -> Value {
         let mut selection = match &self.tags {
             TagSelection::Any => json!({ "tagStatus": "any" }),
             TagSelection::Untagged => json!({ "tagStatus": "untagged" }),

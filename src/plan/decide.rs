@@ -22,7 +22,13 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         claims.entry(&wanted.name).or_default().push(wanted);
     }
     let waiting = desired.refused.iter().map(|refused| &refused.object).collect();
-    let mut world = World { desired, observed, claims, waiting, usable: BTreeSet::new() };
+    let mut policies: BTreeMap<&RepositoryName, Vec<&DesiredLifecyclePolicy>> = BTreeMap::new();
+    for wanted in &desired.lifecycle_policies {
+        for name in &wanted.repositories {
+            policies.entry(name).or_default().push(wanted);
+        }
+    }
+    let mut world = World { desired, observed, claims, policies, waiting, usable: BTreeSet::new() };
     let mut plan = Plan { refused: desired.refused.clone(), notes: desired.notes.clone(), ..Plan::default() };
     for decision in settings::decide(desired, observed) {
         plan.take(decision);
@@ -65,6 +71,8 @@ pub(super) struct World<'a> {
     pub(super) observed: &'a Observed,
     /// Repositories by the name that they ask for, in their order.
     claims: BTreeMap<&'a RepositoryName, Vec<&'a DesiredRepository>>,
+    /// Lifecycle policies by the repositories that they are for, in their order.
+    policies: BTreeMap<&'a RepositoryName, Vec<&'a DesiredLifecyclePolicy>>,
     /// Resources that are refused: they keep what they have.
     waiting: BTreeSet<&'a Object>,
     /// Repositories that may have lifecycle policies, each with the namespace whose Repository has it: a policy is for the
@@ -91,6 +99,11 @@ impl<'a> World<'a> {
         self.usable.contains(&(name, policy.object.namespace.as_str()))
     }
 
+    /// The LifecyclePolicies that are for this repository, in their order.
+    fn policies(&self, name: &RepositoryName) -> &[&'a DesiredLifecyclePolicy] {
+        self.policies.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// The LifecyclePolicy of this mode that a repository gets: the one that has it already, or else the first. No
     /// repository has two, and none changes hands because a file was renamed.
     fn governor(&self, name: &RepositoryName, mode: LifecycleMode) -> Option<&Object> {
@@ -99,8 +112,8 @@ impl<'a> World<'a> {
             owner.as_ref().is_some_and(|owner| self.desired.is_our_policy(owner, &it.object))
         };
         let candidates: Vec<&DesiredLifecyclePolicy> = {
-            let all = self.desired.lifecycle_policies.iter();
-            all.filter(|it| it.mode == mode && it.repositories.contains(name) && self.may_govern(it, name)).collect()
+            let all = self.policies(name).iter().copied();
+            all.filter(|it| it.mode == mode && self.may_govern(it, name)).collect()
         };
         let first = || candidates.iter().find(|it| it.management == Management::Full);
         candidates.iter().find(has).or_else(first).map(|it| &it.object)
@@ -169,11 +182,7 @@ impl<'a> World<'a> {
     ) -> Option<Step> {
         let cluster = &self.desired.cluster;
         let kept = self.waiting.iter().any(|object| object.kind == "LifecyclePolicy" && owner.is(cluster, object))
-            || self
-                .desired
-                .lifecycle_policies
-                .iter()
-                .any(|it| it.repositories.contains(name) && owner.is(cluster, &it.object))
+            || self.policies(name).iter().any(|it| owner.is(cluster, &it.object))
             || self.governor(name, LifecycleMode::Enforce).is_some();
         if !identity::releases(cluster, &owner.cluster) || kept {
             return None;

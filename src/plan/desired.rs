@@ -17,10 +17,11 @@ use super::unenforced::{unenforced, unenforced_settings};
 use crate::crd::common::selects;
 use crate::crd::lifecycle_policy::Mode;
 use crate::crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
-use crate::crd::repository::{ImageTagMutability, Visibility};
+use crate::crd::repository::{EncryptionType, ImageTagMutability, Visibility};
 use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Registry, Repository};
+use crate::lifecycle;
 use crate::manifests::Manifests;
-use crate::policy::{Kind, Policy};
+use crate::policy::{self, Kind, Policy, Principal};
 use crate::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 use crate::tag_mutability::{Mutability, TagMutability};
 
@@ -66,9 +67,10 @@ fn wanted(resources: &Resources<'_>, registry: &Registry, cluster: &str, place: 
             }
         }
     }
+    let named = Named::new(&resources.repositories);
     for resource in &resources.lifecycle_policies {
         if let Some(registry) = one_of(&resource.registry_ref().name) {
-            desired.lifecycle_policy(resources, registry, resource, place);
+            desired.lifecycle_policy(&named, registry, resource, place);
         }
     }
     for resource in &resources.pull_secrets {
@@ -118,10 +120,38 @@ fn scanning(wanted: &registry::ScanningConfiguration) -> ScanningConfiguration {
 
 /// Whether a policy is one that the registry takes; Amazon ECR may know more of the grammar than we do.
 fn check_policy(registry: &Registry, kind: Kind, document: &Value) -> Result<(), String> {
-    match Policy::from_value(kind, document) {
-        Err(error) if registry.spec.aws.is_none() => Err(error.reason()),
-        _ => Ok(()),
+    let (length, most) = (document.to_string().chars().count(), policy::MAX_LENGTH);
+    if length > most {
+        return Err(format!("it has {length} characters without spaces, and may have {most}: shorten it"));
     }
+    let policy = match Policy::from_value(kind, document) {
+        Ok(policy) => policy,
+        Err(error) if registry.spec.aws.is_none() => return Err(error.reason()),
+        Err(_) => return Ok(()),
+    };
+    // A registry that Wharfage runs is asked with its root key, which it then would not obey any more.
+    let root = registry.registry_id().filter(|_| registry.spec.managed.is_some() && kind == Kind::Repository);
+    let root = root.map(|account| Principal::Account { partition: "aws".to_owned(), account });
+    if root.is_some_and(|root| policy.locks_out(&root)) {
+        return Err(
+            "its Deny would keep the registry's own key from ever setting another one: leave ecr:SetRepositoryPolicy \
+                    out of it"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// Whether the rules of a lifecycle policy are together what a registry takes.
+fn check_lifecycle_policy(document: &Value) -> Result<(), String> {
+    let (length, most) = (document.to_string().chars().count(), lifecycle::MAX_LENGTH);
+    if length > most {
+        return Err(format!(
+            "they have {length} characters as JSON, and may have {most}: shorten descriptions or lists"
+        ));
+    }
+    lifecycle::check_length(&document.to_string()).map_err(|error| error.reason().to_owned())?;
+    lifecycle::Policy::from_value(document).map(drop).map_err(|error| error.reason().to_owned())
 }
 
 /// Resources whose Registry is not among the manifests: they wait for it.
@@ -149,6 +179,33 @@ fn object<K: Resource<DynamicType = ()>>(resource: &K) -> Object {
     Object { kind, namespace: resource.namespace().unwrap_or_default(), name: resource.name_any() }
 }
 
+/// Repositories by namespace and name, so that a policy which names one does not look at all.
+struct Named<'a>(BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a Repository>>>);
+
+impl<'a> Named<'a> {
+    fn new(repositories: &[&'a Repository]) -> Self {
+        let mut named = BTreeMap::<_, BTreeMap<_, Vec<_>>>::new();
+        for repository in repositories {
+            let metadata = &repository.metadata;
+            let namespace = named.entry(metadata.namespace.as_deref().unwrap_or_default()).or_default();
+            namespace.entry(metadata.name.as_deref().unwrap_or_default()).or_default().push(*repository);
+        }
+        Self(named)
+    }
+
+    /// The Repositories that a policy may be about: the one that it names, or all of its namespace.
+    fn candidates(&self, policy: &LifecyclePolicy) -> impl Iterator<Item = &'a Repository> {
+        let namespace = self.0.get(policy.metadata.namespace.as_deref().unwrap_or_default());
+        let name = policy.spec.repository_ref.as_ref().map(|reference| reference.name.as_str());
+        let fitting: Vec<&Vec<&'a Repository>> = match (namespace, name) {
+            (None, _) => Vec::new(),
+            (Some(namespace), Some(name)) => namespace.get(name).into_iter().collect(),
+            (Some(namespace), None) => namespace.values().collect(),
+        };
+        fitting.into_iter().flatten().copied().collect::<Vec<_>>().into_iter()
+    }
+}
+
 fn declared(resources: &Resources<'_>) -> BTreeSet<Object> {
     let registries = resources.registries.iter().map(|it| object(*it));
     let repositories = resources.repositories.iter().map(|it| object(*it));
@@ -157,15 +214,9 @@ fn declared(resources: &Resources<'_>) -> BTreeSet<Object> {
 }
 
 impl Desired {
-    fn lifecycle_policy(
-        &mut self,
-        resources: &Resources<'_>,
-        registry: &Registry,
-        policy: &LifecyclePolicy,
-        place: Place,
-    ) {
+    fn lifecycle_policy(&mut self, named: &Named<'_>, registry: &Registry, policy: &LifecyclePolicy, place: Place) {
         let object = object(policy);
-        let chosen = resources.repositories.iter().filter(|it| policy.applies_to(it));
+        let chosen = named.candidates(policy).filter(|it| policy.applies_to(it));
         let repositories = chosen.filter_map(|it| it.repository_name().ok()).collect::<BTreeSet<_>>();
         if let (Some(reference), true) = (&policy.spec.repository_ref, repositories.is_empty()) {
             let message = format!(
@@ -179,6 +230,12 @@ impl Desired {
         }
         if repositories.is_empty() {
             self.notes.push(format!("{object}: its repositorySelector chooses no Repository of its namespace yet"));
+        }
+        let document = policy.document();
+        if let Err(fault) = check_lifecycle_policy(&document) {
+            let message = format!("the rules together are not valid: {fault}");
+            self.refused.push(Refused::new(&object, "InvalidParameterException", message));
+            return;
         }
         let mut mode = match policy.mode() {
             Mode::Preview => LifecycleMode::Preview,
@@ -206,7 +263,7 @@ impl Desired {
             repositories,
             mode,
             by,
-            document: policy.document(),
+            document,
             management: management(policy),
             adoption: adoption(policy),
             delete_on_removal: policy.deletion_policy() == DeletionPolicy::Delete,
@@ -233,6 +290,16 @@ fn repository(
                                repositoryPolicy";
         return Err(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
     }
+    let encryption = spec.encryption_configuration.as_ref();
+    if let Some(encryption) = encryption.filter(|it| it.encryption_type != EncryptionType::Aes256)
+        && registry.spec.managed.is_some()
+    {
+        let message = format!(
+            "encryptionType {} needs a key service, which a managed registry does not have yet: set it to AES256",
+            encryption.encryption_type.as_str()
+        );
+        return Err(Refused::new(&object, "UnsupportedByRegistry", message));
+    }
     let policy = spec.repository_policy.as_ref().map(|document| document.to_value());
     if let Some(Err(fault)) = policy.as_ref().map(|document| check_policy(registry, Kind::Repository, document)) {
         let message = format!("repositoryPolicy is not valid: {fault}");
@@ -247,7 +314,6 @@ fn repository(
         },
         exclusions: spec.image_tag_mutability_exclusion_filters.iter().map(|it| it.filter.clone()).collect(),
     });
-    let encryption = spec.encryption_configuration.as_ref();
     Ok(DesiredRepository {
         name,
         tag_mutability,

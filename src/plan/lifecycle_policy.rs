@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use super::diff::lifecycle_changes;
 use super::model::{
     Adoption, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, Management, ObservedRepository, Refused,
 };
-use super::ownership::{LifecycleOwner, Ownership, is_lifecycle_tag};
-use super::{Action, Call, FieldChange, Step, change, show_document};
-use crate::lifecycle::{self, Count, Policy, TagSelection};
+use super::ownership::{LifecycleOwner, MAX_TAGS, Ownership, is_lifecycle_tag, too_many_tags};
+use super::{Action, Call, FieldChange, Step, change};
+use crate::lifecycle::{self, Count, Policy, Rule, TagSelection};
 use crate::names::RepositoryName;
 
 /// Decides about a repository that may have it; `found` is nothing when this plan creates the repository. `enforced` says
@@ -71,6 +72,15 @@ fn enforce(
     let (mut changes, mut calls) = (Vec::new(), Vec::new());
     let mut owner = LifecycleOwner::new(&desired.cluster, &wanted.object, wanted.delete_on_removal);
     owner.by_operator = wanted.by == CarriedOutBy::Operator;
+    if let (None, Some(found)) = (&before, found)
+        && found.tags.len() >= MAX_TAGS
+    {
+        return refused("TooManyTagsException", too_many_tags(name, found.tags.len()));
+    }
+    if let Some(before) = before.as_ref().filter(|before| before.delete != owner.delete) {
+        let policy = |owner: &LifecycleOwner| Some((if owner.delete { "Delete" } else { "Retain" }).to_owned());
+        changes.push(change("deletionPolicy", policy(before), policy(&owner)));
+    }
     // Tagged first: while the tag says that it is ours, a plan that was cut off is gone on with.
     if before.as_ref() != Some(&owner) {
         calls.push(Call::TagResource(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags()));
@@ -78,7 +88,10 @@ fn enforce(
     match (wanted.by, current) {
         (CarriedOutBy::Registry, Some(current)) if equivalent(current, &wanted.document) => {}
         (CarriedOutBy::Registry, current) => {
-            changes.push(change("lifecyclePolicy", current.map(show), Some(show(&wanted.document))));
+            match current {
+                Some(current) => changes.extend(lifecycle_changes("lifecyclePolicy", current, &wanted.document)),
+                None => changes.push(change("lifecyclePolicy", None, Some(show(&wanted.document)))),
+            }
             calls.push(Call::PutLifecyclePolicy(wanted.document.to_string()));
         }
         (CarriedOutBy::Operator, Some(current)) => {
@@ -154,30 +167,33 @@ pub fn equivalent(one: &Value, other: &Value) -> bool {
 
 /// The rules in a few words each.
 fn show(document: &Value) -> String {
-    let Ok(policy) = Policy::from_value(document) else { return show_document(document) };
-    let rules = policy.rules().iter().map(|rule| {
-        let list = |list: &BTreeSet<String>, end: &str| {
-            list.iter().map(|entry| format!("{entry}{end}")).collect::<Vec<_>>().join("+")
-        };
-        let tags = match &rule.tags {
-            TagSelection::Any => "any".to_owned(),
-            TagSelection::Untagged => "untagged".to_owned(),
-            TagSelection::Prefixes(prefixes) => format!("tagged {}", list(prefixes, "*")),
-            TagSelection::Patterns(patterns) => format!("tagged {}", list(patterns, "")),
-        };
-        let count = match rule.count {
-            Count::MoreThan(number) => format!("imageCountMoreThan {number}"),
-            Count::SincePushed(days) => format!("sinceImagePushed {days} days"),
-            Count::SincePulled(days) => format!("sinceImagePulled {days} days"),
-            Count::SinceTransitioned(days) => format!("sinceImageTransitioned {days} days"),
-        };
-        let action = match rule.action {
-            lifecycle::Action::Expire => "expire",
-            lifecycle::Action::Transition => "archive",
-        };
-        format!("{} {action} {tags} {count}", rule.priority)
-    });
+    let Ok(policy) = Policy::from_value(document) else { return document.to_string() };
+    let rules = policy.rules().iter().map(|rule| format!("{} {}", rule.priority, show_rule(rule)));
     rules.collect::<Vec<_>>().join("; ")
+}
+
+/// What a rule does, in a few words.
+pub(super) fn show_rule(rule: &Rule) -> String {
+    let list = |list: &BTreeSet<String>, end: &str| {
+        list.iter().map(|entry| format!("{entry}{end}")).collect::<Vec<_>>().join("+")
+    };
+    let tags = match &rule.tags {
+        TagSelection::Any => "any".to_owned(),
+        TagSelection::Untagged => "untagged".to_owned(),
+        TagSelection::Prefixes(prefixes) => format!("tagged {}", list(prefixes, "*")),
+        TagSelection::Patterns(patterns) => format!("tagged {}", list(patterns, "")),
+    };
+    let count = match rule.count {
+        Count::MoreThan(number) => format!("imageCountMoreThan {number}"),
+        Count::SincePushed(days) => format!("sinceImagePushed {days} days"),
+        Count::SincePulled(days) => format!("sinceImagePulled {days} days"),
+        Count::SinceTransitioned(days) => format!("sinceImageTransitioned {days} days"),
+    };
+    let action = match rule.action {
+        lifecycle::Action::Expire => "expire",
+        lifecycle::Action::Transition => "archive",
+    };
+    format!("{action} {tags} {count}")
 }
 
 /// Takes away what says whose the repository's lifecycle policy is.

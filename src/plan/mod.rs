@@ -4,6 +4,7 @@
 
 mod decide;
 mod desired;
+mod diff;
 mod effect;
 pub mod identity;
 mod lifecycle_policy;
@@ -22,7 +23,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::Value;
 
 pub use decide::plan;
 pub use desired::{desired, desired_in_cluster, desired_settings, on_removal, unresolved};
@@ -116,14 +116,65 @@ impl Action {
 /// A field that a step changes, both sides as ECR writes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FieldChange {
-    /// ECR's name for it.
+    /// ECR's name for it; of a document the changed member, such as `repositoryPolicy.Statement[Sid=ci].Action` or
+    /// `lifecyclePolicy.rules[rulePriority=1].selection.countNumber`.
     pub field: String,
-    /// What is there; nothing if it is new.
+    /// What is there, whole; nothing if it is new.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// What is wanted; nothing if it goes.
+    /// What is wanted, whole; nothing if it goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+}
+
+impl FieldChange {
+    /// Both sides as people read them: on one line, from where they differ if they are long, and never the same text for two
+    /// that differ.
+    pub fn sides(&self) -> (Option<String>, Option<String>) {
+        let (from, to) = (self.from.as_deref().map(visible), self.to.as_deref().map(visible));
+        let common = match (&from, &to) {
+            (Some(from), Some(to)) => from.chars().zip(to.chars()).take_while(|(from, to)| from == to).count(),
+            _ => 0,
+        };
+        let is_long = |side: &Option<String>| side.as_ref().is_some_and(|side| side.chars().count() > ENOUGH);
+        let start = if is_long(&from) || is_long(&to) { common.saturating_sub(CONTEXT) } else { 0 };
+        (from.map(|from| cut(&from, start)), to.map(|to| cut(&to, start)))
+    }
+}
+
+/// Characters of a side that help somebody.
+const ENOUGH: usize = 160;
+/// Characters before the first difference that are shown with it.
+const CONTEXT: usize = 16;
+
+/// A text whose beginning and end can be seen.
+fn visible(text: &str) -> String {
+    let hidden = |c: char| c.is_control() || c.is_whitespace() && c != ' ';
+    if text.trim() != text || text.is_empty() || text.contains(hidden) { format!("{text:?}") } else { text.to_owned() }
+}
+
+/// What follows the first `start` characters, cut where it would no longer help anybody.
+fn cut(text: &str, start: usize) -> String {
+    let length = text.chars().count();
+    let before = if start > 0 { "…" } else { "" };
+    let shown: String = text.chars().skip(start).take(ENOUGH).collect();
+    if length - start.min(length) <= ENOUGH {
+        format!("{before}{shown}")
+    } else {
+        format!("{before}{shown}… ({length} characters)")
+    }
+}
+
+impl fmt::Display for FieldChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.field)?;
+        match self.sides() {
+            (None, Some(to)) => write!(f, ": {to}"),
+            (Some(from), Some(to)) => write!(f, ": {from} -> {to}"),
+            (Some(from), None) => write!(f, ": {from} -> (none)"),
+            (None, None) => Ok(()),
+        }
+    }
 }
 
 /// One call of the ECR API. A step's calls run in order, and each may be repeated.
@@ -257,15 +308,7 @@ impl fmt::Display for Step {
         if let Some(repository) = self.repository.as_ref().filter(|repository| !self.object.says(repository)) {
             write!(f, " ({repository})")?;
         }
-        for FieldChange { field, from, to } in &self.changes {
-            match (from, to) {
-                (None, Some(to)) => write!(f, "\n             {field}: {to}")?,
-                (Some(from), Some(to)) => write!(f, "\n             {field}: {from} -> {to}")?,
-                (Some(from), None) => write!(f, "\n             {field}: {from} -> (none)")?,
-                (None, None) => write!(f, "\n             {field}")?,
-            }
-        }
-        Ok(())
+        self.changes.iter().try_for_each(|change| write!(f, "\n             {change}"))
     }
 }
 
@@ -286,16 +329,6 @@ impl fmt::Display for Plan {
         let counts: Vec<String> =
             self.counts().into_iter().map(|(action, count)| format!("{count} to {}", action.as_str())).collect();
         write!(f, "{}.", counts.join(", "))
-    }
-}
-
-/// A document on one line, cut where it would no longer help anybody.
-fn show_document(document: &Value) -> String {
-    const ENOUGH: usize = 160;
-    let text = document.to_string();
-    match text.char_indices().nth(ENOUGH) {
-        Some((end, _)) => format!("{}… ({} characters)", &text[..end], text.chars().count()),
-        None => text,
     }
 }
 

@@ -15,6 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
 use super::{Object, identity};
+use crate::names::RepositoryName;
 
 /// The prefix of every tag that Wharfage writes for itself.
 pub const PREFIX: &str = "wharfage.dev/";
@@ -23,6 +24,20 @@ const NAMESPACE: &str = "wharfage.dev/namespace";
 const NAME: &str = "wharfage.dev/name";
 const MANAGES: &str = "wharfage.dev/manages";
 const LIFECYCLE: &str = "wharfage.dev/lifecycle";
+
+/// How many resource tags a repository may have (Amazon ECR, TagResource).
+pub(super) const MAX_TAGS: usize = 50;
+/// How many tags of these Wharfage needs for itself.
+pub(super) const OWN_TAGS: usize = 5;
+
+/// Why a repository cannot get the tags that it is to have.
+pub(super) fn too_many_tags(name: &RepositoryName, count: usize) -> String {
+    format!(
+        "{name} has {count} tags, or would have, beside those that say whose it is: it may have {} of its own, as ECR takes \
+         {MAX_TAGS}, so remove some",
+        MAX_TAGS - OWN_TAGS
+    )
+}
 
 /// What happens to a repository, or to a lifecycle policy, when its manifest goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +62,17 @@ pub struct Owner {
     pub namespace: String,
     /// The resource's name.
     pub name: String,
+}
+
+impl std::fmt::Display for OnRemoval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Retain => "Retain",
+            Self::Delete => "Delete",
+            Self::DeleteWithImages => "Delete (emptyOnDelete)",
+            Self::Protected => "Retain (deletionProtection)",
+        })
+    }
 }
 
 impl Owner {
@@ -99,14 +125,14 @@ fn hash(text: &str, characters: usize) -> String {
 }
 
 impl Manages {
-    /// What either of the two manages; what happens on removal is as `self` says.
-    pub fn union(&self, other: &Self) -> Self {
+    /// The settings that either of the two manages. Tags, and what happens on removal, are as `self` says.
+    pub fn with_settings_of(&self, other: &Self) -> Self {
         Self {
             policy: self.policy || other.policy,
             mutability: self.mutability || other.mutability,
             scanning: self.scanning || other.scanning,
             on_removal: self.on_removal,
-            tag_keys: self.tag_keys.union(&other.tag_keys).cloned().collect(),
+            tag_keys: self.tag_keys.clone(),
         }
     }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::model::*;
-use super::ownership::{OnRemoval, Ownership, PREFIX};
+use super::ownership::{MAX_TAGS, OnRemoval, Ownership, PREFIX};
 use super::*;
 use crate::scanning::{ScanFrequency, ScanType, ScanningRule};
 use crate::tag_mutability::Mutability;
@@ -50,6 +50,8 @@ fn carry_out(registry: &mut Observed, step: &Step, call: &Call) {
         _ => {}
     }
     found.after(call);
+    assert!(found.tags.len() <= MAX_TAGS, "TooManyTagsException");
+    assert!(found.tags.values().all(|value| value.chars().count() <= 256), "InvalidTagParameterException");
 }
 
 /// Carries out the first `calls` calls of what is planned.
@@ -520,5 +522,44 @@ proptest! {
         apply(&sorted, &mut registry);
         let again = plan(&documents(&rules, &principals, &actions, &filters), &registry);
         prop_assert!(again.is_empty(), "{again}");
+    }
+}
+
+/// A Repository with the first of so many tags of its own, from this one on.
+fn tagged(first: usize, count: usize) -> Desired {
+    let tags = (first..first + count).map(|n| (format!("mine.{n}"), "x".to_owned())).collect();
+    let repository = DesiredRepository {
+        object: object("Repository", 'r', 0, false),
+        name: name(0),
+        tag_mutability: None,
+        scan_on_push: Some(count % 2 == 0),
+        encryption: None,
+        policy: None,
+        tags,
+        management: Management::Full,
+        adoption: Adoption::AdoptOrCreate,
+        on_removal: OnRemoval::Retain,
+    };
+    Desired { repositories: vec![repository], ..nothing_wanted() }
+}
+
+proptest! {
+    #[test]
+    fn no_call_gives_a_repository_more_tags_than_it_may_have(
+        foreign in 0..48usize, (first, before) in (0..60usize, 0..=45usize), (then, after) in (0..60usize, 0..=45usize), cut_off in 0..8usize,
+    ) {
+        let mut registry = Observed::default();
+        apply(&tagged(first, before), &mut registry);
+        for found in registry.repositories.values_mut() {
+            let room = MAX_TAGS - found.tags.len();
+            found.tags.extend((0..foreign.min(room)).map(|n| (format!("theirs.{n}"), String::new())));
+        }
+        let desired = tagged(then, after);
+        apply_some(&desired, &mut registry, cut_off);
+        apply(&desired, &mut registry);
+        let again = plan(&desired, &registry);
+        prop_assert!(again.is_empty(), "{}", again);
+        let refused = again.refused.iter().all(|it| it.reason == "TooManyTagsException" && foreign + after > 45);
+        prop_assert!(refused, "{}", again);
     }
 }

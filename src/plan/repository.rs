@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::decide::World;
+use super::diff::policy_changes;
 use super::model::{Adoption, ApiError, Desired, DesiredRepository, Management, ObservedRepository, Refused};
-use super::ownership::{LifecycleOwner, Manages, Owner, Ownership, PREFIX, fingerprint, is_owner_tag};
-use super::{Action, Call, FieldChange, Object, Step, change, show_document};
+use super::ownership::{
+    LifecycleOwner, MAX_TAGS, Manages, OWN_TAGS, Owner, Ownership, PREFIX, fingerprint, is_owner_tag, too_many_tags,
+};
+use super::{Action, Call, FieldChange, Object, Step, change};
 use crate::names::RepositoryName;
 use crate::policy;
 use crate::tag_mutability::TagMutability;
@@ -153,7 +156,27 @@ fn decide(
             ),
         );
     }
+    let count = tags_of_its_own(wanted, found);
+    let is_new = action == Action::Adopt || wanted.tags.keys().any(|key| !found.tags.contains_key(key));
+    if is_new && count > MAX_TAGS - OWN_TAGS {
+        return refused("TooManyTagsException", too_many_tags(name, count));
+    }
     Ok(update(desired, wanted, found, action))
+}
+
+/// The tags that go: what the owner's manifest had set and doesn't any more, and ours that no version writes now.
+fn stale_tags(wanted: &DesiredRepository, found: &ObservedRepository, had: &Manages) -> Vec<String> {
+    let ours = Ownership { owner: Some(Owner::new("", &wanted.object)), ..Ownership::default() }.tags();
+    let stays = |key: &String| wanted.tags.contains_key(key) || ours.contains_key(key);
+    let stale = |key: &String| !stays(key) && (had.tag_keys.contains(&fingerprint(key)) || is_owner_tag(key));
+    found.tags.keys().filter(|key| stale(key)).cloned().collect()
+}
+
+/// How many tags the repository would have, beside those that say whose it is.
+fn tags_of_its_own(wanted: &DesiredRepository, found: &ObservedRepository) -> usize {
+    let gone = stale_tags(wanted, found, &Ownership::read(&found.tags).manages);
+    let stay = found.tags.keys().filter(|key| !key.starts_with(PREFIX) && !gone.contains(key));
+    stay.chain(wanted.tags.keys()).collect::<BTreeSet<_>>().len()
 }
 
 /// Two ways to write the same key count as one: ECR reads an id back as a full ARN, and what an alias stands for cannot be
@@ -208,7 +231,7 @@ fn create(desired: &Desired, wanted: &DesiredRepository) -> Step {
     let encryption = wanted.encryption.clone();
     let mut calls = vec![Call::CreateRepository { tag_mutability, scan_on_push, encryption, tags }];
     if let Some(document) = &wanted.policy {
-        changes.push(change("repositoryPolicy", None, Some(show_document(document))));
+        changes.push(change("repositoryPolicy", None, Some(document.to_string())));
         calls.push(Call::SetRepositoryPolicy(document.to_string()));
     }
     Step {
@@ -245,32 +268,25 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
         (Some(to), from)
             if !from.as_ref().is_some_and(|from| policy::equivalent(policy::Kind::Repository, from, to)) =>
         {
-            changes.push(change("repositoryPolicy", from.as_ref().map(show_document), Some(show_document(to))));
+            changes.extend(policy_changes(policy::Kind::Repository, "repositoryPolicy", from.as_ref(), Some(to)));
             calls.push(Call::SetRepositoryPolicy(to.to_string()));
         }
         (None, Some(from)) if had.policy => {
-            changes.push(change("repositoryPolicy", Some(show_document(from)), None));
+            changes.push(change("repositoryPolicy", Some(from.to_string()), None));
             calls.push(Call::DeleteRepositoryPolicy);
         }
         _ => {}
     }
 
-    // Written down before anything changes is what was managed or will be, and after it what is: whenever this is cut off,
-    // the next plan still knows what it has to take back.
+    // Written down before a setting changes is what was managed or will be, and after it what is: whenever this is cut off,
+    // the next plan still knows what it has to take back. Tags go first, while it is still written down whose they were:
+    // old and new ones together may be more than a repository can have.
     let now = manages(wanted);
-    let meanwhile = if calls.is_empty() { now.clone() } else { now.union(had) };
-    let last = tags(desired, wanted, now.clone(), before.lifecycle.clone());
-    let mut first = tags(desired, wanted, meanwhile, before.lifecycle.clone());
-    let stale =
-        |key: &String| !last.contains_key(key) && (had.tag_keys.contains(&fingerprint(key)) || is_owner_tag(key));
-    let gone: Vec<String> = found.tags.keys().filter(|key| stale(key)).cloned().collect();
-    if !gone.is_empty() {
-        first = tags(desired, wanted, now.union(had), before.lifecycle.clone());
-    }
+    let meanwhile = if calls.is_empty() { now.clone() } else { now.with_settings_of(had) };
+    let last = tags(desired, wanted, now, before.lifecycle.clone());
+    let first = tags(desired, wanted, meanwhile, before.lifecycle.clone());
+    let gone = stale_tags(wanted, found, had);
     changes.extend(tag_changes(wanted, found, &gone));
-    if !gone.is_empty() {
-        calls.push(Call::UntagResource(gone));
-    }
     let different = |tags: BTreeMap<String, String>, from: &BTreeMap<String, String>| -> BTreeMap<String, String> {
         tags.into_iter().filter(|(key, value)| from.get(key) != Some(value)).collect()
     };
@@ -278,8 +294,14 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     if !first.is_empty() {
         calls.insert(0, Call::TagResource(first));
     }
+    if !gone.is_empty() {
+        calls.insert(0, Call::UntagResource(gone));
+    }
     if !last.is_empty() {
         calls.push(Call::TagResource(last));
+    }
+    if action == Action::Update && wanted.on_removal != had.on_removal {
+        changes.push(change("deletionPolicy", Some(had.on_removal.to_string()), Some(wanted.on_removal.to_string())));
     }
     if changes.is_empty() && action == Action::Update && !calls.is_empty() {
         changes.push(change("ownership tags", None, None));

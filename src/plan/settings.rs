@@ -2,8 +2,9 @@
 //!
 //! Nothing in a registry remembers who set them: one that the manifest does not speak of is let be, also if it did before.
 
+use super::diff::policy_changes;
 use super::model::{ApiError, Desired, Observed, Refused};
-use super::{Action, Call, FieldChange, Object, Step, change, show_document};
+use super::{Action, Call, FieldChange, Object, Step, change};
 use crate::policy;
 
 /// The first setting of which two Registries want different things.
@@ -68,8 +69,8 @@ fn policy(desired: &Desired, observed: &Observed) -> Decision {
         (Some(to), _) => Call::PutRegistryPolicy(to.to_string()),
         (None, Some(_)) => Call::DeleteRegistryPolicy,
     };
-    let changed = change("policy", found.as_ref().map(show_document), to.as_ref().map(show_document));
-    Ok(step(desired, (vec![changed], vec![call])))
+    let changes = policy_changes(policy::Kind::Registry, "policy", found.as_ref(), to.as_ref());
+    Ok(step(desired, (changes, vec![call])))
 }
 
 fn registry(desired: &Desired) -> Object {

@@ -216,9 +216,9 @@ pub(super) fn requested<K: Resource>(object: &K, handled: Option<&String>) -> Op
 /// Changes in a line.
 pub(super) fn show(changes: &[FieldChange]) -> String {
     let none = || "(none)".to_owned();
-    let show = |FieldChange { field, from, to }: &FieldChange| match (from, to) {
-        (None, None) => field.clone(),
-        (from, to) => format!("{field}: {} -> {}", from.clone().unwrap_or_else(none), to.clone().unwrap_or_else(none)),
+    let show = |change: &FieldChange| match change.sides() {
+        (None, None) => change.field.clone(),
+        (from, to) => format!("{}: {} -> {}", change.field, from.unwrap_or_else(none), to.unwrap_or_else(none)),
     };
     changes.iter().map(show).collect::<Vec<_>>().join(", ")
 }

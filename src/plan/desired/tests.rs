@@ -63,7 +63,9 @@ fn what_a_repository_says_is_wanted_and_what_it_does_not_say_is_not() {
 #[test]
 fn what_is_stored_and_not_enforced_yet_is_noted_but_not_of_amazon_ecr() {
     let statement = |effect: &str, more: &str| {
-        format!("{{Version: '2012-10-17', Statement: {{Effect: {effect}, Principal: '*', Action: 'ecr:*'{more}}}}}")
+        format!(
+            "{{Version: '2012-10-17', Statement: {{Effect: {effect}, Principal: '*', Action: 'ecr:PutImage'{more}}}}}"
+        )
     };
     let resource = ", Resource: '*'";
     let (deny, allow) = (statement("Deny", ""), statement("Allow", ""));
@@ -384,4 +386,67 @@ fn a_repository_policy_that_no_registry_takes_is_refused_before_anything_is_sent
     assert_eq!(desired.refused[0].reason, "InvalidParameterException");
     assert!(desired.refused[0].message.starts_with("repositoryPolicy is not valid: "), "{:?}", desired.refused);
     assert!(wanted(&(registry("{region: eu-1, aws: {}}") + &repository("api", policy))).refused.is_empty());
+}
+
+#[test]
+fn documents_are_checked_as_a_whole_before_anything_is_sent() {
+    let statement = |sid: &str, effect: &str| {
+        format!("repositoryPolicy: {{Statement: [{{Sid: {sid}, Effect: {effect}, Principal: '*', Action: 'ecr:*'}}]}}")
+    };
+    let rule = |priority: u32, list: &str, description: &str| {
+        format!(
+            "{{rulePriority: {priority}, description: {description}, selection: {{tagStatus: tagged, tagPrefixList: {list}, \
+             countType: imageCountMoreThan, countNumber: 5}}, action: {{type: expire}}}}"
+        )
+    };
+    let rules = |rules: [String; 3]| {
+        format!(
+            "apiVersion: wharfage.dev/v1alpha1\nkind: LifecyclePolicy\nmetadata: {{name: keep, namespace: payments}}\n\
+             spec: {{registryRef: {{name: home}}, repositorySelector: {{}}, rules: [{}]}}\n",
+            rules.join(", ")
+        )
+    };
+    let long = "d".repeat(10_240);
+    let (managed, aws) = (registry("{managed: {}}"), registry("{region: eu-1, aws: {}}"));
+    for (registry, resource, expected) in [
+        (
+            &managed,
+            rules([rule(1, "[a, b]", "x"), rule(2, "[a]", "x"), rule(3, "[b, a, b]", "x")]),
+            "LifecyclePolicy payments/keep: InvalidParameterException: the rules together are not valid: Rules 1 and 3 of one \
+             storage class have the same tagPrefixList.",
+        ),
+        (
+            &managed,
+            rules([rule(1, "[a]", &long), rule(2, "[b]", &long), rule(3, "[c]", &long)]),
+            "LifecyclePolicy payments/keep: InvalidParameterException: the rules together are not valid: they have 31238 characters \
+             as JSON, and may have 30720: shorten descriptions or lists",
+        ),
+        (
+            &aws,
+            repository("api", &statement(&"s".repeat(10_240), "Allow")),
+            "Repository payments/api: InvalidParameterException: repositoryPolicy is not valid: it has 10316 characters without \
+             spaces, and may have 10240: shorten it",
+        ),
+        (
+            &managed,
+            repository("api", &statement("all", "Deny")),
+            "Repository payments/api: InvalidParameterException: repositoryPolicy is not valid: its Deny would keep the registry's \
+             own key from ever setting another one: leave ecr:SetRepositoryPolicy out of it",
+        ),
+        (
+            &managed,
+            repository("api", "encryptionConfiguration: {encryptionType: KMS_DSSE}"),
+            "Repository payments/api: UnsupportedByRegistry: encryptionType KMS_DSSE needs a key service, which a managed registry \
+             does not have yet: set it to AES256",
+        ),
+    ] {
+        assert_eq!(refusals(&wanted(&format!("{registry}{resource}"))), [expected]);
+    }
+    // Amazon ECR has keys, and another identity than the one that is denied.
+    for resource in [
+        repository("api", "encryptionConfiguration: {encryptionType: KMS}"),
+        repository("api", &statement("all", "Deny")),
+    ] {
+        assert_eq!(refusals(&wanted(&format!("{aws}{resource}"))), Vec::<String>::new());
+    }
 }
