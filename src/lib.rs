@@ -11,6 +11,9 @@
 //!
 //! `docs/architecture.md` tells the same at length.
 
+// They panic where a stream cannot be written; `cli::output` is the one place that does.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod apply;
 pub mod cli;
 pub mod crd;

@@ -1,9 +1,10 @@
 //! `wharfage apply`: makes what the manifests say so.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, Target, carry_out, say, show_unresolved};
+use super::output::{print_error, say, say_error};
+use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, Target, carry_out, show_notes, show_unresolved};
 use crate::plan::{Action, Plan};
 
 /// The flags of `wharfage apply`.
@@ -20,6 +21,7 @@ Exit codes:
 
 Examples:
   wharfage apply -f deploy/quickstart
+  kustomize build overlays/prod | wharfage apply -f registry.yaml -f -
   wharfage apply -f deploy/quickstart --yes --output json
   AWS_PROFILE=prod wharfage apply -f registries/amazon --cluster prod")]
 pub struct Apply {
@@ -44,7 +46,7 @@ impl Apply {
             if input.output == Output::Text {
                 match &plan {
                     Ok(plan) => say(format_args!("{}\n{plan}\n", target.heading())),
-                    Err(error) => eprintln!("error: {error:#}"),
+                    Err(error) => say_error(format_args!("error: {error:#}")),
                 }
             }
             fine &= plan.as_ref().is_ok_and(|plan| plan.refused.is_empty());
@@ -53,7 +55,7 @@ impl Apply {
         let refusal = if self.yes { None } else { refusal(deletions(&planned)).await? };
         if let Some(refusal) = &refusal {
             fine = false;
-            eprintln!("error: {refusal}");
+            say_error(format_args!("error: {refusal}"));
         }
         let mut registries = Vec::new();
         for (target, plan) in planned {
@@ -71,8 +73,11 @@ impl Apply {
             registries.push(RegistryOutput { registry, place, plan, report, error });
         }
         match input.output {
-            Output::Text => show_unresolved(&unresolved),
-            Output::Json => JsonOutput { registries, refused: unresolved }.print()?,
+            Output::Text => {
+                show_unresolved(&unresolved);
+                show_notes(&manifests.notes, Output::Text);
+            }
+            Output::Json => JsonOutput { registries, refused: unresolved, notes: manifests.notes }.print()?,
         }
         Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -90,8 +95,7 @@ async fn refusal(deletions: Vec<String>) -> anyhow::Result<Option<String>> {
         )));
     }
     let answer = tokio::task::spawn_blocking(move || {
-        eprint!("This deletes {deletions}. Go on? [y/N] ");
-        std::io::stderr().flush()?;
+        print_error(&format!("This deletes {deletions}. Go on? [y/N] "));
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map(|_| answer)
     });

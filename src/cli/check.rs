@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use kube::Client;
 
+use super::output::say;
 use crate::operator::access::Feature;
 use crate::operator::check::{Expected, Finding, check_kinds, check_leader, check_permissions};
 use crate::operator::cluster;
@@ -51,10 +52,10 @@ impl Check {
         let mut missing = 0;
         for finding in findings {
             match finding {
-                Finding::Fine(sentence) => println!("ok    {sentence}"),
+                Finding::Fine(sentence) => say(format_args!("ok    {sentence}")),
                 Finding::Missing(sentence) => {
                     missing += 1;
-                    println!("FAIL  {sentence}");
+                    say(format_args!("FAIL  {sentence}"));
                 }
             }
         }

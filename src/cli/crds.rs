@@ -1,10 +1,10 @@
 //! `wharfage crds`: prints or writes the custom resource definitions.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use super::output::{print, say_error};
 use crate::crd;
 
 /// The flags of `wharfage crds`.
@@ -23,9 +23,8 @@ impl Crds {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let files = crd::render()?;
         let Some(folder) = self.output else {
-            let mut out = std::io::stdout().lock();
             for (_, text) in &files {
-                writeln!(out, "---\n{}", text.trim_start_matches("---\n").trim_end())?;
+                print(&format!("---\n{}\n", text.trim_start_matches("---\n").trim_end()));
             }
             return Ok(());
         };
@@ -33,7 +32,7 @@ impl Crds {
         for (name, text) in &files {
             let path = folder.join(name);
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-            eprintln!("wrote {}", path.display());
+            say_error(format_args!("wrote {}", path.display()));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ mod crds;
 mod env;
 mod identity;
 mod operator;
+mod output;
 mod plan;
 mod rbac;
 mod reconcile;
@@ -74,12 +75,15 @@ enum Command {
 
 /// Parses the command line and runs it; the result is the process's exit code.
 pub async fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => return output::print_usage(&usage),
+    };
     // These speak to a person on standard output: the log only disturbs where something is wrong.
     let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_));
     let log = cli.log.as_deref().unwrap_or(if quiet { "warn,aws_config=error" } else { "info" });
     if let Err(error) = start_log(log, cli.log_format) {
-        eprintln!("error: {error:#}");
+        output::say_error(format_args!("error: {error:#}"));
         return ExitCode::FAILURE;
     }
     raise_file_limit();
@@ -94,14 +98,16 @@ pub async fn run() -> ExitCode {
         Command::Rbac(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Check(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "wharfage", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wharfage", &mut script);
+            output::print(&String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
     };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+    output::exit_code(outcome.unwrap_or_else(|error| {
+        output::say_error(format_args!("error: {error:#}"));
         ExitCode::FAILURE
-    })
+    }))
 }
 
 /// Lets the process open as many files as the system allows it: a connection is one, and shells often give no more than 1024

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, say, show_unresolved};
+use super::output::{say, say_error};
+use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, show_notes, show_unresolved};
 
 /// What would change: the exit code when nothing is wrong.
 const WOULD_CHANGE: u8 = 2;
@@ -17,6 +18,7 @@ Exit codes:
 
 Examples:
   wharfage plan -f deploy/quickstart
+  kustomize build overlays/prod | wharfage plan -f registry.yaml -f -
   wharfage plan -f deploy/quickstart --registry home --output json
   AWS_PROFILE=prod wharfage plan -f registries/amazon --cluster prod")]
 pub struct Plan {
@@ -41,15 +43,18 @@ impl Plan {
             if input.output == Output::Text {
                 match (&plan, &error) {
                     (Some(plan), _) => say(format_args!("{}\n{plan}\n", target.heading())),
-                    (None, error) => eprintln!("error: {}", error.as_deref().unwrap_or_default()),
+                    (None, error) => say_error(format_args!("error: {}", error.as_deref().unwrap_or_default())),
                 }
             }
             let (registry, place) = (target.name.clone(), target.place.clone());
             registries.push(RegistryOutput { registry, place, plan, report: None, error });
         }
         match input.output {
-            Output::Text => show_unresolved(&unresolved),
-            Output::Json => JsonOutput { registries, refused: unresolved }.print()?,
+            Output::Text => {
+                show_unresolved(&unresolved);
+                show_notes(&manifests.notes, Output::Text);
+            }
+            Output::Json => JsonOutput { registries, refused: unresolved, notes: manifests.notes }.print()?,
         }
         Ok(match (refused, changes) {
             (true, _) => ExitCode::FAILURE,

@@ -1,10 +1,10 @@
 //! `wharfage rbac`: prints or writes what the operator may do in a cluster.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use super::output::print;
 use crate::operator::rbac;
 
 /// The flags of `wharfage rbac`.
@@ -24,7 +24,10 @@ impl Rbac {
         let text = rbac::render()?;
         match self.output {
             Some(path) => std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display())),
-            None => Ok(std::io::stdout().write_all(text.as_bytes())?),
+            None => {
+                print(&text);
+                Ok(())
+            }
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What up, plan and apply share: which registries a folder means, how each is reached, and how plans and their outcomes
 //! are shown.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -9,6 +8,7 @@ use kube::ResourceExt as _;
 use serde::Serialize;
 
 use super::identity::{Identity, Planner};
+use super::output::{print_error, say, say_error};
 use crate::apply::Identity::Ambient;
 use crate::apply::{self, Access, Ecr, Progress, Report, observe};
 use crate::crd::Registry;
@@ -21,9 +21,9 @@ use crate::telemetry::is_capable_terminal;
 /// The flags of commands that read a folder and speak to registries which run already.
 #[derive(Debug, clap::Args)]
 pub(super) struct Input {
-    /// The folder of manifests, or a single file
-    #[arg(short, long, value_name = "FOLDER")]
-    file: PathBuf,
+    /// A folder of manifests, a single file, or - for standard input; may be given several times
+    #[arg(short, long, value_name = "PATH", required = true)]
+    file: Vec<PathBuf>,
 
     /// The data folder of the registries that up or serve started
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
@@ -53,13 +53,19 @@ pub(super) enum Output {
 impl Input {
     /// Reads the folder and finds the registries that it means, and who plans for them.
     pub(super) async fn read(&self) -> anyhow::Result<(Manifests, Vec<Target>, Planner)> {
-        let path = self.file.clone();
-        let manifests = tokio::task::spawn_blocking(move || crate::manifests::load(&path)).await??;
+        let paths = self.file.clone();
+        if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
+            bail!("standard input (-) can be read once only: give it once");
+        }
+        let manifests = tokio::task::spawn_blocking(move || crate::manifests::load_all(&paths)).await??;
+        let from = || self.file.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         if let Some(unknown) = self.registry.iter().find(|name| manifests.registry(name).is_none()) {
-            bail!("{} declares no Registry {unknown:?}", self.file.display());
+            bail!("{} declares no Registry {unknown:?}", from());
         }
         if manifests.registries.is_empty() {
-            bail!("{} declares no Registry: add one, or name another folder", self.file.display());
+            // That nothing was read there is often why.
+            show_notes(&manifests.notes, Output::Json);
+            bail!("{} declares no Registry: add one, or name another folder", from());
         }
         let mut targets = Vec::new();
         for registry in manifests.registries.iter().map(|loaded| &loaded.resource) {
@@ -67,7 +73,7 @@ impl Input {
                 targets.push(Target::find(registry, &self.data).await?);
             }
         }
-        let planner = self.identity.resolve(&self.data, std::slice::from_ref(&self.file))?;
+        let planner = self.identity.resolve(&self.data, &self.file)?;
         Ok((manifests, targets, planner))
     }
 
@@ -158,14 +164,16 @@ pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Option<Outpu
     let lively = output.is_some() && is_capable_terminal(&std::io::stderr());
     let clear = || {
         if lively {
-            eprint!("\r\x1b[K");
+            print_error("\r\x1b[K");
         }
     };
     let report = apply::apply(&target.ecr, plan, |progress| match progress {
         Progress::Begun { number, of, step } if lively => {
-            eprint!("\r\x1b[K[{number}/{of}] {} {}", step.action.as_str(), step.object);
+            print_error(&format!("\r\x1b[K[{number}/{of}] {} {}", step.action.as_str(), step.object));
         }
-        Progress::Previewing(count) if lively => eprint!("\r\x1b[Kwaiting for {count} to be previewed"),
+        Progress::Previewing(count) if lively => {
+            print_error(&format!("\r\x1b[Kwaiting for {count} to be previewed"));
+        }
         Progress::Begun { .. } | Progress::Previewing(_) => {}
         Progress::Ended(outcome) => {
             clear();
@@ -179,10 +187,14 @@ pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Option<Outpu
     report
 }
 
-/// Prints a line. Nobody reading any more is no reason to stop working.
-pub(super) fn say(line: std::fmt::Arguments<'_>) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+/// Prints notes about the manifests; where standard output is for a program, to standard error.
+pub(super) fn show_notes(notes: &[String], output: Output) {
+    for note in notes {
+        match output {
+            Output::Text => say(format_args!("  note    {note}")),
+            Output::Json => say_error(format_args!("note: {note}")),
+        }
+    }
 }
 
 /// What resources that belong to no registry read like.
@@ -211,6 +223,8 @@ pub(super) struct JsonOutput {
     pub(super) registries: Vec<RegistryOutput>,
     /// Resources that belong to no registry.
     pub(super) refused: Vec<Refused>,
+    /// What was not read, and what else the author should know.
+    pub(super) notes: Vec<String>,
 }
 
 impl JsonOutput {

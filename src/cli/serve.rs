@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::StopSignals;
+use super::output::say;
 use crate::datadir::{DataDir, StartedRegistry, root_key};
 use crate::jobs;
 use crate::names::{AccountId, Region, RegistryName};
@@ -221,9 +222,9 @@ impl Serve {
             tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
             running.serve_operations(listener, &[]);
         }
-        println!("Serving {public_url} (listening on {address}).");
+        say(format_args!("Serving {public_url} (listening on {address})."));
         if let Some(data) = published {
-            println!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display());
+            say(format_args!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display()));
         }
         Ok(running)
     }

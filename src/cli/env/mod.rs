@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::reconcile::say;
+use super::output::say;
 use crate::apply::is_loopback;
 use crate::datadir::{DataDir, StartedRegistry};
 pub(super) use shell::Shell;

@@ -9,7 +9,8 @@ use futures::future::{join_all, try_join_all};
 use kube::ResourceExt as _;
 
 use super::super::env::Shell;
-use super::super::reconcile::{Target, say};
+use super::super::output::say;
+use super::super::reconcile::Target;
 use crate::apply::{Access, Ecr};
 use crate::crd::Registry;
 use crate::crd::registry::ManagedRegistry;

@@ -9,7 +9,8 @@ use anyhow::ensure;
 use tokio::time::Instant;
 
 use super::super::identity::Planner;
-use super::super::reconcile::{Output, Target, carry_out, say, show_unresolved};
+use super::super::output::{say, say_error};
+use super::super::reconcile::{Output, Target, carry_out, show_notes, show_unresolved};
 use super::managed;
 use super::watch::Watch;
 use crate::apply::{Outcome, Previewed, Verdict};
@@ -165,7 +166,7 @@ impl Reconciler {
             Err(error) => {
                 let error = format!("{error:#}");
                 if self.unreadable.as_ref() != Some(&error) {
-                    eprintln!("{error}\nNothing was changed. Fix this to continue.");
+                    say_error(format_args!("{error}\nNothing was changed. Fix this to continue."));
                 }
                 self.unreadable = Some(error);
                 false
@@ -188,7 +189,7 @@ impl Reconciler {
                     failed = true;
                     let error = format!("{error:#}");
                     if !self.shown.contains(&error) {
-                        eprintln!("error: {error}");
+                        say_error(format_args!("error: {error}"));
                     }
                     refusals.push(error);
                     continue;
@@ -224,6 +225,9 @@ impl Reconciler {
         let told_already = |it: &Refused| self.shown.contains(&told("", it));
         if occasion != Occasion::Interval || !unresolved.iter().all(told_already) {
             show_unresolved(&unresolved);
+        }
+        if occasion != Occasion::Interval {
+            show_notes(&self.manifests.notes, Output::Text);
         }
         refusals.extend(unresolved.iter().map(|it| told("", it)));
         self.shown = refusals;

@@ -28,22 +28,22 @@ spec: {managed: {}}
 ";
 
 /// A folder of manifests. Dropping it removes it.
-struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
     /// With a Registry `home`.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         folder.write("registry.yaml", REGISTRY);
         folder
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
     /// Writes a file as editors do: a new one takes the place of the old one.
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let new = self.path().join(format!(".{name}.new"));
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.path().join(name)).unwrap();
@@ -54,7 +54,7 @@ impl Folder {
     }
 }
 
-fn repository(name: &str, more: &str) -> String {
+pub(crate) fn repository(name: &str, more: &str) -> String {
     format!(
         "apiVersion: wharfage.dev/v1alpha1\nkind: Repository\nmetadata: {{name: {name}, namespace: team}}\n\
          spec: {{registryRef: {{name: home}}, repositoryName: team/{name}, {more}}}\n---\n"
@@ -68,7 +68,7 @@ async fn up(folder: &Path) -> Wharfage {
     program
 }
 
-fn applied(program: &Wharfage) {
+pub(crate) fn applied(program: &Wharfage) {
     program.wait_for(|line| line.contains("wharfage env").then_some(()));
 }
 
@@ -79,14 +79,14 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 /// Runs `wharfage plan` or `apply` for a folder against what runs from `data`: its exit code and its output.
-fn run_on(command: &str, folder: &Path, data: &Path, more: &[&str]) -> (i32, String) {
+pub(crate) fn run_on(command: &str, folder: &Path, data: &Path, more: &[&str]) -> (i32, String) {
     let (folder, data) = (folder.to_str().unwrap(), data.to_str().unwrap());
     let output = run(&[&[command, "-f", folder, "--data", data], more].concat());
     let text = [output.stdout, output.stderr].concat();
     (output.status.code().unwrap(), String::from_utf8(text).unwrap())
 }
 
-async fn found(ecr: &Client, name: &str) -> Option<Repository> {
+pub(crate) async fn found(ecr: &Client, name: &str) -> Option<Repository> {
     match ecr.describe_repositories().repository_names(name).send().await {
         Ok(answer) => answer.repositories().first().cloned(),
         Err(error) if error.code() == Some("RepositoryNotFoundException") => None,
@@ -196,8 +196,21 @@ async fn a_resource_that_fails_stops_none_of_the_others_and_the_exit_code_tells(
                   spec: {registryRef: {name: home}, repositorySelector: {}, mode: Enforce, rules: [{rulePriority: 1, selection: \
                   {tagStatus: any, countType: imageCountMoreThan, countNumber: 5}, action: {type: expire}}]}\n";
     folder.write("all.yaml", &(locked + &repository("open", "") + policy));
-    let (code, text) = run_on("apply", folder.path(), program.data(), &["--output", "json"]);
+    // Of a managed registry the plan knows that it has no keys. Of one that runs elsewhere only that registry knows.
+    let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
     assert_eq!(code, 1, "{text}");
+    assert!(text.contains("encryptionType KMS needs a key service"), "{text}");
+    folder.write(
+        "registry.yaml",
+        &REGISTRY.replace("managed: {}", &format!("region: local-1, endpoint: {{url: '{}'}}", program.url())),
+    );
+    let (id, secret) = program.root_key();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wharfage"));
+    command.env_clear().env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
+    let output = command.args(["apply", "--output", "json", "-f"]).arg(folder.path()).arg("--data").arg(program.data());
+    let output = output.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
     let json: Value = serde_json::from_str(&text).unwrap();
     let outcomes = json["registries"][0]["outcomes"].as_array().unwrap();
     let results: Vec<_> = outcomes.iter().map(|it| (&it["object"]["kind"], &it["repository"], &it["result"])).collect();
