@@ -76,9 +76,10 @@ fn is_about_aliases(breach: &BudgetBreach) -> bool {
 }
 
 /// What the scanner of YAML's syntax means, by a part of its message: the first that fits.
-const SYNTAX: [(&str, &str); 17] = [
+const SYNTAX: [(&str, &str); 18] = [
     ("tab", "a tab stands where YAML wants spaces: indent by spaces"),
-    ("unclosed quote", "a quotation mark has no partner"),
+    ("unclosed quote", UNCLOSED),
+    ("multiline quoted", UNCLOSED),
     ("after single-quoted", QUOTED),
     ("after double-quoted", QUOTED),
     (
@@ -98,6 +99,7 @@ const SYNTAX: [(&str, &str); 17] = [
     ("indent", INDENTATION),
     ("expected key", INDENTATION),
 ];
+const UNCLOSED: &str = "a quotation mark has no partner, or the text behind it goes on in a line that is not indented";
 const QUOTED: &str = "something stands behind the closing quotation mark: put all of the text in quotes";
 const BRACKETS: &str = "a bracket ([ or {) has no partner, or a comma is missing between two entries";
 const COLON: &str =
