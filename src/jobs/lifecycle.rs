@@ -33,8 +33,8 @@ const KEPT_CHECKED: usize = 1000;
 struct Done {
     expired: Vec<Digest>,
     archived: Vec<Digest>,
-    /// Images that were not what they had been when the policy was evaluated, or were gone. The next run decides about them.
-    changed: HashSet<Digest>,
+    /// Images that were not what they had been when the policy was evaluated, or were gone.
+    changed: u64,
     /// Images that an index holds.
     protected: u64,
 }
@@ -68,31 +68,28 @@ enum Ended {
 
 /// Evaluates the policy of this repository and carries it out. A repository or a policy that is gone is no failure.
 pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<(), JobError> {
-    let mut done = Done::default();
+    let mut wanted = HashSet::new();
     for evaluation in 1..=EVALUATIONS {
         let Some(plan) = decide(registry, id).await? else { return Ok(()) };
-        let (repository, at) = (plan.repository.clone(), plan.at);
-        let ended = carry_out(registry, plan, &mut done).await;
-        if let Ok(Ended::Outdated) = ended
-            && evaluation < EVALUATIONS
-        {
-            continue;
-        }
+        let (repository, at, mut done) = (plan.repository.clone(), plan.at, Done::default());
+        let ended = carry_out(registry, plan, &mut wanted, &mut done).await;
         // Also where it failed: what was done was done.
         tell(registry, &repository, done).await?;
         match ended? {
+            Ended::Outdated if evaluation < EVALUATIONS => {}
+            Ended::Whole | Ended::Outdated => {
+                let evaluated = RepositoryChange::LifecycleEvaluated(at);
+                registry.metadata.change_repository(id, evaluated, Vec::new()).await?;
+                break;
+            }
             Ended::Replaced => {
                 tracing::info!(
                     repository = %repository.name,
                     "stopped: the lifecycle policy was replaced or deleted meanwhile"
                 );
-            }
-            Ended::Whole | Ended::Outdated => {
-                let evaluated = RepositoryChange::LifecycleEvaluated(at);
-                registry.metadata.change_repository(id, evaluated, Vec::new()).await?;
+                break;
             }
         }
-        return Ok(());
     }
     Ok(())
 }
@@ -140,13 +137,18 @@ fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest,
     evaluation.marks.iter().filter_map(planned).collect()
 }
 
-/// Acts until the policy is another one or gone: from then on that one holds, and its own run, if there is a policy.
-async fn carry_out(registry: &Registry, plan: Plan, done: &mut Done) -> StoreResult<Ended> {
+/// Acts until the policy is another one or gone: from then on that one holds, and its own run, if there is a policy. Images
+/// that were pushed or pulled while the run goes on are `wanted` by somebody: they are left to the next run.
+async fn carry_out(
+    registry: &Registry,
+    plan: Plan,
+    wanted: &mut HashSet<Digest>,
+    done: &mut Done,
+) -> StoreResult<Ended> {
     let mut ended = Ended::Whole;
     done.protected = plan.protected;
     for Planned { digest, action, decision } in plan.actions {
-        // An image that was pushed or pulled while the run goes on is wanted by somebody: the next run sees it.
-        if done.changed.contains(&digest) {
+        if wanted.contains(&digest) {
             continue;
         }
         // A pull that this process has served counts. One that another replica serves at this moment does not.
@@ -159,9 +161,11 @@ async fn carry_out(registry: &Registry, plan: Plan, done: &mut Done) -> StoreRes
             (Acted::Done, Action::Expire) => done.expired.push(digest),
             (Acted::Done, Action::Transition) => done.archived.push(digest),
             (Acted::Protected, _) => done.protected += 1,
-            (Acted::Gone | Acted::Stale(Stale::Image | Stale::Subject), _) => {
-                done.changed.insert(digest);
+            (Acted::Stale(Stale::Image), _) => {
+                wanted.insert(digest);
+                done.changed += 1;
             }
+            (Acted::Gone | Acted::Stale(Stale::Subject), _) => done.changed += 1,
             (Acted::Stale(Stale::Kept), _) => ended = Ended::Outdated,
             (Acted::Stale(Stale::Policy), _) => return Ok(Ended::Replaced),
         }
@@ -216,7 +220,7 @@ async fn tell(registry: &Registry, repository: &Repository, done: Done) -> Store
         repository = %repository.name,
         expired = expired.len(),
         archived = archived.len(),
-        changed = changed.len(),
+        changed,
         protected,
         "carried out a lifecycle policy"
     );
@@ -229,7 +233,7 @@ async fn tell(registry: &Registry, repository: &Repository, done: Done) -> Store
         "expired": &expired[..expired.len().min(NAMED)],
         "archived-count": archived.len(),
         "archived": &archived[..archived.len().min(NAMED)],
-        "changed-count": changed.len(),
+        "changed-count": changed,
         "protected-count": protected,
     });
     let event = Event {
@@ -424,12 +428,12 @@ mod tests {
                 let first = plan.actions.remove(0);
                 let begun = Plan { repository: plan.repository.clone(), actions: vec![first], ..plan };
                 let rest = Plan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
-                let mut done = Done::default();
-                assert_eq!(carry_out(&registry, begun, &mut done).await.unwrap(), Ended::Whole);
+                let (mut wanted, mut done) = (HashSet::new(), Done::default());
+                assert_eq!(carry_out(&registry, begun, &mut wanted, &mut done).await.unwrap(), Ended::Whole);
                 assert_eq!(active(&registry, id).await, "b c d");
 
                 set_policy(&registry, id, replacement.clone()).await;
-                assert_eq!(carry_out(&registry, rest, &mut done).await.unwrap(), Ended::Replaced);
+                assert_eq!(carry_out(&registry, rest, &mut wanted, &mut done).await.unwrap(), Ended::Replaced);
                 assert_eq!(active(&registry, id).await, "b c d", "{action}, then {replacement:?}");
                 assert_eq!(done.expired.len() + done.archived.len(), 1);
                 assert!(!was_evaluated(&registry, id).await);
@@ -455,12 +459,12 @@ mod tests {
                         registry.note_pull(&manifest, Timestamp::now());
                     }
                 }
-                let mut done = Done::default();
-                carry_out(&registry, plan, &mut done).await.unwrap();
+                let (mut wanted, mut done) = (HashSet::new(), Done::default());
+                carry_out(&registry, plan, &mut wanted, &mut done).await.unwrap();
                 assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
                 let again = planned(&registry, id).await;
                 assert_eq!(again.actions.len(), 1, "the policy would still act on it");
-                carry_out(&registry, again, &mut done).await.unwrap();
+                carry_out(&registry, again, &mut wanted, &mut done).await.unwrap();
                 assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
 
                 run(&registry, id).await.unwrap();
@@ -480,8 +484,8 @@ mod tests {
             assert_eq!(plan.actions.len(), 2);
             let newest = Digest::sha256(b"d");
             registry.metadata.delete_image(id, &newest, Referrers::Stay, Timestamp::now()).await.unwrap();
-            let mut done = Done::default();
-            assert_eq!(carry_out(&registry, plan, &mut done).await.unwrap(), Ended::Outdated);
+            let (mut wanted, mut done) = (HashSet::new(), Done::default());
+            assert_eq!(carry_out(&registry, plan, &mut wanted, &mut done).await.unwrap(), Ended::Outdated);
             assert_eq!(active(&registry, id).await, "a b c");
             run(&registry, id).await.unwrap();
             assert_eq!(active(&registry, id).await, "b c");
