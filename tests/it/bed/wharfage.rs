@@ -267,13 +267,16 @@ async fn nothing_is_answered_before_the_files_that_env_reads_exist() {
     let registry = "apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {name: home}\nspec: {managed: {}}\n";
     std::fs::write(manifests.path().join("registry.yaml"), registry).unwrap();
     for launch in [wharfage(), wharfage().up(manifests.path())] {
-        // A pipe in the place of the first of the files holds their writer back until the other end is open.
-        let pipe = launch.folder.path().join("aws/credentials.new");
-        std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
-        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-
-        let mut program = launch.begin();
+        // A pipe in the place of the first of the files holds their writer back until the other end is open. The file has the
+        // process's id in its name, so a shell makes the pipe before it becomes the program.
+        let aws = launch.folder.path().join("aws");
+        std::fs::create_dir_all(&aws).unwrap();
+        let direct = launch.command_line();
+        let mut command = Command::new("sh");
+        command.env_clear().env("PATH", "/usr/bin:/bin");
+        command.args(["-c", "mkfifo \"$0/credentials.$$.new\" && exec \"$@\""]).arg(&aws);
+        command.arg(direct.get_program()).args(direct.get_args());
+        let mut program = Service::start("wharfage", &mut command, "KILL", None);
         let address = launch.port.as_ref().unwrap().local_addr().unwrap();
         let connect = async {
             loop {
@@ -286,8 +289,13 @@ async fn nothing_is_answered_before_the_files_that_env_reads_exist() {
         let connected = tokio::time::timeout(STARTUP, connect).await;
         let mut client = connected.unwrap_or_else(|_| panic!("{}", program.output()));
         client.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        // A pipe cannot be synced, so the start fails when it is open.
-        drop(tokio::task::spawn_blocking(move || std::fs::File::open(pipe)).await.unwrap().unwrap());
+        let pipe = std::fs::read_dir(&aws).unwrap().next().unwrap().unwrap().path();
+        // Opening the pipe waits for the program to come to it.
+        let (opened, writing) = std::sync::mpsc::channel();
+        std::thread::spawn(move || opened.send(std::fs::File::open(pipe)));
+        let writing = tokio::task::spawn_blocking(move || writing.recv_timeout(STARTUP)).await.unwrap();
+        let _pipe = writing.unwrap_or_else(|_| panic!("{}", program.output())).unwrap();
+        // A pipe cannot be synced, so the start fails now.
         let mut answer = Vec::new();
         // The connection may be reset, as nobody read the request.
         let _ = client.read_to_end(&mut answer).await;
