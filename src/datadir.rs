@@ -283,6 +283,17 @@ impl DataDir {
     }
 }
 
+/// The folder of a registry in a data folder, neither of which is made.
+///
+/// # Errors
+/// When the name is no name of a registry.
+pub fn registry_folder(data: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let named = !name.is_empty() && name != "." && name != ".." && name.chars().all(plain);
+    anyhow::ensure!(named, "{name:?} is no registry's name");
+    Ok(data.join("registries").join(name))
+}
+
 /// The root key kept in `folder`, made at the first call.
 pub fn root_key(folder: &Path, account: &AccountId) -> anyhow::Result<AccessKey> {
     let path = folder.join("root-key.json");

@@ -5,6 +5,7 @@ mod check;
 mod crds;
 mod env;
 mod identity;
+mod jobs;
 mod operator;
 mod output;
 mod plan;
@@ -26,8 +27,8 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// What to log, on standard error: a level, or directives such as wharfage=debug,warn [default: info; warn for up, plan
-    /// and apply]
+    /// What to log, on standard error: a level, or directives such as wharfage=debug,warn [default: info; warn for up, plan,
+    /// apply and jobs]
     #[arg(long, global = true, env = "WHARFAGE_LOG", value_name = "FILTER")]
     log: Option<String>,
 
@@ -54,6 +55,8 @@ enum Command {
     Apply(apply::Apply),
     /// Run one registry on its own, without manifests: what a managed Registry's Pods run
     Serve(Box<serve::Serve>),
+    /// List a registry's background jobs, and run dead ones again
+    Jobs(jobs::Jobs),
     /// Reconcile the kinds of a Kubernetes cluster
     Operator(operator::Operator),
     /// Print the shell lines that point aws, crane and docker at a registry that up or serve started
@@ -80,7 +83,7 @@ pub async fn run() -> ExitCode {
         Err(usage) => return output::print_usage(&usage),
     };
     // These speak to a person on standard output: the log only disturbs where something is wrong.
-    let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_));
+    let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_) | Command::Jobs(_));
     let log = cli.log.as_deref().unwrap_or(if quiet { "warn,aws_config=error" } else { "info" });
     if let Err(error) = start_log(log, cli.log_format) {
         output::say_error(format_args!("error: {error:#}"));
@@ -92,6 +95,7 @@ pub async fn run() -> ExitCode {
         Command::Plan(command) => command.run().await,
         Command::Apply(command) => command.run().await,
         Command::Serve(command) => command.run().await.map(|()| ExitCode::SUCCESS),
+        Command::Jobs(command) => command.run().await,
         Command::Operator(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Command::Env(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Crds(command) => command.run().map(|()| ExitCode::SUCCESS),

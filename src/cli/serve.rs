@@ -1,7 +1,7 @@
 //! `wharfage serve`: one registry on its own, configured by flags and the environment.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -248,17 +248,8 @@ impl Serve {
     }
 
     fn database(&self) -> anyhow::Result<Database> {
-        let url = match &self.database_url_file {
-            Some(file) => Some(
-                std::fs::read_to_string(file)
-                    .with_context(|| format!("cannot read {}", file.display()))?
-                    .trim()
-                    .to_owned(),
-            ),
-            None => std::env::var("WHARFAGE_DATABASE_URL").ok(),
-        };
-        Ok(match url {
-            Some(url) => Database::Postgres(Secret::new(&url)),
+        Ok(match database_url(self.database_url_file.as_deref())? {
+            Some(url) => Database::Postgres(url),
             None => Database::Sqlite(self.folder()?),
         })
     }
@@ -298,4 +289,16 @@ impl Serve {
             _ => bail!("set both of WHARFAGE_S3_ACCESS_KEY_ID and WHARFAGE_S3_SECRET_ACCESS_KEY, or neither"),
         }
     }
+}
+
+/// The PostgreSQL URL, of this file or of the environment, if any was given.
+pub(super) fn database_url(file: Option<&Path>) -> anyhow::Result<Option<Secret>> {
+    let url = match file {
+        Some(file) => {
+            let url = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            Some(url.trim().to_owned())
+        }
+        None => std::env::var("WHARFAGE_DATABASE_URL").ok(),
+    };
+    Ok(url.map(|url| Secret::new(&url)))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::JobError;
+use super::{JobError, Settings};
 use crate::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate};
 use crate::names::Digest;
 use crate::registry::Registry;
@@ -67,7 +67,7 @@ enum Ended {
 }
 
 /// Evaluates the policy of this repository and carries it out. A repository or a policy that is gone is no failure.
-pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<(), JobError> {
+pub(super) async fn run(registry: &Arc<Registry>, settings: &Settings, id: RepositoryId) -> Result<(), JobError> {
     let mut wanted = HashSet::new();
     for evaluation in 1..=EVALUATIONS {
         let Some(plan) = decide(registry, id).await? else { return Ok(()) };
@@ -78,7 +78,8 @@ pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<()
         match ended? {
             Ended::Outdated if evaluation < EVALUATIONS => {}
             Ended::Whole | Ended::Outdated => {
-                let evaluated = RepositoryChange::LifecycleEvaluated(at);
+                let (due_at, _) = settings.next_turn(at);
+                let evaluated = RepositoryChange::LifecycleEvaluated { at, due_at };
                 registry.metadata.change_repository(id, evaluated, Vec::new()).await?;
                 break;
             }
@@ -316,7 +317,7 @@ fn to_image(found: images::TaggedImage, parents: Vec<Digest>) -> Image {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use jiff::SignedDuration;
     use serde_json::json;
 
@@ -332,7 +333,7 @@ mod tests {
     use crate::telemetry::Metrics;
 
     /// A registry on a folder, with a repository of four images.
-    async fn bed() -> (tempfile::TempDir, Registry, RepositoryId) {
+    pub(in crate::jobs) async fn bed() -> (tempfile::TempDir, Registry, RepositoryId) {
         let folder = tempfile::tempdir().unwrap();
         let account: crate::names::AccountId = "123456789012".parse().unwrap();
         let config = Config {

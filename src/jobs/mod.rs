@@ -1,6 +1,8 @@
-//! Background work: claims jobs, runs them with a heartbeat, tries failed ones again with growing pauses and parks those
-//! that keep failing. What a job does is its own file's matter; each is idempotent, because a killed run is run again.
+//! Background work: jobs are claimed, run with a heartbeat, tried again with growing pauses, and parked where their kind says so
+//! (`kinds`). What a job does is its own file's matter; each is idempotent, because a killed run is run again.
 
+mod dispatch;
+mod kinds;
 mod lifecycle;
 mod preview;
 pub(crate) mod referrers;
@@ -9,30 +11,17 @@ mod schedule;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use self::kinds::{LIFECYCLE, PREVIEW, PRUNE_EVENTS};
 use crate::registry::Registry;
 use crate::registry::server::Stop;
-use crate::store::jobs::{DeleteGeneration, FollowSubject, Job, JobEnd, NewJob};
+use crate::store::jobs::{DeleteGeneration, DeleteRepository, FollowSubject, Job, NewJob};
 use crate::store::repositories::RepositoryId;
 use crate::store::{StoreError, StoreResult};
-use crate::telemetry::JobLabels;
 
-/// Evaluates and carries out a repository's lifecycle policy.
-const LIFECYCLE: &str = "lifecycle";
-/// Evaluates a lifecycle policy and keeps what it would do.
-const PREVIEW: &str = "lifecycle-preview";
-/// Every kind that this process runs.
-const KINDS: [&str; 4] = [LIFECYCLE, PREVIEW, FollowSubject::KIND, DeleteGeneration::KIND];
-
-/// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
-const LEASE: Duration = Duration::from_secs(30);
-/// How often a claim is prolonged.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-/// After so many failures a job is parked.
-const MAX_ATTEMPTS: u32 = 10;
+pub use self::kinds::names;
 
 /// How jobs run.
 #[derive(Debug, Clone)]
@@ -41,10 +30,12 @@ pub struct Settings {
     pub lifecycle_interval: Duration,
     /// How long an upload session may be idle before it is given up.
     pub upload_expiry: Duration,
-    /// How often a worker without work looks for some.
+    /// How often jobs are looked for while there are none.
     pub poll: Duration,
-    /// How many jobs run at once.
-    pub workers: usize,
+    /// How old an event becomes.
+    pub events_age: Duration,
+    /// How many events are kept at most, of all registries.
+    pub events_kept: u64,
 }
 
 impl Default for Settings {
@@ -53,8 +44,18 @@ impl Default for Settings {
             lifecycle_interval: Duration::from_secs(3600),
             upload_expiry: Duration::from_secs(24 * 3600),
             poll: Duration::from_millis(250),
-            workers: 2,
+            events_age: Duration::from_secs(90 * 24 * 3600),
+            events_kept: 100_000,
         }
+    }
+}
+
+impl Settings {
+    /// When a policy that is evaluated now is due again: from nine tenths of the interval to the whole of it.
+    fn next_turn(&self, now: Timestamp) -> (Timestamp, Timestamp) {
+        let interval = SignedDuration::try_from(self.lifecycle_interval).unwrap_or(SignedDuration::MAX);
+        let after = |pause| now.checked_add(pause).unwrap_or(Timestamp::MAX);
+        (after(interval - interval / 10), after(interval))
     }
 }
 
@@ -93,28 +94,15 @@ pub(crate) enum JobError {
 /// Runs jobs, and what is due by the clock, until `stop`. A job that runs then is given back and runs again after the next
 /// start, here or elsewhere.
 pub async fn run(registry: Arc<Registry>, settings: Settings, stop: Stop) {
+    let settings = Arc::new(settings);
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..settings.workers.max(1) {
-        tasks.spawn(work(Arc::clone(&registry), settings.poll, stop.clone()));
-    }
-    tasks.spawn(schedule::run(registry, settings, stop));
+    tasks.spawn(dispatch::run(Arc::clone(&registry), Arc::clone(&settings), stop.clone()));
+    tasks.spawn(schedule::lifecycle(Arc::clone(&registry), Arc::clone(&settings), stop.clone()));
+    tasks.spawn(schedule::fold_usage(Arc::clone(&registry), stop.clone()));
+    tasks.spawn(schedule::upkeep(registry, settings, stop));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
-            tracing::error!(%error, "a worker failed");
-        }
-    }
-}
-
-/// One worker: claims, runs and ends jobs, one at a time.
-async fn work(registry: Arc<Registry>, poll: Duration, mut stop: Stop) {
-    while !*stop.borrow() {
-        match registry.metadata.claim_job(&KINDS, Timestamp::now(), LEASE).await {
-            Ok(Some(job)) => carry_out(&registry, job, &mut stop).await,
-            Ok(None) => pause(poll, &mut stop).await,
-            Err(error) => {
-                tracing::warn!(%error, "cannot look for jobs");
-                pause(LEASE, &mut stop).await;
-            }
+            tracing::error!(%error, "background work failed");
         }
     }
 }
@@ -127,37 +115,6 @@ async fn pause(duration: Duration, stop: &mut Stop) {
     }
 }
 
-async fn carry_out(registry: &Arc<Registry>, job: Job, stop: &mut Stop) {
-    let Job { id, kind, key, attempts, .. } = &job;
-    let outcome = tokio::select! {
-        outcome = handle(registry, &job) => outcome,
-        () = hold(registry, *id, *attempts) => {
-            tracing::warn!(job = id, kind, key, "lost the claim on a job: somebody else runs it");
-            return;
-        }
-        _ = stop.wait_for(|stop| *stop) => Err(JobError::Store(StoreError::Unavailable("the process stops".into()))),
-    };
-    let now = Timestamp::now();
-    let (end, state) = match outcome {
-        Ok(()) => (JobEnd::Done, "done"),
-        Err(JobError::Store(error)) if *attempts < MAX_ATTEMPTS || *stop.borrow() => {
-            let wait = if *stop.borrow() { Duration::ZERO } else { backoff(*attempts) };
-            tracing::warn!(job = id, kind, key, attempts, wait_seconds = wait.as_secs(), %error, "a job failed");
-            (JobEnd::Retry { at: now + wait, error: error.to_string() }, "failed")
-        }
-        Err(error) => {
-            tracing::error!(job = id, kind, key, attempts, %error, "a job failed for good and is parked");
-            give_up(registry, &job).await;
-            (JobEnd::Dead { error: error.to_string() }, "dead")
-        }
-    };
-    registry.metrics.jobs_ended.get_or_create(&JobLabels { kind: kind.clone(), state: state.into() }).inc();
-    if let Err(error) = registry.metadata.end_job(*id, *attempts, end).await {
-        // Its lease runs out, and it runs again.
-        tracing::warn!(job = id, kind, key, %error, "cannot record how a job ended");
-    }
-}
-
 /// What must not wait for a job that is parked: a preview could not be started again while it is in progress.
 async fn give_up(registry: &Arc<Registry>, job: &Job) {
     let (PREVIEW, Ok(repository)) = (job.kind.as_str(), repository_of(job)) else { return };
@@ -166,35 +123,13 @@ async fn give_up(registry: &Arc<Registry>, job: &Job) {
     }
 }
 
-/// The pause after so many attempts: from a second to ten minutes, jittered.
-fn backoff(attempts: u32) -> Duration {
-    let mut delays = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_secs(1))
-        .with_max_delay(Duration::from_secs(600))
-        .with_max_times(MAX_ATTEMPTS as usize)
-        .with_jitter()
-        .build();
-    delays.nth(attempts.saturating_sub(1) as usize).unwrap_or(Duration::from_secs(600))
-}
-
-/// Prolongs the claim again and again; returns only when it is lost.
-async fn hold(registry: &Registry, id: i64, attempts: u32) {
-    loop {
-        tokio::time::sleep(HEARTBEAT).await;
-        match registry.metadata.heartbeat_job(id, attempts, Timestamp::now() + LEASE).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            // The lease is three heartbeats long; if none gets through, somebody else takes the job, as it should be.
-            Err(error) => tracing::warn!(job = id, %error, "cannot prolong the claim on a job"),
-        }
-    }
-}
-
-async fn handle(registry: &Arc<Registry>, job: &Job) -> Result<(), JobError> {
+async fn handle(registry: &Arc<Registry>, settings: &Settings, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
-        LIFECYCLE => lifecycle::run(registry, repository_of(job)?).await,
+        LIFECYCLE => lifecycle::run(registry, settings, repository_of(job)?).await,
         PREVIEW => preview::run(registry, repository_of(job)?).await,
         FollowSubject::KIND => Ok(referrers::run(registry, &FollowSubject::parse(&job.payload)?).await?),
+        PRUNE_EVENTS => schedule::prune_events(registry, settings).await,
+        DeleteRepository::KIND => Ok(delete_repository(registry, job).await?),
         DeleteGeneration::KIND => Ok(delete_generation(registry, job).await?),
         kind => Err(JobError::Hopeless(format!("there is no handler for jobs of kind {kind:?}"))),
     }
@@ -205,6 +140,16 @@ fn repository_of(job: &Job) -> Result<RepositoryId, JobError> {
         Ok(AboutRepository { repository }) => Ok(RepositoryId(repository)),
         Err(error) => Err(JobError::Hopeless(format!("the payload {:?} does not parse: {error}", job.payload))),
     }
+}
+
+/// How many rows of a deleted repository one transaction takes: other writes wait for no more than that.
+const BATCH: usize = 100;
+
+/// Empties a repository that was deleted, batch by batch. A run that is killed left nothing half done.
+async fn delete_repository(registry: &Registry, job: &Job) -> StoreResult<()> {
+    let DeleteRepository { repository } = DeleteRepository::parse(&job.payload)?;
+    while !registry.metadata.empty_repository(repository, BATCH, Timestamp::now()).await? {}
+    Ok(())
 }
 
 /// Deletes bytes that no row names any more.

@@ -79,11 +79,12 @@ impl Registry {
         if image.digest.is_some_and(|expected| *expected != manifest.digest) {
             return Err(PutImageError::DigestMismatch { actual: manifest.digest });
         }
-        for foreign in checked.foreign {
-            // Whoever pushed a foreign layer nevertheless wants it kept.
-            if self.metadata.layer(image.repository, &foreign.digest).await?.is_some() {
-                manifest.blobs.push(foreign);
-            }
+        if !checked.foreign.is_empty() {
+            let digests: Vec<Digest> = checked.foreign.iter().map(|foreign| foreign.digest.clone()).collect();
+            let kept = self.metadata.layers(image.repository, &digests).await?;
+            // Whoever pushed a foreign layer all the same wants it kept.
+            let kept = checked.foreign.into_iter().zip(kept).filter_map(|(foreign, layer)| layer.map(|_| foreign));
+            manifest.blobs.extend(kept);
         }
         let (digest, media_type) = (manifest.digest.clone(), manifest.media_type.clone());
         let subject = manifest.subject.clone();

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::{Operation, Registry, RequestId, Response, plain};
+use crate::jobs;
 use crate::operations::Operated;
 
 /// How long a client may take for the head of a request, which is also how long a kept connection may idle.
@@ -223,13 +224,13 @@ impl Operated for Registries {
 
     /// What stands is summed over the registries.
     async fn metrics(&self) -> anyhow::Result<String> {
-        let (mut open, mut jobs) = (0, Vec::new());
+        let (mut open, mut counts) = (0, Vec::new());
         for registry in &self.registries {
             open += registry.metadata.open_uploads().await?;
-            jobs.extend(registry.metadata.job_counts().await?);
+            counts.extend(registry.metadata.job_counts(&jobs::names()).await?);
         }
         let Some(registry) = self.registries.first() else { return Ok(String::new()) };
-        registry.metrics.set_gauges(open, &jobs);
+        registry.metrics.set_gauges(open, &counts);
         Ok(registry.metrics.encode()?)
     }
 }

@@ -337,6 +337,38 @@ impl ImageFilter {
     pub const EVERYTHING: Self = Self { tag_status: TagStatusFilter::Any, status: None };
 }
 
+/// A part of a listing that an index has in one piece, in the order of digests: the images of one status that have a tag, or those
+/// that have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ImageRange {
+    pub(super) status: ImageStatus,
+    pub(super) tagged: bool,
+}
+
+/// Every status that an image may have.
+const STATUSES: [ImageStatus; 3] = [ImageStatus::Active, ImageStatus::Archived, ImageStatus::Activating];
+
+/// The statuses that a filter shows.
+pub(super) fn statuses(filter: Option<ImageStatus>) -> Vec<ImageStatus> {
+    filter.map_or(STATUSES.to_vec(), |status| vec![status])
+}
+
+impl ImageFilter {
+    /// The ranges that hold what the filter shows; none where it shows everything, of which there is an index of its own.
+    pub(super) fn ranges(self) -> Vec<ImageRange> {
+        if self == Self::EVERYTHING {
+            return Vec::new();
+        }
+        let tagged: &[bool] = match self.tag_status {
+            TagStatusFilter::Any => &[true, false],
+            TagStatusFilter::Tagged => &[true],
+            TagStatusFilter::Untagged => &[false],
+        };
+        let ranges = |status| tagged.iter().map(move |tagged| ImageRange { status, tagged: *tagged });
+        statuses(self.status).into_iter().flat_map(ranges).collect()
+    }
+}
+
 /// One entry of ListImages: one for each tag, or one without a tag for an untagged image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ImageIdentifier {

@@ -59,15 +59,101 @@ pub enum JobEnd {
     },
 }
 
-/// How many jobs of a kind stand how, for the metrics.
+/// The number of jobs of a kind in one state, for the metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobCount {
     /// The kind.
     pub kind: String,
     /// `waiting`, `running` or `dead`.
     pub state: String,
-    /// How many.
+    /// How many; more than [`JobCount::LIMIT`] are counted as that many.
     pub count: u64,
+}
+
+impl JobCount {
+    /// The number up to which jobs are counted: reading the metrics must not cost more the longer a queue is.
+    pub const LIMIT: u64 = 10_000;
+}
+
+/// The state of a job's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// It waits until it is due and a worker is free.
+    Waiting,
+    /// A worker holds it.
+    Running,
+    /// It failed for good and waits for somebody to requeue it.
+    Dead,
+}
+
+impl JobState {
+    /// The state as its column holds it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Dead => "dead",
+        }
+    }
+
+    /// The state of a column's text.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Waiting, Self::Running, Self::Dead].into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+/// A job's row, for a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredJob {
+    /// Its row id.
+    pub id: i64,
+    /// Which handler runs it.
+    pub kind: String,
+    /// What it is about.
+    pub key: String,
+    /// Its state.
+    pub state: JobState,
+    /// Not before.
+    pub run_at: Timestamp,
+    /// How often it was claimed.
+    pub attempts: u32,
+    /// Why it failed last, without secrets.
+    pub last_error: Option<String>,
+}
+
+/// The jobs that a listing shows; `None` for all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobFilter {
+    /// Of this kind.
+    pub kind: Option<String>,
+    /// In this state.
+    pub state: Option<JobState>,
+}
+
+/// The jobs to be requeued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Requeue {
+    /// The job with this row id, which is dead or waits for a later attempt.
+    One(i64),
+    /// Every dead job of this kind.
+    Kind(String),
+    /// Every dead job.
+    Dead,
+}
+
+/// A turn of the lifecycle policies that are due: see [`crate::store::Metadata::schedule_lifecycle`].
+#[derive(Debug, Clone)]
+pub struct LifecycleTurn {
+    /// Policies that were due by then are enqueued.
+    pub now: Timestamp,
+    /// Each of them is due again at a random time from the first to the second: policies spread over the interval.
+    pub again: (Timestamp, Timestamp),
+    /// How many at most.
+    pub limit: usize,
+    /// Makes a repository's job.
+    pub job: fn(RepositoryId, Timestamp) -> NewJob,
 }
 
 /// Something that happened, kept as a row: what the lifecycle job did, what was pushed and deleted.
@@ -172,6 +258,44 @@ impl FollowSubject {
         serde_json::from_str(payload).map_err(|error| {
             StoreError::Inconsistent(format!("the payload of a {} job does not parse: {error}", Self::KIND))
         })
+    }
+}
+
+/// What a `delete-repository` job has to delete: all that a repository held which was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeleteRepository {
+    /// The repository, which nobody sees any more.
+    pub repository: RepositoryId,
+}
+
+impl DeleteRepository {
+    /// The kind of the jobs that carry it.
+    pub const KIND: &str = "delete-repository";
+
+    /// The job that deletes it, due at once.
+    pub fn job(&self, now: Timestamp) -> NewJob {
+        let id = self.repository.0;
+        NewJob {
+            kind: Self::KIND.into(),
+            key: id.to_string(),
+            payload: json!({ "repository": id }).to_string(),
+            run_at: now,
+        }
+    }
+
+    /// Reads a job's payload.
+    ///
+    /// # Errors
+    /// `Inconsistent` when it is not what [`DeleteRepository::job`] wrote.
+    pub fn parse(payload: &str) -> StoreResult<Self> {
+        #[derive(Deserialize)]
+        struct Payload {
+            repository: i64,
+        }
+        let parsed: Payload = serde_json::from_str(payload).map_err(|error| {
+            StoreError::Inconsistent(format!("the payload of a {} job does not parse: {error}", Self::KIND))
+        })?;
+        Ok(Self { repository: RepositoryId(parsed.repository) })
     }
 }
 

@@ -1,7 +1,8 @@
 //! The metadata contract: every method is one transaction, and what it acknowledges is durable.
 //!
-//! Times come in as arguments: an implementation reads no clock. Lists are keyset pages: they come in the order of their
-//! key and start behind `after`, at most `limit` long.
+//! Times come in as arguments: an implementation reads no clock, with one exception. The lease of a job is a duration, and its
+//! begin and end are by the database's clock: replicas whose clocks differ must agree on who holds a job. Lists are keyset
+//! pages: they come in the order of their key and start behind `after`, at most `limit` long.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::images::{
     Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
     StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
-use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
+use super::jobs::{Event, Job, JobCount, JobEnd, JobFilter, LifecycleTurn, NewJob, Requeue, StoredJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
 use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
@@ -45,7 +46,8 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
 
     // Repositories.
 
-    /// Creates a repository, unless its name is taken or the registry has `max` already.
+    /// Creates a repository, unless its name is taken or the registry has `max` already. Well below `max` others that are being
+    /// created at once are not counted; near it they are.
     async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError>;
     /// The repository of this name.
     async fn repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>>;
@@ -58,8 +60,10 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     ) -> StoreResult<Vec<Repository>>;
     /// The repository with this row id.
     async fn repository_by_id(&self, id: RepositoryId) -> StoreResult<Option<Repository>>;
-    /// Repositories of every account that have a lifecycle policy which was not evaluated since `before`, by row id.
-    async fn repositories_due_for_lifecycle(&self, before: Timestamp, limit: usize) -> StoreResult<Vec<Repository>>;
+    /// Enqueues the lifecycle jobs that are due, of every account, the longest overdue first, and says when each is due again: one
+    /// transaction. A policy whose job runs just now is not enqueued. Returns how many policies were due; several replicas
+    /// that do this at once share them.
+    async fn schedule_lifecycle(&self, turn: LifecycleTurn) -> StoreResult<usize>;
     /// Changes one setting; false when the repository is gone. With `LifecyclePolicy(Some(_))` the `jobs` are enqueued in
     /// the same transaction.
     async fn change_repository(
@@ -68,14 +72,21 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         change: RepositoryChange,
         jobs: Vec<NewJob>,
     ) -> StoreResult<bool>;
-    /// Deletes a repository with everything in it; without `force` only if it has no image. Its uploads' generations are
-    /// handed to `delete-generation` jobs, its blobs' links go and the blobs await the collector.
+    /// Deletes a repository with everything in it; without `force` only if it has no image. Nobody sees it or what is in it any
+    /// more, its name is free, and its uploads are dead; a `delete-repository` job empties it.
     async fn delete_repository(
         &self,
         id: RepositoryId,
         force: bool,
         now: Timestamp,
     ) -> Result<(), DeleteRepositoryError>;
+    /// Deletes at most `limit` rows of one sort of what is left in a repository that was deleted, in one short transaction; true
+    /// when nothing is left, its own row neither. Its uploads' generations are handed to `delete-generation` jobs, its blobs' links
+    /// go and the blobs await the collector.
+    async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool>;
+    /// Folds at most `limit` changes of usage, the oldest first, into what they change, and returns how many: otherwise counting
+    /// would cost more with every change. Zero where the database counts in place.
+    async fn fold_usage(&self, limit: usize) -> StoreResult<u64>;
     /// How many images a repository has, and the sum of their `imageSizeInBytes`.
     async fn repository_usage(&self, id: RepositoryId) -> StoreResult<(u64, u64)>;
 
@@ -96,9 +107,10 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> StoreResult<Lookup<Blob>>;
-    /// What is known of a layer: see [`Layer`].
-    async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>>;
-    /// Repositories that have this blob live, in the order of their names: where a mount that names no source may take it.
+    /// What is known of layers: see [`Layer`]; `None` where there is none. In the order given.
+    async fn layers(&self, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>>;
+    /// Some repositories that have this blob live, the one that has had it longest first: where a mount that names no source may
+    /// take it.
     async fn blob_sources(
         &self,
         account: &AccountId,
@@ -119,8 +131,8 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     ) -> StoreResult<MountBlob>;
     /// Takes a blob out of a repository, unless a manifest needs it.
     async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkBlob>;
-    /// Moves the blob's lease to `until` if that is later: it was reported as present, so it must stay true for a while.
-    async fn extend_lease(&self, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()>;
+    /// Moves the blobs' leases to `until` if that is later: they were reported as present, so it must stay true for a while.
+    async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()>;
 
     // Uploads.
 
@@ -137,7 +149,7 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     async fn cancel_upload(&self, repository: RepositoryId, id: Uuid, now: Timestamp) -> StoreResult<bool>;
     /// Removes sessions that no chunk came for since `before`, like [`Metadata::cancel_upload`]; how many.
     async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64>;
-    /// How many sessions are open, for the metrics.
+    /// How many sessions are open, for the metrics; more than 10,000 are counted as that many.
     async fn open_uploads(&self) -> StoreResult<u64>;
 
     // Manifests and tags.
@@ -277,17 +289,27 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
 
     /// Enqueues a job: see [`NewJob`] for how it coalesces.
     async fn enqueue_job(&self, job: NewJob) -> StoreResult<()>;
-    /// Claims the job of these kinds that is due longest and that nobody holds, for `lease`. A job whose lease ran out
-    /// counts as held by nobody. No two jobs of the same kind and key run at once.
+    /// Claims a job of these kinds that is due by `now` and that nobody holds, for `lease` by the database's clock: one whose
+    /// lease ran out, else the one that is due longest. No two jobs of the same kind and key run at once. The queue of one kind
+    /// costs nothing where only others are asked for.
     async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>>;
-    /// Prolongs a claim; false when it was lost.
-    async fn heartbeat_job(&self, id: i64, attempts: u32, lease_until: Timestamp) -> StoreResult<bool>;
-    /// Ends a claim; ignored when it was lost (`attempts` tells).
+    /// Prolongs a claim to `lease` from now by the database's clock; false when it was lost.
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool>;
+    /// Ends a claim; ignored when it was lost (`attempts` tells). A job that is done takes along a dead one of its kind and key,
+    /// whose work it did; a dead one replaces an older dead one.
     async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()>;
-    /// How many jobs stand how.
-    async fn job_counts(&self) -> StoreResult<Vec<JobCount>>;
+    /// Counts the jobs of these kinds by state, and the dead ones of every kind.
+    async fn job_counts(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>>;
+    /// Jobs in the order of their row ids.
+    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>>;
+    /// Makes jobs wait and due by `now`, their attempts forgotten, and returns how many. One that waits already of the same kind
+    /// and key takes the place of a dead one.
+    async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64>;
     /// Keeps an event.
     async fn record_event(&self, event: Event) -> StoreResult<()>;
+    /// Deletes events that are older than `before`, and those that are not among the last `keep`: at most `limit` of the oldest.
+    /// Returns how many went.
+    async fn prune_events(&self, before: Timestamp, keep: u64, limit: usize) -> StoreResult<u64>;
     /// The newest events of a registry, newest first.
     async fn events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>>;
 }

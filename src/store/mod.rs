@@ -16,6 +16,7 @@ pub mod repositories;
 mod rows;
 pub mod sqlite;
 pub mod uploads;
+mod usage;
 
 pub use blobs::{BlobReader, BlobWriter, Blobs, Generation, WriterState};
 pub use metadata::Metadata;

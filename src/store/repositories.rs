@@ -133,8 +133,14 @@ pub enum RepositoryChange {
     ScanOnPush(bool),
     /// SetRepositoryPolicy, or with `None` DeleteRepositoryPolicy.
     Policy(Option<String>),
-    /// PutLifecyclePolicy, or with `None` DeleteLifecyclePolicy; both forget when the policy was last evaluated.
+    /// PutLifecyclePolicy, or with `None` DeleteLifecyclePolicy; both forget when the policy was last evaluated. A policy that
+    /// is put is due at once.
     LifecyclePolicy(Option<String>),
     /// The lifecycle job ran.
-    LifecycleEvaluated(Timestamp),
+    LifecycleEvaluated {
+        /// When.
+        at: Timestamp,
+        /// When the policy is due again.
+        due_at: Timestamp,
+    },
 }

@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::images::ImageStatus;
+use super::jobs::JobState;
 use super::lifecycle::PreviewState;
 use super::repositories::{Encryption, Mutability, TagMutability};
 use super::{StoreError, StoreResult};
@@ -58,6 +60,16 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> StoreResult<String> {
 pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> StoreResult<T> {
     serde_json::from_str(text)
         .map_err(|error| StoreError::Inconsistent(format!("a JSON column does not parse: {error}")))
+}
+
+/// A lease in milliseconds.
+pub(super) fn lease(lease: Duration) -> i64 {
+    i64::try_from(lease.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The column `job.state`.
+pub(super) fn job_state(text: &str) -> StoreResult<JobState> {
+    JobState::parse(text).ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no state of a job")))
 }
 
 /// The column `manifest.annotations`: NULL when there are none.

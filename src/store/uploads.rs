@@ -8,6 +8,9 @@ use super::repositories::RepositoryId;
 use super::{Generation, StoreError, WriterState};
 use crate::names::{Algorithm, Digest};
 
+/// The number up to which open sessions are counted: reading the metrics must not cost more the more there are.
+pub(super) const MOST_COUNTED: u64 = 10_000;
+
 /// An upload session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upload {

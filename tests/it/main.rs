@@ -8,6 +8,7 @@ mod bed;
 mod blobs;
 mod crash;
 mod file_mode;
+mod jobs;
 mod metadata;
 mod observability;
 mod oci;

@@ -1,6 +1,7 @@
 //! Layers: uploaded in parts by ECR's rules, checked, and found again by a signed URL.
 
 use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,6 +18,7 @@ use crate::names::{Algorithm, Digest};
 use crate::registry::auth::download;
 use crate::registry::auth::sigv4::AuthError;
 use crate::registry::uploads::{Session, UploadFailure, lease_of_present};
+use crate::store::images::Layer;
 use crate::store::uploads::Committed;
 
 /// The size of parts that clients are told to send.
@@ -270,35 +272,37 @@ pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<
     }
     let repository = call.repository(&place).await?;
     let metadata = call.registry.metadata.as_ref();
-    let (mut layers, mut failures) = (Vec::new(), Vec::new());
+    let mut failures = Vec::new();
+    let mut asked: Vec<(&str, Option<Digest>)> = Vec::new();
     for text in &digests {
         let failure = |code: &str, reason: Cow<'_, str>| json!({ "layerDigest": text, "failureCode": code, "failureReason": reason });
         if text.is_empty() {
             failures.push(failure("MissingLayerDigest", "The layer digest is missing".into()));
-            continue;
-        }
-        if !input::is_digest_like(text) {
+        } else if !input::is_digest_like(text) {
             let reason = format!("The layer digest should satisfy the regex '{}'", input::DIGEST_EXPRESSION);
             failures.push(failure("InvalidLayerDigest", reason.into()));
-            continue;
+        } else {
+            asked.push((text, text.parse().ok()));
         }
-        let layer = match text.parse::<Digest>() {
-            Ok(digest) => metadata.layer(repository.id, &digest).await?,
-            Err(_) => None,
-        };
-        layers.push(match layer {
-            None => json!({ "layerDigest": text, "layerAvailability": "UNAVAILABLE" }),
-            Some(layer) => {
-                metadata.extend_lease(repository.id, &layer.blob.digest, lease_of_present(call.now)).await?;
-                json!({
-                    "layerDigest": layer.blob.digest,
-                    "layerAvailability": if layer.archived { "ARCHIVED" } else { "AVAILABLE" },
-                    "layerSize": layer.blob.size,
-                    "mediaType": layer.media_type,
-                })
-            }
-        });
     }
+    // Asked of the store at once, each digest one time.
+    let wanted: BTreeSet<Digest> = asked.iter().filter_map(|(_, digest)| digest.clone()).collect();
+    let wanted: Vec<Digest> = wanted.into_iter().collect();
+    let found = metadata.layers(repository.id, &wanted).await?;
+    let found: HashMap<Digest, Layer> =
+        found.into_iter().flatten().map(|layer| (layer.blob.digest.clone(), layer)).collect();
+    let present: Vec<Digest> = found.keys().cloned().collect();
+    metadata.extend_leases(repository.id, &present, lease_of_present(call.now)).await?;
+    let availability = |(text, digest): (&str, Option<Digest>)| match digest.and_then(|digest| found.get(&digest)) {
+        None => json!({ "layerDigest": text, "layerAvailability": "UNAVAILABLE" }),
+        Some(layer) => json!({
+            "layerDigest": layer.blob.digest,
+            "layerAvailability": if layer.archived { "ARCHIVED" } else { "AVAILABLE" },
+            "layerSize": layer.blob.size,
+            "mediaType": layer.media_type,
+        }),
+    };
+    let layers: Vec<Value> = asked.into_iter().map(availability).collect();
     Ok(json!({ "layers": layers, "failures": failures }))
 }
 
@@ -315,7 +319,7 @@ pub async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Valu
     let repository = call.repository(&place).await?;
     let metadata = call.registry.metadata.as_ref();
     let layer = match &digest {
-        Some(digest) => metadata.layer(repository.id, digest).await?,
+        Some(digest) => metadata.layers(repository.id, std::slice::from_ref(digest)).await?.pop().flatten(),
         None => None,
     };
     let Some(layer) = layer else { return Err(Error::LayerNotFound { digest: text.into(), place }) };

@@ -38,7 +38,10 @@ pub(super) async fn read(
         Condition::Met if head => {
             // A client that is told that a blob is here does not push it, so it stays until the manifest may have come.
             let repository = call.repository(name).await?;
-            registry.metadata.extend_lease(repository.id, digest, lease_of_present(call.now)).await?;
+            registry
+                .metadata
+                .extend_leases(repository.id, std::slice::from_ref(digest), lease_of_present(call.now))
+                .await?;
             content(StatusCode::OK, blob.size, Body::empty())
         }
         Condition::Met => {

@@ -1,5 +1,7 @@
 //! Blobs and their links: which bytes a repository has.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use sqlx::{PgConnection, PgPool, Row};
 
@@ -45,9 +47,9 @@ pub(super) async fn find(
     })
 }
 
-pub(super) async fn layer(pool: &PgPool, repository: RepositoryId, digest: &Digest) -> Attempt<Option<Layer>> {
+pub(super) async fn layers(pool: &PgPool, repository: RepositoryId, digests: &[Digest]) -> Attempt<Vec<Option<Layer>>> {
     // The media type is an active image's where there is one, and the oldest such image's.
-    let row = sqlx::query(concat!(
+    let found = sqlx::query(concat!(
         "SELECT b.digest, b.size, b.generation,
                 (SELECT e.media_type FROM manifest_blob e WHERE e.link_id = l.id
                  ORDER BY e.archived_at NULLS FIRST, e.manifest_id LIMIT 1) AS media_type, ",
@@ -55,17 +57,21 @@ pub(super) async fn layer(pool: &PgPool, repository: RepositoryId, digest: &Dige
         " AS archived
          FROM repository_blob l
          JOIN blob b ON b.id = l.blob_id AND b.state = 'live'
-         WHERE l.repository_id = $1 AND l.digest = $2",
+         WHERE l.repository_id = $1 AND l.digest = ANY($2)",
     ))
     .bind(repository.0)
-    .bind(digest.as_str())
-    .fetch_optional(pool)
+    .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
+    .fetch_all(pool)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    let media_type: Option<String> = get(&row, "media_type")?;
-    // Every edge has a media type, so there is one where there is an edge.
-    let referenced = media_type.is_some();
-    Ok(Some(Layer { blob: blob(&row)?, media_type, referenced, archived: get(&row, "archived")? }))
+    let layer = |row| {
+        let blob = blob(row)?;
+        let media_type: Option<String> = get(row, "media_type")?;
+        // Every edge has a media type, so there is one where there is an edge.
+        let referenced = media_type.is_some();
+        Ok((blob.digest.clone(), Layer { blob, media_type, referenced, archived: get(row, "archived")? }))
+    };
+    let layers = found.iter().map(layer).collect::<StoreResult<HashMap<Digest, Layer>>>()?;
+    Ok(digests.iter().map(|digest| layers.get(digest).cloned()).collect())
 }
 
 fn blob(row: &sqlx::postgres::PgRow) -> StoreResult<Blob> {
@@ -84,9 +90,11 @@ pub(super) async fn sources(
 ) -> Attempt<Vec<(RepositoryId, RepositoryName)>> {
     let found = sqlx::query(
         "SELECT r.id, r.name
-         FROM blob b JOIN repository_blob l ON l.blob_id = b.id JOIN repository r ON r.id = l.repository_id
-         WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live'
-         ORDER BY r.name LIMIT $3",
+         FROM blob b
+         CROSS JOIN LATERAL (
+             SELECT l.repository_id FROM repository_blob l WHERE l.blob_id = b.id ORDER BY l.id LIMIT $3) l
+         JOIN repository r ON r.id = l.repository_id AND r.deleted_at IS NULL
+         WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live' LIMIT $3",
     )
     .bind(account.as_str())
     .bind(digest.as_str())
@@ -107,6 +115,11 @@ pub(super) async fn mount(
     lease_until: Timestamp,
 ) -> Attempt<MountBlob> {
     let mut tx = pool.begin().await?;
+    // Keeps the target from being deleted until the end of the transaction.
+    let target = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE").bind(to.0);
+    if target.fetch_optional(&mut *tx).await?.is_none() {
+        return Ok(MountBlob::NotMountable);
+    }
     // What the target has counts as mounted whatever the source has.
     let blob: Option<i64> = sqlx::query_scalar(concat!(
         "SELECT l.blob_id FROM repository_blob l WHERE l.repository_id = $2 AND l.digest = $3
@@ -131,12 +144,7 @@ pub(super) async fn mount(
     if !lease_live(&mut tx, blob, lease_until).await? {
         return Ok(MountBlob::NotMountable);
     }
-    let linked = link(&mut tx, to, digest, blob, now).await;
-    if linked.as_ref().is_err_and(super::failure::Failure::is_foreign_key) {
-        // The target has gone meanwhile.
-        return Ok(MountBlob::NotMountable);
-    }
-    linked?;
+    link(&mut tx, to, digest, blob, now).await?;
     tx.commit().await?;
     Ok(MountBlob::Mounted)
 }
@@ -211,18 +219,23 @@ pub(super) async fn unlink(pool: &PgPool, repository: RepositoryId, digest: &Dig
     }
 }
 
-pub(super) async fn extend_lease(
+pub(super) async fn extend_leases(
     pool: &PgPool,
     repository: RepositoryId,
-    digest: &Digest,
+    digests: &[Digest],
     until: Timestamp,
 ) -> Attempt<()> {
+    // Locked in one order, so that two that extend the same leases do not wait for each other in a circle.
     sqlx::query(
-        "UPDATE blob b SET lease_until = $3 FROM repository_blob l
-         WHERE l.repository_id = $1 AND l.digest = $2 AND b.id = l.blob_id AND b.lease_until < $3",
+        "WITH short AS (
+             SELECT id FROM blob
+             WHERE id = ANY (ARRAY(SELECT blob_id FROM repository_blob WHERE repository_id = $1 AND digest = ANY($2)))
+               AND lease_until < $3
+             ORDER BY id FOR NO KEY UPDATE)
+         UPDATE blob SET lease_until = $3 WHERE id = ANY (ARRAY(SELECT id FROM short)) AND lease_until < $3",
     )
     .bind(repository.0)
-    .bind(digest.as_str())
+    .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
     .bind(millis(until))
     .execute(pool)
     .await?;

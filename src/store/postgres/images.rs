@@ -83,7 +83,7 @@ pub(super) async fn lock<E>(
     let row = sqlx::query(concat!(
         "SELECT ",
         locked_columns!(),
-        " FROM manifest m JOIN repository r ON r.id = m.repository_id
+        " FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL
           WHERE m.repository_id = $1 AND m.digest = $2 FOR UPDATE OF m",
     ))
     .bind(repository.0)
@@ -290,11 +290,13 @@ pub(super) async fn delete_tag(
     let row = sqlx::query(concat!(
         "SELECT ",
         locked_columns!(),
-        " FROM manifest m JOIN repository r ON r.id = m.repository_id WHERE m.id = $1 FOR UPDATE OF m",
+        " FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL
+          WHERE m.id = $1 FOR UPDATE OF m",
     ))
     .bind(manifest)
-    .fetch_one(&mut *tx)
+    .fetch_optional(&mut *tx)
     .await?;
+    let row = row.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
     let image = Locked::read(&row)?;
     if expected.is_some_and(|expected| *expected != image.digest) {
         return Err(Failure::Refused(DeleteImageError::TagPointsElsewhere(image.digest)));

@@ -1,16 +1,17 @@
 //! Jobs and events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use super::failure::Attempt;
 use super::rows::{self, get, millis, parse, parsed};
 use crate::names::AccountId;
-use crate::store::StoreError;
-use crate::store::jobs::{Event, Job, JobCount, JobEnd, NewJob};
+use crate::store::jobs::{Event, Job, JobCount, JobEnd, JobFilter, JobState, NewJob, Requeue, StoredJob};
+use crate::store::{StoreError, StoreResult};
 
 /// Enqueues jobs inside the transaction of their cause.
 pub(super) async fn enqueue<E>(tx: &mut PgConnection, jobs: &[NewJob]) -> Attempt<(), E> {
@@ -44,31 +45,53 @@ pub(super) async fn enqueue<E>(tx: &mut PgConnection, jobs: &[NewJob]) -> Attemp
     Ok(())
 }
 
+/// Leaves out the jobs whose like runs just now.
+pub(super) async fn without_running<E>(tx: &mut PgConnection, jobs: Vec<NewJob>) -> Attempt<Vec<NewJob>, E> {
+    let running: Vec<(String, String)> =
+        sqlx::query_as("SELECT kind, key FROM job WHERE kind = ANY($1) AND key = ANY($2) AND state = 'running'")
+            .bind(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|job| job.key.as_str()).collect::<Vec<_>>())
+            .fetch_all(tx)
+            .await?;
+    let running: BTreeSet<(String, String)> = running.into_iter().collect();
+    Ok(jobs.into_iter().filter(|job| !running.contains(&(job.kind.clone(), job.key.clone()))).collect())
+}
+
 pub(super) async fn enqueue_one(pool: &PgPool, job: &NewJob) -> Attempt<()> {
     let mut connection = pool.acquire().await?;
     enqueue(&mut connection, std::slice::from_ref(job)).await
 }
 
+/// The database's clock at the begin of the transaction, in milliseconds since the epoch.
+macro_rules! clock {
+    () => {
+        "(extract(epoch FROM now()) * 1000)::bigint"
+    };
+}
+
 pub(super) async fn claim(pool: &PgPool, kinds: &[&str], now: Timestamp, lease: Duration) -> Attempt<Option<Job>> {
-    let lease_until = millis(now).saturating_add(i64::try_from(lease.as_millis()).unwrap_or(i64::MAX));
     // A waiting job stays behind one of its key that runs, also when that one's lease has run out: then it is the older
     // one's turn again. SKIP LOCKED: what another replica is claiming is not waited for.
-    let row = sqlx::query(
-        "UPDATE job SET state = 'running', lease_until = $3, attempts = attempts + 1
-         WHERE id = (
-             SELECT j.id FROM job j
-             WHERE j.kind = ANY($1) AND j.run_at <= $2 AND j.state IN ('waiting', 'running')
-               AND CASE j.state
-                   WHEN 'running' THEN j.lease_until <= $2
-                   ELSE NOT EXISTS (
-                       SELECT 1 FROM job r WHERE r.kind = j.kind AND r.key = j.key AND r.state = 'running')
-                   END
-             ORDER BY j.run_at, j.id LIMIT 1 FOR UPDATE SKIP LOCKED)
-         RETURNING id, kind, key, payload, attempts",
-    )
+    let row = sqlx::query(concat!(
+        "UPDATE job SET state = 'running', lease_until = ",
+        clock!(),
+        " + $3, attempts = attempts + 1
+         WHERE id = coalesce(
+             (SELECT l.id FROM job l WHERE l.state = 'running' AND l.kind = ANY($1) AND l.lease_until <= ",
+        clock!(),
+        "     ORDER BY l.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED),
+             (SELECT j.id FROM UNNEST($1::text[]) AS k (kind) CROSS JOIN LATERAL (
+                  SELECT w.id, w.run_at FROM job w
+                  WHERE w.kind = k.kind AND w.state = 'waiting' AND w.run_at <= $2
+                    AND NOT EXISTS (
+                        SELECT 1 FROM job r WHERE r.kind = w.kind AND r.key = w.key AND r.state = 'running')
+                  ORDER BY w.run_at, w.id LIMIT 1 FOR UPDATE SKIP LOCKED) j
+              ORDER BY j.run_at, j.id LIMIT 1))
+         RETURNING id, kind, key, payload, attempts"
+    ))
     .bind(kinds)
     .bind(millis(now))
-    .bind(lease_until)
+    .bind(rows::lease(lease))
     .fetch_optional(pool)
     .await?;
     let Some(row) = row else { return Ok(None) };
@@ -77,42 +100,69 @@ pub(super) async fn claim(pool: &PgPool, kinds: &[&str], now: Timestamp, lease: 
         kind: get(&row, "kind")?,
         key: get(&row, "key")?,
         payload: get(&row, "payload")?,
-        attempts: u32::try_from(get::<i64>(&row, "attempts")?).unwrap_or(u32::MAX),
+        attempts: attempts_of(&row)?,
     }))
 }
 
-pub(super) async fn heartbeat(pool: &PgPool, id: i64, attempts: u32, lease_until: Timestamp) -> Attempt<bool> {
-    let held = sqlx::query("UPDATE job SET lease_until = $3 WHERE id = $1 AND attempts = $2 AND state = 'running'")
-        .bind(id)
-        .bind(i64::from(attempts))
-        .bind(millis(lease_until))
-        .execute(pool)
-        .await?;
+fn attempts_of(row: &PgRow) -> StoreResult<u32> {
+    Ok(u32::try_from(get::<i64>(row, "attempts")?).unwrap_or(u32::MAX))
+}
+
+pub(super) async fn heartbeat(pool: &PgPool, id: i64, attempts: u32, lease: Duration) -> Attempt<bool> {
+    let held = sqlx::query(concat!(
+        "UPDATE job SET lease_until = ",
+        clock!(),
+        " + $3 WHERE id = $1 AND attempts = $2 AND state = 'running'"
+    ))
+    .bind(id)
+    .bind(i64::from(attempts))
+    .bind(rows::lease(lease))
+    .execute(pool)
+    .await?;
     Ok(held.rows_affected() > 0)
 }
 
 pub(super) async fn end(pool: &PgPool, id: i64, attempts: u32, end: &JobEnd) -> Attempt<()> {
     match end {
         JobEnd::Done => {
-            sqlx::query("DELETE FROM job WHERE id = $1 AND attempts = $2 AND state = 'running'")
-                .bind(id)
-                .bind(i64::from(attempts))
-                .execute(pool)
-                .await?;
-        }
-        JobEnd::Retry { at, error } => retry(pool, id, attempts, *at, error).await?,
-        JobEnd::Dead { error } => {
             sqlx::query(
-                "UPDATE job SET state = 'dead', lease_until = NULL, last_error = $3
-                 WHERE id = $1 AND attempts = $2 AND state = 'running'",
+                "WITH done AS (
+                     DELETE FROM job WHERE id = $1 AND attempts = $2 AND state = 'running' RETURNING kind, key)
+                 DELETE FROM job d USING done WHERE d.kind = done.kind AND d.key = done.key AND d.state = 'dead'",
             )
             .bind(id)
             .bind(i64::from(attempts))
-            .bind(without_nul(error))
             .execute(pool)
             .await?;
         }
+        JobEnd::Retry { at, error } => retry(pool, id, attempts, *at, error).await?,
+        JobEnd::Dead { error } => park(pool, id, attempts, error).await?,
     }
+    Ok(())
+}
+
+/// Keeps a job as dead, in the place of an older one of its kind and key.
+async fn park(pool: &PgPool, id: i64, attempts: u32, error: &str) -> Attempt<()> {
+    let mut tx = pool.begin().await?;
+    sqlx::query(
+        "DELETE FROM job d USING job r
+         WHERE r.id = $1 AND r.attempts = $2 AND r.state = 'running'
+           AND d.kind = r.kind AND d.key = r.key AND d.state = 'dead'",
+    )
+    .bind(id)
+    .bind(i64::from(attempts))
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "UPDATE job SET state = 'dead', lease_until = NULL, last_error = $3
+         WHERE id = $1 AND attempts = $2 AND state = 'running'",
+    )
+    .bind(id)
+    .bind(i64::from(attempts))
+    .bind(without_nul(error))
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
     Ok(())
 }
 
@@ -157,13 +207,98 @@ fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-pub(super) async fn counts(pool: &PgPool) -> Attempt<Vec<JobCount>> {
-    let found = sqlx::query("SELECT kind, state, count(*) AS jobs FROM job GROUP BY kind, state ORDER BY kind, state")
-        .fetch_all(pool)
-        .await?;
+pub(super) async fn counts(pool: &PgPool, kinds: &[&str]) -> Attempt<Vec<JobCount>> {
+    let found = sqlx::query(
+        "SELECT k.kind, 'waiting' AS state, (SELECT count(*) FROM (
+                    SELECT 1 FROM job j WHERE j.kind = k.kind AND j.state = 'waiting' LIMIT $2) c) AS jobs
+         FROM UNNEST($1::text[]) AS k (kind)
+         UNION ALL
+         SELECT k.kind, 'running', (SELECT count(*) FROM (
+                    SELECT 1 FROM job j WHERE j.kind = k.kind AND j.state = 'running' LIMIT $2) c)
+         FROM UNNEST($1::text[]) AS k (kind)
+         UNION ALL
+         SELECT kind, 'dead', least(count(*), $2) FROM job WHERE state = 'dead' GROUP BY kind",
+    )
+    .bind(kinds)
+    .bind(rows::signed(JobCount::LIMIT)?)
+    .fetch_all(pool)
+    .await?;
     let count =
         |row| Ok(JobCount { kind: get(row, "kind")?, state: get(row, "state")?, count: rows::unsigned(row, "jobs")? });
-    found.iter().map(count).collect()
+    let counts = found.iter().map(count).collect::<StoreResult<Vec<_>>>()?;
+    Ok(counts.into_iter().filter(|count| count.count > 0).collect())
+}
+
+pub(super) async fn list(
+    pool: &PgPool,
+    filter: &JobFilter,
+    after: Option<i64>,
+    limit: usize,
+) -> Attempt<Vec<StoredJob>> {
+    let found = sqlx::query(
+        "SELECT id, kind, key, state, run_at, attempts, last_error FROM job
+         WHERE id > $1 AND ($2::text IS NULL OR kind = $2) AND ($3::text IS NULL OR state = $3)
+         ORDER BY id LIMIT $4",
+    )
+    .bind(after.unwrap_or(0))
+    .bind(&filter.kind)
+    .bind(filter.state.map(JobState::as_str))
+    .bind(rows::limit(limit))
+    .fetch_all(pool)
+    .await?;
+    let job = |row| {
+        Ok(StoredJob {
+            id: get(row, "id")?,
+            kind: get(row, "kind")?,
+            key: get(row, "key")?,
+            state: rows::job_state(get(row, "state")?)?,
+            run_at: rows::time(row, "run_at")?,
+            attempts: attempts_of(row)?,
+            last_error: get(row, "last_error")?,
+        })
+    };
+    Ok(found.iter().map(job).collect::<StoreResult<_>>()?)
+}
+
+pub(super) async fn requeue(pool: &PgPool, jobs: &Requeue, now: Timestamp) -> Attempt<u64> {
+    let (id, kind) = match jobs {
+        Requeue::One(id) => (Some(*id), None),
+        Requeue::Kind(kind) => (None, Some(kind)),
+        Requeue::Dead => (None, None),
+    };
+    let mut tx = pool.begin().await?;
+    // What waits of the same kind and key takes the place of the dead one. When one is enqueued at this very moment, the unique
+    // index refuses the second statement and the attempt is repeated.
+    let replaced = sqlx::query(
+        "WITH twin AS (
+             SELECT d.id AS dead, w.id AS waiting FROM job d JOIN job w ON w.kind = d.kind AND w.key = d.key
+             WHERE d.state = 'dead' AND w.state = 'waiting'
+               AND ($1::bigint IS NULL OR d.id = $1) AND ($2::text IS NULL OR d.kind = $2)),
+         sooner AS (UPDATE job SET run_at = least(run_at, $3) WHERE id IN (SELECT waiting FROM twin))
+         DELETE FROM job WHERE id IN (SELECT dead FROM twin)",
+    )
+    .bind(id)
+    .bind(kind)
+    .bind(millis(now))
+    .execute(&mut *tx)
+    .await?;
+    let revived = sqlx::query(
+        "UPDATE job SET state = 'waiting', run_at = $3, attempts = 0
+         WHERE state = 'dead' AND ($1::bigint IS NULL OR id = $1) AND ($2::text IS NULL OR kind = $2)",
+    )
+    .bind(id)
+    .bind(kind)
+    .bind(millis(now))
+    .execute(&mut *tx)
+    .await?;
+    let mut requeued = replaced.rows_affected() + revived.rows_affected();
+    if requeued == 0 && id.is_some() {
+        let sooner =
+            sqlx::query("UPDATE job SET run_at = least(run_at, $2), attempts = 0 WHERE id = $1 AND state = 'waiting'");
+        requeued = sooner.bind(id).bind(millis(now)).execute(&mut *tx).await?.rows_affected();
+    }
+    tx.commit().await?;
+    Ok(requeued)
 }
 
 /// Keeps events, inside the transaction of their cause or alone.
@@ -180,6 +315,20 @@ pub(super) async fn record<E>(executor: impl PgExecutor<'_>, events: &[Event]) -
     .execute(executor)
     .await?;
     Ok(())
+}
+
+pub(super) async fn prune_events(pool: &PgPool, before: Timestamp, keep: u64, limit: usize) -> Attempt<u64> {
+    let gone = sqlx::query(
+        "DELETE FROM event WHERE id IN (
+             SELECT id FROM (SELECT id, at FROM event ORDER BY id LIMIT $3) oldest
+             WHERE at < $1 OR id <= (SELECT max(id) FROM event) - $2)",
+    )
+    .bind(millis(before))
+    .bind(rows::signed(keep)?)
+    .bind(rows::limit(limit))
+    .execute(pool)
+    .await?;
+    Ok(gone.rows_affected())
 }
 
 pub(super) async fn events(pool: &PgPool, account: &AccountId, limit: usize) -> Attempt<Vec<Event>> {

@@ -1,5 +1,7 @@
 //! Lists of images and tags: each a keyset page in one statement, so that a page is one moment's view.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgPool;
 
 use super::failure::Attempt;
@@ -7,7 +9,7 @@ use super::rows::{self, get, image_columns, parse, parsed};
 use crate::names::{Digest, Reference, Tag};
 use crate::store::StoreResult;
 use crate::store::images::{
-    Image, ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage,
+    Image, ImageFilter, ImageIdentifier, ImageRange, ImageStatus, ReferrerFilter, TaggedImage, statuses,
 };
 use crate::store::repositories::RepositoryId;
 
@@ -75,6 +77,29 @@ pub(super) async fn images(
     Ok(references.iter().map(named).collect())
 }
 
+/// The query of a filter's images whose digests are `from` ($2) or greater, or greater only, in the order of their digests, at
+/// most $3. Each range of the filter is one of the index.
+fn page(filter: ImageFilter, comparison: &str, columns: &str) -> String {
+    let query = |condition: &str| {
+        format!(
+            "SELECT {columns} FROM manifest m WHERE m.repository_id = $1 {condition} AND m.digest {comparison} $2
+             ORDER BY m.digest LIMIT $3"
+        )
+    };
+    let range = |ImageRange { status, tagged }: &ImageRange| {
+        let (status, tagged) = (status.as_str(), u8::from(*tagged));
+        let condition = format!("AND m.status = '{status}' AND least(m.tag_count, 1) = {tagged}");
+        format!("({})", query(&condition))
+    };
+    match filter.ranges().as_slice() {
+        [] => query(""),
+        ranges => {
+            let ranges: Vec<String> = ranges.iter().map(range).collect();
+            format!("SELECT * FROM ({}) r ORDER BY digest LIMIT $3", ranges.join(" UNION ALL "))
+        }
+    }
+}
+
 pub(super) async fn list_images(
     pool: &PgPool,
     repository: RepositoryId,
@@ -82,23 +107,14 @@ pub(super) async fn list_images(
     after: Option<&Digest>,
     limit: usize,
 ) -> Attempt<Vec<TaggedImage>> {
-    let found = sqlx::query(concat!(
-        "SELECT ",
-        image_columns!(),
-        ", ",
-        tags_column!(),
-        " FROM manifest m
-          WHERE m.repository_id = $1 AND m.digest > $2 AND ($3::text IS NULL OR m.status = $3)
-            AND ($4::boolean IS NULL OR $4 = EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id))
-          ORDER BY m.digest LIMIT $5"
-    ))
-    .bind(repository.0)
-    .bind(after.map_or("", Digest::as_str))
-    .bind(filter.status.map(ImageStatus::as_str))
-    .bind(tagged(filter))
-    .bind(rows::limit(limit))
-    .fetch_all(pool)
-    .await?;
+    let sql =
+        format!("SELECT m.*, {} FROM ({}) m ORDER BY m.digest", tags_column!(), page(filter, ">", image_columns!()));
+    let found = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(repository.0)
+        .bind(after.map_or("", Digest::as_str))
+        .bind(rows::limit(limit))
+        .fetch_all(pool)
+        .await?;
     Ok(found.iter().map(rows::tagged_image).collect::<StoreResult<_>>()?)
 }
 
@@ -109,35 +125,33 @@ pub(super) async fn list_image_ids(
     after: Option<&ImageIdentifier>,
     limit: usize,
 ) -> Attempt<Vec<ImageIdentifier>> {
-    // The row comparison alone would not be an index condition on the digest; both together are.
-    let found = sqlx::query(
-        "SELECT m.digest, t.name FROM manifest m LEFT JOIN tag t ON t.manifest_id = m.id
-         WHERE m.repository_id = $1 AND m.digest >= $2 AND (m.digest > $2 OR coalesce(t.name, '') > $3)
-           AND ($4::text IS NULL OR m.status = $4) AND ($5::boolean IS NULL OR $5 = (t.name IS NOT NULL))
-         ORDER BY m.digest, t.name LIMIT $6",
-    )
-    .bind(repository.0)
-    .bind(after.map_or("", |after| after.digest.as_str()))
-    .bind(after.and_then(|after| after.tag.as_ref()).map_or("", Tag::as_str))
-    .bind(filter.status.map(ImageStatus::as_str))
-    .bind(tagged(filter))
-    .bind(rows::limit(limit))
-    .fetch_all(pool)
-    .await?;
+    // Each image but the first has an entry, so one more than the page are enough. Of those, only as many are looked at as fill
+    // the page with their tags.
+    let sql = format!(
+        "SELECT p.digest, t.name
+         FROM (SELECT m.*, sum(CASE WHEN m.digest = $2 THEN 0 ELSE greatest(m.tag_count, 1) END)
+                           OVER (ORDER BY m.digest ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+               FROM ({}) m) p
+         LEFT JOIN LATERAL (
+             SELECT t.name FROM tag t WHERE t.manifest_id = p.id AND t.name > CASE WHEN p.digest = $2 THEN $4 ELSE '' END
+             ORDER BY t.name LIMIT $3) t ON true
+         WHERE coalesce(p.before, 0) < $3 AND (p.digest > $2 OR t.name IS NOT NULL)
+         ORDER BY p.digest, t.name LIMIT $5",
+        page(filter, ">=", "m.id, m.digest, m.tag_count")
+    );
+    let found = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(repository.0)
+        .bind(after.map_or("", |after| after.digest.as_str()))
+        .bind(rows::limit(limit).saturating_add(1))
+        .bind(after.and_then(|after| after.tag.as_ref()).map_or("", Tag::as_str))
+        .bind(rows::limit(limit))
+        .fetch_all(pool)
+        .await?;
     let identifier = |row| {
         let tag: Option<&str> = get(row, "name")?;
         Ok(ImageIdentifier { digest: parsed(row, "digest")?, tag: tag.map(parse).transpose()? })
     };
     Ok(found.iter().map(identifier).collect::<StoreResult<_>>()?)
-}
-
-/// Whether images have to have a tag; `None` where that does not matter.
-fn tagged(filter: ImageFilter) -> Option<bool> {
-    match filter.tag_status {
-        TagStatusFilter::Any => None,
-        TagStatusFilter::Tagged => Some(true),
-        TagStatusFilter::Untagged => Some(false),
-    }
 }
 
 pub(super) async fn index_edges(
@@ -171,27 +185,36 @@ pub(super) async fn referrers(
     after: Option<&Digest>,
     limit: usize,
 ) -> Attempt<Vec<Image>> {
-    // PostgreSQL refuses a text with a NUL, and no artifact type that is stored has one.
-    let types: Vec<&str> =
+    // PostgreSQL refuses a text with a NUL, and no artifact type that is stored has one. Each type counts once.
+    let types: BTreeSet<&str> =
         filter.artifact_types.iter().map(String::as_str).filter(|kind| !kind.contains('\0')).collect();
-    if types.is_empty() && !filter.artifact_types.is_empty() {
-        return Ok(Vec::new());
-    }
-    let found = sqlx::query(concat!(
-        "SELECT ",
-        image_columns!(),
-        " FROM manifest m
-          WHERE m.repository_id = $1 AND m.subject = $2 AND m.digest > $3 AND ($4::text IS NULL OR m.status = $4)
-            AND ($5::text[] = '{}' OR coalesce(m.artifact_type, m.config_media_type) = ANY($5))
-          ORDER BY m.digest LIMIT $6"
-    ))
-    .bind(repository.0)
-    .bind(subject.as_str())
-    .bind(after.map_or("", Digest::as_str))
-    .bind(filter.status.map(ImageStatus::as_str))
-    .bind(types)
-    .bind(rows::limit(limit))
-    .fetch_all(pool)
-    .await?;
+    let of_any_type = filter.artifact_types.is_empty();
+    let query = |status: &ImageStatus| {
+        let (kinds, of_type) = if of_any_type {
+            ("", "")
+        } else {
+            (
+                "UNNEST($5::text[]) AS k (kind) CROSS JOIN LATERAL",
+                "AND coalesce(m.artifact_type, m.config_media_type) = k.kind",
+            )
+        };
+        format!(
+            "(SELECT r.* FROM {kinds} (
+                  SELECT {} FROM manifest m
+                  WHERE m.repository_id = $1 AND m.subject = $2 AND m.status = '{}' {of_type} AND m.digest > $3
+                  ORDER BY m.digest LIMIT $4) r)",
+            image_columns!(),
+            status.as_str()
+        )
+    };
+    let queries: Vec<String> = statuses(filter.status).iter().map(query).collect();
+    let sql = format!("SELECT * FROM ({}) r ORDER BY digest LIMIT $4", queries.join(" UNION ALL "));
+    let query = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(repository.0)
+        .bind(subject.as_str())
+        .bind(after.map_or("", Digest::as_str))
+        .bind(rows::limit(limit));
+    let query = if of_any_type { query } else { query.bind(types.into_iter().collect::<Vec<_>>()) };
+    let found = query.fetch_all(pool).await?;
     Ok(found.iter().map(rows::image).collect::<StoreResult<_>>()?)
 }

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgPool};
 
 use super::failure::{Attempt, Failure};
 use super::rows::{self, get, millis, parsed, signed};
-use super::{images, jobs, storage_class};
+use super::{images, jobs, storage_class, usage};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 use crate::store::events::ImageSubject;
 use crate::store::images::{
@@ -15,11 +15,8 @@ use crate::store::images::{
     tag_effect,
 };
 use crate::store::repositories::{RepositoryId, TagMutability};
+use crate::store::usage::{MARGIN, of_repository};
 use crate::store::{Lookup, StoreError, StoreResult};
-
-/// How many images short of its limit a repository is when pushes to it begin to count one after the other. More pushes
-/// than this would have to be under way at once, all of new images, to exceed the limit unseen.
-const QUOTA_MARGIN: u64 = 1_000;
 
 pub(super) async fn find(
     pool: &PgPool,
@@ -109,7 +106,7 @@ struct Target {
 /// Keeps the repository from being deleted until the end of the transaction; its settings may change.
 async fn lock_repository(tx: &mut PgConnection, id: RepositoryId) -> Attempt<Target, PutManifestError> {
     let row =
-        sqlx::query("SELECT account_id, name, tag_mutability, exclusions FROM repository WHERE id = $1 FOR KEY SHARE")
+        sqlx::query("SELECT account_id, name, tag_mutability, exclusions FROM repository WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE")
             .bind(id.0)
             .fetch_optional(tx)
             .await?;
@@ -352,22 +349,18 @@ async fn insert_edges(
 /// Counts the repository's images, the new one included; near the limit under a lock, so that of two replicas' pushes one
 /// sees the other's.
 async fn check_image_quota(tx: &mut PgConnection, put: &PutManifest) -> Attempt<(), PutManifestError> {
-    if count_images(tx, put.repository).await?.saturating_add(QUOTA_MARGIN) <= put.max_images {
+    let scope = of_repository(put.repository);
+    if usage::of(&mut *tx, &scope).await?.0.saturating_add(MARGIN) <= put.max_images {
         return Ok(());
     }
     sqlx::query("SELECT 1 FROM repository WHERE id = $1 FOR NO KEY UPDATE")
         .bind(put.repository.0)
         .execute(&mut *tx)
         .await?;
-    if count_images(tx, put.repository).await? <= put.max_images {
+    if usage::of(&mut *tx, &scope).await?.0 <= put.max_images {
         return Ok(());
     }
     Err(Failure::Refused(PutManifestError::TooManyImages(put.max_images)))
-}
-
-async fn count_images(tx: &mut PgConnection, repository: RepositoryId) -> Attempt<u64, PutManifestError> {
-    let count = sqlx::query_scalar("SELECT count(*) FROM manifest WHERE repository_id = $1");
-    Ok(rows::count(count.bind(repository.0).fetch_one(tx).await?))
 }
 
 /// Counts the image's tags, the new ones included: whoever tags an image holds its row's lock.

@@ -7,6 +7,7 @@
 //! (A new migration is seen when this file is compiled again: touch it.)
 
 mod blobs;
+mod deletion;
 mod failure;
 mod images;
 mod jobs;
@@ -19,6 +20,7 @@ mod rows;
 mod schema;
 mod storage_class;
 mod uploads;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,7 +40,7 @@ use super::images::{
     Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
     StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
-use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
+use super::jobs::{Event, Job, JobCount, JobEnd, JobFilter, LifecycleTurn, NewJob, Requeue, StoredJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
 use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
@@ -63,6 +65,8 @@ pub struct PostgresOptions {
     pub statement_timeout: Duration,
     /// How long an operation may take in all, whatever the network does.
     pub deadline: Duration,
+    /// Brings the schema to this version's. Otherwise it has to be of this version: for tools beside what serves.
+    pub migrate: bool,
 }
 
 impl Default for PostgresOptions {
@@ -72,6 +76,7 @@ impl Default for PostgresOptions {
             acquire_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(60),
+            migrate: true,
         }
     }
 }
@@ -115,7 +120,11 @@ impl PostgresStore {
             .map_err(within)?
             .map_err(store_error)
             .map_err(here)?;
-        schema::migrate(&mut connection).await.map_err(here)?;
+        if options.migrate {
+            schema::migrate(&mut connection).await.map_err(here)?;
+        } else {
+            schema::check(&mut connection).await.map_err(here)?;
+        }
         // What is left of it would be closed anyway.
         let _ = connection.close().await;
 
@@ -241,8 +250,8 @@ impl Metadata for PostgresStore {
     async fn repository_by_id(&self, id: RepositoryId) -> StoreResult<Option<Repository>> {
         self.run(|| repositories::by_id(&self.pool, id)).await
     }
-    async fn repositories_due_for_lifecycle(&self, before: Timestamp, limit: usize) -> StoreResult<Vec<Repository>> {
-        self.run(|| repositories::due_for_lifecycle(&self.pool, before, limit)).await
+    async fn schedule_lifecycle(&self, turn: LifecycleTurn) -> StoreResult<usize> {
+        self.run(|| repositories::schedule_lifecycle(&self.pool, &turn)).await
     }
     async fn change_repository(
         &self,
@@ -258,7 +267,13 @@ impl Metadata for PostgresStore {
         force: bool,
         now: Timestamp,
     ) -> Result<(), DeleteRepositoryError> {
-        self.run(|| repositories::delete(&self.pool, id, force, now)).await
+        self.run(|| deletion::mark(&self.pool, id, force, now)).await
+    }
+    async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool> {
+        self.run(|| deletion::empty(&self.pool, id, limit, now)).await
+    }
+    async fn fold_usage(&self, limit: usize) -> StoreResult<u64> {
+        self.run(|| usage::fold(&self.pool, limit)).await
     }
     async fn repository_usage(&self, id: RepositoryId) -> StoreResult<(u64, u64)> {
         self.run(|| repositories::usage(&self.pool, id)).await
@@ -281,8 +296,8 @@ impl Metadata for PostgresStore {
     ) -> StoreResult<Lookup<Blob>> {
         self.run(|| blobs::find(&self.pool, account, repository, digest)).await
     }
-    async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
-        self.run(|| blobs::layer(&self.pool, repository, digest)).await
+    async fn layers(&self, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>> {
+        self.run(|| blobs::layers(&self.pool, repository, digests)).await
     }
     async fn blob_sources(
         &self,
@@ -306,8 +321,8 @@ impl Metadata for PostgresStore {
     async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkBlob> {
         self.run(|| blobs::unlink(&self.pool, repository, digest)).await
     }
-    async fn extend_lease(&self, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()> {
-        self.run(|| blobs::extend_lease(&self.pool, repository, digest, until)).await
+    async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()> {
+        self.run(|| blobs::extend_leases(&self.pool, repository, digests, until)).await
     }
 
     async fn create_upload(&self, upload: Upload) -> StoreResult<bool> {
@@ -478,17 +493,26 @@ impl Metadata for PostgresStore {
     async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
         self.run(|| jobs::claim(&self.pool, kinds, now, lease)).await
     }
-    async fn heartbeat_job(&self, id: i64, attempts: u32, lease_until: Timestamp) -> StoreResult<bool> {
-        self.run(|| jobs::heartbeat(&self.pool, id, attempts, lease_until)).await
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool> {
+        self.run(|| jobs::heartbeat(&self.pool, id, attempts, lease)).await
     }
     async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()> {
         self.run(|| jobs::end(&self.pool, id, attempts, &end)).await
     }
-    async fn job_counts(&self) -> StoreResult<Vec<JobCount>> {
-        self.run(|| jobs::counts(&self.pool)).await
+    async fn job_counts(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>> {
+        self.run(|| jobs::counts(&self.pool, kinds)).await
+    }
+    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+        self.run(|| jobs::list(&self.pool, filter, after, limit)).await
+    }
+    async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64> {
+        self.run(|| jobs::requeue(&self.pool, jobs, now)).await
     }
     async fn record_event(&self, event: Event) -> StoreResult<()> {
         self.run(|| jobs::record(&self.pool, std::slice::from_ref(&event))).await
+    }
+    async fn prune_events(&self, before: Timestamp, keep: u64, limit: usize) -> StoreResult<u64> {
+        self.run(|| jobs::prune_events(&self.pool, before, keep, limit)).await
     }
     async fn events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>> {
         self.run(|| jobs::events(&self.pool, account, limit)).await

@@ -21,7 +21,8 @@ pub(super) async fn start(
     let mut tx = pool.begin().await?;
     let started = sqlx::query(
         "INSERT INTO lifecycle_preview AS p (repository_id, policy, started_at, state)
-         VALUES ($1, $2, $3, 'IN_PROGRESS')
+         SELECT r.id, $2, $3, 'IN_PROGRESS' FROM repository r
+         WHERE r.id = $1 AND r.deleted_at IS NULL FOR KEY SHARE
          ON CONFLICT (repository_id) DO UPDATE
          SET policy = excluded.policy, started_at = excluded.started_at, state = excluded.state,
              completed_at = NULL, summary = NULL

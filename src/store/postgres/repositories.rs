@@ -2,27 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use super::failure::{Attempt, Failure};
 use super::rows::{self, get, json, millis, repository_columns};
-use super::{jobs, uploads};
+use super::{jobs, usage};
 use crate::names::{AccountId, RepositoryName};
-use crate::store::jobs::NewJob;
+use crate::store::jobs::{LifecycleTurn, NewJob};
 use crate::store::repositories::{
-    CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
-    ResourceTag, TagResourceError,
+    CreateRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId, ResourceTag, TagResourceError,
 };
+use crate::store::usage::{MARGIN, of_registry, of_repository};
 
 pub(super) async fn create(pool: &PgPool, new: &NewRepository, max: u64) -> Attempt<Repository, CreateRepositoryError> {
     let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } = new;
     let mut tx = pool.begin().await?;
-    // One creation in a registry at a time, so that two replicas cannot both take the last place.
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('repositories of ' || $1, 0))")
-        .bind(account.as_str())
-        .execute(&mut *tx)
-        .await?;
     let inserted = sqlx::query(concat!(
         "INSERT INTO repository AS r (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, \
                                       encryption_type, kms_key)
@@ -41,16 +35,27 @@ pub(super) async fn create(pool: &PgPool, new: &NewRepository, max: u64) -> Atte
     .await?;
     let Some(row) = inserted else { return Err(Failure::Refused(CreateRepositoryError::AlreadyExists)) };
     let repository = rows::repository(&row)?;
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM repository WHERE account_id = $1")
-        .bind(account.as_str())
-        .fetch_one(&mut *tx)
-        .await?;
-    if rows::count(count) > max {
-        return Err(Failure::Refused(CreateRepositoryError::LimitExceeded(max)));
-    }
+    check_quota(&mut tx, account, max).await?;
     write_tags(&mut tx, repository.id, tags).await?;
     tx.commit().await?;
     Ok(repository)
+}
+
+/// Counts the registry's repositories, the new one included; near the limit one after the other, so that two replicas cannot both
+/// take the last place.
+async fn check_quota(tx: &mut PgConnection, account: &AccountId, max: u64) -> Attempt<(), CreateRepositoryError> {
+    let scope = of_registry(account);
+    if usage::of(&mut *tx, &scope).await?.0.saturating_add(MARGIN) <= max {
+        return Ok(());
+    }
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('repositories of ' || $1, 0))")
+        .bind(account.as_str())
+        .execute(&mut *tx)
+        .await?;
+    if usage::of(&mut *tx, &scope).await?.0 <= max {
+        return Ok(());
+    }
+    Err(Failure::Refused(CreateRepositoryError::LimitExceeded(max)))
 }
 
 pub(super) async fn by_name(pool: &PgPool, account: &AccountId, name: &RepositoryName) -> Attempt<Option<Repository>> {
@@ -67,10 +72,14 @@ pub(super) async fn by_name(pool: &PgPool, account: &AccountId, name: &Repositor
 }
 
 pub(super) async fn by_id(pool: &PgPool, id: RepositoryId) -> Attempt<Option<Repository>> {
-    let row = sqlx::query(concat!("SELECT ", repository_columns!(), " FROM repository r WHERE r.id = $1"))
-        .bind(id.0)
-        .fetch_optional(pool)
-        .await?;
+    let row = sqlx::query(concat!(
+        "SELECT ",
+        repository_columns!(),
+        " FROM repository r WHERE r.id = $1 AND r.deleted_at IS NULL"
+    ))
+    .bind(id.0)
+    .fetch_optional(pool)
+    .await?;
     Ok(row.as_ref().map(rows::repository).transpose()?)
 }
 
@@ -93,20 +102,28 @@ pub(super) async fn page(
     Ok(found.iter().map(rows::repository).collect::<Result<_, _>>()?)
 }
 
-pub(super) async fn due_for_lifecycle(pool: &PgPool, before: Timestamp, limit: usize) -> Attempt<Vec<Repository>> {
-    let found = sqlx::query(concat!(
-        "SELECT ",
-        repository_columns!(),
-        " FROM repository r
-          WHERE r.lifecycle_policy IS NOT NULL
-            AND (r.lifecycle_evaluated_at IS NULL OR r.lifecycle_evaluated_at < $1)
-          ORDER BY r.id LIMIT $2"
-    ))
-    .bind(millis(before))
-    .bind(rows::limit(limit))
-    .fetch_all(pool)
+pub(super) async fn schedule_lifecycle(pool: &PgPool, turn: &LifecycleTurn) -> Attempt<usize> {
+    let LifecycleTurn { now, again: (from, to), limit, job } = turn;
+    let mut tx = pool.begin().await?;
+    // SKIP LOCKED: replicas that look at once share what is due, and none takes what another took.
+    let due: Vec<i64> = sqlx::query_scalar(
+        "WITH due AS (
+             SELECT id FROM repository WHERE lifecycle_due_at <= $1 ORDER BY lifecycle_due_at, id LIMIT $2
+             FOR NO KEY UPDATE SKIP LOCKED)
+         UPDATE repository r SET lifecycle_due_at = $3 + floor(random() * ($4 + 1))::bigint
+         FROM due WHERE r.id = due.id RETURNING r.id",
+    )
+    .bind(millis(*now))
+    .bind(rows::limit(*limit))
+    .bind(millis(*from))
+    .bind(millis(*to).saturating_sub(millis(*from)).max(0))
+    .fetch_all(&mut *tx)
     .await?;
-    Ok(found.iter().map(rows::repository).collect::<Result<_, _>>()?)
+    let new_jobs: Vec<NewJob> = due.iter().map(|id| job(RepositoryId(*id), *now)).collect();
+    let new_jobs = jobs::without_running(&mut tx, new_jobs).await?;
+    jobs::enqueue(&mut tx, &new_jobs).await?;
+    tx.commit().await?;
+    Ok(due.len())
 }
 
 pub(super) async fn change(
@@ -118,28 +135,34 @@ pub(super) async fn change(
     let mut tx = pool.begin().await?;
     let update = match change {
         RepositoryChange::TagMutability(value) => {
-            let sql = "UPDATE repository SET version = version + 1, tag_mutability = $2, exclusions = $3 WHERE id = $1";
-            sqlx::query(sql).bind(id.0).bind(value.mode.as_str()).bind(json(&value.exclusions)?)
+            sqlx::query("UPDATE repository SET version = version + 1, tag_mutability = $2, exclusions = $3 WHERE id = $1 AND deleted_at IS NULL")
+                .bind(id.0)
+                .bind(value.mode.as_str())
+                .bind(json(&value.exclusions)?)
         }
         RepositoryChange::ScanOnPush(value) => {
-            let sql = "UPDATE repository SET version = version + 1, scan_on_push = $2 WHERE id = $1";
-            sqlx::query(sql).bind(id.0).bind(value)
+            sqlx::query("UPDATE repository SET version = version + 1, scan_on_push = $2 WHERE id = $1 AND deleted_at IS NULL").bind(id.0).bind(value)
         }
         RepositoryChange::Policy(value) => {
-            let sql = "UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = $2
-                       WHERE id = $1";
-            sqlx::query(sql).bind(id.0).bind(value)
+            sqlx::query("UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = $2 WHERE id = $1 AND deleted_at IS NULL").bind(id.0).bind(value)
         }
         RepositoryChange::LifecyclePolicy(value) => {
-            let sql =
-                "UPDATE repository SET version = version + 1, lifecycle_policy = $2, lifecycle_evaluated_at = NULL
-                       WHERE id = $1";
-            sqlx::query(sql).bind(id.0).bind(value)
+            // Due since the epoch: before all others.
+            sqlx::query(
+                "UPDATE repository SET version = version + 1, lifecycle_policy = $2, lifecycle_evaluated_at = NULL,
+                        lifecycle_due_at = CASE WHEN $2::text IS NULL THEN NULL ELSE 0 END WHERE id = $1 AND deleted_at IS NULL",
+            )
+            .bind(id.0)
+            .bind(value)
         }
-        RepositoryChange::LifecycleEvaluated(at) => {
-            let sql = "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = $2 WHERE id = $1";
-            sqlx::query(sql).bind(id.0).bind(millis(*at))
-        }
+        RepositoryChange::LifecycleEvaluated { at, due_at } => sqlx::query(
+            "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = $2,
+                    lifecycle_due_at = CASE WHEN lifecycle_policy IS NULL THEN NULL
+                                            ELSE greatest(lifecycle_due_at, $3) END WHERE id = $1 AND deleted_at IS NULL",
+        )
+        .bind(id.0)
+        .bind(millis(*at))
+        .bind(millis(*due_at)),
     };
     let changed = update.execute(&mut *tx).await?.rows_affected() > 0;
     if changed {
@@ -149,49 +172,8 @@ pub(super) async fn change(
     Ok(changed)
 }
 
-pub(super) async fn delete(
-    pool: &PgPool,
-    id: RepositoryId,
-    force: bool,
-    now: Timestamp,
-) -> Attempt<(), DeleteRepositoryError> {
-    let mut tx = pool.begin().await?;
-    // Whatever puts something into the repository holds FOR KEY SHARE: this waits for it, and it for this.
-    let found = sqlx::query("SELECT 1 FROM repository WHERE id = $1 FOR UPDATE").bind(id.0).fetch_optional(&mut *tx);
-    if found.await?.is_none() {
-        return Err(Failure::Refused(DeleteRepositoryError::NotFound));
-    }
-    if !force {
-        let images: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM manifest WHERE repository_id = $1)")
-            .bind(id.0)
-            .fetch_one(&mut *tx)
-            .await?;
-        if images {
-            return Err(Failure::Refused(DeleteRepositoryError::NotEmpty));
-        }
-    }
-    uploads::discard_all(&mut tx, id, now).await?;
-    // From the edges to what they hold, since RESTRICT looks at each row at once.
-    for statement in [
-        "DELETE FROM manifest_child WHERE parent_id IN (SELECT id FROM manifest WHERE repository_id = $1)",
-        "DELETE FROM manifest WHERE repository_id = $1",
-        "DELETE FROM repository_blob WHERE repository_id = $1",
-        "DELETE FROM repository WHERE id = $1",
-    ] {
-        sqlx::query(statement).bind(id.0).execute(&mut *tx).await?;
-    }
-    tx.commit().await?;
-    Ok(())
-}
-
 pub(super) async fn usage(pool: &PgPool, id: RepositoryId) -> Attempt<(u64, u64)> {
-    let row = sqlx::query(
-        "SELECT count(*) AS images, coalesce(sum(image_size), 0)::bigint AS bytes FROM manifest WHERE repository_id = $1",
-    )
-    .bind(id.0)
-    .fetch_one(pool)
-    .await?;
-    Ok((rows::unsigned(&row, "images")?, rows::unsigned(&row, "bytes")?))
+    usage::of(pool, &of_repository(id)).await
 }
 
 pub(super) async fn resource_tags(pool: &PgPool, id: RepositoryId) -> Attempt<Vec<ResourceTag>> {
@@ -211,7 +193,8 @@ pub(super) async fn tag_resource(
 ) -> Attempt<(), TagResourceError> {
     let mut tx = pool.begin().await?;
     // The lock makes the count below right.
-    let found = sqlx::query("SELECT 1 FROM repository WHERE id = $1 FOR NO KEY UPDATE").bind(id.0);
+    let found =
+        sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE").bind(id.0);
     if found.fetch_optional(&mut *tx).await?.is_none() {
         return Err(Failure::Refused(TagResourceError::NotFound));
     }
@@ -246,7 +229,7 @@ pub(super) async fn untag_resource(pool: &PgPool, id: RepositoryId, keys: &[Stri
     Ok(())
 }
 
-async fn write_tags<E>(tx: &mut sqlx::PgConnection, id: RepositoryId, tags: &[ResourceTag]) -> Attempt<(), E> {
+async fn write_tags<E>(tx: &mut PgConnection, id: RepositoryId, tags: &[ResourceTag]) -> Attempt<(), E> {
     // Of a key that comes twice the last value counts: a statement may not write one row twice.
     let tags: BTreeMap<&str, &str> = tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str())).collect();
     if tags.is_empty() {

@@ -28,6 +28,26 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> StoreResult<()> {
     })
 }
 
+/// Refuses a schema of another version than this one's.
+pub(super) async fn check(connection: &mut PgConnection) -> StoreResult<()> {
+    let version: Result<Option<i64>, _> =
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await;
+    let known = MIGRATIONS.iter().map(|migration| migration.version).max();
+    match version {
+        Ok(version) if version == known => Ok(()),
+        Ok(version) => Err(refused(format!(
+            "the database's schema has version {}, this Wharfage knows {}: use the Wharfage that serves it",
+            version.unwrap_or(0),
+            known.unwrap_or(0)
+        ))),
+        // There is no such table.
+        Err(sqlx::Error::Database(report)) if report.code().as_deref() == Some("42P01") => {
+            Err(refused("the database holds no registry: give the one that a registry serves from".to_owned()))
+        }
+        Err(error) => Err(store_error(error)),
+    }
+}
+
 fn refused(why: String) -> StoreError {
     StoreError::Backend(why.into())
 }

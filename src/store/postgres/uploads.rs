@@ -11,7 +11,7 @@ use super::{blobs, jobs};
 use crate::names::Digest;
 use crate::store::jobs::DeleteGeneration;
 use crate::store::repositories::{Encryption, RepositoryId};
-use crate::store::uploads::{CommitUpload, Committed, Upload, UploadError, UploadProgress};
+use crate::store::uploads::{CommitUpload, Committed, MOST_COUNTED, Upload, UploadError, UploadProgress};
 use crate::store::{Generation, StoreError, StoreResult, WriterState};
 
 pub(super) async fn create(pool: &PgPool, upload: &Upload) -> Attempt<bool> {
@@ -19,7 +19,8 @@ pub(super) async fn create(pool: &PgPool, upload: &Upload) -> Attempt<bool> {
     let created = sqlx::query(
         "INSERT INTO upload (id, repository_id, generation, algorithm, started_at, version, byte_offset, updated_at,
                              hash_state, door_state, writer_state)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+         SELECT $1, r.id, $3, $4, $5, $6, $7, $8, $9, $10, $11
+         FROM repository r WHERE r.id = $2 AND r.deleted_at IS NULL FOR KEY SHARE",
     )
     .bind(id.to_string())
     .bind(repository.0)
@@ -36,7 +37,7 @@ pub(super) async fn create(pool: &PgPool, upload: &Upload) -> Attempt<bool> {
     .await
     .map_err(Failure::from);
     match created {
-        Ok(_) => Ok(true),
+        Ok(created) => Ok(created.rows_affected() > 0),
         Err(failure) if failure.is_foreign_key() => Ok(false),
         Err(failure) => Err(failure),
     }
@@ -100,7 +101,7 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> Attempt<Comm
     let mut tx = pool.begin().await?;
     let row = sqlx::query(
         "SELECT u.repository_id, u.generation, u.version, r.account_id, r.encryption_type, r.kms_key
-         FROM upload u JOIN repository r ON r.id = u.repository_id
+         FROM upload u JOIN repository r ON r.id = u.repository_id AND r.deleted_at IS NULL
          WHERE u.id = $1 FOR KEY SHARE OF r FOR UPDATE OF u",
     )
     .bind(id.to_string())
@@ -182,13 +183,24 @@ pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestam
     Ok(gone.len() as u64)
 }
 
-/// Removes every session of a repository that is being deleted.
-pub(super) async fn discard_all<E>(tx: &mut PgConnection, repository: RepositoryId, now: Timestamp) -> Attempt<(), E> {
-    let gone = sqlx::query("DELETE FROM upload WHERE repository_id = $1 RETURNING generation, writer_state")
-        .bind(repository.0)
-        .fetch_all(&mut *tx)
-        .await?;
-    hand_over(tx, &gone, now).await
+/// Removes sessions of a repository that was deleted, at most so many; how many.
+pub(super) async fn discard(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    limit: usize,
+    now: Timestamp,
+) -> Attempt<usize> {
+    let gone = sqlx::query(
+        "DELETE FROM upload WHERE id = ANY (ARRAY(
+             SELECT id FROM upload WHERE repository_id = $1 LIMIT $2 FOR UPDATE))
+         RETURNING generation, writer_state",
+    )
+    .bind(repository.0)
+    .bind(rows::limit(limit))
+    .fetch_all(&mut *tx)
+    .await?;
+    hand_over(tx, &gone, now).await?;
+    Ok(gone.len())
 }
 
 /// Hands the generations of sessions that are gone to the jobs that delete them.
@@ -202,6 +214,9 @@ async fn hand_over<E>(tx: &mut PgConnection, gone: &[PgRow], now: Timestamp) -> 
 }
 
 pub(super) async fn open(pool: &PgPool) -> Attempt<u64> {
-    let row = sqlx::query("SELECT count(*) AS open FROM upload").fetch_one(pool).await?;
+    let row = sqlx::query("SELECT count(*) AS open FROM (SELECT 1 FROM upload LIMIT $1) u")
+        .bind(signed(MOST_COUNTED)?)
+        .fetch_one(pool)
+        .await?;
     Ok(rows::unsigned(&row, "open")?)
 }

@@ -45,7 +45,7 @@ fn find_sql() -> String {
     )
 }
 
-pub(super) fn layer(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
+fn layer(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
     db.first(&layer_sql(), params![repository.0, digest.as_str()], |row| {
         let media_type: Option<String> = row.get(2)?;
         // Every edge has a media type, so there is one where there is an edge.
@@ -65,15 +65,21 @@ fn layer_sql() -> String {
     )
 }
 
+pub(super) fn layers(db: Db<'_>, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>> {
+    digests.iter().map(|digest| layer(db, repository, digest)).collect()
+}
+
 pub(super) fn sources(
     db: Db<'_>,
     account: &AccountId,
     digest: &Digest,
     limit: usize,
 ) -> StoreResult<Vec<(RepositoryId, RepositoryName)>> {
-    let sql = "SELECT r.id, r.name FROM blob b JOIN repository_blob l ON l.blob_id = b.id \
-               JOIN repository r ON r.id = l.repository_id \
-               WHERE b.account_id = ?1 AND b.digest = ?2 AND b.state = 'live' ORDER BY r.name LIMIT ?3";
+    let sql = "SELECT r.id, r.name FROM blob b \
+               CROSS JOIN repository_blob l ON l.id IN \
+                 (SELECT id FROM repository_blob WHERE blob_id = b.id ORDER BY id LIMIT ?3) \
+               JOIN repository r ON r.id = l.repository_id AND r.deleted_at IS NULL \
+               WHERE b.account_id = ?1 AND b.digest = ?2 AND b.state = 'live' LIMIT ?3";
     db.all(sql, params![account.as_str(), digest.as_str(), rows::limit(limit)], |row| {
         Ok((RepositoryId(row.get(0)?), rows::parse(text(row, 1)?)?))
     })
@@ -134,12 +140,11 @@ pub(super) fn mount(
     now: Timestamp,
     lease_until: Timestamp,
 ) -> StoreResult<MountBlob> {
+    let Some(target) = repositories::by_id(db, to)? else { return Ok(MountBlob::NotMountable) };
     if confirm(db, to, digest, now, lease_until)? {
         return Ok(MountBlob::Mounted);
     }
-    let (Some(source), Some(target)) = (linked(db, from, digest)?, repositories::by_id(db, to)?) else {
-        return Ok(MountBlob::NotMountable);
-    };
+    let Some(source) = linked(db, from, digest)? else { return Ok(MountBlob::NotMountable) };
     let alike = source.account == target.account.as_str() && source.encryption == rows::encryption(&target.encryption);
     let referenced = || db.exists("SELECT 1 FROM manifest_blob WHERE link_id = ?1", [source.link]);
     if !alike || source.archived || (referenced_only && !referenced()?) {
@@ -160,22 +165,36 @@ pub(super) fn unlink(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> S
     Ok(UnlinkBlob::Unlinked)
 }
 
-pub(super) fn lease_ends_before(
+/// Those of the blobs whose leases end before `until`.
+pub(super) fn short_leases(
     db: Db<'_>,
     repository: RepositoryId,
-    digest: &Digest,
+    digests: &[Digest],
     until: Timestamp,
-) -> StoreResult<bool> {
+) -> StoreResult<Vec<Digest>> {
     let sql = "SELECT 1 FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
                WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.lease_until < ?3";
-    db.exists(sql, params![repository.0, digest.as_str(), rows::millis(until)])
+    let mut short = Vec::new();
+    for digest in digests {
+        if db.exists(sql, params![repository.0, digest.as_str(), rows::millis(until)])? {
+            short.push(digest.clone());
+        }
+    }
+    Ok(short)
 }
 
-pub(super) fn extend_lease(db: Db<'_>, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()> {
-    match linked(db, repository, digest)? {
-        Some(Linked { blob, .. }) => move_lease(db, blob, until),
-        None => Ok(()),
+pub(super) fn extend_leases(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digests: &[Digest],
+    until: Timestamp,
+) -> StoreResult<()> {
+    for digest in digests {
+        if let Some(Linked { blob, .. }) = linked(db, repository, digest)? {
+            move_lease(db, blob, until)?;
+        }
     }
+    Ok(())
 }
 
 /// Adds the row of a new live blob and links it.

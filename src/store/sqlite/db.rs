@@ -1,6 +1,6 @@
 //! A connection as the queries see it: every statement is prepared once and kept, every error is the store's.
 
-use rusqlite::{Connection, ErrorCode, Params, Row};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
 
 use crate::store::{StoreError, StoreResult};
 
@@ -8,15 +8,21 @@ use crate::store::{StoreError, StoreResult};
 #[derive(Clone, Copy)]
 pub(super) struct Db<'c>(pub(super) &'c Connection);
 
-impl Db<'_> {
+impl<'c> Db<'c> {
+    /// The one place where statements are prepared; their texts are traced, so that tests see every one.
+    fn prepare(self, sql: &str) -> StoreResult<CachedStatement<'c>> {
+        tracing::trace!(target: "wharfage::sqlite", statement = sql, "prepare");
+        Ok(self.0.prepare_cached(sql)?)
+    }
+
     /// Runs a statement and tells how many rows it touched.
     pub(super) fn run(self, sql: &str, params: impl Params) -> StoreResult<usize> {
-        Ok(self.0.prepare_cached(sql)?.execute(params)?)
+        Ok(self.prepare(sql)?.execute(params)?)
     }
 
     /// Inserts a row and returns its row id.
     pub(super) fn insert(self, sql: &str, params: impl Params) -> StoreResult<i64> {
-        Ok(self.0.prepare_cached(sql)?.insert(params)?)
+        Ok(self.prepare(sql)?.insert(params)?)
     }
 
     /// The first row, if there is one.
@@ -26,13 +32,13 @@ impl Db<'_> {
         params: impl Params,
         read: impl FnOnce(&Row<'_>) -> StoreResult<T>,
     ) -> StoreResult<Option<T>> {
-        let mut statement = self.0.prepare_cached(sql)?;
+        let mut statement = self.prepare(sql)?;
         statement.query(params)?.next()?.map(read).transpose()
     }
 
     /// Whether there is a row.
     pub(super) fn exists(self, sql: &str, params: impl Params) -> StoreResult<bool> {
-        Ok(self.0.prepare_cached(sql)?.exists(params)?)
+        Ok(self.prepare(sql)?.exists(params)?)
     }
 
     /// Every row; the caller has put a bound on them.
@@ -42,7 +48,7 @@ impl Db<'_> {
         params: impl Params,
         mut read: impl FnMut(&Row<'_>) -> StoreResult<T>,
     ) -> StoreResult<Vec<T>> {
-        let mut statement = self.0.prepare_cached(sql)?;
+        let mut statement = self.prepare(sql)?;
         let mut rows = statement.query(params)?;
         let mut all = Vec::new();
         while let Some(row) = rows.next()? {

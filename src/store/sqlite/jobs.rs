@@ -7,13 +7,8 @@ use rusqlite::{Row, params};
 
 use super::db::{Db, text, text_or_null};
 use crate::names::{AccountId, RepositoryName};
-use crate::store::jobs::{Event, Job, JobCount, JobEnd, NewJob};
+use crate::store::jobs::{Event, Job, JobCount, JobEnd, JobFilter, JobState, NewJob, Requeue, StoredJob};
 use crate::store::{StoreResult, rows};
-
-/// Events that are kept; older ones go, so that a busy registry's table does not grow for ever.
-const EVENTS_KEPT: i64 = 100_000;
-/// Old events go in bunches of so many.
-const EVENTS_PRUNED: i64 = 1_000;
 
 pub(super) fn enqueue(db: Db<'_>, job: &NewJob) -> StoreResult<()> {
     let NewJob { kind, key, payload, run_at } = job;
@@ -23,45 +18,62 @@ pub(super) fn enqueue(db: Db<'_>, job: &NewJob) -> StoreResult<()> {
     db.run(sql, params![kind, key, rows::millis(*run_at), payload]).map(drop)
 }
 
-/// The job of these kinds (a JSON array) that is to be claimed next. One that lost its holder comes before its like that
-/// wait, so that no two of a key run at once. Each kind is looked up by itself: a long queue of one does not slow another.
-pub(super) fn next(db: Db<'_>, kinds: &str, now: Timestamp) -> StoreResult<Option<i64>> {
-    db.first(NEXT, params![kinds, rows::millis(now)], |row| Ok(row.get(0)?))
+/// The job of these kinds (a JSON array) to be claimed next, if there is one. One that lost its holder comes first, so that no
+/// two of a key run at once. Each kind is looked up by itself: a long queue of one does not slow another.
+pub(super) fn next(db: Db<'_>, kinds: &str, now: Timestamp, clock: Timestamp) -> StoreResult<Option<i64>> {
+    let lost = "SELECT id FROM job WHERE state = 'running' AND lease_until <= ?2 \
+                AND +kind IN (SELECT value FROM json_each(?1)) ORDER BY lease_until LIMIT 1";
+    if let Some(id) = db.first(lost, params![kinds, rows::millis(clock)], |row| Ok(row.get(0)?))? {
+        return Ok(Some(id));
+    }
+    let waiting = "SELECT j.id FROM json_each(?1) k CROSS JOIN job j ON j.id = \
+                     (SELECT w.id FROM job w WHERE w.kind = k.value AND w.state = 'waiting' AND w.run_at <= ?2 \
+                      AND NOT EXISTS (SELECT 1 FROM job r \
+                                      WHERE r.kind = w.kind AND r.key = w.key AND r.state = 'running') \
+                      ORDER BY w.run_at, w.id LIMIT 1) \
+                   ORDER BY j.run_at, j.id LIMIT 1";
+    db.first(waiting, params![kinds, rows::millis(now)], |row| Ok(row.get(0)?))
 }
 
-const NEXT: &str = "SELECT j.id FROM json_each(?1) k JOIN job j ON j.id IN ( \
-                      (SELECT w.id FROM job w WHERE w.kind = k.value AND w.state = 'waiting' AND w.run_at <= ?2 \
-                       AND NOT EXISTS (SELECT 1 FROM job r \
-                                       WHERE r.kind = w.kind AND r.key = w.key AND r.state = 'running') \
-                       ORDER BY w.run_at, w.id LIMIT 1), \
-                      (SELECT r.id FROM job r WHERE r.kind = k.value AND r.state = 'running' \
-                       AND r.lease_until <= ?2 ORDER BY r.run_at, r.id LIMIT 1)) \
-                    ORDER BY j.run_at, j.id LIMIT 1";
-
-pub(super) fn claim(db: Db<'_>, kinds: &str, now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
-    let Some(id) = next(db, kinds, now)? else {
+pub(super) fn claim(
+    db: Db<'_>,
+    kinds: &str,
+    now: Timestamp,
+    clock: Timestamp,
+    lease: Duration,
+) -> StoreResult<Option<Job>> {
+    let Some(id) = next(db, kinds, now, clock)? else {
         return Ok(None);
     };
-    let lease = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
     let sql = "UPDATE job SET state = 'running', lease_until = ?2, attempts = attempts + 1 WHERE id = ?1 \
                RETURNING id, kind, key, payload, attempts";
-    db.first(sql, [id, rows::millis(now).saturating_add(lease)], |row| {
+    db.first(sql, [id, lease_end(clock, lease)], |row| {
         Ok(Job { id: row.get(0)?, kind: row.get(1)?, key: row.get(2)?, payload: row.get(3)?, attempts: row.get(4)? })
     })
 }
 
-pub(super) fn heartbeat(db: Db<'_>, id: i64, attempts: u32, lease_until: Timestamp) -> StoreResult<bool> {
+/// The end of a lease that begins now, in milliseconds.
+fn lease_end(clock: Timestamp, lease: Duration) -> i64 {
+    rows::millis(clock).saturating_add(rows::lease(lease))
+}
+
+pub(super) fn heartbeat(db: Db<'_>, id: i64, attempts: u32, clock: Timestamp, lease: Duration) -> StoreResult<bool> {
     let sql = "UPDATE job SET lease_until = ?3 WHERE id = ?1 AND attempts = ?2 AND state = 'running'";
-    Ok(db.run(sql, params![id, attempts, rows::millis(lease_until)])? > 0)
+    Ok(db.run(sql, params![id, attempts, lease_end(clock, lease)])? > 0)
 }
 
 pub(super) fn end(db: Db<'_>, id: i64, attempts: u32, end: &JobEnd) -> StoreResult<()> {
-    let sql = "SELECT (SELECT w.id FROM job w WHERE w.kind = r.kind AND w.key = r.key AND w.state = 'waiting') \
+    let sql = "SELECT (SELECT w.id FROM job w WHERE w.kind = r.kind AND w.key = r.key AND w.state = 'waiting'), \
+                      (SELECT d.id FROM job d WHERE d.kind = r.kind AND d.key = r.key AND d.state = 'dead') \
                FROM job r WHERE r.id = ?1 AND r.attempts = ?2 AND r.state = 'running'";
-    let held: Option<Option<i64>> = db.first(sql, params![id, attempts], |row| Ok(row.get(0)?))?;
-    let Some(behind) = held else {
+    let others = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let held: Option<(Option<i64>, Option<i64>)> = db.first(sql, params![id, attempts], others)?;
+    let Some((behind, dead)) = held else {
         return Ok(());
     };
+    if let (JobEnd::Done | JobEnd::Dead { .. }, Some(dead)) = (end, dead) {
+        delete(db, dead)?;
+    }
     match (end, behind) {
         (JobEnd::Done, _) => delete(db, id),
         (JobEnd::Dead { error }, _) => {
@@ -87,21 +99,75 @@ fn delete(db: Db<'_>, id: i64) -> StoreResult<()> {
     db.run("DELETE FROM job WHERE id = ?1", [id]).map(drop)
 }
 
-pub(super) fn counts(db: Db<'_>) -> StoreResult<Vec<JobCount>> {
-    db.all("SELECT kind, state, count(*) FROM job GROUP BY kind, state ORDER BY kind, state", [], |row| {
+pub(super) fn counts(db: Db<'_>, kinds: &str) -> StoreResult<Vec<JobCount>> {
+    let sql = "SELECT k.value, 'waiting', (SELECT count(*) FROM \
+                 (SELECT 1 FROM job j WHERE j.kind = k.value AND j.state = 'waiting' LIMIT ?2)) FROM json_each(?1) k \
+               UNION ALL \
+               SELECT k.value, 'running', (SELECT count(*) FROM \
+                 (SELECT 1 FROM job j WHERE j.kind = k.value AND j.state = 'running' LIMIT ?2)) FROM json_each(?1) k \
+               UNION ALL \
+               SELECT kind, 'dead', min(count(*), ?2) FROM job WHERE state = 'dead' GROUP BY kind";
+    let counts = db.all(sql, params![kinds, rows::signed(JobCount::LIMIT)?], |row| {
         Ok(JobCount { kind: row.get(0)?, state: row.get(1)?, count: rows::unsigned(row.get(2)?)? })
+    })?;
+    Ok(counts.into_iter().filter(|count| count.count > 0).collect())
+}
+
+pub(super) fn list(db: Db<'_>, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+    let sql = "SELECT id, kind, key, state, run_at, attempts, last_error FROM job \
+               WHERE id > ?1 AND (?2 IS NULL OR kind = ?2) AND (?3 IS NULL OR state = ?3) ORDER BY id LIMIT ?4";
+    let state = filter.state.map(JobState::as_str);
+    db.all(sql, params![after.unwrap_or(0), filter.kind, state, rows::limit(limit)], |row| {
+        Ok(StoredJob {
+            id: row.get(0)?,
+            kind: row.get(1)?,
+            key: row.get(2)?,
+            state: rows::job_state(text(row, 3)?)?,
+            run_at: rows::time(row.get(4)?)?,
+            attempts: row.get(5)?,
+            last_error: row.get(6)?,
+        })
     })
+}
+
+pub(super) fn requeue(db: Db<'_>, jobs: &Requeue, now: Timestamp) -> StoreResult<u64> {
+    let (id, kind) = match jobs {
+        Requeue::One(id) => (Some(*id), None),
+        Requeue::Kind(kind) => (None, Some(kind)),
+        Requeue::Dead => (None, None),
+    };
+    let now = rows::millis(now);
+    let chosen = "state = 'dead' AND (?1 IS NULL OR id = ?1) AND (?2 IS NULL OR kind = ?2)";
+    let twins = format!(
+        "UPDATE job SET run_at = min(run_at, ?3) WHERE state = 'waiting' \
+         AND (kind, key) IN (SELECT kind, key FROM job WHERE {chosen})"
+    );
+    db.run(&twins, params![id, kind, now])?;
+    let replaced = format!(
+        "DELETE FROM job WHERE {chosen} AND EXISTS (SELECT 1 FROM job w \
+                                                    WHERE w.kind = job.kind AND w.key = job.key AND w.state = 'waiting')"
+    );
+    let replaced = db.run(&replaced, params![id, kind])?;
+    let revived = format!("UPDATE job SET state = 'waiting', run_at = ?3, attempts = 0 WHERE {chosen}");
+    let revived = db.run(&revived, params![id, kind, now])?;
+    let sooner = "UPDATE job SET run_at = min(run_at, ?2), attempts = 0 WHERE id = ?1 AND state = 'waiting'";
+    let sooner = if id.is_some() && replaced + revived == 0 { db.run(sooner, params![id, now])? } else { 0 };
+    Ok((replaced + revived + sooner) as u64)
 }
 
 pub(super) fn record(db: Db<'_>, event: &Event) -> StoreResult<()> {
     let Event { at, account, repository, kind, detail } = event;
     let sql = "INSERT INTO event (at, account_id, repository, kind, detail) VALUES (?1, ?2, ?3, ?4, ?5)";
     let repository = repository.as_ref().map(RepositoryName::as_str);
-    let id = db.insert(sql, params![rows::millis(*at), account.as_str(), repository, kind, detail])?;
-    if id % EVENTS_PRUNED == 0 {
-        db.run("DELETE FROM event WHERE id <= ?1", [id - EVENTS_KEPT])?;
-    }
-    Ok(())
+    db.run(sql, params![rows::millis(*at), account.as_str(), repository, kind, detail]).map(drop)
+}
+
+pub(super) fn prune_events(db: Db<'_>, before: Timestamp, keep: u64, limit: usize) -> StoreResult<u64> {
+    let sql = "DELETE FROM event WHERE id IN ( \
+                 SELECT id FROM (SELECT id, at FROM event ORDER BY id LIMIT ?3) \
+                 WHERE at < ?1 OR id <= (SELECT max(id) FROM event) - ?2)";
+    let gone = db.run(sql, params![rows::millis(before), rows::signed(keep)?, rows::limit(limit)])?;
+    Ok(gone as u64)
 }
 
 pub(super) fn events(db: Db<'_>, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>> {
@@ -118,28 +184,4 @@ fn event(row: &Row<'_>) -> StoreResult<Event> {
         kind: row.get(3)?,
         detail: row.get(4)?,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn old_events_go_as_new_ones_come() {
-        let connection = super::super::in_memory();
-        let event = Event {
-            at: Timestamp::UNIX_EPOCH,
-            account: "123456789012".parse().unwrap(),
-            repository: None,
-            kind: "ECR Image Action".into(),
-            detail: "{}".into(),
-        };
-        for id in [1, EVENTS_PRUNED, EVENTS_PRUNED + 1, EVENTS_KEPT + EVENTS_PRUNED - 1] {
-            let sql = "INSERT INTO event (id, at, account_id, kind, detail) VALUES (?1, 0, '123456789012', '', '{}')";
-            connection.execute(sql, [id]).unwrap();
-        }
-        record(Db(&connection), &event).unwrap();
-        let ids = Db(&connection).all("SELECT id FROM event ORDER BY id", [], |row| Ok(row.get::<_, i64>(0)?)).unwrap();
-        assert_eq!(ids, [1, EVENTS_KEPT - 1, EVENTS_KEPT].map(|id| id + EVENTS_PRUNED));
-    }
 }

@@ -1,5 +1,7 @@
 //! What is read of images: the manifest of a pull, images by reference, and keyset pages of everything.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use rusqlite::{Row, params};
 
@@ -7,8 +9,7 @@ use super::db::{Db, text, text_or_null};
 use super::repositories;
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 use crate::store::images::{
-    Image, ImageFilter, ImageIdentifier, ImageStatus, Manifest, ManifestId, ReferrerFilter, TagStatusFilter,
-    TaggedImage,
+    Image, ImageFilter, ImageIdentifier, ImageRange, Manifest, ManifestId, ReferrerFilter, TaggedImage, statuses,
 };
 use crate::store::repositories::RepositoryId;
 use crate::store::{Lookup, StoreResult, rows};
@@ -121,31 +122,40 @@ pub(super) fn images(
     references.iter().map(find).collect()
 }
 
-/// The manifests of a filter's status, by the index that finds them: those that are not active are few and have their own.
-fn of_status(status: Option<ImageStatus>) -> (&'static str, &'static str) {
-    match status {
-        None => ("manifest m", ""),
-        Some(ImageStatus::Active) => ("manifest m", " AND m.status = 'ACTIVE'"),
-        Some(ImageStatus::Archived) => {
-            ("manifest m INDEXED BY manifest_not_active", " AND m.status <> 'ACTIVE' AND m.status = 'ARCHIVED'")
-        }
-        Some(ImageStatus::Activating) => {
-            ("manifest m INDEXED BY manifest_not_active", " AND m.status <> 'ACTIVE' AND m.status = 'ACTIVATING'")
-        }
-    }
+/// An image on a page of a listing.
+struct Listed {
+    id: i64,
+    digest: Digest,
+    tag_count: i64,
 }
 
-fn list_images_sql(filter: ImageFilter) -> String {
-    let (manifests, of_status) = of_status(filter.status);
-    let of_tags = match filter.tag_status {
-        TagStatusFilter::Any => "",
-        TagStatusFilter::Tagged => " AND EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id)",
-        TagStatusFilter::Untagged => " AND NOT EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id)",
-    };
-    format!(
-        "SELECT {IMAGE} FROM {manifests} WHERE m.repository_id = ?1 AND m.digest > ?2{of_status}{of_tags} \
-         ORDER BY m.digest LIMIT ?3"
-    )
+/// The images of a filter whose digests are `from` or greater, in the order of their digests. Each range of the filter is one of
+/// the index; what they give together is merged here.
+fn page(
+    db: Db<'_>,
+    repository: RepositoryId,
+    filter: ImageFilter,
+    from: &str,
+    limit: usize,
+) -> StoreResult<Vec<Listed>> {
+    let listed = |row: &Row<'_>| Ok(Listed { id: row.get(0)?, digest: digest(row, 1)?, tag_count: row.get(2)? });
+    let ranges = filter.ranges();
+    if ranges.is_empty() {
+        let sql = "SELECT id, digest, tag_count FROM manifest \
+                   WHERE repository_id = ?1 AND digest >= ?2 ORDER BY digest LIMIT ?3";
+        return db.all(sql, params![repository.0, from, rows::limit(limit)], listed);
+    }
+    let mut page = Vec::new();
+    for ImageRange { status, tagged } in ranges {
+        let sql = "SELECT id, digest, tag_count FROM manifest \
+                   WHERE repository_id = ?1 AND status = ?4 AND min(tag_count, 1) = ?5 AND digest >= ?2 \
+                   ORDER BY digest LIMIT ?3";
+        let values = params![repository.0, from, rows::limit(limit), status.as_str(), i64::from(tagged)];
+        page.extend(db.all(sql, values, listed)?);
+    }
+    page.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));
+    page.truncate(limit);
+    Ok(page)
 }
 
 pub(super) fn list_images(
@@ -155,24 +165,17 @@ pub(super) fn list_images(
     after: Option<&Digest>,
     limit: usize,
 ) -> StoreResult<Vec<TaggedImage>> {
-    let after = after.map_or("", Digest::as_str);
-    let page = db.all(&list_images_sql(filter), params![repository.0, after, rows::limit(limit)], image)?;
-    page.into_iter().map(|image| with_tags(db, image)).collect()
-}
-
-fn list_image_ids_sql(filter: ImageFilter) -> String {
-    let (manifests, of_status) = of_status(filter.status);
-    let (join, of_tags) = match filter.tag_status {
-        TagStatusFilter::Any => ("LEFT JOIN", ""),
-        TagStatusFilter::Tagged => ("JOIN", ""),
-        TagStatusFilter::Untagged => ("LEFT JOIN", " AND t.name IS NULL"),
-    };
-    // An entry without a tag comes before those with one, and no tag is empty.
-    format!(
-        "SELECT m.digest, t.name FROM {manifests} {join} tag t ON t.manifest_id = m.id \
-         WHERE m.repository_id = ?1 AND m.digest >= ?2 AND (m.digest > ?2 OR t.name > ?3){of_status}{of_tags} \
-         ORDER BY m.digest, t.name LIMIT ?4"
-    )
+    let by_id = format!("SELECT {IMAGE} FROM manifest m WHERE m.id = ?1");
+    let mut images = Vec::new();
+    for Listed { id, digest, tag_count } in page(db, repository, filter, after.map_or("", Digest::as_str), limit + 1)? {
+        if after == Some(&digest) || images.len() == limit {
+            continue;
+        }
+        let tags = if tag_count == 0 { Vec::new() } else { tags_of(db, ManifestId(id))? };
+        let image = db.first(&by_id, [id], image)?;
+        images.extend(image.map(|image| TaggedImage { image, tags }));
+    }
+    Ok(images)
 }
 
 pub(super) fn list_image_ids(
@@ -182,13 +185,26 @@ pub(super) fn list_image_ids(
     after: Option<&ImageIdentifier>,
     limit: usize,
 ) -> StoreResult<Vec<ImageIdentifier>> {
-    let after_digest = after.map_or("", |after| after.digest.as_str());
-    let after_tag = after.and_then(|after| after.tag.as_ref()).map_or("", Tag::as_str);
-    let values = params![repository.0, after_digest, after_tag, rows::limit(limit)];
-    db.all(&list_image_ids_sql(filter), values, |row| {
-        let tag = text_or_null(row, 1)?.map(rows::parse).transpose()?;
-        Ok(ImageIdentifier { digest: digest(row, 0)?, tag })
-    })
+    let from = after.map_or("", |after| after.digest.as_str());
+    let mut entries = Vec::new();
+    // Each image but the first has an entry, so one more than the page are enough.
+    for Listed { id, digest, tag_count } in page(db, repository, filter, from, limit + 1)? {
+        if entries.len() == limit {
+            break;
+        }
+        let begun = after.filter(|after| after.digest == digest);
+        if tag_count == 0 {
+            // An entry without a tag comes before those with one.
+            entries.extend(begun.is_none().then_some(ImageIdentifier { digest, tag: None }));
+            continue;
+        }
+        let last = begun.and_then(|after| after.tag.as_ref()).map_or("", Tag::as_str);
+        let sql = "SELECT name FROM tag WHERE manifest_id = ?1 AND name > ?2 ORDER BY name LIMIT ?3";
+        let names =
+            db.all(sql, params![id, last, rows::limit(limit - entries.len())], |row| rows::parse(text(row, 0)?))?;
+        entries.extend(names.into_iter().map(|tag| ImageIdentifier { digest: digest.clone(), tag: Some(tag) }));
+    }
+    Ok(entries)
 }
 
 pub(super) fn index_edges(
@@ -214,46 +230,28 @@ pub(super) fn referrers(
     after: Option<&Digest>,
     limit: usize,
 ) -> StoreResult<Vec<Image>> {
-    let sql = format!(
-        "SELECT {IMAGE} FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.digest > ?3 \
-         AND (?4 IS NULL OR coalesce(m.artifact_type, m.config_media_type) IN (SELECT value FROM json_each(?4))) \
-         AND (?5 IS NULL OR m.status = ?5) ORDER BY m.digest LIMIT ?6"
+    let of_any_type = format!(
+        "SELECT {IMAGE} FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
+         AND m.digest > ?4 ORDER BY m.digest LIMIT ?5"
     );
-    let ReferrerFilter { artifact_types, status } = filter;
-    let types = if artifact_types.is_empty() { None } else { Some(rows::json(artifact_types)?) };
-    let after = after.map_or("", Digest::as_str);
-    let status = status.map(ImageStatus::as_str);
-    db.all(&sql, params![repository.0, subject.as_str(), after, types, status, rows::limit(limit)], image)
-}
-
-#[cfg(test)]
-mod tests {
-    use rusqlite::Connection;
-
-    use super::*;
-
-    /// How SQLite would carry out a statement.
-    fn plan(connection: &Connection, sql: &str) -> Vec<String> {
-        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let steps = statement.raw_query().mapped(|row| row.get(3));
-        steps.map(Result::unwrap).collect()
-    }
-
-    #[test]
-    fn a_page_of_images_costs_what_is_on_it() {
-        let connection = super::super::in_memory();
-        use ImageStatus::{Activating, Active, Archived};
-        use TagStatusFilter::{Any, Tagged, Untagged};
-        for tag_status in [Any, Tagged, Untagged] {
-            for status in [None, Some(Active), Some(Archived), Some(Activating)] {
-                let filter = ImageFilter { tag_status, status };
-                for sql in [list_images_sql(filter), list_image_ids_sql(filter)] {
-                    let steps = plan(&connection, &sql);
-                    // Sorting the tags of one image is no matter; sorting images would be.
-                    let sorts_or_scans = |step: &String| step.starts_with("SCAN") || step.ends_with("FOR ORDER BY");
-                    assert!(!steps.iter().any(sorts_or_scans), "{filter:?}: {steps:?}");
-                }
-            }
+    let of_type = format!(
+        "SELECT {IMAGE} FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
+         AND coalesce(m.artifact_type, m.config_media_type) = ?6 AND m.digest > ?4 ORDER BY m.digest LIMIT ?5"
+    );
+    // Each type counts once.
+    let types: BTreeSet<&str> = filter.artifact_types.iter().map(String::as_str).collect();
+    let (subject, after, limited) = (subject.as_str(), after.map_or("", Digest::as_str), rows::limit(limit));
+    let mut page = Vec::new();
+    for status in statuses(filter.status) {
+        let status = status.as_str();
+        if types.is_empty() {
+            page.extend(db.all(&of_any_type, params![repository.0, subject, status, after, limited], image)?);
+        }
+        for kind in &types {
+            page.extend(db.all(&of_type, params![repository.0, subject, status, after, limited, kind], image)?);
         }
     }
+    page.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));
+    page.truncate(limit);
+    Ok(page)
 }

@@ -23,7 +23,8 @@ pub(super) struct Home {
 }
 
 fn home(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<Home>> {
-    let sql = "SELECT account_id, name, tag_mutability, exclusions FROM repository WHERE id = ?1";
+    let sql = "SELECT account_id, name, tag_mutability, exclusions FROM repository \
+               WHERE id = ?1 AND deleted_at IS NULL";
     db.first(sql, [repository.0], |row| {
         Ok(Home {
             account: rows::parse(text(row, 0)?)?,
@@ -77,13 +78,18 @@ impl Stored {
 }
 
 pub(super) fn by_digest(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Stored>> {
-    let sql = format!("SELECT {STORED} FROM manifest m WHERE m.repository_id = ?1 AND m.digest = ?2");
+    let sql = format!(
+        "SELECT {STORED} FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL \
+         WHERE m.repository_id = ?1 AND m.digest = ?2"
+    );
     db.first(&sql, params![repository.0, digest.as_str()], Stored::read)
 }
 
 pub(super) fn by_tag(db: Db<'_>, repository: RepositoryId, tag: &Tag) -> StoreResult<Option<Stored>> {
     let sql = format!(
-        "SELECT {STORED} FROM tag t JOIN manifest m ON m.id = t.manifest_id WHERE t.repository_id = ?1 AND t.name = ?2"
+        "SELECT {STORED} FROM tag t JOIN manifest m ON m.id = t.manifest_id \
+         JOIN repository r ON r.id = t.repository_id AND r.deleted_at IS NULL \
+         WHERE t.repository_id = ?1 AND t.name = ?2"
     );
     db.first(&sql, params![repository.0, tag.as_str()], Stored::read)
 }

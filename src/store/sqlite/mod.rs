@@ -5,6 +5,7 @@
 
 mod blobs;
 mod db;
+mod deletion;
 mod images;
 mod jobs;
 mod listings;
@@ -15,6 +16,7 @@ mod registries;
 mod repositories;
 mod storage_class;
 mod uploads;
+mod usage;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -35,7 +37,7 @@ use super::images::{
     Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
     StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
-use super::jobs::{Event, Job, JobCount, JobEnd, NewJob};
+use super::jobs::{Event, Job, JobCount, JobEnd, JobFilter, LifecycleTurn, NewJob, Requeue, StoredJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
 use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
@@ -51,6 +53,8 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("0001_initial.sql")),
     M::up(include_str!("0002_registry.sql")),
     M::up(include_str!("0003_images.sql")).foreign_key_check(),
+    M::up(include_str!("0005_jobs.sql")),
+    M::up(include_str!("0015_pages.sql")),
 ];
 
 /// What every connection is set to. With the write-ahead log, NORMAL would lose acknowledged commits in a power cut: FULL.
@@ -70,7 +74,7 @@ pub struct SqliteStore {
     // The order matters: the writer's connection closes last, which empties the log, and then the lock goes.
     readers: Readers,
     writer: Writer,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 /// The lock that keeps a second process out.
@@ -94,21 +98,46 @@ impl SqliteStore {
     /// # Errors
     /// When another process has it open, when a newer version of this program wrote it, or when SQLite fails.
     pub fn open(path: &Path) -> StoreResult<Self> {
-        let failed = |error: StoreError| {
-            StoreError::Backend(format!("the database {} cannot be opened: {error}", path.display()).into())
-        };
         let lock = lock(path)?;
-        let mut connection = connect(path, OpenFlags::default(), WRITER_SETTINGS).map_err(failed)?;
+        let flags = OpenFlags::default();
+        let mut connection = connect(path, flags, WRITER_SETTINGS).map_err(|error| cannot_open(path, error))?;
         migrate(&mut connection, path)?;
         sync_folder(path)?;
+        Self::on(path, connection, Some(lock))
+    }
+
+    /// Opens a database that another process may have open: for a few short transactions, not for serving. SQLite's own locks
+    /// order the two processes' transactions. Nothing is created, and the schema has to be of this version.
+    ///
+    /// # Errors
+    /// When there is no database, when its schema is another one, or when SQLite fails.
+    pub fn open_beside(path: &Path) -> StoreResult<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let connection = connect(path, flags, WRITER_SETTINGS).map_err(|error| cannot_open(path, error))?;
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let known = MIGRATIONS.len() as i64;
+        if version != known {
+            return Err(StoreError::Unavailable(format!(
+                "the database {} has schema {version}, this program knows {known}: use the program that serves it",
+                path.display()
+            )));
+        }
+        Self::on(path, connection, None)
+    }
+
+    fn on(path: &Path, connection: Connection, lock: Option<Lock>) -> StoreResult<Self> {
         let writer = Writer::start(connection)?;
-        // A reader for each core, on which a request's thread runs, and one for what else may read.
+        // A reader for each core, on which a request's thread runs, and one for what else may read; as many for pages.
         let readers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8)) + 1;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-        let connections: StoreResult<Vec<Connection>> =
-            (0..readers).map(|_| connect(path, flags, READER_SETTINGS).map_err(failed)).collect();
-        Ok(Self { readers: Readers::new(connections?), writer, _lock: lock })
+        let reader = |_| connect(path, flags, READER_SETTINGS).map_err(|error| cannot_open(path, error));
+        let connections = || (0..readers).map(reader).collect::<StoreResult<Vec<Connection>>>();
+        Ok(Self { readers: Readers::new(connections()?, connections()?), writer, _lock: lock })
     }
+}
+
+fn cannot_open(path: &Path, error: StoreError) -> StoreError {
+    StoreError::Backend(format!("the database {} cannot be opened: {error}", path.display()).into())
 }
 
 /// Takes the lock that keeps a second process out: two writers would only wait for each other, and two job runners would
@@ -213,15 +242,16 @@ impl Metadata for SqliteStore {
         after: Option<&str>,
         limit: usize,
     ) -> StoreResult<Vec<Repository>> {
-        self.readers.read(|db| repositories::list(db, account, after, limit))
+        let (account, after) = (account.clone(), after.map(str::to_owned));
+        self.readers.page(move |db| repositories::list(db, &account, after.as_deref(), limit)).await
     }
 
     async fn repository_by_id(&self, id: RepositoryId) -> StoreResult<Option<Repository>> {
         self.readers.read(|db| repositories::by_id(db, id))
     }
 
-    async fn repositories_due_for_lifecycle(&self, before: Timestamp, limit: usize) -> StoreResult<Vec<Repository>> {
-        self.readers.read(|db| repositories::due_for_lifecycle(db, before, limit))
+    async fn schedule_lifecycle(&self, turn: LifecycleTurn) -> StoreResult<usize> {
+        self.writer.write(move |db| repositories::schedule_lifecycle(db, &turn)).await
     }
 
     async fn change_repository(
@@ -239,7 +269,16 @@ impl Metadata for SqliteStore {
         force: bool,
         now: Timestamp,
     ) -> Result<(), DeleteRepositoryError> {
-        self.writer.write(move |db| repositories::delete(db, id, force, now)).await
+        self.writer.write(move |db| deletion::mark(db, id, force, now)).await
+    }
+
+    async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool> {
+        self.writer.write(move |db| deletion::empty(db, id, limit, now)).await
+    }
+
+    async fn fold_usage(&self, _limit: usize) -> StoreResult<u64> {
+        // The one writer counts in place.
+        Ok(0)
     }
 
     async fn repository_usage(&self, id: RepositoryId) -> StoreResult<(u64, u64)> {
@@ -268,8 +307,9 @@ impl Metadata for SqliteStore {
         self.readers.read(|db| blobs::find(db, account, repository, digest))
     }
 
-    async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
-        self.readers.read(|db| blobs::layer(db, repository, digest))
+    async fn layers(&self, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>> {
+        let digests = digests.to_vec();
+        self.readers.page(move |db| blobs::layers(db, repository, &digests)).await
     }
 
     async fn blob_sources(
@@ -299,11 +339,11 @@ impl Metadata for SqliteStore {
         self.writer.write(move |db| blobs::unlink(db, repository, &digest)).await
     }
 
-    async fn extend_lease(&self, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()> {
-        // Most often the lease is long enough, and then nothing has to queue.
-        if self.readers.read(|db| blobs::lease_ends_before(db, repository, digest, until))? {
-            let digest = digest.clone();
-            self.writer.write(move |db| blobs::extend_lease(db, repository, &digest, until)).await?;
+    async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()> {
+        // Most often the leases are long enough, and then nothing has to queue.
+        let short = self.readers.read(|db| blobs::short_leases(db, repository, digests, until))?;
+        if !short.is_empty() {
+            self.writer.write(move |db| blobs::extend_leases(db, repository, &short, until)).await?;
         }
         Ok(())
     }
@@ -384,7 +424,8 @@ impl Metadata for SqliteStore {
     }
 
     async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
-        self.readers.read(|db| listings::tags(db, repository, after, limit))
+        let after = after.map(str::to_owned);
+        self.readers.page(move |db| listings::tags(db, repository, after.as_deref(), limit)).await
     }
 
     async fn images(
@@ -392,7 +433,8 @@ impl Metadata for SqliteStore {
         repository: RepositoryId,
         references: &[Reference],
     ) -> StoreResult<Vec<Option<TaggedImage>>> {
-        self.readers.snapshot(|db| listings::images(db, repository, references))
+        let references = references.to_vec();
+        self.readers.page(move |db| listings::images(db, repository, &references)).await
     }
 
     async fn list_images(
@@ -402,7 +444,8 @@ impl Metadata for SqliteStore {
         after: Option<&Digest>,
         limit: usize,
     ) -> StoreResult<Vec<TaggedImage>> {
-        self.readers.snapshot(|db| listings::list_images(db, repository, filter, after, limit))
+        let after = after.cloned();
+        self.readers.page(move |db| listings::list_images(db, repository, filter, after.as_ref(), limit)).await
     }
 
     async fn list_image_ids(
@@ -412,7 +455,8 @@ impl Metadata for SqliteStore {
         after: Option<&ImageIdentifier>,
         limit: usize,
     ) -> StoreResult<Vec<ImageIdentifier>> {
-        self.readers.read(|db| listings::list_image_ids(db, repository, filter, after, limit))
+        let after = after.cloned();
+        self.readers.page(move |db| listings::list_image_ids(db, repository, filter, after.as_ref(), limit)).await
     }
 
     async fn index_edges(
@@ -421,7 +465,8 @@ impl Metadata for SqliteStore {
         after: Option<&(Digest, Digest)>,
         limit: usize,
     ) -> StoreResult<Vec<(Digest, Digest)>> {
-        self.readers.read(|db| listings::index_edges(db, repository, after, limit))
+        let after = after.cloned();
+        self.readers.page(move |db| listings::index_edges(db, repository, after.as_ref(), limit)).await
     }
 
     async fn referrers(
@@ -432,7 +477,8 @@ impl Metadata for SqliteStore {
         after: Option<&Digest>,
         limit: usize,
     ) -> StoreResult<Vec<Image>> {
-        self.readers.read(|db| listings::referrers(db, repository, subject, filter, after, limit))
+        let (subject, filter, after) = (subject.clone(), filter.clone(), after.cloned());
+        self.readers.page(move |db| listings::referrers(db, repository, &subject, &filter, after.as_ref(), limit)).await
     }
 
     async fn set_storage_class(
@@ -498,7 +544,7 @@ impl Metadata for SqliteStore {
         after: Option<u64>,
         limit: usize,
     ) -> StoreResult<Vec<(u64, PreviewResult)>> {
-        self.readers.read(|db| previews::results(db, repository, after, limit))
+        self.readers.page(move |db| previews::results(db, repository, after, limit)).await
     }
 
     async fn enqueue_job(&self, job: NewJob) -> StoreResult<()> {
@@ -507,31 +553,47 @@ impl Metadata for SqliteStore {
 
     async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
         let kinds = super::rows::json(kinds)?;
-        // Workers ask often and mostly in vain: that is only read.
-        if self.readers.read(|db| jobs::next(db, &kinds, now))?.is_none() {
+        // Workers ask often and mostly in vain: that is only read. One process has the database, so its clock is the database's.
+        if self.readers.read(|db| jobs::next(db, &kinds, now, Timestamp::now()))?.is_none() {
             return Ok(None);
         }
-        self.writer.write(move |db| jobs::claim(db, &kinds, now, lease)).await
+        self.writer.write(move |db| jobs::claim(db, &kinds, now, Timestamp::now(), lease)).await
     }
 
-    async fn heartbeat_job(&self, id: i64, attempts: u32, lease_until: Timestamp) -> StoreResult<bool> {
-        self.writer.write(move |db| jobs::heartbeat(db, id, attempts, lease_until)).await
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool> {
+        self.writer.write(move |db| jobs::heartbeat(db, id, attempts, Timestamp::now(), lease)).await
     }
 
     async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()> {
         self.writer.write(move |db| jobs::end(db, id, attempts, &end)).await
     }
 
-    async fn job_counts(&self) -> StoreResult<Vec<JobCount>> {
-        self.readers.read(jobs::counts)
+    async fn job_counts(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>> {
+        let kinds = super::rows::json(kinds)?;
+        self.readers.page(move |db| jobs::counts(db, &kinds)).await
+    }
+
+    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+        let filter = filter.clone();
+        self.readers.page(move |db| jobs::list(db, &filter, after, limit)).await
+    }
+
+    async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64> {
+        let chosen = jobs.clone();
+        self.writer.write(move |db| jobs::requeue(db, &chosen, now)).await
     }
 
     async fn record_event(&self, event: Event) -> StoreResult<()> {
         self.writer.write(move |db| jobs::record(db, &event)).await
     }
 
+    async fn prune_events(&self, before: Timestamp, keep: u64, limit: usize) -> StoreResult<u64> {
+        self.writer.write(move |db| jobs::prune_events(db, before, keep, limit)).await
+    }
+
     async fn events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>> {
-        self.readers.read(|db| jobs::events(db, account, limit))
+        let account = account.clone();
+        self.readers.page(move |db| jobs::events(db, &account, limit)).await
     }
 }
 
@@ -544,7 +606,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wharfage.db");
         let store = SqliteStore::open(&path).unwrap();
-        let _copy = store._lock.0.try_clone().unwrap();
+        let _copy = store._lock.as_ref().unwrap().0.try_clone().unwrap();
         drop(store);
         SqliteStore::open(&path).unwrap();
     }

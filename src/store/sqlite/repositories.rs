@@ -1,18 +1,18 @@
 //! Repositories and their resource tags.
 
-use jiff::Timestamp;
 use rusqlite::{Row, params};
 
 use super::db::{Db, text};
-use super::{jobs, uploads};
+use super::{jobs, usage};
 use crate::names::{AccountId, RepositoryName};
 use crate::store::StoreResult;
-use crate::store::jobs::NewJob;
+use crate::store::jobs::{LifecycleTurn, NewJob};
 use crate::store::repositories::{
-    CreateRepositoryError, DeleteRepositoryError, Encryption, NewRepository, Repository, RepositoryChange,
-    RepositoryId, ResourceTag, TagMutability, TagResourceError,
+    CreateRepositoryError, Encryption, NewRepository, Repository, RepositoryChange, RepositoryId, ResourceTag,
+    TagMutability, TagResourceError,
 };
 use crate::store::rows;
+use crate::store::usage::{of_registry, of_repository};
 
 const COLUMNS: &str = "id, account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type, \
                        kms_key, policy, lifecycle_policy, lifecycle_evaluated_at, version, policy_version";
@@ -39,9 +39,7 @@ pub(super) fn create(db: Db<'_>, new: &NewRepository, max: u64) -> Result<Reposi
     if exists_by_name(db, account, name)? {
         return Err(CreateRepositoryError::AlreadyExists);
     }
-    let sql = "SELECT count(*) FROM repository WHERE account_id = ?1";
-    let count: Option<i64> = db.first(sql, [account.as_str()], |row| Ok(row.get(0)?))?;
-    if rows::unsigned(count.unwrap_or_default())? >= max {
+    if usage::of(db, &of_registry(account))?.0 >= max {
         return Err(CreateRepositoryError::LimitExceeded(max));
     }
     let sql = "INSERT INTO repository (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, \
@@ -59,7 +57,6 @@ pub(super) fn create(db: Db<'_>, new: &NewRepository, max: u64) -> Result<Reposi
             encryption.kms_key
         ],
     )?;
-    db.run("INSERT INTO repository_usage (repository_id, images, bytes) VALUES (?1, 0, 0)", [id])?;
     for ResourceTag { key, value } in tags {
         let sql = "INSERT INTO resource_tag (repository_id, key, value) VALUES (?1, ?2, ?3)";
         db.run(sql, params![id, key, value])?;
@@ -91,12 +88,12 @@ pub(super) fn exists_by_name(db: Db<'_>, account: &AccountId, name: &RepositoryN
 }
 
 pub(super) fn by_id(db: Db<'_>, id: RepositoryId) -> StoreResult<Option<Repository>> {
-    let sql = format!("SELECT {COLUMNS} FROM repository WHERE id = ?1");
+    let sql = format!("SELECT {COLUMNS} FROM repository WHERE id = ?1 AND deleted_at IS NULL");
     db.first(&sql, [id.0], repository)
 }
 
 pub(super) fn exists(db: Db<'_>, id: RepositoryId) -> StoreResult<bool> {
-    db.exists("SELECT 1 FROM repository WHERE id = ?1", [id.0])
+    db.exists("SELECT 1 FROM repository WHERE id = ?1 AND deleted_at IS NULL", [id.0])
 }
 
 pub(super) fn list(db: Db<'_>, account: &AccountId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Repository>> {
@@ -104,39 +101,47 @@ pub(super) fn list(db: Db<'_>, account: &AccountId, after: Option<&str>, limit: 
     db.all(&sql, params![account.as_str(), after.unwrap_or_default(), rows::limit(limit)], repository)
 }
 
-pub(super) fn due_for_lifecycle(db: Db<'_>, before: Timestamp, limit: usize) -> StoreResult<Vec<Repository>> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM repository WHERE lifecycle_policy IS NOT NULL \
-         AND (lifecycle_evaluated_at IS NULL OR lifecycle_evaluated_at < ?1) ORDER BY id LIMIT ?2"
-    );
-    db.all(&sql, params![rows::millis(before), rows::limit(limit)], repository)
+pub(super) fn schedule_lifecycle(db: Db<'_>, turn: &LifecycleTurn) -> StoreResult<usize> {
+    let LifecycleTurn { now, again: (from, to), limit, job } = turn;
+    let sql = "SELECT id FROM repository WHERE lifecycle_due_at <= ?1 ORDER BY lifecycle_due_at, id LIMIT ?2";
+    let due = db.all(sql, [rows::millis(*now), rows::limit(*limit)], |row| Ok(row.get::<_, i64>(0)?))?;
+    let (from, span) = (rows::millis(*from), rows::millis(*to).saturating_sub(rows::millis(*from)).max(0));
+    for id in &due {
+        let sql = "UPDATE repository SET lifecycle_due_at = ?2 + abs(random() % (?3 + 1)) WHERE id = ?1";
+        db.run(sql, [*id, from, span])?;
+        let job = job(RepositoryId(*id), *now);
+        let runs = "SELECT 1 FROM job WHERE kind = ?1 AND key = ?2 AND state = 'running'";
+        if !db.exists(runs, [&job.kind, &job.key])? {
+            jobs::enqueue(db, &job)?;
+        }
+    }
+    Ok(due.len())
 }
 
 pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jobs: &[NewJob]) -> StoreResult<bool> {
     let id = id.0;
     let changed = match change {
         RepositoryChange::TagMutability(TagMutability { mode, exclusions }) => db.run(
-            "UPDATE repository SET version = version + 1, tag_mutability = ?2, exclusions = ?3 WHERE id = ?1",
+            "UPDATE repository SET version = version + 1, tag_mutability = ?2, exclusions = ?3 WHERE id = ?1 AND deleted_at IS NULL",
             params![id, mode.as_str(), rows::json(exclusions)?],
         )?,
         RepositoryChange::ScanOnPush(scan_on_push) => {
-            let sql = "UPDATE repository SET version = version + 1, scan_on_push = ?2 WHERE id = ?1";
-            db.run(sql, params![id, scan_on_push])?
+            db.run("UPDATE repository SET version = version + 1, scan_on_push = ?2 WHERE id = ?1 AND deleted_at IS NULL", params![id, scan_on_push])?
         }
         RepositoryChange::Policy(policy) => {
-            let sql = "UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = ?2 \
-                       WHERE id = ?1";
-            db.run(sql, params![id, policy])?
+            db.run("UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = ?2 WHERE id = ?1 AND deleted_at IS NULL", params![id, policy])?
         }
         RepositoryChange::LifecyclePolicy(policy) => db.run(
-            "UPDATE repository SET version = version + 1, lifecycle_policy = ?2, lifecycle_evaluated_at = NULL \
-             WHERE id = ?1",
+            // Due since the epoch: before all others.
+            "UPDATE repository SET version = version + 1, lifecycle_policy = ?2, lifecycle_evaluated_at = NULL, \
+             lifecycle_due_at = iif(?2 IS NULL, NULL, 0) WHERE id = ?1 AND deleted_at IS NULL",
             params![id, policy],
         )?,
-        RepositoryChange::LifecycleEvaluated(at) => {
-            let sql = "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = ?2 WHERE id = ?1";
-            db.run(sql, [id, rows::millis(*at)])?
-        }
+        RepositoryChange::LifecycleEvaluated { at, due_at } => db.run(
+            "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = ?2, \
+             lifecycle_due_at = iif(lifecycle_policy IS NULL, NULL, max(lifecycle_due_at, ?3)) WHERE id = ?1 AND deleted_at IS NULL",
+            [id, rows::millis(*at), rows::millis(*due_at)],
+        )?,
     };
     if changed == 0 {
         return Ok(false);
@@ -147,30 +152,8 @@ pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jo
     Ok(true)
 }
 
-pub(super) fn delete(db: Db<'_>, id: RepositoryId, force: bool, now: Timestamp) -> Result<(), DeleteRepositoryError> {
-    if !exists(db, id)? {
-        return Err(DeleteRepositoryError::NotFound);
-    }
-    if !force && db.exists("SELECT 1 FROM manifest WHERE repository_id = ?1", [id.0])? {
-        return Err(DeleteRepositoryError::NotEmpty);
-    }
-    uploads::cancel_all(db, id, now)?;
-    // What restricts goes first: the edges between manifests and to blobs. The rest cascades.
-    for sql in [
-        "DELETE FROM manifest_child WHERE parent_id IN (SELECT id FROM manifest WHERE repository_id = ?1)",
-        "DELETE FROM manifest_blob WHERE manifest_id IN (SELECT id FROM manifest WHERE repository_id = ?1)",
-        "DELETE FROM manifest WHERE repository_id = ?1",
-        "DELETE FROM repository WHERE id = ?1",
-    ] {
-        db.run(sql, [id.0])?;
-    }
-    Ok(())
-}
-
 pub(super) fn usage(db: Db<'_>, id: RepositoryId) -> StoreResult<(u64, u64)> {
-    let sql = "SELECT images, bytes FROM repository_usage WHERE repository_id = ?1";
-    let usage = db.first(sql, [id.0], |row| Ok((rows::unsigned(row.get(0)?)?, rows::unsigned(row.get(1)?)?)))?;
-    Ok(usage.unwrap_or_default())
+    usage::of(db, &of_repository(id))
 }
 
 pub(super) fn resource_tags(db: Db<'_>, id: RepositoryId) -> StoreResult<Vec<ResourceTag>> {

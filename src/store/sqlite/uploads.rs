@@ -9,8 +9,8 @@ use super::db::{Db, text};
 use super::{jobs, repositories};
 use crate::store::jobs::DeleteGeneration;
 use crate::store::repositories::RepositoryId;
-use crate::store::uploads::{CommitUpload, Committed, Upload, UploadError, UploadProgress};
-use crate::store::{StoreError, StoreResult, WriterState, rows};
+use crate::store::uploads::{CommitUpload, Committed, MOST_COUNTED, Upload, UploadError, UploadProgress};
+use crate::store::{StoreResult, WriterState, rows};
 
 pub(super) fn create(db: Db<'_>, upload: &Upload) -> StoreResult<bool> {
     let Upload { id, repository, generation, algorithm, started_at, progress } = upload;
@@ -88,7 +88,7 @@ pub(super) fn commit(db: Db<'_>, commit: &CommitUpload) -> Result<Committed, Upl
         Committed::AlreadyInRepository
     } else {
         let home = repositories::by_id(db, repository)?;
-        let home = home.ok_or_else(|| StoreError::Inconsistent("an upload has no repository".into()))?;
+        let home = home.ok_or(UploadError::NotFound)?;
         let (account, encryption) = (home.account.as_str(), rows::encryption(&home.encryption));
         if let Some(blob) = blobs::live(db, account, digest, &encryption)? {
             blobs::link(db, repository, digest, blob, *now, *lease_until)?;
@@ -139,16 +139,19 @@ pub(super) fn cancel_stale(db: Db<'_>, before: Timestamp, now: Timestamp, limit:
     Ok(count)
 }
 
-/// Removes every session of a repository that is about to be deleted.
-pub(super) fn cancel_all(db: Db<'_>, repository: RepositoryId, now: Timestamp) -> StoreResult<()> {
-    let sql = "SELECT id, generation, writer_state FROM upload WHERE repository_id = ?1";
-    for upload in db.all(sql, [repository.0], removable)? {
+/// Removes sessions of a repository that was deleted, at most so many; how many.
+pub(super) fn discard(db: Db<'_>, repository: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<usize> {
+    let sql = "SELECT id, generation, writer_state FROM upload WHERE repository_id = ?1 LIMIT ?2";
+    let gone = db.all(sql, [repository.0, rows::limit(limit)], removable)?;
+    let count = gone.len();
+    for upload in gone {
         remove(db, upload, now)?;
     }
-    Ok(())
+    Ok(count)
 }
 
 pub(super) fn count(db: Db<'_>) -> StoreResult<u64> {
-    let count: Option<i64> = db.first("SELECT count(*) FROM upload", [], |row| Ok(row.get(0)?))?;
+    let sql = "SELECT count(*) FROM (SELECT 1 FROM upload LIMIT ?1)";
+    let count: Option<i64> = db.first(sql, [rows::signed(MOST_COUNTED)?], |row| Ok(row.get(0)?))?;
     rows::unsigned(count.unwrap_or_default())
 }

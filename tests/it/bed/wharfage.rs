@@ -187,6 +187,17 @@ impl Wharfage {
         String::from_utf8(printed.stdout).expect("UTF-8")
     }
 
+    /// Runs another command beside the program, on the same data folder and in the same environment.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = program(&self.launch.variables);
+        command.args(arguments).arg("--data").arg(self.data()).output().expect("running wharfage")
+    }
+
+    /// The PostgreSQL database that it was started on, if it was.
+    pub fn database_url(&self) -> Option<&str> {
+        self.launch.variables.get("WHARFAGE_DATABASE_URL").map(String::as_str)
+    }
+
     /// Kills the program as a power cut would, and waits for its end.
     pub async fn kill9(&mut self) {
         let mut service = self.service.take().expect("the program runs");

@@ -30,6 +30,16 @@ pub async fn a_layer_knows_its_media_type_and_who_references_it(store: Fixture) 
     assert_eq!((found.media_type, found.referenced, found.archived), (Some(media_type), true, false));
 }
 
+pub async fn layers_are_asked_for_together_in_the_order_given(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (one, two) = (store.blob(&repository, "one").await, store.blob(&repository, "two").await);
+    let asked = [two.clone(), digest("nothing"), one.clone(), two.clone()];
+    let found = store.layers(repository.id, &asked).await.unwrap();
+    let found: Vec<_> = found.into_iter().map(|layer| layer.map(|layer| layer.blob.digest)).collect();
+    assert_eq!(found, [Some(two.clone()), None, Some(one), Some(two)]);
+    assert_eq!(store.layers(repository.id, &[]).await.unwrap(), []);
+}
+
 pub async fn a_layer_is_archived_when_every_image_with_it_is(store: Fixture) {
     let repository = store.repository_named("app").await;
     let layer = store.blob(&repository, "layer").await;
@@ -147,7 +157,7 @@ pub async fn a_blobs_sources_are_the_repositories_of_its_registry_that_have_it(s
     let foreign = store.create_repository(foreign, 10).await.unwrap();
     store.blob(&foreign, "layer").await;
     let sources = async |digest: &Digest, limit| store.blob_sources(&account(), digest, limit).await.unwrap();
-    assert_eq!(sources(&layer, 10).await, [(one.id, one.name.clone()), (two.id, two.name.clone())]);
+    assert_eq!(sources(&layer, 10).await, [(two.id, two.name.clone()), (one.id, one.name.clone())]);
     assert_eq!(sources(&layer, 1).await.len(), 1);
     assert!(sources(&digest("other"), 10).await.is_empty());
     store.unlink_blob(one.id, &layer).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use wharfage::store::jobs::{Event, Job, JobCount, JobEnd};
+use wharfage::store::jobs::{Event, Job, JobCount, JobEnd, JobFilter, JobState, Requeue};
 
 use super::*;
 
@@ -10,8 +10,24 @@ async fn claim(store: &Fixture, seconds: i64) -> Option<Job> {
     store.claim_job(&["a", "b"], at(seconds), MINUTE).await.unwrap()
 }
 
+/// Claims a job whose lease has run out at once: leases end by the database's clock, which no test turns.
+async fn claim_briefly(store: &Fixture) -> Job {
+    store.claim_job(&["a", "b"], at(0), Duration::ZERO).await.unwrap().unwrap()
+}
+
+/// Claims the one job that is due, and lets it die.
+async fn kill(store: &Fixture, error: &str) {
+    let held = claim(store, 100).await.unwrap();
+    store.end_job(held.id, held.attempts, JobEnd::Dead { error: error.into() }).await.unwrap();
+}
+
+async fn listed(store: &Fixture, filter: JobFilter) -> Vec<(String, JobState, u32, Option<String>)> {
+    let jobs = store.list_jobs(&filter, None, 100).await.unwrap();
+    jobs.into_iter().map(|job| (job.key, job.state, job.attempts, job.last_error)).collect()
+}
+
 async fn counts(store: &Fixture) -> Vec<(String, String, u64)> {
-    let counts = store.job_counts().await.unwrap();
+    let counts = store.job_counts(&["a", "b"]).await.unwrap();
     let mut counts: Vec<_> = counts.into_iter().map(|JobCount { kind, state, count }| (kind, state, count)).collect();
     counts.sort();
     counts
@@ -85,28 +101,45 @@ pub async fn no_job_is_claimed_twice_at_once(store: Fixture) {
 
 pub async fn a_lease_that_ran_out_lets_another_claim_the_job(store: Fixture) {
     store.enqueue_job(job("a", "k", "first", at(0))).await.unwrap();
-    let lost = claim(&store, 0).await.unwrap();
+    let lost = claim_briefly(&store).await;
     store.enqueue_job(job("a", "k", "second", at(0))).await.unwrap();
-    assert_eq!(claim(&store, 59).await, None);
-    let again = claim(&store, 60).await.unwrap();
+    let again = claim(&store, 0).await.unwrap();
     assert_eq!((again.id, again.attempts, again.payload.as_str()), (lost.id, 2, "first"));
-    assert_eq!(claim(&store, 60).await, None);
+    assert_eq!(claim(&store, 60).await, None, "it is held");
     // Who lost the claim has no say any more.
-    assert!(!store.heartbeat_job(lost.id, lost.attempts, at(999)).await.unwrap());
+    assert!(!store.heartbeat_job(lost.id, lost.attempts, MINUTE).await.unwrap());
     store.end_job(lost.id, lost.attempts, JobEnd::Done).await.unwrap();
     assert_eq!(counts(&store).await, [("a".into(), "running".into(), 1), ("a".into(), "waiting".into(), 1)]);
     store.end_job(again.id, again.attempts, JobEnd::Done).await.unwrap();
     assert_eq!(claim(&store, 61).await.unwrap().payload, "second");
 }
 
+pub async fn a_lease_ends_by_the_databases_clock(store: Fixture) {
+    store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
+    assert!(claim(&store, 0).await.is_some());
+    // A replica whose clock is years ahead takes nobody's job.
+    let ahead = Timestamp::now() + Duration::from_secs(10 * 365 * 24 * 3600);
+    assert_eq!(store.claim_job(&["a"], ahead, MINUTE).await.unwrap(), None);
+}
+
 pub async fn a_heartbeat_keeps_the_job_until_the_claim_is_lost(store: Fixture) {
     store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
-    let held = claim(&store, 0).await.unwrap();
-    assert!(store.heartbeat_job(held.id, held.attempts, at(100)).await.unwrap());
-    assert_eq!(claim(&store, 99).await, None);
+    let held = claim_briefly(&store).await;
+    assert!(store.heartbeat_job(held.id, held.attempts, MINUTE).await.unwrap());
+    assert_eq!(claim(&store, 100).await, None);
+    assert!(store.heartbeat_job(held.id, held.attempts, Duration::ZERO).await.unwrap());
     assert!(claim(&store, 100).await.is_some());
-    assert!(!store.heartbeat_job(held.id, held.attempts, at(300)).await.unwrap());
-    assert!(!store.heartbeat_job(held.id + 1, 1, at(300)).await.unwrap());
+    assert!(!store.heartbeat_job(held.id, held.attempts, MINUTE).await.unwrap());
+    assert!(!store.heartbeat_job(held.id + 1, 1, MINUTE).await.unwrap());
+}
+
+pub async fn a_long_queue_of_one_kind_hides_no_other(store: Fixture) {
+    for number in 0..50 {
+        store.enqueue_job(job("a", &number.to_string(), "{}", at(0))).await.unwrap();
+    }
+    store.enqueue_job(job("b", "late", "{}", at(9))).await.unwrap();
+    let claimed = store.claim_job(&["b"], at(9), MINUTE).await.unwrap().unwrap();
+    assert_eq!(claimed.key, "late");
 }
 
 pub async fn a_failed_job_is_tried_again_when_it_says(store: Fixture) {
@@ -141,13 +174,111 @@ pub async fn a_dead_job_is_kept_and_not_claimed(store: Fixture) {
     assert!(claim(&store, 1).await.is_some(), "a dead job holds up no other");
 }
 
+pub async fn the_latest_failure_of_a_key_is_kept_until_its_like_is_done(store: Fixture) {
+    for error in ["first", "second"] {
+        store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
+        kill(&store, error).await;
+        assert_eq!(
+            listed(&store, JobFilter::default()).await,
+            [("k".into(), JobState::Dead, 1, Some(error.to_owned()))]
+        );
+    }
+    store.enqueue_job(job("a", "other", "{}", at(0))).await.unwrap();
+    kill(&store, "of another key").await;
+    store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
+    let works = claim(&store, 1).await.unwrap();
+    store.end_job(works.id, works.attempts, JobEnd::Done).await.unwrap();
+    assert_eq!(
+        listed(&store, JobFilter::default()).await,
+        [("other".into(), JobState::Dead, 1, Some("of another key".into()))]
+    );
+}
+
+pub async fn jobs_are_listed_by_kind_and_state_in_pages(store: Fixture) {
+    for (kind, key) in [("a", "1"), ("b", "2"), ("a", "3")] {
+        store.enqueue_job(job(kind, key, "{}", at(5))).await.unwrap();
+    }
+    let held = store.claim_job(&["b"], at(9), MINUTE).await.unwrap().unwrap();
+    let keys = async |filter: JobFilter| -> Vec<String> {
+        listed(&store, filter).await.into_iter().map(|(key, ..)| key).collect()
+    };
+    let kind = |kind: &str| JobFilter { kind: Some(kind.into()), state: None };
+    assert_eq!(keys(JobFilter::default()).await, ["1", "2", "3"]);
+    assert_eq!(keys(kind("a")).await, ["1", "3"]);
+    assert_eq!(keys(JobFilter { kind: None, state: Some(JobState::Running) }).await, ["2"]);
+    assert_eq!(keys(JobFilter { kind: Some("b".into()), state: Some(JobState::Waiting) }).await, [""; 0]);
+    let behind = store.list_jobs(&JobFilter::default(), Some(held.id - 1), 1).await.unwrap();
+    assert_eq!(behind.len(), 1);
+    assert_eq!((behind[0].id, behind[0].run_at, behind[0].state), (held.id, at(5), JobState::Running));
+}
+
+pub async fn dead_jobs_are_requeued_by_id_by_kind_or_all(store: Fixture) {
+    for (kind, key) in [("a", "1"), ("a", "2"), ("b", "3"), ("b", "4")] {
+        store.enqueue_job(job(kind, key, "payload", at(0))).await.unwrap();
+        kill(&store, "it broke").await;
+    }
+    let first = store.list_jobs(&JobFilter::default(), None, 1).await.unwrap()[0].id;
+    let waiting = async || -> Vec<String> {
+        let waiting = JobFilter { kind: None, state: Some(JobState::Waiting) };
+        listed(&store, waiting).await.into_iter().map(|(key, ..)| key).collect()
+    };
+    assert_eq!(store.requeue_jobs(&Requeue::One(first), at(7)).await.unwrap(), 1);
+    assert_eq!(waiting().await, ["1"]);
+    assert_eq!(claim(&store, 6).await, None, "it is due when it was requeued");
+    let again = claim(&store, 7).await.unwrap();
+    assert_eq!((again.id, again.attempts, again.payload.as_str()), (first, 1, "payload"), "its attempts are forgotten");
+    assert_eq!(store.requeue_jobs(&Requeue::One(first), at(7)).await.unwrap(), 0, "it runs");
+    assert_eq!(store.requeue_jobs(&Requeue::One(first + 999), at(7)).await.unwrap(), 0);
+    store.end_job(first, 1, JobEnd::Done).await.unwrap();
+
+    assert_eq!(store.requeue_jobs(&Requeue::Kind("b".into()), at(7)).await.unwrap(), 2);
+    assert_eq!(waiting().await, ["3", "4"]);
+    assert_eq!(store.requeue_jobs(&Requeue::Dead, at(7)).await.unwrap(), 1);
+    assert_eq!(waiting().await, ["2", "3", "4"]);
+    assert_eq!(store.requeue_jobs(&Requeue::Dead, at(7)).await.unwrap(), 0);
+}
+
+pub async fn a_dead_job_gives_way_to_one_that_waits_and_a_late_one_comes_sooner(store: Fixture) {
+    store.enqueue_job(job("a", "k", "old", at(0))).await.unwrap();
+    kill(&store, "it broke").await;
+    store.enqueue_job(job("a", "k", "new", at(500))).await.unwrap();
+    assert_eq!(store.requeue_jobs(&Requeue::Dead, at(7)).await.unwrap(), 1);
+    assert_eq!(counts(&store).await, [("a".into(), "waiting".into(), 1)]);
+    let claimed = claim(&store, 7).await.unwrap();
+    assert_eq!(claimed.payload, "new");
+    let retry = JobEnd::Retry { at: at(9_000), error: "not yet".into() };
+    store.end_job(claimed.id, claimed.attempts, retry).await.unwrap();
+    assert_eq!(store.requeue_jobs(&Requeue::One(claimed.id), at(8)).await.unwrap(), 1);
+    assert_eq!(claim(&store, 8).await.unwrap().attempts, 1);
+}
+
+pub async fn old_events_are_pruned_by_age_and_by_number(store: Fixture) {
+    let event = |seconds: i64| Event {
+        at: at(seconds),
+        account: account(),
+        repository: None,
+        kind: "ECR Image Action".into(),
+        detail: "{}".into(),
+    };
+    for seconds in 0..10 {
+        store.record_event(event(seconds)).await.unwrap();
+    }
+    let left = async || store.events(&account(), 100).await.unwrap().len();
+    assert_eq!(store.prune_events(at(0), 100, 100).await.unwrap(), 0);
+    assert_eq!(store.prune_events(at(5), 100, 2).await.unwrap(), 2, "no more than asked");
+    assert_eq!(store.prune_events(at(5), 100, 100).await.unwrap(), 3);
+    assert_eq!((left().await, store.events(&account(), 1).await.unwrap()), (5, vec![event(9)]));
+    assert_eq!(store.prune_events(at(0), 2, 100).await.unwrap(), 3, "the last two stay");
+    assert_eq!(store.events(&account(), 100).await.unwrap(), [event(9), event(8)]);
+}
+
 pub async fn jobs_survive_a_restart(mut store: Fixture) {
     store.enqueue_job(job("a", "held", "{}", at(0))).await.unwrap();
     let held = claim(&store, 0).await.unwrap();
     store.enqueue_job(job("a", "waiting", "{}", at(1))).await.unwrap();
     store.reopen().await;
     assert_eq!(claim(&store, 1).await.unwrap().key, "waiting");
-    assert!(store.heartbeat_job(held.id, held.attempts, at(100)).await.unwrap());
+    assert!(store.heartbeat_job(held.id, held.attempts, MINUTE).await.unwrap());
 }
 
 pub async fn events_come_newest_first_and_per_registry(store: Fixture) {

@@ -1,7 +1,7 @@
 //! Listings: keyset pages in the order of their key, filters.
 
 use wharfage::store::images::{
-    ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, StorageClass, TagStatusFilter,
+    ImageFilter, ImageIdentifier, ImageStatus, LastTag, ReferrerFilter, StorageClass, TagStatusFilter,
 };
 
 use super::*;
@@ -276,4 +276,51 @@ pub async fn listings_keep_to_their_repository(store: Fixture) {
     assert_eq!(store.list_image_ids(empty.id, everything, None, 10).await.unwrap(), []);
     assert_eq!(store.index_edges(empty.id, None, 10).await.unwrap(), []);
     assert_eq!(store.images(empty.id, &[reference_to("a")]).await.unwrap(), [None]);
+}
+
+pub async fn an_image_counts_as_tagged_while_a_tag_points_at_it(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (one, two) = (store.image(&repository, "one", &["x", "y"]).await, store.image(&repository, "two", &[]).await);
+    let of = async |tag_status| {
+        let filter = ImageFilter { tag_status, status: None };
+        let images = store.list_images(repository.id, filter, None, 10).await.unwrap();
+        sorted(images.into_iter().map(|image| image.image.digest))
+    };
+    use TagStatusFilter::{Tagged, Untagged};
+    assert_eq!((of(Tagged).await, of(Untagged).await), (vec![one.clone()], vec![two.clone()]));
+    // A tag that moves leaves the other; the second leaves nothing.
+    store.image(&repository, "two", &["x"]).await;
+    assert_eq!((of(Tagged).await, of(Untagged).await), (sorted([one.clone(), two.clone()]), vec![]));
+    store.image(&repository, "two", &["y", "x"]).await;
+    assert_eq!((of(Tagged).await, of(Untagged).await), (vec![two.clone()], vec![one.clone()]));
+    for name in ["x", "y"] {
+        store.delete_tag(repository.id, &tag(name), None, LastTag::KeepsImage, at(1)).await.unwrap();
+    }
+    assert_eq!((of(Tagged).await, of(Untagged).await), (vec![], sorted([one, two])));
+}
+
+pub async fn a_page_of_ids_ends_within_an_images_many_tags(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let names: Vec<String> = (0..40).map(|number| format!("t{number:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut expected = Vec::new();
+    for (payload, of) in [("one", &names[..20]), ("two", &names[20..]), ("three", &[])] {
+        let digest = store.image(&repository, payload, of).await;
+        let entry = |tag: Option<Tag>| ImageIdentifier { digest: digest.clone(), tag };
+        if of.is_empty() {
+            expected.push(entry(None));
+        }
+        expected.extend(tags(of).into_iter().map(|tag| entry(Some(tag))));
+    }
+    expected.sort();
+    let tagged = ImageFilter { tag_status: TagStatusFilter::Tagged, status: Some(ImageStatus::Active) };
+    for limit in [1, 7, 19, 20, 21, 40, 100] {
+        for filter in [ImageFilter::EVERYTHING, tagged] {
+            let read = async |after: Option<ImageIdentifier>| {
+                store.list_image_ids(repository.id, filter, after.as_ref(), limit).await.unwrap()
+            };
+            let wanted = expected.iter().filter(|entry| filter == ImageFilter::EVERYTHING || entry.tag.is_some());
+            assert_eq!(pages(limit, read).await, wanted.cloned().collect::<Vec<_>>(), "{limit} of {filter:?}");
+        }
+    }
 }

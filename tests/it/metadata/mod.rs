@@ -7,6 +7,7 @@ mod blobs;
 mod jobs;
 mod listings;
 mod manifests;
+mod plans;
 mod previews;
 mod registries;
 mod repositories;
@@ -25,12 +26,12 @@ use jiff::{Timestamp, ToSpan};
 use uuid::Uuid;
 use wharfage::names::{AccountId, Algorithm, Digest, Reference, RepositoryName, Tag};
 use wharfage::store::images::{
-    BlobReference, ChildReference, LifecycleDecision, Manifest, NewManifest, PutManifest, Referrers, TaggedImage,
+    BlobReference, ChildReference, Layer, LifecycleDecision, Manifest, NewManifest, PutManifest, Referrers, TaggedImage,
 };
 use wharfage::store::jobs::NewJob;
-use wharfage::store::repositories::{Encryption, NewRepository, Repository, TagMutability};
+use wharfage::store::repositories::{Encryption, NewRepository, Repository, RepositoryId, TagMutability};
 use wharfage::store::uploads::{CommitUpload, Committed, Upload, UploadProgress};
-use wharfage::store::{Generation, Lookup, Metadata, WriterState};
+use wharfage::store::{Generation, Lookup, Metadata, StoreResult, WriterState};
 
 /// A lease for a job.
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -55,6 +56,7 @@ impl Deref for Fixture {
 
 impl Fixture {
     pub async fn new(open: Open, keep: impl Any + Send + Sync) -> Self {
+        plans::record();
         Self { store: Some(open().await), open, _keep: Box::new(keep) }
     }
 
@@ -163,9 +165,19 @@ impl Fixture {
         matches!(found, Lookup::Found(_))
     }
 
+    /// What is known of one layer.
+    pub async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
+        Ok(self.layers(repository, std::slice::from_ref(digest)).await?.remove(0))
+    }
+
+    /// Moves one blob's lease.
+    pub async fn extend_lease(&self, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()> {
+        self.extend_leases(repository, std::slice::from_ref(digest), until).await
+    }
+
     /// How many jobs of a kind wait.
     pub async fn waiting(&self, kind: &str) -> u64 {
-        let counts = self.job_counts().await.unwrap();
+        let counts = self.job_counts(&[kind]).await.unwrap();
         counts.iter().filter(|count| count.kind == kind && count.state == "waiting").map(|count| count.count).sum()
     }
 
@@ -308,16 +320,24 @@ macro_rules! contract {
             each_setting_changes_alone,
             a_repositorys_version_grows_with_every_change,
             a_new_lifecycle_policy_enqueues_its_job_and_forgets_the_last_evaluation,
-            repositories_come_due_for_their_lifecycle_policy,
+            the_policy_that_is_overdue_longest_is_enqueued_first,
+            a_policy_whose_job_waits_or_runs_is_not_enqueued_twice,
+            a_policy_that_is_deleted_or_evaluated_early_is_due_no_sooner,
             resource_tags_merge_up_to_their_limit,
             a_repository_with_images_is_deleted_by_force_only,
             deleting_a_repository_hands_its_uploads_to_jobs_and_keeps_shared_blobs,
             what_belonged_to_a_deleted_repository_does_not_come_back_with_its_name,
             usage_follows_what_is_pushed_and_deleted,
+            a_deleted_repository_is_gone_at_once_and_its_name_is_free,
+            a_deleted_repository_is_emptied_in_batches,
+            a_repository_that_is_not_deleted_is_not_emptied,
+            a_place_in_a_registry_is_free_when_a_repository_is_deleted,
+            folding_changes_no_usage,
         );
         contract!(@subject $open, blobs:
             a_look_up_tells_a_missing_blob_from_a_missing_repository,
             a_layer_knows_its_media_type_and_who_references_it,
+            layers_are_asked_for_together_in_the_order_given,
             a_layer_is_archived_when_every_image_with_it_is,
             a_layer_of_archived_images_is_not_found_until_it_is_pushed_again,
             a_layer_of_archived_images_is_not_mounted,
@@ -387,6 +407,8 @@ macro_rules! contract {
             index_edges_come_in_pages,
             referrers_come_in_pages_and_are_filtered,
             listings_keep_to_their_repository,
+            an_image_counts_as_tagged_while_a_tag_points_at_it,
+            a_page_of_ids_ends_within_an_images_many_tags,
         );
         contract!(@subject $open, previews:
             one_preview_runs_at_a_time,
@@ -402,12 +424,19 @@ macro_rules! contract {
             a_job_enqueued_while_its_like_runs_waits_behind_it,
             no_job_is_claimed_twice_at_once,
             a_lease_that_ran_out_lets_another_claim_the_job,
+            a_lease_ends_by_the_databases_clock,
             a_heartbeat_keeps_the_job_until_the_claim_is_lost,
+            a_long_queue_of_one_kind_hides_no_other,
             a_failed_job_is_tried_again_when_it_says,
             a_failed_job_joins_the_one_that_waits_behind_it,
             a_dead_job_is_kept_and_not_claimed,
+            the_latest_failure_of_a_key_is_kept_until_its_like_is_done,
+            jobs_are_listed_by_kind_and_state_in_pages,
+            dead_jobs_are_requeued_by_id_by_kind_or_all,
+            a_dead_job_gives_way_to_one_that_waits_and_a_late_one_comes_sooner,
             jobs_survive_a_restart,
             events_come_newest_first_and_per_registry,
+            old_events_are_pruned_by_age_and_by_number,
         );
     };
     (@subject $open:ident, $subject:ident: $($case:ident),* $(,)?) => {
@@ -417,6 +446,7 @@ macro_rules! contract {
                 async fn $case() {
                     if let Some(fixture) = super::$open().await {
                         super::super::$subject::$case(fixture).await;
+                        super::super::plans::check().await;
                     }
                 }
             )*

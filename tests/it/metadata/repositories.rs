@@ -1,7 +1,7 @@
 //! Repositories.
 
-use wharfage::store::images::{StorageClass, UnlinkBlob};
-use wharfage::store::jobs::DeleteGeneration;
+use wharfage::store::images::{DeleteImageError, ImageFilter, MountBlob, PutManifestError, StorageClass, UnlinkBlob};
+use wharfage::store::jobs::{DeleteGeneration, DeleteRepository, LifecycleTurn};
 use wharfage::store::repositories::{
     CreateRepositoryError, DeleteRepositoryError, Encryption, Mutability, NewRepository, RepositoryChange, ResourceTag,
     TagMutability, TagResourceError,
@@ -85,7 +85,7 @@ pub async fn each_setting_changes_alone(store: Fixture) {
         RepositoryChange::ScanOnPush(true),
         RepositoryChange::Policy(Some("{ \"a\": 1 }".into())),
         RepositoryChange::LifecyclePolicy(Some("{}".into())),
-        RepositoryChange::LifecycleEvaluated(at(9)),
+        RepositoryChange::LifecycleEvaluated { at: at(9), due_at: at(99) },
     ] {
         assert!(store.change_repository(before.id, change, Vec::new()).await.unwrap());
     }
@@ -152,36 +152,95 @@ pub async fn a_new_lifecycle_policy_enqueues_its_job_and_forgets_the_last_evalua
     let jobs = vec![job("lifecycle", "1", "{}", at(5))];
     assert!(store.change_repository(repository.id, policy("a"), jobs).await.unwrap());
     assert_eq!(store.waiting("lifecycle").await, 1);
-    let evaluated = RepositoryChange::LifecycleEvaluated(at(6));
+    let evaluated = RepositoryChange::LifecycleEvaluated { at: at(6), due_at: at(96) };
     assert!(store.change_repository(repository.id, evaluated, Vec::new()).await.unwrap());
     assert!(store.change_repository(repository.id, policy("b"), Vec::new()).await.unwrap());
     let after = store.repository_by_id(repository.id).await.unwrap().unwrap();
     assert_eq!((after.lifecycle_policy.as_deref(), after.lifecycle_evaluated_at), (Some("b"), None));
 }
 
-pub async fn repositories_come_due_for_their_lifecycle_policy(store: Fixture) {
+fn lifecycle_job(repository: RepositoryId, run_at: Timestamp) -> NewJob {
+    job("lifecycle", &repository.0.to_string(), "{}", run_at)
+}
+
+/// Enqueues the policies that are due; each is due again at `again`.
+async fn turn(store: &Fixture, now: i64, again: i64, limit: usize) -> usize {
+    let turn = LifecycleTurn { now: at(now), again: (at(again), at(again)), limit, job: lifecycle_job };
+    store.schedule_lifecycle(turn).await.unwrap()
+}
+
+/// Runs every lifecycle job that waits, in order, and says whose they were.
+async fn lifecycle_runs(store: &Fixture, now: i64) -> Vec<i64> {
+    let mut keys = Vec::new();
+    while let Some(job) = store.claim_job(&["lifecycle"], at(now), MINUTE).await.unwrap() {
+        store.end_job(job.id, job.attempts, wharfage::store::jobs::JobEnd::Done).await.unwrap();
+        keys.push(job.key.parse().unwrap());
+    }
+    keys
+}
+
+async fn put_policy(store: &Fixture, id: RepositoryId) {
+    let policy = RepositoryChange::LifecyclePolicy(Some("{}".into()));
+    assert!(store.change_repository(id, policy, Vec::new()).await.unwrap());
+}
+
+async fn evaluated(store: &Fixture, id: RepositoryId, seconds: i64, due: i64) {
+    let evaluated = RepositoryChange::LifecycleEvaluated { at: at(seconds), due_at: at(due) };
+    assert!(store.change_repository(id, evaluated, Vec::new()).await.unwrap());
+}
+
+pub async fn the_policy_that_is_overdue_longest_is_enqueued_first(store: Fixture) {
     let mut ids = Vec::new();
-    for (text, evaluated) in [("never", None), ("long-ago", Some(at(10))), ("just-now", Some(at(20)))] {
+    for (text, due) in [("just-now", Some(20)), ("long-ago", Some(10)), ("never", None)] {
         let new = NewRepository {
             account: if text == "never" { other_account() } else { account() },
             ..new_repository(text)
         };
         let id = store.create_repository(new, 10).await.unwrap().id;
-        let policy = RepositoryChange::LifecyclePolicy(Some("{}".into()));
-        store.change_repository(id, policy, Vec::new()).await.unwrap();
-        if let Some(moment) = evaluated {
-            store.change_repository(id, RepositoryChange::LifecycleEvaluated(moment), Vec::new()).await.unwrap();
+        put_policy(&store, id).await;
+        if let Some(due) = due {
+            evaluated(&store, id, 0, due).await;
         }
         ids.push(id);
     }
     store.repository_named("without-policy").await;
-    let due = async |before, limit| -> Vec<String> {
-        let due = store.repositories_due_for_lifecycle(before, limit).await.unwrap();
-        due.into_iter().map(|repository| repository.name.into()).collect()
-    };
-    assert_eq!(due(at(20), 10).await, ["never", "long-ago"], "of every account, by row id");
-    assert_eq!(due(at(21), 10).await, ["never", "long-ago", "just-now"]);
-    assert_eq!(due(at(21), 1).await, ["never"]);
+    let [just_now, long_ago, never] = ids[..] else { panic!("three") };
+    assert_eq!(turn(&store, 19, 100, 1).await, 1);
+    assert_eq!(lifecycle_runs(&store, 19).await, [never.0], "a policy that was put is due at once");
+    assert_eq!(turn(&store, 20, 100, 1).await, 1);
+    assert_eq!(lifecycle_runs(&store, 20).await, [long_ago.0]);
+    assert_eq!(turn(&store, 20, 100, 10).await, 1);
+    assert_eq!(lifecycle_runs(&store, 20).await, [just_now.0]);
+    assert_eq!(turn(&store, 99, 200, 10).await, 0, "each is due again when the turn said");
+    assert_eq!(turn(&store, 100, 200, 10).await, 3);
+    assert_eq!(store.waiting("lifecycle").await, 3);
+}
+
+pub async fn a_policy_whose_job_waits_or_runs_is_not_enqueued_twice(store: Fixture) {
+    let (runs, waits) = (store.repository_named("runs").await.id, store.repository_named("waits").await.id);
+    for id in [runs, waits] {
+        put_policy(&store, id).await;
+    }
+    store.enqueue_job(lifecycle_job(runs, at(0))).await.unwrap();
+    let running = store.claim_job(&["lifecycle"], at(0), MINUTE).await.unwrap().unwrap();
+    store.enqueue_job(lifecycle_job(waits, at(0))).await.unwrap();
+    assert_eq!(turn(&store, 1, 100, 10).await, 2);
+    assert_eq!(store.waiting("lifecycle").await, 1);
+    store.end_job(running.id, running.attempts, wharfage::store::jobs::JobEnd::Done).await.unwrap();
+    assert_eq!(lifecycle_runs(&store, 1).await, [waits.0]);
+}
+
+pub async fn a_policy_that_is_deleted_or_evaluated_early_is_due_no_sooner(store: Fixture) {
+    let (gone, early) = (store.repository_named("gone").await.id, store.repository_named("early").await.id);
+    for id in [gone, early] {
+        put_policy(&store, id).await;
+    }
+    assert!(store.change_repository(gone, RepositoryChange::LifecyclePolicy(None), Vec::new()).await.unwrap());
+    evaluated(&store, gone, 1, 1).await;
+    assert_eq!(turn(&store, 5, 100, 10).await, 1);
+    evaluated(&store, early, 6, 50).await;
+    assert_eq!(turn(&store, 99, 200, 10).await, 0);
+    assert_eq!(turn(&store, 100, 200, 10).await, 1);
 }
 
 pub async fn resource_tags_merge_up_to_their_limit(store: Fixture) {
@@ -234,9 +293,10 @@ pub async fn deleting_a_repository_hands_its_uploads_to_jobs_and_keeps_shared_bl
     assert!(store.create_upload(upload.clone()).await.unwrap());
 
     store.delete_repository(going.id, false, at(3)).await.unwrap();
+    empty(&store).await;
 
     assert!(store.has_blob(&staying, &layer).await);
-    let claimed = store.claim_job(&[DeleteGeneration::KIND], at(3), MINUTE).await.unwrap().unwrap();
+    let claimed = store.claim_job(&[DeleteGeneration::KIND], at(1_000), MINUTE).await.unwrap().unwrap();
     let expected = DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
     assert_eq!(DeleteGeneration::parse(&claimed.payload).unwrap(), expected);
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
@@ -272,4 +332,127 @@ pub async fn usage_follows_what_is_pushed_and_deleted(store: Fixture) {
     assert_eq!(store.repository_usage(repository.id).await.unwrap(), (2, 300));
     store.delete_image(repository.id, &digest("both"), Referrers::Stay, at(1)).await.unwrap();
     assert_eq!(store.repository_usage(repository.id).await.unwrap(), (1, 100));
+}
+
+/// Runs the jobs that empty deleted repositories.
+async fn empty(store: &Fixture) {
+    while let Some(job) = store.claim_job(&[DeleteRepository::KIND], at(1_000), MINUTE).await.unwrap() {
+        let DeleteRepository { repository } = DeleteRepository::parse(&job.payload).unwrap();
+        while !store.empty_repository(repository, 2, at(1_000)).await.unwrap() {}
+        store.end_job(job.id, job.attempts, wharfage::store::jobs::JobEnd::Done).await.unwrap();
+    }
+}
+
+/// A repository with images, an index, a referrer, tags, an upload, a preview, a policy and resource tags.
+async fn full(store: &Fixture, text: &str) -> (Repository, Digest) {
+    let repository = store.repository_named(text).await;
+    let layer = store.blob(&repository, "layer").await;
+    for (number, names) in [(1, &["a", "b"][..]), (2, &[]), (3, &["c"])] {
+        let image = NewManifest { blobs: blobs(&[&layer]), ..manifest(&format!("image {number}")) };
+        store.put_manifest(put(&repository, image, names)).await.unwrap();
+    }
+    store.index(&repository, &[&digest("image 1"), &digest("image 2")], &["index"]).await;
+    let referrer = NewManifest { subject: Some(digest("image 3")), ..manifest("referrer") };
+    store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
+    assert!(store.create_upload(new_upload(&repository)).await.unwrap());
+    let preview = job("lifecycle-preview", "1", "{}", at(0));
+    assert!(store.start_preview(repository.id, "{}", at(0), preview).await.unwrap());
+    put_policy(store, repository.id).await;
+    store.tag_resource(repository.id, vec![resource_tag("team", "a")], 9).await.unwrap();
+    (repository, layer)
+}
+
+pub async fn a_deleted_repository_is_gone_at_once_and_its_name_is_free(store: Fixture) {
+    let (old, layer) = full(&store, "app").await;
+    let other = store.repository_named("other").await;
+    store.delete_repository(old.id, true, at(5)).await.unwrap();
+
+    assert_eq!(store.repository(&account(), &old.name).await.unwrap(), None);
+    assert_eq!(store.repository_by_id(old.id).await.unwrap(), None);
+    let listed = store.repositories(&account(), None, 10).await.unwrap();
+    assert_eq!(listed.iter().map(|repository| repository.id).collect::<Vec<_>>(), [other.id]);
+    assert_eq!(store.found(&old, "a").await, Lookup::NoRepository);
+    assert_eq!(store.find_blob(&account(), &old.name, &layer).await.unwrap(), Lookup::NoRepository);
+    assert_eq!(store.blob_sources(&account(), &layer, 10).await.unwrap(), []);
+    assert_eq!(turn(&store, 10, 100, 10).await, 0, "its policy is due no more");
+
+    let policy = RepositoryChange::LifecyclePolicy(Some("{}".into()));
+    assert!(!store.change_repository(old.id, policy, Vec::new()).await.unwrap());
+    let again = store.delete_repository(old.id, true, at(6)).await;
+    assert!(matches!(again, Err(DeleteRepositoryError::NotFound)), "{again:?}");
+    let tagged = store.tag_resource(old.id, vec![resource_tag("a", "1")], 9).await;
+    assert!(matches!(tagged, Err(TagResourceError::NotFound)), "{tagged:?}");
+    let pushed = store.put_manifest(put(&old, manifest("late"), &["late"])).await;
+    assert!(matches!(pushed, Err(PutManifestError::NoRepository)), "{pushed:?}");
+    let deleted = store.delete_image(old.id, &digest("image 3"), at(6)).await;
+    assert!(matches!(deleted, Err(DeleteImageError::NotFound)), "{deleted:?}");
+    assert!(!store.create_upload(new_upload(&old)).await.unwrap());
+    let mounted = store.mount_blob(other.id, old.id, &layer, false, at(6), at(7)).await.unwrap();
+    assert_eq!(mounted, MountBlob::NotMountable);
+    assert!(!store.start_preview(old.id, "{}", at(6), job("lifecycle-preview", "2", "{}", at(0))).await.unwrap());
+
+    let new = store.repository_named("app").await;
+    assert_eq!(store.image(&new, "image 1", &["a"]).await, digest("image 1"));
+    empty(&store).await;
+    assert_eq!(store.tagged(&new, "a").await, Some(digest("image 1")), "what has the name now stays");
+    assert_eq!(store.repository_usage(new.id).await.unwrap().0, 1);
+}
+
+pub async fn a_deleted_repository_is_emptied_in_batches(store: Fixture) {
+    let (old, layer) = full(&store, "app").await;
+    store.delete_repository(old.id, true, at(5)).await.unwrap();
+    let everything = ImageFilter::EVERYTHING;
+    let mut images = store.list_images(old.id, everything, None, 10).await.unwrap().len();
+    assert_eq!(images, 5);
+    let mut batches = 0;
+    while !store.empty_repository(old.id, 2, at(6)).await.unwrap() {
+        let left = store.list_images(old.id, everything, None, 10).await.unwrap().len();
+        assert!(images - left <= 2, "a batch takes no more than asked");
+        (images, batches) = (left, batches + 1);
+    }
+    assert!(images == 0 && batches >= 4, "{images} left after {batches}");
+    assert_eq!(store.open_uploads().await.unwrap(), 0);
+    assert!(store.waiting(DeleteGeneration::KIND).await > 0, "the upload's bytes go too");
+    assert_eq!(store.repository_usage(old.id).await.unwrap(), (0, 0));
+    assert!(store.empty_repository(old.id, 2, at(7)).await.unwrap(), "it is empty already");
+    let other = store.repository_named("other").await;
+    assert_eq!(store.commit(&other, &layer, at(0)).await, Committed::Shared, "the bytes await the collector");
+}
+
+pub async fn a_repository_that_is_not_deleted_is_not_emptied(store: Fixture) {
+    let (repository, _) = full(&store, "app").await;
+    assert!(store.empty_repository(repository.id, 100, at(5)).await.unwrap());
+    assert_eq!(store.tagged(&repository, "a").await, Some(digest("image 1")));
+    assert_eq!(store.open_uploads().await.unwrap(), 1);
+}
+
+pub async fn a_place_in_a_registry_is_free_when_a_repository_is_deleted(store: Fixture) {
+    let first = store.create_repository(new_repository("app1"), 2).await.unwrap();
+    store.create_repository(new_repository("app2"), 2).await.unwrap();
+    store.delete_repository(first.id, false, at(1)).await.unwrap();
+    store.create_repository(new_repository("app3"), 2).await.unwrap();
+    empty(&store).await;
+    let refused = store.create_repository(new_repository("app4"), 2).await;
+    assert!(matches!(refused, Err(CreateRepositoryError::LimitExceeded(2))), "{refused:?}");
+}
+
+pub async fn folding_changes_no_usage(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let layer = store.blob(&repository, "layer").await;
+    for number in 0..5 {
+        let image = NewManifest { blobs: blobs(&[&layer]), ..manifest(&format!("image {number}")) };
+        store.put_manifest(put(&repository, image, &[])).await.unwrap();
+        if number % 2 == 0 {
+            while store.fold_usage(2).await.unwrap() == 2 {}
+        }
+        assert_eq!(store.repository_usage(repository.id).await.unwrap(), (number + 1, (number + 1) * 100));
+    }
+    store.delete_image(repository.id, &digest("image 3"), at(1)).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(store.repository_usage(repository.id).await.unwrap(), (4, 400));
+        while store.fold_usage(100).await.unwrap() == 100 {}
+    }
+    let full = PutManifest { max_images: 4, ..put(&repository, manifest("one more"), &[]) };
+    let refused = store.put_manifest(full).await;
+    assert!(matches!(refused, Err(PutManifestError::TooManyImages(4))), "{refused:?}");
 }

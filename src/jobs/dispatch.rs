@@ -1,0 +1,187 @@
+//! Claims jobs for the lanes that have a worker to spare, and runs each with a heartbeat.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::kinds::{KINDS, Kind, Lane, kind};
+use super::{JobError, Settings, give_up, handle};
+use crate::registry::Registry;
+use crate::registry::server::Stop;
+use crate::store::StoreError;
+use crate::store::jobs::{Job, JobEnd};
+use crate::telemetry::JobLabels;
+
+/// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
+const LEASE: Duration = Duration::from_secs(30);
+/// How often a claim is prolonged.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How long to wait before a database that did not answer is asked again.
+const OUTAGE_PAUSE: Duration = Duration::from_secs(5);
+
+/// The workers of each lane.
+struct Workers(Vec<(Lane, Arc<Semaphore>)>);
+
+impl Workers {
+    fn new() -> Self {
+        Self(Lane::ALL.iter().map(|lane| (*lane, Arc::new(Semaphore::new(lane.workers())))).collect())
+    }
+
+    fn of(&self, wanted: Lane) -> Option<&Arc<Semaphore>> {
+        self.0.iter().find(|(lane, _)| *lane == wanted).map(|(_, workers)| workers)
+    }
+
+    /// The kinds of the lanes that have a worker to spare.
+    fn open_kinds(&self) -> Vec<&'static str> {
+        let open = |kind: &&Kind| self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0);
+        KINDS.iter().filter(open).map(|kind| kind.name).collect()
+    }
+
+    /// A worker for a job of this kind; only [`run`] takes them, so there is one where the lane was open.
+    fn take(&self, name: &str) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(self.of(kind(name)?.lane)?).try_acquire_owned().ok()
+    }
+}
+
+/// Runs jobs until `stop`, and returns when those that ran then are given back.
+pub(super) async fn run(registry: Arc<Registry>, settings: Arc<Settings>, mut stop: Stop) {
+    let workers = Workers::new();
+    let mut running = JoinSet::new();
+    while !*stop.borrow() {
+        let kinds = workers.open_kinds();
+        let claimed = match kinds.as_slice() {
+            [] => Ok(None),
+            kinds => registry.metadata.claim_job(kinds, Timestamp::now(), LEASE).await,
+        };
+        let pause = match claimed {
+            Ok(Some(job)) => {
+                let worker = workers.take(&job.kind);
+                let (registry, settings, stop) = (Arc::clone(&registry), Arc::clone(&settings), stop.clone());
+                running.spawn(async move {
+                    carry_out(&registry, &settings, job, stop).await;
+                    drop(worker);
+                });
+                continue;
+            }
+            Ok(None) => settings.poll,
+            Err(error) => {
+                let seconds = OUTAGE_PAUSE.as_secs();
+                tracing::warn!(%error, "looking for jobs failed; looking again in {seconds} s");
+                OUTAGE_PAUSE
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Some(ended) = running.join_next() => report(ended),
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+    while let Some(ended) = running.join_next().await {
+        report(ended);
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a job panicked; it runs again when its lease ends");
+    }
+}
+
+async fn carry_out(registry: &Arc<Registry>, settings: &Settings, job: Job, mut stop: Stop) {
+    let Job { id, kind: name, key, attempts, .. } = &job;
+    let outcome = tokio::select! {
+        outcome = handle(registry, settings, &job) => outcome,
+        () = hold(registry, *id, *attempts) => {
+            tracing::warn!(job = id, kind = name, key, "lost the claim on a job: another worker runs it");
+            return;
+        }
+        _ = stop.wait_for(|stop| *stop) => Err(JobError::Store(StoreError::Unavailable("the process stops".into()))),
+    };
+    let now = Timestamp::now();
+    let pause = match &outcome {
+        Err(JobError::Store(_)) if *stop.borrow() => Some(Duration::ZERO),
+        Err(JobError::Store(_)) => kind(name).and_then(|kind| kind.pause(*attempts)),
+        Ok(()) | Err(JobError::Hopeless(_)) => None,
+    };
+    let (end, state) = match (outcome, pause) {
+        (Ok(()), _) => (JobEnd::Done, "done"),
+        (Err(error), Some(pause)) => {
+            tracing::warn!(job = id, kind = name, key, attempts, wait_seconds = pause.as_secs(), %error, "a job failed");
+            (JobEnd::Retry { at: now + pause, error: error.to_string() }, "failed")
+        }
+        (Err(error), None) => {
+            tracing::error!(
+                job = id, kind = name, key, attempts, %error,
+                "a job is dead: repair the cause, then run wharfage jobs requeue"
+            );
+            give_up(registry, &job).await;
+            (JobEnd::Dead { error: error.to_string() }, "dead")
+        }
+    };
+    registry.metrics.jobs_ended.get_or_create(&JobLabels { kind: name.clone(), state: state.into() }).inc();
+    if let Err(error) = registry.metadata.end_job(*id, *attempts, end).await {
+        tracing::warn!(job = id, kind = name, key, %error, "recording the end of a job failed; it runs again");
+    }
+}
+
+/// Prolongs the claim again and again; returns only when it is lost.
+async fn hold(registry: &Registry, id: i64, attempts: u32) {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        match registry.metadata.heartbeat_job(id, attempts, LEASE).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            // The lease is three heartbeats long; if none gets through, another worker takes the job, as it should be.
+            Err(error) => tracing::warn!(job = id, %error, "prolonging the claim on a job failed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::kinds::{LIFECYCLE, PREVIEW};
+    use crate::jobs::lifecycle::tests::bed;
+    use crate::jobs::{lifecycle_job, preview_job};
+    use crate::store::jobs::{DeleteGeneration, JobFilter, JobState, NewJob};
+    use crate::store::repositories::RepositoryId;
+
+    #[test]
+    fn a_preview_finds_a_worker_while_every_lifecycle_worker_is_busy() {
+        let workers = Workers::new();
+        let busy: Vec<_> = std::iter::from_fn(|| workers.take(LIFECYCLE)).collect();
+        assert!(!busy.is_empty());
+        let open = workers.open_kinds();
+        assert!(open.contains(&PREVIEW) && open.contains(&DeleteGeneration::KIND) && !open.contains(&LIFECYCLE));
+        drop(busy);
+        assert!(workers.open_kinds().contains(&LIFECYCLE));
+    }
+
+    #[tokio::test]
+    async fn jobs_of_every_lane_are_done_and_what_cannot_be_done_is_dead() {
+        let (_folder, registry, id) = bed().await;
+        let (registry, now) = (Arc::new(registry), Timestamp::now());
+        let unreadable = NewJob { payload: "no JSON".into(), ..lifecycle_job(RepositoryId(4711), now) };
+        for job in [lifecycle_job(id, now), preview_job(id, now), unreadable] {
+            registry.metadata.enqueue_job(job).await.unwrap();
+        }
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let settings = Arc::new(Settings { poll: Duration::from_millis(1), ..Settings::default() });
+        let running = tokio::spawn(run(Arc::clone(&registry), settings, stopped));
+        loop {
+            let jobs = registry.metadata.list_jobs(&JobFilter::default(), None, 10).await.unwrap();
+            if let [dead] = jobs.as_slice()
+                && dead.state == JobState::Dead
+            {
+                assert_eq!((dead.key.as_str(), dead.attempts), ("4711", 1));
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        stop.send_replace(true);
+        running.await.unwrap();
+    }
+}

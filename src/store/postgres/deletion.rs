@@ -1,0 +1,101 @@
+//! Deleting a repository: it is gone at once, and a job empties it in batches.
+
+use jiff::Timestamp;
+use sqlx::{PgConnection, PgPool};
+
+use super::failure::{Attempt, Failure};
+use super::rows::{self, millis};
+use super::{jobs, uploads};
+use crate::store::jobs::DeleteRepository;
+use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
+use crate::store::usage::of_repository;
+
+pub(super) async fn mark(
+    pool: &PgPool,
+    id: RepositoryId,
+    force: bool,
+    now: Timestamp,
+) -> Attempt<(), DeleteRepositoryError> {
+    let mut tx = pool.begin().await?;
+    // Whatever puts something into the repository holds FOR KEY SHARE: this waits for it, and it for this.
+    let found = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR UPDATE").bind(id.0);
+    if found.fetch_optional(&mut *tx).await?.is_none() {
+        return Err(Failure::Refused(DeleteRepositoryError::NotFound));
+    }
+    if !force {
+        let images: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM manifest WHERE repository_id = $1)")
+            .bind(id.0)
+            .fetch_one(&mut *tx)
+            .await?;
+        if images {
+            return Err(Failure::Refused(DeleteRepositoryError::NotEmpty));
+        }
+    }
+    sqlx::query(
+        "UPDATE repository SET deleted_at = $2, account_id = '', name = id::text, policy = NULL, lifecycle_policy = NULL,
+                lifecycle_due_at = NULL WHERE id = $1",
+    )
+    .bind(id.0)
+    .bind(millis(now))
+    .execute(&mut *tx)
+    .await?;
+    jobs::enqueue(&mut tx, &[DeleteRepository { repository: id }.job(now)]).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+pub(super) async fn empty(pool: &PgPool, id: RepositoryId, limit: usize, now: Timestamp) -> Attempt<bool> {
+    let mut tx = pool.begin().await?;
+    let marked = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NOT NULL FOR UPDATE").bind(id.0);
+    if marked.fetch_optional(&mut *tx).await?.is_none() {
+        return Ok(true);
+    }
+    let did = uploads::discard(&mut tx, id, limit, now).await? > 0
+        || images(&mut tx, id, limit).await?
+        || rest(&mut tx, id, limit).await?;
+    if !did {
+        for (sql, of) in [
+            ("DELETE FROM usage_delta WHERE scope = $1", of_repository(id)),
+            ("DELETE FROM usage WHERE scope = $1", of_repository(id)),
+        ] {
+            sqlx::query(sql).bind(of).execute(&mut *tx).await?;
+        }
+        sqlx::query("DELETE FROM repository WHERE id = $1").bind(id.0).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(!did)
+}
+
+/// Deletes images and the edges to and from them, whatever holds them: nothing of the repository is seen any more.
+async fn images(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> Attempt<bool> {
+    let images: Vec<i64> =
+        sqlx::query_scalar("SELECT id FROM manifest WHERE repository_id = $1 ORDER BY digest LIMIT $2 FOR UPDATE")
+            .bind(id.0)
+            .bind(rows::limit(limit))
+            .fetch_all(&mut *tx)
+            .await?;
+    for sql in [
+        "DELETE FROM manifest_child WHERE parent_id = ANY($1)",
+        "DELETE FROM manifest_child WHERE child_id = ANY($1)",
+        "DELETE FROM tag WHERE manifest_id = ANY($1)",
+        "DELETE FROM manifest WHERE id = ANY($1)",
+    ] {
+        sqlx::query(sql).bind(&images).execute(&mut *tx).await?;
+    }
+    Ok(!images.is_empty())
+}
+
+/// Deletes preview results, then links. The blobs await the collector.
+async fn rest(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> Attempt<bool> {
+    for sql in [
+        "DELETE FROM lifecycle_preview_result WHERE repository_id = $1 AND position = ANY (ARRAY(
+             SELECT position FROM lifecycle_preview_result WHERE repository_id = $1 ORDER BY position LIMIT $2))",
+        "DELETE FROM repository_blob WHERE id = ANY (ARRAY(
+             SELECT id FROM repository_blob WHERE repository_id = $1 ORDER BY digest LIMIT $2))",
+    ] {
+        if sqlx::query(sql).bind(id.0).bind(rows::limit(limit)).execute(&mut *tx).await?.rows_affected() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,241 @@
+//! Every statement that the contract suite makes a database execute is explained: none scans or sorts a table that grows.
+//!
+//! There is no list of statements to keep: those of SQLite come from the one place that prepares them, those of PostgreSQL from
+//! sqlx, both by their trace events. After each case the new ones are explained on an empty database of the same schema. What
+//! has to scan or sort is named below, with the reason.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
+
+use serde_json::Value;
+use sqlx::{Connection, Row};
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use wharfage::store::postgres::{PostgresOptions, PostgresStore};
+use wharfage::store::sqlite::SqliteStore;
+
+use crate::bed;
+
+/// Statements, by a part of their text, that may scan or sort, and why.
+const ALLOWED: &[(&str, &str)] = &[
+    ("FROM event ORDER BY id LIMIT", "reads the oldest rows, as many as it deletes"),
+    ("FROM (SELECT 1 FROM upload LIMIT", "counts up to the limit"),
+    (
+        "FROM manifest_child e JOIN manifest p ON p.id = e.parent_id",
+        "sorts the indexes that hold one image: the answer names them",
+    ),
+    (
+        "WITH gone AS (DELETE FROM tag WHERE manifest_id = $1",
+        "sorts the tags of one image, of which there are 1,000 at most",
+    ),
+    ("SELECT t.name FROM manifest m JOIN tag t ON t.manifest_id = m.id", "sorts the tags of one image, as above"),
+    ("FROM manifest_child e JOIN manifest m ON m.id = e.child_id WHERE e.parent_id", "sorts the children of one index"),
+    ("UNION SELECT UNNEST($3::bigint[])) ORDER BY digest FOR NO KEY UPDATE", "sorts the images that one push locks"),
+    ("FROM json_each(?1) k CROSS JOIN job j", "sorts one job of each kind"),
+    ("UPDATE upload SET claimed_until = 0", "once, at the start of the one process"),
+];
+
+/// Indexes of the few jobs that run or are dead, and of nothing else.
+const SMALL_INDEXES: &[&str] = &["job_running", "job_leases", "job_dead"];
+
+/// Tables that have a row for each registry, or fewer.
+const SMALL: &[&str] = &["registry", "account_setting", "_sqlx_migrations"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Database {
+    Sqlite,
+    Postgres,
+}
+
+/// Statements that were executed, and those of them that were explained.
+#[derive(Default)]
+struct Seen {
+    new: BTreeSet<(Database, String)>,
+    explained: BTreeSet<(Database, String)>,
+}
+
+static SEEN: OnceLock<Mutex<Seen>> = OnceLock::new();
+
+fn seen() -> std::sync::MutexGuard<'static, Seen> {
+    SEEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Remembers statements from their trace events.
+struct Recorder;
+
+impl<S: tracing::Subscriber> Layer<S> for Recorder {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        matches!(metadata.target(), "wharfage::sqlite" | "sqlx::query")
+    }
+
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let database = if event.metadata().target() == "sqlx::query" { Database::Postgres } else { Database::Sqlite };
+        let mut statement = Statement(String::new());
+        event.record(&mut statement);
+        let text = statement.0.split_whitespace().collect::<Vec<_>>().join(" ");
+        let verbs = ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"];
+        if !verbs.iter().any(|verb| text.starts_with(verb)) || text.contains("_sqlx_migrations") {
+            return;
+        }
+        let mut seen = seen();
+        let statement = (database, text);
+        if !seen.explained.contains(&statement) {
+            seen.new.insert(statement);
+        }
+    }
+}
+
+struct Statement(String);
+
+impl Visit for Statement {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if matches!(field.name(), "statement" | "db.statement") {
+            value.clone_into(&mut self.0);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
+/// Begins to record what this process executes.
+pub fn record() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let subscriber = tracing_subscriber::registry().with(Recorder);
+        tracing::subscriber::set_global_default(subscriber).expect("nothing else records in this process");
+    });
+}
+
+/// Explains what was executed since the last time.
+///
+/// # Panics
+/// When a statement scans or sorts a table that grows.
+pub async fn check() {
+    let new: Vec<(Database, String)> = {
+        let mut seen = seen();
+        let new = std::mem::take(&mut seen.new);
+        new.into_iter().filter(|statement| seen.explained.insert(statement.clone())).collect()
+    };
+    let of = |database| new.iter().filter(move |(of, _)| *of == database).map(|(_, sql)| sql.as_str());
+    let mut faults = sqlite(of(Database::Sqlite));
+    faults.extend(postgres(of(Database::Postgres).collect()).await);
+    assert!(faults.is_empty(), "what a table's growth makes slower:\n\n{}", faults.join("\n\n"));
+}
+
+fn allowed(sql: &str) -> bool {
+    ALLOWED.iter().any(|(part, _)| sql.contains(part))
+}
+
+fn sqlite<'s>(statements: impl Iterator<Item = &'s str>) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metadata.sqlite");
+    let mut connection = None;
+    let mut faults = Vec::new();
+    for sql in statements.filter(|sql| !allowed(sql)) {
+        let connection = connection.get_or_insert_with(|| {
+            drop(SqliteStore::open(&path).unwrap());
+            rusqlite::Connection::open(&path).unwrap()
+        });
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let steps: Vec<String> = statement.raw_query().mapped(|row| row.get(3)).map(Result::unwrap).collect();
+        if steps.iter().any(|step| grows_with_a_table(step)) {
+            faults.push(format!("SQLite: {sql}\n  {}", steps.join("\n  ")));
+        }
+    }
+    faults
+}
+
+/// Whether a step of SQLite's scans a table or sorts what it finds. A subquery's rows and an array's members are bounded by the
+/// statement; what is sorted by its last terms alone comes in small groups.
+fn grows_with_a_table(step: &str) -> bool {
+    let scans = step.strip_prefix("SCAN ").is_some_and(|table| {
+        let name = table.split(' ').next().unwrap_or_default();
+        !table.contains("VIRTUAL TABLE")
+            && !table.starts_with('(')
+            && !table.starts_with("CONSTANT ROW")
+            && !SMALL.contains(&name)
+            && !SMALL_INDEXES.iter().any(|index| table.contains(index))
+    });
+    let sorts = step.starts_with("USE TEMP B-TREE FOR") && !step.contains("LAST TERM") && !step.contains("RIGHT PART");
+    scans || sorts
+}
+
+async fn postgres(statements: Vec<&str>) -> Vec<String> {
+    if statements.is_empty() {
+        return Vec::new();
+    }
+    let url = bed::postgres().database().await;
+    PostgresStore::connect(&url, PostgresOptions::default()).await.unwrap().close().await;
+    let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(concat!("/* test */ ", include_str!("plans.sql"))).execute(&mut connection).await.unwrap();
+    // A plan that scans or sorts is taken only where there is no other.
+    let settings =
+        "/* test */ SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_sort = off;
+                    SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+    sqlx::raw_sql(settings).execute(&mut connection).await.unwrap();
+    let mut faults = Vec::new();
+    for (number, sql) in statements.into_iter().filter(|sql| !allowed(sql)).enumerate() {
+        let parameters = (1..100).take_while(|number| sql.contains(&format!("${number}"))).count();
+        let nulls = vec!["NULL"; parameters].join(", ");
+        let arguments = if parameters == 0 { String::new() } else { format!("({nulls})") };
+        let prepare = format!("/* test */ PREPARE s{number} AS {sql}");
+        let explain = format!("/* test */ EXPLAIN (FORMAT JSON) EXECUTE s{number} {arguments}");
+        if let Err(error) = sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut connection).await {
+            faults.push(format!("PostgreSQL: {sql}\n  cannot be explained: {error}"));
+            continue;
+        }
+        let row = sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let plan: Value = serde_json::from_str(row.try_get_unchecked(0).unwrap()).unwrap();
+        let mut steps = Vec::new();
+        walk(&plan[0]["Plan"], false, &mut steps);
+        if !steps.is_empty() {
+            faults.push(format!("PostgreSQL: {sql}\n  {}", steps.join("\n  ")));
+        }
+    }
+    connection.close().await.unwrap();
+    faults
+}
+
+/// Collects what grows with a table in a plan's node and below; `limited` is below a `Limit`, which stops a scan in order.
+fn walk(node: &Value, limited: bool, faults: &mut Vec<String>) {
+    let kind = node["Node Type"].as_str().unwrap_or_default();
+    let table = node["Relation Name"].as_str().unwrap_or_default();
+    let index = node["Index Name"].as_str().unwrap_or_default();
+    match kind {
+        "Seq Scan" if !SMALL.contains(&table) => faults.push(format!("Seq Scan on {table}")),
+        // With sequential scans off, the scan of a whole index takes their place.
+        "Index Scan" | "Index Only Scan"
+            if node.get("Index Cond").is_none() && !limited && !SMALL_INDEXES.contains(&index) =>
+        {
+            faults.push(format!("scan of the whole index {index}"));
+        }
+        "Sort" if !children(node).iter().all(|child| bounded(child)) => {
+            faults.push(format!("Sort by {}", node["Sort Key"]));
+        }
+        _ => {}
+    }
+    // A subquery with a limit of its own begins anew.
+    let limited = kind == "Limit" || (limited && !matches!(kind, "Sort" | "Aggregate"));
+    for child in children(node) {
+        walk(child, limited, faults);
+    }
+}
+
+fn children(node: &Value) -> &[Value] {
+    node["Plans"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Whether a node has no more rows than the statement says: by a limit, or one for each member of an array that is passed.
+fn bounded(node: &Value) -> bool {
+    match node["Node Type"].as_str().unwrap_or_default() {
+        "Limit" | "Function Scan" | "Result" | "Values Scan" | "CTE Scan" | "WorkTable Scan" => true,
+        // Rows of a table, one for each member of an array of keys.
+        "Index Scan" | "Index Only Scan" => {
+            node["Index Cond"].as_str().is_some_and(|condition| condition.contains("= ANY ("))
+        }
+        // The inner side is looked up for each row of the outer one.
+        "Nested Loop" => children(node).first().is_some_and(bounded),
+        // What a statement changes it has found below.
+        _ => !children(node).is_empty() && children(node).iter().all(bounded),
+    }
+}
