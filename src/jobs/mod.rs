@@ -127,12 +127,26 @@ async fn handle(registry: &Arc<Registry>, settings: &Settings, job: &Job) -> Res
     match job.kind.as_str() {
         LIFECYCLE => lifecycle::run(registry, settings, repository_of(job)?).await,
         PREVIEW => preview::run(registry, repository_of(job)?).await,
-        FollowSubject::KIND => Ok(referrers::run(registry, &FollowSubject::parse(&job.payload)?).await?),
+        FollowSubject::KIND => {
+            let follow = FollowSubject::parse(&job.payload).map_err(unreadable)?;
+            Ok(referrers::run(registry, &follow).await?)
+        }
         PRUNE_EVENTS => schedule::prune_events(registry, settings).await,
-        DeleteRepository::KIND => Ok(delete_repository(registry, job).await?),
-        DeleteGeneration::KIND => Ok(delete_generation(registry, job).await?),
+        DeleteRepository::KIND => {
+            let DeleteRepository { repository } = DeleteRepository::parse(&job.payload).map_err(unreadable)?;
+            Ok(delete_repository(registry, repository).await?)
+        }
+        DeleteGeneration::KIND => {
+            let DeleteGeneration { generation, writer } = DeleteGeneration::parse(&job.payload).map_err(unreadable)?;
+            Ok(registry.blobs.delete(generation, &writer).await?)
+        }
         kind => Err(JobError::Hopeless(format!("there is no handler for jobs of kind {kind:?}"))),
     }
+}
+
+/// A payload that does not parse never will.
+fn unreadable(error: StoreError) -> JobError {
+    JobError::Hopeless(error.to_string())
 }
 
 fn repository_of(job: &Job) -> Result<RepositoryId, JobError> {
@@ -146,14 +160,7 @@ fn repository_of(job: &Job) -> Result<RepositoryId, JobError> {
 const BATCH: usize = 100;
 
 /// Empties a repository that was deleted, batch by batch. A run that is killed left nothing half done.
-async fn delete_repository(registry: &Registry, job: &Job) -> StoreResult<()> {
-    let DeleteRepository { repository } = DeleteRepository::parse(&job.payload)?;
+async fn delete_repository(registry: &Registry, repository: RepositoryId) -> StoreResult<()> {
     while !registry.metadata.empty_repository(repository, BATCH, Timestamp::now()).await? {}
     Ok(())
-}
-
-/// Deletes bytes that no row names any more.
-async fn delete_generation(registry: &Registry, job: &Job) -> StoreResult<()> {
-    let DeleteGeneration { generation, writer } = DeleteGeneration::parse(&job.payload)?;
-    registry.blobs.delete(generation, &writer).await
 }

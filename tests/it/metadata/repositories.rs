@@ -384,7 +384,7 @@ pub async fn a_deleted_repository_is_gone_at_once_and_its_name_is_free(store: Fi
     assert!(matches!(tagged, Err(TagResourceError::NotFound)), "{tagged:?}");
     let pushed = store.put_manifest(put(&old, manifest("late"), &["late"])).await;
     assert!(matches!(pushed, Err(PutManifestError::NoRepository)), "{pushed:?}");
-    let deleted = store.delete_image(old.id, &digest("image 3"), at(6)).await;
+    let deleted = store.delete_image(old.id, &digest("image 3"), Referrers::Stay, at(6)).await;
     assert!(matches!(deleted, Err(DeleteImageError::NotFound)), "{deleted:?}");
     assert!(!store.create_upload(new_upload(&old)).await.unwrap());
     let mounted = store.mount_blob(other.id, old.id, &layer, false, at(6), at(7)).await.unwrap();
@@ -447,7 +447,7 @@ pub async fn folding_changes_no_usage(store: Fixture) {
         }
         assert_eq!(store.repository_usage(repository.id).await.unwrap(), (number + 1, (number + 1) * 100));
     }
-    store.delete_image(repository.id, &digest("image 3"), at(1)).await.unwrap();
+    store.delete_image(repository.id, &digest("image 3"), Referrers::Stay, at(1)).await.unwrap();
     for _ in 0..2 {
         assert_eq!(store.repository_usage(repository.id).await.unwrap(), (4, 400));
         while store.fold_usage(100).await.unwrap() == 100 {}
