@@ -468,7 +468,7 @@ pub(super) mod tests {
                 carry_out(&registry, again, &mut wanted, &mut done).await.unwrap();
                 assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
 
-                run(&registry, id).await.unwrap();
+                run(&registry, &Settings::default(), id).await.unwrap();
                 assert_eq!(active(&registry, id).await, "d");
                 assert!(was_evaluated(&registry, id).await);
             }
@@ -488,7 +488,7 @@ pub(super) mod tests {
             let (mut wanted, mut done) = (HashSet::new(), Done::default());
             assert_eq!(carry_out(&registry, plan, &mut wanted, &mut done).await.unwrap(), Ended::Outdated);
             assert_eq!(active(&registry, id).await, "a b c");
-            run(&registry, id).await.unwrap();
+            run(&registry, &Settings::default(), id).await.unwrap();
             assert_eq!(active(&registry, id).await, "b c");
         }
     }
