@@ -15,11 +15,13 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod apply;
+pub mod budget;
 pub mod cli;
 pub mod crd;
 pub mod datadir;
 pub mod jobs;
 pub mod lifecycle;
+pub mod listener;
 pub mod manifests;
 pub mod names;
 pub mod operations;

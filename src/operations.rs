@@ -2,25 +2,22 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// How long a client may take for the head of a request, which is also how long a kept connection may idle.
-const HEAD_PATIENCE: Duration = Duration::from_secs(75);
-/// How long a kernel-level failure to accept (no file descriptors, say) makes the listener wait.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections at once; further ones wait in the kernel's queue.
-const CONNECTIONS: usize = 64;
+use crate::listener::{self, Admission, ConnectionLimits, Socket};
+
+/// How many may look at once. One peer may have nearly all of them: it may be the proxy or node that asks for everybody.
+const LIMITS: ConnectionLimits = ConnectionLimits { connections: 64, per_peer: 56 };
 
 /// A process, as those see it who run it.
 #[async_trait]
@@ -39,31 +36,51 @@ pub trait Operated: Send + Sync + 'static {
 
 /// Serves the listener until it is dropped, which ends its connections.
 pub async fn serve(operated: Arc<dyn Operated>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&slots).acquire_owned().await else { break };
-        let Ok((stream, _peer)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let operated = Arc::clone(&operated);
-        let service = service_fn(move |request: http::Request<Incoming>| {
-            let operated = Arc::clone(&operated);
-            async move { Ok::<_, Infallible>(answer(&*operated, request.uri().path()).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_PATIENCE)
-            .serve_connection(TokioIo::new(stream), service);
-        connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an operations connection ended early");
+    let never = std::future::pending();
+    listener::accept(
+        listener,
+        LIMITS,
+        || false,
+        never,
+        |socket, admission| {
+            while connections.try_join_next().is_some() {}
+            let (operated, activity) = (Arc::clone(&operated), Arc::clone(socket.activity()));
+            connections.spawn(async move {
+                tokio::select! {
+                    served = connection(operated, socket, admission) => {
+                        if let Err(error) = served {
+                            tracing::debug!(%error, "an operations connection ended early");
+                        }
+                    }
+                    () = activity.cancelled() => {}
+                }
+            });
+        },
+    )
+    .await;
+}
+
+async fn connection(operated: Arc<dyn Operated>, socket: Socket, admission: Admission) -> hyper::Result<()> {
+    let activity = Arc::clone(socket.activity());
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (operated, exchange) = (Arc::clone(&operated), activity.begin());
+        async move {
+            if !request.body().is_end_stream() {
+                // Nothing here takes a body.
+                exchange.activity().leave_unread();
             }
-            drop(permit);
-        });
-    }
+            Ok::<_, Infallible>(match admission {
+                Admission::Serve => answer(&*operated, request.uri().path()).await,
+                Admission::Refuse => plain(StatusCode::SERVICE_UNAVAILABLE, "too many connections\n".into()),
+            })
+        }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .keep_alive(admission == Admission::Serve)
+        .header_read_timeout(None::<std::time::Duration>)
+        .serve_connection(TokioIo::new(socket), service)
+        .await
 }
 
 async fn answer(operated: &dyn Operated, path: &str) -> http::Response<Full<Bytes>> {

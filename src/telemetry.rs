@@ -37,6 +37,20 @@ pub struct JobLabels {
     pub state: String,
 }
 
+/// The label of a connection that was ended from this side.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EndedLabel {
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// The label of a share of the memory for bodies.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ShareLabel {
+    /// `verified` or `unverified`: whether its callers have proved who they are.
+    pub share: &'static str,
+}
+
 /// Everything that the registry counts.
 #[derive(Debug)]
 pub struct Metrics {
@@ -55,6 +69,10 @@ pub struct Metrics {
     pub jobs_ended: Family<JobLabels, Counter>,
     /// Jobs that stand, by kind and state; set when the metrics are read.
     pub jobs: Family<JobLabels, Gauge>,
+    connections_ended: Family<EndedLabel, Counter>,
+    memory_size: Family<ShareLabel, Gauge>,
+    memory_used: Family<ShareLabel, Gauge>,
+    memory_refused: Family<ShareLabel, Counter>,
 }
 
 impl Default for Metrics {
@@ -75,6 +93,8 @@ impl Metrics {
         let (received, sent) = (Counter::default(), Counter::default());
         let (connections, uploads_open) = (Gauge::default(), Gauge::default());
         let (jobs_ended, jobs) = (Family::default(), Family::default());
+        let connections_ended = Family::default();
+        let (memory_size, memory_used, memory_refused) = Default::default();
 
         let mut registry = MetricsRegistry::with_prefix("wharfage");
         registry.register("http_requests", "Requests answered", Family::clone(&requests));
@@ -90,13 +110,59 @@ impl Metrics {
         registry.register("uploads_open", "Open upload sessions", uploads_open.clone());
         registry.register("jobs_ended", "Jobs that ended", Family::clone(&jobs_ended));
         registry.register("jobs", "Jobs that stand", Family::clone(&jobs));
-        Self { registry, requests, durations, received, sent, connections, uploads_open, jobs_ended, jobs }
+        registry.register("connections_ended", "Connections ended from this side", Family::clone(&connections_ended));
+        registry.register_with_unit(
+            "body_memory_limit",
+            "Memory that request and response bodies may hold",
+            Unit::Bytes,
+            Family::clone(&memory_size),
+        );
+        registry.register_with_unit(
+            "body_memory",
+            "Memory that request and response bodies hold",
+            Unit::Bytes,
+            Family::clone(&memory_used),
+        );
+        registry.register(
+            "body_memory_refusals",
+            "Requests refused because there was no memory for their bodies",
+            Family::clone(&memory_refused),
+        );
+        Self {
+            registry,
+            requests,
+            durations,
+            received,
+            sent,
+            connections,
+            uploads_open,
+            jobs_ended,
+            jobs,
+            connections_ended,
+            memory_size,
+            memory_used,
+            memory_refused,
+        }
     }
 
     /// Counts a request that was answered.
     pub fn request(&self, operation: &'static str, status: u16, took: Duration) {
         self.requests.get_or_create(&RequestLabels { operation, status }).inc();
         self.durations.get_or_create(&OperationLabel { operation }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a connection that was ended from this side.
+    pub fn connection_ended(&self, reason: &'static str) {
+        self.connections_ended.get_or_create(&EndedLabel { reason }).inc();
+    }
+
+    /// Sets how a share of the memory for bodies is used: its size and what is held, in bytes, and refusals so far.
+    pub fn set_memory(&self, share: &'static str, size: usize, used: usize, refused: u64) {
+        let label = ShareLabel { share };
+        self.memory_size.get_or_create(&label).set(i64::try_from(size).unwrap_or(i64::MAX));
+        self.memory_used.get_or_create(&label).set(i64::try_from(used).unwrap_or(i64::MAX));
+        let counted = self.memory_refused.get_or_create(&label);
+        counted.inc_by(refused.saturating_sub(counted.get()));
     }
 
     /// Sets what is read from the store rather than counted.

@@ -13,6 +13,8 @@ use crate::datadir::{DataDir, StartedRegistry, root_key};
 use crate::jobs;
 use crate::names::{AccountId, Region, RegistryName};
 use crate::registry::auth::{AccessKey, Secret};
+use crate::registry::http::cors::Origin;
+use crate::registry::http::memory;
 use crate::registry::server::ServerLimits;
 use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
 use crate::registry::tls::Tls;
@@ -120,9 +122,38 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_SHUTDOWN_DELAY", default_value = "0", value_name = "SECONDS")]
     shutdown_delay: u64,
 
-    /// Connections at once; further ones wait
-    #[arg(long, env = "WHARFAGE_MAX_CONNECTIONS", default_value = "4096", value_name = "N")]
+    /// Connections at once, 16 or more; when there are as many, the one that is idle for longest makes place
+    #[arg(
+        long,
+        env = "WHARFAGE_MAX_CONNECTIONS",
+        default_value = "4096",
+        value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(16..=1_000_000)
+    )]
     max_connections: usize,
+
+    /// Connections at once of one address (of one /64 network with IPv6) [default: three quarters of --max-connections]
+    #[arg(
+        long,
+        env = "WHARFAGE_MAX_CONNECTIONS_PER_PEER",
+        value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000)
+    )]
+    max_connections_per_peer: Option<usize>,
+
+    /// Memory that the bodies of requests and answers may hold, in MiB, 96 or more
+    #[arg(
+        long,
+        env = "WHARFAGE_BODY_MEMORY",
+        default_value_t = memory::DEFAULT_MIB,
+        value_name = "MIB",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(memory::MINIMUM_MIB as u64..=1_048_576)
+    )]
+    body_memory: usize,
+
+    /// An origin whose pages may speak to the registry from a browser (https://HOST, or * for all); may be given again
+    #[arg(long, env = "WHARFAGE_CORS_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    cors_allow_origin: Vec<Origin>,
 }
 
 impl Serve {
@@ -162,6 +193,7 @@ impl Serve {
                 self.listen
             );
         }
+        memory::set_size(self.body_memory * 1024 * 1024);
         let given_key = self.given_root_key()?;
         let root_key = match &given_key {
             Some(key) => key.clone(),
@@ -187,7 +219,12 @@ impl Serve {
                 lifecycle_interval: Duration::from_secs(self.lifecycle_interval.max(1)),
                 ..jobs::Settings::default()
             },
-            limits: ServerLimits { connections: self.max_connections, grace: Duration::from_secs(self.shutdown_grace) },
+            limits: ServerLimits {
+                connections: self.max_connections,
+                connections_per_peer: self.max_connections_per_peer,
+                grace: Duration::from_secs(self.shutdown_grace),
+                cors: self.cors_allow_origin.clone(),
+            },
             tls,
         };
         let operations = match self.operations_listen {

@@ -4,33 +4,31 @@
 //! extracts, authorizes, calls the store, renders. This module only holds what the APIs share and picks one.
 
 pub mod auth;
-pub mod body;
 pub mod ecr;
+pub mod http;
 pub mod images;
 pub mod manifests;
 pub mod oci;
 pub mod query;
-pub mod server;
 pub mod start;
-pub mod tls;
 pub mod uploads;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, header};
-use hyper::body::Incoming;
+use ::http::{HeaderValue, Method, StatusCode, header};
 
+pub use self::http::{body, server, tls};
 use crate::names::{AccountId, Region, RepositoryArn, RepositoryName};
 use crate::store::{Blobs, Metadata};
 use crate::telemetry::Metrics;
 use auth::Keyring;
-use body::Body;
+use body::{Body, RequestBody};
 
 /// A request as it comes off the wire, its [`RequestId`] among its extensions.
-pub type Request = http::Request<Incoming>;
+pub type Request = ::http::Request<RequestBody>;
 /// A response of either door. A handler puts its [`Operation`] among the extensions, for metrics and the log.
-pub type Response = http::Response<Body>;
+pub type Response = ::http::Response<Body>;
 
 /// The id that a request carries through the log, and that its client gets (`x-amzn-RequestId`, `X-Request-Id`).
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +51,7 @@ pub struct PublicUrl {
 impl std::str::FromStr for PublicUrl {
     type Err = anyhow::Error;
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let uri: http::Uri = text.parse().map_err(|error| anyhow::anyhow!("{text:?} is no URL: {error}"))?;
+        let uri: ::http::Uri = text.parse().map_err(|error| anyhow::anyhow!("{text:?} is no URL: {error}"))?;
         match (uri.scheme_str(), uri.authority(), uri.path()) {
             (Some(scheme @ ("http" | "https")), Some(authority), "" | "/") if !authority.as_str().contains('@') => {
                 Ok(Self { scheme: scheme.to_owned(), authority: authority.to_string() })

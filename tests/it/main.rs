@@ -1,11 +1,13 @@
 //! Black-box tests of the binary and of the library's contracts, one module per subject.
 
+mod abuse;
 mod apply;
 mod bad_input;
 // Not every helper of the bed is used by every subject.
 #[allow(dead_code, unused_imports)]
 mod bed;
 mod blobs;
+mod browsers;
 mod crash;
 mod file_mode;
 mod jobs;

@@ -1,13 +1,17 @@
 //! A registry that speaks TLS: under which name it is reached, and how its certificate is renewed.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use wharfage::apply::{Access, Ecr, Identity, registry_id};
 use wharfage::registry::auth::Secret;
 
+use crate::bad_input::target::Target;
+use crate::bed::tls::Certificate;
 use crate::bed::wharfage::Wharfage;
 use crate::bed::{self};
+use crate::oci::client::{unique, with_parameter};
 
 /// The name that certificates are for, and nothing resolves.
 const NAME: &str = "registry.example.com";
@@ -62,4 +66,95 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
     while ask(&server, &renewed, Some("127.0.0.1")).await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Sends a request by HTTP/2; its status, headers and body.
+async fn http2(
+    client: &mut h2::client::SendRequest<bytes::Bytes>,
+    request: http::request::Builder,
+    body: Vec<u8>,
+) -> (http::response::Parts, Vec<u8>) {
+    let mut ready = client.clone().ready().await.unwrap();
+    let (answer, mut sending) = ready.send_request(request.body(()).unwrap(), body.is_empty()).unwrap();
+    let mut rest = bytes::Bytes::from(body);
+    while !rest.is_empty() {
+        sending.reserve_capacity(rest.len());
+        let capacity = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await.unwrap().unwrap();
+        let piece = rest.split_to(capacity.min(rest.len()));
+        sending.send_data(piece, rest.is_empty()).unwrap();
+    }
+    let (parts, mut incoming) = answer.await.unwrap().into_parts();
+    let mut body = Vec::new();
+    while let Some(piece) = incoming.data().await {
+        let piece = piece.unwrap();
+        incoming.flow_control().release_capacity(piece.len()).unwrap();
+        body.extend_from_slice(&piece);
+    }
+    (parts, body)
+}
+
+#[tokio::test]
+async fn who_offers_http_2_gets_it_for_both_apis() {
+    let certificate = Arc::new(Certificate::new());
+    let target = Target::of(bed::wharfage().tls(&certificate)).await;
+    let authority = target.server.tls_authority();
+    let repository = &target.repository;
+    let mut client = certificate.connect_http2(authority).await;
+    let request = |method: &str, path: &str| {
+        let request = http::Request::builder().method(method).uri(format!("https://{authority}{path}"));
+        request.header("authorization", repository.authorization())
+    };
+    let bytes = unique(3 * 1024 * 1024);
+    let digest = wharfage::names::Digest::sha256(&bytes);
+    let path = with_parameter(&repository.uploads(), "digest", &digest);
+    let (pushed, _) = http2(&mut client, request("POST", &path), bytes.clone()).await;
+    assert_eq!(pushed.status, 201);
+    let (pulled, body) = http2(&mut client, request("GET", &repository.blob(&digest)), Vec::new()).await;
+    assert_eq!((pulled.status.as_u16(), body == bytes), (200, true));
+    assert_eq!(pulled.headers["docker-content-digest"], digest.as_str());
+    let (absent, _) = http2(&mut client, request("GET", &repository.manifest("absent")), Vec::new()).await;
+    assert_eq!(absent.status, 404);
+
+    // The host is in the signature, and by HTTP/2 in the target alone.
+    let call = target.api("DescribeRegistry", "{}").signed(authority);
+    let mut signed = http::Request::builder().method("POST").uri(format!("https://{authority}/"));
+    for (name, value) in &call.headers {
+        signed = signed.header(name, value);
+    }
+    let (described, body) = http2(&mut client, signed, call.body).await;
+    assert_eq!(described.status, 200, "{}", String::from_utf8_lossy(&body));
+
+    // A refusal that comes before the body ends that stream alone.
+    let elsewhere = http2(&mut client, request("PATCH", "/v2/no/such/blobs/uploads/x"), Vec::new()).await;
+    assert_eq!(elsewhere.0.status, 404);
+    let (again, _) = http2(&mut client, request("GET", "/v2/"), Vec::new()).await;
+    assert_eq!(again.status, 200);
+}
+
+#[tokio::test]
+async fn who_does_not_offer_http_2_gets_http_1() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let certificate = Arc::new(Certificate::new());
+    let target = Target::of(bed::wharfage().tls(&certificate)).await;
+    for offered in [&[][..], &["http/1.1"]] {
+        let mut stream = certificate.connect(target.server.tls_authority(), offered).await;
+        let head = target.head("GET", "/v2/", "Connection: close\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn header_names_are_in_title_case_by_http_1() {
+    let target = Target::start().await;
+    let digest = target.repository.push_blob(b"x").await;
+    let head = target.head("HEAD", &target.repository.blob(&digest), "Connection: close\r\n");
+    let answer = target.raw(head.as_bytes()).await;
+    for header in ["Docker-Content-Digest", "Content-Length", "Docker-Distribution-Api-Version"] {
+        assert!(answer.contains(&format!("\r\n{header}: ")), "{answer}");
+    }
+    let refused = target.raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(refused.contains("\r\nWww-Authenticate: Basic"), "{refused}");
 }

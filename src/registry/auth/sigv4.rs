@@ -67,7 +67,7 @@ pub struct Scope<'a> {
     pub service: &'static str,
 }
 
-/// What a request claims about its signature, checked as far as that needs no body.
+/// Checks what a request claims about its signature as far as that needs no body. Returns who it claims to be from.
 ///
 /// # Errors
 /// [`AuthError`] as Amazon ECR would put it.
@@ -77,8 +77,8 @@ pub fn check_claims(
     scope: Scope<'_>,
     keyring: &Keyring,
     now: Timestamp,
-) -> Result<(), AuthError> {
-    claims(uri, headers, scope, keyring, now).map(|_| ())
+) -> Result<Principal, AuthError> {
+    claims(uri, headers, scope, keyring, now).map(|(_, _, key)| key.principal())
 }
 
 /// The principal who signed the request.

@@ -1,15 +1,17 @@
 //! The errors of the ECR API: their names, their texts (which clients search for words), and how they look on the wire.
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::input::Text;
+use crate::budget::Exhausted;
 use crate::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::registry::Response;
 use crate::registry::auth::sigv4::AuthError;
 use crate::registry::auth::{Denied, NoRandomness};
 use crate::registry::body::{Body, BodyError};
+use crate::registry::server::RETRY_AFTER;
 use crate::store::StoreError;
 
 /// A repository as error texts name it.
@@ -47,7 +49,10 @@ pub enum Error {
     Serialization(String),
     /// The body did not arrive whole.
     #[error("{0}")]
-    Body(#[from] BodyError),
+    Body(BodyError),
+    /// There is no memory for the request or its answer now.
+    #[error("Rate exceeded")]
+    Throttling,
 
     /// An input member breaks its constraint.
     #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
@@ -244,6 +249,21 @@ impl From<NoRandomness> for Error {
     }
 }
 
+impl From<BodyError> for Error {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Exhausted(exhausted) => exhausted.into(),
+            error => Self::Body(error),
+        }
+    }
+}
+
+impl From<Exhausted> for Error {
+    fn from(_: Exhausted) -> Self {
+        Self::Throttling
+    }
+}
+
 impl Error {
     /// The error's name.
     pub fn code(&self) -> &'static str {
@@ -257,7 +277,8 @@ impl Error {
             Self::UnknownOperation(_) => "UnknownOperationException",
             Self::Serialization(_) => "SerializationException",
             Self::Body(BodyError::TooLarge(_)) => "RequestEntityTooLargeException",
-            Self::Body(BodyError::TimedOut | BodyError::Broken(_)) => "RequestTimeoutException",
+            Self::Body(_) => "RequestTimeoutException",
+            Self::Throttling => "ThrottlingException",
             Self::InvalidParameter { .. } | Self::InvalidParameterText(_) => "InvalidParameterException",
             Self::Validation(_) => "ValidationException",
             Self::LimitExceeded(_) => "LimitExceededException",
@@ -293,7 +314,7 @@ impl Error {
         match self {
             Self::Server(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Body(BodyError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Body(BodyError::TimedOut | BodyError::Broken(_)) => StatusCode::REQUEST_TIMEOUT,
+            Self::Body(_) => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -321,6 +342,9 @@ impl Error {
         body.extend(self.details());
         let mut response = super::json_response(self.status(), Body::from(Value::Object(body).to_string()));
         response.headers_mut().insert("x-amzn-errortype", HeaderValue::from_static(self.code()));
+        if matches!(self, Self::Throttling) {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
         response
     }
 }

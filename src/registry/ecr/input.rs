@@ -5,8 +5,10 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use regex::Regex;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::error::Error;
 use crate::names::{Digest, InvalidName, RepositoryName, Tag};
@@ -35,6 +37,14 @@ pub(super) use input;
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|error| Error::Serialization(error.to_string()))
+}
+
+/// Reads an input, and one that takes long on a thread where nobody waits for it.
+pub async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, Error> {
+    if body.len() <= super::QUICK_BODY {
+        return parse(&body);
+    }
+    tokio::task::spawn_blocking(move || parse(&body)).await.map_err(|error| Error::Server(error.into()))?
 }
 
 /// The error of a member that breaks a constraint.

@@ -28,6 +28,8 @@ const MAX_PART: usize = 20_971_520;
 /// What every part but the last has at least.
 const MIN_PART: u64 = 5_242_880;
 const MAX_PARTS: u32 = 4_200;
+/// What of a part is hashed at once, in bytes.
+const PIECE: usize = 256 * 1024;
 /// How long a download URL is valid.
 const URL_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 
@@ -159,7 +161,9 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
     if last.checked_sub(first).is_none_or(|length| length + 1 != blob.len() as u64) {
         return Err(invalid_part(format!("The part claims the bytes {first} to {last} but has {} bytes", blob.len())));
     }
-    let part = Part { first, last, digest: Digest::sha256(&blob) };
+    let hashed = blob.clone();
+    let digest = tokio::task::spawn_blocking(move || Digest::sha256(&hashed)).await;
+    let part = Part { first, last, digest: digest.map_err(|error| Error::Server(error.into()))? };
     match Parts::parse(&session.acknowledged().progress.door).judge(offset, part) {
         Verdict::Replay => {}
         Verdict::OutOfSequence => {
@@ -182,7 +186,12 @@ async fn append(call: &Call, session: &mut Session, blob: Bytes, parts: &Parts) 
     // Numbers and a digest always serialise.
     let door = serde_json::to_vec(parts).unwrap_or_default();
     let length = blob.len() as u64;
-    session.append(blob).await?;
+    let mut rest = blob;
+    while !rest.is_empty() {
+        // Hashed piece by piece: a whole part would keep other requests waiting.
+        session.append(rest.split_to(rest.len().min(PIECE))).await?;
+        tokio::task::yield_now().await;
+    }
     session.acknowledge(Some(door), call.now).await?;
     call.registry.metrics.received.inc_by(length);
     Ok(())

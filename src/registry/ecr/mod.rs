@@ -20,18 +20,18 @@ mod scanning;
 mod shapes;
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
 
 use self::error::{Error, Place};
 use self::operations::Operation;
 use crate::names::{AccountId, RepositoryName};
 use crate::registry::auth::{self, Principal, Resource, sigv4};
-use crate::registry::body::{Body, BodyError, RequestBody};
+use crate::registry::body::{Body, RequestBody};
+use crate::registry::http::memory::{self, Caller};
 use crate::registry::{Registry, Request, Response};
 use crate::store::repositories::Repository;
 
@@ -39,15 +39,10 @@ use crate::store::repositories::Repository;
 pub const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
-/// Bodies up to this size are read whenever they come.
+/// What the body of an unknown operation may have, in bytes.
 const SMALL_BODY: usize = 256 * 1024;
-/// How long a whole body may take. Without this, a few slow clients could keep others from sending large ones.
-const BODY_PATIENCE: Duration = Duration::from_secs(600);
-/// How much of a refused request's body is read out.
-const DRAINED: u64 = 32 * 1024 * 1024;
-/// Larger ones share so many MiB, so that memory is bounded however many come at once. While one waits, its bytes wait in the
-/// kernel's buffers.
-static LARGE_BODIES: Semaphore = Semaphore::const_new(64);
+/// Bodies up to this size are hashed and read on the spot; larger ones would keep other requests waiting.
+const QUICK_BODY: usize = 128 * 1024;
 
 /// What a handler knows of the call beside its input.
 #[derive(Debug)]
@@ -80,13 +75,11 @@ async fn answer(
     registry: Arc<Registry>,
     operation: Option<&'static Operation>,
     request: Request,
-) -> Result<String, Error> {
-    let (head, body) = request.into_parts();
-    let mut body = RequestBody::new(body);
+) -> Result<Bytes, Error> {
+    let (head, mut body) = request.into_parts();
     let output = run(registry, operation, &head, &mut body).await;
-    if output.is_err() && !body.is_empty() {
-        // Most clients listen only when they have sent everything.
-        body.drain(DRAINED).await;
+    if output.is_err() {
+        body.drain().await;
     }
     output
 }
@@ -96,29 +89,41 @@ async fn run(
     operation: Option<&'static Operation>,
     head: &http::request::Parts,
     body: &mut RequestBody,
-) -> Result<String, Error> {
+) -> Result<Bytes, Error> {
     let now = Timestamp::now();
     let target = head.headers.get(TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
     let scope = sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
     // What can be refused without the body is refused before it is read.
-    sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
+    let claimed = sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
-    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let length = length.unwrap_or(limit).min(limit);
-    let _share = if length > SMALL_BODY {
-        // The semaphore is never closed.
-        LARGE_BODIES.acquire_many(length.div_ceil(1024 * 1024) as u32).await.ok()
-    } else {
-        None
-    };
-    let read = tokio::time::timeout(BODY_PATIENCE, body.read_up_to(limit)).await;
-    let body = read.unwrap_or(Err(BodyError::TimedOut))?;
-    let body_hash = Sha256::digest(&body).into();
+    // The signature is over the body's hash, so it can be checked only when all of it is here.
+    let (memory, peer) = (memory::process(), body.peer());
+    let (body, received) = body.read_up_to(limit, memory.caller(peer, &claimed.access_key_id)).await?;
+    let (body, body_hash) = hashed(body).await?;
     let signed = sigv4::SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
+    memory.remember(peer, &principal.access_key_id);
     let operation = operation.ok_or_else(|| unknown_operation(head))?;
     let call = Call { registry, principal, operation, now };
-    (operation.run)(&call, body).await
+    // What is read of a body takes about as much again, and so may the answer.
+    let mut account = memory.share(Caller::Verified).open(2 * body.len());
+    account.hold(2 * body.len(), memory::TIMEOUT).await?;
+    let output = Bytes::from((operation.run)(&call, body).await?);
+    drop(received);
+    account.hold(output.len(), memory::TIMEOUT).await?;
+    Ok(memory::held(output, account))
+}
+
+/// The body with its SHA-256.
+async fn hashed(body: Bytes) -> Result<(Bytes, [u8; 32]), Error> {
+    let hash = |body: Bytes| {
+        let hash = Sha256::digest(&body).into();
+        (body, hash)
+    };
+    if body.len() <= QUICK_BODY {
+        return Ok(hash(body));
+    }
+    tokio::task::spawn_blocking(move || hash(body)).await.map_err(|error| Error::Server(error.into()))
 }
 
 fn unknown_operation(head: &http::request::Parts) -> Error {

@@ -42,8 +42,7 @@ macro_rules! operation {
             body_limit: BODY_LIMIT,
             run: |call, body| {
                 Box::pin(async move {
-                    let input = input::parse(&body)?;
-                    drop(body);
+                    let input = input::parse_body(body).await?;
                     Ok(shapes::render($handler(call, input).await?))
                 })
             },

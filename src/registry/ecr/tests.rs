@@ -1,5 +1,7 @@
 //! The door as a whole on a real store: any input gets an answer, and what takes several calls to see.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;

@@ -1,8 +1,13 @@
 //! Blobs: GET with ranges, HEAD, DELETE.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderValue, StatusCode, header};
+use uuid::Uuid;
 
 use super::conditions::{Condition, Named, Wanted, condition, wanted};
 use super::error::{Code, OciError};
@@ -12,7 +17,9 @@ use crate::registry::Response;
 use crate::registry::body::Body;
 use crate::registry::uploads::lease_of_present;
 use crate::store::images::UnlinkBlob;
-use crate::store::{Lookup, StoreError};
+use crate::store::{BlobReader, Blobs, Generation, Lookup, StoreError, StoreResult};
+
+const OCTETS: &str = "application/octet-stream";
 
 /// How long a redirect's URL is good for: as long as one download may take to begin, retries included.
 const REDIRECT_VALID_FOR: Duration = Duration::from_secs(20 * 60);
@@ -53,24 +60,21 @@ pub(super) async fn read(
                 response.headers_mut().insert(CONTENT_DIGEST, named.digest);
                 return Ok(response);
             }
-            let (status, range) = match wanted(&call.headers, &named.etag, blob.size) {
-                Wanted::Whole => (StatusCode::OK, 0..blob.size),
-                Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+            let source = Source { blobs: Arc::clone(&registry.blobs), generation: blob.generation, size: blob.size };
+            let (response, sent) = match wanted(&call.headers, &named.etag, blob.size) {
+                Wanted::Whole => (content(StatusCode::OK, blob.size, source.body(0..blob.size).await?), blob.size),
+                Wanted::Part(range) => {
+                    let length = range.end - range.start;
+                    let body = source.body(range.clone()).await?;
+                    let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
+                    let headers = response.headers_mut();
+                    headers.insert(header::CONTENT_RANGE, value(content_range(&range, blob.size))?);
+                    (response, length)
+                }
+                Wanted::Parts(ranges) => source.parts(ranges).await?,
                 Wanted::Unsatisfiable => return Err(unsatisfiable(blob.size)?),
             };
-            let length = range.end - range.start;
-            let body = if length == 0 {
-                Body::empty()
-            } else {
-                let reader = registry.blobs.read(blob.generation, blob.size, range.clone()).await?;
-                Body::Blob { reader, remaining: length }
-            };
-            registry.metrics.sent.inc_by(length);
-            let mut response = content(status, length, body);
-            if status == StatusCode::PARTIAL_CONTENT {
-                let text = format!("bytes {}-{}/{}", range.start, range.end - 1, blob.size);
-                response.headers_mut().insert(header::CONTENT_RANGE, value(text)?);
-            }
+            registry.metrics.sent.inc_by(sent);
             response
         }
     };
@@ -81,11 +85,76 @@ pub(super) async fn read(
     Ok(response)
 }
 
+/// Where a blob's bytes are read from.
+#[derive(Clone)]
+struct Source {
+    blobs: Arc<dyn Blobs>,
+    generation: Generation,
+    size: u64,
+}
+
+impl Source {
+    async fn read(&self, range: Range<u64>) -> StoreResult<BlobReader> {
+        self.blobs.read(self.generation, self.size, range).await
+    }
+
+    /// One range as a body.
+    async fn body(&self, range: Range<u64>) -> StoreResult<Body> {
+        let remaining = range.end - range.start;
+        if remaining == 0 {
+            return Ok(Body::empty());
+        }
+        Ok(Body::Blob { reader: self.read(range).await?, remaining })
+    }
+
+    /// Several ranges as `multipart/byteranges` (RFC 9110 §14.6), read one after the other; with how many of the blob's bytes
+    /// they are.
+    async fn parts(self, ranges: Vec<Range<u64>>) -> Result<(Response, u64), OciError> {
+        let boundary = Uuid::new_v4().simple().to_string();
+        let head = |range: &Range<u64>| {
+            let range = content_range(range, self.size);
+            format!("\r\n--{boundary}\r\nContent-Type: {OCTETS}\r\nContent-Range: {range}\r\n\r\n")
+        };
+        let heads: Vec<String> = ranges.iter().map(head).collect();
+        let end = format!("\r\n--{boundary}--\r\n");
+        let sent: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let length = sent + (heads.iter().map(String::len).sum::<usize>() + end.len()) as u64;
+
+        // The first one is opened before the answer begins, so that a blob that cannot be read is an error.
+        let mut first = match ranges.first() {
+            Some(range) => Some(self.read(range.clone()).await?),
+            None => None,
+        };
+        let parts = futures::stream::iter(ranges.into_iter().zip(heads)).flat_map(move |(range, head)| {
+            let (source, opened) = (self.clone(), first.take());
+            let read = async move {
+                match opened {
+                    Some(reader) => Ok(reader),
+                    None => source.read(range).await,
+                }
+            };
+            let head = futures::stream::once(std::future::ready(Ok(Bytes::from(head))));
+            head.chain(futures::stream::once(read).try_flatten())
+        });
+        let end = futures::stream::once(std::future::ready(Ok(Bytes::from(end))));
+        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length };
+        let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
+        let media_type = value(format!("multipart/byteranges; boundary={boundary}"))?;
+        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+        Ok((response, sent))
+    }
+}
+
+/// `bytes FIRST-LAST/SIZE`, both included.
+fn content_range(range: &Range<u64>, size: u64) -> String {
+    format!("bytes {}-{}/{size}", range.start, range.end - 1)
+}
+
 fn content(status: StatusCode, length: u64, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(OCTETS));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     response
 }

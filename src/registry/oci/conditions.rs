@@ -68,39 +68,66 @@ pub enum Wanted {
     Whole,
     /// These bytes, not empty and within the content.
     Part(Range<u64>),
+    /// These bytes, in this order: two parts or more, each as above. Together they are no more than the content.
+    Parts(Vec<Range<u64>>),
     /// Bytes that it does not have: 416.
     Unsatisfiable,
 }
 
-/// Reads `Range` and `If-Range`, for content of `size` bytes. Several ranges are answered with the whole, as the RFC allows,
-/// and so is what is no range of bytes.
+/// How many ranges a request may ask for; one with more gets the whole. Clients that put a layer together from chunks that
+/// they have and chunks that they lack ask for up to so many.
+const MAX_RANGES: usize = 1024;
+
+/// Reads `Range` and `If-Range`, for content of `size` bytes. What is no list of ranges of bytes is answered with the whole, as
+/// the RFC allows, and so are ranges that ask for more bytes than there are: only overlapping ones can.
 pub fn wanted(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
     let Some(range) = headers.get(header::RANGE) else { return Wanted::Whole };
     if headers.get(header::IF_RANGE).is_some_and(|expected| expected != etag) {
         return Wanted::Whole;
     }
     let Ok(text) = range.to_str() else { return Wanted::Whole };
-    parse_range(text, size).unwrap_or(Wanted::Whole)
+    parse_ranges(text, size).unwrap_or(Wanted::Whole)
 }
 
-fn parse_range(text: &str, size: u64) -> Option<Wanted> {
+fn parse_ranges(text: &str, size: u64) -> Option<Wanted> {
     let (unit, set) = text.split_once('=')?;
-    if !unit.trim().eq_ignore_ascii_case("bytes") {
+    // Of nothing there is no part; clients that ask for what comes after its last byte get it all.
+    if !unit.trim().eq_ignore_ascii_case("bytes") || size == 0 {
         return None;
     }
-    let (first, last) = set.trim().split_once('-')?;
+    let (mut parts, mut bytes, mut asked) = (Vec::new(), 0_u64, 0);
+    // The RFC lets a list have empty elements.
+    for range in set.split(',').map(str::trim).filter(|range| !range.is_empty()) {
+        asked += 1;
+        if asked > MAX_RANGES {
+            return None;
+        }
+        let Some(part) = parse_range(range, size)? else { continue };
+        bytes = bytes.saturating_add(part.end - part.start);
+        parts.push(part);
+    }
+    Some(match (asked, parts.len()) {
+        (0, _) => return None,
+        (_, 0) => Wanted::Unsatisfiable,
+        (_, 1) => Wanted::Part(parts.swap_remove(0)),
+        _ if bytes > size => Wanted::Whole,
+        _ => Wanted::Parts(parts),
+    })
+}
+
+/// One range of a list; `None` within when the content has none of its bytes.
+fn parse_range(text: &str, size: u64) -> Option<Option<Range<u64>>> {
+    let (first, last) = text.split_once('-')?;
     if first.is_empty() {
         let length = position(last)?.min(size);
-        return Some(if length == 0 { Wanted::Unsatisfiable } else { Wanted::Part(size - length..size) });
+        return Some((length > 0).then(|| size - length..size));
     }
     let first = position(first)?;
     let last = if last.is_empty() { u64::MAX } else { position(last)? };
     // A range that ends before it begins is no range by the RFC; the conformance suite and Go's own server call it one that
     // cannot be satisfied, which is also the more useful answer.
-    if last < first || first >= size {
-        return Some(Wanted::Unsatisfiable);
-    }
-    Some(Wanted::Part(first..last.saturating_add(1).min(size)))
+    let satisfiable = first <= last && first < size;
+    Some(satisfiable.then(|| first..last.saturating_add(1).min(size)))
 }
 
 /// A number of digits only; one that is too large for any blob is as good as the largest.
@@ -141,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_single_open_or_suffixes() {
+    fn ranges_are_bounded_open_or_suffixes() {
         for (text, expected) in [
             ("bytes=500-1499", Wanted::Part(500..1500)),
             ("bytes=500-", Wanted::Part(500..2048)),
@@ -154,7 +181,15 @@ mod tests {
             ("bytes=2048-", Wanted::Unsatisfiable),
             ("bytes=5000-10000", Wanted::Unsatisfiable),
             ("bytes=-0", Wanted::Unsatisfiable),
-            ("bytes=0-1,5-6", Wanted::Whole),
+            ("bytes=0-1,5-6", Wanted::Parts(vec![0..2, 5..7])),
+            ("bytes= 9-9 ,, -1, 5-6,", Wanted::Parts(vec![9..10, 2047..2048, 5..7])),
+            ("bytes=0-1,2-3", Wanted::Parts(vec![0..2, 2..4])),
+            ("bytes=0-1,5000-", Wanted::Part(0..2)),
+            ("bytes=3000-,5000-", Wanted::Unsatisfiable),
+            ("bytes=0-,0-0", Wanted::Whole),
+            ("bytes=0-1023,1024-,5-5", Wanted::Whole),
+            ("bytes=0-1,x", Wanted::Whole),
+            ("bytes=,", Wanted::Whole),
             ("items=0-1", Wanted::Whole),
             ("bytes=a-b", Wanted::Whole),
             ("bytes=-", Wanted::Whole),
@@ -163,7 +198,17 @@ mod tests {
         ] {
             assert_eq!(range(text, 2048), expected, "{text}");
         }
-        assert_eq!(range("bytes=0-", 0), Wanted::Unsatisfiable, "an empty blob has no byte");
+        for text in ["bytes=0-", "bytes=-5", "bytes=0-0,2-3"] {
+            assert_eq!(range(text, 0), Wanted::Whole, "{text} of nothing");
+        }
+    }
+
+    #[test]
+    fn so_many_ranges_and_no_more_are_answered_one_by_one() {
+        let ranges =
+            |count: u64| format!("bytes={}", (0..count).map(|n| format!("{0}-{0},", 2 * n)).collect::<String>());
+        assert!(matches!(range(&ranges(1024), 4096), Wanted::Parts(parts) if parts.len() == 1024));
+        assert_eq!(range(&ranges(1025), 4096), Wanted::Whole);
     }
 
     #[test]
@@ -203,10 +248,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_part_is_never_empty_and_never_outside(text in "(bytes=)?[0-9]{0,22}-?[0-9]{0,22}(,1-2)?", size in 0_u64..5000) {
-            if let Wanted::Part(part) = range(&text, size) {
+        fn parts_are_never_empty_nor_outside_nor_more_than_the_whole(
+            text in "(bytes=)?([0-9]{0,4}-?[0-9]{0,22},?){0,5}",
+            size in 0_u64..5000,
+        ) {
+            let parts = match range(&text, size) {
+                Wanted::Part(part) => vec![part],
+                Wanted::Parts(parts) => parts,
+                Wanted::Whole | Wanted::Unsatisfiable => Vec::new(),
+            };
+            for part in &parts {
                 prop_assert!(part.start < part.end && part.end <= size);
             }
+            prop_assert!(parts.iter().map(|part| part.end - part.start).sum::<u64>() <= size);
         }
     }
 }

@@ -9,9 +9,11 @@ use super::super::auth::Denied;
 use super::super::body::{Body, BodyError};
 use super::super::images::PutImageError;
 use super::super::manifests::InvalidManifest;
+use super::super::server::RETRY_AFTER;
 use super::super::uploads::UploadFailure;
 use super::super::{PublicUrl, Response, plain};
 use super::action::NoAction;
+use crate::budget::Exhausted;
 use crate::names::{AccountId, Digest, RepositoryName};
 use crate::store::StoreError;
 use crate::store::images::{DeleteImageError, PutManifestError};
@@ -45,6 +47,8 @@ pub enum Code {
     Denied,
     /// The registry does not do that.
     Unsupported,
+    /// There are more requests than there is memory for.
+    TooManyRequests,
     /// The store does not answer.
     Unavailable,
     /// The registry failed.
@@ -67,6 +71,7 @@ impl Code {
             Self::TagInvalid => "TAG_INVALID",
             Self::Denied => "DENIED",
             Self::Unsupported => "UNSUPPORTED",
+            Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unavailable => "UNAVAILABLE",
             Self::Unknown => "UNKNOWN",
         }
@@ -269,12 +274,20 @@ impl From<StoreError> for OciError {
     }
 }
 
+impl From<Exhausted> for OciError {
+    fn from(_: Exhausted) -> Self {
+        let text = "The registry has more requests than it has memory for. Try again later.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::TooManyRequests, text).with(header::RETRY_AFTER, RETRY_AFTER)
+    }
+}
+
 impl From<BodyError> for OciError {
     fn from(error: BodyError) -> Self {
         let status = match error {
             BodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            BodyError::TimedOut => StatusCode::REQUEST_TIMEOUT,
+            BodyError::TooSlow => StatusCode::REQUEST_TIMEOUT,
             BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+            BodyError::Exhausted(exhausted) => return exhausted.into(),
         };
         Self::new(status, Code::SizeInvalid, error.to_string())
     }

@@ -1,5 +1,7 @@
 //! Manifests and tags: GET, HEAD, PUT, DELETE.
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 
 use super::conditions::{Condition, Named, condition};
@@ -7,10 +9,11 @@ use super::error::OciError;
 use super::{CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, value};
 use crate::names::{Digest, Reference, RepositoryName, Tag};
 use crate::registry::body::{Body, BodyError, RequestBody};
+use crate::registry::http::memory::{self, Caller};
 use crate::registry::images::NewImage;
 use crate::registry::manifests::{InvalidManifest, Kind};
 use crate::registry::{Response, images};
-use crate::store::images::{ImageStatus, LastTag, Referrers};
+use crate::store::images::{ImageStatus, LastTag, Manifest, Referrers};
 use crate::store::{Lookup, StoreError};
 
 /// How many tags one `OCI-Tag` header names: clients limit the length of a header, and how many there are.
@@ -24,7 +27,15 @@ pub(super) async fn read(
     head: bool,
 ) -> Result<Response, OciError> {
     let registry = &call.registry;
-    let manifest = match registry.metadata.find_manifest(&registry.config.account, name, reference).await? {
+    let mut account = memory::process().share(Caller::Verified).open(0);
+    let find = || -> BoxFuture<'_, Result<_, OciError>> {
+        Box::pin(async move { Ok(registry.metadata.find_manifest(&registry.config.account, name, reference).await?) })
+    };
+    let size = |found: &Lookup<Manifest>| match found {
+        Lookup::Found(manifest) if !head => manifest.payload.len(),
+        _ => 0,
+    };
+    let manifest = match memory::process().read(&mut account, 0, find, size).await? {
         Lookup::Found(manifest) if manifest.status == ImageStatus::Active => manifest,
         Lookup::Found(_) | Lookup::Missing => return Err(OciError::manifest_unknown()),
         Lookup::NoRepository => return Err(call.name_unknown(name)),
@@ -39,7 +50,8 @@ pub(super) async fn read(
                 registry.metrics.sent.inc_by(manifest.payload.len() as u64);
             }
             let length = manifest.payload.len() as u64;
-            let mut response = Response::new(Body::from(manifest.payload));
+            let payload = if head { Bytes::new() } else { memory::held(manifest.payload, account) };
+            let mut response = Response::new(Body::from(payload));
             response.headers_mut().insert(header::CONTENT_TYPE, media_type(&manifest.media_type)?);
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
             response
@@ -70,10 +82,13 @@ pub(super) async fn put(
     let registry = &call.registry;
     let repository = call.repository(name).await?;
     let refused = |error| OciError::of_put(error, &registry.config.account, name);
-    let payload = body.read_up_to(registry.config.limits.manifest_bytes).await.map_err(|error| match error {
+    let read = body.read_up_to(registry.config.limits.manifest_bytes, Caller::Verified).await;
+    let (payload, mut account) = read.map_err(|error| match error {
         BodyError::TooLarge(limit) => refused(InvalidManifest::TooLarge(limit).into()),
         error => error.into(),
     })?;
+    // What is read of it takes about as much again.
+    account.hold(2 * payload.len(), memory::TIMEOUT).await?;
     registry.metrics.received.inc_by(payload.len() as u64);
     let by_digest = digest.is_some();
     let image = NewImage {

@@ -37,8 +37,6 @@ const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-/// How much of a refused request's body is read so that the client gets to see the refusal instead of a broken connection.
-const DRAINED: u64 = 4 * 1024 * 1024;
 /// How long a token in the Authorization header may be with its `AWS:`, in base64.
 const MAX_CREDENTIAL: usize = 8 * 1024;
 
@@ -55,13 +53,10 @@ struct Call {
 impl Registry {
     /// Answers a request whose path is `/v2` or begins with `/v2/`.
     pub(super) async fn handle_oci(self: Arc<Self>, request: Request) -> Response {
-        let (parts, body) = request.into_parts();
-        let mut body = RequestBody::new(body);
+        let (parts, mut body) = request.into_parts();
         let query = parts.uri.query();
         let action = Action::parse(&parts.method, parts.uri.path(), query);
         let operation = action.as_ref().map_or("v2 other", Action::operation);
-        // A client that waits for "100 Continue" sends nothing before this side reads, so it need not be read out.
-        let waits = parts.headers.contains_key(header::EXPECT);
         let request_id = parts.extensions.get::<RequestId>().map(|id| id.0);
         let now = Timestamp::now();
         let answered = match self.authenticate(&parts.headers, action.as_ref().ok(), query, now) {
@@ -85,9 +80,7 @@ impl Registry {
         let mut response = match answered {
             Ok(response) => response,
             Err(refusal) => {
-                if !waits {
-                    body.drain(DRAINED).await;
-                }
+                body.drain().await;
                 refusal
             }
         };

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::action::Start;
 use super::conditions::chunk_range;
 use super::error::{Code, OciError};
-use super::{CONTENT_DIGEST, Call, DRAINED, UPLOAD_UUID, empty, value};
+use super::{CONTENT_DIGEST, Call, UPLOAD_UUID, empty, value};
 use crate::names::{Digest, RepositoryName};
 use crate::registry::body::RequestBody;
 use crate::registry::uploads::{Finished, LEASE, Session, UploadFailure};
@@ -217,7 +217,7 @@ async fn append(
                     acknowledged = Instant::now();
                 }
                 if let Err(failure) = appended {
-                    body.drain(DRAINED).await;
+                    body.drain().await;
                     return Err(OciError::of_upload(failure, id));
                 }
             }

@@ -53,7 +53,8 @@ impl Error {
             Self::Auth(AuthError::UnrecognizedClient) => "InvalidClientTokenId",
             Self::Auth(AuthError::InvalidSignature(_)) => "SignatureDoesNotMatch",
             Self::Body(BodyError::TooLarge(_)) => "RequestEntityTooLarge",
-            Self::Body(BodyError::TimedOut | BodyError::Broken(_)) => "RequestTimeout",
+            Self::Body(BodyError::TooSlow | BodyError::Broken(_)) => "RequestTimeout",
+            Self::Body(BodyError::Exhausted(_)) => "Throttling",
             Self::MissingAction => "MissingAction",
             Self::InvalidAction { .. } => "InvalidAction",
         }
@@ -62,12 +63,13 @@ impl Error {
     /// The answer's status.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Auth(AuthError::IncompleteSignature(_)) | Self::MissingAction | Self::InvalidAction { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Auth(AuthError::IncompleteSignature(_))
+            | Self::Body(BodyError::Exhausted(_))
+            | Self::MissingAction
+            | Self::InvalidAction { .. } => StatusCode::BAD_REQUEST,
             Self::Auth(_) => StatusCode::FORBIDDEN,
             Self::Body(BodyError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Body(BodyError::TimedOut | BodyError::Broken(_)) => StatusCode::REQUEST_TIMEOUT,
+            Self::Body(BodyError::TooSlow | BodyError::Broken(_)) => StatusCode::REQUEST_TIMEOUT,
         }
     }
 

@@ -8,7 +8,6 @@ mod sts;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -19,15 +18,14 @@ use uuid::Uuid;
 use self::error::Error;
 use super::auth::Principal;
 use super::auth::sigv4::{self, SignedRequest};
-use super::body::{Body, BodyError, RequestBody};
+use super::body::{Body, RequestBody};
 use super::ecr::TARGET;
+use super::http::memory::Caller;
 use super::{Operation, Registry, Request, RequestId, Response};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 /// What a form may have, in bytes: several times the largest that STS takes.
 const BODY_LIMIT: usize = 64 * 1024;
-/// How long a form may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An operation: its `Action`, and what renders its result as XML elements.
 struct QueryOperation {
@@ -55,16 +53,12 @@ pub fn is_query(request: &Request) -> bool {
 
 /// Answers one request.
 pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
     let id = head.extensions.get::<RequestId>().map_or(Uuid::nil(), |id| id.0);
-    let mut body = RequestBody::new(body);
     let (name, answered) = match read(&registry, &head, &mut body).await {
         Ok((operation, principal)) => (operation.action, Ok(success(operation, &principal, id))),
         Err(error) => {
-            if !body.is_empty() {
-                // Most clients listen only when they have sent everything.
-                body.drain(BODY_LIMIT as u64).await;
-            }
+            body.drain().await;
             ("unknown operation", Err(error))
         }
     };
@@ -89,8 +83,7 @@ async fn read(
     let scope = sigv4::Scope { region: &registry.config.region, service: sts::SERVICE };
     // What can be refused without the body is refused before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
-    let read = tokio::time::timeout(BODY_TIMEOUT, body.read_up_to(BODY_LIMIT)).await;
-    let form = read.unwrap_or(Err(BodyError::TimedOut))?;
+    let (form, _account) = body.read_up_to(BODY_LIMIT, Caller::Unverified).await?;
     let body_hash = Sha256::digest(&form).into();
     let signed = SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;

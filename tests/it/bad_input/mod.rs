@@ -4,5 +4,6 @@ mod api;
 mod bodies;
 mod credentials;
 mod query;
-mod target;
+mod refusals;
+pub mod target;
 mod wire;

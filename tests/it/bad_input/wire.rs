@@ -144,7 +144,8 @@ async fn a_thousand_slow_clients_do_not_keep_others_waiting() {
     // One more byte of each between any two of these calls; all of them come through.
     for round in 0..ROUNDS {
         for (stream, at) in &mut slow {
-            stream.write_all(&head.as_bytes()[*at..=*at]).await.unwrap();
+            // One whose time is up finds its connection closed.
+            let _ = stream.write_all(&head.as_bytes()[*at..=*at]).await;
             *at += 1;
         }
         target.repository.get("/v2/").await.assert_status(200);

@@ -6,6 +6,7 @@
 pub mod postgres;
 pub mod s3;
 pub mod service;
+pub mod tls;
 pub mod wharfage;
 
 use std::path::PathBuf;

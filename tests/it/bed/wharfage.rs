@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 
 use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
 use super::service::{Folder, STARTUP, Service};
+use super::tls::Certificate;
 
 /// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
 pub fn wharfage() -> Launch {
@@ -19,6 +21,7 @@ pub fn wharfage() -> Launch {
         variables: BTreeMap::new(),
         port: Some(reserved_port()),
         address: None,
+        certificate: None,
     }
 }
 
@@ -41,9 +44,16 @@ pub struct Launch {
     port: Option<TcpSocket>,
     /// Where it listens instead.
     address: Option<SocketAddr>,
+    certificate: Option<Arc<Certificate>>,
 }
 
 impl Launch {
+    /// Lets it speak TLS. Clients of the test reach it through a tunnel, and by TLS at [`Wharfage::tls_authority`].
+    pub fn tls(mut self, certificate: &Arc<Certificate>) -> Self {
+        self.certificate = Some(Arc::clone(certificate));
+        self.arg("--tls-cert").arg(&certificate.file("tls.crt")).arg("--tls-key").arg(&certificate.file("tls.key"))
+    }
+
     /// Runs `wharfage up FOLDER` instead of `wharfage serve`.
     pub fn up(mut self, folder: impl AsRef<Path>) -> Self {
         self.command = vec!["up".into(), folder.as_ref().to_str().expect("a path in UTF-8").into()];
@@ -88,8 +98,12 @@ impl Launch {
 
     /// Starts the program on a free port of loopback and waits until it serves.
     pub async fn start(self) -> Wharfage {
-        let (service, authority) = self.run().await;
-        Wharfage { launch: self, service: Some(service), authority }
+        let (service, tls_authority) = self.run().await;
+        let authority = match &self.certificate {
+            Some(certificate) => certificate.tunnel(tls_authority.clone()).await.to_string(),
+            None => tls_authority.clone(),
+        };
+        Wharfage { launch: self, service: Some(service), authority, tls_authority }
     }
 
     /// Starts the program and waits for nothing.
@@ -128,12 +142,23 @@ pub struct Wharfage {
     service: Option<Service>,
     launch: Launch,
     authority: String,
+    tls_authority: String,
 }
 
 impl Wharfage {
     /// `HOST:PORT`, as image references begin.
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// `HOST:PORT` of the listener itself, where it speaks TLS if it does.
+    pub fn tls_authority(&self) -> &str {
+        &self.tls_authority
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.service().id()
     }
 
     /// `http://HOST:PORT`.
@@ -226,7 +251,7 @@ impl Wharfage {
         assert!(self.service.is_none(), "the program still runs");
         assert!(self.launch.port.is_some(), "no port is kept for the program");
         let (service, authority) = self.launch.run().await;
-        assert_eq!(authority, self.authority);
+        assert_eq!(authority, self.tls_authority);
         self.service = Some(service);
     }
 

@@ -4,7 +4,7 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use wharfage::names::Digest;
 
-use super::client::{Backend, unique};
+use super::client::{Answer, Backend, unique};
 use super::images;
 
 on_both_backends!(
@@ -15,7 +15,9 @@ on_both_backends!(
     a_repository_that_is_not_there_is_404,
     head_has_the_headers_of_get,
     part_of_a_blob_is_read_by_its_range,
-    several_ranges_get_the_whole_blob,
+    several_ranges_are_sent_as_parts,
+    ranges_that_cannot_be_sent_as_parts_get_the_whole_blob,
+    an_empty_blob_is_read_by_any_range,
     what_the_client_has_is_not_sent_again,
     a_digest_that_is_none_is_400,
 );
@@ -135,13 +137,73 @@ async fn part_of_a_blob_is_read_by_its_range(backend: Backend) {
     }
 }
 
-async fn several_ranges_get_the_whole_blob(backend: Backend) {
+/// The parts of a `multipart/byteranges` answer: what each says of itself, and its bytes.
+fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
+    let (_, boundary) = answer.header("Content-Type").split_once("multipart/byteranges; boundary=").unwrap();
+    let delimiter = format!("\r\n--{boundary}");
+    let mut parts = Vec::new();
+    let mut rest = answer.body.strip_prefix(delimiter.as_bytes()).unwrap();
+    while let Some(part) = rest.strip_prefix(b"\r\n") {
+        let end = part.windows(delimiter.len()).position(|window| window == delimiter.as_bytes()).unwrap();
+        let (part, following) = (&part[..end], &part[end + delimiter.len()..]);
+        let head = part.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+        parts.push((String::from_utf8(part[..head].to_vec()).unwrap(), part[head + 4..].to_vec()));
+        rest = following;
+    }
+    assert_eq!(rest, b"--\r\n");
+    parts
+}
+
+async fn several_ranges_are_sent_as_parts(backend: Backend) {
+    let repository = backend.repository().await;
+    let bytes = unique(300_000);
+    let digest = repository.push_blob(&bytes).await;
+    let size = bytes.len();
+    for (range, expected) in [
+        ("bytes=0-1,5-6", vec![0..2, 5..7]),
+        ("bytes=250000-, 10-200009, 3-3", vec![250_000..size, 10..200_010, 3..4]),
+        ("bytes=0-9,10-19,400000-", vec![0..10, 10..20]),
+    ] {
+        let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", range).send().await;
+        answer.assert_status(206);
+        assert_eq!(answer.header("Content-Length"), answer.body.len().to_string(), "{range}");
+        assert_eq!(answer.header("Docker-Content-Digest"), digest.as_str());
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|part| {
+                let (first, last) = (part.start, part.end - 1);
+                let type_ = "Content-Type: application/octet-stream";
+                (format!("{type_}\r\nContent-Range: bytes {first}-{last}/{size}"), bytes[part].to_vec())
+            })
+            .collect();
+        assert!(parts(&answer) == expected, "{range}");
+    }
+    let chunks: Vec<String> = (0..1_000).map(|n| format!("{}-{}", 200 * n, 200 * n + 9)).collect();
+    let range = format!("bytes={}", chunks.join(","));
+    let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", &range).send().await;
+    let parts = parts(answer.assert_status(206));
+    assert_eq!(parts.len(), 1_000);
+    assert!(parts.iter().zip(0..).all(|((_, part), n)| *part == bytes[200 * n..200 * n + 10]));
+}
+
+async fn ranges_that_cannot_be_sent_as_parts_get_the_whole_blob(backend: Backend) {
     let repository = backend.repository().await;
     let bytes = unique(2048);
     let digest = repository.push_blob(&bytes).await;
-    for range in ["bytes=0-1,5-6", "lines=0-1", "bytes=x"] {
+    for range in ["lines=0-1", "bytes=x", "bytes=0-1,x", "bytes=0-2047,0-2047", "bytes=0-,1-,2-,3-,4-,5-"] {
         let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", range).send().await;
         assert_eq!(answer.assert_status(200).body, bytes, "{range}");
+    }
+    let nowhere = repository.call(Method::GET, &repository.blob(&digest)).header("Range", "bytes=3000-,4000-5000");
+    assert_eq!(nowhere.send().await.assert_status(416).header("Content-Range"), "bytes */2048");
+}
+
+async fn an_empty_blob_is_read_by_any_range(backend: Backend) {
+    let repository = backend.repository().await;
+    let digest = repository.push_blob(b"").await;
+    for range in ["bytes=0-", "bytes=-1", "bytes=0-0,5-"] {
+        let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", range).send().await;
+        assert_eq!(answer.assert_status(200).body, b"", "{range}");
     }
 }
 

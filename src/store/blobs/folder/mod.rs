@@ -41,6 +41,8 @@ struct Folder {
     buffers: Buffers,
     /// Open writers, by whose number each one's share of memory is measured.
     writers: Arc<AtomicUsize>,
+    /// Shared with each open reader, which counts them.
+    readers: Arc<()>,
     /// Who may write a generation. Dropping a writer leaves its last batch on its way to the disk; the next writer must not
     /// begin before that has landed, or old bytes would land on top of newer ones.
     turns: Mutex<HashMap<Generation, Weak<tokio::sync::Mutex<()>>>>,
@@ -59,6 +61,7 @@ impl FolderBlobs {
             root: folder,
             buffers: Buffers::default(),
             writers: Arc::default(),
+            readers: Arc::default(),
             turns: Mutex::default(),
         })))
     }

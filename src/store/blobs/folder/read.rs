@@ -17,9 +17,12 @@ use super::buffers::{Buffer, Buffers};
 use super::{Folder, blocking, failed};
 use crate::store::{Generation, StoreError, StoreResult};
 
-/// What one step reads, in bytes. Measured: smaller costs more system calls, larger falls out of the processor's cache before
-/// it is sent, and is what each slow client holds.
+/// What one step reads at most, in bytes. Measured: smaller costs more system calls, larger falls out of the processor's cache
+/// before it is sent.
 const CHUNK: u64 = 128 * 1024;
+/// What one step reads at least, and what all readers' chunks should stay within together: each slow client holds one.
+const SMALLEST_CHUNK: u64 = 16 * 1024;
+const ALL_CHUNKS: u64 = 32 * 1024 * 1024;
 
 /// A range of a generation on its way out.
 pub(super) struct FolderReader {
@@ -27,6 +30,8 @@ pub(super) struct FolderReader {
     generation: Generation,
     buffers: Buffers,
     left: Range<u64>,
+    /// Counts the open readers.
+    open: Arc<()>,
     /// A chunk that a blocking thread is fetching.
     fetching: Option<JoinHandle<io::Result<Buffer>>>,
 }
@@ -41,7 +46,7 @@ impl FolderReader {
         if range.start > range.end || range.end > size {
             return Err(StoreError::Backend(format!("range {range:?} is not within {size} bytes").into()));
         }
-        let buffers = folder.buffers.clone();
+        let (buffers, open) = (folder.buffers.clone(), Arc::clone(&folder.readers));
         let file = match cached::open(&folder, generation) {
             Some(file) => file,
             None => blocking(move || folder.open(generation, OFlags::RDONLY)).await?.map_err(|e| match e.kind() {
@@ -54,7 +59,12 @@ impl FolderReader {
             let path = generation.path();
             return Err(StoreError::Inconsistent(format!("{path} has {found} bytes instead of {size}")));
         }
-        Ok(Self { file: Arc::new(file), generation, buffers, left: range, fetching: None })
+        Ok(Self { file: Arc::new(file), generation, buffers, left: range, open, fetching: None })
+    }
+
+    /// How many bytes to read in one step.
+    fn chunk(&self) -> u64 {
+        (ALL_CHUNKS / Arc::strong_count(&self.open) as u64).clamp(SMALLEST_CHUNK, CHUNK)
     }
 
     fn emit(&mut self, chunk: Buffer) -> Poll<Option<StoreResult<Bytes>>> {
@@ -77,7 +87,7 @@ impl Stream for FolderReader {
             if left == 0 {
                 return Poll::Ready(None);
             }
-            let mut chunk = self.buffers.take(usize::try_from(left.min(CHUNK)).unwrap_or(usize::MAX));
+            let mut chunk = self.buffers.take(usize::try_from(left.min(self.chunk())).unwrap_or(usize::MAX));
             let at = self.left.start;
             let got = cached::read(&self.file, chunk.as_mut(), at);
             if got == chunk.as_ref().len() {

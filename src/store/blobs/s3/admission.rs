@@ -1,60 +1,70 @@
-//! How many part buffers there may be at once, whatever the number of pushes: memory must not grow with them.
+//! How many bytes parts may have in memory at once, whatever the number of pushes: memory must not grow with them.
 //!
-//! Slow clients hold buffers for long. So that a few of them cannot shut out everyone, who has waited long enough draws
-//! on a reserve; when that is exhausted too, the push is refused for now.
+//! A push is charged for what has arrived, not for what it may send: slow clients hold little.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
+use super::state::PART;
+use crate::budget::{Account, Budget};
 use crate::store::{StoreError, StoreResult};
 
-/// Part buffers in ordinary times, and how many more when those are held for long.
-const BUFFERS: usize = 10;
-const RESERVE: usize = 22;
-/// How long to wait for an ordinary buffer, then for one of the reserve.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LAST_PATIENCE: Duration = Duration::from_secs(25);
+/// What the parts that gather and those on their way to the bucket may have together, in bytes.
+const SIZE: usize = 128 * 1024 * 1024;
+/// Up to so many bytes are held without asking, so that small blobs never wait for large ones.
+const FREE: usize = 256 * 1024;
+/// How long a push waits for memory. Meanwhile slow clients are cut off.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Hands out the right to hold a part's bytes in memory.
-pub(super) struct Admission {
-    buffers: Arc<Semaphore>,
-    reserve: Arc<Semaphore>,
-}
+/// Hands out the right to hold parts' bytes in memory.
+#[derive(Debug)]
+pub(super) struct Admission(Budget);
 
 impl Default for Admission {
     fn default() -> Self {
-        Self { buffers: Arc::new(Semaphore::new(BUFFERS)), reserve: Arc::new(Semaphore::new(RESERVE)) }
+        Self(Budget::new(SIZE, FREE))
     }
 }
 
 impl Admission {
-    /// Waits for the right, in the order of asking; it ends when the permit is dropped.
-    pub(super) async fn admit(&self) -> StoreResult<OwnedSemaphorePermit> {
-        for (source, patience) in [(&self.buffers, PATIENCE), (&self.reserve, LAST_PATIENCE)] {
-            if let Ok(Ok(permit)) = tokio::time::timeout(patience, Arc::clone(source).acquire_owned()).await {
-                return Ok(permit);
-            }
-        }
-        Err(StoreError::Unavailable("too many slow uploads are under way; try again later".into()))
+    /// Opens the account of one part; what it holds is given back when it is dropped.
+    pub(super) fn open(&self) -> Account {
+        self.0.open(PART as usize)
     }
+}
+
+/// Grows a part's account to `bytes` in all, and waits for others to give back theirs.
+pub(super) async fn admit(account: &mut Account, bytes: u64) -> StoreResult<()> {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    account
+        .hold(bytes, TIMEOUT)
+        .await
+        .map_err(|_| StoreError::Unavailable("too many uploads are under way; try again later".into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn who_finds_no_buffer_waits_for_the_next_to_come_free() {
+    #[test]
+    fn slow_pushes_hold_only_what_has_arrived() {
         let admission = Admission::default();
-        let mut held = Vec::new();
-        for _ in 0..BUFFERS {
-            held.push(admission.admit().await.unwrap());
+        let mut slow: Vec<_> = (0..256).map(|_| admission.open()).collect();
+        assert!(slow.iter_mut().all(|account| account.try_hold(FREE + 1)));
+        assert!(admission.open().try_hold(PART as usize));
+    }
+
+    #[tokio::test]
+    async fn who_finds_no_memory_waits_for_a_part_to_land() {
+        let admission = Admission::default();
+        let mut held: Vec<_> = (0..SIZE / PART as usize).map(|_| admission.open()).collect();
+        for account in &mut held {
+            admit(account, PART).await.unwrap();
         }
-        let mut next = Box::pin(admission.admit());
-        assert!(futures::poll!(&mut next).is_pending());
+        let mut next = admission.open();
+        let waiting = admit(&mut next, PART);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
         held.pop();
-        let _last = next.await.unwrap();
+        waiting.await.unwrap();
     }
 }

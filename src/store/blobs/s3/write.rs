@@ -7,18 +7,15 @@ use bytes::Bytes;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt, PutPayload, PutPayloadMut};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
 use super::state::{MOST_PARTS, Multipart, PART, Progress};
-use super::{Bucket, failed};
+use super::{Bucket, admission, failed};
+use crate::budget::Account;
 use crate::store::{BlobWriter, StoreError, StoreResult, WriterState};
 
 /// Parts of one object that are on their way at once.
 const IN_FLIGHT: usize = 3;
-
-/// Up to so many bytes are held without asking for admission, so that small blobs never wait for large ones.
-const FREE: u64 = 256 * 1024;
 
 /// A part's bytes are gathered in blocks of this size.
 const BLOCK: usize = 64 * 1024;
@@ -47,12 +44,12 @@ struct Upload {
 /// The bytes that do not fill a part yet.
 struct Tail {
     bytes: PutPayloadMut,
-    permit: Option<OwnedSemaphorePermit>,
+    account: Option<Account>,
 }
 
 impl Default for Tail {
     fn default() -> Self {
-        Self { bytes: PutPayloadMut::new().with_block_size(BLOCK), permit: None }
+        Self { bytes: PutPayloadMut::new().with_block_size(BLOCK), account: None }
     }
 }
 
@@ -97,10 +94,9 @@ impl S3Writer {
 
     /// Asks for room for `more` bytes in the tail.
     async fn admit(&mut self, more: u64) -> StoreResult<()> {
-        if self.tail.permit.is_none() && self.tail.len() + more > FREE {
-            self.tail.permit = Some(self.bucket.admission.admit().await?);
-        }
-        Ok(())
+        let bytes = self.tail.len() + more;
+        let account = self.tail.account.get_or_insert_with(|| self.bucket.admission.open());
+        admission::admit(account, bytes).await
     }
 
     /// The multipart upload, begun when there is none.
@@ -122,11 +118,11 @@ impl S3Writer {
             return Err(StoreError::Backend(format!("{} would be larger than {most} bytes", self.path).into()));
         }
         upload.parts.push(None);
-        let Tail { bytes, permit } = std::mem::take(&mut self.tail);
+        let Tail { bytes, account } = std::mem::take(&mut self.tail);
         let (bucket, path) = (Arc::clone(&self.bucket), self.path.clone());
         self.flights.spawn(async move {
             let part = bucket.client.put_part(&path, &id, index, bytes.freeze()).await;
-            drop(permit);
+            drop(account);
             (index, part)
         });
         Ok(())

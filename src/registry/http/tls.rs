@@ -19,6 +19,10 @@ use super::server::Stop;
 /// How often the files are looked at. They are small, and a volume that a node swaps under them tells nobody.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// What clients and listeners call the versions of HTTP when they agree on one (ALPN).
+pub const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
 /// TLS with the certificate of two files.
 pub struct Tls {
     acceptor: TlsAcceptor,
@@ -69,10 +73,11 @@ impl Tls {
         let seen = Pair { certificate: read(&files.certificate)?, key: read(&files.key)? };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let shown = Arc::new(Shown(RwLock::new(Arc::new(files.parse(&seen, &provider)?))));
-        let config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&shown) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), files, seen, shown })
     }
 

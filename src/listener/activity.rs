@@ -1,0 +1,325 @@
+//! What a connection is doing, as its listener sees it, and for how long a client may take for what.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+/// How long a client may take for its first request's head, a TLS handshake included.
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be idle between two requests, the next one's head included.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a client whose request was refused may go on sending it, and how long it may be silent meanwhile.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
+/// How long a client may take next to nothing of what is sent to it. The kernel's send buffer asks for more only when a
+/// third of it is free, so a shorter time would cut off clients that are merely slow.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same while memory is scarce.
+const SEND_TIMEOUT_SCARCE: Duration = Duration::from_secs(15);
+/// Bytes that a client must take within those times.
+const SEND_MINIMUM: u64 = 64 * 1024;
+const SEND_MINIMUM_SCARCE: u64 = 16 * 1024;
+
+/// Why a connection was ended from this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ended {
+    /// It was idle for longest when the listener was full.
+    MadePlace = 1,
+    /// No request came in time.
+    NoRequest,
+    /// It was idle for too long.
+    Idle,
+    /// The client took too little of what was sent to it.
+    SlowReader,
+    /// The client went on sending a request that was refused.
+    Lingered,
+}
+
+impl Ended {
+    const ALL: [Self; 5] = [Self::MadePlace, Self::NoRequest, Self::Idle, Self::SlowReader, Self::Lingered];
+
+    /// The reason as the metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MadePlace => "made_place",
+            Self::NoRequest => "no_request",
+            Self::Idle => "idle",
+            Self::SlowReader => "slow_reader",
+            Self::Lingered => "lingered",
+        }
+    }
+}
+
+/// What a connection is doing. Times are milliseconds since it was accepted.
+#[derive(Debug)]
+pub struct Activity {
+    peer: IpAddr,
+    accepted: Instant,
+    /// Requests that are being answered.
+    running: AtomicU32,
+    /// Whether there was a request.
+    asked: AtomicBool,
+    /// When it became idle.
+    idle_since: AtomicU64,
+    /// Whether bytes have come that belong to no request yet.
+    head_begun: AtomicBool,
+    /// Whether a request's body was left unread.
+    body_unread: AtomicBool,
+    /// Whether the client has to take something before more can be sent.
+    blocked: AtomicBool,
+    /// Bytes sent.
+    sent: AtomicU64,
+    /// When bytes came last.
+    heard: AtomicU64,
+    /// When this side began to wait for the end of what it will not read; 0 before that.
+    lingering_since: AtomicU64,
+    sending: Mutex<SendWindow>,
+    why: AtomicU8,
+    cancelled: CancellationToken,
+}
+
+/// A time in which the client has to take something.
+#[derive(Debug, Default)]
+struct SendWindow {
+    began: u64,
+    sent: u64,
+}
+
+impl Activity {
+    pub(super) fn new(peer: IpAddr) -> Self {
+        Self {
+            peer,
+            accepted: Instant::now(),
+            running: AtomicU32::new(0),
+            asked: AtomicBool::new(false),
+            idle_since: AtomicU64::new(0),
+            head_begun: AtomicBool::new(false),
+            body_unread: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            lingering_since: AtomicU64::new(0),
+            sending: Mutex::default(),
+            why: AtomicU8::new(0),
+            cancelled: CancellationToken::new(),
+        }
+    }
+
+    /// The client's address, or the network that counts as one.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// Notes that a request is being answered, until the returned value is dropped.
+    pub fn begin(self: &Arc<Self>) -> Exchange {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Relaxed);
+        self.head_begun.store(false, Ordering::Relaxed);
+        self.body_unread.store(false, Ordering::Relaxed);
+        Exchange(Arc::clone(self))
+    }
+
+    /// Notes that a request's body is not read to its end: the client may still be sending it when the connection closes.
+    pub fn leave_unread(&self) {
+        self.body_unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request's body was left unread.
+    pub fn has_unread_body(&self) -> bool {
+        self.body_unread.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client has to take something before more can be sent.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection.
+    pub(super) fn end(&self, why: Ended) {
+        if self.why.compare_exchange(0, why as u8, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.cancelled.cancel();
+        }
+    }
+
+    /// Why the connection was ended from this side, if it was.
+    pub fn ended(&self) -> Option<Ended> {
+        let why = self.why.load(Ordering::Relaxed);
+        Ended::ALL.into_iter().find(|candidate| *candidate as u8 == why)
+    }
+
+    /// Waits until the connection is to be ended.
+    pub async fn cancelled(&self) {
+        self.cancelled.cancelled().await;
+    }
+
+    pub(super) fn read(&self, bytes: usize) {
+        if bytes > 0 {
+            self.heard.store(self.now(), Ordering::Relaxed);
+            if self.running.load(Ordering::Relaxed) == 0 {
+                self.head_begun.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(super) fn wrote(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.blocked.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn block(&self) {
+        self.blocked.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that this side has said its last word. Returns whether the client may not have.
+    pub(super) fn linger(&self) -> bool {
+        self.blocked.store(false, Ordering::Relaxed);
+        let unread = self.has_unread_body() || self.head_begun.load(Ordering::Relaxed);
+        if unread {
+            self.heard.store(self.now(), Ordering::Relaxed);
+            self.lingering_since.store(self.now().max(1), Ordering::Relaxed);
+        }
+        unread
+    }
+
+    /// For how long the connection has been idle, in milliseconds; none while it is at work.
+    pub(super) fn idle_for(&self) -> Option<u64> {
+        let idle = self.running.load(Ordering::Relaxed) == 0 && !self.is_blocked();
+        idle.then(|| self.now().saturating_sub(self.idle_since.load(Ordering::Relaxed)))
+    }
+
+    /// Why the connection should end now, if it should. `scarce` says that memory is scarce.
+    pub(super) fn overdue(&self, scarce: bool) -> Option<Ended> {
+        self.overdue_at(self.now(), scarce)
+    }
+
+    fn overdue_at(&self, now: u64, scarce: bool) -> Option<Ended> {
+        let passed = |since: u64, limit: Duration| now.saturating_sub(since) >= limit.as_millis() as u64;
+        let lingering = self.lingering_since.load(Ordering::Relaxed);
+        if lingering > 0 {
+            let silent = passed(self.heard.load(Ordering::Relaxed), LINGER_SILENCE);
+            return (silent || passed(lingering, LINGER_TIMEOUT)).then_some(Ended::Lingered);
+        }
+        if !self.asked.load(Ordering::Relaxed) && passed(0, FIRST_HEAD_TIMEOUT) {
+            return Some(Ended::NoRequest);
+        }
+        let sent = self.sent.load(Ordering::Relaxed);
+        // Two numbers cannot be half changed, so a panic elsewhere leaves nothing to fear in them.
+        let mut window = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = sent - window.sent;
+        if !self.is_blocked() || taken >= SEND_MINIMUM {
+            *window = SendWindow { began: now, sent };
+        } else if passed(window.began, SEND_TIMEOUT)
+            || (scarce && taken < SEND_MINIMUM_SCARCE && passed(window.began, SEND_TIMEOUT_SCARCE))
+        {
+            return Some(Ended::SlowReader);
+        }
+        drop(window);
+        let idle = self.running.load(Ordering::Relaxed) == 0 && !self.is_blocked();
+        (idle && passed(self.idle_since.load(Ordering::Relaxed), IDLE_TIMEOUT)).then_some(Ended::Idle)
+    }
+
+    fn now(&self) -> u64 {
+        self.accepted.elapsed().as_millis() as u64
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub struct Exchange(Arc<Activity>);
+
+impl Exchange {
+    /// The connection's activity.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.0
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.0.idle_since.store(self.0.now(), Ordering::Relaxed);
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn activity() -> Arc<Activity> {
+        Arc::new(Activity::new(IpAddr::from([192, 0, 2, 1])))
+    }
+
+    const SECOND: u64 = 1_000;
+
+    #[test]
+    fn a_first_request_has_ten_seconds() {
+        let activity = activity();
+        activity.read(3);
+        assert_eq!(activity.overdue_at(9 * SECOND, false), None);
+        assert_eq!(activity.overdue_at(10 * SECOND, false), Some(Ended::NoRequest));
+        let exchange = activity.begin();
+        assert_eq!(activity.overdue_at(1_000 * SECOND, false), None, "an answer may take its time");
+        drop(exchange);
+        assert_eq!(activity.overdue_at(74 * SECOND, false), None);
+        assert_eq!(activity.overdue_at(80 * SECOND, false), Some(Ended::Idle));
+    }
+
+    #[test]
+    fn who_takes_nothing_is_cut_off_and_sooner_when_memory_is_scarce() {
+        let activity = activity();
+        let _exchange = activity.begin();
+        activity.wrote(100);
+        activity.block();
+        assert_eq!(activity.overdue_at(0, false), None);
+        assert_eq!(activity.overdue_at(16 * SECOND, false), None);
+        assert_eq!(activity.overdue_at(16 * SECOND, true), Some(Ended::SlowReader));
+        assert_eq!(activity.overdue_at(61 * SECOND, false), Some(Ended::SlowReader));
+    }
+
+    #[test]
+    fn who_takes_little_by_little_is_cut_off_too() {
+        let activity = activity();
+        let _exchange = activity.begin();
+        activity.block();
+        let mut ended = None;
+        for second in 0..70 {
+            activity.wrote(1_000);
+            activity.block();
+            ended = ended.or(activity.overdue_at(second * SECOND, false));
+        }
+        assert_eq!(ended, Some(Ended::SlowReader));
+    }
+
+    #[test]
+    fn a_slow_but_steady_reader_is_served() {
+        let activity = activity();
+        let _exchange = activity.begin();
+        activity.block();
+        for second in 0..600 {
+            activity.wrote(2_000);
+            activity.block();
+            assert_eq!(activity.overdue_at(second * SECOND, true), None, "at second {second}");
+        }
+    }
+
+    #[test]
+    fn a_connection_lingers_only_when_something_was_left_unread() {
+        let settled = activity();
+        settled.read(100);
+        drop(settled.begin());
+        assert!(!settled.linger());
+        let unread = activity();
+        unread.read(100);
+        unread.begin().activity().leave_unread();
+        assert!(unread.linger());
+        assert_eq!(unread.overdue_at(4 * SECOND, false), None);
+        assert_eq!(unread.overdue_at(6 * SECOND, false), Some(Ended::Lingered));
+        let nonsense = activity();
+        nonsense.read(100);
+        assert!(nonsense.linger());
+    }
+}

@@ -1,0 +1,410 @@
+//! Connections of clients: TLS, HTTP/1.1 and HTTP/2 within limits. Gives each request its id, its log line and its place in
+//! the metrics, and ends without cutting transfers. What a request means is the registry's matter.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{HeaderValue, Method, StatusCode, Version, header};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use super::body::{Body, RequestBody};
+use super::memory::{self, Caller};
+use super::{cors, tls};
+use crate::jobs;
+use crate::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
+use crate::operations::Operated;
+use crate::registry::{Operation, Registry, RequestId, Response, plain};
+use crate::store::StoreError;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The read buffer that one connection may grow to: large reads make pushes cheap, and it bounds the head of a request.
+const BUFFER: usize = 256 * 1024;
+
+/// HTTP/2: requests of one connection that are answered at once.
+const STREAMS: u32 = 64;
+/// HTTP/2: bytes that a client may send ahead on one stream, and on all of a connection's.
+const STREAM_WINDOW: u32 = 512 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Connections that have those windows, at once; further ones have the smallest that the RFC allows.
+const LARGE_WINDOWS: usize = 64;
+const SMALL_WINDOW: u32 = 65_535;
+/// HTTP/2: bytes of an answer that wait for the client, on one stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// HTTP/2: bytes of a request's head. It is what a path of a thousand ranges or tags needs.
+const HEADER_LIST: u32 = 64 * 1024;
+/// HTTP/2: streams that a client has reset before they were accepted, and that this side has reset for an error, before the
+/// connection ends: more are an attack.
+const PENDING_RESETS: usize = 64;
+const LOCAL_RESETS: usize = 256;
+/// HTTP/2: how often a client is asked whether it is there, and how long it may take to answer.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// When to try again after a refusal for want of a connection or memory, in seconds.
+pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// What every answer's `Server` header says: what speaks, and which version of it.
+const SERVER: HeaderValue = HeaderValue::from_static(concat!("wharfage/", env!("CARGO_PKG_VERSION")));
+
+/// Tells listeners and jobs when to end: true means stop.
+pub type Stop = watch::Receiver<bool>;
+
+/// What a listener keeps to.
+#[derive(Debug, Clone)]
+pub struct ServerLimits {
+    /// Connections at once, and requests at once on all of them.
+    pub connections: usize,
+    /// Connections at once of one peer. None: three quarters of all.
+    pub connections_per_peer: Option<usize>,
+    /// How long running transfers may go on after the stop.
+    pub grace: Duration,
+    /// The origins whose pages may speak to the registry from a browser.
+    pub cors: Vec<cors::Origin>,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self { connections: 4096, connections_per_peer: None, grace: Duration::from_secs(60), cors: Vec::new() }
+    }
+}
+
+impl ServerLimits {
+    fn connection_limits(&self) -> ConnectionLimits {
+        /// Files that the process has open beside its connections: blobs being read and written, databases, buckets.
+        const RESERVED_FILES: usize = 256;
+        let connections = listener::connections_that_fit(self.connections, RESERVED_FILES);
+        if connections < self.connections {
+            let wanted = self.connections;
+            tracing::warn!(connections, wanted, "fewer connections than asked for: the limit of open files is too low");
+        }
+        let per_peer = self.connections_per_peer.unwrap_or(connections.div_ceil(4) * 3);
+        ConnectionLimits { connections, per_peer }
+    }
+}
+
+/// Binds a listener; the error names the address and says what to do. Every address (`[::]`) is every IPv4 address on a
+/// machine without IPv6.
+pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && without_ipv6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
+}
+
+fn without_ipv6(error: &std::io::Error) -> bool {
+    let error = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(error, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
+}
+
+/// What the connections of a listener share.
+struct Server {
+    registry: Arc<Registry>,
+    tls: Option<TlsAcceptor>,
+    cors: Option<cors::Cors>,
+    /// Requests at once: one connection of HTTP/2 has many.
+    requests: Arc<Semaphore>,
+    large_windows: Arc<Semaphore>,
+}
+
+/// Serves the registry's APIs until `stop`, then lets running requests end within the limits' grace.
+pub async fn serve(
+    registry: Arc<Registry>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    limits: ServerLimits,
+    mut stop: Stop,
+) {
+    let connections = limits.connection_limits();
+    let server = Arc::new(Server {
+        registry,
+        tls,
+        cors: cors::Cors::new(&limits.cors),
+        requests: Arc::new(Semaphore::new(connections.connections)),
+        large_windows: Arc::new(Semaphore::new(LARGE_WINDOWS)),
+    });
+    let graceful = GracefulShutdown::new();
+    let stopped = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    let scarce = || memory::process().is_scarce();
+    let mut open = listener::accept(listener, connections, scarce, stopped, |socket, admission| {
+        let (server, watcher) = (Arc::clone(&server), graceful.watcher());
+        tokio::spawn(async move {
+            let (metrics, activity) = (Arc::clone(&server.registry.metrics), Arc::clone(socket.activity()));
+            metrics.connections.inc();
+            let served = server.connection(socket, admission, watcher);
+            let served = tokio::select! {
+                served = served => served,
+                () = activity.cancelled() => Ok(()),
+            };
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            if let Some(why) = activity.ended() {
+                metrics.connection_ended(why.as_str());
+            }
+            metrics.connections.dec();
+        });
+    })
+    .await;
+    let ended = tokio::time::timeout(limits.grace, graceful.shutdown());
+    tokio::select! {
+        ended = ended => {
+            if ended.is_err() {
+                tracing::warn!(grace_seconds = limits.grace.as_secs(), "ended with transfers still running");
+            }
+        }
+        never = open.check() => match never {},
+    }
+}
+
+impl Server {
+    /// Serves one connection, whatever it is wrapped in.
+    async fn connection(self: Arc<Self>, socket: Socket, admission: Admission, watcher: Watcher) -> anyhow::Result<()> {
+        let activity = Arc::clone(socket.activity());
+        let Some(acceptor) = self.tls.clone() else { return self.http1(socket, activity, admission, watcher).await };
+        let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await??;
+        if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) {
+            self.http2(stream, activity, admission, watcher).await
+        } else {
+            self.http1(stream, activity, admission, watcher).await
+        }
+    }
+
+    async fn http1(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        activity: Arc<Activity>,
+        admission: Admission,
+        watcher: Watcher,
+    ) -> anyhow::Result<()> {
+        let service = service_fn(move |request| Arc::clone(&self).answer(request, Arc::clone(&activity), admission));
+        // How long a head may take is the listener's matter, which ends the connection.
+        let connection = hyper::server::conn::http1::Builder::new()
+            .max_buf_size(BUFFER)
+            .title_case_headers(true)
+            .keep_alive(admission == Admission::Serve)
+            .header_read_timeout(None::<Duration>)
+            .serve_connection(TokioIo::new(stream), service);
+        until_closed(watcher, connection).await
+    }
+
+    async fn http2(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        activity: Arc<Activity>,
+        admission: Admission,
+        watcher: Watcher,
+    ) -> anyhow::Result<()> {
+        let large = Arc::clone(&self.large_windows).try_acquire_owned().ok();
+        let (stream_window, connection_window) = match &large {
+            Some(_) => (STREAM_WINDOW, CONNECTION_WINDOW),
+            None => (SMALL_WINDOW, SMALL_WINDOW),
+        };
+        let service = service_fn(move |request| Arc::clone(&self).answer(request, Arc::clone(&activity), admission));
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_local_error_reset_streams(LOCAL_RESETS)
+            .initial_stream_window_size(stream_window)
+            .initial_connection_window_size(connection_window)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(HEADER_LIST)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        let served = until_closed(watcher, connection).await;
+        drop(large);
+        served
+    }
+
+    /// Answers one request: id, handler, metrics, log.
+    async fn answer(
+        self: Arc<Self>,
+        request: http::Request<Incoming>,
+        activity: Arc<Activity>,
+        admission: Admission,
+    ) -> Result<http::Response<Answer>, Infallible> {
+        let started = Instant::now();
+        let exchange = activity.begin();
+        let id = uuid::Uuid::new_v4();
+        let version = request.version();
+        let waits = request.headers().contains_key(header::EXPECT);
+        let mut request = request.map(|body| RequestBody::new(body, Arc::clone(&activity), waits));
+        request.extensions_mut().insert(RequestId(id));
+        let (method, metrics) = (request.method().clone(), Arc::clone(&self.registry.metrics));
+        let path = tracing::enabled!(tracing::Level::INFO).then(|| request.uri().path().to_owned());
+
+        let running = match admission {
+            Admission::Serve => Arc::clone(&self.requests).try_acquire_owned().ok(),
+            Admission::Refuse => None,
+        };
+        let mut response = if running.is_some() {
+            // A panic is a defect, but one request's: it must not take the connection or the process along.
+            let handled = AssertUnwindSafe(self.handle(request)).catch_unwind().await;
+            handled.unwrap_or_else(|_panic| {
+                let text = format!("The registry failed; its log says why, under {id}.\n");
+                plain(StatusCode::INTERNAL_SERVER_ERROR, text)
+            })
+        } else {
+            drop(request);
+            busy()
+        };
+
+        response.headers_mut().insert(header::SERVER, SERVER);
+        if version < Version::HTTP_2 && activity.has_unread_body() {
+            // So the client knows that the connection cannot be used again, before it finds it closed.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut text = uuid::Uuid::encode_buffer();
+        if let Ok(value) = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)) {
+            response.headers_mut().insert("x-amzn-requestid", value);
+        }
+        let operation = response.extensions().get::<Operation>().map_or("other", |operation| operation.0);
+        let status = response.status();
+        let took = started.elapsed();
+        metrics.request(operation, status.as_u16(), took);
+        let path = path.as_deref().unwrap_or_default();
+        let micros = took.as_micros() as u64;
+        let reads = matches!(method, Method::GET | Method::HEAD);
+        if status.is_server_error() {
+            tracing::warn!(request_id = %id, %method, path, operation, status = status.as_u16(), micros, "request failed");
+        } else if reads && status != StatusCode::FORBIDDEN {
+            tracing::debug!(request_id = %id, %method, path, operation, status = status.as_u16(), micros, "request");
+        } else {
+            tracing::info!(request_id = %id, %method, path, operation, status = status.as_u16(), micros, "request");
+        }
+        let reads_ahead = version >= Version::HTTP_2;
+        Ok(response.map(|body| Answer { body, reads_ahead, exchange, _running: running }))
+    }
+
+    async fn handle(&self, mut request: http::Request<RequestBody>) -> Response {
+        if request.version() >= Version::HTTP_2 && !request.headers().contains_key(header::HOST) {
+            // HTTP/2 says it in the target. Signatures are over the header.
+            let host = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+            if let Some(host) = host {
+                request.headers_mut().insert(header::HOST, host);
+            }
+        }
+        let Some(cors) = &self.cors else { return Arc::clone(&self.registry).handle(request).await };
+        let allowed = cors.allowed(request.headers());
+        let (parts, body) = request.into_parts();
+        let mut response = match cors.preflight(&parts) {
+            Some(response) => response,
+            None => Arc::clone(&self.registry).handle(http::Request::from_parts(parts, body)).await,
+        };
+        cors.mark(allowed, &mut response);
+        response
+    }
+}
+
+async fn until_closed<C: GracefulConnection<Error = hyper::Error>>(
+    watcher: Watcher,
+    connection: C,
+) -> anyhow::Result<()> {
+    Ok(watcher.watch(connection).await?)
+}
+
+/// The answer when there are too many connections or requests.
+fn busy() -> Response {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "The registry is busy. Try again later.\n");
+    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    response
+}
+
+/// An answer on its way. Its request is over when it is dropped.
+struct Answer {
+    body: Body,
+    /// Whether more of the body is read while the client has to take what it was sent.
+    reads_ahead: bool,
+    exchange: Exchange,
+    _running: Option<OwnedSemaphorePermit>,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = StoreError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
+        if !self.reads_ahead && self.exchange.activity().is_blocked() {
+            // The connection asks again when the socket has taken something, which is what wakes it.
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The registries of a process, as the operations listener shows them. From `stopping` on `/readyz` says so: who routes traffic by
+/// it has to hear that while the last transfers still run.
+pub struct Registries {
+    /// The registries; they share one set of metrics.
+    pub registries: Vec<Arc<Registry>>,
+    /// Whether the process ends.
+    pub stopping: Stop,
+}
+
+#[async_trait]
+impl Operated for Registries {
+    async fn ready(&self) -> Result<(), String> {
+        if *self.stopping.borrow() {
+            return Err("stopping".into());
+        }
+        for registry in &self.registries {
+            let stores = async {
+                registry.metadata.ready().await?;
+                registry.blobs.ready().await
+            };
+            stores.await.map_err(|error| {
+                tracing::warn!(%error, "not ready");
+                "the store does not answer; the log says why".to_owned()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What stands is summed over the registries.
+    async fn metrics(&self) -> anyhow::Result<String> {
+        let (mut open, mut counts) = (0, Vec::new());
+        for registry in &self.registries {
+            open += registry.metadata.open_uploads().await?;
+            counts.extend(registry.metadata.job_counts(&jobs::names()).await?);
+        }
+        let Some(registry) = self.registries.first() else { return Ok(String::new()) };
+        registry.metrics.set_gauges(open, &counts);
+        for caller in [Caller::Verified, Caller::Unverified] {
+            let share = memory::process().share(caller);
+            registry.metrics.set_memory(caller.as_str(), share.size(), share.used(), share.refused());
+        }
+        Ok(registry.metrics.encode()?)
+    }
+}
