@@ -460,12 +460,12 @@ pub(super) mod tests {
                         registry.note_pull(&manifest, Timestamp::now());
                     }
                 }
-                let (mut wanted, mut done) = (HashSet::new(), Done::default());
-                carry_out(&registry, plan, &mut wanted, &mut done).await.unwrap();
+                let (mut left, mut done) = (HashSet::new(), Done::default());
+                carry_out(&registry, plan, &mut left, &mut done).await.unwrap();
                 assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
                 let again = planned(&registry, id).await;
                 assert_eq!(again.actions.len(), 1, "the policy would still act on it");
-                carry_out(&registry, again, &mut wanted, &mut done).await.unwrap();
+                carry_out(&registry, again, &mut left, &mut done).await.unwrap();
                 assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
 
                 run(&registry, &Settings::default(), id).await.unwrap();
