@@ -193,8 +193,10 @@ async fn pulls_that_nobody_reads_take_little_each() {
     }
     for stream in &mut deaf_ones {
         let mut begin = [0; 12];
-        stream.read_exact(&mut begin).await.unwrap();
-        assert_eq!(begin, *b"HTTP/1.1 200");
+        // One that took nothing for too long is cut off.
+        if stream.read_exact(&mut begin).await.is_ok() {
+            assert_eq!(begin, *b"HTTP/1.1 200");
+        }
     }
     drop(deaf_ones);
     others.end(NAME).await;
