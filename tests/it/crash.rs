@@ -53,16 +53,16 @@ impl Tags {
 
 /// A running server and a client that may do everything.
 #[derive(Clone)]
-struct Registry {
+pub struct Registry {
     url: String,
     http: reqwest::Client,
-    ecr: aws_sdk_ecr::Client,
+    pub ecr: aws_sdk_ecr::Client,
     /// What is sent as `Basic`.
     token: String,
 }
 
 impl Registry {
-    async fn of(server: &Wharfage) -> Self {
+    pub async fn of(server: &Wharfage) -> Self {
         // What is tried again after the crash would be neither acknowledged nor refused.
         let config = server.ecr().config().to_builder().retry_config(RetryConfig::disabled()).build();
         let ecr = aws_sdk_ecr::Client::from_conf(config);
@@ -94,7 +94,7 @@ impl Registry {
     }
 
     /// Pushes an image of two fresh layers; returns its manifest.
-    async fn push_layers(&self, repository: &str) -> Result<Vec<u8>, reqwest::Error> {
+    pub async fn push_layers(&self, repository: &str) -> Result<Vec<u8>, reqwest::Error> {
         let (config, layer) = (content(700), content(300_000));
         let mut descriptors = Vec::new();
         for (kind, bytes) in [("config.v1+json", &config), ("layer.v1.tar", &layer)] {
@@ -109,7 +109,12 @@ impl Registry {
         Ok(manifest.to_string().into_bytes())
     }
 
-    async fn put_manifest(&self, repository: &str, reference: &str, manifest: Vec<u8>) -> Result<(), reqwest::Error> {
+    pub async fn put_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        manifest: Vec<u8>,
+    ) -> Result<(), reqwest::Error> {
         let path = format!("/v2/{repository}/manifests/{reference}");
         let put = self.request(reqwest::Method::PUT, &path).header("Content-Type", MANIFEST_TYPE).body(manifest);
         put.send().await?.error_for_status().map(drop)
@@ -121,7 +126,7 @@ impl Registry {
     }
 
     /// Pulls what a reference names, whole, checking every digest; returns the manifest's, or what is missing.
-    async fn pull_whole(&self, repository: &str, reference: &str) -> Result<Digest, String> {
+    pub async fn pull_whole(&self, repository: &str, reference: &str) -> Result<Digest, String> {
         let there = |(status, bytes), what: &str| match status {
             StatusCode::OK => Ok(bytes),
             status => Err(format!("{repository}:{reference}: {what} is not there: {status}")),

@@ -12,14 +12,21 @@ use crate::bed::{self};
 use crate::oci::client::{Repository, unique, with_parameter};
 use crate::oci::images;
 
-async fn start(launch: Launch) -> (Wharfage, String) {
+/// Starts the program with an operations listener, and returns its URL.
+pub async fn start(launch: Launch) -> (Wharfage, String) {
     let server = launch.arg("--operations-listen").arg("127.0.0.1:0").start().await;
+    let operations = operations_of(&server);
+    (server, operations)
+}
+
+/// The URL of the operations listener of the program as it runs now.
+pub fn operations_of(server: &Wharfage) -> String {
     let address = server.wait_for(|line| {
         let (_, rest) = line.split_once("operations are at")?;
         let (_, address) = rest.split_once("address")?;
         Some(address.trim_start_matches(['=', ':', '"']).split(['"', ' ', ',']).next()?.to_owned())
     });
-    (server, format!("http://{address}"))
+    format!("http://{address}")
 }
 
 async fn get(operations: &str, path: &str) -> (u16, String) {
@@ -28,7 +35,7 @@ async fn get(operations: &str, path: &str) -> (u16, String) {
 }
 
 /// The value of a sample, by its whole name with labels.
-fn sample(metrics: &str, name: &str) -> f64 {
+pub fn sample(metrics: &str, name: &str) -> f64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
 }

@@ -3,7 +3,9 @@
 //! A server's data lies in a temporary folder; the server ends with the test process, however that ends. A tool that is
 //! missing fails the test that needs it: nothing is skipped.
 
+pub mod disk;
 pub mod postgres;
+pub mod proxy;
 pub mod s3;
 pub mod service;
 pub mod tls;

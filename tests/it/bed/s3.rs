@@ -1,18 +1,19 @@
 //! An S3 server for tests: versitygw over a temporary folder, a bucket for each test.
 
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::multipart::MultipartStore;
+use object_store::path::Path as ObjectPath;
+use object_store::signer::{SignedUrlOptions, Signer};
+use tokio::net::TcpSocket;
 use uuid::Uuid;
 
-use super::service::Service;
-
-/// Another process may take the port that was free a moment ago; so often in a row it doesn't happen.
-const PORT_ATTEMPTS: u32 = 5;
+use super::service::{Folder, Frozen, STARTUP, Service, reserved_port};
 
 const REGION: &str = "us-east-1";
 
@@ -24,11 +25,12 @@ pub fn s3() -> &'static S3Server {
 
 /// A running server. Dropping it ends it.
 pub struct S3Server {
-    address: SocketAddr,
-    root: PathBuf,
+    // In this order: the server ends before its data go.
+    server: Service,
+    folder: Folder,
+    port: TcpSocket,
     access_key: String,
     secret_key: String,
-    _server: Service,
 }
 
 /// An empty bucket, and what a client needs to use it.
@@ -49,97 +51,126 @@ pub struct S3 {
 impl S3Server {
     /// Starts a server of the caller's own, for tests that harm it.
     pub fn start() -> Self {
-        let mut refusals = String::new();
-        for _ in 0..PORT_ATTEMPTS {
-            match Self::try_start() {
-                Ok(server) => return server,
-                Err(why) => refusals += &why,
-            }
-        }
-        panic!("versitygw doesn't start: {refusals}")
-    }
-
-    fn try_start() -> Result<Self, String> {
-        let program = super::tool("WHARFAGE_TEST_VERSITYGW");
-        let folder = tempfile::Builder::new().prefix("wharfage-s3-").tempdir().expect("a temporary folder").keep();
-        let root = folder.join("buckets");
-        std::fs::create_dir(&root).expect("a folder for the buckets");
+        let folder = Folder::new();
+        std::fs::create_dir(folder.path().join("buckets")).expect("a folder for the buckets");
+        let port = reserved_port();
         let access_key = format!("AKIA{}", &Uuid::new_v4().simple().to_string().to_uppercase()[..16]);
         let secret_key = Uuid::new_v4().simple().to_string();
-        // The server reports no port that it chose itself.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port on loopback");
+        let server = serve(&folder, &port, &access_key, &secret_key);
+        Self { server, folder, port, access_key, secret_key }
+    }
 
-        let server = Service::start(
-            "versitygw",
-            Command::new(program)
-                .current_dir(&folder)
-                .env("ROOT_ACCESS_KEY_ID", &access_key)
-                .env("ROOT_SECRET_ACCESS_KEY", &secret_key)
-                .args(["--region", REGION, "--port", &address.to_string(), "posix"])
-                .arg(&root),
-            "KILL",
-            Some(folder),
-        );
-        answers(&server, address)?;
-        Ok(Self { address, root, access_key, secret_key, _server: server })
+    /// Kills the server, as a power cut would.
+    pub fn kill9(&mut self) {
+        self.server.kill_all();
+    }
+
+    /// Starts the server again after its end, on the same data and port.
+    pub fn start_again(&mut self) {
+        self.server = serve(&self.folder, &self.port, &self.access_key, &self.secret_key);
+    }
+
+    /// Stops the server until what is returned is dropped: it neither answers nor hangs up.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.server.freeze()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.port.local_addr().expect("a bound socket has an address")
+    }
+
+    /// A bucket's folder, with its objects as files.
+    pub fn folder(&self, bucket: &S3) -> PathBuf {
+        self.folder.path().join("buckets").join(&bucket.bucket)
     }
 
     /// Makes an empty bucket.
     pub async fn bucket(&self) -> S3 {
         let bucket = format!("test-{}", Uuid::new_v4().simple());
         // versitygw takes the folders below its root for its buckets.
-        std::fs::create_dir(self.root.join(&bucket)).expect("a bucket's folder");
-        S3 {
-            endpoint: format!("http://{}", self.address),
+        let s3 = S3 {
+            endpoint: format!("http://{}", self.address()),
             region: REGION.to_owned(),
             bucket,
             access_key: self.access_key.clone(),
             secret_key: self.secret_key.clone(),
+        };
+        std::fs::create_dir(self.folder(&s3)).expect("a bucket's folder");
+        s3
+    }
+}
+
+impl S3 {
+    /// A client of the bucket that is not the code under test.
+    pub fn client(&self) -> AmazonS3 {
+        AmazonS3Builder::new()
+            .with_endpoint(&self.endpoint)
+            .with_allow_http(true)
+            .with_region(&self.region)
+            .with_bucket_name(&self.bucket)
+            .with_access_key_id(&self.access_key)
+            .with_secret_access_key(&self.secret_key)
+            .build()
+            .expect("the configuration of a client")
+    }
+
+    /// The multipart uploads that are open: the object's key and the upload's id.
+    pub async fn open_uploads(&self) -> Vec<(String, String)> {
+        let mut options = SignedUrlOptions::default();
+        options.extra_query.push(("uploads".to_owned(), String::new()));
+        let (root, minute) = (ObjectPath::default(), Duration::from_secs(60));
+        let url =
+            self.client().signed_url_opts(reqwest::Method::GET, &root, minute, &options).await.expect("a signed URL");
+        let listed = reqwest::get(url).await.expect("S3 answers").error_for_status().expect("the list of uploads");
+        let listed = listed.text().await.expect("the list of uploads");
+        let value = |upload: &str, name: &str| {
+            let (_, rest) = upload.split_once(&format!("<{name}>")).unwrap_or_else(|| panic!("no {name} in {listed}"));
+            rest.split('<').next().unwrap_or_default().to_owned()
+        };
+        listed.split("<Upload>").skip(1).map(|upload| (value(upload, "Key"), value(upload, "UploadId"))).collect()
+    }
+
+    /// Aborts all multipart uploads, as a bucket's lifecycle rule does.
+    pub async fn abort_uploads(&self) {
+        let open = self.open_uploads().await;
+        assert!(!open.is_empty(), "there are multipart uploads");
+        for (key, id) in open {
+            self.client().abort_multipart(&ObjectPath::from(key), &id).await.expect("aborting a multipart upload");
         }
     }
 }
 
-/// Returns when a request that was sent to `address` stands in the server's own log: so it was not another process that
-/// answered.
-fn answers(server: &Service, address: SocketAddr) -> Result<(), String> {
-    server.try_wait_for(|line| line.contains("listening on").then_some(()))?;
-    let probe = format!("/probe-{}/", Uuid::new_v4().simple());
-    let request = format!("GET {probe} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+/// Starts the server and waits until it answers.
+fn serve(folder: &Folder, port: &TcpSocket, access_key: &str, secret_key: &str) -> Service {
+    let address = port.local_addr().expect("a bound socket has an address");
+    let mut command = Command::new(super::tool("WHARFAGE_TEST_VERSITYGW"));
+    command
+        .current_dir(folder.path())
+        .env("ROOT_ACCESS_KEY_ID", access_key)
+        .env("ROOT_SECRET_ACCESS_KEY", secret_key)
+        .args(["--region", REGION, "--port", &address.to_string(), "posix"])
+        .arg(folder.path().join("buckets"));
+    let server = Service::start("versitygw", &mut command, "KILL", None);
+    server.wait_for(|line| line.contains("listening on").then_some(()));
     // The line comes a moment before the listener does.
-    let connection = (0..1_000).find_map(|_| {
-        let connected = TcpStream::connect(address).ok();
-        if connected.is_none() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        connected
-    });
-    let mut connection = connection.ok_or_else(|| server.output())?;
-    connection.write_all(request.as_bytes()).map_err(|error| format!("{address}: {error}"))?;
-    server.try_wait_for(|line| line.contains(&probe).then_some(()))
+    let deadline = Instant::now() + STARTUP;
+    while TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < deadline, "versitygw does not answer: {}", server.output());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server
 }
 
 #[tokio::test]
 async fn a_test_gets_an_empty_bucket_of_its_own() {
     use futures::TryStreamExt;
-    use object_store::aws::AmazonS3Builder;
-    use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+    use object_store::{ObjectStore, ObjectStoreExt};
 
     let (one, other) = (s3().bucket().await, s3().bucket().await);
-    let client = |s3: &S3| {
-        AmazonS3Builder::new()
-            .with_endpoint(&s3.endpoint)
-            .with_allow_http(true)
-            .with_region(&s3.region)
-            .with_bucket_name(&s3.bucket)
-            .with_access_key_id(&s3.access_key)
-            .with_secret_access_key(&s3.secret_key)
-            .build()
-            .unwrap()
-    };
-    client(&one).put(&Path::from("a/b"), "bytes".into()).await.unwrap();
-    let listed = |s3: &S3| client(s3).list(None).map_ok(|object| object.location.to_string()).try_collect::<Vec<_>>();
+    one.client().put(&ObjectPath::from("a/b"), "bytes".into()).await.unwrap();
+    let listed = |s3: &S3| s3.client().list(None).map_ok(|object| object.location.to_string()).try_collect::<Vec<_>>();
     assert_eq!(listed(&one).await.unwrap(), ["a/b"]);
     assert!(listed(&other).await.unwrap().is_empty());
 }

@@ -2,11 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::net::TcpSocket;
 
 /// How long a server may take until it is ready, and anything else that a test waits for. Generous: it only bounds a test that
 /// fails anyway.
@@ -91,6 +94,15 @@ impl Drop for Folder {
     }
 }
 
+/// A port of loopback that nobody gets who asks for any, while the socket lives. A server can listen on it all the same, and
+/// again after its end: the socket never does, and both allow reuse of the address.
+pub fn reserved_port() -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("a port that can be used again");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port of loopback");
+    socket
+}
+
 /// A running server. Dropping it ends it and removes its folder.
 pub struct Service {
     name: String,
@@ -131,6 +143,11 @@ impl Service {
         self.try_wait_for(pick).unwrap_or_else(|why| panic!("{} is not ready: {why}", self.name))
     }
 
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The latest output, standard output and error together.
     pub fn output(&self) -> String {
         self.output.text()
@@ -158,12 +175,68 @@ impl Service {
         assert!(sent.is_ok_and(|status| status.success()), "sending SIG{signal} to {}", self.name);
     }
 
+    /// Sends `signal` to the process and its children, which may have left its group.
+    pub fn signal_all(&self, signal: &str) {
+        self.signal(signal);
+        for child in children(self.child.id()) {
+            // One that has ended meanwhile needs no signal.
+            let _ = Command::new("kill").args(["-s", signal, &child.to_string()]).stderr(Stdio::null()).status();
+        }
+    }
+
+    /// Sends SIGKILL to the process and its children, and waits for the end of all.
+    pub fn kill_all(&mut self) {
+        let children = children(self.child.id());
+        self.signal_all("KILL");
+        self.child.wait().expect("waiting for a child");
+        let deadline = Instant::now() + STARTUP;
+        while children.iter().any(|child| is_alive(*child)) {
+            assert!(Instant::now() < deadline, "the children of {} have not ended", self.name);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Stops the process and its children (SIGSTOP) until what is returned is dropped.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.signal_all("STOP");
+        Frozen(self)
+    }
+
     /// Waits for the process's own end, and until all that it wrote has been read.
     pub fn wait(&mut self) -> ExitStatus {
         let status = self.child.wait().expect("waiting for a child");
         self.output.wait_for_end();
         status
     }
+}
+
+/// A service that does nothing. Dropping this lets it go on.
+pub struct Frozen<'s>(&'s Service);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.signal_all("CONT");
+    }
+}
+
+/// The processes that `parent` has started and that live.
+fn children(parent: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let ids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    ids.filter(|&id| state_of(id).is_some_and(|(_, ppid)| ppid == parent)).collect()
+}
+
+fn is_alive(process: u32) -> bool {
+    state_of(process).is_some_and(|(state, _)| state != 'Z')
+}
+
+/// A process's state and its parent.
+fn state_of(process: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name stands in parentheses, and may hold anything.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
 impl Drop for Service {

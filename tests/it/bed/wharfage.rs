@@ -10,7 +10,10 @@ use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
-use super::service::{Folder, STARTUP, Service};
+use super::disk::SmallDisk;
+use super::postgres::Postgres;
+use super::s3::S3;
+use super::service::{Folder, STARTUP, Service, reserved_port};
 use super::tls::Certificate;
 
 /// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
@@ -18,6 +21,7 @@ pub fn wharfage() -> Launch {
     Launch {
         command: vec!["serve".into()],
         folder: Folder::new(),
+        disk: None,
         variables: BTreeMap::new(),
         port: Some(reserved_port()),
         address: None,
@@ -25,20 +29,13 @@ pub fn wharfage() -> Launch {
     }
 }
 
-/// A port of loopback that nobody gets who asks for any, while the socket lives. A server can listen on it all the same, and
-/// again after its end: the socket never does, and both allow reuse of the address.
-fn reserved_port() -> TcpSocket {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_reuseaddr(true).expect("a port that can be used again");
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port of loopback");
-    socket
-}
-
 /// A start that is being prepared.
 #[derive(Debug)]
 pub struct Launch {
     command: Vec<String>,
     folder: Folder,
+    /// What is mounted at the folder, for the program alone.
+    disk: Option<SmallDisk>,
     variables: BTreeMap<String, String>,
     /// Where it listens; none when the system picks a port.
     port: Option<TcpSocket>,
@@ -87,9 +84,23 @@ impl Launch {
 
     /// Keeps metadata in a fresh database of the test's PostgreSQL and bytes in a fresh bucket of the test's S3.
     pub async fn on_postgres_and_s3(self) -> Self {
-        let s3 = super::s3().bucket().await;
-        self.env("WHARFAGE_DATABASE_URL", &super::postgres().database().await)
-            .env("WHARFAGE_S3_BUCKET", &s3.bucket)
+        self.on_database(super::postgres()).await.on_s3(&super::s3().bucket().await)
+    }
+
+    /// Keeps metadata in a fresh database of this server.
+    pub async fn on_database(self, postgres: &Postgres) -> Self {
+        self.env("WHARFAGE_DATABASE_URL", &postgres.database().await)
+    }
+
+    /// Keeps its data on a disk of so many MiB.
+    pub fn on_small_disk(mut self, mib: u32) -> Self {
+        self.disk = Some(SmallDisk::mount(self.folder.path(), mib));
+        self
+    }
+
+    /// Keeps bytes in this bucket.
+    pub fn on_s3(self, s3: &S3) -> Self {
+        self.env("WHARFAGE_S3_BUCKET", &s3.bucket)
             .env("WHARFAGE_S3_REGION", &s3.region)
             .env("WHARFAGE_S3_ENDPOINT", &s3.endpoint)
             .env("WHARFAGE_S3_ACCESS_KEY_ID", &s3.access_key)
@@ -115,7 +126,10 @@ impl Launch {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let kept = self.port.as_ref().map_or(any, |port| port.local_addr().expect("a bound socket has an address"));
         let listen = self.address.unwrap_or(kept);
-        let mut command = program(&self.variables);
+        let mut command = match &self.disk {
+            None => program(&self.variables),
+            Some(disk) => disk.inside(&program(&self.variables)),
+        };
         command.args(&self.command).arg("--data").arg(self.folder.path()).arg("--listen").arg(listen.to_string());
         command
     }
@@ -168,7 +182,17 @@ impl Wharfage {
 
     /// The data folder.
     pub fn data(&self) -> &Path {
-        self.launch.folder.path()
+        self.launch.disk.as_ref().map_or(self.launch.folder.path(), SmallDisk::path)
+    }
+
+    /// The disk that the data are on.
+    pub fn disk(&self) -> &SmallDisk {
+        self.launch.disk.as_ref().expect("the program is on a small disk")
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.service.as_mut().is_some_and(Service::is_running)
     }
 
     /// The output of the latest start so far.
@@ -183,6 +207,10 @@ impl Wharfage {
 
     /// The root key: its id and its secret.
     pub fn root_key(&self) -> (String, String) {
+        let given = |name: &str| self.launch.variables.get(name).cloned();
+        if let (Some(id), Some(secret)) = (given("WHARFAGE_ACCESS_KEY_ID"), given("WHARFAGE_SECRET_ACCESS_KEY")) {
+            return (id, secret);
+        }
         let path = self.data().join("aws/credentials");
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let value = |name: &str| {
