@@ -14,6 +14,7 @@ mod jobs;
 mod listings;
 mod manifests;
 mod previews;
+mod probe;
 mod registries;
 mod repositories;
 mod rows;
@@ -26,15 +27,20 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use futures::future::BoxFuture;
 use jiff::Timestamp;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::pool::PoolConnectionMetadata;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{Connection, Executor, PgPool};
 use uuid::Uuid;
 
 use self::failure::{Attempt, Failure, store_error};
+use self::probe::Probe;
 use super::images::{
     Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
     Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
@@ -53,6 +59,8 @@ use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// How long a connection may have been idle and still be trusted without asking the server: a pull is one round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
+/// How long an idle connection, or one that an operation gave up on, may take to answer before it is closed.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a [`PostgresStore`] uses its database.
 #[derive(Debug, Clone)]
@@ -73,9 +81,9 @@ impl Default for PostgresOptions {
     fn default() -> Self {
         Self {
             max_connections: 16,
-            acquire_timeout: Duration::from_secs(10),
-            statement_timeout: Duration::from_secs(30),
-            deadline: Duration::from_secs(60),
+            acquire_timeout: Duration::from_secs(3),
+            statement_timeout: Duration::from_secs(8),
+            deadline: Duration::from_secs(10),
             migrate: true,
         }
     }
@@ -87,6 +95,9 @@ pub struct PostgresStore {
     deadline: Duration,
     /// Host and database, for messages: neither user nor password.
     place: String,
+    probe: Probe,
+    /// Whether an operation was given up on since the last connection that answered: see [`after_release`].
+    doubtful: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -129,6 +140,8 @@ impl PostgresStore {
         let _ = connection.close().await;
 
         let settings = session_settings(options.statement_timeout);
+        let doubtful = Arc::new(AtomicBool::new(false));
+        let probe = Probe::new(connect_options.clone());
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(options.acquire_timeout)
@@ -136,18 +149,22 @@ impl PostgresStore {
             .before_acquire(|connection, idle| {
                 Box::pin(async move {
                     if idle.idle_for > TRUSTED_IDLE {
-                        connection.ping().await?;
+                        ping(connection).await?;
                     }
                     Ok(true)
                 })
             })
+            .after_release(after_release(Arc::clone(&doubtful)))
             .after_connect(move |connection, _| {
                 let settings = sqlx::AssertSqlSafe(settings.clone());
                 Box::pin(async move { connection.execute(sqlx::raw_sql(settings)).await.map(|_| ()) })
             })
             .connect_lazy_with(connect_options);
-        let store = Self { pool, deadline: options.deadline, place: place.clone() };
-        store.ready().await.map_err(here)?;
+        let store = Self { pool, deadline: options.deadline, place: place.clone(), probe, doubtful };
+        store
+            .run(|| async { Ok(sqlx::query("SELECT 1").execute(&store.pool).await.map(drop)?) })
+            .await
+            .map_err(here)?;
         Ok(store)
     }
 
@@ -169,14 +186,42 @@ impl PostgresStore {
                 .with_jitter()
                 .with_max_times(12),
         );
-        match tokio::time::timeout(self.deadline, attempts.when(Failure::passes)).await {
+        let mut attempts = std::pin::pin!(attempts.when(Failure::passes).into_future());
+        match tokio::time::timeout(self.deadline, &mut attempts).await {
             Ok(outcome) => outcome.map_err(Failure::into_error),
             Err(_) => {
+                // Before the attempt is dropped, which releases its connection.
+                self.doubtful.store(true, Ordering::Release);
                 let after = self.deadline.as_secs();
                 Err(StoreError::Unavailable(format!("PostgreSQL at {} did not answer within {after} s", self.place))
                     .into())
             }
         }
+    }
+}
+
+/// Asks the server for an answer, in time.
+async fn ping(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let silent = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.map_err(silent)?
+}
+
+/// Closes a released connection whose server is silent. The pool itself waits for the answer to an abandoned statement
+/// without a limit, and the place of the connection would be lost as long. Answers are only asked for after an operation was
+/// given up on: otherwise the pool's own question is enough.
+fn after_release(
+    doubtful: Arc<AtomicBool>,
+) -> impl for<'c> Fn(&'c mut PgConnection, PoolConnectionMetadata) -> BoxFuture<'c, sqlx::Result<bool>> + Send + Sync + 'static
+{
+    move |connection, _| {
+        let doubtful = Arc::clone(&doubtful);
+        Box::pin(async move {
+            if doubtful.load(Ordering::Acquire) {
+                ping(connection).await?;
+                doubtful.store(false, Ordering::Release);
+            }
+            Ok(true)
+        })
     }
 }
 
@@ -217,7 +262,7 @@ fn session_settings(statement_timeout: Duration) -> String {
 #[async_trait::async_trait]
 impl Metadata for PostgresStore {
     async fn ready(&self) -> StoreResult<()> {
-        self.run(|| async { Ok(sqlx::query("SELECT 1").execute(&self.pool).await.map(|_| ())?) }).await
+        self.probe.ready().await.map_err(|error| at_place(&self.place, error))
     }
 
     async fn registry_settings(&self, account: &AccountId) -> StoreResult<RegistrySettings> {
