@@ -4,6 +4,9 @@
 //! rule (AbortIncompleteMultipartUpload) removes them: a bucket wants one, of a week or longer than uploads may last.
 
 mod admission;
+mod client;
+mod deadlines;
+mod failure;
 mod state;
 mod write;
 
@@ -14,37 +17,20 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use http::{Method, StatusCode};
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::AmazonS3;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
-use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use self::admission::Admission;
+use self::failure::{Missing, failed};
 use self::state::Progress;
 use super::{BlobReader, BlobWriter, Blobs, Generation, WriterState};
 use crate::store::{StoreError, StoreResult};
 
-/// How long to try for a connection, and how long a connection may stay silent.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const SILENCE: Duration = Duration::from_secs(60);
 /// How long the bucket may take to answer whether it is there.
-const READY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What credentials are read from when none are configured: the variables that a pod's service account, a task or a shell
-/// has. Not the whole `AWS_*` environment: its endpoint may well be our own.
-const AMBIENT: [&str; 10] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_METADATA_ENDPOINT",
-];
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where the bucket is and how to reach it.
 #[derive(Debug, Clone)]
@@ -85,6 +71,8 @@ pub struct S3Blobs(Arc<Bucket>);
 /// The bucket, which readers and writers share.
 struct Bucket {
     client: AmazonS3,
+    /// For questions whether the bucket answers.
+    probe: AmazonS3,
     name: String,
     prefix: String,
     redirect: bool,
@@ -101,47 +89,10 @@ impl S3Blobs {
         if bucket.is_empty() {
             return Err(StoreError::Backend("the S3 bucket has no name".into()));
         }
-        let mut builder = AmazonS3Builder::new();
-        match credentials {
-            Some(S3Credentials { access_key, secret_key }) => {
-                builder = builder.with_access_key_id(access_key).with_secret_access_key(secret_key);
-            }
-            None => {
-                for name in AMBIENT {
-                    let key = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>();
-                    if let (Ok(key), Ok(value)) = (key, std::env::var(name)) {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-            }
-        }
-        let plain = endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
-        let options = ClientOptions::new()
-            // A pull takes as long as its client does; only silence ends it.
-            .with_timeout_disabled()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_read_timeout(SILENCE)
-            .with_allow_http(plain);
-        builder = builder
-            .with_client_options(options)
-            .with_retry(RetryConfig {
-                backoff: BackoffConfig::default(),
-                max_retries: 4,
-                retry_timeout: Duration::from_secs(60),
-            })
-            .with_bucket_name(&bucket)
-            .with_region(region)
-            // A dot in a bucket's name breaks the certificate's wildcard.
-            .with_virtual_hosted_style_request(endpoint.is_none() && !bucket.contains('.'))
-            // TLS protects the bytes already; hashing them once more for the signature would cost as much as our own hash.
-            .with_unsigned_payload(!plain)
-            // One DELETE per object: bulk deletes are another permission, and not every server has them.
-            .with_disable_bulk_delete(true);
-        if let Some(endpoint) = endpoint {
-            builder = builder.with_endpoint(endpoint);
-        }
-        let client = builder.build().map_err(|e| StoreError::Backend(Box::new(e)))?;
-        Ok(Self(Arc::new(Bucket { client, name: bucket, prefix, redirect, admission: Admission::default() })))
+        let client = client::build(&bucket, &region, endpoint.as_deref(), credentials.as_ref(), client::retries())?;
+        // A client of its own shares neither connections nor retries with the work.
+        let probe = client::build(&bucket, &region, endpoint.as_deref(), credentials.as_ref(), client::no_retries())?;
+        Ok(Self(Arc::new(Bucket { client, probe, name: bucket, prefix, redirect, admission: Admission::default() })))
     }
 }
 
@@ -176,7 +127,10 @@ impl Blobs for S3Blobs {
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
         let found = match self.0.client.get_opts(&path, options).await {
             Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => return Err(missing(&path)),
+            Err(error @ object_store::Error::NotFound { .. }) => {
+                self.0.absent(error).await?;
+                return Err(missing(&path));
+            }
             // The object ends before the range begins; the client has no error of its own for that.
             Err(e) if e.to_string().contains(StatusCode::RANGE_NOT_SATISFIABLE.as_str()) => {
                 self.0.expect(&path, size).await?;
@@ -191,9 +145,9 @@ impl Blobs for S3Blobs {
     async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()> {
         let path = self.0.path(generation);
         if let Some(id) = Progress::multipart_id(state) {
-            absent_is_fine(self.0.client.abort_multipart(&path, &id).await)?;
+            self.0.gone(self.0.client.abort_multipart(&path, &id).await).await?;
         }
-        absent_is_fine(self.0.client.delete(&path).await)
+        self.0.gone(self.0.client.delete(&path).await).await
     }
 
     async fn presigned_url(&self, generation: Generation, valid_for: Duration) -> StoreResult<Option<String>> {
@@ -205,14 +159,7 @@ impl Blobs for S3Blobs {
     }
 
     async fn ready(&self) -> StoreResult<()> {
-        // Below this prefix there never is anything: the answer is short.
-        let nothing = self.0.at("ready");
-        let mut listed = self.0.client.list(Some(&nothing));
-        match tokio::time::timeout(READY_TIMEOUT, listed.try_next()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(e)) => Err(StoreError::Unavailable(format!("the bucket {} does not answer: {e}", self.0.name))),
-            Err(_) => Err(StoreError::Unavailable(format!("the bucket {} does not answer", self.0.name))),
-        }
+        self.0.ready().await
     }
 }
 
@@ -227,10 +174,52 @@ impl Bucket {
 
     /// That the object is there and has `size` bytes.
     async fn expect(&self, path: &Path, size: u64) -> StoreResult<()> {
+        match self.look(path).await? {
+            Some(found) => sized(path, found.size, size),
+            None => Err(missing(path)),
+        }
+    }
+
+    /// The object's size and dates; none when it is not there.
+    async fn look(&self, path: &Path) -> StoreResult<Option<ObjectMeta>> {
         match self.client.head(path).await {
-            Ok(found) => sized(path, found.size, size),
-            Err(object_store::Error::NotFound { .. }) => Err(missing(path)),
-            Err(e) => Err(failed(e)),
+            Ok(found) => Ok(Some(found)),
+            Err(error) => self.absent(error).await.map(|()| None),
+        }
+    }
+
+    /// Whether the bucket answers and may be listed.
+    async fn ready(&self) -> StoreResult<()> {
+        // Below this prefix there never is anything: the answer is short.
+        let nothing = self.at("ready");
+        let mut listed = self.probe.list(Some(&nothing));
+        let unavailable =
+            |why: String| StoreError::Unavailable(format!("the bucket {} is not ready: {why}", self.name));
+        match tokio::time::timeout(READY_TIMEOUT, listed.try_next()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(unavailable(failed(error).to_string())),
+            Err(_) => Err(unavailable(format!("no answer within {} s", READY_TIMEOUT.as_secs()))),
+        }
+    }
+
+    /// The outcome of a deletion, for which nothing needs to have been there.
+    async fn gone(&self, outcome: object_store::Result<()>) -> StoreResult<()> {
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error) => self.absent(error).await,
+        }
+    }
+
+    /// That an error says that an object or a multipart upload is not there, in a bucket that is.
+    ///
+    /// # Errors
+    /// What else the error means. A 404 alone proves nothing: a bucket that is gone, or something between here and the
+    /// bucket, answers so, too, and the answer to a HEAD does not say which it is.
+    async fn absent(&self, error: object_store::Error) -> StoreResult<()> {
+        match failure::missing(&error) {
+            Missing::Object | Missing::Upload => Ok(()),
+            Missing::Something => self.ready().await,
+            Missing::Nothing => Err(failed(error)),
         }
     }
 }
@@ -244,23 +233,6 @@ fn sized(path: &Path, found: u64, expected: u64) -> StoreResult<()> {
 
 fn missing(path: &Path) -> StoreError {
     StoreError::Inconsistent(format!("{path} is missing"))
-}
-
-fn absent_is_fine(outcome: object_store::Result<()>) -> StoreResult<()> {
-    match outcome {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(e) => Err(failed(e)),
-    }
-}
-
-/// What a request's failure means, after the client has retried it. The client's messages hold no secrets: it names the
-/// object and repeats the server's answer.
-fn failed(error: object_store::Error) -> StoreError {
-    match error {
-        // No connection, silence, SlowDown, a 5xx: the client doesn't tell them apart, and all of them pass.
-        object_store::Error::Generic { .. } => StoreError::Unavailable(error.to_string()),
-        other => StoreError::Backend(Box::new(other)),
-    }
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ impl S3Writer {
         let finished = match &multipart {
             // Without a multipart upload everything is in hand, and finishing again is one more PUT.
             None => None,
-            Some(multipart) => look(&bucket, &path).await?.filter(|found| Some(mark(found)) != multipart.replaces),
+            Some(multipart) => bucket.look(&path).await?.filter(|found| Some(mark(found)) != multipart.replaces),
         };
         let upload = multipart.map(|Multipart { id, parts, replaces }| Upload {
             id,
@@ -175,7 +175,7 @@ impl S3Writer {
             Ok(_) => {}
             // An answer was lost and the request was sent again: then the object is there, and no older one.
             Err(gone @ object_store::Error::NotFound { .. }) => {
-                let found = look(&self.bucket, &self.path).await?;
+                let found = self.bucket.look(&self.path).await?;
                 let done = found.is_some_and(|found| found.size == size && Some(mark(&found)) != upload.replaces);
                 if !done {
                     return Err(failed(gone));
@@ -266,12 +266,4 @@ impl Drop for S3Writer {
 /// What tells an object from the one that replaces it. The entity tag alone is the same for the same bytes.
 fn mark(object: &ObjectMeta) -> String {
     format!("{} of {}", object.e_tag.as_deref().unwrap_or_default(), object.last_modified)
-}
-
-async fn look(bucket: &Bucket, path: &Path) -> StoreResult<Option<ObjectMeta>> {
-    match bucket.client.head(path).await {
-        Ok(found) => Ok(Some(found)),
-        Err(object_store::Error::NotFound { .. }) => Ok(None),
-        Err(e) => Err(failed(e)),
-    }
 }
