@@ -7,7 +7,7 @@
 //! DIR/identity            who owns what is applied with this folder
 //! DIR/lock                which process uses the folder
 //! DIR/registries.json     which registries were started last, and where
-//! DIR/registries/NAME/    one registry: registry.json, root-key.json (0600), metadata.sqlite, blobs/
+//! DIR/registries/NAME/    one registry: registry.json, root-key.json (0600), metadata.sqlite, blobs/, reserve
 //! ```
 
 use std::collections::BTreeSet;
@@ -236,17 +236,35 @@ impl DataDir {
         self.0.join("aws").join("credentials")
     }
 
-    /// Writes the aws files and the list of registries for what has just been started, the default one first.
+    /// Writes the aws files and the list of registries for what has just been started, the default one first. On a full disk
+    /// what is there stays, so that the registries can serve: after a start as the last one was, it is right.
     pub fn publish(&self, started: &[(StartedRegistry, AccessKey)]) -> anyhow::Result<()> {
         let mut started = started.to_vec();
         // One that is called so is the default one: there is one profile of that name.
         started.sort_by_key(|(registry, _)| registry.name.as_str() != "default");
         let started = started.as_slice();
         make_private_dir(&self.0.join("aws"))?;
-        write_private(&self.aws_credentials(), render_credentials(started).as_bytes())?;
-        write_private(&self.aws_config(), render_config(started).as_bytes())?;
         let registries: Vec<&StartedRegistry> = started.iter().map(|(registry, _)| registry).collect();
-        write_private(&self.list(), &serde_json::to_vec_pretty(&registries)?)
+        let files = [
+            (self.aws_credentials(), render_credentials(started).into_bytes()),
+            (self.aws_config(), render_config(started).into_bytes()),
+            (self.list(), serde_json::to_vec_pretty(&registries)?),
+        ];
+        for (path, bytes) in files {
+            if fs::read(&path).is_ok_and(|there| there == bytes) {
+                continue;
+            }
+            match write_private(&path, &bytes) {
+                Err(error) if is_full(&error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "serving without it: wharfage env tells what was before"
+                    );
+                }
+                written => written?,
+            }
+        }
+        Ok(())
     }
 
     /// The registries that were started last, the default one first.
@@ -369,6 +387,11 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the folder {}", path.display()))
 }
 
+fn is_full(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+}
+
 /// Replaces a file that only its owner may read, at once and durably: a crash leaves the old one or the new one.
 fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     publish_private(path, bytes, |temporary| fs::rename(temporary, path))
@@ -393,8 +416,12 @@ fn publish_private(
         let temporary = path.with_extension(format!("{}.new", std::process::id()));
         let mut options = fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        if let Err(error) = written {
+            // Half a file is of no use to anybody, and takes space.
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
+        }
         publish(&temporary)?;
         match path.parent() {
             Some(folder) => fs::File::open(folder)?.sync_all(),

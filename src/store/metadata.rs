@@ -29,7 +29,10 @@ use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 /// What the registry knows, in SQLite or PostgreSQL.
 #[async_trait::async_trait]
 pub trait Metadata: Send + Sync + std::fmt::Debug {
-    /// Whether the database answers, for readiness.
+    /// Whether the database answers and takes writes, for readiness: waits for nobody's work.
+    ///
+    /// # Errors
+    /// `Full` when all but what takes space works.
     async fn ready(&self) -> StoreResult<()>;
 
     // Registries.

@@ -5,6 +5,7 @@
 //! doors: a handler turns the outcomes below into an OCI or an ECR answer.
 
 pub mod blobs;
+pub mod disk;
 pub mod events;
 pub mod images;
 pub mod jobs;
@@ -27,6 +28,9 @@ pub enum StoreError {
     /// The database or the object store did not answer, or not in time; trying again may help.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// The disk is full: nothing more is kept until something is deleted, or the disk grows. Reads and deletions go on.
+    #[error("the store is full: {0}")]
+    Full(String),
     /// What is stored contradicts itself: a row that does not parse, an object that is missing or has another size.
     #[error("the store is inconsistent: {0}")]
     Inconsistent(String),

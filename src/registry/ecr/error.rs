@@ -32,9 +32,17 @@ impl std::fmt::Display for Place {
 /// Why a call failed. The texts are Amazon ECR's where it has been seen to give one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The store failed: the only error that is not the caller's.
+    /// The store failed.
     #[error("The registry could not carry out the request. Try again; its log says what failed.")]
     Server(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The store does not answer, or not in time: AWS's common error of this name and its text.
+    #[error("The request has failed due to a temporary failure of the server.")]
+    Unavailable(#[source] StoreError),
+    /// The disk is full.
+    #[error(
+        "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space."
+    )]
+    Full(#[source] StoreError),
     /// The request is not signed by somebody we know.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -239,7 +247,11 @@ fn digest_list(digests: &[Digest]) -> String {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        Self::Server(Box::new(error))
+        match error {
+            StoreError::Unavailable(_) => Self::Unavailable(error),
+            StoreError::Full(_) => Self::Full(error),
+            StoreError::Inconsistent(_) | StoreError::Backend(_) => Self::Server(Box::new(error)),
+        }
     }
 }
 
@@ -268,7 +280,8 @@ impl Error {
     /// The error's name.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Server(_) => "ServerException",
+            Self::Server(_) | Self::Full(_) => "ServerException",
+            Self::Unavailable(_) => "ServiceUnavailable",
             Self::Auth(AuthError::MissingAuthenticationToken) => "MissingAuthenticationTokenException",
             Self::Auth(AuthError::IncompleteSignature(_)) => "IncompleteSignatureException",
             Self::Auth(AuthError::UnrecognizedClient) => "UnrecognizedClientException",
@@ -313,9 +326,20 @@ impl Error {
     fn status(&self) -> StatusCode {
         match self {
             Self::Server(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
             Self::Body(BodyError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Body(_) => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// Why the registry could not do it, for the log: the client is not told. None where it is the caller's doing.
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Server(cause) => Some(&**cause),
+            Self::Unavailable(cause) | Self::Full(cause) => Some(cause),
+            _ => None,
         }
     }
 
@@ -341,6 +365,9 @@ impl Error {
             Map::from_iter([("__type".into(), self.code().into()), ("message".into(), self.to_string().into())]);
         body.extend(self.details());
         let mut response = super::json_response(self.status(), Body::from(Value::Object(body).to_string()));
+        if let Self::Unavailable(_) = self {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response.headers_mut().insert("x-amzn-errortype", HeaderValue::from_static(self.code()));
         if matches!(self, Self::Throttling) {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);

@@ -61,7 +61,7 @@ pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let mut response = match answer(registry, operation, request).await {
         Ok(output) => json_response(StatusCode::OK, Body::from(output)),
         Err(error) => {
-            if let Error::Server(cause) = &error {
+            if let Some(cause) = error.cause() {
                 tracing::error!(operation = name, error = %cause, "the ECR API failed");
             }
             error.into_response()

@@ -18,6 +18,10 @@ use crate::names::{AccountId, Digest, RepositoryName};
 use crate::store::StoreError;
 use crate::store::images::{DeleteImageError, PutManifestError};
 
+/// What clients read who push to a full disk.
+const FULL: &str =
+    "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space";
+
 /// The codes of the distribution spec's table that this registry uses, and ECR's `TAG_INVALID`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -262,6 +266,9 @@ impl From<StoreError> for OciError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "The registry is not available right now")
                     .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
             }
+            // Not 503: trying again in a moment does not help, and most clients do so on 503. docker shows no more of a 5xx than
+            // its status, so that has to say it.
+            StoreError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, Code::Unavailable, FULL),
             StoreError::Inconsistent(_) | StoreError::Backend(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, "The registry failed")
             }
@@ -360,6 +367,13 @@ mod tests {
         let response = OciError::from(StoreError::Unavailable("timed out".to_owned())).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_to_who_pushes() {
+        let (status, body) = rendered(OciError::from(StoreError::Full("7 bytes are free in /srv".to_owned()))).await;
+        assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+        assert!(body.to_string().contains("disk is full") && !body.to_string().contains("/srv"), "{body}");
     }
 
     #[test]

@@ -83,7 +83,19 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// make one.
     async fn presigned_url(&self, generation: Generation, valid_for: Duration) -> StoreResult<Option<String>>;
 
-    /// Whether the backend answers, for readiness: writes nothing.
+    /// Whether `bytes` more may be written. What is admitted may still be refused later: nothing is set aside.
+    ///
+    /// # Errors
+    /// `Full`.
+    fn admit(&self, bytes: u64) -> StoreResult<()> {
+        let _ = bytes;
+        Ok(())
+    }
+
+    /// Whether the backend answers, for readiness: writes nothing, and waits for nobody's work.
+    ///
+    /// # Errors
+    /// `Full` when all but writing works.
     async fn ready(&self) -> StoreResult<()>;
 }
 

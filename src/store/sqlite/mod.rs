@@ -22,6 +22,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -30,8 +31,10 @@ use rusqlite_migration::{M, Migrations};
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
+use self::db::Db;
 use self::readers::Readers;
 use self::writer::Writer;
+use super::disk::Disk;
 use super::images::{
     Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
     Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
@@ -73,7 +76,10 @@ const STATEMENTS: usize = 128;
 pub struct SqliteStore {
     // The order matters: the writer's connection closes last, which empties the log, and then the lock goes.
     readers: Readers,
+    /// Reads for readiness, which queues behind nobody.
+    probe: Arc<Mutex<Connection>>,
     writer: Writer,
+    disk: Arc<Disk>,
     _lock: Option<Lock>,
 }
 
@@ -99,11 +105,13 @@ impl SqliteStore {
     /// When another process has it open, when a newer version of this program wrote it, or when SQLite fails.
     pub fn open(path: &Path) -> StoreResult<Self> {
         let lock = lock(path)?;
+        // Before the database is opened, which takes some space: so a start on a full disk serves what is there.
+        let disk = Disk::with_reserve(folder_of(path));
         let flags = OpenFlags::default();
         let mut connection = connect(path, flags, WRITER_SETTINGS).map_err(|error| cannot_open(path, error))?;
         migrate(&mut connection, path)?;
         sync_folder(path)?;
-        Self::on(path, connection, Some(lock))
+        Self::on(path, connection, Some(lock), disk)
     }
 
     /// Opens a database that another process may have open: for a few short transactions, not for serving. SQLite's own locks
@@ -122,17 +130,39 @@ impl SqliteStore {
                 path.display()
             )));
         }
-        Self::on(path, connection, None)
+        Self::on(path, connection, None, Disk::new(folder_of(path)))
     }
 
-    fn on(path: &Path, connection: Connection, lock: Option<Lock>) -> StoreResult<Self> {
-        let writer = Writer::start(connection)?;
+    fn on(path: &Path, connection: Connection, lock: Option<Lock>, disk: Disk) -> StoreResult<Self> {
+        let disk = Arc::new(disk);
+        let tended = Arc::clone(&disk);
+        let writer = Writer::start(connection, move || tended.tend())?;
         // A reader for each core, on which a request's thread runs, and one for what else may read; as many for pages.
         let readers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8)) + 1;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let reader = |_| connect(path, flags, READER_SETTINGS).map_err(|error| cannot_open(path, error));
         let connections = || (0..readers).map(reader).collect::<StoreResult<Vec<Connection>>>();
-        Ok(Self { readers: Readers::new(connections()?, connections()?), writer, _lock: lock })
+        let probe = Arc::new(Mutex::new(reader(0)?));
+        Ok(Self { readers: Readers::new(connections()?, connections()?), probe, writer, disk, _lock: lock })
+    }
+
+    /// The disk that the database lies on, with its reserve.
+    pub fn disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.disk)
+    }
+
+    /// Runs an operation that takes `bytes` of space and more: see [`Disk::admit`].
+    async fn grow<T, E>(
+        &self,
+        bytes: usize,
+        operation: impl FnOnce(Db<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        self.disk.admit(bytes as u64)?;
+        self.writer.write(operation).await
     }
 }
 
@@ -161,9 +191,13 @@ fn lock(path: &Path) -> StoreResult<Lock> {
     Ok(Lock(file))
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Makes the file's name as durable as its contents.
 fn sync_folder(path: &Path) -> StoreResult<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced
         .map_err(|error| StoreError::Unavailable(format!("the folder {} cannot be synced: {error}", folder.display())))
@@ -206,8 +240,19 @@ fn in_memory() -> Connection {
 #[async_trait::async_trait]
 impl Metadata for SqliteStore {
     async fn ready(&self) -> StoreResult<()> {
-        // Through the writer: a database that only reads is not ready.
-        self.writer.write(|db| db.exists("SELECT 1", []).map(drop)).await
+        let probe = Arc::clone(&self.probe);
+        let read = move || -> StoreResult<()> {
+            let connection = probe.lock().unwrap_or_else(PoisonError::into_inner);
+            // From the file, not from nowhere.
+            Db(&connection).exists("SELECT 1 FROM sqlite_schema", []).map(drop)
+        };
+        let disk = Arc::clone(&self.disk);
+        tokio::task::spawn_blocking(move || read().map(|()| disk.tend()))
+            .await
+            .map_err(|error| StoreError::Backend(Box::new(error)))??;
+        // A database that takes no writes says so; one that is busy is ready.
+        self.writer.healthy().await?;
+        self.disk.admit(0)
     }
 
     async fn registry_settings(&self, account: &AccountId) -> StoreResult<RegistrySettings> {
@@ -229,7 +274,7 @@ impl Metadata for SqliteStore {
     }
 
     async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {
-        self.writer.write(move |db| repositories::create(db, &new, max)).await
+        self.grow(0, move |db| repositories::create(db, &new, max)).await
     }
 
     async fn repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>> {
@@ -331,7 +376,7 @@ impl Metadata for SqliteStore {
         lease_until: Timestamp,
     ) -> StoreResult<MountBlob> {
         let digest = digest.clone();
-        self.writer.write(move |db| blobs::mount(db, from, to, &digest, referenced_only, now, lease_until)).await
+        self.grow(0, move |db| blobs::mount(db, from, to, &digest, referenced_only, now, lease_until)).await
     }
 
     async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkBlob> {
@@ -349,7 +394,7 @@ impl Metadata for SqliteStore {
     }
 
     async fn create_upload(&self, upload: Upload) -> StoreResult<bool> {
-        self.writer.write(move |db| uploads::create(db, &upload)).await
+        self.grow(0, move |db| uploads::create(db, &upload)).await
     }
 
     async fn upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>> {
@@ -386,7 +431,7 @@ impl Metadata for SqliteStore {
     }
 
     async fn put_manifest(&self, put: PutManifest) -> Result<PutOutcome, PutManifestError> {
-        self.writer.write(move |db| manifests::put(db, &put)).await
+        self.grow(put.manifest.payload.len(), move |db| manifests::put(db, &put)).await
     }
 
     async fn delete_image(

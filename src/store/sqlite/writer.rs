@@ -3,9 +3,12 @@
 
 use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::db::Db;
@@ -15,6 +18,9 @@ use crate::store::{StoreError, StoreResult};
 const QUEUE: usize = 1024;
 /// Operations in one transaction: bounds how long the first of them waits for the others.
 const BATCH: usize = 256;
+
+/// How long the writer may take to show that it writes again, and what it writes then: the value that is there.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs in the writer's transaction.
 type Operation = Box<dyn FnOnce(&Connection) -> Ran + Send>;
@@ -27,24 +33,55 @@ struct Ran {
 }
 
 /// Tells the caller, and why if the commit failed.
-type Answer = Box<dyn FnOnce(Result<(), &str>)>;
+type Answer = Box<dyn FnOnce(Result<(), &Lost>)>;
+
+/// Why nothing of a batch was kept.
+struct Lost {
+    reason: String,
+    /// For want of space.
+    full: bool,
+}
 
 /// The writer's handle. Dropping it lets the queue run empty and closes the connection.
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: Option<mpsc::Sender<Operation>>,
     thread: Option<JoinHandle<()>>,
+    failing: Failing,
 }
 
+/// Why the last batch was not kept; none when it was.
+type Failing = Arc<Mutex<Option<String>>>;
+
 impl Writer {
-    /// Starts the thread.
-    pub(super) fn start(connection: Connection) -> StoreResult<Self> {
+    /// Starts the thread. It calls `tend` before each batch, which says whether space is short.
+    pub(super) fn start(connection: Connection, tend: impl Fn() -> bool + Send + 'static) -> StoreResult<Self> {
         let (queue, operations) = mpsc::channel(QUEUE);
+        let failing = Failing::default();
+        let told = Arc::clone(&failing);
         let thread = std::thread::Builder::new()
             .name("sqlite-writer".into())
-            .spawn(move || write_all(&connection, operations))
+            .spawn(move || write_all(&connection, operations, &tend, &told))
             .map_err(|error| StoreError::Backend(Box::new(error)))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
+        Ok(Self { queue: Some(queue), thread: Some(thread), failing })
+    }
+
+    /// Whether the database takes writes. It waits for nobody's work while the last batch was kept; after one that failed
+    /// it has something written, since nobody else may try.
+    ///
+    /// # Errors
+    /// `Unavailable`, or `Full`.
+    pub(super) async fn healthy(&self) -> StoreResult<()> {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(reason) = failing else { return Ok(()) };
+        let check = self.write(|db| {
+            let version: Option<i64> = db.first("PRAGMA user_version", [], |row| Ok(row.get(0)?))?;
+            let version = version.unwrap_or_default();
+            db.0.pragma_update(None, "user_version", version)?;
+            StoreResult::Ok(())
+        });
+        let silent = |_| StoreError::Unavailable(format!("the database takes no writes: {reason}"));
+        tokio::time::timeout(CHECK_TIMEOUT, check).await.map_err(silent)?
     }
 
     /// Runs an operation and answers when it is durable. An error rolls back this operation alone. Once queued, an
@@ -62,11 +99,14 @@ impl Writer {
             let ran = catch_unwind(AssertUnwindSafe(|| operation(Db(connection))));
             let ran = ran.unwrap_or_else(|_| Err(StoreError::Backend("a write panicked: see the log".into()).into()));
             let keep = ran.is_ok();
-            let answer = move |committed: Result<(), &str>| {
+            let answer = move |committed: Result<(), &Lost>| {
                 // What was refused was refused by what the batch had written, so a failed commit voids that as well.
                 let answer = match committed {
                     Ok(()) => ran,
-                    Err(reason) => Err(StoreError::Unavailable(format!("the commit failed: {reason}")).into()),
+                    Err(Lost { reason, full: true }) => Err(StoreError::Full(reason.clone()).into()),
+                    Err(Lost { reason, full: false }) => {
+                        Err(StoreError::Unavailable(format!("the commit failed: {reason}")).into())
+                    }
                 };
                 // A caller that is gone needs no answer.
                 let _ = caller.send(answer);
@@ -90,31 +130,59 @@ impl Drop for Writer {
     }
 }
 
-fn write_all(connection: &Connection, mut operations: mpsc::Receiver<Operation>) {
+fn write_all(
+    connection: &Connection,
+    mut operations: mpsc::Receiver<Operation>,
+    tend: &impl Fn() -> bool,
+    failing: &Mutex<Option<String>>,
+) {
     while let Some(first) = operations.blocking_recv() {
         let queued = iter::from_fn(|| operations.try_recv().ok());
         let mut batch = iter::once(first).chain(queued).take(BATCH);
+        let short = tend();
         // An operation that is dropped without an answer tells its caller that the database takes no writes.
-        if let Err(error) = write_batch(connection, &mut batch) {
-            tracing::error!(%error, "the database did not take a batch of writes");
-            roll_back(connection);
+        let failed = match write_batch(connection, &mut batch, tend) {
+            Ok(lost) => lost.map(|lost| lost.reason),
+            Err(error) => {
+                tracing::error!(%error, "the database did not take a batch of writes");
+                roll_back(connection);
+                Some(error.to_string())
+            }
+        };
+        *failing.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        if short {
+            // The log is written from its beginning again instead of growing.
+            let copied = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            if let Err(error) = copied {
+                tracing::warn!(%error, "space is short, and the database's log was not copied back");
+            }
         }
+    }
+    // The log and its index stay as they are, with their space: the next start could not make them again on a full disk.
+    if tend()
+        && let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+    {
+        tracing::warn!(%error, "space is short, and the database's log is not kept");
     }
 }
 
-/// Runs a batch in one transaction, each operation in a savepoint of its own, commits, and answers.
-fn write_batch(connection: &Connection, batch: &mut dyn Iterator<Item = Operation>) -> rusqlite::Result<()> {
+/// Runs a batch in one transaction, each operation in a savepoint of its own, commits, and answers. Returns why nothing was
+/// kept, if so.
+fn write_batch(
+    connection: &Connection,
+    batch: &mut dyn Iterator<Item = Operation>,
+    tend: &impl Fn() -> bool,
+) -> rusqlite::Result<Option<Lost>> {
     let execute = |sql: &str| connection.prepare_cached(sql)?.execute([]);
     execute("BEGIN IMMEDIATE")?;
     let mut ran = Vec::new();
     for operation in batch {
         execute("SAVEPOINT operation")?;
         let done = operation(connection);
-        // Some failures, a full disk for one, roll back the whole transaction: nothing of the batch is there any more.
+        // Some failures, a full disk above all, roll back the whole transaction: nothing of the batch is there any more.
         if connection.is_autocommit() {
             ran.push(done);
-            answer(ran, Err("the database rolled back"));
-            return Ok(());
+            return Ok(Some(answer(ran, Lost { reason: "the database rolled back".into(), full: tend() })));
         }
         if !done.keep {
             execute("ROLLBACK TO operation")?;
@@ -123,20 +191,27 @@ fn write_batch(connection: &Connection, batch: &mut dyn Iterator<Item = Operatio
         ran.push(done);
     }
     match execute("COMMIT") {
-        Ok(_) => answer(ran, Ok(())),
+        Ok(_) => {
+            for done in ran {
+                (done.answer)(Ok(()));
+            }
+            Ok(None)
+        }
         Err(error) => {
             tracing::error!(%error, operations = ran.len(), "a commit failed");
             roll_back(connection);
-            answer(ran, Err(&error.to_string()));
+            let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+            Ok(Some(answer(ran, Lost { reason: error.to_string(), full })))
         }
     }
-    Ok(())
 }
 
-fn answer(ran: Vec<Ran>, committed: Result<(), &str>) {
+/// Answers operations of which nothing was kept.
+fn answer(ran: Vec<Ran>, lost: Lost) -> Lost {
     for done in ran {
-        (done.answer)(committed);
+        (done.answer)(Err(&lost));
     }
+    lost
 }
 
 fn roll_back(connection: &Connection) {
@@ -201,7 +276,7 @@ mod tests {
                 false
             }))
             .unwrap();
-        let writer = Arc::new(Writer::start(connection).unwrap());
+        let writer = Arc::new(Writer::start(connection, || false).unwrap());
         let release = hold(&writer).await;
         // Out of tokio's budget, which ends a task's turn after some dozens of steps: one poll queues them all.
         let writes = tokio::task::unconstrained(join_all((0..200).map(|id| insert(&writer, id))));
@@ -217,7 +292,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_operation_that_fails_undoes_itself_alone() {
-        let writer = Arc::new(Writer::start(connection()).unwrap());
+        let writer = Arc::new(Writer::start(connection(), || false).unwrap());
         let release = hold(&writer).await;
         let fails = writer.write(|db| {
             db.run("INSERT INTO parent VALUES (2)", [])?;
@@ -246,7 +321,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_commit_that_fails_fails_all_that_shared_it_and_the_next_goes_on() {
-        let writer = Arc::new(Writer::start(connection()).unwrap());
+        let writer = Arc::new(Writer::start(connection(), || false).unwrap());
         let release = hold(&writer).await;
         let orphan = writer.write(|db| db.run("INSERT INTO child VALUES (7)", []));
         let all = async { tokio::join!(insert(&writer, 1), orphan) };
@@ -268,7 +343,7 @@ mod tests {
         let path = folder.path().join("db");
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch("CREATE TABLE parent (id INTEGER PRIMARY KEY)").unwrap();
-        let writer = Arc::new(Writer::start(connection).unwrap());
+        let writer = Arc::new(Writer::start(connection, || false).unwrap());
         let release = hold(&writer).await;
         {
             let mut write = std::pin::pin!(insert(&writer, 1));

@@ -24,6 +24,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use self::buffers::Buffers;
 use super::{BlobReader, BlobWriter, Blobs, Generation, WriterState};
+use crate::store::disk::Disk;
 use crate::store::{StoreError, StoreResult};
 
 /// How long a new writer waits for an earlier one of the same generation to let go.
@@ -39,6 +40,7 @@ struct Folder {
     /// The folder itself: generations are opened relative to it, which spares the kernel the walk from `/`.
     root: File,
     buffers: Buffers,
+    disk: Arc<Disk>,
     /// Open writers, by whose number each one's share of memory is measured.
     writers: Arc<AtomicUsize>,
     /// Shared with each open reader, which counts them.
@@ -55,11 +57,20 @@ impl FolderBlobs {
     /// # Errors
     /// When the folder cannot be made, opened or synced.
     pub fn open(root: &Path) -> StoreResult<Self> {
+        Self::open_on(root, Arc::new(Disk::new(root)))
+    }
+
+    /// Opens `root` like [`FolderBlobs::open`], on a disk that others keep data on, too.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, opened or synced.
+    pub fn open_on(root: &Path, disk: Arc<Disk>) -> StoreResult<Self> {
         let folder = prepare(root).map_err(|e| failed("prepare", &root.display().to_string(), e))?;
         Ok(Self(Arc::new(Folder {
             path: root.to_owned(),
             root: folder,
             buffers: Buffers::default(),
+            disk,
             writers: Arc::default(),
             readers: Arc::default(),
             turns: Mutex::default(),
@@ -127,7 +138,11 @@ impl Blobs for FolderBlobs {
         if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
             return Err(StoreError::Unavailable(format!("{shown} is mounted read-only")));
         }
-        Ok(())
+        self.admit(0)
+    }
+
+    fn admit(&self, bytes: u64) -> StoreResult<()> {
+        self.0.disk.admit(bytes)
     }
 }
 
@@ -180,10 +195,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 fn failed(action: &str, path: &str, error: io::Error) -> StoreError {
     let told = format!("cannot {action} {path}: {error}");
     match error.kind() {
-        // What passes when space or handles are freed.
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
-            StoreError::Unavailable(told)
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full(told),
+        // What passes when handles are freed or the disk is mounted again.
+        io::ErrorKind::ReadOnlyFilesystem => StoreError::Unavailable(told),
         _ if matches!(
             rustix::io::Errno::from_io_error(&error),
             Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)

@@ -223,6 +223,9 @@ impl Target {
 
     fn append(&mut self, frames: &[Bytes]) -> io::Result<()> {
         let file = self.file()?;
+        // Before they are written: what fills the reserve could not be deleted any more.
+        let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
+        self.folder.disk.admit(bytes).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
         for frames in frames.chunks(SLICES) {
             let mut slices: Vec<_> = frames.iter().map(|frame| IoSlice::new(frame)).collect();
             let mut slices = slices.as_mut_slice();
