@@ -1,5 +1,6 @@
 //! The operations listener: `/healthz`, `/readyz` and `/metrics`, for the system that runs the process.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -19,6 +20,9 @@ use crate::listener::{self, Admission, ConnectionLimits, Socket};
 /// How many may look at once. One peer may have nearly all of them: it may be the proxy or node that asks for everybody.
 const LIMITS: ConnectionLimits = ConnectionLimits { connections: 64, per_peer: 56 };
 
+/// What a process says that has nothing to complain of.
+pub const OK: Cow<'static, str> = Cow::Borrowed("ok");
+
 /// A process, as those see it who run it.
 #[async_trait]
 pub trait Operated: Send + Sync + 'static {
@@ -27,8 +31,8 @@ pub trait Operated: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Whether it can do its work now; if not, why.
-    async fn ready(&self) -> Result<(), String>;
+    /// Whether it can do its work now: what to say of that, or why it can't.
+    async fn ready(&self) -> Result<Cow<'static, str>, String>;
 
     /// Its metrics, in OpenMetrics' text format.
     async fn metrics(&self) -> anyhow::Result<String>;
@@ -85,7 +89,7 @@ async fn connection(operated: Arc<dyn Operated>, socket: Socket, admission: Admi
 
 async fn answer(operated: &dyn Operated, path: &str) -> http::Response<Full<Bytes>> {
     match path {
-        "/healthz" => verdict(operated.healthy()),
+        "/healthz" => verdict(operated.healthy().map(|()| OK)),
         "/readyz" => verdict(operated.ready().await),
         "/metrics" => match operated.metrics().await {
             Ok(metrics) => text(StatusCode::OK, metrics, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
@@ -98,9 +102,9 @@ async fn answer(operated: &dyn Operated, path: &str) -> http::Response<Full<Byte
     }
 }
 
-fn verdict(verdict: Result<(), String>) -> http::Response<Full<Bytes>> {
+fn verdict(verdict: Result<Cow<'static, str>, String>) -> http::Response<Full<Bytes>> {
     match verdict {
-        Ok(()) => plain(StatusCode::OK, "ok\n".into()),
+        Ok(text) => plain(StatusCode::OK, format!("{text}\n")),
         Err(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }

@@ -51,6 +51,13 @@ pub struct ShareLabel {
     pub share: &'static str,
 }
 
+/// The label of what is told apart by store.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StoreLabel {
+    /// `metadata` or `blobs`.
+    pub store: &'static str,
+}
+
 /// Everything that the registry counts.
 #[derive(Debug)]
 pub struct Metrics {
@@ -73,6 +80,10 @@ pub struct Metrics {
     memory_size: Family<ShareLabel, Gauge>,
     memory_used: Family<ShareLabel, Gauge>,
     memory_refused: Family<ShareLabel, Counter>,
+    store_up: Family<StoreLabel, Gauge>,
+    store_full: Family<StoreLabel, Gauge>,
+    /// Absent where nothing lies on a disk.
+    disk_free: Family<[(&'static str, &'static str); 0], Gauge>,
 }
 
 impl Default for Metrics {
@@ -128,6 +139,11 @@ impl Metrics {
             "Requests refused because there was no memory for their bodies",
             Family::clone(&memory_refused),
         );
+        let (store_up, store_full, disk_free) = (Family::default(), Family::default(), Family::default());
+        registry.register("store_up", "Whether the store answers", Family::clone(&store_up));
+        registry.register("store_full", "Whether pushes are refused for want of space", Family::clone(&store_full));
+        let free = "Free space of the data folder's file system";
+        registry.register_with_unit("disk_free", free, Unit::Bytes, Family::clone(&disk_free));
         Self {
             registry,
             requests,
@@ -142,6 +158,9 @@ impl Metrics {
             memory_size,
             memory_used,
             memory_refused,
+            store_up,
+            store_full,
+            disk_free,
         }
     }
 
@@ -173,6 +192,17 @@ impl Metrics {
             let labels = JobLabels { kind: kind.clone(), state: state.clone() };
             self.jobs.get_or_create(&labels).inc_by(i64::try_from(*count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Sets how a store (`metadata` or `blobs`) is doing.
+    pub fn set_store(&self, store: &'static str, up: bool, full: bool) {
+        self.store_up.get_or_create(&StoreLabel { store }).set(i64::from(up));
+        self.store_full.get_or_create(&StoreLabel { store }).set(i64::from(full));
+    }
+
+    /// Sets the free bytes of the data folder's file system.
+    pub fn set_disk_free(&self, bytes: u64) {
+        self.disk_free.get_or_create(&[]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The metrics in OpenMetrics' text format.

@@ -1,6 +1,7 @@
 //! What the operator's operations listener says: it lives unless it goes on working long after its term; it is ready when it stands by,
 //! or leads and knows everything that is there.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use async_trait::async_trait;
 
 use super::leader::Term;
 use super::metrics::{self, OperatorMetrics};
-use crate::operations::Operated;
+use crate::operations::{OK, Operated};
 
 /// How long work may outlast its term: it is dropped at the term's end, so that work which is still there hangs.
 const OVERTIME: Duration = Duration::from_secs(30);
@@ -73,13 +74,13 @@ impl Operated for Health {
         }
     }
 
-    async fn ready(&self) -> Result<(), String> {
+    async fn ready(&self) -> Result<Cow<'static, str>, String> {
         if self.stopping.load(Ordering::Relaxed) {
             Err("stopping".into())
         } else if self.term().is_some() && !self.metrics.knows() {
             Err("leading, and reading what there is".into())
         } else {
-            Ok(())
+            Ok(OK)
         }
     }
 
@@ -109,14 +110,14 @@ mod tests {
     async fn a_replica_is_ready_while_it_stands_by_and_when_it_leads_and_knows_everything() {
         let metrics = Arc::new(OperatorMetrics::new());
         let health = Arc::new(Health::new(metrics.clone()));
-        assert_eq!(health.ready().await, Ok(()));
+        assert_eq!(health.ready().await, Ok(OK));
         let leading = health.leading(&Term::unlimited());
         assert_eq!(health.ready().await.unwrap_err(), "leading, and reading what there is");
         let census: Arc<dyn Census> = Arc::new(Nothing);
         metrics.ask(Arc::downgrade(&census));
-        assert_eq!(health.ready().await, Ok(()));
+        assert_eq!(health.ready().await, Ok(OK));
         drop(leading);
-        assert_eq!(health.ready().await, Ok(()));
+        assert_eq!(health.ready().await, Ok(OK));
         health.stopping();
         assert_eq!(health.ready().await.unwrap_err(), "stopping");
     }

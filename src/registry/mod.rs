@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod ecr;
+pub mod health;
 pub mod http;
 pub mod images;
 pub mod manifests;
@@ -20,6 +21,7 @@ use ::http::{HeaderValue, Method, StatusCode, header};
 
 pub use self::http::{body, server, tls};
 use crate::names::{AccountId, Region, RepositoryArn, RepositoryName};
+use crate::store::disk::Disk;
 use crate::store::{Blobs, Metadata};
 use crate::telemetry::Metrics;
 use auth::Keyring;
@@ -164,6 +166,8 @@ pub struct Registry {
     pub keys: Keyring,
     /// What it counts.
     pub metrics: Arc<Metrics>,
+    /// The disk that it keeps its state on, if any of that lies on one.
+    pub disk: Option<Arc<Disk>>,
     uploads: Arc<uploads::Sessions>,
     pulls: images::PullRecorder,
 }
@@ -178,7 +182,13 @@ impl Registry {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (uploads, pulls) = Default::default();
-        Self { config, metadata, blobs, keys, metrics, uploads, pulls }
+        Self { config, metadata, blobs, keys, metrics, disk: None, uploads, pulls }
+    }
+
+    /// Says which disk its state lies on.
+    #[must_use]
+    pub fn on_disk(self, disk: Option<Arc<Disk>>) -> Self {
+        Self { disk, ..self }
     }
 
     /// The ARN of a repository of this registry's region.

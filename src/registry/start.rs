@@ -10,13 +10,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::auth::{AccessKey, Keyring};
-use super::server::{self, Registries, ServerLimits};
+use super::health::Registries;
+use super::server::{self, ServerLimits};
 use super::tls::Tls;
 use super::{Config, Registry};
 use crate::jobs;
 use crate::operations;
 use crate::store::blobs::folder::FolderBlobs;
 use crate::store::blobs::s3::{S3Blobs, S3Config};
+use crate::store::disk::Disk;
 use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Blobs, Metadata};
@@ -72,10 +74,13 @@ impl Opened {
     /// Opens the stores.
     pub async fn open(startup: Startup, listener: TcpListener, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let Startup { config, root_key, database, storage, jobs, limits, tls } = startup;
+        let mut disk = None;
         let metadata: Arc<dyn Metadata> = match database {
             Database::Sqlite(folder) => {
                 let path = folder.join("metadata.sqlite");
-                Arc::new(SqliteStore::open(&path).with_context(|| format!("cannot open {}", path.display()))?)
+                let store = SqliteStore::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+                disk = Some(store.disk());
+                Arc::new(store)
             }
             Database::Postgres(url) => {
                 let store = PostgresStore::connect(url.expose(), PostgresOptions::default()).await;
@@ -84,12 +89,15 @@ impl Opened {
         };
         let blobs: Arc<dyn Blobs> = match storage {
             Storage::Folder(folder) => {
-                Arc::new(FolderBlobs::open(&folder).with_context(|| format!("cannot open {}", folder.display()))?)
+                // With SQLite, the two share one folder and its reserve.
+                let disk = disk.get_or_insert_with(|| Arc::new(Disk::new(&folder)));
+                let store = FolderBlobs::open_on(&folder, Arc::clone(disk));
+                Arc::new(store.with_context(|| format!("cannot open {}", folder.display()))?)
             }
             Storage::S3(s3) => Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?),
         };
         let keys = Keyring::new([root_key]);
-        let registry = Arc::new(Registry::new(config, metadata, blobs, keys, metrics));
+        let registry = Arc::new(Registry::new(config, metadata, blobs, keys, metrics).on_disk(disk));
         Ok(Self { registry, listener, jobs, limits, tls })
     }
 

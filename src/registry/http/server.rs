@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{HeaderValue, Method, StatusCode, Version, header};
@@ -27,9 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use super::body::{Body, RequestBody};
 use super::memory::{self, Caller};
 use super::{cors, tls};
-use crate::jobs;
 use crate::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
-use crate::operations::Operated;
 use crate::registry::{Operation, Registry, RequestId, Response, plain};
 use crate::store::StoreError;
 
@@ -361,50 +358,5 @@ impl http_body::Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// The registries of a process, as the operations listener shows them. From `stopping` on `/readyz` says so: who routes traffic by
-/// it has to hear that while the last transfers still run.
-pub struct Registries {
-    /// The registries; they share one set of metrics.
-    pub registries: Vec<Arc<Registry>>,
-    /// Whether the process ends.
-    pub stopping: Stop,
-}
-
-#[async_trait]
-impl Operated for Registries {
-    async fn ready(&self) -> Result<(), String> {
-        if *self.stopping.borrow() {
-            return Err("stopping".into());
-        }
-        for registry in &self.registries {
-            let stores = async {
-                registry.metadata.ready().await?;
-                registry.blobs.ready().await
-            };
-            stores.await.map_err(|error| {
-                tracing::warn!(%error, "not ready");
-                "the store does not answer; the log says why".to_owned()
-            })?;
-        }
-        Ok(())
-    }
-
-    /// What stands is summed over the registries.
-    async fn metrics(&self) -> anyhow::Result<String> {
-        let (mut open, mut counts) = (0, Vec::new());
-        for registry in &self.registries {
-            open += registry.metadata.open_uploads().await?;
-            counts.extend(registry.metadata.job_counts(&jobs::names()).await?);
-        }
-        let Some(registry) = self.registries.first() else { return Ok(String::new()) };
-        registry.metrics.set_gauges(open, &counts);
-        for caller in [Caller::Verified, Caller::Unverified] {
-            let share = memory::process().share(caller);
-            registry.metrics.set_memory(caller.as_str(), share.size(), share.used(), share.refused());
-        }
-        Ok(registry.metrics.encode()?)
     }
 }
