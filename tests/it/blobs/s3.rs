@@ -4,10 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
-use http::Method;
 use object_store::ObjectStore;
-use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::signer::{SignedUrlOptions, Signer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wharfage::store::blobs::s3::{S3Blobs, S3Config, S3Credentials};
@@ -47,19 +44,6 @@ impl Place for S3 {
 
 on!(bucket);
 
-/// The bucket without the code under test.
-fn client(bucket: &S3) -> AmazonS3 {
-    AmazonS3Builder::new()
-        .with_endpoint(&bucket.endpoint)
-        .with_allow_http(true)
-        .with_region(&bucket.region)
-        .with_bucket_name(&bucket.bucket)
-        .with_access_key_id(&bucket.access_key)
-        .with_secret_access_key(&bucket.secret_key)
-        .build()
-        .unwrap()
-}
-
 /// Gets a URL of the bucket's server as a client without credentials does.
 async fn get(bucket: &S3, url: &str) -> String {
     let target = url.strip_prefix(&bucket.endpoint).unwrap();
@@ -76,7 +60,7 @@ async fn get(bucket: &S3, url: &str) -> String {
 
 async fn keys(bucket: &S3) -> Vec<String> {
     let mut keys: Vec<_> =
-        client(bucket).list(None).map_ok(|object| object.location.to_string()).try_collect().await.unwrap();
+        bucket.client().list(None).map_ok(|object| object.location.to_string()).try_collect().await.unwrap();
     keys.sort();
     keys
 }
@@ -113,12 +97,7 @@ async fn what_is_not_finished_is_no_object() {
 
 /// How many multipart uploads the bucket has open.
 async fn open_uploads(bucket: &S3) -> usize {
-    let mut options = SignedUrlOptions::default();
-    options.extra_query.push(("uploads".to_owned(), String::new()));
-    let root = object_store::path::Path::default();
-    let url = client(bucket).signed_url_opts(Method::GET, &root, Duration::from_secs(60), &options).await.unwrap();
-    let answer = get(bucket, url.as_str()).await;
-    answer.matches("<UploadId>").count()
+    bucket.open_uploads().await.len()
 }
 
 #[tokio::test]
@@ -199,4 +178,53 @@ async fn a_server_that_is_not_there_is_unavailable() {
     let bucket = bucket().await;
     let blobs = S3Blobs::new(S3Config { endpoint, ..config(&bucket) }).unwrap();
     assert!(matches!(blobs.read(Generation::random(), 10, 0..10).await, Err(StoreError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn nothing_is_deleted_or_missing_in_a_bucket_that_is_away() {
+    let bucket = bucket().await;
+    let blobs = bucket.open().await;
+    let generation = put(blobs.as_ref(), &content(7, 1000)).await;
+    let mut half = blobs.writer(Generation::random(), 0, &WriterState::default()).await.unwrap();
+    write(half.as_mut(), &content(8, 7 * MIB), MIB).await;
+    let half_state = half.checkpoint().await.unwrap();
+    drop(half);
+
+    let folder = bed::s3().folder(&bucket);
+    let away = folder.with_extension("away");
+    std::fs::rename(&folder, &away).unwrap();
+    let unavailable = |outcome: Result<(), StoreError>| match outcome {
+        Err(StoreError::Unavailable(_)) => {}
+        other => panic!("{other:?}"),
+    };
+    unavailable(blobs.delete(generation, &WriterState::default()).await);
+    unavailable(blobs.delete(Generation::random(), &half_state).await);
+    unavailable(blobs.read(generation, 1000, 0..1000).await.map(drop));
+    unavailable(blobs.read(generation, 1000, 5..5).await.map(drop));
+    std::fs::rename(&away, &folder).unwrap();
+
+    assert_eq!(keys(&bucket).await.len(), 1);
+    blobs.delete(generation, &WriterState::default()).await.unwrap();
+    assert_eq!(keys(&bucket).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_writer_says_that_its_upload_was_aborted() {
+    let bucket = bucket().await;
+    let blobs = bucket.open().await;
+    let generation = Generation::random();
+    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+    write(writer.as_mut(), &content(9, 7 * MIB), MIB).await;
+    let state = writer.checkpoint().await.unwrap();
+    drop(writer);
+    bucket.abort_uploads().await;
+    let mut writer = blobs.writer(generation, 7 * MIB as u64, &state).await.unwrap();
+    let mut gone = writer.write(content(10, 7 * MIB)).await.err();
+    if gone.is_none() {
+        gone = writer.checkpoint().await.err();
+    }
+    assert!(matches!(gone, Some(StoreError::Inconsistent(_))), "{gone:?}");
+    let writer = blobs.writer(generation, 7 * MIB as u64, &state).await.unwrap();
+    let gone = writer.finish().await;
+    assert!(matches!(gone, Err(StoreError::Inconsistent(_))), "{gone:?}");
 }
