@@ -221,14 +221,14 @@ impl Session {
         }
     }
 
-    /// Whether `more` bytes still fit.
+    /// Whether `more` bytes still fit: into a blob, and into the store.
     ///
     /// # Errors
-    /// `TooLarge`.
+    /// `TooLarge`, or the store's `Full`.
     pub fn reserve(&self, more: u64) -> Result<(), UploadFailure> {
         let limit = self.registry.config.limits.blob_bytes;
         let fits = self.offset().checked_add(more).is_some_and(|size| size <= limit);
-        if fits { Ok(()) } else { Err(UploadFailure::TooLarge(limit)) }
+        if fits { Ok(self.registry.blobs.admit(more)?) } else { Err(UploadFailure::TooLarge(limit)) }
     }
 
     /// Takes the next bytes.
