@@ -65,7 +65,10 @@ impl Registries {
     async fn count(&self) {
         let counted = self.registries.iter().map(async |registry| {
             let counts = async {
-                StoreResult::Ok((registry.metadata.open_uploads().await?, registry.metadata.job_counts(&jobs::names()).await?))
+                StoreResult::Ok((
+                    registry.metadata.open_uploads().await?,
+                    registry.metadata.job_counts(&jobs::names()).await?,
+                ))
             };
             let silent = |_| StoreError::Unavailable(format!("no answer within {} s", COUNT_TIMEOUT.as_secs()));
             tokio::time::timeout(COUNT_TIMEOUT, counts).await.map_err(silent)?

@@ -240,7 +240,13 @@ impl Session {
         self.reserve(length)?;
         // The bytes are handed over first: a writer that works on a thread of its own does so while this one hashes.
         let hashed = bytes.clone();
-        self.writer().await?.write(bytes).await?;
+        let written = match self.writer().await {
+            Ok(writer) => writer.write(bytes).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            return Err(self.broken(error).await);
+        }
         self.hasher.update(&hashed);
         self.received += length;
         Ok(())
@@ -264,9 +270,13 @@ impl Session {
         if self.received == 0 && door.is_none() {
             return Ok(self.offset());
         }
-        let writer = match &mut self.writer {
-            Some(writer) => writer.checkpoint().await?,
-            None => self.upload.progress.writer.clone(),
+        let saved = match &mut self.writer {
+            Some(writer) => writer.checkpoint().await,
+            None => Ok(self.upload.progress.writer.clone()),
+        };
+        let writer = match saved {
+            Ok(writer) => writer,
+            Err(error) => return Err(self.broken(error).await),
         };
         let progress = UploadProgress {
             version: self.upload.progress.version + 1,
@@ -289,12 +299,16 @@ impl Session {
     pub async fn finish(mut self, expected: &[Digest], now: Timestamp) -> Result<Finished, UploadFailure> {
         let hashed = self.hasher.digest();
         if expected.contains(&hashed) {
-            self.seal().await?;
+            if let Err(error) = self.seal().await {
+                return Err(self.broken(error).await);
+            }
             return self.commit(hashed, now).await;
         }
         let other = expected.iter().map(Digest::algorithm).find(|algorithm| *algorithm != hashed.algorithm());
         let Some(algorithm) = other else { return Err(self.reject(hashed, now).await) };
-        self.seal().await?;
+        if let Err(error) = self.seal().await {
+            return Err(self.broken(error).await);
+        }
         let again = self.hash_again(algorithm).await?;
         if expected.contains(&again) { self.commit(again, now).await } else { Err(self.reject(again, now).await) }
     }
@@ -320,6 +334,18 @@ impl Session {
         };
         let committed = self.registry.metadata.commit_upload(commit).await?;
         Ok(Finished { digest, size, committed })
+    }
+
+    /// Says what a failure of the blob store comes to. Acknowledged bytes that are not there any more end the session: the
+    /// bucket's own rule has aborted the multipart upload, say.
+    async fn broken(&mut self, error: StoreError) -> UploadFailure {
+        let StoreError::Inconsistent(reason) = &error else { return error.into() };
+        tracing::error!(upload = %self.upload.id, reason, "an upload cannot be gone on with; it is removed");
+        self.writer = None;
+        match self.registry.metadata.cancel_upload(self.upload.repository, self.upload.id, Timestamp::now()).await {
+            Ok(_) => UploadFailure::NotFound,
+            Err(error) => error.into(),
+        }
     }
 
     /// Removes a session whose bytes are not what the client says they are: going on with it could never succeed.
