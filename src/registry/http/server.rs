@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::body::{Body, RequestBody};
-use super::memory::{self, Caller};
+use super::memory;
 use super::{cors, tls};
 use crate::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
 use crate::registry::{Operation, Registry, RequestId, Response, plain};

@@ -143,11 +143,6 @@ impl Service {
         self.try_wait_for(pick).unwrap_or_else(|why| panic!("{} is not ready: {why}", self.name))
     }
 
-    /// The process.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The latest output, standard output and error together.
     pub fn output(&self) -> String {
         self.output.text()
