@@ -154,6 +154,7 @@ pub async fn has_the_rows_of_version_2(store: &Fixture) {
     let next = store.repository_named("next").await;
     assert!(repository.id.0 == 1 && next.id.0 > 2, "the id of a deleted repository is not given again: {next:?}");
     store.delete_repository(repository.id, true, at(9)).await.unwrap();
+    while !store.empty_repository(repository.id, 100, at(9)).await.unwrap() {}
     assert_eq!(store.repository(&account(), &name("app")).await.unwrap(), None);
 }
 
