@@ -53,10 +53,13 @@ async fn delete_results(tx: &mut PgConnection, repository: RepositoryId) -> Atte
 }
 
 pub(super) async fn latest(pool: &PgPool, repository: RepositoryId) -> Attempt<Option<Preview>> {
-    let row = sqlx::query("SELECT * FROM lifecycle_preview WHERE repository_id = $1")
-        .bind(repository.0)
-        .fetch_optional(pool)
-        .await?;
+    let row = sqlx::query(
+        "SELECT p.* FROM lifecycle_preview p JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL
+         WHERE p.repository_id = $1",
+    )
+    .bind(repository.0)
+    .fetch_optional(pool)
+    .await?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Preview {
         policy: get(&row, "policy")?,

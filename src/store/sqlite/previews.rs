@@ -32,7 +32,8 @@ pub(super) fn start(
 }
 
 pub(super) fn latest(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<Preview>> {
-    let sql = "SELECT policy, started_at, state, completed_at, summary FROM lifecycle_preview WHERE repository_id = ?1";
+    let sql = "SELECT p.policy, p.started_at, p.state, p.completed_at, p.summary FROM lifecycle_preview p \
+               JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL WHERE p.repository_id = ?1";
     db.first(sql, [repository.0], |row| {
         Ok(Preview {
             policy: row.get(0)?,
