@@ -89,10 +89,10 @@ pub(super) async fn sources(
     limit: usize,
 ) -> Attempt<Vec<(RepositoryId, RepositoryName)>> {
     let found = sqlx::query(
-        "SELECT r.id, r.name
+        "SELECT r.id, r.name, l.id AS link
          FROM blob b
          CROSS JOIN LATERAL (
-             SELECT l.repository_id FROM repository_blob l WHERE l.blob_id = b.id ORDER BY l.id LIMIT $3) l
+             SELECT l.id, l.repository_id FROM repository_blob l WHERE l.blob_id = b.id ORDER BY l.id LIMIT $3) l
          JOIN repository r ON r.id = l.repository_id AND r.deleted_at IS NULL
          WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live' LIMIT $3",
     )
@@ -101,8 +101,10 @@ pub(super) async fn sources(
     .bind(rows::limit(limit))
     .fetch_all(pool)
     .await?;
-    let sources = found.iter().map(|row| Ok((RepositoryId(get(row, "id")?), parsed(row, "name")?)));
-    Ok(sources.collect::<StoreResult<_>>()?)
+    let source = |row| Ok((get(row, "link")?, RepositoryId(get(row, "id")?), parsed(row, "name")?));
+    let mut sources = found.iter().map(source).collect::<StoreResult<Vec<(i64, RepositoryId, RepositoryName)>>>()?;
+    sources.sort_unstable_by_key(|(link, ..)| *link);
+    Ok(sources.into_iter().map(|(_, id, name)| (id, name)).collect())
 }
 
 pub(super) async fn mount(
