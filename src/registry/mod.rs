@@ -4,6 +4,7 @@
 //! extracts, authorizes, calls the store, renders. This module only holds what the APIs share and picks one.
 
 pub mod auth;
+mod blobs;
 pub mod ecr;
 pub mod health;
 pub mod http;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::jobs::NewJob;
 use super::repositories::{RepositoryId, TagMutability};
-use super::{Generation, StoreError};
+use super::{BlobKey, StoreError};
 pub use crate::lifecycle::ImageStatus;
 use crate::names::{Digest, Tag};
 
@@ -392,10 +392,10 @@ pub struct ReferrerFilter {
 pub struct Blob {
     /// Its digest.
     pub digest: Digest,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Where its bytes are.
-    pub generation: Generation,
+    /// Its bytes, and how many they are.
+    pub bytes: BlobKey,
+    /// A read has found its bytes missing or of another size.
+    pub damaged: bool,
 }
 
 /// What BatchCheckLayerAvailability and GetDownloadUrlForLayer need to know of a layer.
@@ -427,7 +427,7 @@ pub enum UnlinkBlob {
 pub enum MountBlob {
     /// It is in the target now, or was already.
     Mounted,
-    /// The source repository does not have it in a committed manifest, or the two are encrypted differently.
+    /// The source repository does not have it in a committed manifest, the two are encrypted differently, or it is damaged.
     NotMountable,
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::repositories::RepositoryId;
+use super::uploads::LATE_WRITE;
 use super::{Generation, StoreError, StoreResult, WriterState};
 use crate::names::Digest;
 
@@ -193,11 +194,35 @@ impl DeleteGeneration {
     /// The kind of the jobs that carry it.
     pub const KIND: &str = "delete-generation";
 
-    /// The job that deletes it, due at once. Its key is the generation.
-    pub fn job(&self, now: Timestamp) -> NewJob {
+    /// The deletion of a generation that was finished, or of which nothing else is known.
+    pub fn of(generation: Generation) -> Self {
+        Self { generation, writer: WriterState::default() }
+    }
+
+    /// The deletion of what a session that is removed at `now` leaves, and from when on it may run: a claim that has not ended
+    /// cleanly may still write, until it ends and somewhat longer.
+    pub(super) fn of_session(
+        generation: Generation,
+        writer: WriterState,
+        claimed_until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> NewJob {
+        let due = claimed_until.map_or(now, |until| late(until.max(now)));
+        Self { generation, writer }.job(due)
+    }
+
+    /// The job that deletes it, due at `run_at`. Its key is the generation.
+    pub fn job(&self, run_at: Timestamp) -> NewJob {
         let generation = self.generation.to_string();
         let payload = json!({ "generation": generation, "writer": BASE64_STANDARD.encode(&self.writer.0) });
-        NewJob { kind: Self::KIND.into(), key: generation, payload: payload.to_string(), run_at: now }
+        NewJob { kind: Self::KIND.into(), key: generation, payload: payload.to_string(), run_at }
+    }
+
+    /// The job that deletes a generation which a writer left that lost its claim. It has a key of its own: coalesced with the
+    /// job of the session that was removed, it would take the place of that one's payload.
+    pub fn late_job(generation: Generation, run_at: Timestamp) -> NewJob {
+        let job = Self::of(generation).job(run_at);
+        NewJob { key: format!("{}/late", job.key), ..job }
     }
 
     /// Reads a job's payload.
@@ -299,6 +324,11 @@ impl DeleteRepository {
     }
 }
 
+/// When nothing that was sent before `end` is on its way to the object store any more.
+pub(super) fn late(end: Timestamp) -> Timestamp {
+    end.checked_add(LATE_WRITE).unwrap_or(Timestamp::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,6 +340,15 @@ mod tests {
         assert!(job.run_at > Timestamp::UNIX_EPOCH);
         assert_eq!((job.kind.as_str(), FollowSubject::parse(&job.payload).unwrap()), (FollowSubject::KIND, follow));
         assert!(matches!(FollowSubject::parse("{}"), Err(StoreError::Inconsistent(_))));
+    }
+
+    #[test]
+    fn what_a_claim_may_still_write_is_deleted_after_its_end() {
+        let (now, generation) = (Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1), Generation::random());
+        let due = |claimed| DeleteGeneration::of_session(generation, WriterState::default(), claimed, now).run_at;
+        assert_eq!(due(None), now);
+        assert_eq!(due(Some(Timestamp::UNIX_EPOCH)), now + LATE_WRITE);
+        assert_eq!(due(Some(now + LATE_WRITE)), now + LATE_WRITE + LATE_WRITE);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
     ResourceTag, TagResourceError,
 };
-use super::uploads::{CommitUpload, Committed, Upload, UploadError, UploadProgress};
-use super::{Lookup, StoreResult};
+use super::uploads::{AdvanceUpload, CommitUpload, Committed, Upload, UploadClaim, UploadError};
+use super::{Generation, Lookup, StoreResult};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// What the registry knows, in SQLite or PostgreSQL.
@@ -137,20 +137,48 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     /// Moves the blobs' leases to `until` if that is later: they were reported as present, so it must stay true for a while.
     async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()>;
 
-    // Uploads.
+    /// Remembers that the bytes at `generation` are damaged (with the time), or that they are not. Of a blob that is damaged
+    /// mounts and manifests make no new use, and the next commit of its digest replaces its bytes.
+    async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()>;
 
-    /// Stores a new session; false when the repository is gone.
-    async fn create_upload(&self, upload: Upload) -> StoreResult<bool>;
+    // Uploads. A claim ends by the store's clock: the database's where replicas share it, `now` where one process has it.
+
+    /// Stores a new session, which is claimed for so long if `claim` says so; false when the repository is gone.
+    async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool>;
     /// The session, if it belongs to this repository.
     async fn upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>>;
-    /// Replaces the session's progress if its version is still `progress.version - 1`.
-    async fn advance_upload(&self, id: Uuid, progress: UploadProgress) -> Result<(), UploadError>;
-    /// Turns the session into a live blob of its repository. The digest's live blob, if the account has one with the same
-    /// encryption, is linked instead and the upload's generation is handed to a `delete-generation` job.
+    /// Claims the session for `lease`, if its version is still `version` and nobody's claim holds. Taking over a claim that
+    /// did not end cleanly gives it the generation `fresh`, and hands the one before to a `delete-generation` job.
+    async fn claim_upload(
+        &self,
+        id: Uuid,
+        version: i64,
+        fresh: Generation,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<UploadClaim, UploadError>;
+    /// Prolongs a claim that nobody has taken over, even when it has run out.
+    async fn prolong_upload(&self, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError>;
+    /// Ends a claim, if it is still the last one; `clean` says that its writer has ended by a checkpoint or never began.
+    async fn release_upload(&self, id: Uuid, version: i64, clean: bool) -> StoreResult<()>;
+    /// Replaces the session's progress if the claim is still the last one.
+    async fn advance_upload(&self, advance: AdvanceUpload) -> Result<(), UploadError>;
+    /// Turns the session into a live blob of its repository, if the claim is still the last one. The digest's live blob, if
+    /// the account has one with the same encryption and it is intact, is linked instead; if it is damaged, it gets the new
+    /// bytes. What is not needed then is handed to `delete-generation` jobs.
     async fn commit_upload(&self, commit: CommitUpload) -> Result<Committed, UploadError>;
-    /// Removes the session and hands its generation to a `delete-generation` job; false when it was not there.
-    async fn cancel_upload(&self, repository: RepositoryId, id: Uuid, now: Timestamp) -> StoreResult<bool>;
-    /// Removes sessions that no chunk came for since `before`, like [`Metadata::cancel_upload`]; how many.
+    /// Removes the session and hands its bytes to a `delete-generation` job; false when it was not there. With a `version` it
+    /// is the claim's holder who asks, of whom nothing is on its way any more; false also when another claim came since.
+    /// Anybody else's job runs when the claim can write no more.
+    async fn cancel_upload(
+        &self,
+        repository: RepositoryId,
+        id: Uuid,
+        version: Option<i64>,
+        now: Timestamp,
+    ) -> StoreResult<bool>;
+    /// Removes sessions that nobody claims, like [`Metadata::cancel_upload`]: those that no chunk came for since `before`, and
+    /// those that no client knows of and whose claim ended some minutes ago. How many, at most `limit` of each.
     async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64>;
     /// How many sessions are open, for the metrics; more than 10,000 are counted as that many.
     async fn open_uploads(&self) -> StoreResult<u64>;

@@ -10,6 +10,7 @@ pub mod events;
 pub mod images;
 pub mod jobs;
 pub mod lifecycle;
+pub mod lock;
 pub mod metadata;
 pub mod postgres;
 pub mod registries;
@@ -19,7 +20,9 @@ pub mod sqlite;
 pub mod uploads;
 mod usage;
 
-pub use blobs::{BlobReader, BlobWriter, Blobs, Generation, WriterState};
+pub use blobs::{
+    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, KeyReference, Sealed, UploadKey, WriterState,
+};
 pub use metadata::Metadata;
 
 /// Why the store could not do what it was asked: never the caller's fault, always the store's.

@@ -14,7 +14,7 @@ use super::images::ImageStatus;
 use super::jobs::JobState;
 use super::lifecycle::PreviewState;
 use super::repositories::{Encryption, Mutability, TagMutability};
-use super::{StoreError, StoreResult};
+use super::{KeyReference, StoreError, StoreResult};
 
 /// A value of one of the newtypes (digest, tag, generation, …).
 pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str) -> StoreResult<T> {
@@ -44,6 +44,20 @@ pub(super) fn signed(value: u64) -> StoreResult<i64> {
 /// The size or count of a column.
 pub(super) fn unsigned(value: i64) -> StoreResult<u64> {
     u64::try_from(value).map_err(|_| StoreError::Inconsistent(format!("{value} is no size")))
+}
+
+/// The columns `key_id` and `wrapped_key`.
+pub(super) fn key_columns(key: Option<&KeyReference>) -> (Option<&str>, Option<&[u8]>) {
+    (key.map(|key| key.id.as_str()), key.map(|key| key.wrapped.as_slice()))
+}
+
+/// The key of those columns.
+pub(super) fn key_reference(id: Option<String>, wrapped: Option<Vec<u8>>) -> StoreResult<Option<KeyReference>> {
+    match (id, wrapped) {
+        (None, None) => Ok(None),
+        (Some(id), Some(wrapped)) => Ok(Some(KeyReference { id, wrapped })),
+        _ => Err(StoreError::Inconsistent("a key reference is half there".into())),
+    }
 }
 
 /// A `LIMIT`.
@@ -139,6 +153,15 @@ mod tests {
         assert!(matches!(status("active"), Err(StoreError::Inconsistent(_))));
         assert!(matches!(tag_mutability("MUTABLE", "no JSON"), Err(StoreError::Inconsistent(_))));
         assert!(matches!(preview_state("COMPLETE", None, None), Err(StoreError::Inconsistent(_))));
+    }
+
+    #[test]
+    fn a_key_reference_is_whole_or_not_there() {
+        let key = KeyReference { id: "k".into(), wrapped: vec![1] };
+        let (id, wrapped) = key_columns(Some(&key));
+        assert_eq!(key_reference(id.map(Into::into), wrapped.map(Into::into)).unwrap(), Some(key.clone()));
+        assert_eq!(key_reference(None, None).unwrap(), None);
+        assert!(matches!(key_reference(Some("k".into()), None), Err(StoreError::Inconsistent(_))));
     }
 
     #[test]

@@ -154,7 +154,7 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
     }
     let repository = call.repository(&place).await?;
     let refused = |failure| refused_upload(failure, &place, id);
-    let mut session = call.registry.open_upload(repository.id, id).await.map_err(refused)?;
+    let session = call.registry.open_upload(repository.id, id).await.map_err(refused)?;
     let offset = session.offset();
     let invalid_part =
         |message| Error::InvalidLayerPart { message, place: place.clone(), id, last_valid_byte: offset.checked_sub(1) };
@@ -172,7 +172,7 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
         Verdict::TooMany => {
             return Err(Error::LimitExceeded(format!("A layer may have at most {MAX_PARTS} parts")));
         }
-        Verdict::Append(parts) => append(call, &mut session, blob, &parts).await.map_err(refused)?,
+        Verdict::Append(parts) => append(call, session, blob, &parts).await.map_err(refused)?,
     }
     Ok(json!({
         "registryId": place.account,
@@ -182,17 +182,20 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
     }))
 }
 
-async fn append(call: &Call, session: &mut Session, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
+async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
     // Numbers and a digest always serialise.
     let door = serde_json::to_vec(parts).unwrap_or_default();
     let length = blob.len() as u64;
     let mut rest = blob;
     while !rest.is_empty() {
         // Hashed piece by piece: a whole part would keep other requests waiting.
-        session.append(rest.split_to(rest.len().min(PIECE))).await?;
+        if let Err(failure) = session.append(rest.split_to(rest.len().min(PIECE))).await {
+            session.give_up().await;
+            return Err(failure);
+        }
         tokio::task::yield_now().await;
     }
-    session.acknowledge(Some(door), call.now).await?;
+    session.pause(Some(door), call.now).await?;
     call.registry.metrics.received.inc_by(length);
     Ok(())
 }
@@ -298,8 +301,13 @@ pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<
     let wanted: BTreeSet<Digest> = asked.iter().filter_map(|(_, digest)| digest.clone()).collect();
     let wanted: Vec<Digest> = wanted.into_iter().collect();
     let found = metadata.layers(repository.id, &wanted).await?;
-    let found: HashMap<Digest, Layer> =
-        found.into_iter().flatten().map(|layer| (layer.blob.digest.clone(), layer)).collect();
+    let mut usable: HashMap<Digest, Layer> = HashMap::new();
+    for layer in found.into_iter().flatten() {
+        if call.registry.is_usable(&layer.blob).await? {
+            usable.insert(layer.blob.digest.clone(), layer);
+        }
+    }
+    let found = usable;
     let present: Vec<Digest> = found.keys().cloned().collect();
     metadata.extend_leases(repository.id, &present, lease_of_present(call.now)).await?;
     let availability = |(text, digest): (&str, Option<Digest>)| match digest.and_then(|digest| found.get(&digest)) {
@@ -307,7 +315,7 @@ pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<
         Some(layer) => json!({
             "layerDigest": layer.blob.digest,
             "layerAvailability": if layer.archived { "ARCHIVED" } else { "AVAILABLE" },
-            "layerSize": layer.blob.size,
+            "layerSize": layer.blob.bytes.size,
             "mediaType": layer.media_type,
         }),
     };
@@ -332,18 +340,16 @@ pub async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Valu
         None => None,
     };
     let Some(layer) = layer else { return Err(Error::LayerNotFound { digest: text.into(), place }) };
-    let digest = layer.blob.digest;
+    let digest = layer.blob.digest.clone();
+    if !call.registry.is_usable(&layer.blob).await? {
+        return Err(Error::LayerNotFound { digest: text.into(), place });
+    }
     if !layer.referenced || layer.archived {
         return Err(Error::LayerInaccessible { digest, place });
     }
 
-    let presigned = if call.registry.config.redirect_blobs {
-        let valid_for = std::time::Duration::from_secs(URL_LIFETIME.as_secs().unsigned_abs());
-        call.registry.blobs.presigned_url(layer.blob.generation, valid_for).await?
-    } else {
-        None
-    };
-    let url = match presigned {
+    let valid_for = std::time::Duration::from_secs(URL_LIFETIME.as_secs().unsigned_abs());
+    let url = match call.registry.presigned_url(&layer.blob, valid_for).await? {
         Some(url) => url,
         None => {
             let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;

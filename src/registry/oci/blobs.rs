@@ -13,11 +13,11 @@ use super::conditions::{Condition, Named, Wanted, condition, wanted};
 use super::error::{Code, OciError};
 use super::{CONTENT_DIGEST, Call, empty, value};
 use crate::names::{Digest, RepositoryName};
-use crate::registry::Response;
 use crate::registry::body::Body;
 use crate::registry::uploads::lease_of_present;
-use crate::store::images::UnlinkBlob;
-use crate::store::{BlobReader, Blobs, Generation, Lookup, StoreError, StoreResult};
+use crate::registry::{Registry, Response};
+use crate::store::images::{Blob, UnlinkBlob};
+use crate::store::{BlobReader, Lookup, StoreError, StoreResult};
 
 const OCTETS: &str = "application/octet-stream";
 
@@ -33,8 +33,8 @@ pub(super) async fn read(
 ) -> Result<Response, OciError> {
     let registry = &call.registry;
     let blob = match registry.metadata.find_blob(&registry.config.account, name, digest).await? {
-        Lookup::Found(blob) => blob,
-        Lookup::Missing => return Err(OciError::blob_unknown(digest)),
+        Lookup::Found(blob) if registry.is_usable(&blob).await? => blob,
+        Lookup::Found(_) | Lookup::Missing => return Err(OciError::blob_unknown(digest)),
         Lookup::NoRepository => return Err(call.name_unknown(name)),
     };
     let named = Named::new(&blob.digest)
@@ -49,30 +49,29 @@ pub(super) async fn read(
                 .metadata
                 .extend_leases(repository.id, std::slice::from_ref(digest), lease_of_present(call.now))
                 .await?;
-            content(StatusCode::OK, blob.size, Body::empty())
+            content(StatusCode::OK, blob.bytes.size, Body::empty())
         }
         Condition::Met => {
-            if registry.config.redirect_blobs
-                && let Some(url) = registry.blobs.presigned_url(blob.generation, REDIRECT_VALID_FOR).await?
-            {
+            if let Some(url) = registry.presigned_url(&blob, REDIRECT_VALID_FOR).await? {
                 let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
                 response.headers_mut().insert(header::LOCATION, value(url)?);
                 response.headers_mut().insert(CONTENT_DIGEST, named.digest);
                 return Ok(response);
             }
-            let source = Source { blobs: Arc::clone(&registry.blobs), generation: blob.generation, size: blob.size };
-            let (response, sent) = match wanted(&call.headers, &named.etag, blob.size) {
-                Wanted::Whole => (content(StatusCode::OK, blob.size, source.body(0..blob.size).await?), blob.size),
+            let source = Source { registry: Arc::clone(registry), blob: blob.clone() };
+            let size = blob.bytes.size;
+            let (response, sent) = match wanted(&call.headers, &named.etag, size) {
+                Wanted::Whole => (content(StatusCode::OK, size, source.body(0..size).await?), size),
                 Wanted::Part(range) => {
                     let length = range.end - range.start;
                     let body = source.body(range.clone()).await?;
                     let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
                     let headers = response.headers_mut();
-                    headers.insert(header::CONTENT_RANGE, value(content_range(&range, blob.size))?);
+                    headers.insert(header::CONTENT_RANGE, value(content_range(&range, size))?);
                     (response, length)
                 }
                 Wanted::Parts(ranges) => source.parts(ranges).await?,
-                Wanted::Unsatisfiable => return Err(unsatisfiable(blob.size)?),
+                Wanted::Unsatisfiable => return Err(unsatisfiable(size)?),
             };
             registry.metrics.sent.inc_by(sent);
             response
@@ -88,18 +87,25 @@ pub(super) async fn read(
 /// Where a blob's bytes are read from.
 #[derive(Clone)]
 struct Source {
-    blobs: Arc<dyn Blobs>,
-    generation: Generation,
-    size: u64,
+    registry: Arc<Registry>,
+    blob: Blob,
 }
 
 impl Source {
-    async fn read(&self, range: Range<u64>) -> StoreResult<BlobReader> {
-        self.blobs.read(self.generation, self.size, range).await
+    /// Opens a range for reading; a damaged blob is unknown.
+    async fn read(&self, range: Range<u64>) -> Result<BlobReader, OciError> {
+        let reader = self.registry.read_blob(&self.blob, range).await?;
+        reader.ok_or_else(|| OciError::blob_unknown(&self.blob.digest))
+    }
+
+    /// Opens a further range, when the answer has begun.
+    async fn read_on(self, range: Range<u64>) -> StoreResult<BlobReader> {
+        let damaged = || StoreError::Inconsistent(format!("{} was found damaged while it was read", self.blob.digest));
+        self.registry.read_blob(&self.blob, range).await?.ok_or_else(damaged)
     }
 
     /// One range as a body.
-    async fn body(&self, range: Range<u64>) -> StoreResult<Body> {
+    async fn body(&self, range: Range<u64>) -> Result<Body, OciError> {
         let remaining = range.end - range.start;
         if remaining == 0 {
             return Ok(Body::empty());
@@ -112,7 +118,7 @@ impl Source {
     async fn parts(self, ranges: Vec<Range<u64>>) -> Result<(Response, u64), OciError> {
         let boundary = Uuid::new_v4().simple().to_string();
         let head = |range: &Range<u64>| {
-            let range = content_range(range, self.size);
+            let range = content_range(range, self.blob.bytes.size);
             format!("\r\n--{boundary}\r\nContent-Type: {OCTETS}\r\nContent-Range: {range}\r\n\r\n")
         };
         let heads: Vec<String> = ranges.iter().map(head).collect();
@@ -130,7 +136,7 @@ impl Source {
             let read = async move {
                 match opened {
                     Some(reader) => Ok(reader),
-                    None => source.read(range).await,
+                    None => source.read_on(range).await,
                 }
             };
             let head = futures::stream::once(std::future::ready(Ok(Bytes::from(head))));

@@ -45,12 +45,13 @@ pub(super) async fn start(
         }
         Start::Whole(digest) => {
             let registry = &call.registry;
-            let open = registry.begin_and_open_upload(repository.id, digest.algorithm(), call.now);
+            let open = registry.begin_whole_upload(repository.id, digest.algorithm(), call.now);
             let session = open.await.map_err(|failure| gone(call, name, failure))?;
             let id = session.acknowledged().id;
             let expected = announced(&call.headers);
-            if let Some(length) = expected {
-                session.reserve(length).map_err(|failure| OciError::of_upload(failure, id))?;
+            if let Err(failure) = session.reserve(expected.unwrap_or(0)) {
+                session.give_up().await;
+                return Err(OciError::of_upload(failure, id));
             }
             let finished = complete(call, session, body, expected, digest).await?;
             return created(name, &finished.digest);
@@ -107,8 +108,8 @@ pub(super) async fn patch(
     let (session, expected) = open(call, name, repository.id, id).await?;
     let (body, registry) = (body.take(), Arc::clone(&call.registry));
     let offset = detached(async move {
-        let mut session = append(session, body, expected, registry).await?;
-        session.acknowledge(None, Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
+        let session = append(session, body, expected, registry).await?;
+        session.pause(None, Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
     })
     .await?;
     progress(StatusCode::ACCEPTED, name, id, offset)
@@ -140,7 +141,7 @@ pub(super) async fn status(call: &Call, name: &RepositoryName, id: Uuid) -> Resu
 /// end-14.
 pub(super) async fn cancel(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
-    if call.registry.metadata.cancel_upload(repository.id, id, call.now).await? {
+    if call.registry.metadata.cancel_upload(repository.id, id, None, call.now).await? {
         Ok(empty(StatusCode::NO_CONTENT))
     } else {
         Err(OciError::upload_unknown(id))
@@ -217,13 +218,14 @@ async fn append(
                     acknowledged = Instant::now();
                 }
                 if let Err(failure) = appended {
+                    session.give_up().await;
                     body.drain().await;
                     return Err(OciError::of_upload(failure, id));
                 }
             }
             Ok(None) => break,
             Err(broken) => {
-                if let Err(failure) = session.acknowledge(None, Timestamp::now()).await {
+                if let Err(failure) = session.pause(None, Timestamp::now()).await {
                     tracing::warn!(upload = %id, error = %failure, "the part of a broken upload was not kept");
                 }
                 return Err(broken.into());
@@ -233,6 +235,7 @@ async fn append(
     let received = session.offset() - begin;
     match expected {
         Some(expected) if expected != received => {
+            session.give_up().await;
             let text = format!("The request announced {expected} bytes and sent {received}");
             Err(OciError::new(StatusCode::BAD_REQUEST, Code::SizeInvalid, text))
         }

@@ -3,14 +3,22 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 
 use super::failure::Attempt;
-use super::rows::{self, get, millis, parsed};
+use super::rows::{self, get, millis, parsed, signed};
 use crate::names::{AccountId, Digest, RepositoryName};
 use crate::store::images::{Blob, Layer, MountBlob, UnlinkBlob};
 use crate::store::repositories::RepositoryId;
-use crate::store::{Lookup, StoreResult};
+use crate::store::{BlobKey, Generation, KeyReference, Lookup, Sealed, StoreResult};
+
+/// The columns that [`bytes`] and [`blob`] read, of the alias `b`.
+macro_rules! blob_columns {
+    () => {
+        "b.digest, b.size, b.generation, b.stored_size, b.key_id, b.wrapped_key, b.damaged_at IS NOT NULL AS damaged"
+    };
+}
 
 /// Whether every image that has the blob of link `l` is archived, and nobody has pushed the blob since.
 macro_rules! archived {
@@ -27,7 +35,9 @@ pub(super) async fn find(
     digest: &Digest,
 ) -> Attempt<Lookup<Blob>> {
     let row = sqlx::query(concat!(
-        "SELECT b.digest, b.size, b.generation, ",
+        "SELECT ",
+        blob_columns!(),
+        ", ",
         archived!(),
         " AS archived
          FROM repository r
@@ -50,8 +60,9 @@ pub(super) async fn find(
 pub(super) async fn layers(pool: &PgPool, repository: RepositoryId, digests: &[Digest]) -> Attempt<Vec<Option<Layer>>> {
     // The media type is an active image's where there is one, and the oldest such image's.
     let found = sqlx::query(concat!(
-        "SELECT b.digest, b.size, b.generation,
-                (SELECT e.media_type FROM manifest_blob e WHERE e.link_id = l.id
+        "SELECT ",
+        blob_columns!(),
+        ", (SELECT e.media_type FROM manifest_blob e WHERE e.link_id = l.id
                  ORDER BY e.archived_at NULLS FIRST, e.manifest_id LIMIT 1) AS media_type, ",
         archived!(),
         " AS archived
@@ -74,11 +85,16 @@ pub(super) async fn layers(pool: &PgPool, repository: RepositoryId, digests: &[D
     Ok(digests.iter().map(|digest| layers.get(digest).cloned()).collect())
 }
 
-fn blob(row: &sqlx::postgres::PgRow) -> StoreResult<Blob> {
-    Ok(Blob {
-        digest: parsed(row, "digest")?,
-        size: rows::unsigned(row, "size")?,
+fn blob(row: &PgRow) -> StoreResult<Blob> {
+    Ok(Blob { digest: parsed(row, "digest")?, bytes: bytes(row)?, damaged: get(row, "damaged")? })
+}
+
+fn bytes(row: &PgRow) -> StoreResult<BlobKey> {
+    Ok(BlobKey {
         generation: parsed(row, "generation")?,
+        size: rows::unsigned(row, "size")?,
+        stored_size: rows::unsigned(row, "stored_size")?,
+        key: rows::key_reference(get(row, "key_id")?, get(row, "wrapped_key")?)?,
     })
 }
 
@@ -94,7 +110,7 @@ pub(super) async fn sources(
          CROSS JOIN LATERAL (
              SELECT l.id, l.repository_id FROM repository_blob l WHERE l.blob_id = b.id ORDER BY l.id LIMIT $3) l
          JOIN repository r ON r.id = l.repository_id AND r.deleted_at IS NULL
-         WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live' LIMIT $3",
+         WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live' AND b.damaged_at IS NULL LIMIT $3",
     )
     .bind(account.as_str())
     .bind(digest.as_str())
@@ -143,7 +159,7 @@ pub(super) async fn mount(
     .fetch_optional(&mut *tx)
     .await?;
     let Some(blob) = blob else { return Ok(MountBlob::NotMountable) };
-    if !lease_live(&mut tx, blob, lease_until).await? {
+    if lease_intact(&mut tx, blob, lease_until).await?.is_none() {
         return Ok(MountBlob::NotMountable);
     }
     link(&mut tx, to, digest, blob, now).await?;
@@ -151,15 +167,108 @@ pub(super) async fn mount(
     Ok(MountBlob::Mounted)
 }
 
-/// Moves a blob's lease and so locks its row; false when it is no longer live.
-async fn lease_live(tx: &mut PgConnection, blob: i64, until: Timestamp) -> Attempt<bool> {
-    let leased =
-        sqlx::query("UPDATE blob SET lease_until = greatest(lease_until, $2) WHERE id = $1 AND state = 'live'")
-            .bind(blob)
-            .bind(millis(until))
-            .execute(tx)
-            .await?;
-    Ok(leased.rows_affected() > 0)
+/// A blob to be added.
+#[derive(Clone, Copy)]
+pub(super) struct NewBlob<'a> {
+    pub(super) account: &'a str,
+    pub(super) encryption: &'a str,
+    pub(super) digest: &'a Digest,
+    pub(super) size: u64,
+    pub(super) sealed: &'a Sealed,
+    pub(super) key: Option<&'a KeyReference>,
+    pub(super) now: Timestamp,
+    pub(super) lease_until: Timestamp,
+}
+
+/// Adds a blob. Of all who bring the same bytes at once one inserts; the others wait for it and get its row, locked and live,
+/// as does who brings what is there already.
+pub(super) async fn add<E>(tx: &mut PgConnection, new: &NewBlob<'_>) -> Attempt<(i64, BlobKey), E> {
+    let NewBlob { account, encryption, digest, size, sealed, key, now, lease_until } = *new;
+    let (key_id, wrapped_key) = rows::key_columns(key);
+    let row = sqlx::query(concat!(
+        "INSERT INTO blob AS b (account_id, digest, encryption, size, generation, state, lease_until, created_at,
+                                stored_size, key_id, wrapped_key)
+         VALUES ($1, $2, $3, $4, $5, 'live', $6, $7, $8, $9, $10)
+         ON CONFLICT (account_id, digest, encryption) WHERE state = 'live'
+         DO UPDATE SET lease_until = greatest(b.lease_until, excluded.lease_until)
+         RETURNING b.id, ",
+        blob_columns!()
+    ))
+    .bind(account)
+    .bind(digest.as_str())
+    .bind(encryption)
+    .bind(signed(size)?)
+    .bind(sealed.generation.to_string())
+    .bind(millis(lease_until))
+    .bind(millis(now))
+    .bind(signed(sealed.stored_size)?)
+    .bind(key_id)
+    .bind(wrapped_key)
+    .fetch_one(tx)
+    .await?;
+    Ok((get(&row, "id")?, bytes(&row)?))
+}
+
+/// Gives a damaged blob, whose row the caller has locked, the bytes that were just written.
+pub(super) async fn replace_bytes<E>(tx: &mut PgConnection, blob: i64, new: &NewBlob<'_>) -> Attempt<(), E> {
+    let NewBlob { size, sealed, key, .. } = *new;
+    let (key_id, wrapped_key) = rows::key_columns(key);
+    sqlx::query(
+        "UPDATE blob SET size = $2, generation = $3, stored_size = $4, key_id = $5, wrapped_key = $6, damaged_at = NULL
+         WHERE id = $1",
+    )
+    .bind(blob)
+    .bind(signed(size)?)
+    .bind(sealed.generation.to_string())
+    .bind(signed(sealed.stored_size)?)
+    .bind(key_id)
+    .bind(wrapped_key)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn set_damaged<E>(
+    executor: impl PgExecutor<'_>,
+    generation: Generation,
+    at: Option<Timestamp>,
+) -> Attempt<(), E> {
+    sqlx::query("UPDATE blob SET damaged_at = $2 WHERE generation = $1 AND (damaged_at IS NULL) <> ($2 IS NULL)")
+        .bind(generation.to_string())
+        .bind(at.map(millis))
+        .execute(executor)
+        .await?;
+    Ok(())
+}
+
+/// Moves a blob's lease and so locks its row; `None` when it is no longer live.
+pub(super) async fn lease_live<E>(
+    tx: &mut PgConnection,
+    blob: i64,
+    until: Timestamp,
+) -> Attempt<Option<(i64, BlobKey)>, E> {
+    let leased = sqlx::query(concat!(
+        "UPDATE blob b SET lease_until = greatest(lease_until, $2) WHERE id = $1 AND state = 'live' RETURNING ",
+        blob_columns!()
+    ))
+    .bind(blob)
+    .bind(millis(until))
+    .fetch_optional(tx)
+    .await?;
+    Ok(leased.map(|row| bytes(&row)).transpose()?.map(|bytes| (blob, bytes)))
+}
+
+/// Moves a blob's lease like [`lease_live`]; `None` when it is damaged, too.
+async fn lease_intact(tx: &mut PgConnection, blob: i64, until: Timestamp) -> Attempt<Option<i64>> {
+    let leased = sqlx::query_scalar(
+        "UPDATE blob SET lease_until = greatest(lease_until, $2)
+         WHERE id = $1 AND state = 'live' AND damaged_at IS NULL RETURNING id",
+    )
+    .bind(blob)
+    .bind(millis(until))
+    .fetch_optional(tx)
+    .await?;
+    Ok(leased)
 }
 
 /// Puts a live blob, whose row the caller has locked, into a repository; false when the repository has the digest already.

@@ -132,7 +132,8 @@ async fn lock_blobs(tx: &mut PgConnection, put: &PutManifest) -> Attempt<HashMap
     }
     let found = sqlx::query(
         "SELECT l.id, l.digest, b.size FROM repository_blob l JOIN blob b ON b.id = l.blob_id AND b.state = 'live'
-         WHERE l.repository_id = $1 AND l.digest = ANY($2) ORDER BY l.digest FOR KEY SHARE OF l",
+         WHERE l.repository_id = $1 AND l.digest = ANY($2) AND b.damaged_at IS NULL
+         ORDER BY l.digest FOR KEY SHARE OF l",
     )
     .bind(put.repository.0)
     .bind(blobs.iter().map(|blob| blob.digest.as_str()).collect::<Vec<_>>())

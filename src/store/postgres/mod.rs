@@ -53,8 +53,8 @@ use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
     ResourceTag, TagResourceError,
 };
-use super::uploads::{CommitUpload, Committed, Upload, UploadError, UploadProgress};
-use super::{Lookup, Metadata, StoreError, StoreResult};
+use super::uploads::{AdvanceUpload, CommitUpload, Committed, Upload, UploadClaim, UploadError};
+use super::{Generation, Lookup, Metadata, StoreError, StoreResult};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// How long a connection may have been idle and still be trusted without asking the server: a pull is one round trip.
@@ -370,20 +370,52 @@ impl Metadata for PostgresStore {
         self.run(|| blobs::extend_leases(&self.pool, repository, digests, until)).await
     }
 
-    async fn create_upload(&self, upload: Upload) -> StoreResult<bool> {
-        self.run(|| uploads::create(&self.pool, &upload)).await
+    async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()> {
+        self.run(|| blobs::set_damaged(&self.pool, generation, at)).await
+    }
+
+    async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool> {
+        self.run(|| uploads::create(&self.pool, &upload, claim)).await
     }
     async fn upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>> {
         self.run(|| uploads::get_one(&self.pool, repository, id)).await
     }
-    async fn advance_upload(&self, id: Uuid, progress: UploadProgress) -> Result<(), UploadError> {
-        self.run(|| uploads::advance(&self.pool, id, &progress)).await
+    async fn claim_upload(
+        &self,
+        id: Uuid,
+        version: i64,
+        fresh: Generation,
+        _now: Timestamp,
+        lease: Duration,
+    ) -> Result<UploadClaim, UploadError> {
+        self.run(|| uploads::claim(&self.pool, id, version, fresh, lease)).await
+    }
+    async fn prolong_upload(
+        &self,
+        id: Uuid,
+        version: i64,
+        _now: Timestamp,
+        lease: Duration,
+    ) -> Result<(), UploadError> {
+        self.run(|| uploads::prolong(&self.pool, id, version, lease)).await
+    }
+    async fn release_upload(&self, id: Uuid, version: i64, clean: bool) -> StoreResult<()> {
+        self.run(|| uploads::release(&self.pool, id, version, clean)).await
+    }
+    async fn advance_upload(&self, advance: AdvanceUpload) -> Result<(), UploadError> {
+        self.run(|| uploads::advance(&self.pool, &advance)).await
     }
     async fn commit_upload(&self, commit: CommitUpload) -> Result<Committed, UploadError> {
         self.run(|| uploads::commit(&self.pool, &commit)).await
     }
-    async fn cancel_upload(&self, repository: RepositoryId, id: Uuid, now: Timestamp) -> StoreResult<bool> {
-        self.run(|| uploads::cancel(&self.pool, repository, id, now)).await
+    async fn cancel_upload(
+        &self,
+        repository: RepositoryId,
+        id: Uuid,
+        version: Option<i64>,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.run(|| uploads::cancel(&self.pool, repository, id, version, now)).await
     }
     async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
         self.run(|| uploads::cancel_stale(&self.pool, before, now, limit)).await

@@ -13,8 +13,8 @@ use crate::store::images::{Image, ImageStatus, ManifestId, TaggedImage};
 use crate::store::repositories::{Encryption, Repository, RepositoryId, TagMutability};
 use crate::store::rows as shared;
 pub(super) use crate::store::rows::{
-    annotations, encryption, from_json, job_state, json, lease, limit, millis, parse, preview_columns, preview_state,
-    signed,
+    annotations, encryption, from_json, job_state, json, key_columns, key_reference, lease, limit, millis, parse,
+    preview_columns, preview_state, signed,
 };
 
 /// The columns that [`repository`] reads, of the table or alias `r`.

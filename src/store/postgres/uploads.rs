@@ -1,38 +1,57 @@
 //! Upload sessions, and what becomes of their bytes.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use super::blobs::{self, NewBlob};
 use super::failure::{Attempt, Failure};
+use super::jobs;
 use super::rows::{self, get, millis, parsed, signed};
-use super::{blobs, jobs};
-use crate::names::Digest;
-use crate::store::jobs::DeleteGeneration;
+use crate::store::jobs::{DeleteGeneration, late};
 use crate::store::repositories::{Encryption, RepositoryId};
-use crate::store::uploads::{CommitUpload, Committed, MOST_COUNTED, Upload, UploadError, UploadProgress};
-use crate::store::{Generation, StoreError, StoreResult, WriterState};
+use crate::store::uploads::{
+    AdvanceUpload, CommitUpload, Committed, KnownBlob, LATE_WRITE, MOST_COUNTED, Upload, UploadClaim, UploadError,
+    UploadProgress,
+};
+use crate::store::{Generation, StoreResult, WriterState};
 
-pub(super) async fn create(pool: &PgPool, upload: &Upload) -> Attempt<bool> {
-    let Upload { id, repository, generation, algorithm, started_at, progress } = upload;
-    let created = sqlx::query(
+/// The database's time in milliseconds, by which claims end: the replicas' clocks may differ.
+macro_rules! clock {
+    () => {
+        "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    };
+}
+
+pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duration>) -> Attempt<bool> {
+    let Upload { id, repository, generation, key, algorithm, started_at, announced, version, progress, .. } = upload;
+    let (key_id, wrapped_key) = rows::key_columns(key.as_ref());
+    let created = sqlx::query(concat!(
         "INSERT INTO upload (id, repository_id, generation, algorithm, started_at, version, byte_offset, updated_at,
-                             hash_state, door_state, writer_state)
-         SELECT $1, r.id, $3, $4, $5, $6, $7, $8, $9, $10, $11
+                             hash_state, door_state, writer_state, announced, claimed_until, key_id, wrapped_key)
+         SELECT $1, r.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, ",
+        clock!(),
+        " + $13::bigint, $14, $15
          FROM repository r WHERE r.id = $2 AND r.deleted_at IS NULL FOR KEY SHARE",
-    )
+    ))
     .bind(id.to_string())
     .bind(repository.0)
     .bind(generation.to_string())
     .bind(algorithm.as_str())
     .bind(millis(*started_at))
-    .bind(progress.version)
+    .bind(version)
     .bind(signed(progress.offset)?)
     .bind(millis(progress.updated_at))
     .bind(&progress.hash_state)
     .bind(&progress.door)
     .bind(&progress.writer.0)
+    .bind(announced)
+    .bind(claim.map(rows::lease))
+    .bind(key_id)
+    .bind(wrapped_key)
     .execute(pool)
     .await
     .map_err(Failure::from);
@@ -57,10 +76,13 @@ fn upload(row: &PgRow) -> StoreResult<Upload> {
         id: parsed(row, "id")?,
         repository: RepositoryId(get(row, "repository_id")?),
         generation: parsed(row, "generation")?,
+        key: rows::key_reference(get(row, "key_id")?, get(row, "wrapped_key")?)?,
         algorithm: parsed(row, "algorithm")?,
         started_at: rows::time(row, "started_at")?,
+        announced: get(row, "announced")?,
+        version: get(row, "version")?,
+        claimed_until: rows::optional_time(row, "claimed_until")?,
         progress: UploadProgress {
-            version: get(row, "version")?,
             offset: rows::unsigned(row, "byte_offset")?,
             hash_state: get(row, "hash_state")?,
             writer: WriterState(get(row, "writer_state")?),
@@ -70,13 +92,92 @@ fn upload(row: &PgRow) -> StoreResult<Upload> {
     })
 }
 
-pub(super) async fn advance(pool: &PgPool, id: Uuid, progress: &UploadProgress) -> Attempt<(), UploadError> {
-    let UploadProgress { version, offset, hash_state, writer, door, updated_at } = progress;
-    let advanced = sqlx::query(
-        "UPDATE upload SET version = $2, byte_offset = $3, hash_state = $4, writer_state = $5, door_state = $6,
-                           updated_at = $7
-         WHERE id = $1 AND version = $2 - 1",
-    )
+pub(super) async fn claim(
+    pool: &PgPool,
+    id: Uuid,
+    version: i64,
+    fresh: Generation,
+    lease: Duration,
+) -> Attempt<UploadClaim, UploadError> {
+    // Most often nobody has it, and one statement does.
+    let claimed = sqlx::query(concat!(
+        "UPDATE upload SET version = version + 1, claimed_until = ",
+        clock!(),
+        " + $3 WHERE id = $1 AND version = $2 AND claimed_until IS NULL RETURNING generation",
+    ))
+    .bind(id.to_string())
+    .bind(version)
+    .bind(rows::lease(lease))
+    .fetch_optional(pool)
+    .await?;
+    if let Some(row) = claimed {
+        return Ok(UploadClaim { version: version + 1, generation: parsed(&row, "generation")?, takeover: false });
+    }
+
+    let mut tx = pool.begin().await?;
+    let row = sqlx::query(concat!(
+        "SELECT generation, version, claimed_until, ",
+        clock!(),
+        " AS clock FROM upload WHERE id = $1 FOR UPDATE",
+    ))
+    .bind(id.to_string())
+    .fetch_optional(&mut *tx)
+    .await?;
+    let row = row.ok_or(Failure::Refused(UploadError::NotFound))?;
+    let now = rows::time(&row, "clock")?;
+    match rows::optional_time(&row, "claimed_until")? {
+        _ if get::<i64>(&row, "version")? != version => return Err(Failure::Refused(UploadError::Conflict)),
+        Some(until) if until > now => return Err(Failure::Refused(UploadError::Conflict)),
+        Some(_) => {}
+        // It was let go of just now.
+        None => return Err(Failure::Raced),
+    }
+    let before = DeleteGeneration::of(parsed(&row, "generation")?);
+    jobs::enqueue(&mut tx, &[before.job(late(now))]).await?;
+    sqlx::query("UPDATE upload SET version = version + 1, claimed_until = $2, generation = $3 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(millis(now).saturating_add(rows::lease(lease)))
+        .bind(fresh.to_string())
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(UploadClaim { version: version + 1, generation: fresh, takeover: true })
+}
+
+pub(super) async fn prolong(pool: &PgPool, id: Uuid, version: i64, lease: Duration) -> Attempt<(), UploadError> {
+    let prolonged = sqlx::query(concat!(
+        "UPDATE upload SET claimed_until = ",
+        clock!(),
+        " + $3 WHERE id = $1 AND version = $2 AND claimed_until IS NOT NULL",
+    ))
+    .bind(id.to_string())
+    .bind(version)
+    .bind(rows::lease(lease))
+    .execute(pool)
+    .await?;
+    if prolonged.rows_affected() > 0 { Ok(()) } else { Err(refused(pool, id).await?) }
+}
+
+pub(super) async fn release(pool: &PgPool, id: Uuid, version: i64, clean: bool) -> Attempt<()> {
+    sqlx::query("UPDATE upload SET claimed_until = $3 WHERE id = $1 AND version = $2 AND claimed_until IS NOT NULL")
+        .bind(id.to_string())
+        .bind(version)
+        .bind((!clean).then_some(0_i64))
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn advance(pool: &PgPool, advance: &AdvanceUpload) -> Attempt<(), UploadError> {
+    let AdvanceUpload { id, version, progress, generation, hold, .. } = advance;
+    let UploadProgress { offset, hash_state, writer, door, updated_at } = progress;
+    let advanced = sqlx::query(concat!(
+        "UPDATE upload SET byte_offset = $3, hash_state = $4, writer_state = $5, door_state = $6, updated_at = $7,
+                           generation = $8, claimed_until = ",
+        clock!(),
+        " + $9::bigint
+         WHERE id = $1 AND version = $2 AND claimed_until IS NOT NULL",
+    ))
     .bind(id.to_string())
     .bind(version)
     .bind(signed(*offset)?)
@@ -84,27 +185,34 @@ pub(super) async fn advance(pool: &PgPool, id: Uuid, progress: &UploadProgress) 
     .bind(&writer.0)
     .bind(door)
     .bind(millis(*updated_at))
+    .bind(generation.to_string())
+    .bind(hold.map(rows::lease))
     .execute(pool)
     .await?;
-    if advanced.rows_affected() > 0 {
-        return Ok(());
-    }
+    if advanced.rows_affected() > 0 { Ok(()) } else { Err(refused(pool, *id).await?) }
+}
+
+/// Why a statement that names a claim touched no row.
+async fn refused(pool: &PgPool, id: Uuid) -> Attempt<Failure<UploadError>, UploadError> {
     let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM upload WHERE id = $1)")
         .bind(id.to_string())
         .fetch_one(pool)
         .await?;
-    Err(Failure::Refused(if exists { UploadError::Conflict } else { UploadError::NotFound }))
+    Ok(Failure::Refused(if exists { UploadError::Conflict } else { UploadError::NotFound }))
 }
 
 pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> Attempt<Committed, UploadError> {
-    let CommitUpload { id, version, digest, size, now, lease_until } = commit;
+    let CommitUpload { id, version, digest, size, sealed, known, now, lease_until } = commit;
     let mut tx = pool.begin().await?;
     let row = sqlx::query(
-        "SELECT u.repository_id, u.generation, u.version, r.account_id, r.encryption_type, r.kms_key
+        "SELECT u.repository_id, u.version, u.key_id, u.wrapped_key, r.account_id, r.encryption_type, r.kms_key,
+                l.blob_id
          FROM upload u JOIN repository r ON r.id = u.repository_id AND r.deleted_at IS NULL
+         LEFT JOIN repository_blob l ON l.repository_id = r.id AND l.digest = $2
          WHERE u.id = $1 FOR KEY SHARE OF r FOR UPDATE OF u",
     )
     .bind(id.to_string())
+    .bind(digest.as_str())
     .fetch_optional(&mut *tx)
     .await?;
     let Some(row) = row else { return Err(Failure::Refused(UploadError::NotFound)) };
@@ -112,56 +220,68 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> Attempt<Comm
         return Err(Failure::Refused(UploadError::Conflict));
     }
     let repository = RepositoryId(get(&row, "repository_id")?);
-    let written: Generation = parsed(&row, "generation")?;
     let encryption = Encryption { kind: get(&row, "encryption_type")?, kms_key: get(&row, "kms_key")? };
-
-    // Of all who bring the same bytes at once one inserts; the others wait for it and get its row, locked and live.
-    let live = sqlx::query(
-        "INSERT INTO blob AS b (account_id, digest, encryption, size, generation, state, lease_until, created_at)
-         VALUES ($1, $2, $3, $4, $5, 'live', $6, $7)
-         ON CONFLICT (account_id, digest, encryption) WHERE state = 'live'
-         DO UPDATE SET lease_until = greatest(b.lease_until, excluded.lease_until)
-         RETURNING b.id, b.generation",
-    )
-    .bind(get::<&str>(&row, "account_id")?)
-    .bind(digest.as_str())
-    .bind(rows::encryption(&encryption))
-    .bind(signed(*size)?)
-    .bind(written.to_string())
-    .bind(millis(*lease_until))
-    .bind(millis(*now))
-    .fetch_one(&mut *tx)
-    .await?;
-    let is_new = parsed::<Generation>(&live, "generation")? == written;
-    let linked = blobs::link(&mut tx, repository, digest, get(&live, "id")?, *now).await?;
-    let committed = match (is_new, linked) {
-        (true, true) => Committed::New,
-        (false, true) => Committed::Shared,
-        (false, false) => Committed::AlreadyInRepository,
-        (true, false) => return Err(link_to_dead_blob(digest).into()),
+    let key = rows::key_reference(get(&row, "key_id")?, get(&row, "wrapped_key")?)?;
+    let new = NewBlob {
+        account: get(&row, "account_id")?,
+        encryption: &rows::encryption(&encryption),
+        digest,
+        size: *size,
+        sealed,
+        key: key.as_ref(),
+        now: *now,
+        lease_until: *lease_until,
     };
-    sqlx::query("DELETE FROM upload WHERE id = $1").bind(id.to_string()).execute(&mut *tx).await?;
-    if !is_new {
-        // The bytes are finished, so the backend needs nothing to delete them.
-        let job = DeleteGeneration { generation: written, writer: WriterState::default() }.job(*now);
-        jobs::enqueue(&mut tx, &[job]).await?;
+
+    // What the repository has comes before what the account has: its encryption may have been another then.
+    let mut gone = sealed.leftover.clone();
+    let linked: Option<i64> = get(&row, "blob_id")?;
+    let (blob, bytes) = match linked {
+        Some(blob) => blobs::lease_live(&mut tx, blob, *lease_until).await?.ok_or(Failure::Raced)?,
+        None => blobs::add(&mut tx, &new).await?,
+    };
+    let committed = match known {
+        _ if bytes.generation == sealed.generation => Committed::New,
+        Some(KnownBlob { generation, intact: true }) if *generation == bytes.generation => {
+            gone.push(sealed.generation);
+            blobs::set_damaged(&mut *tx, bytes.generation, None).await?;
+            if linked.is_some() { Committed::AlreadyInRepository } else { Committed::Shared }
+        }
+        Some(KnownBlob { generation, intact: false }) if *generation == bytes.generation => {
+            gone.push(bytes.generation);
+            blobs::replace_bytes(&mut tx, blob, &new).await?;
+            Committed::Healed
+        }
+        _ => return Err(Failure::Refused(UploadError::Unchecked(bytes))),
+    };
+    if !blobs::link(&mut tx, repository, digest, blob, *now).await? && linked.is_none() {
+        // Another request has linked it meanwhile.
+        return Err(Failure::Raced);
     }
+    sqlx::query("DELETE FROM upload WHERE id = $1").bind(id.to_string()).execute(&mut *tx).await?;
+    let deletions: Vec<_> = gone.into_iter().map(|generation| DeleteGeneration::of(generation).job(*now)).collect();
+    jobs::enqueue(&mut tx, &deletions).await?;
     tx.commit().await?;
     Ok(committed)
 }
 
-fn link_to_dead_blob(digest: &Digest) -> StoreError {
-    StoreError::Inconsistent(format!("a repository links {digest}, of which there is no live blob"))
-}
-
-pub(super) async fn cancel(pool: &PgPool, repository: RepositoryId, id: Uuid, now: Timestamp) -> Attempt<bool> {
+pub(super) async fn cancel(
+    pool: &PgPool,
+    repository: RepositoryId,
+    id: Uuid,
+    version: Option<i64>,
+    now: Timestamp,
+) -> Attempt<bool> {
     let mut tx = pool.begin().await?;
-    let gone =
-        sqlx::query("DELETE FROM upload WHERE id = $1 AND repository_id = $2 RETURNING generation, writer_state")
-            .bind(id.to_string())
-            .bind(repository.0)
-            .fetch_all(&mut *tx)
-            .await?;
+    let gone = sqlx::query(
+        "DELETE FROM upload WHERE id = $1 AND repository_id = $2 AND version = coalesce($3, version)
+         RETURNING generation, writer_state, CASE WHEN $3 IS NULL THEN claimed_until END AS claimed_until",
+    )
+    .bind(id.to_string())
+    .bind(repository.0)
+    .bind(version)
+    .fetch_all(&mut *tx)
+    .await?;
     hand_over(&mut tx, &gone, now).await?;
     tx.commit().await?;
     Ok(!gone.is_empty())
@@ -169,13 +289,19 @@ pub(super) async fn cancel(pool: &PgPool, repository: RepositoryId, id: Uuid, no
 
 pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestamp, limit: usize) -> Attempt<u64> {
     let mut tx = pool.begin().await?;
-    let gone = sqlx::query(
+    let gone = sqlx::query(concat!(
         "DELETE FROM upload WHERE id IN (
-             SELECT id FROM upload WHERE updated_at < $1 ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-         RETURNING generation, writer_state",
-    )
+             SELECT id FROM upload WHERE updated_at < $1 AND (claimed_until IS NULL OR claimed_until <= ",
+        clock!(),
+        ") ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+         OR id IN (
+             SELECT id FROM upload WHERE NOT announced AND claimed_until <= $3
+             ORDER BY claimed_until LIMIT $2 FOR UPDATE SKIP LOCKED)
+         RETURNING generation, writer_state, claimed_until",
+    ))
     .bind(millis(before))
     .bind(rows::limit(limit))
+    .bind(millis(now - LATE_WRITE))
     .fetch_all(&mut *tx)
     .await?;
     hand_over(&mut tx, &gone, now).await?;
@@ -193,7 +319,7 @@ pub(super) async fn discard(
     let gone = sqlx::query(
         "DELETE FROM upload WHERE id = ANY (ARRAY(
              SELECT id FROM upload WHERE repository_id = $1 LIMIT $2 FOR UPDATE))
-         RETURNING generation, writer_state",
+         RETURNING generation, writer_state, claimed_until",
     )
     .bind(repository.0)
     .bind(rows::limit(limit))
@@ -206,8 +332,9 @@ pub(super) async fn discard(
 /// Hands the generations of sessions that are gone to the jobs that delete them.
 async fn hand_over<E>(tx: &mut PgConnection, gone: &[PgRow], now: Timestamp) -> Attempt<(), E> {
     let job = |row| {
-        let generation = parsed(row, "generation")?;
-        Ok(DeleteGeneration { generation, writer: WriterState(get(row, "writer_state")?) }.job(now))
+        let (generation, writer) = (parsed(row, "generation")?, WriterState(get(row, "writer_state")?));
+        let claimed_until = rows::optional_time(row, "claimed_until")?;
+        Ok(DeleteGeneration::of_session(generation, writer, claimed_until, now))
     };
     let new_jobs = gone.iter().map(job).collect::<StoreResult<Vec<_>>>()?;
     jobs::enqueue(tx, &new_jobs).await

@@ -182,7 +182,7 @@ fn needs(db: Db<'_>, repository: RepositoryId, manifest: &NewManifest) -> Result
     let mut missing = Vec::new();
     for blob in &manifest.blobs {
         let sql = "SELECT l.id, b.size FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
-                   WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.state = 'live'";
+                   WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.state = 'live' AND b.damaged_at IS NULL";
         let BlobReference { digest, size: stated, .. } = blob;
         let found: Option<(i64, i64)> = db.first(sql, params![repository.0, digest.as_str()], pair)?;
         match found {

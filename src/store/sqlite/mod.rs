@@ -28,7 +28,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{M, Migrations};
-use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
 use self::db::Db;
@@ -42,13 +41,14 @@ use super::images::{
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, JobFilter, LifecycleTurn, NewJob, Requeue, StoredJob};
 use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::lock::ProcessLock;
 use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
     ResourceTag, TagResourceError,
 };
-use super::uploads::{CommitUpload, Committed, Upload, UploadError, UploadProgress};
-use super::{Lookup, Metadata, StoreError, StoreResult};
+use super::uploads::{AdvanceUpload, CommitUpload, Committed, Upload, UploadClaim, UploadError};
+use super::{Generation, Lookup, Metadata, StoreError, StoreResult};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// The schema's versions. A version that was released is never edited: a change is one more.
@@ -56,6 +56,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("0001_initial.sql")),
     M::up(include_str!("0002_registry.sql")),
     M::up(include_str!("0003_images.sql")).foreign_key_check(),
+    M::up(include_str!("0004_upload_claims.sql")),
     M::up(include_str!("0005_jobs.sql")),
     M::up(include_str!("0015_pages.sql")),
 ];
@@ -80,22 +81,7 @@ pub struct SqliteStore {
     probe: Arc<Mutex<Connection>>,
     writer: Writer,
     disk: Arc<Disk>,
-    _lock: Option<Lock>,
-}
-
-/// The lock that keeps a second process out.
-///
-/// It is given up expressly, as closing the file is not enough: a child that is being started just then has a copy of the
-/// file until it becomes another program, and with the copy the lock.
-#[derive(Debug)]
-struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
-            tracing::warn!(%error, "the database's lock cannot be given up before the process ends");
-        }
-    }
+    _lock: Option<ProcessLock>,
 }
 
 impl SqliteStore {
@@ -110,6 +96,10 @@ impl SqliteStore {
         let flags = OpenFlags::default();
         let mut connection = connect(path, flags, WRITER_SETTINGS).map_err(|error| cannot_open(path, error))?;
         migrate(&mut connection, path)?;
+        if let Err(error) = uploads::release_all(db::Db(&connection)) {
+            // They run out by themselves.
+            tracing::warn!(%error, "uploads that were under way can only be gone on with after a while");
+        }
         sync_folder(path)?;
         Self::on(path, connection, Some(lock), disk)
     }
@@ -172,23 +162,15 @@ fn cannot_open(path: &Path, error: StoreError) -> StoreError {
 
 /// Takes the lock that keeps a second process out: two writers would only wait for each other, and two job runners would
 /// both believe that they are alone.
-fn lock(path: &Path) -> StoreResult<Lock> {
-    let failed = |reason: String| StoreError::Unavailable(format!("the database {}: {reason}", path.display()));
+fn lock(path: &Path) -> StoreResult<ProcessLock> {
+    let database = format!("the database {}", path.display());
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| failed(format!("its folder cannot be made: {error}")))?;
+        std::fs::create_dir_all(folder)
+            .map_err(|error| StoreError::Unavailable(format!("{database}: its folder cannot be made: {error}")))?;
     }
     let mut lock = PathBuf::from(path).into_os_string();
     lock.push(".lock");
-    let lock = PathBuf::from(lock);
-    let file = File::options().write(true).create(true).truncate(false).open(&lock);
-    let file = file.map_err(|error| failed(format!("its lock {} cannot be opened: {error}", lock.display())))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        rustix::io::Errno::WOULDBLOCK => {
-            failed("another process has it open; stop that one first, or use another folder".into())
-        }
-        error => failed(format!("its lock {} cannot be taken: {error}", lock.display())),
-    })?;
-    Ok(Lock(file))
+    ProcessLock::take(&PathBuf::from(lock), &database)
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -393,24 +375,53 @@ impl Metadata for SqliteStore {
         Ok(())
     }
 
-    async fn create_upload(&self, upload: Upload) -> StoreResult<bool> {
-        self.grow(0, move |db| uploads::create(db, &upload)).await
+    async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()> {
+        self.writer.write(move |db| blobs::set_damaged(db, generation, at)).await
+    }
+
+    async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool> {
+        self.grow(0, move |db| uploads::create(db, &upload, claim)).await
     }
 
     async fn upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>> {
         self.readers.read(|db| uploads::find(db, repository, id))
     }
 
-    async fn advance_upload(&self, id: Uuid, progress: UploadProgress) -> Result<(), UploadError> {
-        self.writer.write(move |db| uploads::advance(db, id, &progress)).await
+    async fn claim_upload(
+        &self,
+        id: Uuid,
+        version: i64,
+        fresh: Generation,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<UploadClaim, UploadError> {
+        self.writer.write(move |db| uploads::claim(db, id, version, fresh, now, lease)).await
+    }
+
+    async fn prolong_upload(&self, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError> {
+        self.writer.write(move |db| uploads::prolong(db, id, version, now, lease)).await
+    }
+
+    async fn release_upload(&self, id: Uuid, version: i64, clean: bool) -> StoreResult<()> {
+        self.writer.write(move |db| uploads::release(db, id, version, clean)).await
+    }
+
+    async fn advance_upload(&self, advance: AdvanceUpload) -> Result<(), UploadError> {
+        self.writer.write(move |db| uploads::advance(db, &advance)).await
     }
 
     async fn commit_upload(&self, commit: CommitUpload) -> Result<Committed, UploadError> {
         self.writer.write(move |db| uploads::commit(db, &commit)).await
     }
 
-    async fn cancel_upload(&self, repository: RepositoryId, id: Uuid, now: Timestamp) -> StoreResult<bool> {
-        self.writer.write(move |db| uploads::cancel(db, repository, id, now)).await
+    async fn cancel_upload(
+        &self,
+        repository: RepositoryId,
+        id: Uuid,
+        version: Option<i64>,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.writer.write(move |db| uploads::cancel(db, repository, id, version, now)).await
     }
 
     async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
@@ -639,20 +650,5 @@ impl Metadata for SqliteStore {
     async fn events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>> {
         let account = account.clone();
         self.readers.page(move |db| jobs::events(db, &account, limit)).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_closed_database_opens_again_while_a_child_that_is_being_started_has_a_copy_of_the_lock() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("wharfage.db");
-        let store = SqliteStore::open(&path).unwrap();
-        let _copy = store._lock.as_ref().unwrap().0.try_clone().unwrap();
-        drop(store);
-        SqliteStore::open(&path).unwrap();
     }
 }

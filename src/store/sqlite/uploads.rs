@@ -1,5 +1,7 @@
 //! Upload sessions.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 use uuid::Uuid;
@@ -7,20 +9,24 @@ use uuid::Uuid;
 use super::blobs::{self, NewBlob};
 use super::db::{Db, text};
 use super::{jobs, repositories};
-use crate::store::jobs::DeleteGeneration;
+use crate::store::jobs::{DeleteGeneration, late};
 use crate::store::repositories::RepositoryId;
-use crate::store::uploads::{CommitUpload, Committed, MOST_COUNTED, Upload, UploadError, UploadProgress};
-use crate::store::{StoreResult, WriterState, rows};
+use crate::store::uploads::{
+    AdvanceUpload, CommitUpload, Committed, KnownBlob, LATE_WRITE, MOST_COUNTED, Upload, UploadClaim, UploadError,
+    UploadProgress,
+};
+use crate::store::{Generation, StoreResult, WriterState, rows};
 
-pub(super) fn create(db: Db<'_>, upload: &Upload) -> StoreResult<bool> {
-    let Upload { id, repository, generation, algorithm, started_at, progress } = upload;
-    let UploadProgress { version, offset, hash_state, writer, door, updated_at } = progress;
+pub(super) fn create(db: Db<'_>, upload: &Upload, claim: Option<Duration>) -> StoreResult<bool> {
+    let Upload { id, repository, generation, key, algorithm, started_at, announced, version, progress, .. } = upload;
+    let UploadProgress { offset, hash_state, writer, door, updated_at } = progress;
     if !repositories::exists(db, *repository)? {
         return Ok(false);
     }
     let sql = "INSERT INTO upload (id, repository_id, generation, algorithm, started_at, version, byte_offset, \
-               updated_at, hash_state, door_state, writer_state) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+               updated_at, hash_state, door_state, writer_state, announced, claimed_until, key_id, wrapped_key) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+    let (key_id, wrapped_key) = rows::key_columns(key.as_ref());
     let values = params![
         id.to_string(),
         repository.0,
@@ -32,24 +38,37 @@ pub(super) fn create(db: Db<'_>, upload: &Upload) -> StoreResult<bool> {
         rows::millis(*updated_at),
         hash_state,
         door,
-        writer.0
+        writer.0,
+        announced,
+        claim.map(|lease| until(*started_at, lease)),
+        key_id,
+        wrapped_key
     ];
     db.run(sql, values)?;
     Ok(true)
 }
 
+/// The end of a claim that begins now.
+fn until(now: Timestamp, lease: Duration) -> i64 {
+    rows::millis(now).saturating_add(rows::lease(lease))
+}
+
 pub(super) fn find(db: Db<'_>, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>> {
     let sql = "SELECT generation, algorithm, started_at, version, byte_offset, updated_at, hash_state, door_state, \
-               writer_state FROM upload WHERE id = ?1 AND repository_id = ?2";
+               writer_state, announced, claimed_until, key_id, wrapped_key FROM upload \
+               WHERE id = ?1 AND repository_id = ?2";
     db.first(sql, params![id.to_string(), repository.0], |row| {
         Ok(Upload {
             id,
             repository,
             generation: rows::parse(text(row, 0)?)?,
+            key: rows::key_reference(row.get(11)?, row.get(12)?)?,
             algorithm: rows::parse(text(row, 1)?)?,
             started_at: rows::time(row.get(2)?)?,
+            announced: row.get(9)?,
+            version: row.get(3)?,
+            claimed_until: row.get::<_, Option<i64>>(10)?.map(rows::time).transpose()?,
             progress: UploadProgress {
-                version: row.get(3)?,
                 offset: rows::unsigned(row.get(4)?)?,
                 updated_at: rows::time(row.get(5)?)?,
                 hash_state: row.get(6)?,
@@ -60,89 +79,196 @@ pub(super) fn find(db: Db<'_>, repository: RepositoryId, id: Uuid) -> StoreResul
     })
 }
 
-pub(super) fn advance(db: Db<'_>, id: Uuid, progress: &UploadProgress) -> Result<(), UploadError> {
-    let UploadProgress { version, offset, hash_state, writer, door, updated_at } = progress;
+pub(super) fn claim(
+    db: Db<'_>,
+    id: Uuid,
+    version: i64,
+    fresh: Generation,
+    now: Timestamp,
+    lease: Duration,
+) -> Result<UploadClaim, UploadError> {
     let id = id.to_string();
-    let sql = "UPDATE upload SET version = ?2, byte_offset = ?3, updated_at = ?4, hash_state = ?5, door_state = ?6, \
-               writer_state = ?7 WHERE id = ?1 AND version = ?2 - 1";
-    let values = params![id, version, rows::signed(*offset)?, rows::millis(*updated_at), hash_state, door, writer.0];
-    match db.run(sql, values)? {
-        0 if db.exists("SELECT 1 FROM upload WHERE id = ?1", [id])? => Err(UploadError::Conflict),
-        0 => Err(UploadError::NotFound),
+    let sql = "SELECT generation, claimed_until, version FROM upload WHERE id = ?1";
+    let read = |row: &Row<'_>| Ok((rows::parse(text(row, 0)?)?, row.get(1)?, row.get(2)?));
+    let found: Option<(Generation, Option<i64>, i64)> = db.first(sql, [&id], read)?;
+    let (before, claimed_until, found) = found.ok_or(UploadError::NotFound)?;
+    if found != version || claimed_until.is_some_and(|until| until > rows::millis(now)) {
+        return Err(UploadError::Conflict);
+    }
+    let takeover = claimed_until.is_some();
+    let generation = if takeover { fresh } else { before };
+    if takeover {
+        jobs::enqueue(db, &DeleteGeneration::of(before).job(late(now)))?;
+    }
+    let sql = "UPDATE upload SET version = version + 1, claimed_until = ?2, generation = ?3 WHERE id = ?1";
+    db.run(sql, params![id, until(now, lease), generation.to_string()])?;
+    Ok(UploadClaim { version: version + 1, generation, takeover })
+}
+
+pub(super) fn prolong(db: Db<'_>, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError> {
+    let id = id.to_string();
+    let sql = "UPDATE upload SET claimed_until = ?3 WHERE id = ?1 AND version = ?2 AND claimed_until IS NOT NULL";
+    match db.run(sql, params![id, version, until(now, lease)])? {
+        0 => Err(refused(db, &id)?),
         _ => Ok(()),
     }
 }
 
-pub(super) fn commit(db: Db<'_>, commit: &CommitUpload) -> Result<Committed, UploadError> {
-    let CommitUpload { id, version, digest, size, now, lease_until } = commit;
+pub(super) fn release(db: Db<'_>, id: Uuid, version: i64, clean: bool) -> StoreResult<()> {
+    let sql = "UPDATE upload SET claimed_until = ?3 WHERE id = ?1 AND version = ?2 AND claimed_until IS NOT NULL";
+    db.run(sql, params![id.to_string(), version, (!clean).then_some(0)]).map(drop)
+}
+
+/// What processes before this one claimed: they are gone, as the database is open in one at a time.
+pub(super) fn release_all(db: Db<'_>) -> StoreResult<()> {
+    db.run("UPDATE upload SET claimed_until = 0 WHERE claimed_until > 0", []).map(drop)
+}
+
+pub(super) fn advance(db: Db<'_>, advance: &AdvanceUpload) -> Result<(), UploadError> {
+    let AdvanceUpload { id, version, progress, generation, hold, now } = advance;
+    let UploadProgress { offset, hash_state, writer, door, updated_at } = progress;
     let id = id.to_string();
-    let sql = "SELECT version, repository_id, generation FROM upload WHERE id = ?1";
-    let read = |row: &Row<'_>| Ok((row.get(0)?, RepositoryId(row.get(1)?), row.get(2)?));
-    let stored: Option<(i64, RepositoryId, String)> = db.first(sql, [&id], read)?;
-    let (stored, repository, generation) = stored.ok_or(UploadError::NotFound)?;
+    let sql = "UPDATE upload SET byte_offset = ?3, updated_at = ?4, hash_state = ?5, door_state = ?6, \
+               writer_state = ?7, generation = ?8, claimed_until = ?9 \
+               WHERE id = ?1 AND version = ?2 AND claimed_until IS NOT NULL";
+    let values = params![
+        id,
+        version,
+        rows::signed(*offset)?,
+        rows::millis(*updated_at),
+        hash_state,
+        door,
+        writer.0,
+        generation.to_string(),
+        hold.map(|lease| until(*now, lease))
+    ];
+    match db.run(sql, values)? {
+        0 => Err(refused(db, &id)?),
+        _ => Ok(()),
+    }
+}
+
+/// Why a statement that names a claim touched no row.
+fn refused(db: Db<'_>, id: &str) -> StoreResult<UploadError> {
+    let exists = db.exists("SELECT 1 FROM upload WHERE id = ?1", [id])?;
+    Ok(if exists { UploadError::Conflict } else { UploadError::NotFound })
+}
+
+pub(super) fn commit(db: Db<'_>, commit: &CommitUpload) -> Result<Committed, UploadError> {
+    let CommitUpload { id, version, digest, size, sealed, known, now, lease_until } = commit;
+    let id = id.to_string();
+    let sql = "SELECT version, repository_id, key_id, wrapped_key FROM upload WHERE id = ?1";
+    let read =
+        |row: &Row<'_>| Ok((row.get(0)?, RepositoryId(row.get(1)?), rows::key_reference(row.get(2)?, row.get(3)?)?));
+    let (stored, repository, key) = db.first(sql, [&id], read)?.ok_or(UploadError::NotFound)?;
+    let stored: i64 = stored;
     if stored != *version {
         return Err(UploadError::Conflict);
     }
-    db.run("DELETE FROM upload WHERE id = ?1", [&id])?;
-    let committed = if blobs::confirm(db, repository, digest, *now, *lease_until)? {
-        Committed::AlreadyInRepository
-    } else {
-        let home = repositories::by_id(db, repository)?;
-        let home = home.ok_or(UploadError::NotFound)?;
-        let (account, encryption) = (home.account.as_str(), rows::encryption(&home.encryption));
-        if let Some(blob) = blobs::live(db, account, digest, &encryption)? {
-            blobs::link(db, repository, digest, blob, *now, *lease_until)?;
-            Committed::Shared
-        } else {
-            let (encryption, generation) = (encryption.as_str(), generation.as_str());
-            let new = NewBlob { account, encryption, repository, digest, size: *size, generation, now: *now };
-            blobs::add(db, &new, *lease_until)?;
-            Committed::New
-        }
+    let home = repositories::by_id(db, repository)?;
+    let home = home.ok_or(UploadError::NotFound)?;
+    let (account, encryption) = (home.account.as_str(), rows::encryption(&home.encryption));
+    let new = NewBlob { account, encryption: &encryption, digest, size: *size, sealed, key: key.as_ref(), now: *now };
+
+    // What the repository has comes before what the account has: its encryption may have been another then.
+    let mut gone = sealed.leftover.clone();
+    let linked = blobs::linked(db, repository, digest)?;
+    let live = match &linked {
+        Some(linked) => blobs::by_id(db, linked.blob)?,
+        None => blobs::live(db, account, digest, &encryption)?,
     };
-    if committed != Committed::New {
-        // Its bytes are finished: there is nothing half written to give up.
-        let copy = DeleteGeneration { generation: generation.parse()?, writer: WriterState::default() };
-        jobs::enqueue(db, &copy.job(*now))?;
+    let (blob, committed) = match (live, known) {
+        (None, _) => (blobs::add(db, &new, *lease_until)?, Committed::New),
+        (Some((blob, bytes)), Some(KnownBlob { generation, intact })) if *generation == bytes.generation => {
+            if *intact {
+                gone.push(sealed.generation);
+                blobs::set_damaged(db, bytes.generation, None)?;
+                (blob, if linked.is_some() { Committed::AlreadyInRepository } else { Committed::Shared })
+            } else {
+                gone.push(bytes.generation);
+                blobs::replace_bytes(db, blob, &new)?;
+                (blob, Committed::Healed)
+            }
+        }
+        (Some((_, bytes)), _) => return Err(UploadError::Unchecked(bytes)),
+    };
+    match &linked {
+        Some(linked) => blobs::confirm(db, linked, *now, *lease_until)?,
+        None => blobs::link(db, repository, digest, blob, *now, *lease_until)?,
+    }
+    db.run("DELETE FROM upload WHERE id = ?1", [&id])?;
+    for generation in gone {
+        jobs::enqueue(db, &DeleteGeneration::of(generation).job(*now))?;
     }
     Ok(committed)
 }
 
-/// Removes a session whose id, generation and writer state these are.
-fn remove(db: Db<'_>, (id, generation, writer): (String, String, Vec<u8>), now: Timestamp) -> StoreResult<()> {
-    let deletion = DeleteGeneration { generation: generation.parse()?, writer: WriterState(writer) };
-    jobs::enqueue(db, &deletion.job(now))?;
+/// A session that is to be removed.
+struct Removable {
+    id: String,
+    generation: Generation,
+    writer: WriterState,
+    claimed_until: Option<Timestamp>,
+}
+
+/// The columns of [`removable`].
+const REMOVABLE: &str = "SELECT id, generation, writer_state, claimed_until FROM upload";
+
+fn removable(row: &Row<'_>) -> StoreResult<Removable> {
+    Ok(Removable {
+        id: row.get(0)?,
+        generation: rows::parse(text(row, 1)?)?,
+        writer: WriterState(row.get(2)?),
+        claimed_until: row.get::<_, Option<i64>>(3)?.map(rows::time).transpose()?,
+    })
+}
+
+fn remove(db: Db<'_>, upload: Removable, now: Timestamp) -> StoreResult<()> {
+    let Removable { id, generation, writer, claimed_until } = upload;
+    jobs::enqueue(db, &DeleteGeneration::of_session(generation, writer, claimed_until, now))?;
     db.run("DELETE FROM upload WHERE id = ?1", [id]).map(drop)
 }
 
-fn removable(row: &Row<'_>) -> StoreResult<(String, String, Vec<u8>)> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-}
-
-pub(super) fn cancel(db: Db<'_>, repository: RepositoryId, id: Uuid, now: Timestamp) -> StoreResult<bool> {
-    let sql = "SELECT id, generation, writer_state FROM upload WHERE id = ?1 AND repository_id = ?2";
-    let found = db.first(sql, params![id.to_string(), repository.0], removable)?;
+pub(super) fn cancel(
+    db: Db<'_>,
+    repository: RepositoryId,
+    id: Uuid,
+    version: Option<i64>,
+    now: Timestamp,
+) -> StoreResult<bool> {
+    let sql = format!("{REMOVABLE} WHERE id = ?1 AND repository_id = ?2 AND version = coalesce(?3, version)");
+    let found = db.first(&sql, params![id.to_string(), repository.0, version], removable)?;
     let was_there = found.is_some();
-    if let Some(upload) = found {
+    if let Some(mut upload) = found {
+        upload.claimed_until = upload.claimed_until.filter(|_| version.is_none());
         remove(db, upload, now)?;
     }
     Ok(was_there)
 }
 
 pub(super) fn cancel_stale(db: Db<'_>, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
-    let sql = "SELECT id, generation, writer_state FROM upload WHERE updated_at < ?1 ORDER BY updated_at, id LIMIT ?2";
-    let stale = db.all(sql, [rows::millis(before), rows::limit(limit)], removable)?;
-    let count = stale.len() as u64;
-    for upload in stale {
+    let idle = format!(
+        "{REMOVABLE} WHERE updated_at < ?1 AND (claimed_until IS NULL OR claimed_until <= ?2) \
+         ORDER BY updated_at, id LIMIT ?3"
+    );
+    let unannounced =
+        format!("{REMOVABLE} WHERE announced = 0 AND claimed_until <= ?1 ORDER BY claimed_until LIMIT ?2");
+    let mut count = 0;
+    for upload in db.all(&idle, [rows::millis(before), rows::millis(now), rows::limit(limit)], removable)? {
         remove(db, upload, now)?;
+        count += 1;
+    }
+    for upload in db.all(&unannounced, [rows::millis(now - LATE_WRITE), rows::limit(limit)], removable)? {
+        remove(db, upload, now)?;
+        count += 1;
     }
     Ok(count)
 }
 
 /// Removes sessions of a repository that was deleted, at most so many; how many.
 pub(super) fn discard(db: Db<'_>, repository: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<usize> {
-    let sql = "SELECT id, generation, writer_state FROM upload WHERE repository_id = ?1 LIMIT ?2";
-    let gone = db.all(sql, [repository.0, rows::limit(limit)], removable)?;
+    let sql = format!("{REMOVABLE} WHERE repository_id = ?1 LIMIT ?2");
+    let gone = db.all(&sql, [repository.0, rows::limit(limit)], removable)?;
     let count = gone.len();
     for upload in gone {
         remove(db, upload, now)?;

@@ -160,6 +160,24 @@ pub struct Wharfage {
 }
 
 impl Wharfage {
+    /// Starts another replica on the same database, bucket and root key.
+    pub async fn replica(&self) -> Self {
+        let (command, variables) = (self.launch.command.clone(), self.launch.variables.clone());
+        let launch = Launch { command, folder: Folder::new(), variables, port: Some(reserved_port()) };
+        let key = "registries/default/root-key.json";
+        let copy = launch.folder.path().join(key);
+        std::fs::create_dir_all(copy.parent().expect("a path of several segments")).expect("a folder");
+        std::fs::copy(self.data().join(key), copy).expect("a copy of the root key");
+        launch.start().await
+    }
+
+    /// Starts another process on the same data, and waits for nothing.
+    pub fn rival(&self) -> Service {
+        let mut command = program(&self.launch.variables);
+        command.args(&self.launch.command).arg("--data").arg(self.data()).args(["--listen", "127.0.0.1:0"]);
+        Service::start("wharfage", &mut command, "KILL", None)
+    }
+
     /// `HOST:PORT`, as image references begin.
     pub fn authority(&self) -> &str {
         &self.authority

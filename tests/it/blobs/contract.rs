@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
-use wharfage::store::{Generation, WriterState};
+use wharfage::store::{BlobKey, Generation, Handover, KeyReference, StoreError, UploadKey, WriterState};
 
-use super::{Place, content, get, get_whole, inconsistent, put, same, write};
+use super::{Place, begin, checkpoint, content, finish, get, get_whole, inconsistent, key, put, resume, same, write};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -35,8 +35,8 @@ pub async fn what_was_written_reads_back_at_every_size(place: &dyn Place) {
     let blobs = place.open().await;
     for size in SIZES {
         let bytes = content(size as u64, size);
-        let generation = put(blobs.as_ref(), &bytes).await;
-        same(&get_whole(blobs.as_ref(), generation, size).await.unwrap(), &bytes);
+        let blob = put(blobs.as_ref(), &bytes).await;
+        same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
     }
 }
 
@@ -46,12 +46,11 @@ pub async fn frames_of_any_size_make_the_same_blob(place: &dyn Place) {
     for frame in [8, 1000, 4096, 8 * KIB, 400 * KIB, 3 * MIB, 8 * MIB] {
         // Tiny frames are many calls: fewer bytes say the same.
         let bytes = if frame < KIB { bytes.slice(..50_001) } else { bytes.clone() };
-        let generation = Generation::random();
-        let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+        let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &bytes, frame).await;
         writer.write(Bytes::new()).await.unwrap();
-        writer.finish().await.unwrap();
-        same(&get_whole(blobs.as_ref(), generation, bytes.len()).await.unwrap(), &bytes);
+        let blob = finish(writer).await;
+        same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
     }
 }
 
@@ -59,7 +58,7 @@ pub async fn a_range_reads_exactly_its_bytes(place: &dyn Place) {
     let blobs = place.open().await;
     let size = 7 * MIB + 123;
     let bytes = content(2, size);
-    let generation = put(blobs.as_ref(), &bytes).await;
+    let blob = put(blobs.as_ref(), &bytes).await;
     let ranges = [
         0..1,
         0..size,
@@ -72,7 +71,7 @@ pub async fn a_range_reads_exactly_its_bytes(place: &dyn Place) {
         12_345..6_789_012,
     ];
     for range in ranges {
-        let read = get(blobs.as_ref(), generation, size as u64, range.start as u64..range.end as u64).await.unwrap();
+        let read = get(blobs.as_ref(), &blob, range.start as u64..range.end as u64).await.unwrap();
         same(&read, &bytes[range]);
     }
 }
@@ -80,22 +79,24 @@ pub async fn a_range_reads_exactly_its_bytes(place: &dyn Place) {
 pub async fn an_upload_goes_on_from_its_checkpoint_after_a_restart(place: &dyn Place) {
     let size = 13 * MIB + 7;
     let bytes = content(3, size);
-    for stops in
-        [vec![1], vec![MIB, MIB + 1, 5 * MIB], vec![6 * MIB], vec![6 * MIB + 1, 12 * MIB - 1, 12 * MIB], vec![size]]
-    {
-        let generation = Generation::random();
-        let (mut offset, mut state) = (0, WriterState::default());
-        for stop in stops {
-            let mut writer = place.open().await.writer(generation, offset as u64, &state).await.unwrap();
-            write(writer.as_mut(), &bytes.slice(offset..stop), 300 * KIB).await;
-            state = writer.checkpoint().await.unwrap();
-            offset = stop;
+    for handover in [Handover::Clean, Handover::Takeover] {
+        for stops in
+            [vec![1], vec![MIB, MIB + 1, 5 * MIB], vec![6 * MIB], vec![6 * MIB + 1, 12 * MIB - 1, 12 * MIB], vec![size]]
+        {
+            let (mut offset, mut state) = (0, WriterState::default());
+            for stop in stops {
+                let blobs = place.open().await;
+                let mut writer = resume(blobs.as_ref(), offset, &state, handover).await.unwrap();
+                write(writer.as_mut(), &bytes.slice(offset..stop), 300 * KIB).await;
+                state = checkpoint(writer.as_mut()).await;
+                offset = stop;
+            }
+            let blobs = place.open().await;
+            let mut writer = resume(blobs.as_ref(), offset, &state, handover).await.unwrap();
+            write(writer.as_mut(), &bytes.slice(offset..), 300 * KIB).await;
+            let blob = finish(writer).await;
+            same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
         }
-        let blobs = place.open().await;
-        let mut writer = blobs.writer(generation, offset as u64, &state).await.unwrap();
-        write(writer.as_mut(), &bytes.slice(offset..), 300 * KIB).await;
-        writer.finish().await.unwrap();
-        same(&get_whole(blobs.as_ref(), generation, size).await.unwrap(), &bytes);
     }
 }
 
@@ -103,35 +104,32 @@ pub async fn a_checkpoint_without_new_bytes_changes_nothing(place: &dyn Place) {
     let blobs = place.open().await;
     for size in [0, 10, 6 * MIB, 7 * MIB] {
         let bytes = content(4, size);
-        let generation = Generation::random();
-        let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+        let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &bytes, MIB).await;
-        let state = writer.checkpoint().await.unwrap();
-        assert_eq!(writer.checkpoint().await.unwrap(), state);
+        let state = checkpoint(writer.as_mut()).await;
+        assert_eq!(checkpoint(writer.as_mut()).await, state);
         drop(writer);
-        let mut writer = blobs.writer(generation, size as u64, &state).await.unwrap();
-        assert_eq!(writer.checkpoint().await.unwrap(), state);
-        writer.finish().await.unwrap();
-        same(&get_whole(blobs.as_ref(), generation, size).await.unwrap(), &bytes);
+        let mut writer = resume(blobs.as_ref(), size, &state, Handover::Clean).await.unwrap();
+        assert_eq!(checkpoint(writer.as_mut()).await, state);
+        let blob = finish(writer).await;
+        same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
     }
 }
 
 pub async fn bytes_after_the_checkpoint_are_overwritten(place: &dyn Place) {
     for (kept, lost, rest) in [(0, 7 * MIB, 10), (10, 2 * MIB, MIB), (7 * MIB, 14 * MIB, 0), (7 * MIB, MIB, 13 * MIB)] {
         let (kept, lost, rest) = (content(5, kept), content(6, lost), content(7, rest));
-        let generation = Generation::random();
         let blobs = place.open().await;
-        let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+        let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &kept, 100 * KIB).await;
-        let state = if kept.is_empty() { WriterState::default() } else { writer.checkpoint().await.unwrap() };
+        let state = checkpoint(writer.as_mut()).await;
         write(writer.as_mut(), &lost, 100 * KIB).await;
         drop(writer);
 
-        let mut writer = blobs.writer(generation, kept.len() as u64, &state).await.unwrap();
+        let mut writer = resume(blobs.as_ref(), kept.len(), &state, Handover::Takeover).await.unwrap();
         write(writer.as_mut(), &rest, 100 * KIB).await;
-        writer.finish().await.unwrap();
-        let whole = [kept, rest].concat();
-        same(&get_whole(blobs.as_ref(), generation, whole.len()).await.unwrap(), &whole);
+        let blob = finish(writer).await;
+        same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &[kept, rest].concat());
     }
 }
 
@@ -141,19 +139,18 @@ pub async fn finishing_again_what_was_not_committed_succeeds(place: &dyn Place) 
     {
         let (before, after) = (content(8, before), content(9, after));
         let whole = [before.clone(), after.clone()].concat();
-        let generation = Generation::random();
         let mut state = WriterState::default();
         if !before.is_empty() {
-            let mut writer = place.open().await.writer(generation, 0, &state).await.unwrap();
+            let mut writer = begin(place.open().await.as_ref()).await;
             write(writer.as_mut(), &before, 100 * KIB).await;
-            state = writer.checkpoint().await.unwrap();
+            state = checkpoint(writer.as_mut()).await;
         }
         for _ in 0..2 {
             let blobs = place.open().await;
-            let mut writer = blobs.writer(generation, before.len() as u64, &state).await.unwrap();
+            let mut writer = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
             write(writer.as_mut(), &after, 100 * KIB).await;
-            writer.finish().await.unwrap();
-            same(&get_whole(blobs.as_ref(), generation, whole.len()).await.unwrap(), &whole);
+            let blob = finish(writer).await;
+            same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &whole);
         }
     }
 }
@@ -164,45 +161,181 @@ pub async fn finishing_again_with_other_bytes_leaves_only_those(place: &dyn Plac
     for (first, then) in [(MIB, MIB), (2 * MIB, MIB), (MIB, 0), (0, 1), (8 * MIB, 6 * MIB)] {
         let (first, then) = (content(11, first), content(12, then));
         let blobs = place.open().await;
-        let generation = Generation::random();
-        let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+        let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &before, 100 * KIB).await;
-        let state = writer.checkpoint().await.unwrap();
+        let state = checkpoint(writer.as_mut()).await;
         write(writer.as_mut(), &first, 100 * KIB).await;
-        writer.finish().await.unwrap();
+        finish(writer).await;
 
-        let mut writer = blobs.writer(generation, before.len() as u64, &state).await.unwrap();
+        let mut writer = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
         write(writer.as_mut(), &then, 100 * KIB).await;
-        writer.finish().await.unwrap();
+        let blob = finish(writer).await;
         let whole = [before.clone(), then].concat();
-        same(&get_whole(blobs.as_ref(), generation, whole.len()).await.unwrap(), &whole);
+        same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &whole);
+    }
+}
+
+/// What was acknowledged, what a writer adds that has lost its claim, and what the one adds that took it over.
+const LATE: [(usize, usize, usize); 6] = [
+    (0, 10, 10),
+    (10, 10, 10),
+    (7 * MIB, 10, 10),
+    (7 * MIB, 0, 10),
+    (7 * MIB, 6 * MIB, 6 * MIB),
+    (0, 7 * MIB, 7 * MIB),
+];
+
+pub async fn a_late_writer_changes_nothing_that_was_finished(place: &dyn Place) {
+    for (before, late, new) in LATE {
+        let (before, late, new) = (content(30, before), content(31, late), content(32, new));
+        let blobs = place.open().await;
+        let mut writer = begin(blobs.as_ref()).await;
+        write(writer.as_mut(), &before, 100 * KIB).await;
+        let state = checkpoint(writer.as_mut()).await;
+        drop(writer);
+        // Both go on from the same checkpoint; the second has taken the claim over.
+        let mut loser = resume(blobs.as_ref(), before.len(), &state, Handover::Clean).await.unwrap();
+        write(loser.as_mut(), &late.slice(..late.len() / 2), 100 * KIB).await;
+        let mut winner = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
+        write(winner.as_mut(), &new, 100 * KIB).await;
+        let blob = finish(winner).await;
+
+        let rest = late.slice(late.len() / 2..);
+        for frame in rest.chunks(100 * KIB) {
+            if loser.write(Bytes::copy_from_slice(frame)).await.is_err() {
+                break;
+            }
+        }
+        // It may end or not: nobody takes its object for the session's without its digest.
+        let _ = loser.finish().await;
+        same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &[before, new].concat());
+    }
+}
+
+pub async fn who_comes_after_a_late_writer_ends_with_its_own_bytes(place: &dyn Place) {
+    for (before, late, new) in LATE {
+        let (before, late, new) = (content(33, before), content(34, late), content(35, new));
+        let blobs = place.open().await;
+        let mut writer = begin(blobs.as_ref()).await;
+        write(writer.as_mut(), &before, 100 * KIB).await;
+        let state = checkpoint(writer.as_mut()).await;
+        drop(writer);
+        let mut loser = resume(blobs.as_ref(), before.len(), &state, Handover::Clean).await.unwrap();
+        write(loser.as_mut(), &late, 100 * KIB).await;
+        finish(loser).await;
+
+        let mut winner = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
+        write(winner.as_mut(), &new, 100 * KIB).await;
+        let sealed = winner.finish().await.unwrap();
+        let read = get_whole(blobs.as_ref(), &key(&sealed)).await.unwrap();
+        if read != [before, new].concat() {
+            assert!(sealed.recovered, "bytes of another writer are told");
+        }
+    }
+}
+
+pub async fn what_a_checkpoint_left_whole_is_sealed_without_a_writer(place: &dyn Place) {
+    let blobs = place.open().await;
+    assert_eq!(blobs.sealed(0, &WriterState::default()).await.unwrap(), None);
+    for stops in [vec![10], vec![10, 20], vec![6 * MIB - 1], vec![7 * MIB]] {
+        let (mut offset, mut state) = (0, WriterState::default());
+        for stop in stops {
+            let mut writer = resume(blobs.as_ref(), offset, &state, Handover::Clean).await.unwrap();
+            write(writer.as_mut(), &content(36, stop).slice(offset..), 100 * KIB).await;
+            state = checkpoint(writer.as_mut()).await;
+            offset = stop;
+        }
+        assert_eq!(blobs.sealed(offset as u64 + 1, &state).await.unwrap(), None);
+        let sealed = blobs.sealed(offset as u64, &state).await.unwrap();
+        if let Some(sealed) = &sealed {
+            assert_eq!((sealed.stored_size, sealed.recovered), (offset as u64, false));
+            same(&get_whole(blobs.as_ref(), &key(sealed)).await.unwrap(), &content(36, offset));
+        }
+        assert!(sealed.is_some() || offset > 6 * MIB, "{offset} bytes in one object are sealed");
+    }
+}
+
+pub async fn nothing_but_the_blob_is_left_at_the_end(place: &dyn Place) {
+    let blobs = place.open().await;
+    for handover in [Handover::Clean, Handover::Takeover] {
+        for stops in [
+            vec![10],
+            vec![10, 20],
+            vec![10, 20, 30],
+            vec![5 * MIB, 7 * MIB, 8 * MIB],
+            vec![7 * MIB, 12 * MIB, 13 * MIB],
+        ] {
+            let (mut offset, mut state) = (0, WriterState::default());
+            let mut fresh = Generation::random();
+            let mut sealed = None;
+            let last = stops.len() - 1;
+            for (n, stop) in stops.into_iter().enumerate() {
+                let key = UploadKey::plain(fresh);
+                let mut writer = blobs.writer(&key, offset as u64, &state, handover).await.unwrap();
+                write(writer.as_mut(), &content(37, stop).slice(offset..), 100 * KIB).await;
+                offset = stop;
+                if n == last {
+                    sealed = Some(writer.finish().await.unwrap());
+                    continue;
+                }
+                fresh = Generation::random();
+                state = writer.checkpoint(fresh).await.unwrap();
+            }
+            let sealed = sealed.unwrap();
+            for leftover in &sealed.leftover {
+                blobs.delete(*leftover, &WriterState::default()).await.unwrap();
+            }
+            assert_eq!(place.objects().await, [sealed.generation.path()]);
+            same(&get_whole(blobs.as_ref(), &key(&sealed)).await.unwrap(), &content(37, offset));
+            blobs.delete(sealed.generation, &WriterState::default()).await.unwrap();
+        }
     }
 }
 
 pub async fn a_blob_of_another_size_is_never_served(place: &dyn Place) {
     let blobs = place.open().await;
-    let generation = put(blobs.as_ref(), &content(13, 1000)).await;
+    let generation = put(blobs.as_ref(), &content(13, 1000)).await.generation;
     for (size, range) in [(999, 0..999), (1001, 0..1001), (1001, 0..1), (2000, 1500..2000), (999, 998..999), (0, 0..0)]
     {
-        inconsistent(blobs.read(generation, size, range).await.map(|_| ()));
+        inconsistent(blobs.read(&BlobKey::plain(generation, size), range).await.map(|_| ()));
     }
 }
 
 pub async fn a_missing_blob_is_inconsistent(place: &dyn Place) {
     let blobs = place.open().await;
-    inconsistent(blobs.read(Generation::random(), 10, 0..10).await.map(|_| ()));
+    inconsistent(blobs.read(&BlobKey::plain(Generation::random(), 10), 0..10).await.map(|_| ()));
+}
+
+pub async fn a_stored_size_is_that_of_the_object(place: &dyn Place) {
+    let blobs = place.open().await;
+    for size in [0, 10, 7 * MIB] {
+        let blob = put(blobs.as_ref(), &content(38, size)).await;
+        assert_eq!(blobs.stored_size(blob.generation).await.unwrap(), Some(size as u64));
+    }
+    assert_eq!(blobs.stored_size(Generation::random()).await.unwrap(), None);
+}
+
+pub async fn what_is_encrypted_is_neither_read_nor_written(place: &dyn Place) {
+    let blobs = place.open().await;
+    let sealed = Some(KeyReference { id: "a key".into(), wrapped: vec![1, 2, 3] });
+    let blob = BlobKey { key: sealed.clone(), ..put(blobs.as_ref(), &content(39, 10)).await };
+    assert!(matches!(blobs.read(&blob, 0..10).await.map(|_| ()), Err(StoreError::Backend(_))));
+    let upload = UploadKey { generation: Generation::random(), key: sealed };
+    let writer = blobs.writer(&upload, 0, &WriterState::default(), Handover::Clean).await;
+    assert!(matches!(writer.map(|_| ()), Err(StoreError::Backend(_))));
 }
 
 pub async fn a_writer_wants_the_acknowledged_bytes_to_be_there(place: &dyn Place) {
     let blobs = place.open().await;
-    inconsistent(blobs.writer(Generation::random(), 10, &WriterState::default()).await.map(|_| ()));
+    inconsistent(resume(blobs.as_ref(), 10, &WriterState::default(), Handover::Clean).await.map(|_| ()));
 
-    let generation = Generation::random();
-    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+    let mut writer = begin(blobs.as_ref()).await;
     write(writer.as_mut(), &content(14, 10), 10).await;
-    let state = writer.checkpoint().await.unwrap();
+    let state = checkpoint(writer.as_mut()).await;
     drop(writer);
-    inconsistent(blobs.writer(generation, 11, &state).await.map(|_| ()));
+    for handover in [Handover::Clean, Handover::Takeover] {
+        inconsistent(resume(blobs.as_ref(), 11, &state, handover).await.map(|_| ()));
+    }
 }
 
 pub async fn deleting_is_idempotent(place: &dyn Place) {
@@ -211,25 +344,27 @@ pub async fn deleting_is_idempotent(place: &dyn Place) {
     blobs.delete(Generation::random(), &state).await.unwrap();
     let other = put(blobs.as_ref(), &content(15, 10)).await;
     for size in [0, 10, 7 * MIB] {
-        let generation = put(blobs.as_ref(), &content(16, size)).await;
-        blobs.delete(generation, &state).await.unwrap();
-        inconsistent(blobs.read(generation, size as u64, 0..size as u64).await.map(|_| ()));
-        blobs.delete(generation, &state).await.unwrap();
+        let blob = put(blobs.as_ref(), &content(16, size)).await;
+        blobs.delete(blob.generation, &state).await.unwrap();
+        inconsistent(blobs.read(&blob, 0..size as u64).await.map(|_| ()));
+        blobs.delete(blob.generation, &state).await.unwrap();
     }
-    same(&get_whole(blobs.as_ref(), other, 10).await.unwrap(), &content(15, 10));
+    same(&get_whole(blobs.as_ref(), &other).await.unwrap(), &content(15, 10));
 }
 
 pub async fn a_half_written_blob_is_deleted_with_what_it_left(place: &dyn Place) {
     let blobs = place.open().await;
     for size in [0, 10, 6 * MIB, 14 * MIB] {
-        let generation = Generation::random();
-        let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+        let (first, next) = (Generation::random(), Generation::random());
+        let key = UploadKey::plain(first);
+        let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean).await.unwrap();
         write(writer.as_mut(), &content(17, size), 100 * KIB).await;
-        let state = writer.checkpoint().await.unwrap();
-        drop(writer);
+        let state = writer.checkpoint(next).await.unwrap();
+        write(writer.as_mut(), &content(17, 10), 10).await;
+        writer.abandon().await;
         for _ in 0..2 {
-            blobs.delete(generation, &state).await.unwrap();
-            inconsistent(blobs.read(generation, size as u64, 0..size as u64).await.map(|_| ()));
+            blobs.delete(next, &state).await.unwrap();
+            assert_eq!(place.objects().await, [""; 0]);
         }
     }
 }
@@ -240,8 +375,8 @@ pub async fn generations_are_written_side_by_side(place: &dyn Place) {
         let blobs = blobs.clone();
         async move {
             let bytes = content(100 + n, MIB + 300_000 * n as usize);
-            let generation = put(blobs.as_ref(), &bytes).await;
-            same(&get_whole(blobs.as_ref(), generation, bytes.len()).await.unwrap(), &bytes);
+            let blob = put(blobs.as_ref(), &bytes).await;
+            same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
         }
     }))
     .await;
@@ -250,10 +385,9 @@ pub async fn generations_are_written_side_by_side(place: &dyn Place) {
 pub async fn a_blob_is_read_many_times_at_once(place: &dyn Place) {
     let blobs = place.open().await;
     let bytes = content(18, 3 * MIB + 1);
-    let generation = put(blobs.as_ref(), &bytes).await;
+    let blob = put(blobs.as_ref(), &bytes).await;
     // All streams are open before any is drained, and then they take turns.
-    let streams =
-        join_all((0..10).map(|n| blobs.read(generation, bytes.len() as u64, n * 1000..bytes.len() as u64))).await;
+    let streams = join_all((0..10).map(|n| blobs.read(&blob, n * 1000..bytes.len() as u64))).await;
     let read = join_all(streams.into_iter().map(|stream| stream.unwrap().try_collect::<Vec<_>>())).await;
     for (n, chunks) in read.into_iter().enumerate() {
         same(&chunks.unwrap().concat().into(), &bytes[n * 1000..]);
@@ -263,27 +397,28 @@ pub async fn a_blob_is_read_many_times_at_once(place: &dyn Place) {
 pub async fn a_reader_may_stop_half_way(place: &dyn Place) {
     let blobs = place.open().await;
     let bytes = content(19, 3 * MIB);
-    let generation = put(blobs.as_ref(), &bytes).await;
-    let mut stream = blobs.read(generation, bytes.len() as u64, 0..bytes.len() as u64).await.unwrap();
+    let blob = put(blobs.as_ref(), &bytes).await;
+    let mut stream = blobs.read(&blob, 0..bytes.len() as u64).await.unwrap();
     let first = stream.next().await.unwrap().unwrap();
     drop(stream);
     // What was handed out stays what it was while others read.
-    same(&get_whole(blobs.as_ref(), generation, bytes.len()).await.unwrap(), &bytes);
+    same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
     same(&first, &bytes[..first.len()]);
 }
 
 pub async fn what_an_upload_must_remember_is_bounded(place: &dyn Place) {
     let blobs = place.open().await;
-    let generation = Generation::random();
-    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+    let mut writer = begin(blobs.as_ref()).await;
     let bytes = content(20, 5 * MIB);
+    let mut state = WriterState::default();
     for _ in 0..5 {
         write(writer.as_mut(), &bytes, 400 * KIB).await;
-        let state = writer.checkpoint().await.unwrap();
-        assert!(state.0.len() < 7 * MIB, "{} bytes of state", state.0.len());
+        state = checkpoint(writer.as_mut()).await;
+        assert!(state.0.len() < KIB, "no bytes of the blob are in {} bytes of state", state.0.len());
     }
-    drop(writer);
-    blobs.delete(generation, &WriterState::default()).await.unwrap();
+    writer.abandon().await;
+    blobs.delete(Generation::random(), &state).await.unwrap();
+    assert_eq!(place.objects().await, [""; 0]);
 }
 
 pub async fn an_open_store_is_ready(place: &dyn Place) {

@@ -2,6 +2,7 @@
 
 mod contract;
 mod folder;
+mod interleavings;
 mod s3;
 
 use std::ops::Range;
@@ -9,13 +10,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use wharfage::store::{Blobs, Generation, StoreError, StoreResult, WriterState};
+use wharfage::store::{
+    BlobKey, BlobWriter, Blobs, Generation, Handover, Sealed, StoreError, StoreResult, UploadKey, WriterState,
+};
 
 /// A place that a backend keeps blobs in.
 #[async_trait::async_trait]
 pub trait Place: Send + Sync {
     /// The backend as a process that has just started has it.
     async fn open(&self) -> Arc<dyn Blobs>;
+    /// The paths of the objects that are there, below the store's root, sorted.
+    async fn objects(&self) -> Vec<String>;
 }
 
 /// Runs the contract's tests on the place that `$make` (an async function) makes.
@@ -30,8 +35,14 @@ macro_rules! on {
             bytes_after_the_checkpoint_are_overwritten,
             finishing_again_what_was_not_committed_succeeds,
             finishing_again_with_other_bytes_leaves_only_those,
+            a_late_writer_changes_nothing_that_was_finished,
+            who_comes_after_a_late_writer_ends_with_its_own_bytes,
+            what_a_checkpoint_left_whole_is_sealed_without_a_writer,
+            nothing_but_the_blob_is_left_at_the_end,
             a_blob_of_another_size_is_never_served,
             a_missing_blob_is_inconsistent,
+            a_stored_size_is_that_of_the_object,
+            what_is_encrypted_is_neither_read_nor_written,
             a_writer_wants_the_acknowledged_bytes_to_be_there,
             deleting_is_idempotent,
             a_half_written_blob_is_deleted_with_what_it_left,
@@ -67,32 +78,58 @@ fn content(seed: u64, len: usize) -> Bytes {
 }
 
 /// Writes `bytes` in frames of `frame` bytes.
-async fn write(writer: &mut dyn wharfage::store::BlobWriter, bytes: &Bytes, frame: usize) {
+async fn write(writer: &mut dyn BlobWriter, bytes: &Bytes, frame: usize) {
     let mut rest = bytes.clone();
     while !rest.is_empty() {
         writer.write(rest.split_to(frame.min(rest.len()))).await.unwrap();
     }
 }
 
-/// Writes a whole blob.
-async fn put(blobs: &dyn Blobs, bytes: &Bytes) -> Generation {
-    let generation = Generation::random();
-    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
-    write(writer.as_mut(), bytes, 100_000).await;
-    writer.finish().await.unwrap();
-    generation
+/// Begins an upload.
+async fn begin(blobs: &dyn Blobs) -> Box<dyn BlobWriter> {
+    resume(blobs, 0, &WriterState::default(), Handover::Clean).await.unwrap()
 }
 
-async fn get(blobs: &dyn Blobs, generation: Generation, size: u64, range: Range<u64>) -> StoreResult<Bytes> {
-    let chunks: Vec<Bytes> = blobs.read(generation, size, range).await?.try_collect().await?;
+/// Goes on with an upload.
+async fn resume(
+    blobs: &dyn Blobs,
+    offset: usize,
+    state: &WriterState,
+    handover: Handover,
+) -> StoreResult<Box<dyn BlobWriter>> {
+    blobs.writer(&UploadKey::plain(Generation::random()), offset as u64, state, handover).await
+}
+
+async fn checkpoint(writer: &mut dyn BlobWriter) -> WriterState {
+    writer.checkpoint(Generation::random()).await.unwrap()
+}
+
+async fn finish(writer: Box<dyn BlobWriter>) -> BlobKey {
+    key(&writer.finish().await.unwrap())
+}
+
+/// Where a finished object is.
+fn key(sealed: &Sealed) -> BlobKey {
+    BlobKey::plain(sealed.generation, sealed.stored_size)
+}
+
+/// Writes a whole blob.
+async fn put(blobs: &dyn Blobs, bytes: &Bytes) -> BlobKey {
+    let mut writer = begin(blobs).await;
+    write(writer.as_mut(), bytes, 100_000).await;
+    finish(writer).await
+}
+
+async fn get(blobs: &dyn Blobs, key: &BlobKey, range: Range<u64>) -> StoreResult<Bytes> {
+    let chunks: Vec<Bytes> = blobs.read(key, range).await?.try_collect().await?;
     for chunk in &chunks {
         assert!(chunk.len() <= 512 * 1024, "a chunk of {} bytes", chunk.len());
     }
     Ok(chunks.concat().into())
 }
 
-async fn get_whole(blobs: &dyn Blobs, generation: Generation, size: usize) -> StoreResult<Bytes> {
-    get(blobs, generation, size as u64, 0..size as u64).await
+async fn get_whole(blobs: &dyn Blobs, key: &BlobKey) -> StoreResult<Bytes> {
+    get(blobs, key, 0..key.size).await
 }
 
 /// Asserts equality without printing megabytes.

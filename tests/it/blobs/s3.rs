@@ -8,16 +8,16 @@ use object_store::ObjectStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wharfage::store::blobs::s3::{S3Blobs, S3Config, S3Credentials};
-use wharfage::store::{Blobs, Generation, StoreError, WriterState};
+use wharfage::store::{BlobKey, Blobs, Generation, Handover, StoreError};
 
-use super::{Place, content, on, put, write};
+use super::{Place, begin, checkpoint, content, on, put, resume, write};
 use crate::bed;
 use crate::bed::s3::S3;
 use crate::bed::service::STARTUP;
 
 const MIB: usize = 1024 * 1024;
 
-async fn bucket() -> S3 {
+pub(super) async fn bucket() -> S3 {
     bed::s3().bucket().await
 }
 
@@ -39,6 +39,10 @@ fn config(bucket: &S3) -> S3Config {
 impl Place for S3 {
     async fn open(&self) -> Arc<dyn Blobs> {
         Arc::new(S3Blobs::new(config(self)).unwrap())
+    }
+
+    async fn objects(&self) -> Vec<String> {
+        keys(self).await.iter().map(|key| key.strip_prefix("registry/one/").unwrap().to_owned()).collect()
     }
 }
 
@@ -71,7 +75,7 @@ async fn a_blob_is_one_object_below_the_prefix() {
     let blobs = bucket.open().await;
     let mut expected = Vec::new();
     for size in [10, 7 * MIB] {
-        expected.push(format!("registry/one/{}", put(blobs.as_ref(), &content(1, size)).await.path()));
+        expected.push(format!("registry/one/{}", put(blobs.as_ref(), &content(1, size)).await.generation.path()));
     }
     expected.sort();
     assert_eq!(keys(&bucket).await, expected);
@@ -81,18 +85,8 @@ async fn a_blob_is_one_object_below_the_prefix() {
 async fn an_empty_prefix_is_none() {
     let bucket = bucket().await;
     let blobs = S3Blobs::new(S3Config { prefix: String::new(), ..config(&bucket) }).unwrap();
-    let generation = put(&blobs, &content(1, 10)).await;
-    assert_eq!(keys(&bucket).await, [generation.path()]);
-}
-
-#[tokio::test]
-async fn what_is_not_finished_is_no_object() {
-    let bucket = bucket().await;
-    let blobs = bucket.open().await;
-    let mut writer = blobs.writer(Generation::random(), 0, &WriterState::default()).await.unwrap();
-    write(writer.as_mut(), &content(2, 13 * MIB), MIB).await;
-    writer.checkpoint().await.unwrap();
-    assert_eq!(keys(&bucket).await, [""; 0]);
+    let blob = put(&blobs, &content(1, 10)).await;
+    assert_eq!(keys(&bucket).await, [blob.generation.path()]);
 }
 
 /// How many multipart uploads the bucket has open.
@@ -104,13 +98,12 @@ async fn open_uploads(bucket: &S3) -> usize {
 async fn deleting_a_half_written_blob_ends_its_multipart_upload() {
     let bucket = bucket().await;
     let blobs = bucket.open().await;
-    let generation = Generation::random();
-    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
+    let mut writer = begin(blobs.as_ref()).await;
     write(writer.as_mut(), &content(5, 7 * MIB), MIB).await;
-    let state = writer.checkpoint().await.unwrap();
+    let state = checkpoint(writer.as_mut()).await;
     drop(writer);
     assert_eq!(open_uploads(&bucket).await, 1, "a checkpoint keeps it");
-    blobs.delete(generation, &state).await.unwrap();
+    blobs.delete(Generation::random(), &state).await.unwrap();
     assert_eq!(open_uploads(&bucket).await, 0);
 }
 
@@ -118,7 +111,7 @@ async fn deleting_a_half_written_blob_ends_its_multipart_upload() {
 async fn a_writer_that_is_abandoned_before_its_first_checkpoint_leaves_no_multipart_upload() {
     let bucket = bucket().await;
     let blobs = bucket.open().await;
-    let mut writer = blobs.writer(Generation::random(), 0, &WriterState::default()).await.unwrap();
+    let mut writer = begin(blobs.as_ref()).await;
     write(writer.as_mut(), &content(6, 7 * MIB), MIB).await;
     assert_eq!(open_uploads(&bucket).await, 1);
     drop(writer);
@@ -133,14 +126,16 @@ async fn a_writer_that_is_abandoned_before_its_first_checkpoint_leaves_no_multip
 async fn an_upload_that_was_aborted_elsewhere_fails_and_makes_no_blob() {
     let bucket = bucket().await;
     let blobs = bucket.open().await;
-    let generation = Generation::random();
-    let mut writer = blobs.writer(generation, 0, &WriterState::default()).await.unwrap();
-    write(writer.as_mut(), &content(3, 7 * MIB), MIB).await;
-    let state = writer.checkpoint().await.unwrap();
+    let mut writer = begin(blobs.as_ref()).await;
+    write(writer.as_mut(), &content(3, 12 * MIB), MIB).await;
+    let state = checkpoint(writer.as_mut()).await;
     drop(writer);
-    blobs.delete(generation, &state).await.unwrap();
-    let writer = blobs.writer(generation, 7 * MIB as u64, &state).await.unwrap();
-    assert!(writer.finish().await.is_err());
+    blobs.delete(Generation::random(), &state).await.unwrap();
+    let writer = resume(blobs.as_ref(), 12 * MIB, &state, Handover::Clean).await.unwrap();
+    super::inconsistent(writer.finish().await);
+    let mut writer = resume(blobs.as_ref(), 12 * MIB, &state, Handover::Clean).await.unwrap();
+    write(writer.as_mut(), &content(3, 6 * MIB), MIB).await;
+    super::inconsistent(writer.checkpoint(Generation::random()).await);
     assert_eq!(keys(&bucket).await, [""; 0]);
 }
 
@@ -149,14 +144,14 @@ async fn a_presigned_url_reads_the_blob_without_credentials_where_redirects_are_
     let bucket = bucket().await;
     let blobs = S3Blobs::new(S3Config { redirect: true, ..config(&bucket) }).unwrap();
     let bytes = content(4, 1000);
-    let generation = put(&blobs, &bytes).await;
-    let url = blobs.presigned_url(generation, Duration::from_secs(60)).await.unwrap().unwrap();
+    let blob = put(&blobs, &bytes).await;
+    let url = blobs.presigned_url(&blob, Duration::from_secs(60)).await.unwrap().unwrap();
     assert!(!url.contains(&bucket.secret_key));
 
     assert!(get(&bucket, &url).await.ends_with(&*String::from_utf8_lossy(&bytes)));
 
     let proxied = bucket.open().await;
-    assert_eq!(proxied.presigned_url(generation, Duration::from_secs(60)).await.unwrap(), None);
+    assert_eq!(proxied.presigned_url(&blob, Duration::from_secs(60)).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -177,7 +172,10 @@ async fn a_server_that_is_not_there_is_unavailable() {
     let endpoint = Some("http://127.0.0.1:1".to_owned());
     let bucket = bucket().await;
     let blobs = S3Blobs::new(S3Config { endpoint, ..config(&bucket) }).unwrap();
-    assert!(matches!(blobs.read(Generation::random(), 10, 0..10).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(
+        blobs.read(&BlobKey::plain(Generation::random(), 10), 0..10).await,
+        Err(StoreError::Unavailable(_))
+    ));
 }
 
 #[tokio::test]

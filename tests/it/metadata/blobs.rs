@@ -1,6 +1,6 @@
 //! Blobs in repositories: look-ups, mounts, links.
 
-use wharfage::store::images::{MountBlob, StorageClass, UnlinkBlob};
+use wharfage::store::images::{MountBlob, PutManifestError, StorageClass, UnlinkBlob};
 use wharfage::store::repositories::{Encryption, NewRepository};
 
 use super::*;
@@ -10,7 +10,7 @@ pub async fn a_look_up_tells_a_missing_blob_from_a_missing_repository(store: Fix
     let layer = store.blob(&with, "layer").await;
     let find = async |repository: &str| store.find_blob(&account(), &name(repository), &layer).await.unwrap();
     let Lookup::Found(blob) = find("with").await else { panic!("the blob is found") };
-    assert_eq!((&blob.digest, blob.size), (&layer, 100));
+    assert_eq!((&blob.digest, blob.bytes.size, blob.damaged), (&layer, 100, false));
     assert_eq!(find("without").await, Lookup::Missing);
     assert_eq!(find("nowhere").await, Lookup::NoRepository);
     assert_eq!(store.layer(with.id, &layer).await.unwrap().unwrap().blob, blob);
@@ -84,9 +84,9 @@ pub async fn a_layer_of_archived_images_is_not_found_until_it_is_pushed_again(st
 
     // A client that pushes it again looks whether it is there before it pushes the manifest.
     let upload = new_upload(&repository);
-    let again = CommitUpload { now: at(4), ..commit(upload.id, &shared) };
-    assert!(store.create_upload(upload).await.unwrap());
-    assert_eq!(store.commit_upload(again).await.unwrap(), Committed::AlreadyInRepository);
+    let again = CommitUpload { now: at(4), ..commit(&upload, &shared) };
+    assert!(store.create_upload(upload, None).await.unwrap());
+    assert_eq!(store.commit_intact(again).await.unwrap(), Committed::AlreadyInRepository);
     assert!(has(&shared).await && !has(&own).await);
     assert!(!store.layer(repository.id, &shared).await.unwrap().unwrap().archived);
     push("three", &[&shared], 5).await;
@@ -125,12 +125,7 @@ pub async fn a_mount_shares_the_bytes(store: Fixture) {
     assert_eq!(mount(&store, &from, &to, &digest("other"), false).await, MountBlob::NotMountable);
     assert_eq!(mount(&store, &from, &to, &layer, false).await, MountBlob::Mounted);
     assert_eq!(mount(&store, &from, &to, &layer, true).await, MountBlob::Mounted, "it is there already");
-    let generation =
-        async |repository: &Repository| match store.find_blob(&account(), &repository.name, &layer).await.unwrap() {
-            Lookup::Found(blob) => blob.generation,
-            other => panic!("{other:?}"),
-        };
-    assert_eq!(generation(&from).await, generation(&to).await);
+    assert_eq!(store.bytes_of(&from, &layer).await, store.bytes_of(&to, &layer).await);
     assert_eq!(store.unlink_blob(from.id, &layer).await.unwrap(), UnlinkBlob::Unlinked);
     assert!(store.has_blob(&to, &layer).await);
 
@@ -199,4 +194,32 @@ pub async fn extending_a_lease_needs_no_blob(store: Fixture) {
         store.extend_lease(repository.id, what, until).await.unwrap();
     }
     assert!(store.has_blob(&repository, &layer).await);
+}
+
+pub async fn a_damaged_blob_is_told_until_it_is_not(mut store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (layer, other) = (store.blob(&repository, "layer").await, store.blob(&repository, "other").await);
+    let (bytes, _) = store.bytes_of(&repository, &layer).await;
+    store.set_blob_damaged(bytes.generation, Some(at(1))).await.unwrap();
+    store.reopen().await;
+    assert!(store.bytes_of(&repository, &layer).await.1);
+    assert!(store.layer(repository.id, &layer).await.unwrap().unwrap().blob.damaged);
+    assert!(!store.bytes_of(&repository, &other).await.1);
+    store.set_blob_damaged(bytes.generation, None).await.unwrap();
+    assert_eq!(store.bytes_of(&repository, &layer).await, (bytes, false));
+}
+
+pub async fn a_damaged_blob_is_neither_mounted_nor_used_by_a_manifest(store: Fixture) {
+    let (from, to) = (store.repository_named("from").await, store.repository_named("to").await);
+    let layer = store.blob(&from, "layer").await;
+    let (bytes, _) = store.bytes_of(&from, &layer).await;
+    store.set_blob_damaged(bytes.generation, Some(at(1))).await.unwrap();
+    assert_eq!(mount(&store, &from, &to, &layer, false).await, MountBlob::NotMountable);
+    assert_eq!(mount(&store, &to, &from, &layer, false).await, MountBlob::NotMountable, "it has to be pushed again");
+    assert!(store.blob_sources(&account(), &layer, 10).await.unwrap().is_empty());
+    let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
+    let refused = store.put_manifest(put(&from, image.clone(), &[])).await;
+    assert!(matches!(refused, Err(PutManifestError::BlobsNotFound(missing)) if missing == [layer]));
+    store.set_blob_damaged(bytes.generation, None).await.unwrap();
+    store.put_manifest(put(&from, image, &[])).await.unwrap();
 }

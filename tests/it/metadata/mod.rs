@@ -30,8 +30,10 @@ use wharfage::store::images::{
 };
 use wharfage::store::jobs::NewJob;
 use wharfage::store::repositories::{Encryption, NewRepository, Repository, RepositoryId, TagMutability};
-use wharfage::store::uploads::{CommitUpload, Committed, Upload, UploadProgress};
-use wharfage::store::{Generation, Lookup, Metadata, StoreResult, WriterState};
+use wharfage::store::uploads::{
+    AdvanceUpload, CommitUpload, Committed, KnownBlob, Upload, UploadError, UploadProgress,
+};
+use wharfage::store::{BlobKey, Generation, Lookup, Metadata, Sealed, StoreResult, WriterState};
 
 /// A lease for a job.
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -85,9 +87,21 @@ impl Fixture {
     /// Uploads a blob of 100 bytes whose digest is said to be `digest`, with a lease.
     pub async fn commit(&self, repository: &Repository, digest: &Digest, lease_until: Timestamp) -> Committed {
         let upload = new_upload(repository);
-        let id = upload.id;
-        assert!(self.create_upload(upload).await.unwrap());
-        self.commit_upload(CommitUpload { lease_until, ..commit(id, digest) }).await.unwrap()
+        assert!(self.create_upload(upload.clone(), None).await.unwrap());
+        self.commit_intact(CommitUpload { lease_until, ..commit(&upload, digest) }).await.unwrap()
+    }
+
+    /// Commits an upload, with the word that the blob which is there already is intact.
+    pub async fn commit_intact(&self, commit: CommitUpload) -> Result<Committed, UploadError> {
+        commit_intact(self.handle(), commit).await
+    }
+
+    /// The bytes of a repository's blob, and whether they are damaged.
+    pub async fn bytes_of(&self, repository: &Repository, digest: &Digest) -> (BlobKey, bool) {
+        match self.find_blob(&repository.account, &repository.name, digest).await.unwrap() {
+            Lookup::Found(blob) => (blob.bytes, blob.damaged),
+            other => panic!("{digest} in {}: {other:?}", repository.name),
+        }
     }
 
     /// Puts a manifest without blobs.
@@ -239,30 +253,65 @@ pub fn new_repository(text: &str) -> NewRepository {
     }
 }
 
+/// Commits an upload, with the word that the blob which is there already is intact.
+pub async fn commit_intact(store: Arc<dyn Metadata>, mut commit: CommitUpload) -> Result<Committed, UploadError> {
+    loop {
+        match store.commit_upload(commit.clone()).await {
+            Err(UploadError::Unchecked(BlobKey { generation, .. })) => {
+                commit.known = Some(KnownBlob { generation, intact: true });
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 pub fn new_upload(repository: &Repository) -> Upload {
     Upload {
         id: Uuid::new_v4(),
         repository: repository.id,
         generation: Generation::random(),
+        key: None,
         algorithm: Algorithm::Sha256,
         started_at: at(0),
-        progress: progress(0, 0),
+        announced: true,
+        version: 0,
+        claimed_until: None,
+        progress: progress(0),
     }
 }
 
-pub fn progress(version: i64, offset: u64) -> UploadProgress {
+pub fn progress(offset: u64) -> UploadProgress {
     UploadProgress {
-        version,
         offset,
         hash_state: vec![1, 2, 3],
         writer: WriterState(vec![4, 5]),
         door: vec![6],
-        updated_at: at(version),
+        updated_at: at(offset as i64),
     }
 }
 
-pub fn commit(id: Uuid, digest: &Digest) -> CommitUpload {
-    CommitUpload { id, version: 0, digest: digest.clone(), size: 100, now: at(0), lease_until: at(0) }
+/// What a chunk makes of an upload that was claimed as `version`; it keeps the claim.
+pub fn advance(id: Uuid, version: i64, offset: u64) -> AdvanceUpload {
+    let (progress, generation) = (progress(offset), Generation::random());
+    AdvanceUpload { id, version, progress, generation, hold: Some(MINUTE), now: at(0) }
+}
+
+/// Commits an upload that nobody claims, of 100 bytes at its generation.
+pub fn commit(upload: &Upload, digest: &Digest) -> CommitUpload {
+    CommitUpload {
+        id: upload.id,
+        version: upload.version,
+        digest: digest.clone(),
+        size: 100,
+        sealed: sealed(upload.generation),
+        known: None,
+        now: at(0),
+        lease_until: at(0),
+    }
+}
+
+pub fn sealed(generation: Generation) -> Sealed {
+    Sealed { generation, stored_size: 100, leftover: Vec::new(), recovered: false }
 }
 
 pub fn manifest(payload: &str) -> NewManifest {
@@ -347,18 +396,32 @@ macro_rules! contract {
             a_mount_needs_the_same_encryption_and_registry,
             a_blob_that_a_manifest_needs_cannot_be_unlinked,
             extending_a_lease_needs_no_blob,
+            a_damaged_blob_is_told_until_it_is_not,
+            a_damaged_blob_is_neither_mounted_nor_used_by_a_manifest,
         );
         contract!(@subject $open, uploads:
             an_upload_is_read_back_as_it_was_stored,
-            a_chunk_is_one_compare_and_swap,
+            a_session_is_claimed_once_at_a_time,
+            a_claim_is_of_the_version_that_was_read,
+            a_claim_that_ended_cleanly_hands_its_generation_on,
+            a_claim_that_ran_out_is_taken_over_with_a_generation_of_its_own,
+            what_lost_its_claim_neither_advances_nor_prolongs_nor_commits,
+            a_claim_that_ran_out_holds_until_it_is_taken_over,
             an_acknowledged_chunk_survives_a_restart,
             a_commit_makes_a_blob_and_ends_the_session,
+            a_commit_names_how_the_bytes_are_stored,
             a_commit_of_a_stale_version_changes_nothing,
             bytes_that_the_registry_has_are_shared_and_the_copy_is_deleted,
+            a_blob_that_is_there_is_linked_only_after_a_look_at_it,
+            a_blob_that_is_damaged_gets_the_new_bytes_for_all_repositories,
+            what_was_written_on_the_way_is_deleted_after_the_commit,
             bytes_are_not_shared_across_registries_or_keys,
             the_same_digest_committed_at_once_makes_one_blob,
             cancelling_hands_the_generation_to_a_job,
+            what_a_claim_may_still_write_is_deleted_only_after_its_end,
+            a_holder_cancels_its_own_claim_only,
             stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked,
+            a_session_that_no_client_knows_goes_when_its_claim_ran_out,
         );
         contract!(@subject $open, manifests:
             a_manifest_is_found_by_digest_and_by_tag,

@@ -405,15 +405,14 @@ async fn what_comes_while_a_repository_is_deleted_is_in_time_or_refused() {
         let repository = one.repository_named("app").await;
         let layer = one.blob(&repository, &format!("layer {round}")).await;
         let upload = new_upload(&repository);
-        let upload_id = upload.id;
-        assert!(one.create_upload(upload).await.unwrap());
+        assert!(one.create_upload(upload.clone(), None).await.unwrap());
         let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
         let (deleted, pushed, committed, mounted, begun) = tokio::join!(
             two.delete_repository(repository.id, true, at(1)),
             one.put_manifest(put(&repository, image, &["latest"])),
-            one.commit_upload(commit(upload_id, &digest(&format!("upload {round}")))),
+            one.commit_upload(commit(&upload, &digest(&format!("upload {round}")))),
             one.mount_blob(source.id, repository.id, &shared, false, at(1), at(2)),
-            one.create_upload(new_upload(&repository)),
+            one.create_upload(new_upload(&repository), None),
         );
         deleted.unwrap();
         assert!(matches!(pushed, Ok(_) | Err(PutManifestError::NoRepository)), "{pushed:?}");

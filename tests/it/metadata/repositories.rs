@@ -290,7 +290,7 @@ pub async fn deleting_a_repository_hands_its_uploads_to_jobs_and_keeps_shared_bl
         store.end_job(job.id, job.attempts, wharfage::store::jobs::JobEnd::Done).await.unwrap();
     }
     let upload = new_upload(&going);
-    assert!(store.create_upload(upload.clone()).await.unwrap());
+    assert!(store.create_upload(upload.clone(), None).await.unwrap());
 
     store.delete_repository(going.id, false, at(3)).await.unwrap();
     empty(&store).await;
@@ -301,7 +301,7 @@ pub async fn deleting_a_repository_hands_its_uploads_to_jobs_and_keeps_shared_bl
     assert_eq!(DeleteGeneration::parse(&claimed.payload).unwrap(), expected);
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
     assert_eq!(store.open_uploads().await.unwrap(), 0);
-    let late = store.advance_upload(upload.id, progress(1, 5)).await;
+    let late = store.advance_upload(advance(upload.id, 0, 5)).await;
     assert!(matches!(late, Err(UploadError::NotFound)), "{late:?}");
 }
 

@@ -208,3 +208,40 @@ async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
         assert_eq!(times, (at(created).as_millisecond(), at(updated).as_millisecond()), "{seconds}");
     }
 }
+
+#[tokio::test]
+async fn a_database_of_an_earlier_version_is_brought_up_to_date_with_what_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wharfage.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch(include_str!("../../../src/store/sqlite/0001_initial.sql")).unwrap();
+    connection.execute_batch(include_str!("../../../src/store/sqlite/0002_registry.sql")).unwrap();
+    let (generation, writing, id) = (Generation::random(), Generation::random(), Uuid::new_v4());
+    let rows = format!(
+        "INSERT INTO repository (id, account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type)
+             VALUES (1, '{}', 'app', 0, 'MUTABLE', '[]', 0, 'AES256');
+         INSERT INTO repository_usage VALUES (1, 0, 0);
+         INSERT INTO blob (id, account_id, digest, encryption, size, generation, state, lease_until, created_at)
+             VALUES (1, '{}', '{}', 'AES256', 42, '{generation}', 'live', 0, 0);
+         INSERT INTO repository_blob (repository_id, digest, blob_id, linked_at) VALUES (1, '{}', 1, 0);
+         INSERT INTO upload VALUES ('{id}', 1, '{writing}', 'sha256', 0, 3, 10, 0, x'', x'', x'');
+         PRAGMA user_version = 2;",
+        account(),
+        account(),
+        digest("layer"),
+        digest("layer"),
+    );
+    connection.execute_batch(&rows).unwrap();
+    drop(connection);
+
+    let store = SqliteStore::open(&path).unwrap();
+    let repository = store.repository(&account(), &name("app")).await.unwrap().unwrap();
+    match store.find_blob(&account(), &name("app"), &digest("layer")).await.unwrap() {
+        Lookup::Found(blob) => assert_eq!((blob.bytes, blob.damaged), (BlobKey::plain(generation, 42), false)),
+        other => panic!("{other:?}"),
+    }
+    let upload = store.upload(repository.id, id).await.unwrap().unwrap();
+    assert_eq!((upload.announced, upload.claimed_until, upload.key), (true, None, None));
+    let claim = store.claim_upload(id, 3, Generation::random(), at(0), MINUTE).await.unwrap();
+    assert_eq!((claim.generation, claim.takeover), (writing, false));
+}

@@ -1,98 +1,211 @@
 //! Upload sessions, from the first chunk to the blob.
 
+use wharfage::store::KeyReference;
 use wharfage::store::jobs::DeleteGeneration;
 use wharfage::store::repositories::{Encryption, NewRepository};
-use wharfage::store::uploads::UploadError;
+use wharfage::store::uploads::{LATE_WRITE, UploadClaim};
 
 use super::*;
+
+/// A claim that has run out when it is granted.
+const OVER: Duration = Duration::ZERO;
 
 pub async fn an_upload_is_read_back_as_it_was_stored(store: Fixture) {
     let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
     let upload = Upload {
         algorithm: Algorithm::Sha512,
-        progress: UploadProgress { writer: WriterState(vec![7; 100_000]), ..progress(3, 1 << 40) },
+        key: Some(KeyReference { id: "a key".into(), wrapped: vec![0, 255] }),
+        announced: false,
+        progress: UploadProgress { writer: WriterState(vec![7; 100_000]), ..progress(1 << 20) },
         ..new_upload(&repository)
     };
-    assert!(store.create_upload(upload.clone()).await.unwrap());
+    assert!(store.create_upload(upload.clone(), None).await.unwrap());
     assert_eq!(store.upload(repository.id, upload.id).await.unwrap(), Some(upload.clone()));
     assert_eq!(store.upload(other.id, upload.id).await.unwrap(), None, "it belongs to its repository");
     assert_eq!(store.upload(repository.id, Uuid::new_v4()).await.unwrap(), None);
     assert_eq!(store.open_uploads().await.unwrap(), 1);
 
     store.delete_repository(other.id, false, at(1)).await.unwrap();
-    assert!(!store.create_upload(new_upload(&other)).await.unwrap(), "the repository is gone");
+    assert!(!store.create_upload(new_upload(&other), None).await.unwrap(), "the repository is gone");
 }
 
-pub async fn a_chunk_is_one_compare_and_swap(store: Fixture) {
+/// A session that was just created.
+async fn begun(store: &Fixture) -> (Repository, Upload) {
     let repository = store.repository_named("app").await;
     let upload = new_upload(&repository);
-    store.create_upload(upload.clone()).await.unwrap();
+    assert!(store.create_upload(upload.clone(), None).await.unwrap());
+    (repository, upload)
+}
 
-    let attempts = (0..8_u64).map(|offset| {
+async fn stored(store: &Fixture, upload: &Upload) -> Upload {
+    store.upload(upload.repository, upload.id).await.unwrap().unwrap()
+}
+
+async fn claim(store: &Fixture, upload: &Upload, lease: Duration) -> Result<UploadClaim, UploadError> {
+    let version = stored(store, upload).await.version;
+    store.claim_upload(upload.id, version, Generation::random(), Timestamp::now(), lease).await
+}
+
+pub async fn a_session_is_claimed_once_at_a_time(store: Fixture) {
+    let (_, upload) = begun(&store).await;
+    let attempts = (0..8).map(|_| {
         let (store, id) = (store.handle(), upload.id);
-        tokio::spawn(async move { store.advance_upload(id, progress(1, offset)).await.map(|()| offset) })
+        tokio::spawn(async move { store.claim_upload(id, 0, Generation::random(), Timestamp::now(), MINUTE).await })
     });
-    let mut winners = Vec::new();
+    let mut winners = 0;
     for attempt in futures::future::join_all(attempts).await {
         match attempt.unwrap() {
-            Ok(offset) => winners.push(offset),
+            Ok(claim) => {
+                assert_eq!(claim, UploadClaim { version: 1, generation: upload.generation, takeover: false });
+                winners += 1;
+            }
             Err(error) => assert!(matches!(error, UploadError::Conflict), "{error:?}"),
         }
     }
-    assert_eq!(winners.len(), 1, "one request advances a version: {winners:?}");
-    let stored = store.upload(repository.id, upload.id).await.unwrap().unwrap();
-    assert_eq!(stored, Upload { progress: progress(1, winners[0]), ..upload });
-
-    let nowhere = store.advance_upload(Uuid::new_v4(), progress(1, 1)).await;
+    assert_eq!(winners, 1, "one request claims a version");
+    let again = claim(&store, &upload, MINUTE).await;
+    assert!(matches!(again, Err(UploadError::Conflict)), "{again:?}");
+    let nowhere = store.claim_upload(Uuid::new_v4(), 0, Generation::random(), Timestamp::now(), MINUTE).await;
     assert!(matches!(nowhere, Err(UploadError::NotFound)), "{nowhere:?}");
+
+    let claimed = new_upload(&store.repository_named("other").await);
+    store.create_upload(claimed.clone(), Some(MINUTE)).await.unwrap();
+    let again = store.claim_upload(claimed.id, 0, Generation::random(), claimed.started_at, MINUTE).await;
+    assert!(matches!(again, Err(UploadError::Conflict)), "one can be created claimed: {again:?}");
+    store.advance_upload(advance(claimed.id, 0, 10)).await.unwrap();
+}
+
+pub async fn a_claim_is_of_the_version_that_was_read(store: Fixture) {
+    let (_, upload) = begun(&store).await;
+    claim(&store, &upload, MINUTE).await.unwrap();
+    store.release_upload(upload.id, 1, true).await.unwrap();
+    let stale = store.claim_upload(upload.id, 0, Generation::random(), Timestamp::now(), MINUTE).await;
+    assert!(matches!(stale, Err(UploadError::Conflict)), "{stale:?}");
+}
+
+pub async fn a_claim_that_ended_cleanly_hands_its_generation_on(store: Fixture) {
+    let (_, upload) = begun(&store).await;
+    assert_eq!(claim(&store, &upload, MINUTE).await.unwrap().generation, upload.generation);
+    store.release_upload(upload.id, 1, true).await.unwrap();
+    let next = Generation::random();
+    let claimed = claim(&store, &upload, MINUTE).await.unwrap();
+    assert_eq!(claimed, UploadClaim { version: 2, generation: upload.generation, takeover: false });
+    let end = AdvanceUpload { generation: next, hold: None, ..advance(upload.id, 2, 10) };
+    store.advance_upload(end).await.unwrap();
+    assert_eq!(stored(&store, &upload).await.claimed_until, None);
+    let claimed = claim(&store, &upload, MINUTE).await.unwrap();
+    assert_eq!(claimed, UploadClaim { version: 3, generation: next, takeover: false });
+    assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
+}
+
+pub async fn a_claim_that_ran_out_is_taken_over_with_a_generation_of_its_own(store: Fixture) {
+    let (_, upload) = begun(&store).await;
+    claim(&store, &upload, OVER).await.unwrap();
+    let fresh = Generation::random();
+    let claimed = store.claim_upload(upload.id, 1, fresh, Timestamp::now(), MINUTE).await.unwrap();
+    assert_eq!(claimed, UploadClaim { version: 2, generation: fresh, takeover: true });
+    // So is one whose writer failed.
+    store.release_upload(upload.id, 2, false).await.unwrap();
+    let claimed = claim(&store, &upload, MINUTE).await.unwrap();
+    assert!(claimed.takeover && claimed.generation != fresh, "{claimed:?}");
+
+    let mut doomed: Vec<_> = deletions(&store).await.into_iter().map(|deletion| deletion.generation).collect();
+    let mut expected = [upload.generation, fresh];
+    doomed.sort();
+    expected.sort();
+    assert_eq!(doomed, expected, "what the losers wrote is deleted");
+}
+
+pub async fn what_lost_its_claim_neither_advances_nor_prolongs_nor_commits(store: Fixture) {
+    let (repository, upload) = begun(&store).await;
+    claim(&store, &upload, OVER).await.unwrap();
+    claim(&store, &upload, MINUTE).await.unwrap();
+    let advanced = store.advance_upload(advance(upload.id, 1, 10)).await;
+    assert!(matches!(advanced, Err(UploadError::Conflict)), "{advanced:?}");
+    let prolonged = store.prolong_upload(upload.id, 1, Timestamp::now(), MINUTE).await;
+    assert!(matches!(prolonged, Err(UploadError::Conflict)), "{prolonged:?}");
+    let committed = store.commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) }).await;
+    assert!(matches!(committed, Err(UploadError::Conflict)), "{committed:?}");
+    store.release_upload(upload.id, 1, true).await.unwrap();
+    assert!(stored(&store, &upload).await.claimed_until.is_some(), "the other claim is untouched");
+    assert!(!store.has_blob(&repository, &digest("layer")).await);
+
+    store.cancel_upload(repository.id, upload.id, None, at(0)).await.unwrap();
+    let advanced = store.advance_upload(advance(upload.id, 2, 10)).await;
+    assert!(matches!(advanced, Err(UploadError::NotFound)), "{advanced:?}");
+    let prolonged = store.prolong_upload(upload.id, 2, Timestamp::now(), MINUTE).await;
+    assert!(matches!(prolonged, Err(UploadError::NotFound)), "{prolonged:?}");
+}
+
+pub async fn a_claim_that_ran_out_holds_until_it_is_taken_over(store: Fixture) {
+    let (_, upload) = begun(&store).await;
+    claim(&store, &upload, OVER).await.unwrap();
+    store.prolong_upload(upload.id, 1, Timestamp::now(), MINUTE).await.unwrap();
+    let other = claim(&store, &upload, MINUTE).await;
+    assert!(matches!(other, Err(UploadError::Conflict)), "{other:?}");
+    store.advance_upload(AdvanceUpload { hold: Some(OVER), ..advance(upload.id, 1, 10) }).await.unwrap();
+    assert_eq!(
+        store.commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) }).await.unwrap(),
+        Committed::New
+    );
 }
 
 pub async fn an_acknowledged_chunk_survives_a_restart(mut store: Fixture) {
-    let repository = store.repository_named("app").await;
-    let upload = new_upload(&repository);
-    store.create_upload(upload.clone()).await.unwrap();
-    store.advance_upload(upload.id, progress(1, 70)).await.unwrap();
+    let (_, upload) = begun(&store).await;
+    claim(&store, &upload, MINUTE).await.unwrap();
+    store.advance_upload(AdvanceUpload { hold: None, ..advance(upload.id, 1, 70) }).await.unwrap();
     store.reopen().await;
-    let stored = store.upload(repository.id, upload.id).await.unwrap().unwrap();
-    assert_eq!(stored.progress, progress(1, 70));
-    store.advance_upload(upload.id, progress(2, 90)).await.unwrap();
+    assert_eq!(stored(&store, &upload).await.progress, progress(70));
+    claim(&store, &upload, MINUTE).await.unwrap();
 }
 
 pub async fn a_commit_makes_a_blob_and_ends_the_session(mut store: Fixture) {
-    let repository = store.repository_named("app").await;
-    let upload = new_upload(&repository);
-    store.create_upload(upload.clone()).await.unwrap();
-    store.advance_upload(upload.id, progress(1, 42)).await.unwrap();
-    let commit = CommitUpload { version: 1, size: 42, ..commit(upload.id, &digest("layer")) };
+    let (repository, upload) = begun(&store).await;
+    claim(&store, &upload, MINUTE).await.unwrap();
+    let commit = CommitUpload { version: 1, ..commit(&upload, &digest("layer")) };
     assert_eq!(store.commit_upload(commit.clone()).await.unwrap(), Committed::New);
     store.reopen().await;
 
-    let Lookup::Found(blob) = store.find_blob(&account(), &repository.name, &digest("layer")).await.unwrap() else {
-        panic!("the blob is found");
-    };
-    assert_eq!((blob.size, blob.generation), (42, upload.generation));
+    let bytes = store.bytes_of(&repository, &digest("layer")).await;
+    assert_eq!(bytes, (BlobKey::plain(upload.generation, 100), false));
     assert_eq!(store.upload(repository.id, upload.id).await.unwrap(), None);
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
     let again = store.commit_upload(commit).await;
     assert!(matches!(again, Err(UploadError::NotFound)), "{again:?}");
 }
 
-pub async fn a_commit_of_a_stale_version_changes_nothing(store: Fixture) {
+pub async fn a_commit_names_how_the_bytes_are_stored(store: Fixture) {
     let repository = store.repository_named("app").await;
-    let upload = new_upload(&repository);
-    store.create_upload(upload.clone()).await.unwrap();
-    store.advance_upload(upload.id, progress(1, 42)).await.unwrap();
-    let stale = store.commit_upload(commit(upload.id, &digest("layer"))).await;
+    let key = Some(KeyReference { id: "a key".into(), wrapped: vec![0, 255] });
+    let upload = Upload { key: key.clone(), ..new_upload(&repository) };
+    store.create_upload(upload.clone(), None).await.unwrap();
+    let elsewhere = Generation::random();
+    let sealed = Sealed { stored_size: 116, ..sealed(elsewhere) };
+    store.commit_upload(CommitUpload { sealed, ..commit(&upload, &digest("layer")) }).await.unwrap();
+    let (bytes, _) = store.bytes_of(&repository, &digest("layer")).await;
+    assert_eq!(bytes, BlobKey { generation: elsewhere, size: 100, stored_size: 116, key });
+}
+
+pub async fn a_commit_of_a_stale_version_changes_nothing(store: Fixture) {
+    let (repository, upload) = begun(&store).await;
+    claim(&store, &upload, MINUTE).await.unwrap();
+    let stale = store.commit_upload(commit(&upload, &digest("layer"))).await;
     assert!(matches!(stale, Err(UploadError::Conflict)), "{stale:?}");
     assert!(!store.has_blob(&repository, &digest("layer")).await);
     assert!(store.upload(repository.id, upload.id).await.unwrap().is_some());
 }
 
+/// What is to be deleted, whenever.
 async fn deletions(store: &Fixture) -> Vec<DeleteGeneration> {
+    deletions_due(store, Timestamp::now() + 24.hours()).await
+}
+
+async fn deletions_due(store: &Fixture, now: Timestamp) -> Vec<DeleteGeneration> {
     let mut deletions = Vec::new();
-    while let Some(job) = store.claim_job(&[DeleteGeneration::KIND], at(1000), MINUTE).await.unwrap() {
-        assert_eq!(job.key, DeleteGeneration::parse(&job.payload).unwrap().generation.to_string());
-        deletions.push(DeleteGeneration::parse(&job.payload).unwrap());
+    while let Some(job) = store.claim_job(&[DeleteGeneration::KIND], now, MINUTE * 10_000).await.unwrap() {
+        let deletion = DeleteGeneration::parse(&job.payload).unwrap();
+        assert_eq!(job.key, deletion.generation.to_string());
+        deletions.push(deletion);
     }
     deletions
 }
@@ -102,18 +215,68 @@ pub async fn bytes_that_the_registry_has_are_shared_and_the_copy_is_deleted(stor
     assert_eq!(store.commit(&first, &digest("layer"), at(0)).await, Committed::New);
 
     let copy = new_upload(&second);
-    store.create_upload(copy.clone()).await.unwrap();
-    assert_eq!(store.commit_upload(commit(copy.id, &digest("layer"))).await.unwrap(), Committed::Shared);
+    store.create_upload(copy.clone(), None).await.unwrap();
+    assert_eq!(store.commit_intact(commit(&copy, &digest("layer"))).await.unwrap(), Committed::Shared);
     assert!(store.has_blob(&second, &digest("layer")).await);
-    // The copy was finished: there is nothing half written to give up.
-    let finished = |upload: &Upload| DeleteGeneration { generation: upload.generation, writer: WriterState::default() };
-    assert_eq!(deletions(&store).await, [finished(&copy)]);
+    assert_eq!(deletions(&store).await, [DeleteGeneration::of(copy.generation)]);
 
     let again = new_upload(&first);
-    store.create_upload(again.clone()).await.unwrap();
-    assert_eq!(store.commit_upload(commit(again.id, &digest("layer"))).await.unwrap(), Committed::AlreadyInRepository);
-    assert_eq!(deletions(&store).await, [finished(&again)]);
+    store.create_upload(again.clone(), None).await.unwrap();
+    let committed = store.commit_intact(commit(&again, &digest("layer"))).await.unwrap();
+    assert_eq!(committed, Committed::AlreadyInRepository);
+    assert_eq!(deletions(&store).await, [DeleteGeneration::of(again.generation)]);
     assert_eq!(store.open_uploads().await.unwrap(), 0);
+}
+
+pub async fn a_blob_that_is_there_is_linked_only_after_a_look_at_it(store: Fixture) {
+    let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
+    store.commit(&first, &digest("layer"), at(0)).await;
+    let (there, _) = store.bytes_of(&first, &digest("layer")).await;
+    for repository in [&first, &second] {
+        let upload = new_upload(repository);
+        store.create_upload(upload.clone(), None).await.unwrap();
+        let another = Some(KnownBlob { generation: Generation::random(), intact: true });
+        for known in [None, another] {
+            let commit = CommitUpload { known, ..commit(&upload, &digest("layer")) };
+            match store.commit_upload(commit).await {
+                Err(UploadError::Unchecked(bytes)) => assert_eq!(bytes, there),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(stored(&store, &upload).await, upload, "nothing was written");
+    }
+    assert!(!store.has_blob(&second, &digest("layer")).await);
+    assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
+}
+
+pub async fn a_blob_that_is_damaged_gets_the_new_bytes_for_all_repositories(store: Fixture) {
+    let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
+    let third = store.repository_named("third").await;
+    for pusher in [&first, &second, &third] {
+        store.commit(&first, &digest("layer"), at(0)).await;
+        store.commit(&second, &digest("layer"), at(0)).await;
+        deletions(&store).await;
+        let (damaged, _) = store.bytes_of(&first, &digest("layer")).await;
+        store.set_blob_damaged(damaged.generation, Some(at(1))).await.unwrap();
+        let upload = new_upload(pusher);
+        store.create_upload(upload.clone(), None).await.unwrap();
+        let known = Some(KnownBlob { generation: damaged.generation, intact: false });
+        let commit = CommitUpload { known, ..commit(&upload, &digest("layer")) };
+        assert_eq!(store.commit_upload(commit).await.unwrap(), Committed::Healed);
+        for repository in [&first, &second, pusher] {
+            let bytes = store.bytes_of(repository, &digest("layer")).await;
+            assert_eq!(bytes, (BlobKey::plain(upload.generation, 100), false));
+        }
+        assert_eq!(deletions(&store).await, [DeleteGeneration::of(damaged.generation)]);
+    }
+}
+
+pub async fn what_was_written_on_the_way_is_deleted_after_the_commit(store: Fixture) {
+    let (_, upload) = begun(&store).await;
+    let leftover = vec![Generation::random()];
+    let sealed = Sealed { leftover: leftover.clone(), ..sealed(upload.generation) };
+    store.commit_upload(CommitUpload { sealed, ..commit(&upload, &digest("layer")) }).await.unwrap();
+    assert_eq!(deletions(&store).await, [DeleteGeneration::of(leftover[0])]);
 }
 
 pub async fn bytes_are_not_shared_across_registries_or_keys(store: Fixture) {
@@ -133,9 +296,8 @@ pub async fn the_same_digest_committed_at_once_makes_one_blob(store: Fixture) {
     let mut commits = Vec::new();
     for turn in 0..12 {
         let upload = new_upload(if turn % 2 == 0 { &first } else { &second });
-        store.create_upload(upload.clone()).await.unwrap();
-        let handle = store.handle();
-        commits.push(tokio::spawn(async move { handle.commit_upload(commit(upload.id, &digest("layer"))).await }));
+        store.create_upload(upload.clone(), None).await.unwrap();
+        commits.push(tokio::spawn(commit_intact(store.handle(), commit(&upload, &digest("layer")))));
     }
     let outcomes: Vec<_> =
         futures::future::join_all(commits).await.into_iter().map(|done| done.unwrap().unwrap()).collect();
@@ -146,25 +308,59 @@ pub async fn the_same_digest_committed_at_once_makes_one_blob(store: Fixture) {
 }
 
 pub async fn cancelling_hands_the_generation_to_a_job(store: Fixture) {
-    let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
-    let upload = new_upload(&repository);
-    store.create_upload(upload.clone()).await.unwrap();
-    assert!(!store.cancel_upload(other.id, upload.id, at(1)).await.unwrap(), "it belongs to another repository");
-    assert!(store.cancel_upload(repository.id, upload.id, at(1)).await.unwrap());
-    assert!(!store.cancel_upload(repository.id, upload.id, at(1)).await.unwrap());
+    let (repository, upload) = begun(&store).await;
+    let other = store.repository_named("other").await;
+    let cancel =
+        async |repository: &Repository| store.cancel_upload(repository.id, upload.id, None, at(1)).await.unwrap();
+    assert!(!cancel(&other).await, "it belongs to another repository");
+    assert!(cancel(&repository).await);
+    assert!(!cancel(&repository).await);
     assert_eq!(store.upload(repository.id, upload.id).await.unwrap(), None);
     let expected = DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
-    assert_eq!(deletions(&store).await, [expected]);
+    assert_eq!(deletions_due(&store, at(1)).await, [expected]);
+}
+
+pub async fn what_a_claim_may_still_write_is_deleted_only_after_its_end(store: Fixture) {
+    for how in ["cancel", "delete"] {
+        let repository = store.repository_named(how).await;
+        let upload = new_upload(&repository);
+        store.create_upload(upload.clone(), None).await.unwrap();
+        claim(&store, &upload, MINUTE).await.unwrap();
+        let until = stored(&store, &upload).await.claimed_until.unwrap();
+        let now = Timestamp::now();
+        match how {
+            "cancel" => assert!(store.cancel_upload(repository.id, upload.id, None, now).await.unwrap()),
+            _ => {
+                store.delete_repository(repository.id, false, now).await.unwrap();
+                while !store.empty_repository(repository.id, 100, now).await.unwrap() {}
+            }
+        }
+        assert_eq!(deletions_due(&store, until).await, [], "{how}: it may still be written to");
+        assert_eq!(deletions_due(&store, until + LATE_WRITE).await.len(), 1, "{how}");
+    }
+}
+
+pub async fn a_holder_cancels_its_own_claim_only(store: Fixture) {
+    let (repository, upload) = begun(&store).await;
+    claim(&store, &upload, OVER).await.unwrap();
+    let claimed = claim(&store, &upload, MINUTE).await.unwrap();
+    deletions(&store).await;
+    let now = Timestamp::now();
+    assert!(!store.cancel_upload(repository.id, upload.id, Some(1), now).await.unwrap(), "it was taken over");
+    assert!(store.cancel_upload(repository.id, upload.id, Some(2), now).await.unwrap());
+    let due = deletions_due(&store, now).await;
+    assert_eq!(due.len(), 1, "nothing of it is on its way");
+    assert_eq!(due[0].generation, claimed.generation);
 }
 
 pub async fn stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked(store: Fixture) {
     let repository = store.repository_named("app").await;
     let mut ids = Vec::new();
     for age in [30, 10, 20] {
-        let progress = UploadProgress { updated_at: at(age), ..progress(0, 0) };
+        let progress = UploadProgress { updated_at: at(age), ..progress(0) };
         let upload = Upload { progress, ..new_upload(&repository) };
         ids.push(upload.id);
-        store.create_upload(upload).await.unwrap();
+        store.create_upload(upload, None).await.unwrap();
     }
     let left = async || {
         let mut left = Vec::new();
@@ -180,4 +376,25 @@ pub async fn stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked(sto
     assert_eq!(store.cancel_stale_uploads(at(30), at(40), 10).await.unwrap(), 1);
     assert_eq!(left().await, [30], "a chunk that came at that very moment is not stale");
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 2);
+}
+
+pub async fn a_session_that_no_client_knows_goes_when_its_claim_ran_out(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let now = Timestamp::now();
+    let mut ids = Vec::new();
+    for (announced, lease) in [(false, OVER), (false, MINUTE * 60), (true, OVER)] {
+        let progress = UploadProgress { updated_at: now, ..progress(0) };
+        let upload = Upload { announced, started_at: now, progress, ..new_upload(&repository) };
+        ids.push(upload.id);
+        store.create_upload(upload, Some(lease)).await.unwrap();
+    }
+    assert_eq!(store.cancel_stale_uploads(now, now, 10).await.unwrap(), 0, "its writer may only be slow");
+    let later = now + LATE_WRITE + 10.seconds();
+    assert_eq!(store.cancel_stale_uploads(now, later, 10).await.unwrap(), 1);
+    for (id, left) in ids.iter().zip([false, true, true]) {
+        assert_eq!(store.upload(repository.id, *id).await.unwrap().is_some(), left);
+    }
+    // However old, what is being written to stays.
+    assert_eq!(store.cancel_stale_uploads(now + 1.hours(), now, 10).await.unwrap(), 1);
+    assert!(store.upload(repository.id, ids[1]).await.unwrap().is_some());
 }

@@ -133,6 +133,11 @@ impl Repository {
         name
     }
 
+    /// The same client of another replica.
+    pub fn at(&self, url: &str) -> Self {
+        Self { base: url.to_owned(), ..self.clone() }
+    }
+
     /// The same client with another repository.
     pub async fn sibling(&self) -> Self {
         Self { name: self.another().await, ..self.clone() }

@@ -23,6 +23,7 @@ mod access;
 pub mod client;
 mod discovery;
 pub mod images;
+mod integrity;
 mod management;
 mod manifests;
 mod pull;

@@ -1,34 +1,31 @@
 //! Blobs in a folder: one file per generation, written once at its final place, read from the page cache without leaving
 //! the async thread where the kernel allows it.
 //!
-//! One process uses a folder at a time. Everything that may wait for the disk runs on blocking threads.
+//! Everything that may wait for the disk runs on blocking threads.
 
 mod buffers;
 mod read;
+mod state;
 mod write;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
 use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
-use tokio::sync::OwnedMutexGuard;
 
 use self::buffers::Buffers;
-use super::{BlobReader, BlobWriter, Blobs, Generation, WriterState};
+use self::state::Progress;
+use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Sealed, UploadKey, WriterState};
 use crate::store::disk::Disk;
 use crate::store::{StoreError, StoreResult};
-
-/// How long a new writer waits for an earlier one of the same generation to let go.
-const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Blobs in a folder of this machine.
 #[derive(Clone)]
@@ -45,9 +42,6 @@ struct Folder {
     writers: Arc<AtomicUsize>,
     /// Shared with each open reader, which counts them.
     readers: Arc<()>,
-    /// Who may write a generation. Dropping a writer leaves its last batch on its way to the disk; the next writer must not
-    /// begin before that has landed, or old bytes would land on top of newer ones.
-    turns: Mutex<HashMap<Generation, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl FolderBlobs {
@@ -73,7 +67,6 @@ impl FolderBlobs {
             disk,
             writers: Arc::default(),
             readers: Arc::default(),
-            turns: Mutex::default(),
         })))
     }
 }
@@ -106,25 +99,54 @@ impl fmt::Debug for FolderBlobs {
 impl Blobs for FolderBlobs {
     async fn writer(
         &self,
-        generation: Generation,
+        key: &UploadKey,
         offset: u64,
-        _state: &WriterState,
+        state: &WriterState,
+        handover: Handover,
     ) -> StoreResult<Box<dyn BlobWriter>> {
-        let turn = self.0.turn(generation).await?;
-        Ok(Box::new(write::FolderWriter::open(Arc::clone(&self.0), generation, offset, turn).await?))
+        let fresh = key.as_stored()?;
+        let progress = Progress::decode(state)?;
+        Ok(Box::new(write::FolderWriter::open(Arc::clone(&self.0), fresh, offset, progress, handover).await?))
     }
 
-    async fn read(&self, generation: Generation, size: u64, range: Range<u64>) -> StoreResult<BlobReader> {
-        let reader = read::FolderReader::open(Arc::clone(&self.0), generation, size, range).await?;
+    async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {
+        let Progress { file: Some(file), stale } = Progress::decode(state)? else { return Ok(None) };
+        let whole = self.stored_size(file).await? == Some(size);
+        Ok(whole.then(|| Sealed {
+            generation: file,
+            stored_size: size,
+            leftover: stale.into_iter().collect(),
+            recovered: false,
+        }))
+    }
+
+    async fn read(&self, key: &BlobKey, range: Range<u64>) -> StoreResult<BlobReader> {
+        let generation = key.as_stored()?;
+        let reader = read::FolderReader::open(Arc::clone(&self.0), generation, key.size, range).await?;
         Ok(reader.boxed())
     }
 
-    async fn delete(&self, generation: Generation, _state: &WriterState) -> StoreResult<()> {
+    async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
         let folder = Arc::clone(&self.0);
-        blocking(move || folder.delete(generation)).await?.map_err(|e| failed("delete", &generation.path(), e))
+        let looked = blocking(move || rustix::fs::statat(&folder.root, generation.path(), AtFlags::empty())).await?;
+        match looked {
+            Ok(found) => Ok(Some(u64::try_from(found.st_size).unwrap_or_default())),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(failed("look at", &generation.path(), e.into())),
+        }
     }
 
-    async fn presigned_url(&self, _generation: Generation, _valid_for: Duration) -> StoreResult<Option<String>> {
+    async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()> {
+        let Progress { file, stale } = Progress::decode(state)?;
+        let folder = Arc::clone(&self.0);
+        blocking(move || {
+            [Some(generation), file, stale].into_iter().flatten().try_for_each(|generation| folder.delete(generation))
+        })
+        .await?
+        .map_err(|e| failed("delete", &generation.path(), e))
+    }
+
+    async fn presigned_url(&self, _key: &BlobKey, _valid_for: Duration) -> StoreResult<Option<String>> {
         Ok(None)
     }
 
@@ -147,22 +169,6 @@ impl Blobs for FolderBlobs {
 }
 
 impl Folder {
-    /// Waits until no writer of `generation` is left, its last batch included.
-    async fn turn(&self, generation: Generation) -> StoreResult<OwnedMutexGuard<()>> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| turn.strong_count() > 0);
-            turns.get(&generation).and_then(Weak::upgrade).unwrap_or_else(|| {
-                let turn = Arc::default();
-                turns.insert(generation, Arc::downgrade(&turn));
-                turn
-            })
-        };
-        tokio::time::timeout(TURN_PATIENCE, turn.lock_owned()).await.map_err(|_| {
-            StoreError::Unavailable(format!("generation {generation} is still being written by another request"))
-        })
-    }
-
     fn open(&self, generation: Generation, flags: OFlags) -> io::Result<File> {
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = rustix::fs::openat(&self.root, generation.path(), flags | OFlags::CLOEXEC, mode)?;

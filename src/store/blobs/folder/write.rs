@@ -1,18 +1,21 @@
 //! Writing: frames are gathered into batches; one batch is on its way to the file on a blocking thread while the caller
 //! hashes the next. Memory is two batches per writer, and the batches shrink as writers become many.
+//!
+//! A file is appended to by one writer after the other, each of which has ended before the next begins. After a takeover
+//! that is not certain: what was acknowledged is copied to a file of the new claim, and the old one is left to its writer.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
-use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 
+use super::state::Progress;
 use super::{Folder, blocking, failed};
-use crate::store::{BlobWriter, Generation, StoreError, StoreResult, WriterState};
+use crate::store::{BlobWriter, Generation, Handover, Sealed, StoreError, StoreResult, WriterState};
 
 /// The largest and smallest batch in bytes, and what the batches being gathered should stay within together.
 const BATCH: usize = 512 * 1024;
@@ -35,11 +38,15 @@ pub(super) struct FolderWriter {
     sink: Sink,
     early: EarlySync,
     generation: Generation,
+    /// What the row names as not needed any more: gone before the next checkpoint.
+    stale: Option<Generation>,
+    /// What this writer has replaced since.
+    replaced: Option<Generation>,
     share: Share,
 }
 
 /// Where the file is: here, or with the blocking thread that works on it. Dropping the writer leaves a batch on its way to
-/// land; the turn goes with it.
+/// land.
 enum Sink {
     Here(Box<Target>),
     Working(JoinHandle<(Box<Target>, io::Result<()>)>),
@@ -48,19 +55,26 @@ enum Sink {
 }
 
 impl FolderWriter {
+    /// Goes on at `offset`: in the file that `progress` names, or in a new one at `fresh`.
     pub(super) async fn open(
         folder: Arc<Folder>,
-        generation: Generation,
+        fresh: Generation,
         offset: u64,
-        turn: OwnedMutexGuard<()>,
+        progress: Progress,
+        handover: Handover,
     ) -> StoreResult<Self> {
         let share = Share::of(&folder.writers);
-        let mut target = Target { folder, generation, file: None, offset, named: offset > 0, _turn: turn };
+        let Progress { file, stale } = progress;
+        let held = file.unwrap_or(fresh);
+        let copied = handover == Handover::Takeover && offset > 0 && held != fresh;
+        let generation = if offset == 0 || copied { fresh } else { held };
+        let named = offset > 0 && !copied;
+        let mut target = Target { folder, generation, file: None, offset, named };
         if offset > 0 {
-            let path = generation.path();
+            let path = held.path();
             let found;
             (target, found) = blocking(move || {
-                let found = target.open_existing();
+                let found = if copied { target.copy_of(held) } else { target.open_existing() };
                 (target, found)
             })
             .await?;
@@ -82,6 +96,8 @@ impl FolderWriter {
             sink: Sink::Here(Box::new(target)),
             early: EarlySync { from: offset, running: None },
             generation,
+            stale,
+            replaced: copied.then_some(held),
             share,
         })
     }
@@ -121,13 +137,14 @@ impl FolderWriter {
         Ok(())
     }
 
-    /// Everything written is in the file and on the disk, cut to its end when `cut`.
-    async fn make_durable(&mut self, cut: bool) -> StoreResult<()> {
+    /// Everything written is in the file and on the disk, cut to its end; returns that, in bytes.
+    async fn make_durable(&mut self) -> StoreResult<u64> {
         self.early.settle(self.generation).await?;
-        self.hand_over(move |target| target.make_durable(cut)).await?;
+        self.hand_over(Target::make_durable).await?;
         let target = self.settle().await?;
+        let end = target.offset;
         self.sink = Sink::Here(target);
-        Ok(())
+        Ok(end)
     }
 }
 
@@ -147,13 +164,32 @@ impl BlobWriter for FolderWriter {
         self.hand_over(|_| Ok(())).await
     }
 
-    async fn checkpoint(&mut self) -> StoreResult<WriterState> {
-        self.make_durable(false).await?;
-        Ok(WriterState::default())
+    async fn checkpoint(&mut self, _next: Generation) -> StoreResult<WriterState> {
+        let target = self.settle().await?;
+        let (folder, nothing) = (Arc::clone(&target.folder), target.offset == 0 && self.batch.len == 0);
+        self.sink = Sink::Here(target);
+        if nothing {
+            // Not even a file, of which no row would know.
+            return Ok(WriterState::default());
+        }
+        self.make_durable().await?;
+        if let Some(stale) = self.stale.take() {
+            blocking(move || folder.delete(stale)).await?.map_err(|e| failed("delete", &stale.path(), e))?;
+        }
+        self.stale = self.replaced.take();
+        Progress { file: Some(self.generation), stale: self.stale }.encode()
     }
 
-    async fn finish(mut self: Box<Self>) -> StoreResult<()> {
-        self.make_durable(true).await
+    async fn finish(mut self: Box<Self>) -> StoreResult<Sealed> {
+        let stored_size = self.make_durable().await?;
+        let leftover = self.stale.take().into_iter().chain(self.replaced.take()).collect();
+        Ok(Sealed { generation: self.generation, stored_size, leftover, recovered: false })
+    }
+
+    async fn abandon(mut self: Box<Self>) {
+        // What fails here was to be given up anyway.
+        let _ = self.early.settle(self.generation).await;
+        let _ = self.settle().await;
     }
 }
 
@@ -199,8 +235,6 @@ struct Target {
     offset: u64,
     /// Whether the file's name is durable.
     named: bool,
-    /// Released when the last work on this file has ended.
-    _turn: OwnedMutexGuard<()>,
 }
 
 impl Target {
@@ -212,11 +246,20 @@ impl Target {
         Ok(len)
     }
 
+    /// Begins this file with the acknowledged bytes of another, as far as that one has them; returns how many there are.
+    fn copy_of(&mut self, other: Generation) -> io::Result<u64> {
+        let source = self.folder.open(other, OFlags::RDONLY)?;
+        let copy = self.file()?;
+        // By the kernel, which shares the blocks where the file system can.
+        io::copy(&mut source.take(self.offset), &mut &*copy)
+    }
+
     fn file(&mut self) -> io::Result<Arc<File>> {
         if let Some(file) = &self.file {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(self.folder.open(self.generation, OFlags::RDWR | OFlags::CREATE)?);
+        // EXCL: what is there already was written by somebody else.
+        let file = Arc::new(self.folder.open(self.generation, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
         self.file = Some(Arc::clone(&file));
         Ok(file)
     }
@@ -244,10 +287,10 @@ impl Target {
         Ok(())
     }
 
-    fn make_durable(&mut self, cut: bool) -> io::Result<()> {
+    fn make_durable(&mut self) -> io::Result<()> {
         let file = self.file()?;
-        // A crash may have left more than was acknowledged, of which nothing may show up in a finished blob.
-        if cut && file.metadata()?.len() != self.offset {
+        // A writer before may have left more than was acknowledged, of which nothing may show up in a finished blob.
+        if file.metadata()?.len() != self.offset {
             file.set_len(self.offset)?;
         }
         file.sync_data()?;

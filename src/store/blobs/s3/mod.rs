@@ -1,5 +1,8 @@
 //! Blobs in an S3 bucket: one object per generation, written by one PUT or as a multipart upload, read by range.
 //!
+//! Every object is written once: one PUT by the claim that has its generation, or one multipart upload, which names its own
+//! parts by their entity tags when it ends. So nothing here relies on conditional writes, which not every server has.
+//!
 //! Parts of a multipart upload that a crash orphaned before anything remembered it stay until the bucket's own lifecycle
 //! rule (AbortIncompleteMultipartUpload) removes them: a bucket wants one, of a week or longer than uploads may last.
 
@@ -25,8 +28,8 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 
 use self::admission::Admission;
 use self::failure::{Missing, failed};
-use self::state::Progress;
-use super::{BlobReader, BlobWriter, Blobs, Generation, WriterState};
+use self::state::{Progress, Tail};
+use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Sealed, UploadKey, WriterState};
 use crate::store::{StoreError, StoreResult};
 
 /// How long the bucket may take to answer whether it is there.
@@ -106,16 +109,34 @@ impl fmt::Debug for S3Blobs {
 impl Blobs for S3Blobs {
     async fn writer(
         &self,
-        generation: Generation,
+        key: &UploadKey,
         offset: u64,
         state: &WriterState,
+        _handover: Handover,
     ) -> StoreResult<Box<dyn BlobWriter>> {
-        let progress = Progress::decode(state, offset)?;
-        let path = self.0.path(generation);
-        Ok(Box::new(write::S3Writer::open(Arc::clone(&self.0), path, progress).await?))
+        let fresh = key.as_stored()?;
+        let progress = Progress::decode(state, fresh)?;
+        if progress.len() != offset {
+            let held = progress.len();
+            let told = format!("an upload's state holds {held} bytes, of which {offset} were acknowledged");
+            return Err(StoreError::Inconsistent(told));
+        }
+        Ok(Box::new(write::S3Writer::open(Arc::clone(&self.0), fresh, progress).await?))
     }
 
-    async fn read(&self, generation: Generation, size: u64, range: Range<u64>) -> StoreResult<BlobReader> {
+    async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {
+        let Ok(progress) = Progress::decode(state, Generation::random()) else { return Ok(None) };
+        let Progress { multipart: None, tail: Some(Tail::Saved { generation, len }), stale } = progress else {
+            return Ok(None);
+        };
+        if len != size || self.stored_size(generation).await? != Some(size) {
+            return Ok(None);
+        }
+        Ok(Some(Sealed { generation, stored_size: size, leftover: stale, recovered: false }))
+    }
+
+    async fn read(&self, key: &BlobKey, range: Range<u64>) -> StoreResult<BlobReader> {
+        let (generation, size) = (key.as_stored()?, key.size);
         if range.start > range.end || range.end > size {
             return Err(StoreError::Backend(format!("range {range:?} is not within {size} bytes").into()));
         }
@@ -142,19 +163,37 @@ impl Blobs for S3Blobs {
         Ok(found.into_stream().map_err(failed).boxed())
     }
 
-    async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()> {
-        let path = self.0.path(generation);
-        if let Some(id) = Progress::multipart_id(state) {
-            self.0.gone(self.0.client.abort_multipart(&path, &id).await).await?;
-        }
-        self.0.gone(self.0.client.delete(&path).await).await
+    async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
+        Ok(self.0.look(&self.0.path(generation)).await?.map(|found| found.size))
     }
 
-    async fn presigned_url(&self, generation: Generation, valid_for: Duration) -> StoreResult<Option<String>> {
-        if !self.0.redirect {
+    async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()> {
+        let Progress { multipart, tail, stale } = Progress::decode(state, generation)?;
+        let mut doomed = stale;
+        doomed.push(generation);
+        if !generation.is_tail() {
+            doomed.push(generation.tail());
+        }
+        if let Some(multipart) = multipart {
+            let path = self.0.path(multipart.generation);
+            self.0.gone(self.0.client.abort_multipart(&path, &multipart.id).await).await?;
+            doomed.push(multipart.generation);
+        }
+        if let Some(Tail::Saved { generation, .. }) = tail {
+            doomed.push(generation);
+        }
+        for generation in doomed {
+            self.0.delete(generation).await?;
+        }
+        Ok(())
+    }
+
+    async fn presigned_url(&self, key: &BlobKey, valid_for: Duration) -> StoreResult<Option<String>> {
+        if !self.0.redirect || key.key.is_some() {
             return Ok(None);
         }
-        let url = self.0.client.signed_url(Method::GET, &self.0.path(generation), valid_for).await.map_err(failed)?;
+        let path = self.0.path(key.generation);
+        let url = self.0.client.signed_url(Method::GET, &path, valid_for).await.map_err(failed)?;
         Ok(Some(url.into()))
     }
 
@@ -221,6 +260,10 @@ impl Bucket {
             Missing::Something => self.ready().await,
             Missing::Nothing => Err(failed(error)),
         }
+    }
+
+    async fn delete(&self, generation: Generation) -> StoreResult<()> {
+        self.gone(self.client.delete(&self.path(generation)).await).await
     }
 }
 

@@ -1,12 +1,12 @@
-//! What is remembered of a half-written object, as bytes: a line of JSON, then the bytes that do not fill a part yet. Pure.
+//! What is remembered of a half-written object, as JSON. Pure.
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{StoreError, StoreResult, WriterState};
+use crate::store::{Generation, StoreError, StoreResult, WriterState};
 
 /// The size of every part but the last, in bytes. The same for all, which some servers insist on; at least 5 MiB and at
 /// most 10,000 parts are S3's own limits, and ECR's largest layer (52,000 MiB) fits. Small, because what does not fill a
-/// part is kept in the upload's row.
+/// part is written, read and written again.
 pub(super) const PART: u64 = 6 * 1024 * 1024;
 /// How many parts an object may have.
 pub(super) const MOST_PARTS: usize = 10_000;
@@ -17,19 +17,75 @@ pub(super) struct Progress {
     /// The multipart upload, from the first full part on.
     pub(super) multipart: Option<Multipart>,
     /// The bytes after its last part.
-    pub(super) tail: Vec<u8>,
+    pub(super) tail: Option<Tail>,
+    /// Objects that were replaced.
+    pub(super) stale: Vec<Generation>,
 }
 
 /// A multipart upload and its parts so far.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Multipart {
+    /// Where its object will be.
+    pub(super) generation: Generation,
     /// Its id.
     pub(super) id: String,
-    /// Its parts' entity tags, in order.
+    /// Its parts' entity tags, in order. Naming them at the end keeps out what others wrote in their place.
     pub(super) parts: Vec<String>,
-    /// Which finished object it is going to replace: that one does not tell that this upload is finished.
+    /// Some parts were copied from an object whose bytes are not known to be the upload's.
+    pub(super) recovered: bool,
+}
+
+/// The bytes that do not fill a part yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Tail {
+    /// They are an object.
+    Saved {
+        /// Where.
+        generation: Generation,
+        /// How many they are.
+        len: u64,
+    },
+    /// They were in the state itself, as earlier versions wrote it.
+    Inline(Vec<u8>),
+}
+
+impl Tail {
+    /// How many bytes they are.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Saved { len, .. } => *len,
+            Self::Inline(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+/// The wire form. Earlier versions wrote the multipart upload alone, a line feed, and the tail's bytes.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) replaces: Option<String>,
+    multipart: Option<StoredMultipart>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tail: Option<StoredTail>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stale: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredMultipart {
+    /// The row's own generation where it is not said, as in earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    generation: Option<String>,
+    id: String,
+    parts: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    recovered: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredTail {
+    generation: String,
+    len: u64,
 }
 
 impl Progress {
@@ -37,37 +93,60 @@ impl Progress {
         if *self == Self::default() {
             return Ok(WriterState::default());
         }
-        let mut bytes = serde_json::to_vec(&self.multipart).map_err(|e| StoreError::Backend(Box::new(e)))?;
-        bytes.push(b'\n');
-        bytes.extend_from_slice(&self.tail);
-        Ok(WriterState(bytes))
+        let multipart = self.multipart.as_ref().map(|Multipart { generation, id, parts, recovered }| StoredMultipart {
+            generation: Some(generation.to_string()),
+            id: id.clone(),
+            parts: parts.clone(),
+            recovered: *recovered,
+        });
+        let tail = match &self.tail {
+            None => None,
+            Some(Tail::Saved { generation, len }) => Some(StoredTail { generation: generation.to_string(), len: *len }),
+            Some(Tail::Inline(_)) => {
+                return Err(StoreError::Backend("bytes of a blob do not belong into the database".into()));
+            }
+        };
+        let stale = self.stale.iter().map(ToString::to_string).collect();
+        let stored = serde_json::to_vec(&Stored { multipart, tail, stale });
+        stored.map(WriterState).map_err(|e| StoreError::Backend(Box::new(e)))
     }
 
-    /// The progress behind `state`, which must amount to `offset` bytes.
-    pub(super) fn decode(state: &WriterState, offset: u64) -> StoreResult<Self> {
-        let progress = Self::parse(state)
-            .ok_or_else(|| StoreError::Inconsistent("an upload's state does not parse".to_owned()))?;
-        let parts = progress.multipart.as_ref().map_or(0, |multipart| multipart.parts.len());
-        let held = parts as u64 * PART + progress.tail.len() as u64;
-        if held != offset {
-            let told = format!("an upload's state holds {held} bytes, of which {offset} were acknowledged");
-            return Err(StoreError::Inconsistent(told));
-        }
-        Ok(progress)
-    }
-
-    /// The multipart upload that `state` speaks of, if it does.
-    pub(super) fn multipart_id(state: &WriterState) -> Option<String> {
-        Self::parse(state)?.multipart.map(|multipart| multipart.id)
-    }
-
-    fn parse(state: &WriterState) -> Option<Self> {
+    /// The progress behind the `state` of a row whose own generation is `row`.
+    pub(super) fn decode(state: &WriterState, row: Generation) -> StoreResult<Self> {
         if state.0.is_empty() {
-            return Some(Self::default());
+            return Ok(Self::default());
         }
-        let end = state.0.iter().position(|&byte| byte == b'\n')?;
-        let multipart = serde_json::from_slice(&state.0[..end]).ok()?;
-        Some(Self { multipart, tail: state.0[end + 1..].to_vec() })
+        let unreadable = || StoreError::Inconsistent("an upload's state does not parse".to_owned());
+        let Stored { multipart, tail, stale } = match state.0.iter().position(|&byte| byte == b'\n') {
+            None => serde_json::from_slice(&state.0).map_err(|_| unreadable())?,
+            Some(end) => {
+                let multipart: Option<StoredMultipart> =
+                    serde_json::from_slice(&state.0[..end]).map_err(|_| unreadable())?;
+                let multipart = multipart.map(|stored| Self::multipart(stored, row)).transpose()?;
+                let bytes = state.0[end + 1..].to_vec();
+                let tail = (!bytes.is_empty()).then_some(Tail::Inline(bytes));
+                return Ok(Self { multipart, tail, stale: Vec::new() });
+            }
+        };
+        let tail = match tail {
+            None => None,
+            Some(StoredTail { generation, len }) => Some(Tail::Saved { generation: generation.parse()?, len }),
+        };
+        let multipart = multipart.map(|stored| Self::multipart(stored, row)).transpose()?;
+        let stale = stale.iter().map(|stale| stale.parse()).collect::<StoreResult<_>>()?;
+        Ok(Self { multipart, tail, stale })
+    }
+
+    fn multipart(stored: StoredMultipart, row: Generation) -> StoreResult<Multipart> {
+        let StoredMultipart { generation, id, parts, recovered } = stored;
+        let generation = generation.map_or(Ok(row), |generation| generation.parse())?;
+        Ok(Multipart { generation, id, parts, recovered })
+    }
+
+    /// How many bytes it amounts to.
+    pub(super) fn len(&self) -> u64 {
+        let parts = self.multipart.as_ref().map_or(0, |multipart| multipart.parts.len());
+        parts as u64 * PART + self.tail.as_ref().map_or(0, Tail::len)
     }
 }
 
@@ -77,28 +156,41 @@ mod tests {
 
     use super::*;
 
+    fn generation() -> impl Strategy<Value = Generation> {
+        any::<bool>().prop_map(|_| Generation::random())
+    }
+
     fn progress() -> impl Strategy<Value = Progress> {
-        let multipart = (".{1,40}", prop::collection::vec(".{1,40}", 1..5), prop::option::of(".{1,40}"))
-            .prop_map(|(id, parts, replaces)| Multipart { id, parts, replaces });
-        (prop::option::of(multipart), prop::collection::vec(any::<u8>(), 0..100))
-            .prop_map(|(multipart, tail)| Progress { multipart, tail })
+        let multipart = (generation(), ".{1,40}", prop::collection::vec(".{1,40}", 1..5), any::<bool>())
+            .prop_map(|(generation, id, parts, recovered)| Multipart { generation, id, parts, recovered });
+        let tail = (generation(), 1..PART).prop_map(|(generation, len)| Tail::Saved { generation, len });
+        (prop::option::of(multipart), prop::option::of(tail), prop::collection::vec(generation(), 0..3))
+            .prop_map(|(multipart, tail, stale)| Progress { multipart, tail, stale })
     }
 
     proptest! {
         #[test]
         fn what_is_encoded_decodes(progress in progress()) {
-            let parts = progress.multipart.as_ref().map_or(0, |multipart| multipart.parts.len() as u64);
-            let offset = parts * PART + progress.tail.len() as u64;
             let state = progress.encode().unwrap();
-            prop_assert_eq!(Progress::multipart_id(&state), progress.multipart.clone().map(|multipart| multipart.id));
-            prop_assert!(Progress::decode(&state, offset + 1).is_err());
-            prop_assert_eq!(Progress::decode(&state, offset).unwrap(), progress);
+            prop_assert_eq!(Progress::decode(&state, Generation::random()).unwrap(), progress);
         }
 
         #[test]
-        fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), offset in any::<u64>()) {
-            let _ = Progress::decode(&WriterState(bytes), offset);
+        fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Progress::decode(&WriterState(bytes), Generation::random());
         }
+    }
+
+    #[test]
+    fn what_earlier_versions_wrote_is_gone_on_with() {
+        let row = Generation::random();
+        let state = WriterState(b"{\"id\":\"u\",\"parts\":[\"a\"]}\n\0\n".to_vec());
+        let progress = Progress::decode(&state, row).unwrap();
+        let multipart = Multipart { generation: row, id: "u".into(), parts: vec!["a".into()], recovered: false };
+        assert_eq!(progress.multipart, Some(multipart));
+        assert_eq!(progress.tail, Some(Tail::Inline(b"\0\n".to_vec())));
+        assert_eq!(progress.len(), PART + 2);
+        assert_eq!(Progress::decode(&WriterState(b"null\nhi".to_vec()), row).unwrap().len(), 2);
     }
 
     #[test]
