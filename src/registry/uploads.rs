@@ -295,9 +295,7 @@ impl Session {
         self.reserve(length)?;
         // The bytes are handed over first: a writer that works on a thread of its own does so while this one hashes.
         let hashed = bytes.clone();
-        if let Err(error) = self.writer().await {
-            return Err(self.broken(error).await);
-        }
+        self.writer().await?;
         self.confirm_claim().await?;
         let Some(writer) = self.writer.as_mut() else { return Err(UploadFailure::NotFound) };
         if let Err(error) = writer.write(bytes).await {

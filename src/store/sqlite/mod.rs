@@ -123,7 +123,7 @@ impl SqliteStore {
         Self::on(path, connection, None, Disk::new(folder_of(path)))
     }
 
-    fn on(path: &Path, connection: Connection, lock: Option<Lock>, disk: Disk) -> StoreResult<Self> {
+    fn on(path: &Path, connection: Connection, lock: Option<ProcessLock>, disk: Disk) -> StoreResult<Self> {
         let disk = Arc::new(disk);
         let tended = Arc::clone(&disk);
         let writer = Writer::start(connection, move || tended.tend())?;

@@ -163,7 +163,9 @@ impl Wharfage {
     /// Starts another replica on the same database, bucket and root key.
     pub async fn replica(&self) -> Self {
         let (command, variables) = (self.launch.command.clone(), self.launch.variables.clone());
-        let launch = Launch { command, folder: Folder::new(), variables, port: Some(reserved_port()) };
+        let folder = Folder::new();
+        let port = Some(reserved_port());
+        let launch = Launch { command, folder, disk: None, variables, port, address: None, certificate: None };
         let key = "registries/default/root-key.json";
         let copy = launch.folder.path().join(key);
         std::fs::create_dir_all(copy.parent().expect("a path of several segments")).expect("a folder");

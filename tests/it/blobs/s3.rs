@@ -8,7 +8,7 @@ use object_store::ObjectStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wharfage::store::blobs::s3::{S3Blobs, S3Config, S3Credentials};
-use wharfage::store::{BlobKey, Blobs, Generation, Handover, StoreError};
+use wharfage::store::{BlobKey, Blobs, Generation, Handover, StoreError, UploadKey, WriterState};
 
 use super::{Place, begin, checkpoint, content, on, put, resume, write};
 use crate::bed;
@@ -184,10 +184,12 @@ async fn nothing_is_deleted_or_missing_in_a_bucket_that_is_away() {
     let blobs = bucket.open().await;
     let blob = put(blobs.as_ref(), &content(7, 1000)).await;
     let half = Generation::random();
-    let mut writer = blobs.writer(half, 0, &WriterState::default()).await.unwrap();
+    let key = UploadKey::plain(half);
+    let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean).await.unwrap();
     write(writer.as_mut(), &content(8, 7 * MIB), MIB).await;
-    let half_state = writer.checkpoint().await.unwrap();
+    let half_state = checkpoint(writer.as_mut()).await;
     drop(writer);
+    let before = keys(&bucket).await;
 
     let folder = bed::s3().folder(&bucket);
     let away = folder.with_extension("away");
@@ -196,14 +198,15 @@ async fn nothing_is_deleted_or_missing_in_a_bucket_that_is_away() {
         Err(StoreError::Unavailable(_)) => {}
         other => panic!("{other:?}"),
     };
-    unavailable(blobs.delete(blob, &WriterState::default()).await);
+    unavailable(blobs.delete(blob.generation, &WriterState::default()).await);
     unavailable(blobs.delete(half, &half_state).await);
-    unavailable(blobs.read(blob, 1000, 0..1000).await.map(drop));
-    unavailable(blobs.read(blob, 1000, 5..5).await.map(drop));
+    unavailable(blobs.read(&blob, 0..1000).await.map(drop));
+    unavailable(blobs.read(&blob, 5..5).await.map(drop));
+    unavailable(blobs.stored_size(blob.generation).await.map(drop));
     std::fs::rename(&away, &folder).unwrap();
 
-    assert_eq!(keys(&bucket).await.len(), 1);
-    blobs.delete(blob, &WriterState::default()).await.unwrap();
+    assert_eq!(keys(&bucket).await, before);
+    blobs.delete(blob.generation, &WriterState::default()).await.unwrap();
     blobs.delete(half, &half_state).await.unwrap();
     assert_eq!(keys(&bucket).await, [""; 0]);
     assert_eq!(open_uploads(&bucket).await, 0);

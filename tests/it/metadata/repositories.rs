@@ -354,7 +354,7 @@ async fn full(store: &Fixture, text: &str) -> (Repository, Digest) {
     store.index(&repository, &[&digest("image 1"), &digest("image 2")], &["index"]).await;
     let referrer = NewManifest { subject: Some(digest("image 3")), ..manifest("referrer") };
     store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
-    assert!(store.create_upload(new_upload(&repository)).await.unwrap());
+    assert!(store.create_upload(new_upload(&repository), None).await.unwrap());
     let preview = job("lifecycle-preview", "1", "{}", at(0));
     assert!(store.start_preview(repository.id, "{}", at(0), preview).await.unwrap());
     put_policy(store, repository.id).await;
@@ -386,7 +386,7 @@ pub async fn a_deleted_repository_is_gone_at_once_and_its_name_is_free(store: Fi
     assert!(matches!(pushed, Err(PutManifestError::NoRepository)), "{pushed:?}");
     let deleted = store.delete_image(old.id, &digest("image 3"), Referrers::Stay, at(6)).await;
     assert!(matches!(deleted, Err(DeleteImageError::NotFound)), "{deleted:?}");
-    assert!(!store.create_upload(new_upload(&old)).await.unwrap());
+    assert!(!store.create_upload(new_upload(&old), None).await.unwrap());
     let mounted = store.mount_blob(other.id, old.id, &layer, false, at(6), at(7)).await.unwrap();
     assert_eq!(mounted, MountBlob::NotMountable);
     assert!(!store.start_preview(old.id, "{}", at(6), job("lifecycle-preview", "2", "{}", at(0))).await.unwrap());
