@@ -17,11 +17,30 @@ pub(super) const MAX_DEPTH: usize = 64;
 /// How many values a file's aliases may stand for: anchors that stand for anchors can make a small file immense.
 pub(super) const MAX_REPEATED: usize = 20_000;
 
+/// The parser's stack in bytes: it recurses, and a thread of the runtime is too small for [`MAX_DEPTH`] levels in a build
+/// without optimizations.
+const PARSER_STACK: usize = 16 * 1024 * 1024;
+
+/// What is wrong with text that cannot be read, and at which line and column if that is known.
+type Fault = (Option<(u64, u64)>, String);
+
 /// Reads all documents of a file, YAML or JSON. Empty ones are left out.
 ///
 /// # Errors
-/// What is wrong with the first that cannot be read, and at which line and column if that is known.
-pub(super) fn parse(text: &str) -> Result<Vec<Document>, (Option<(u64, u64)>, String)> {
+/// What is wrong with the first that cannot be read.
+pub(super) fn parse(text: &str) -> Result<Vec<Document>, Fault> {
+    std::thread::scope(|scope| {
+        let parser = std::thread::Builder::new().name("manifests".into()).stack_size(PARSER_STACK);
+        let parsed = parser.spawn_scoped(scope, || parse_here(text)).map(|thread| thread.join());
+        match parsed {
+            Ok(Ok(parsed)) => parsed,
+            Ok(Err(_panic)) => Err((None, "the parser failed on it".to_owned())),
+            Err(error) => Err((None, format!("no thread can be started to parse it: {error}"))),
+        }
+    })
+}
+
+fn parse_here(text: &str) -> Result<Vec<Document>, Fault> {
     let options = serde_saphyr::options! {
         with_snippet: false,
         budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_nodes: 1_000_000 },
