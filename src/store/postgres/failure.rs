@@ -48,6 +48,15 @@ impl<E> Failure<E> {
         }
     }
 
+    /// Whether the connection broke, or its server ends.
+    pub(super) fn is_connection(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) => true,
+            Self::Database(error) => matches!(sql_state(error).as_deref(), Some("57P01" | "57P02" | "57P03")),
+            Self::Refused(_) | Self::Store(_) | Self::Raced => false,
+        }
+    }
+
     /// Whether the database refused it because a row that it refers to, or that refers to it, is (not) there.
     pub(super) fn is_foreign_key(&self) -> bool {
         matches!(self, Self::Database(error)

@@ -8,6 +8,7 @@
 
 mod blobs;
 mod deletion;
+mod doubt;
 mod failure;
 mod images;
 mod jobs;
@@ -28,17 +29,15 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use futures::future::BoxFuture;
 use jiff::Timestamp;
-use sqlx::pool::PoolConnectionMetadata;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgPool};
 use uuid::Uuid;
 
+use self::doubt::{Doubt, after_release, ping};
 use self::failure::{Attempt, Failure, store_error};
 use self::probe::Probe;
 use super::images::{
@@ -59,8 +58,6 @@ use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// How long a connection may have been idle and still be trusted without asking the server: a pull is one round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
-/// How long an idle connection, or one that an operation gave up on, may take to answer before it is closed.
-const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a [`PostgresStore`] uses its database.
 #[derive(Debug, Clone)]
@@ -96,8 +93,7 @@ pub struct PostgresStore {
     /// Host and database, for messages: neither user nor password.
     place: String,
     probe: Probe,
-    /// Whether an operation was given up on since the last connection that answered: see [`after_release`].
-    doubtful: Arc<AtomicBool>,
+    doubt: Arc<Doubt>,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -140,27 +136,29 @@ impl PostgresStore {
         let _ = connection.close().await;
 
         let settings = session_settings(options.statement_timeout);
-        let doubtful = Arc::new(AtomicBool::new(false));
-        let probe = Probe::new(connect_options.clone());
+        let doubt = Arc::new(Doubt::default());
+        let probe = Probe::new(connect_options.clone(), Arc::clone(&doubt));
+        let acquired = Arc::clone(&doubt);
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(options.acquire_timeout)
             .test_before_acquire(false)
-            .before_acquire(|connection, idle| {
+            .before_acquire(move |connection, idle| {
+                let doubted = idle.idle_for > TRUSTED_IDLE || acquired.reaches(idle.idle_for);
                 Box::pin(async move {
-                    if idle.idle_for > TRUSTED_IDLE {
+                    if doubted {
                         ping(connection).await?;
                     }
                     Ok(true)
                 })
             })
-            .after_release(after_release(Arc::clone(&doubtful)))
+            .after_release(after_release(Arc::clone(&doubt)))
             .after_connect(move |connection, _| {
                 let settings = sqlx::AssertSqlSafe(settings.clone());
                 Box::pin(async move { connection.execute(sqlx::raw_sql(settings)).await.map(|_| ()) })
             })
             .connect_lazy_with(connect_options);
-        let store = Self { pool, deadline: options.deadline, place: place.clone(), probe, doubtful };
+        let store = Self { pool, deadline: options.deadline, place: place.clone(), probe, doubt };
         store
             .run(|| async { Ok(sqlx::query("SELECT 1").execute(&store.pool).await.map(drop)?) })
             .await
@@ -188,40 +186,20 @@ impl PostgresStore {
         );
         let mut attempts = std::pin::pin!(attempts.when(Failure::passes).into_future());
         match tokio::time::timeout(self.deadline, &mut attempts).await {
-            Ok(outcome) => outcome.map_err(Failure::into_error),
+            Ok(outcome) => outcome.map_err(|failure| {
+                if failure.is_connection() {
+                    self.doubt.lost();
+                }
+                failure.into_error()
+            }),
             Err(_) => {
                 // Before the attempt is dropped, which releases its connection.
-                self.doubtful.store(true, Ordering::Release);
+                self.doubt.abandoned();
                 let after = self.deadline.as_secs();
                 Err(StoreError::Unavailable(format!("PostgreSQL at {} did not answer within {after} s", self.place))
                     .into())
             }
         }
-    }
-}
-
-/// Asks the server for an answer, in time.
-async fn ping(connection: &mut PgConnection) -> sqlx::Result<()> {
-    let silent = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.map_err(silent)?
-}
-
-/// Closes a released connection whose server is silent. The pool itself waits for the answer to an abandoned statement
-/// without a limit, and the place of the connection would be lost as long. Answers are only asked for after an operation was
-/// given up on: otherwise the pool's own question is enough.
-fn after_release(
-    doubtful: Arc<AtomicBool>,
-) -> impl for<'c> Fn(&'c mut PgConnection, PoolConnectionMetadata) -> BoxFuture<'c, sqlx::Result<bool>> + Send + Sync + 'static
-{
-    move |connection, _| {
-        let doubtful = Arc::clone(&doubtful);
-        Box::pin(async move {
-            if doubtful.load(Ordering::Acquire) {
-                ping(connection).await?;
-                doubtful.store(false, Ordering::Release);
-            }
-            Ok(true)
-        })
     }
 }
 

@@ -1,11 +1,13 @@
 //! Readiness: a connection of its own, so that the question queues behind nobody's work.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Row};
 use tokio::sync::Mutex;
 
+use super::doubt::Doubt;
 use super::failure::store_error;
 use crate::store::{StoreError, StoreResult};
 
@@ -15,13 +17,14 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Asks the database whether it answers and takes writes.
 pub(super) struct Probe {
     options: PgConnectOptions,
+    doubt: Arc<Doubt>,
     /// Kept from one question to the next; none after a failure.
     connection: Mutex<Option<PgConnection>>,
 }
 
 impl Probe {
-    pub(super) fn new(options: PgConnectOptions) -> Self {
-        Self { options, connection: Mutex::new(None) }
+    pub(super) fn new(options: PgConnectOptions, doubt: Arc<Doubt>) -> Self {
+        Self { options, doubt, connection: Mutex::new(None) }
     }
 
     /// Whether the database answers within [`TIMEOUT`] and takes writes.
@@ -36,11 +39,12 @@ impl Probe {
     async fn ask(&self) -> StoreResult<()> {
         let mut place = self.connection.lock().await;
         // Taken out meanwhile: a question that is given up half-way takes the connection along.
-        if let Some(kept) = place.take()
-            && let Ok((kept, read_only)) = read_only(kept).await
-        {
-            *place = Some(kept);
-            return verdict(read_only);
+        if let Some(kept) = place.take() {
+            if let Ok((kept, read_only)) = read_only(kept).await {
+                *place = Some(kept);
+                return verdict(read_only);
+            }
+            self.doubt.lost();
         }
         // The one that was kept may have ended with a server that is back since.
         let fresh = PgConnection::connect_with(&self.options).await.map_err(store_error)?;

@@ -51,7 +51,7 @@ async fn a_full_disk_refuses_pushes_serves_pulls_and_is_freed_by_deletions() {
     let open = repository.begin().await;
     assert_eq!(watched.get("/readyz").await, (200, "ok\n".to_owned()));
     assert_eq!(watched.sample("wharfage_store_full{store=\"blobs\"}").await, 0.0);
-    assert!(watched.sample("wharfage_disk_free_bytes").await > (4 * MIB) as f64);
+    assert!(watched.sample("wharfage_disk_free_bytes{}").await > (4 * MIB) as f64);
 
     watched.server.disk().fill();
     // Twice: the second time after a restart on the full disk.
@@ -119,14 +119,14 @@ async fn a_push_that_does_not_fit_is_refused_before_it_fills_the_disk() {
     // By its length, before a byte of it is kept.
     let target = with_parameter(&repository.uploads(), "digest", Digest::sha256(&bytes));
     assert_full(&repository.call(Method::POST, &target).body(bytes.clone()).send().await);
-    let free = watched.sample("wharfage_disk_free_bytes").await;
+    let free = watched.sample("wharfage_disk_free_bytes{}").await;
     assert!(free > (5 * MIB) as f64, "{free}");
 
     // And where it does not say its length, before the reserve is touched.
     let pieces: Vec<_> = bytes.chunks(256 * KIB).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
     let body = Body::wrap_stream(stream::iter(pieces));
     assert_full(&repository.call(Method::PATCH, &location).body(body).send().await);
-    let free = watched.sample("wharfage_disk_free_bytes").await;
+    let free = watched.sample("wharfage_disk_free_bytes{}").await;
     assert!(free > 0.0, "the reserve is there still");
     assert_eq!(repository.get(&repository.manifest(&digest)).await.assert_status(200).body, manifest);
     repository.delete(&location).await.assert_status(204);
