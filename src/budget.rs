@@ -152,9 +152,10 @@ impl Account {
         if self.try_hold(bytes) {
             return Ok(());
         }
-        let deadline = Instant::now() + timeout;
         let budget = Arc::clone(&self.budget);
-        while bytes <= budget.size {
+        // What is larger than the whole budget is not waited for.
+        let deadline = Instant::now() + if bytes <= budget.size { timeout } else { Duration::ZERO };
+        loop {
             let released = budget.released.notified();
             tokio::pin!(released);
             released.as_mut().enable();

@@ -47,12 +47,10 @@ pub(super) fn exit_code(code: ExitCode) -> ExitCode {
 }
 
 fn report(written: io::Result<()>) {
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            if !LOST.swap(true, Ordering::Relaxed) {
-                say_error(format_args!("error: cannot write to standard output: {error}"));
-            }
-        }
-        _ => {}
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+        && !LOST.swap(true, Ordering::Relaxed)
+    {
+        say_error(format_args!("error: cannot write to standard output: {error}"));
     }
 }

@@ -242,11 +242,11 @@ fn repeated_keys(schema: &Value, value: &Value, path: &str, violations: &mut Vec
             let mut seen = HashSet::new();
             for (index, item) in items.iter().enumerate() {
                 let path = format!("{path}[{index}]");
-                if let Some(key) = list_key(schema, item) {
-                    if !seen.insert(key.to_string()) {
-                        let message = format!("{} is given twice: take one out", shown(&key));
-                        violations.push(Violation { path: path.clone(), message });
-                    }
+                if let Some(key) = list_key(schema, item)
+                    && !seen.insert(key.to_string())
+                {
+                    let message = format!("{} is given twice: take one out", shown(&key));
+                    violations.push(Violation { path: path.clone(), message });
                 }
                 repeated_keys(&schema["items"], item, &path, violations);
             }

@@ -532,7 +532,7 @@ fn tagged(first: usize, count: usize) -> Desired {
         object: object("Repository", 'r', 0, false),
         name: name(0),
         tag_mutability: None,
-        scan_on_push: Some(count % 2 == 0),
+        scan_on_push: Some(count.is_multiple_of(2)),
         encryption: None,
         policy: None,
         tags,
