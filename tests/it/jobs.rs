@@ -57,7 +57,7 @@ async fn dead_jobs_are_listed_and_requeued_while_the_registry_serves() {
             let which = if by_id { id.as_str() } else { "--all-dead" };
             assert_eq!(printed(server.command(&["jobs", "requeue", which])), "requeued 1\n");
             // It is tried again, and there is nothing to do.
-            while printed(server.command(&["jobs", "list", "--kind", "lifecycle"])) != "" {
+            while !printed(server.command(&["jobs", "list", "--kind", "lifecycle"])).is_empty() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }

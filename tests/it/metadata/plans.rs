@@ -209,7 +209,7 @@ fn walk(node: &Value, limited: bool, faults: &mut Vec<String>) {
         {
             faults.push(format!("scan of the whole index {index}"));
         }
-        "Sort" if !children(node).iter().all(|child| bounded(child)) => {
+        "Sort" if !children(node).iter().all(bounded) => {
             faults.push(format!("Sort by {}", node["Sort Key"]));
         }
         _ => {}

@@ -504,7 +504,9 @@ async fn tags_that_move_between_images_at_once_are_counted_right() {
             two.put_manifest(put(&repository, manifest(left), &["y"])),
             two.put_manifest(put(&repository, manifest(right), &["z"])),
         );
-        (x.unwrap(), y.unwrap(), z.unwrap());
+        for pushed in [x, y, z] {
+            pushed.unwrap();
+        }
         for tag_status in [TagStatusFilter::Tagged, TagStatusFilter::Untagged] {
             let filter = ImageFilter { tag_status, status: None };
             for image in one.list_images(repository.id, filter, None, 10).await.unwrap() {
