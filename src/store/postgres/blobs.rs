@@ -233,11 +233,13 @@ pub(super) async fn set_damaged<E>(
     generation: Generation,
     at: Option<Timestamp>,
 ) -> Attempt<(), E> {
-    sqlx::query("UPDATE blob SET damaged_at = $2 WHERE generation = $1 AND (damaged_at IS NULL) <> ($2 IS NULL)")
-        .bind(generation.to_string())
-        .bind(at.map(millis))
-        .execute(executor)
-        .await?;
+    sqlx::query(
+        "UPDATE blob SET damaged_at = $2 WHERE generation = $1 AND (damaged_at IS NULL) <> ($2::bigint IS NULL)",
+    )
+    .bind(generation.to_string())
+    .bind(at.map(millis))
+    .execute(executor)
+    .await?;
     Ok(())
 }
 

@@ -105,11 +105,13 @@ struct Target {
 
 /// Keeps the repository from being deleted until the end of the transaction; its settings may change.
 async fn lock_repository(tx: &mut PgConnection, id: RepositoryId) -> Attempt<Target, PutManifestError> {
-    let row =
-        sqlx::query("SELECT account_id, name, tag_mutability, exclusions FROM repository WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE")
-            .bind(id.0)
-            .fetch_optional(tx)
-            .await?;
+    let row = sqlx::query(
+        "SELECT account_id, name, tag_mutability, exclusions FROM repository
+             WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE",
+    )
+    .bind(id.0)
+    .fetch_optional(tx)
+    .await?;
     let row = row.ok_or(Failure::Refused(PutManifestError::NoRepository))?;
     Ok(Target {
         account: parsed(&row, "account_id")?,

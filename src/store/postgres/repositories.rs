@@ -134,23 +134,31 @@ pub(super) async fn change(
 ) -> Attempt<bool> {
     let mut tx = pool.begin().await?;
     let update = match change {
-        RepositoryChange::TagMutability(value) => {
-            sqlx::query("UPDATE repository SET version = version + 1, tag_mutability = $2, exclusions = $3 WHERE id = $1 AND deleted_at IS NULL")
-                .bind(id.0)
-                .bind(value.mode.as_str())
-                .bind(json(&value.exclusions)?)
-        }
-        RepositoryChange::ScanOnPush(value) => {
-            sqlx::query("UPDATE repository SET version = version + 1, scan_on_push = $2 WHERE id = $1 AND deleted_at IS NULL").bind(id.0).bind(value)
-        }
-        RepositoryChange::Policy(value) => {
-            sqlx::query("UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = $2 WHERE id = $1 AND deleted_at IS NULL").bind(id.0).bind(value)
-        }
+        RepositoryChange::TagMutability(value) => sqlx::query(
+            "UPDATE repository SET version = version + 1, tag_mutability = $2, exclusions = $3
+                 WHERE id = $1 AND deleted_at IS NULL",
+        )
+        .bind(id.0)
+        .bind(value.mode.as_str())
+        .bind(json(&value.exclusions)?),
+        RepositoryChange::ScanOnPush(value) => sqlx::query(
+            "UPDATE repository SET version = version + 1, scan_on_push = $2
+                 WHERE id = $1 AND deleted_at IS NULL",
+        )
+        .bind(id.0)
+        .bind(value),
+        RepositoryChange::Policy(value) => sqlx::query(
+            "UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = $2
+                 WHERE id = $1 AND deleted_at IS NULL",
+        )
+        .bind(id.0)
+        .bind(value),
         RepositoryChange::LifecyclePolicy(value) => {
             // Due since the epoch: before all others.
             sqlx::query(
                 "UPDATE repository SET version = version + 1, lifecycle_policy = $2, lifecycle_evaluated_at = NULL,
-                        lifecycle_due_at = CASE WHEN $2::text IS NULL THEN NULL ELSE 0 END WHERE id = $1 AND deleted_at IS NULL",
+                        lifecycle_due_at = CASE WHEN $2::text IS NULL THEN NULL ELSE 0 END
+                 WHERE id = $1 AND deleted_at IS NULL",
             )
             .bind(id.0)
             .bind(value)
@@ -158,7 +166,8 @@ pub(super) async fn change(
         RepositoryChange::LifecycleEvaluated { at, due_at } => sqlx::query(
             "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = $2,
                     lifecycle_due_at = CASE WHEN lifecycle_policy IS NULL THEN NULL
-                                            ELSE greatest(lifecycle_due_at, $3) END WHERE id = $1 AND deleted_at IS NULL",
+                                            ELSE greatest(lifecycle_due_at, $3) END
+             WHERE id = $1 AND deleted_at IS NULL",
         )
         .bind(id.0)
         .bind(millis(*at))

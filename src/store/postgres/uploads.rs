@@ -290,13 +290,13 @@ pub(super) async fn cancel(
 pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestamp, limit: usize) -> Attempt<u64> {
     let mut tx = pool.begin().await?;
     let gone = sqlx::query(concat!(
-        "DELETE FROM upload WHERE id IN (
-             SELECT id FROM upload WHERE updated_at < $1 AND (claimed_until IS NULL OR claimed_until <= ",
+        // Of two lists of ids, as the rows of one or the other would be looked for in the whole table.
+        "DELETE FROM upload WHERE id = ANY (
+             ARRAY(SELECT id FROM upload WHERE updated_at < $1 AND (claimed_until IS NULL OR claimed_until <= ",
         clock!(),
-        ") ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-         OR id IN (
-             SELECT id FROM upload WHERE NOT announced AND claimed_until <= $3
-             ORDER BY claimed_until LIMIT $2 FOR UPDATE SKIP LOCKED)
+        ")         ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+             || ARRAY(SELECT id FROM upload WHERE NOT announced AND claimed_until <= $3
+                      ORDER BY claimed_until LIMIT $2 FOR UPDATE SKIP LOCKED))
          RETURNING generation, writer_state, claimed_until",
     ))
     .bind(millis(before))

@@ -122,14 +122,19 @@ pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jo
     let id = id.0;
     let changed = match change {
         RepositoryChange::TagMutability(TagMutability { mode, exclusions }) => db.run(
-            "UPDATE repository SET version = version + 1, tag_mutability = ?2, exclusions = ?3 WHERE id = ?1 AND deleted_at IS NULL",
+            "UPDATE repository SET version = version + 1, tag_mutability = ?2, exclusions = ?3 \
+             WHERE id = ?1 AND deleted_at IS NULL",
             params![id, mode.as_str(), rows::json(exclusions)?],
         )?,
         RepositoryChange::ScanOnPush(scan_on_push) => {
-            db.run("UPDATE repository SET version = version + 1, scan_on_push = ?2 WHERE id = ?1 AND deleted_at IS NULL", params![id, scan_on_push])?
+            let sql = "UPDATE repository SET version = version + 1, scan_on_push = ?2 \
+                       WHERE id = ?1 AND deleted_at IS NULL";
+            db.run(sql, params![id, scan_on_push])?
         }
         RepositoryChange::Policy(policy) => {
-            db.run("UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = ?2 WHERE id = ?1 AND deleted_at IS NULL", params![id, policy])?
+            let sql = "UPDATE repository SET version = version + 1, policy_version = policy_version + 1, policy = ?2 \
+                       WHERE id = ?1 AND deleted_at IS NULL";
+            db.run(sql, params![id, policy])?
         }
         RepositoryChange::LifecyclePolicy(policy) => db.run(
             // Due since the epoch: before all others.
@@ -139,7 +144,8 @@ pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jo
         )?,
         RepositoryChange::LifecycleEvaluated { at, due_at } => db.run(
             "UPDATE repository SET version = version + 1, lifecycle_evaluated_at = ?2, \
-             lifecycle_due_at = iif(lifecycle_policy IS NULL, NULL, max(lifecycle_due_at, ?3)) WHERE id = ?1 AND deleted_at IS NULL",
+             lifecycle_due_at = iif(lifecycle_policy IS NULL, NULL, max(lifecycle_due_at, ?3)) \
+             WHERE id = ?1 AND deleted_at IS NULL",
             [id, rows::millis(*at), rows::millis(*due_at)],
         )?,
     };

@@ -87,7 +87,7 @@ async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
     run_sql(&url, &super::sqlite::rows_of_version_2()).await;
     let store = fixture_at(url).await;
     let times: (i64, i64) =
-        sqlx::query_as("SELECT created_at, updated_at FROM tag").fetch_one(&mut connection).await.unwrap();
+        sqlx::query_as("/* test */ SELECT created_at, updated_at FROM tag").fetch_one(&mut connection).await.unwrap();
     assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
     connection.close().await.unwrap();
     super::sqlite::has_the_rows_of_version_2(&store).await;
@@ -104,8 +104,10 @@ async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
     {
         let push = PutManifest { now: at(seconds), ..put(&repository, manifest(payload), &["a"]) };
         store.put_manifest(push).await.unwrap();
-        let times: (i64, i64) =
-            sqlx::query_as("SELECT created_at, updated_at FROM tag").fetch_one(&mut connection).await.unwrap();
+        let times: (i64, i64) = sqlx::query_as("/* test */ SELECT created_at, updated_at FROM tag")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
         assert_eq!(times, (at(created).as_millisecond(), at(updated).as_millisecond()), "{seconds}");
     }
     connection.close().await.unwrap();
