@@ -201,5 +201,5 @@ fn what_a_plan_accepts_the_registry_accepts() {
     });
     result.unwrap_or_else(|error| panic!("{error}"));
     let (number, done) = (number.get(), done.get());
-    assert!(done > 70, "{done} steps of {number} cases were taken: too few to tell anything");
+    assert!(done > number / 2, "{done} steps of {number} cases were taken: too few to tell anything");
 }
