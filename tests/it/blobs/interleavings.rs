@@ -270,8 +270,10 @@ impl World {
         let later = Timestamp::now() + 24.hours();
         self.metadata.cancel_stale_uploads(later, later, 100_000).await.unwrap();
         assert_eq!(self.metadata.open_uploads().await.unwrap(), 0);
+        // The deletion of what a session left that a writer did not end cleanly waits for what may still be on its way.
+        let due = later + 1.hour();
         let kinds = [DeleteGeneration::KIND];
-        while let Some(job) = self.metadata.claim_job(&kinds, later, Duration::from_secs(60)).await.unwrap() {
+        while let Some(job) = self.metadata.claim_job(&kinds, due, Duration::from_secs(60)).await.unwrap() {
             let DeleteGeneration { generation, writer } = DeleteGeneration::parse(&job.payload).unwrap();
             self.blobs.delete(generation, &writer).await.unwrap();
             self.metadata.end_job(job.id, job.attempts, JobEnd::Done).await.unwrap();
