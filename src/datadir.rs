@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{AccountId, Region, RegistryName};
 use crate::registry::auth::{AccessKey, Secret};
+use crate::store::lock::ProcessLock;
 
 /// Characters of a data folder's own identity.
 const IDENTITY: usize = 16;
@@ -29,12 +30,6 @@ const IDENTITY: usize = 16;
 /// A data folder.
 #[derive(Debug, Clone)]
 pub struct DataDir(PathBuf);
-
-/// A data folder that this process has for itself, until this is dropped or the process ends.
-#[derive(Debug)]
-pub struct DataLock {
-    _file: fs::File,
-}
 
 /// A registry that was started from a data folder, as its clients need to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,32 +193,9 @@ impl DataDir {
     ///
     /// # Errors
     /// When another process has it; the message names that one.
-    pub fn lock(&self, user: &str) -> anyhow::Result<DataLock> {
-        let path = self.0.join("lock");
-        let mut options = fs::OpenOptions::new();
-        let opened = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = opened.with_context(|| format!("cannot open {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => {
-                let text = format!("{user}, process {}\n", std::process::id());
-                // It is for people: a full disk is no reason not to start.
-                if let Err(error) = file.set_len(0).and_then(|()| file.write_all(text.as_bytes())) {
-                    tracing::debug!(%error, "cannot write down who uses the data folder; it is locked all the same");
-                }
-                Ok(DataLock { _file: file })
-            }
-            Err(fs::TryLockError::WouldBlock) => {
-                let holder = read_if_there(&path)?.unwrap_or_default();
-                let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
-                anyhow::bail!(
-                    "the data folder {} is in use by {holder}: stop that one, or name another folder by --data",
-                    self.0.display()
-                )
-            }
-            Err(fs::TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", path.display()))
-            }
-        }
+    pub fn lock(&self, user: &str) -> anyhow::Result<ProcessLock> {
+        let owned = format!("the data folder {}", self.0.display());
+        Ok(ProcessLock::take(&self.0.join("lock"), &owned, user)?)
     }
 
     /// The path of the aws configuration file.

@@ -20,6 +20,7 @@ use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen
 use crate::registry::tls::Tls;
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
+use crate::store::lock::ProcessLock;
 use crate::telemetry::Metrics;
 
 /// The flags of `wharfage serve`. Secrets come from files or the environment, never from a flag's value.
@@ -160,7 +161,8 @@ impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let mut signals = StopSignals::new()?;
         let delay = self.shutdown_delay;
-        let running = tokio::select! {
+        // Locked until all that uses the folder has ended.
+        let (running, _lock) = tokio::select! {
             started = self.start() => started?,
             () = signals.next() => {
                 tracing::info!("stopped before it served");
@@ -181,8 +183,8 @@ impl Serve {
         Ok(())
     }
 
-    /// Opens what it keeps, and serves. Giving it up in between leaves nothing undone that the next start would not do.
-    async fn start(self) -> anyhow::Result<Running> {
+    /// Opens what it keeps, and serves; with the lock of the data folder, where that is used. Giving it up in between leaves nothing undone that the next start would not do.
+    async fn start(self) -> anyhow::Result<(Running, Option<ProcessLock>)> {
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some(Tls::from_files(certificate, key)?),
             _ => None,
@@ -195,6 +197,12 @@ impl Serve {
         }
         memory::set_size(self.body_memory * 1024 * 1024);
         let given_key = self.given_root_key()?;
+        let database_url = database_url(self.database_url_file.as_deref())?;
+        let uses_folder = given_key.is_none() || database_url.is_none() || self.s3_bucket.is_none();
+        let lock = match uses_folder {
+            true => Some(DataDir::open(&self.data)?.lock("wharfage serve")?),
+            false => None,
+        };
         let root_key = match &given_key {
             Some(key) => key.clone(),
             None => root_key(&self.folder()?, &self.registry_id)?,
@@ -213,7 +221,10 @@ impl Serve {
                 limits: Limits::default(),
             },
             root_key: root_key.clone(),
-            database: self.database()?,
+            database: match database_url {
+                Some(url) => Database::Postgres(url),
+                None => Database::Sqlite(self.folder()?),
+            },
             storage: self.storage()?,
             jobs: jobs::Settings {
                 lifecycle_interval: Duration::from_secs(self.lifecycle_interval.max(1)),
@@ -231,11 +242,8 @@ impl Serve {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let keeps_files = given_key.is_none()
-            || matches!(startup.database, Database::Sqlite(_))
-            || matches!(startup.storage, Storage::Folder(_));
         let opened = Opened::open(startup, listener, Arc::new(Metrics::new())).await?;
-        if keeps_files {
+        if uses_folder {
             DataDir::open(&self.data)?.remember(&self.name, &self.registry_id, &self.region, None)?;
         }
         // A root key from the environment is its owner's to keep, so it is not written to this disk.
@@ -263,7 +271,7 @@ impl Serve {
         if let Some(data) = published {
             say(format_args!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display()));
         }
-        Ok(running)
+        Ok((running, lock))
     }
 
     /// The registry's own folder in the data folder, made if it is missing.
@@ -282,13 +290,6 @@ impl Serve {
             (None, None) => Ok(None),
             _ => bail!("set both of WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY, or neither"),
         }
-    }
-
-    fn database(&self) -> anyhow::Result<Database> {
-        Ok(match database_url(self.database_url_file.as_deref())? {
-            Some(url) => Database::Postgres(url),
-            None => Database::Sqlite(self.folder()?),
-        })
     }
 
     fn storage(&self) -> anyhow::Result<Storage> {

@@ -19,7 +19,6 @@ use crate::operations;
 use crate::store::blobs::folder::FolderBlobs;
 use crate::store::blobs::s3::{S3Blobs, S3Config};
 use crate::store::disk::Disk;
-use crate::store::lock::ProcessLock;
 use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Blobs, Metadata};
@@ -69,7 +68,6 @@ pub struct Opened {
     jobs: jobs::Settings,
     limits: ServerLimits,
     tls: Option<Tls>,
-    lock: Option<ProcessLock>,
 }
 
 impl Opened {
@@ -89,27 +87,23 @@ impl Opened {
                 Arc::new(store.context("cannot open the PostgreSQL database")?)
             }
         };
-        let (blobs, lock): (Arc<dyn Blobs>, _) = match storage {
+        let blobs: Arc<dyn Blobs> = match storage {
             Storage::Folder(folder) => {
                 // With SQLite, the two share one folder and its reserve.
                 let disk = disk.get_or_insert_with(|| Arc::new(Disk::new(&folder)));
                 let failed = || format!("cannot open {}", folder.display());
-                let blobs = FolderBlobs::open_on(&folder, Arc::clone(disk)).with_context(failed)?;
-                // Whatever the database is: replicas share a bucket, not a folder.
-                let owned = format!("the blobs in {}", folder.display());
-                let lock = ProcessLock::take(&folder.join("blobs.lock"), &owned).with_context(failed)?;
-                (Arc::new(blobs), Some(lock))
+                Arc::new(FolderBlobs::open_on(&folder, Arc::clone(disk)).with_context(failed)?)
             }
-            Storage::S3(s3) => (Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?), None),
+            Storage::S3(s3) => Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?),
         };
         let keys = Keyring::new([root_key]);
         let registry = Arc::new(Registry::new(config, metadata, blobs, keys, metrics).on_disk(disk));
-        Ok(Self { registry, listener, jobs, limits, tls, lock })
+        Ok(Self { registry, listener, jobs, limits, tls })
     }
 
     /// Starts to answer, and to run the jobs. What clients read to find the registry has to exist by then.
     pub fn serve(self) -> Running {
-        let Self { registry, listener, jobs, limits, tls, lock } = self;
+        let Self { registry, listener, jobs, limits, tls } = self;
         let (stop, stopped) = watch::channel(false);
         let acceptor = tls.as_ref().map(Tls::acceptor);
         let mut tasks = JoinSet::new();
@@ -119,7 +113,7 @@ impl Opened {
         }
         tasks.spawn(jobs::run(Arc::clone(&registry), jobs, stopped.clone()));
         tasks.spawn(Arc::clone(&registry).record_pulls(stopped));
-        Running { registry, tasks, operations: JoinSet::new(), leaving: watch::Sender::new(false), stop, _lock: lock }
+        Running { registry, tasks, operations: JoinSet::new(), leaving: watch::Sender::new(false), stop }
     }
 }
 
@@ -133,8 +127,6 @@ pub struct Running {
     operations: JoinSet<()>,
     leaving: watch::Sender<bool>,
     stop: watch::Sender<bool>,
-    /// Of the folder that the blobs are in.
-    _lock: Option<ProcessLock>,
 }
 
 impl Running {

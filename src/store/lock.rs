@@ -1,7 +1,8 @@
-//! The lock that keeps a second process away from what one process owns: a database's file, a folder of blobs.
+//! The lock that keeps a second process away from what one process owns: a data folder, a database's file.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -16,36 +17,37 @@ use super::{StoreError, StoreResult};
 pub struct ProcessLock(File);
 
 impl ProcessLock {
-    /// Takes the lock at `path`, a file that is made when missing and stays; `owned` is what it guards, as messages say it.
+    /// Takes the lock at `path`, a file that is made when missing and stays. `owned` is what it guards, as messages say it;
+    /// `user` says who takes it, for the process that is refused then.
     ///
     /// # Errors
-    /// `Unavailable` when another process holds it, with that one's id, or when the file cannot be opened or locked.
-    pub fn take(path: &Path, owned: &str) -> StoreResult<Self> {
-        let failed = |reason: String| StoreError::Unavailable(format!("{owned}: {reason}"));
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    /// `Unavailable` when another process holds it, with who that is, or when the file cannot be opened or locked.
+    pub fn take(path: &Path, owned: &str, user: &str) -> StoreResult<Self> {
+        let failed = |reason: String| StoreError::Unavailable(format!("{owned} {reason}"));
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         let mut file =
-            file.map_err(|error| failed(format!("its lock {} cannot be opened: {error}", path.display())))?;
+            file.map_err(|error| failed(format!("cannot be locked: {} cannot be opened: {error}", path.display())))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            rustix::io::Errno::WOULDBLOCK => failed(format!(
-                "another process{} has it open; stop that one first, or use another folder",
-                holder(&mut file)
-            )),
-            error => failed(format!("its lock {} cannot be taken: {error}", path.display())),
+            rustix::io::Errno::WOULDBLOCK => {
+                let holder = holder(&mut file).unwrap_or_else(|| "another process".into());
+                failed(format!("is in use by {holder}: stop that one, or use another folder"))
+            }
+            error => failed(format!("cannot be locked: {}: {error}", path.display())),
         })?;
-        // Only for the message above: a full disk is no reason not to start.
-        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        // It is for people: a full disk is no reason not to start.
+        if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{user}, process {}", std::process::id())) {
+            tracing::debug!(%error, path = %path.display(), "cannot write down who holds the lock; it is held all the same");
+        }
         Ok(Self(file))
     }
 }
 
-/// The holder's process id as it wrote it into the file, for a message.
-fn holder(file: &mut File) -> String {
+/// Who holds the lock, as that process wrote it into the file.
+fn holder(file: &mut File) -> Option<String> {
     let mut text = String::new();
-    let read = file.rewind().and_then(|()| file.take(32).read_to_string(&mut text));
-    match (read, text.trim().parse::<u32>()) {
-        (Ok(_), Ok(id)) => format!(" ({id})"),
-        _ => String::new(),
-    }
+    file.rewind().and_then(|()| file.take(4096).read_to_string(&mut text)).ok()?;
+    let holder = text.trim();
+    (!holder.is_empty()).then(|| holder.to_owned())
 }
 
 impl Drop for ProcessLock {
@@ -64,21 +66,23 @@ mod tests {
     fn a_lock_is_held_once_and_says_by_whom() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.lock");
-        let held = ProcessLock::take(&path, "the folder").unwrap();
-        let refused = ProcessLock::take(&path, "the folder").unwrap_err().to_string();
-        let holder = format!("the folder: another process ({}) has it open", std::process::id());
+        let take = || ProcessLock::take(&path, "the folder", "a test");
+        let held = take().unwrap();
+        let refused = take().unwrap_err().to_string();
+        let holder = format!("the folder is in use by a test, process {}: stop that one", std::process::id());
         assert!(refused.contains(&holder), "{refused}");
         drop(held);
-        ProcessLock::take(&path, "the folder").unwrap();
+        take().unwrap();
     }
 
     #[test]
     fn a_lock_is_given_up_while_a_child_that_is_being_started_has_a_copy_of_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.lock");
-        let held = ProcessLock::take(&path, "the folder").unwrap();
+        let take = || ProcessLock::take(&path, "the folder", "a test");
+        let held = take().unwrap();
         let _copy = held.0.try_clone().unwrap();
         drop(held);
-        ProcessLock::take(&path, "the folder").unwrap();
+        take().unwrap();
     }
 }

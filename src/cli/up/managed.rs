@@ -14,7 +14,7 @@ use super::super::reconcile::Target;
 use crate::apply::{Access, Ecr};
 use crate::crd::Registry;
 use crate::crd::registry::ManagedRegistry;
-use crate::datadir::{DataDir, DataLock, StartedRegistry, root_key};
+use crate::datadir::{DataDir, StartedRegistry, root_key};
 use crate::jobs;
 use crate::manifests::Manifests;
 use crate::names::{AccountId, RegistryName};
@@ -23,6 +23,7 @@ use crate::registry::server::ServerLimits;
 use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
+use crate::store::lock::ProcessLock;
 use crate::telemetry::Metrics;
 
 /// All registries that run in this process.
@@ -30,7 +31,7 @@ use crate::telemetry::Metrics;
 pub(super) struct Fleet {
     ships: Vec<(Running, StartedRegistry, AccessKey)>,
     /// Given up after they have stopped.
-    lock: Option<DataLock>,
+    lock: Option<ProcessLock>,
 }
 
 impl Fleet {

@@ -52,6 +52,11 @@ pub(super) fn claim(
     })
 }
 
+/// Ends the leases of processes before this one: they are gone, as the database is open in one at a time.
+pub(super) fn release_all(db: Db<'_>) -> StoreResult<()> {
+    db.run("UPDATE job SET lease_until = 0 WHERE state = 'running' AND lease_until > 0", []).map(drop)
+}
+
 /// The end of a lease that begins now, in milliseconds.
 fn lease_end(clock: Timestamp, lease: Duration) -> i64 {
     rows::millis(clock).saturating_add(rows::lease(lease))

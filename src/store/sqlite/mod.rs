@@ -96,9 +96,10 @@ impl SqliteStore {
         let flags = OpenFlags::default();
         let mut connection = connect(path, flags, WRITER_SETTINGS).map_err(|error| cannot_open(path, error))?;
         migrate(&mut connection, path)?;
-        if let Err(error) = uploads::release_all(db::Db(&connection)) {
+        let db = db::Db(&connection);
+        if let Err(error) = uploads::release_all(db).and_then(|()| jobs::release_all(db)) {
             // They run out by themselves.
-            tracing::warn!(%error, "uploads that were under way can only be gone on with after a while");
+            tracing::warn!(%error, "uploads and jobs that were under way can only be gone on with after a while");
         }
         sync_folder(path)?;
         Self::on(path, connection, Some(lock), disk)
@@ -170,7 +171,7 @@ fn lock(path: &Path) -> StoreResult<ProcessLock> {
     }
     let mut lock = PathBuf::from(path).into_os_string();
     lock.push(".lock");
-    ProcessLock::take(&PathBuf::from(lock), &database)
+    ProcessLock::take(&PathBuf::from(lock), &database, "wharfage")
 }
 
 fn folder_of(path: &Path) -> &Path {

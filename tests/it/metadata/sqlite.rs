@@ -31,7 +31,7 @@ fn a_database_is_open_once_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let first = SqliteStore::open(&path).unwrap();
-    assert!(refused(&path).contains("another process"));
+    assert!(refused(&path).contains("is in use by wharfage, process"));
     drop(first);
     SqliteStore::open(&path).unwrap();
 }
@@ -72,6 +72,23 @@ async fn an_acknowledged_write_is_in_the_file_while_the_store_is_still_open() {
     }
     let copy = SqliteStore::open(&copy).unwrap();
     assert!(copy.repository(&account(), &name("app")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_job_of_a_process_that_is_gone_runs_again_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wharfage.db");
+    let (now, lease) = (Timestamp::now(), Duration::from_secs(3600));
+    let claim = |store: SqliteStore| async move { (store.claim_job(&["k"], now, lease).await.unwrap(), store) };
+    let store = SqliteStore::open(&path).unwrap();
+    let job = NewJob { kind: "k".into(), key: "1".into(), payload: "{}".into(), run_at: now };
+    store.enqueue_job(job).await.unwrap();
+    let (first, store) = claim(store).await;
+    let (none, store) = claim(store).await;
+    drop(store);
+    let (again, _store) = claim(SqliteStore::open(&path).unwrap()).await;
+    let attempts = [first, none, again].map(|job| job.map(|job| job.attempts));
+    assert_eq!(attempts, [Some(1), None, Some(2)]);
 }
 
 #[tokio::test]

@@ -99,8 +99,9 @@ async fn a_folder_that_another_process_uses_is_refused_whatever_the_database() {
             let mut rival = server.rival();
             (rival.wait(), rival.output())
         });
-        assert!(!status.success() && output.contains("another process ("), "{status}: {output}");
-        assert!(output.contains("stop that one first, or use another folder"), "{output}");
+        let holder = format!("is in use by wharfage serve, process {}: stop that one", server.pid());
+        assert!(!status.success() && output.contains(&holder), "{status}: {output}");
+        assert!(server.env(&[]).contains(server.authority()), "the files for clients stay as they are");
     }
 }
 
