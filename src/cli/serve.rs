@@ -142,7 +142,7 @@ pub struct Serve {
     )]
     max_connections_per_peer: Option<usize>,
 
-    /// Memory that the bodies of requests and answers may hold, in MiB, 96 or more
+    /// Memory that the bodies of requests and answers may hold, in MiB, 104 or more
     #[arg(
         long,
         env = "WHARFAGE_BODY_MEMORY",

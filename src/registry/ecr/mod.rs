@@ -98,16 +98,22 @@ async fn run(
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
     // The signature is over the body's hash, so it can be checked only when all of it is here.
     let (memory, peer) = (memory::process(), body.peer());
-    let (body, received) = body.read_up_to(limit, memory.caller(peer, &claimed.access_key_id)).await?;
+    let caller = memory.caller(peer, &claimed.access_key_id);
+    let (body, received) = body.read_up_to(limit, caller).await?;
     let (body, body_hash) = hashed(body).await?;
     let signed = sigv4::SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
     memory.remember(peer, &principal.access_key_id);
     let operation = operation.ok_or_else(|| unknown_operation(head))?;
     let call = Call { registry, principal, operation, now };
-    // What is read of a body takes about as much again, and so may the answer.
-    let mut account = memory.share(Caller::Verified).open(2 * body.len());
-    account.hold(2 * body.len(), memory::TIMEOUT).await?;
+    // What is read of a body takes about as much again, and so may the answer. It is one account for all that a request has of
+    // a share: of two, the second would wait for what the first holds.
+    let length = body.len();
+    let (mut account, received, working) = match caller {
+        Caller::Verified => (received, None, 2 * length),
+        Caller::Unverified => (memory.share(Caller::Verified).open(length), Some(received), length),
+    };
+    account.hold(working, memory::TIMEOUT).await?;
     let output = Bytes::from((operation.run)(&call, body).await?);
     drop(received);
     account.hold(output.len(), memory::TIMEOUT).await?;

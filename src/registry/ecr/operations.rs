@@ -6,13 +6,14 @@ use futures::future::BoxFuture;
 use super::error::Error;
 use super::{Call, images, input, layers, lifecycle, listings, registry, registry_policies};
 use super::{repositories, repository_policies, resource_tags, scanning, shapes};
+use crate::registry::http::memory;
 
 /// What a body may have, unless it carries a part of a layer.
 const BODY_LIMIT: usize = 5 * 1024 * 1024;
 /// A manifest of 4 MiB as a JSON string, in which each quote and line break takes two bytes.
 const MANIFEST_BODY_LIMIT: usize = 10 * 1024 * 1024;
 /// 20 MiB of layer in base64, and what is around it.
-const PART_BODY_LIMIT: usize = 32 * 1024 * 1024;
+const PART_BODY_LIMIT: usize = memory::LARGEST_BODY;
 
 /// Runs an operation on its body.
 type Run = for<'a> fn(&'a Call, Bytes) -> BoxFuture<'a, Result<String, Error>>;

@@ -14,10 +14,16 @@ use tokio::sync::Semaphore;
 
 use crate::budget::{Account, Budget, Exhausted};
 
-/// The default size in MiB, and the smallest: the largest body of the API has to fit into the smaller share.
+/// The default size in MiB.
 pub const DEFAULT_MIB: usize = 128;
-/// See [`DEFAULT_MIB`].
-pub const MINIMUM_MIB: usize = 96;
+/// The smallest size in MiB: the largest body has to fit into the smaller share, and twice of it into the other.
+pub const MINIMUM_MIB: usize = 104;
+/// The largest body that is read whole, in bytes.
+pub const LARGEST_BODY: usize = 32 * 1024 * 1024;
+const _: () = {
+    let (verified, unverified) = shares(MINIMUM_MIB * 1024 * 1024);
+    assert!(2 * LARGEST_BODY <= verified && LARGEST_BODY <= unverified);
+};
 /// What each body may hold for free, in bytes: most manifests and API calls are smaller.
 pub const FREE: usize = 16 * 1024;
 /// How long a body waits for its memory.
@@ -68,11 +74,17 @@ pub fn set_size(bytes: usize) -> bool {
     PROCESS.set(Memory::new(bytes)).is_ok()
 }
 
+/// The shares of verified and of other callers.
+const fn shares(bytes: usize) -> (usize, usize) {
+    let unverified = bytes / 8 * 3;
+    (bytes - unverified, unverified)
+}
+
 impl Memory {
     fn new(bytes: usize) -> Self {
-        let unverified = bytes / 8 * 3;
+        let (verified, unverified) = shares(bytes);
         Self {
-            verified: Budget::new(bytes - unverified, FREE),
+            verified: Budget::new(verified, FREE),
             unverified: Budget::new(unverified, FREE),
             reads: Semaphore::new(READS),
             known: Cache::builder().max_capacity(KNOWN_CALLERS).time_to_live(KNOWN_FOR).build(),
@@ -155,9 +167,9 @@ mod tests {
     fn others_take_nothing_from_verified_callers() {
         let memory = Memory::new(MINIMUM_MIB * MIB);
         let mut unverified = memory.share(Caller::Unverified).open(0);
-        assert!(unverified.try_hold(36 * MIB), "the largest body fits");
+        assert!(unverified.try_hold(39 * MIB));
         assert!(!memory.share(Caller::Unverified).open(0).try_hold(FREE + 1));
-        assert!(memory.share(Caller::Verified).open(0).try_hold(60 * MIB));
+        assert!(memory.share(Caller::Verified).open(0).try_hold(65 * MIB));
     }
 
     #[test]
@@ -190,7 +202,7 @@ mod tests {
     async fn what_finds_no_memory_is_dropped_and_read_again() {
         let memory = Memory::new(MINIMUM_MIB * MIB);
         let mut other = memory.share(Caller::Verified).open(0);
-        assert!(other.try_hold(60 * MIB));
+        assert!(other.try_hold(65 * MIB));
         let mut account = memory.share(Caller::Verified).open(0);
         let reads = std::sync::atomic::AtomicUsize::new(0);
         let read = || -> BoxFuture<'_, Result<Vec<u8>, Exhausted>> {
