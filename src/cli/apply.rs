@@ -77,7 +77,10 @@ impl Apply {
                 show_unresolved(&unresolved);
                 show_notes(&manifests.notes, Output::Text);
             }
-            Output::Json => JsonOutput { registries, refused: unresolved, notes: manifests.notes }.print()?,
+            Output::Json => {
+                let (refused, notes) = (unresolved, manifests.notes);
+                JsonOutput { registries, refused, notes, ..JsonOutput::default() }.print()?;
+            }
         }
         Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

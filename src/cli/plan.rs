@@ -54,7 +54,10 @@ impl Plan {
                 show_unresolved(&unresolved);
                 show_notes(&manifests.notes, Output::Text);
             }
-            Output::Json => JsonOutput { registries, refused: unresolved, notes: manifests.notes }.print()?,
+            Output::Json => {
+                let (refused, notes) = (unresolved, manifests.notes);
+                JsonOutput { registries, refused, notes, ..JsonOutput::default() }.print()?;
+            }
         }
         Ok(match (refused, changes) {
             (true, _) => ExitCode::FAILURE,

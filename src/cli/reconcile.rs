@@ -13,7 +13,7 @@ use crate::apply::Identity::Ambient;
 use crate::apply::{self, Access, Ecr, Progress, Report, observe};
 use crate::crd::Registry;
 use crate::datadir::DataDir;
-use crate::manifests::Manifests;
+use crate::manifests::{LoadError, Manifests, Problem};
 use crate::plan::model::{ApiError, Refused};
 use crate::plan::{Desired, Plan, desired, plan, unresolved};
 use crate::telemetry::is_capable_terminal;
@@ -51,8 +51,16 @@ pub(super) enum Output {
 }
 
 impl Input {
-    /// Reads the folder and finds the registries that it means, and who plans for them.
+    /// Reads the folder and finds the registries that it means, and who plans for them. An error is printed for programs, too.
     pub(super) async fn read(&self) -> anyhow::Result<(Manifests, Vec<Target>, Planner)> {
+        let read = self.try_read().await;
+        if let (Err(error), Output::Json) = (&read, self.output) {
+            JsonOutput::of_error(error).print()?;
+        }
+        read
+    }
+
+    async fn try_read(&self) -> anyhow::Result<(Manifests, Vec<Target>, Planner)> {
         let paths = self.file.clone();
         if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
             bail!("standard input (-) can be read once only: give it once");
@@ -218,16 +226,29 @@ pub(super) struct RegistryOutput {
 }
 
 /// All that is printed for programs.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct JsonOutput {
     pub(super) registries: Vec<RegistryOutput>,
     /// Resources that belong to no registry.
     pub(super) refused: Vec<Refused>,
     /// What was not read, and what else the author should know.
     pub(super) notes: Vec<String>,
+    /// What is wrong with the manifests; then nothing else was looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) problems: Vec<Problem>,
+    /// Why nothing was looked at, if it is not the manifests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
 }
 
 impl JsonOutput {
+    fn of_error(error: &anyhow::Error) -> Self {
+        match error.downcast_ref::<LoadError>() {
+            Some(LoadError { problems }) => Self { problems: problems.clone(), ..Self::default() },
+            None => Self { error: Some(format!("{error:#}")), ..Self::default() },
+        }
+    }
+
     pub(super) fn print(&self) -> anyhow::Result<()> {
         say(format_args!("{}", serde_json::to_string_pretty(self)?));
         Ok(())

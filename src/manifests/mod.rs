@@ -58,9 +58,10 @@ pub struct Loaded<T> {
 }
 
 /// A place in a file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Source {
-    /// The file, relative to the folder.
+    /// The file, relative to the folder. A [`Problem`] has it by itself.
+    #[serde(skip)]
     pub file: PathBuf,
     /// The document in the file, from 1. Empty documents don't count.
     pub document: usize,
@@ -85,15 +86,19 @@ pub struct Skipped {
 }
 
 /// One thing that is wrong with a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// The file, relative to the folder.
+    #[serde(serialize_with = "as_text")]
     pub file: PathBuf,
     /// The document and the line, where there is one.
+    #[serde(flatten)]
     pub source: Option<Source>,
     /// What it is about, such as `Repository payments/api`, where that can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
     /// The field, such as `spec.rules[0].selection`; empty when it is none in particular.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
     /// What is wrong, and what to do.
     pub message: String,
@@ -113,6 +118,11 @@ impl fmt::Display for Problem {
         }
         f.write_str(&self.message)
     }
+}
+
+/// A path as messages show it: serde refuses one that is not UTF-8.
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 impl Problem {

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::bed::wharfage;
-use crate::up::{Folder, applied, found, repository, run_on};
+use crate::up::{Folder, applied, found, repository, run, run_on};
 
 /// Runs `wharfage` with this text as its standard input.
 fn run_with_input(arguments: &[&str], input: &str) -> (i32, String) {
@@ -98,4 +98,43 @@ async fn what_a_kustomization_leaves_out_is_not_applied_and_said() {
     let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
     assert_eq!(code, 1);
     assert!(text.contains("nameSuffix: is not followed here: run `kustomize build "), "{text}");
+}
+
+#[test]
+fn programs_are_told_what_is_wrong_with_manifests() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().to_str().unwrap();
+    let json = |command| {
+        let output = run(&[command, "-f", at, "--cluster", "test", "--output", "json"]);
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stderr).unwrap();
+        (serde_json::from_slice::<Value>(&output.stdout).unwrap(), text)
+    };
+    for command in ["plan", "apply"] {
+        std::fs::write(folder.path().join("api.yaml"), repository("api", "imageTagMutability: NONE")).unwrap();
+        std::fs::write(folder.path().join("web.yaml"), "a: [").unwrap();
+        let (told, text) = json(command);
+        let problems = told["problems"].as_array().unwrap();
+        assert_eq!(problems.len(), 2, "{told}");
+        let message = problems[0]["message"].as_str().unwrap();
+        assert!(message.contains("IMMUTABLE"), "{told}");
+        assert_eq!(
+            problems[0],
+            json!({
+                "file": "api.yaml", "document": 1, "line": 4, "object": "Repository team/api",
+                "field": "spec.imageTagMutability", "message": message,
+            })
+        );
+        assert_eq!(problems[1]["file"], "web.yaml");
+        assert_eq!((&told["registries"], told.get("error")), (&json!([]), None));
+        assert!(text.contains("api.yaml:4 (document 1): Repository team/api: spec.imageTagMutability: "), "{text}");
+
+        std::fs::remove_file(folder.path().join("web.yaml")).unwrap();
+        std::fs::write(folder.path().join("api.yaml"), repository("api", "")).unwrap();
+        let (told, text) = json(command);
+        let error = told["error"].as_str().unwrap();
+        assert!(error.ends_with("declares no Registry: add one, or name another folder"), "{told}");
+        assert_eq!(told.get("problems"), None);
+        assert!(text.ends_with(&format!("error: {error}\n")), "{text}");
+    }
 }

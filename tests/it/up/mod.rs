@@ -73,7 +73,7 @@ pub(crate) fn applied(program: &Wharfage) {
 }
 
 /// Runs the program to its end.
-fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wharfage"));
     command.env_clear().env("PATH", "/usr/bin:/bin").args(arguments).output().unwrap()
 }
