@@ -391,19 +391,30 @@ async fn nothing_is_answered_before_the_files_that_env_reads_exist() {
 
 #[tokio::test]
 async fn a_stop_during_the_start_ends_it_well() {
-    // A database that takes connections and says nothing: the start waits for it.
-    let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("postgres://wharfage@{}/wharfage", database.local_addr().unwrap());
+    use sqlx::Connection as _;
+    use sqlx::migrate::Migrate as _;
+
     let manifests = Folder::new();
     let registry = "apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {name: home}\n\
                     spec: {managed: {database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}}\n";
     std::fs::write(manifests.path().join("registry.yaml"), registry).unwrap();
-    for launch in [wharfage(), wharfage().up(manifests.path())] {
-        let launch = launch.env("WHARFAGE_DATABASE_URL", &url);
-        for signal in ["TERM", "INT", "HUP"] {
+    for signal in ["TERM", "INT", "HUP"] {
+        for launch in [wharfage(), wharfage().up(manifests.path())] {
+            let url = super::postgres().database().await;
+            // Another replica migrates the schema: the start waits for its end, without a time limit of its own.
+            let mut replica = sqlx::PgConnection::connect(&url).await.unwrap();
+            replica.lock().await.unwrap();
+            let launch = launch.env("WHARFAGE_DATABASE_URL", &url);
             let mut program = launch.begin();
-            let asked = tokio::time::timeout(STARTUP, database.accept()).await;
-            let (_connection, _) = asked.unwrap_or_else(|_| panic!("{}", program.output())).unwrap();
+            let waits = "SELECT count(*) > 0 FROM pg_stat_activity \
+                         WHERE datname = current_database() AND wait_event = 'advisory'";
+            let waiting = async {
+                while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut replica).await.unwrap() {
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+            };
+            let waited = tokio::time::timeout(STARTUP, waiting).await;
+            waited.unwrap_or_else(|_| panic!("{}", program.output()));
             program.signal(signal);
             let (status, output) = (program.wait(), program.output());
             assert!(status.success() && !output.contains("Serving"), "SIG{signal}: {status}\n{output}");
