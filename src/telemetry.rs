@@ -248,3 +248,28 @@ pub fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_in_the_docs() {
+        let metrics = Metrics::new();
+        metrics.request("GET manifest", 200, Duration::ZERO);
+        metrics.connection_ended("idle");
+        metrics.set_memory("verified", 1, 1, 1);
+        metrics.set_gauges(1, &[JobCount { kind: "lifecycle".into(), state: "waiting".into(), count: 1 }]);
+        metrics.jobs_ended.get_or_create(&JobLabels { kind: "lifecycle".into(), state: "done".into() }).inc();
+        metrics.set_store("blobs", true, false);
+        metrics.set_disk_free(1);
+        let documented = include_str!("../docs/operations.md");
+        let text = metrics.encode().unwrap();
+        let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        assert_eq!(names.len(), 15, "{text}");
+        for (name, kind) in names {
+            let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
+            assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
+        }
+    }
+}

@@ -194,4 +194,40 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }
+
+    /// The pages that tell of a command's flags.
+    fn pages(command: &str) -> &'static [&'static str] {
+        const README: &str = include_str!("../../README.md");
+        const OPERATIONS: &str = include_str!("../../docs/operations.md");
+        const FILE_MODE: &str = include_str!("../../docs/file-mode.md");
+        match command {
+            "serve" | "operator" | "check" => &[OPERATIONS],
+            "jobs" => &[README, OPERATIONS],
+            "up" | "plan" | "apply" => &[README, FILE_MODE],
+            _ => &[README],
+        }
+    }
+
+    #[test]
+    fn every_flag_is_in_the_docs() {
+        let mut cli = Cli::command();
+        cli.build();
+        let mut missing = Vec::new();
+        for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
+            let words: Vec<&str> = pages(command.get_name())
+                .iter()
+                .flat_map(|page| page.split(|it: char| !it.is_ascii_alphanumeric() && it != '-'))
+                .collect();
+            let nested = command.get_subcommands().filter(|it| it.get_name() != "help");
+            for argument in std::iter::once(command).chain(nested).flat_map(clap::Command::get_arguments) {
+                let Some(flag) = argument.get_long().filter(|it| !["help", "version"].contains(it)) else { continue };
+                let short = argument.get_short().map(|short| format!("-{short}"));
+                let known = |flag: &str| words.contains(&flag);
+                if !known(&format!("--{flag}")) && !short.as_deref().is_some_and(known) {
+                    missing.push(format!("{} --{flag}", command.get_name()));
+                }
+            }
+        }
+        assert_eq!(missing, Vec::<String>::new(), "the docs lack them");
+    }
 }
