@@ -37,6 +37,8 @@ impl SmallDisk {
         let holder = Service::start("small disk", &mut command, "KILL", None);
         holder.wait_for(|line| (line == "mounted").then_some(()));
         let path = PathBuf::from(format!("/proc/{}/root{}", holder.id(), folder.display()));
+        let disk = rustix::fs::statvfs(&path).expect("the disk is mounted");
+        assert!(disk.f_blocks * disk.f_frsize <= u64::from(mib) << 20, "{} is another disk", path.display());
         Self { path, holder }
     }
 
