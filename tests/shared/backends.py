@@ -39,8 +39,11 @@ def wait_for(what, ready, process):
         time.sleep(0.02)
 
 
-# Below what a kernel gives to whoever asks for any port (its ip_local_port_range), so that nobody gets them by chance.
-PORTS = range(20_000, 32_000)
+# Below what a kernel gives to whoever asks for any port (its ip_local_port_range), so that nobody gets them by chance. Each of
+# pytest-xdist's workers (gw0, gw1, …) has some of them.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = range(20_000 + _WORKER, 32_000, _WORKERS)
 _handed_out = set()
 
 
