@@ -9,8 +9,11 @@ use super::lifecycle::{evaluated, load};
 use crate::lifecycle::{Action, Evaluation, Policy};
 use crate::registry::Registry;
 use crate::store::StoreResult;
-use crate::store::lifecycle::{PreviewResult, PreviewState};
+use crate::store::lifecycle::{PreviewResult, PreviewRun, PreviewState};
 use crate::store::repositories::RepositoryId;
+
+/// How many results one transaction writes or deletes: other writes wait for no more than that.
+const BATCH: usize = 500;
 
 /// Ends the preview that is in progress. One that is not, or a repository that is gone, is no failure.
 pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<(), JobError> {
@@ -30,7 +33,15 @@ pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<()
             (PreviewState::Failed, Vec::new())
         }
     };
-    registry.metadata.finish_preview(id, preview.started_at, state, results).await?;
+    let run = PreviewRun::new(id, preview.started_at);
+    for (batch, position) in results.chunks(BATCH).zip((0..).step_by(BATCH)) {
+        if !registry.metadata.add_preview_results(run, position, batch.to_vec()).await? {
+            break;
+        }
+    }
+    registry.metadata.finish_preview(run, state).await?;
+    // Those of the preview before, and of runs that did not end.
+    while !registry.metadata.prune_preview_results(run, BATCH).await? {}
     Ok(())
 }
 
@@ -38,7 +49,7 @@ pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<()
 pub(super) async fn fail(registry: &Arc<Registry>, id: RepositoryId) -> StoreResult<()> {
     match registry.metadata.preview(id).await? {
         Some(preview) if preview.state == PreviewState::InProgress => {
-            registry.metadata.finish_preview(id, preview.started_at, PreviewState::Failed, Vec::new()).await
+            registry.metadata.finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed).await
         }
         _ => Ok(()),
     }

@@ -250,6 +250,34 @@ pub struct TagDeleted {
     pub image_deleted: bool,
 }
 
+/// What one entry of a batch deletes (BatchDeleteImage).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageDeletion {
+    /// An image with all its tags.
+    Image(Digest),
+    /// A tag, and with the last one its image.
+    Tag {
+        /// The tag.
+        tag: Tag,
+        /// The digest that it must point at, if the caller said one.
+        expected: Option<Digest>,
+    },
+}
+
+/// What an entry of a batch deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageDeleted {
+    /// The image.
+    pub digest: Digest,
+    /// The tags of it that are gone, sorted.
+    pub tags: Vec<Tag>,
+    /// The image is gone, too.
+    pub image_deleted: bool,
+}
+
+/// How many of the indexes that hold an image a refusal names at most. An image may be held by all others.
+pub(super) const NAMED_HOLDERS: usize = 100;
+
 /// Why an image or a tag was not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteImageError {
@@ -259,7 +287,7 @@ pub enum DeleteImageError {
     /// The tag points at another digest than the caller said.
     #[error("the tag points at {0}")]
     TagPointsElsewhere(Digest),
-    /// Stored indexes hold it.
+    /// Stored indexes hold it, of which up to a hundred are named.
     #[error("the image is referenced by {0:?}")]
     ReferencedBy(Vec<Digest>),
     /// What the lifecycle policy's decision rested on no longer holds.
@@ -449,7 +477,7 @@ pub enum StorageClassError {
     /// It is in that class already.
     #[error("the image is {} already", .0.as_str())]
     Unchanged(ImageStatus),
-    /// Active indexes hold it, so it may not be archived.
+    /// Active indexes hold it, of which up to a hundred are named, so it may not be archived.
     #[error("the image is referenced by {0:?}")]
     ReferencedBy(Vec<Digest>),
     /// What the lifecycle policy's decision rested on no longer holds.

@@ -1,8 +1,10 @@
 //! Lifecycle previews as the store keeps them. Plain data.
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::images::ImageStatus;
+use super::repositories::RepositoryId;
 use crate::names::{Digest, Tag};
 
 /// How a preview stands (ECR's `LifecyclePolicyPreviewStatus`; `EXPIRED` is derived from `completed_at`).
@@ -30,6 +32,25 @@ pub struct Preview {
     pub started_at: Timestamp,
     /// How it stands.
     pub state: PreviewState,
+}
+
+/// A run of the job that finds a preview's results. One that is run again after it was killed finds its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PreviewRun {
+    /// The repository.
+    pub repository: RepositoryId,
+    /// The preview's [`Preview::started_at`].
+    pub started_at: Timestamp,
+    /// Tells this run from every other; not negative.
+    pub number: i64,
+}
+
+impl PreviewRun {
+    /// A run with a number of its own.
+    pub fn new(repository: RepositoryId, started_at: Timestamp) -> Self {
+        let (random, _) = Uuid::new_v4().as_u64_pair();
+        Self { repository, started_at, number: (random >> 1) as i64 }
+    }
 }
 
 /// One image that the previewed policy would act on.

@@ -11,12 +11,12 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::images::{
-    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
-    Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
-    StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
+    Blob, DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageStatus, LastTag,
+    Layer, LifecycleDecision, Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome,
+    ReferrerFilter, Referrers, StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, JobFilter, LifecycleTurn, NewJob, Requeue, StoredJob};
-use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
 use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
@@ -225,6 +225,15 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
         last: LastTag,
         now: Timestamp,
     ) -> Result<TagDeleted, DeleteImageError>;
+    /// Deletes images and tags of a repository in one transaction, as [`Metadata::delete_image`] and [`Metadata::delete_tag`]
+    /// would one after the other: what is refused leaves the others as they are. Last tags take their images along, and
+    /// referrers follow.
+    async fn delete_images(
+        &self,
+        repository: RepositoryId,
+        deletions: &[ImageDeletion],
+        now: Timestamp,
+    ) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>>;
     /// Tags in byte order; tags of archived images are left out, and those that are longer than `/v2/` can name
     /// ([`Tag::MAX_OCI`]).
     async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>>;
@@ -300,21 +309,35 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     ) -> StoreResult<bool>;
     /// The latest preview.
     async fn preview(&self, repository: RepositoryId) -> StoreResult<Option<Preview>>;
-    /// Ends the preview that was started at `started_at` (another one's end is ignored) and stores its results.
-    async fn finish_preview(
+    /// Keeps results that a run has found, the first at `position`; false when its preview is not in progress. Nobody sees them
+    /// before the preview has ended.
+    async fn add_preview_results(
         &self,
-        repository: RepositoryId,
-        started_at: Timestamp,
-        state: PreviewState,
+        run: PreviewRun,
+        position: u64,
         results: Vec<PreviewResult>,
-    ) -> StoreResult<()>;
-    /// The latest preview's results behind position `after`, in their order, with their positions.
+    ) -> StoreResult<bool>;
+    /// Ends the preview of a run, whose results are the preview's from then on. The end of one that is not in progress is
+    /// ignored.
+    async fn finish_preview(&self, run: PreviewRun, state: PreviewState) -> StoreResult<()>;
+    /// The latest preview's results behind position `after`, in their order, with their positions: of images that had tags, of
+    /// those that had none, or all.
     async fn preview_results(
         &self,
         repository: RepositoryId,
+        tagged: Option<bool>,
         after: Option<u64>,
         limit: usize,
     ) -> StoreResult<Vec<(u64, PreviewResult)>>;
+    /// The latest preview's results of these images, in their order, with their positions.
+    async fn preview_results_of(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<(u64, PreviewResult)>>;
+    /// Deletes results that other runs have found than this one, which has ended the latest preview, at most `limit`; true when
+    /// none is left, or another preview has been started.
+    async fn prune_preview_results(&self, run: PreviewRun, limit: usize) -> StoreResult<bool>;
 
     // Jobs and events.
 

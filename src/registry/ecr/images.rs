@@ -12,12 +12,12 @@ use crate::names::{Digest, Reference, Tag};
 use crate::registry::http::memory::{self, Caller};
 use crate::registry::images::{NewImage, PutImageError};
 use crate::registry::manifests::InvalidManifest;
-use crate::store::Lookup;
 use crate::store::images::{
-    DeleteImageError, ImageStatus, LastTag, Manifest, PutManifestError, Referrers, StorageClass, StorageClassError,
-    TaggedImage,
+    DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, Manifest, PutManifestError, StorageClass,
+    StorageClassError, TaggedImage,
 };
 use crate::store::repositories::Repository;
+use crate::store::{Lookup, StoreError};
 
 /// How much of manifests one BatchGetImage gives at most. A hundred of ordinary size are half a MiB.
 const MAX_MANIFESTS: usize = 32 * 1024 * 1024;
@@ -208,24 +208,42 @@ pub async fn batch_delete(call: &Call, input: BatchDelete) -> Result<Value, Erro
     let ids = required("imageIds", input.image_ids)?;
     input::count("imageIds", &ids, 1..=100)?;
     let repository = call.repository(&place).await?;
-    let (mut deleted, mut failures) = (Vec::new(), Vec::new());
-    for id in &ids {
-        let outcome = match id.selector() {
-            Ok(selector) => delete(call, &repository, &selector).await,
-            Err(fault) => Err(Undeleted::Fault(fault)),
+    let selectors: Vec<Result<Selector, Fault>> = ids.iter().map(ImageId::selector).collect();
+    let deletions: Vec<ImageDeletion> = selectors.iter().flatten().map(deletion).collect();
+    let outcomes = match deletions.as_slice() {
+        [] => Vec::new(),
+        deletions => call.registry.metadata.delete_images(repository.id, deletions, call.now).await?,
+    };
+    let (mut outcomes, mut deleted, mut failures) = (outcomes.into_iter(), Vec::new(), Vec::new());
+    for (id, selector) in ids.iter().zip(selectors) {
+        let outcome = match selector {
+            Ok(_) => outcomes.next().map(|outcome| outcome.map_err(Undeleted::from)),
+            Err(fault) => Some(Err(Undeleted::Fault(fault))),
         };
         match outcome {
-            Ok(ids) => deleted.extend(ids),
-            Err(Undeleted::Fault(fault)) => failures.push(failure(id, fault.code(), fault.reason())),
-            Err(Undeleted::ReferencedBy(parents)) => {
+            Some(Ok(ImageDeleted { digest, tags, .. })) => {
+                let none = tags.is_empty().then(|| image_id(&digest, None));
+                deleted.extend(tags.iter().map(|tag| image_id(&digest, Some(tag))).chain(none));
+            }
+            Some(Err(Undeleted::Fault(fault))) => failures.push(failure(id, fault.code(), fault.reason())),
+            Some(Err(Undeleted::ReferencedBy(parents))) => {
                 let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
                 let reason = format!("Requested image referenced by manifest list: [{}]", parents.join(", "));
                 failures.push(failure(id, "ImageReferencedByManifestList", &reason));
             }
-            Err(Undeleted::Error(error)) => return Err(error),
+            Some(Err(Undeleted::Error(error))) => return Err(error),
+            None => return Err(StoreError::Inconsistent("a deletion has no outcome".to_owned()).into()),
         }
     }
     Ok(json!({ "imageIds": deleted, "failures": failures }))
+}
+
+fn deletion(selector: &Selector) -> ImageDeletion {
+    match selector {
+        Selector::Digest(digest) => ImageDeletion::Image(digest.clone()),
+        Selector::Tag(tag) => ImageDeletion::Tag { tag: tag.clone(), expected: None },
+        Selector::Both(tag, digest) => ImageDeletion::Tag { tag: tag.clone(), expected: Some(digest.clone()) },
+    }
 }
 
 /// Why an image of a batch was not deleted.
@@ -246,22 +264,6 @@ impl From<DeleteImageError> for Undeleted {
             DeleteImageError::Store(error) => Self::Error(error.into()),
         }
     }
-}
-
-/// Deletes, and tells what went as `imageIds` says it.
-async fn delete(call: &Call, repository: &Repository, selector: &Selector) -> Result<Vec<Value>, Undeleted> {
-    let metadata = call.registry.metadata.as_ref();
-    let (tag, expected) = match selector {
-        Selector::Digest(digest) => {
-            let tags = metadata.delete_image(repository.id, digest, Referrers::Follow, call.now).await?;
-            let none = tags.is_empty().then(|| image_id(digest, None));
-            return Ok(tags.iter().map(|tag| image_id(digest, Some(tag))).chain(none).collect());
-        }
-        Selector::Tag(tag) => (tag, None),
-        Selector::Both(tag, digest) => (tag, Some(digest)),
-    };
-    let gone = metadata.delete_tag(repository.id, tag, expected, LastTag::DeletesImage, call.now).await?;
-    Ok(vec![image_id(&gone.digest, Some(tag))])
 }
 
 input! {

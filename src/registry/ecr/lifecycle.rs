@@ -11,15 +11,14 @@ use super::repositories::no_paging;
 use super::{Call, shapes};
 use crate::jobs;
 use crate::lifecycle::{self, InvalidPolicy, Policy};
-use crate::store::images::TagStatusFilter;
+use crate::names::{Digest, Reference};
+use crate::store::images::{TagStatusFilter, TaggedImage};
 use crate::store::lifecycle::{Preview, PreviewResult, PreviewState};
 use crate::store::repositories::{Repository, RepositoryChange};
 
 /// How long a preview's results hold.
 const PREVIEW_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 const PREVIEW: Sizes = Sizes { max: 100, default: 100 };
-/// How many results are read at a time when they are filtered.
-const BATCH: usize = 500;
 
 impl From<InvalidPolicy> for Error {
     fn from(error: InvalidPolicy) -> Self {
@@ -152,24 +151,23 @@ pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error>
     }
 
     let (status, summary) = state(&preview, call.now);
-    let (results, next_token) = if status == "COMPLETE" {
-        let limit = if wanted.is_some() { usize::MAX } else { page.fetch() };
-        let fits = |result: &PreviewResult| {
-            let tagged = match tag_status {
-                TagStatusFilter::Any => true,
-                TagStatusFilter::Tagged => !result.tags.is_empty(),
-                TagStatusFilter::Untagged => result.tags.is_empty(),
-            };
-            tagged && wanted.as_ref().is_none_or(|wanted| wanted.iter().any(|selector| means(selector, result)))
-        };
-        let found = fetch(call, &repository, after.map(|(_, position)| position), limit, fits).await?;
-        if wanted.is_some() {
+    let tagged = match tag_status {
+        TagStatusFilter::Any => None,
+        TagStatusFilter::Tagged => Some(true),
+        TagStatusFilter::Untagged => Some(false),
+    };
+    let (results, next_token) = match &wanted {
+        _ if status != "COMPLETE" => (Vec::new(), None),
+        Some(wanted) => {
+            let mut found = results_of(call, &repository, wanted).await?;
+            found.retain(|(_, result)| tagged.is_none_or(|tagged| tagged != result.tags.is_empty()));
             (found, None)
-        } else {
+        }
+        None => {
+            let after = after.map(|(_, position)| position);
+            let found = metadata.preview_results(repository.id, tagged, after, page.fetch()).await?;
             page.cut(found, |(position, _)| key(preview.started_at, *position))
         }
-    } else {
-        (Vec::new(), None)
     };
     let mut output = policy_output(&place, &preview.policy);
     output["status"] = status.into();
@@ -191,31 +189,24 @@ fn state(preview: &Preview, now: Timestamp) -> (&'static str, Value) {
     }
 }
 
-/// Up to `limit` results that fit, behind a position.
-async fn fetch(
+/// The results of images that are asked for one by one. A tag means the image that it points at now.
+async fn results_of(
     call: &Call,
     repository: &Repository,
-    mut after: Option<u64>,
-    limit: usize,
-    fits: impl Fn(&PreviewResult) -> bool,
+    wanted: &[Selector],
 ) -> Result<Vec<(u64, PreviewResult)>, Error> {
-    let mut found = Vec::new();
-    loop {
-        let batch = call.registry.metadata.preview_results(repository.id, after, BATCH).await?;
-        let last = batch.len() < BATCH;
-        after = batch.last().map(|(position, _)| *position).or(after);
-        for entry in batch {
-            if fits(&entry.1) {
-                found.push(entry);
-                if found.len() == limit {
-                    return Ok(found);
-                }
-            }
-        }
-        if last {
-            return Ok(found);
-        }
-    }
+    let metadata = call.registry.metadata.as_ref();
+    let references: Vec<Reference> = wanted.iter().map(Selector::reference).collect();
+    let images = metadata.images(repository.id, &references).await?;
+    let digest = |(reference, image): (Reference, Option<TaggedImage>)| match reference {
+        // Its image may have gone since.
+        Reference::Digest(digest) => Some(digest),
+        Reference::Tag(_) => image.map(|tagged| tagged.image.digest),
+    };
+    let digests: Vec<Digest> = references.into_iter().zip(images).filter_map(digest).collect();
+    let mut found = metadata.preview_results_of(repository.id, &digests).await?;
+    found.retain(|(_, result)| wanted.iter().any(|selector| means(selector, result)));
+    Ok(found)
 }
 
 /// Results are paged by the preview that they belong to and their position in it.

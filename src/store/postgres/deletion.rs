@@ -5,7 +5,7 @@ use sqlx::{PgConnection, PgPool};
 
 use super::failure::{Attempt, Failure};
 use super::rows::{self, millis};
-use super::{jobs, uploads};
+use super::{jobs, previews, uploads};
 use crate::store::jobs::DeleteRepository;
 use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
 use crate::store::usage::of_repository;
@@ -87,15 +87,12 @@ async fn images(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> Attemp
 
 /// Deletes preview results, then links. The blobs await the collector.
 async fn rest(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> Attempt<bool> {
-    for sql in [
-        "DELETE FROM lifecycle_preview_result WHERE repository_id = $1 AND position = ANY (ARRAY(
-             SELECT position FROM lifecycle_preview_result WHERE repository_id = $1 ORDER BY position LIMIT $2))",
+    if previews::discard_results(&mut *tx, id, None, limit).await? > 0 {
+        return Ok(true);
+    }
+    let links = sqlx::query(
         "DELETE FROM repository_blob WHERE id = ANY (ARRAY(
              SELECT id FROM repository_blob WHERE repository_id = $1 ORDER BY digest LIMIT $2))",
-    ] {
-        if sqlx::query(sql).bind(id.0).bind(rows::limit(limit)).execute(&mut *tx).await?.rows_affected() > 0 {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    );
+    Ok(links.bind(id.0).bind(rows::limit(limit)).execute(tx).await?.rows_affected() > 0)
 }

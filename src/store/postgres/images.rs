@@ -16,7 +16,8 @@ use crate::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::store::StoreResult;
 use crate::store::events::ImageSubject;
 use crate::store::images::{
-    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
+    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, NAMED_HOLDERS, Referrers, Stale,
+    StorageClass, TagDeleted,
 };
 use crate::store::jobs::{FollowSubject, NewJob};
 use crate::store::repositories::RepositoryId;
@@ -75,11 +76,7 @@ impl Locked {
 }
 
 /// Locks an image as a deletion does.
-pub(super) async fn lock<E>(
-    tx: &mut PgConnection,
-    repository: RepositoryId,
-    digest: &Digest,
-) -> Attempt<Option<Locked>, E> {
+async fn lock<E>(tx: &mut PgConnection, repository: RepositoryId, digest: &Digest) -> Attempt<Option<Locked>, E> {
     let row = sqlx::query(concat!(
         "SELECT ",
         locked_columns!(),
@@ -93,14 +90,27 @@ pub(super) async fn lock<E>(
     Ok(row.as_ref().map(Locked::read).transpose()?)
 }
 
-/// The indexes that hold an image, in the order of their digests; only those that are not archived, if asked so.
-pub(super) async fn parents<E>(tx: &mut PgConnection, id: ManifestId, active_only: bool) -> Attempt<Vec<Digest>, E> {
+/// The indexes that hold an image: as many as a refusal names, those that can be pulled first, then the oldest.
+async fn parents<E>(tx: &mut PgConnection, id: ManifestId) -> Attempt<Vec<Digest>, E> {
     let digests: Vec<String> = sqlx::query_scalar(
         "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id
-         WHERE e.child_id = $1 AND (NOT $2 OR p.status <> 'ARCHIVED') ORDER BY p.digest",
+         WHERE e.child_id = $1 ORDER BY e.archived_at NULLS FIRST, e.parent_id LIMIT $2",
     )
     .bind(id.0)
-    .bind(active_only)
+    .bind(rows::limit(NAMED_HOLDERS))
+    .fetch_all(tx)
+    .await?;
+    Ok(digests.iter().map(|digest| parse(digest)).collect::<StoreResult<_>>()?)
+}
+
+/// The indexes that hold an image and can be pulled: as many as a refusal names, the oldest first.
+pub(super) async fn active_parents<E>(tx: &mut PgConnection, id: ManifestId) -> Attempt<Vec<Digest>, E> {
+    let digests: Vec<String> = sqlx::query_scalar(
+        "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id
+         WHERE e.child_id = $1 AND e.archived_at IS NULL ORDER BY e.archived_at NULLS FIRST, e.parent_id LIMIT $2",
+    )
+    .bind(id.0)
+    .bind(rows::limit(NAMED_HOLDERS))
     .fetch_all(tx)
     .await?;
     Ok(digests.iter().map(|digest| parse(digest)).collect::<StoreResult<_>>()?)
@@ -200,7 +210,8 @@ pub(super) async fn delete(
     now: Timestamp,
 ) -> Attempt<Vec<Tag>, DeleteImageError> {
     let mut tx = pool.begin().await?;
-    let (image, tags) = lock_with_tags(&mut tx, repository, digest).await?;
+    let (image, tags) =
+        lock_with_tags(&mut tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
     delete_row(&mut tx, repository, &image, &tags, referrers, now).await?;
     tx.commit().await?;
     Ok(tags)
@@ -215,7 +226,8 @@ pub(super) async fn expire(
 ) -> Attempt<(), DeleteImageError> {
     let mut tx = pool.begin().await?;
     check_policy(&mut tx, repository, decision).await?;
-    let (image, tags) = lock_with_tags(&mut tx, repository, digest).await?;
+    let (image, tags) =
+        lock_with_tags(&mut tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
     check_image(&mut tx, repository, &image, decision, None).await?;
     delete_row(&mut tx, repository, &image, &tags, Referrers::Follow, now).await?;
     tx.commit().await?;
@@ -223,11 +235,11 @@ pub(super) async fn expire(
 }
 
 /// Locks an image and its tags, the tags first, as everybody does.
-async fn lock_with_tags(
+pub(super) async fn lock_with_tags<E>(
     tx: &mut PgConnection,
     repository: RepositoryId,
     digest: &Digest,
-) -> Attempt<(Locked, Vec<Tag>), DeleteImageError> {
+) -> Attempt<Option<(Locked, Vec<Tag>)>, E> {
     let locked: Vec<String> = sqlx::query_scalar(
         "SELECT t.name FROM manifest m JOIN tag t ON t.manifest_id = m.id
          WHERE m.repository_id = $1 AND m.digest = $2 ORDER BY t.name FOR UPDATE OF t",
@@ -236,7 +248,7 @@ async fn lock_with_tags(
     .bind(digest.as_str())
     .fetch_all(&mut *tx)
     .await?;
-    let image = lock(tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
+    let Some(image) = lock(tx, repository, digest).await? else { return Ok(None) };
     let tags: Vec<String> = sqlx::query_scalar("SELECT name FROM tag WHERE manifest_id = $1 ORDER BY name")
         .bind(image.id.0)
         .fetch_all(tx)
@@ -245,7 +257,7 @@ async fn lock_with_tags(
     if tags != locked {
         return Err(Failure::Raced);
     }
-    Ok((image, tags.iter().map(|tag| parse(tag)).collect::<StoreResult<_>>()?))
+    Ok(Some((image, tags.iter().map(|tag| parse(tag)).collect::<StoreResult<_>>()?)))
 }
 
 /// Deletes a locked image with its locked tags, unless an index holds it.
@@ -257,7 +269,7 @@ async fn delete_row(
     referrers: Referrers,
     now: Timestamp,
 ) -> Attempt<(), DeleteImageError> {
-    let parents = parents(tx, image.id, false).await?;
+    let parents = parents(tx, image.id).await?;
     if !parents.is_empty() {
         return Err(Failure::Refused(DeleteImageError::ReferencedBy(parents)));
     }
@@ -354,7 +366,8 @@ async fn follow(
     now: Timestamp,
 ) -> Attempt<bool, DeleteImageError> {
     let mut tx = pool.begin().await?;
-    let (image, tags) = lock_with_tags(&mut tx, repository, referrer).await?;
+    let (image, tags) =
+        lock_with_tags(&mut tx, repository, referrer).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
     let Some(subject) = &image.subject else { return Ok(false) };
     let changed = match lock_subject(&mut tx, repository, subject).await? {
         None => {

@@ -425,13 +425,16 @@ async fn set_tags(
         }
     }
     if !moved.is_empty() {
-        sqlx::query("UPDATE tag SET manifest_id = $3, updated_at = $4 WHERE repository_id = $1 AND name = ANY($2)")
-            .bind(put.repository.0)
-            .bind(moved)
-            .bind(stored.id.0)
-            .bind(millis(put.now))
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "UPDATE tag SET manifest_id = $3, updated_at = $4, archived_at = NULL
+                     WHERE repository_id = $1 AND name = ANY($2)",
+        )
+        .bind(put.repository.0)
+        .bind(moved)
+        .bind(stored.id.0)
+        .bind(millis(put.now))
+        .execute(&mut *tx)
+        .await?;
         images::revise(tx, &displaced).await?;
     }
     Ok(effects)

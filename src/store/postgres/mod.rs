@@ -10,6 +10,7 @@ mod blobs;
 mod deletion;
 mod doubt;
 mod failure;
+mod image_batches;
 mod images;
 mod jobs;
 mod listings;
@@ -41,12 +42,12 @@ use self::doubt::{Doubt, after_release, ping};
 use self::failure::{Attempt, Failure, store_error};
 use self::probe::Probe;
 use super::images::{
-    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
-    Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
-    StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
+    Blob, DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageStatus, LastTag,
+    Layer, LifecycleDecision, Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome,
+    ReferrerFilter, Referrers, StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, JobFilter, LifecycleTurn, NewJob, Requeue, StoredJob};
-use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
 use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
     CreateRepositoryError, DeleteRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId,
@@ -441,6 +442,14 @@ impl Metadata for PostgresStore {
     ) -> Result<TagDeleted, DeleteImageError> {
         self.run(|| images::delete_tag(&self.pool, repository, tag, expected, last, now)).await
     }
+    async fn delete_images(
+        &self,
+        repository: RepositoryId,
+        deletions: &[ImageDeletion],
+        now: Timestamp,
+    ) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
+        self.run(|| image_batches::delete_all(&self.pool, repository, deletions, now)).await
+    }
     async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
         self.run(|| listings::tags(&self.pool, repository, after, limit)).await
     }
@@ -524,22 +533,35 @@ impl Metadata for PostgresStore {
     async fn preview(&self, repository: RepositoryId) -> StoreResult<Option<Preview>> {
         self.run(|| previews::latest(&self.pool, repository)).await
     }
-    async fn finish_preview(
+    async fn add_preview_results(
         &self,
-        repository: RepositoryId,
-        started_at: Timestamp,
-        state: PreviewState,
+        run: PreviewRun,
+        position: u64,
         results: Vec<PreviewResult>,
-    ) -> StoreResult<()> {
-        self.run(|| previews::finish(&self.pool, repository, started_at, &state, &results)).await
+    ) -> StoreResult<bool> {
+        self.run(|| previews::add_results(&self.pool, run, position, &results)).await
+    }
+    async fn finish_preview(&self, run: PreviewRun, state: PreviewState) -> StoreResult<()> {
+        self.run(|| previews::finish(&self.pool, run, &state)).await
     }
     async fn preview_results(
         &self,
         repository: RepositoryId,
+        tagged: Option<bool>,
         after: Option<u64>,
         limit: usize,
     ) -> StoreResult<Vec<(u64, PreviewResult)>> {
-        self.run(|| previews::results(&self.pool, repository, after, limit)).await
+        self.run(|| previews::results(&self.pool, repository, tagged, after, limit)).await
+    }
+    async fn preview_results_of(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<(u64, PreviewResult)>> {
+        self.run(|| previews::results_of(&self.pool, repository, digests)).await
+    }
+    async fn prune_preview_results(&self, run: PreviewRun, limit: usize) -> StoreResult<bool> {
+        self.run(|| previews::prune_results(&self.pool, run, limit)).await
     }
 
     async fn enqueue_job(&self, job: NewJob) -> StoreResult<()> {

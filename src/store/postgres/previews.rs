@@ -1,13 +1,15 @@
 //! Lifecycle previews.
 
 use jiff::Timestamp;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
 use super::failure::{Attempt, Failure};
 use super::jobs;
 use super::rows::{self, from_json, get, json, millis, parsed, signed};
+use crate::names::Digest;
 use crate::store::jobs::NewJob;
-use crate::store::lifecycle::{Preview, PreviewResult, PreviewState};
+use crate::store::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
 use crate::store::repositories::RepositoryId;
 use crate::store::{StoreError, StoreResult};
 
@@ -25,7 +27,7 @@ pub(super) async fn start(
          WHERE r.id = $1 AND r.deleted_at IS NULL FOR KEY SHARE
          ON CONFLICT (repository_id) DO UPDATE
          SET policy = excluded.policy, started_at = excluded.started_at, state = excluded.state,
-             completed_at = NULL, summary = NULL
+             completed_at = NULL, summary = NULL, run = NULL
          WHERE p.state <> 'IN_PROGRESS'",
     )
     .bind(repository.0)
@@ -41,15 +43,10 @@ pub(super) async fn start(
         Err(failure) if failure.is_foreign_key() => return Ok(false),
         Err(failure) => return Err(failure),
     }
-    delete_results(&mut tx, repository).await?;
+    // The last preview's results are no preview's from now on, and are pruned when this one has ended.
     jobs::enqueue(&mut tx, std::slice::from_ref(job)).await?;
     tx.commit().await?;
     Ok(true)
-}
-
-async fn delete_results(tx: &mut PgConnection, repository: RepositoryId) -> Attempt<()> {
-    sqlx::query("DELETE FROM lifecycle_preview_result WHERE repository_id = $1").bind(repository.0).execute(tx).await?;
-    Ok(())
 }
 
 pub(super) async fn latest(pool: &PgPool, repository: RepositoryId) -> Attempt<Option<Preview>> {
@@ -68,44 +65,42 @@ pub(super) async fn latest(pool: &PgPool, repository: RepositoryId) -> Attempt<O
     }))
 }
 
-pub(super) async fn finish(
+pub(super) async fn add_results(
     pool: &PgPool,
-    repository: RepositoryId,
-    started_at: Timestamp,
-    state: &PreviewState,
+    run: PreviewRun,
+    position: u64,
     results: &[PreviewResult],
-) -> Attempt<()> {
-    let (state, completed_at, summary) = rows::preview_columns(state);
+) -> Attempt<bool> {
+    let PreviewRun { repository, started_at, number } = run;
     let mut tx = pool.begin().await?;
-    let finished = sqlx::query(
-        "UPDATE lifecycle_preview SET state = $3, completed_at = $4, summary = $5
-         WHERE repository_id = $1 AND started_at = $2 AND state = 'IN_PROGRESS'",
+    // It does not end before these are there.
+    let in_progress = sqlx::query(
+        "SELECT 1 FROM lifecycle_preview p JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL
+         WHERE p.repository_id = $1 AND p.started_at = $2 AND p.state = 'IN_PROGRESS' FOR SHARE OF p",
     )
     .bind(repository.0)
     .bind(millis(started_at))
-    .bind(state)
-    .bind(completed_at)
-    .bind(summary)
-    .execute(&mut *tx)
+    .fetch_optional(&mut *tx)
     .await?;
-    if finished.rows_affected() == 0 {
-        return Ok(());
+    if in_progress.is_none() {
+        return Ok(false);
     }
-    delete_results(&mut tx, repository).await?;
     let mut columns = Columns::default();
-    for (position, result) in results.iter().enumerate() {
-        columns.push(position as u64, result)?;
+    for (position, result) in (position..).zip(results) {
+        columns.push(position, result)?;
     }
     sqlx::query(
         "INSERT INTO lifecycle_preview_result
-             (repository_id, position, digest, tags, pushed_at, action, rule_priority, status)
-         SELECT $1, t.* FROM UNNEST($2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[],
-                                    $8::text[]) AS t",
+             (repository_id, run, position, digest, tags, tagged, pushed_at, action, rule_priority, status)
+         SELECT $1, $2, t.* FROM UNNEST($3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[],
+                                        $9::bigint[], $10::text[]) AS t",
     )
     .bind(repository.0)
+    .bind(number)
     .bind(columns.positions)
     .bind(columns.digests)
     .bind(columns.tags)
+    .bind(columns.tagged)
     .bind(columns.pushed_at)
     .bind(columns.actions)
     .bind(columns.rule_priorities)
@@ -113,6 +108,24 @@ pub(super) async fn finish(
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
+    Ok(true)
+}
+
+pub(super) async fn finish(pool: &PgPool, run: PreviewRun, state: &PreviewState) -> Attempt<()> {
+    let PreviewRun { repository, started_at, number } = run;
+    let (state, completed_at, summary) = rows::preview_columns(state);
+    sqlx::query(
+        "UPDATE lifecycle_preview SET state = $3, completed_at = $4, summary = $5, run = $6
+         WHERE repository_id = $1 AND started_at = $2 AND state = 'IN_PROGRESS'",
+    )
+    .bind(repository.0)
+    .bind(millis(started_at))
+    .bind(state)
+    .bind(completed_at)
+    .bind(summary)
+    .bind(number)
+    .execute(pool)
+    .await?;
     Ok(())
 }
 
@@ -122,6 +135,7 @@ struct Columns<'a> {
     positions: Vec<i64>,
     digests: Vec<&'a str>,
     tags: Vec<String>,
+    tagged: Vec<i64>,
     pushed_at: Vec<i64>,
     actions: Vec<&'a str>,
     rule_priorities: Vec<i64>,
@@ -134,6 +148,7 @@ impl<'a> Columns<'a> {
         self.positions.push(signed(position)?);
         self.digests.push(digest.as_str());
         self.tags.push(json(tags)?);
+        self.tagged.push(i64::from(!tags.is_empty()));
         self.pushed_at.push(millis(*pushed_at));
         self.actions.push(action);
         self.rule_priorities.push(i64::from(*rule_priority));
@@ -142,32 +157,97 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// Of the run that the preview in `$1` names, if it has ended.
+macro_rules! of_the_run {
+    () => {
+        "SELECT * FROM lifecycle_preview_result
+         WHERE repository_id = $1 AND run = (SELECT run FROM lifecycle_preview WHERE repository_id = $1)"
+    };
+}
+
 pub(super) async fn results(
     pool: &PgPool,
     repository: RepositoryId,
+    tagged: Option<bool>,
     after: Option<u64>,
     limit: usize,
 ) -> Attempt<Vec<(u64, PreviewResult)>> {
-    let found = sqlx::query(
-        "SELECT * FROM lifecycle_preview_result WHERE repository_id = $1 AND position > $2 ORDER BY position LIMIT $3",
-    )
-    .bind(repository.0)
-    .bind(after.map_or(Ok(-1), signed)?)
-    .bind(rows::limit(limit))
-    .fetch_all(pool)
-    .await?;
-    let result = |row| {
-        let priority: i64 = get(row, "rule_priority")?;
-        let result = PreviewResult {
-            digest: parsed(row, "digest")?,
-            tags: from_json(get(row, "tags")?)?,
-            pushed_at: rows::time(row, "pushed_at")?,
-            action: get(row, "action")?,
-            rule_priority: u32::try_from(priority)
-                .map_err(|_| StoreError::Inconsistent(format!("{priority} is no rule priority")))?,
-            status: rows::status(row)?,
-        };
-        Ok((rows::unsigned(row, "position")?, result))
+    let query = match tagged {
+        None => sqlx::query(concat!(of_the_run!(), " AND position > $2 ORDER BY position LIMIT $3")),
+        Some(_) => sqlx::query(concat!(of_the_run!(), " AND tagged = $4 AND position > $2 ORDER BY position LIMIT $3")),
     };
-    Ok(found.iter().map(result).collect::<StoreResult<_>>()?)
+    let query = query.bind(repository.0).bind(after.map_or(Ok(-1), signed)?).bind(rows::limit(limit));
+    let query = if let Some(tagged) = tagged { query.bind(i64::from(tagged)) } else { query };
+    Ok(query.fetch_all(pool).await?.iter().map(result).collect::<StoreResult<_>>()?)
+}
+
+pub(super) async fn results_of(
+    pool: &PgPool,
+    repository: RepositoryId,
+    digests: &[Digest],
+) -> Attempt<Vec<(u64, PreviewResult)>> {
+    let found = sqlx::query(concat!(of_the_run!(), " AND digest = ANY($2)"))
+        .bind(repository.0)
+        .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
+        .fetch_all(pool)
+        .await?;
+    let mut results = found.iter().map(result).collect::<StoreResult<Vec<(u64, PreviewResult)>>>()?;
+    results.sort_unstable_by_key(|(position, _)| *position);
+    Ok(results)
+}
+
+fn result(row: &PgRow) -> StoreResult<(u64, PreviewResult)> {
+    let priority: i64 = get(row, "rule_priority")?;
+    let result = PreviewResult {
+        digest: parsed(row, "digest")?,
+        tags: from_json(get(row, "tags")?)?,
+        pushed_at: rows::time(row, "pushed_at")?,
+        action: get(row, "action")?,
+        rule_priority: u32::try_from(priority)
+            .map_err(|_| StoreError::Inconsistent(format!("{priority} is no rule priority")))?,
+        status: rows::status(row)?,
+    };
+    Ok((rows::unsigned(row, "position")?, result))
+}
+
+pub(super) async fn prune_results(pool: &PgPool, run: PreviewRun, limit: usize) -> Attempt<bool> {
+    let PreviewRun { repository, started_at: _, number } = run;
+    let mut tx = pool.begin().await?;
+    // Another preview is not started meanwhile.
+    let latest = sqlx::query("SELECT 1 FROM lifecycle_preview WHERE repository_id = $1 AND run = $2 FOR SHARE");
+    if latest.bind(repository.0).bind(number).fetch_optional(&mut *tx).await?.is_none() {
+        return Ok(true);
+    }
+    let deleted = discard_results(&mut tx, repository, Some(number), limit).await?;
+    tx.commit().await?;
+    Ok(deleted == 0)
+}
+
+/// Deletes results of one run that is not `kept`, and returns how many.
+pub(super) async fn discard_results(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    kept: Option<i64>,
+    limit: usize,
+) -> Attempt<u64> {
+    for other in [
+        "SELECT run FROM lifecycle_preview_result WHERE repository_id = $1 AND run < $2 ORDER BY run LIMIT 1",
+        "SELECT run FROM lifecycle_preview_result WHERE repository_id = $1 AND run > $2 ORDER BY run LIMIT 1",
+    ] {
+        let found = sqlx::query_scalar(other).bind(repository.0).bind(kept.unwrap_or(-1));
+        let Some(run) = found.fetch_optional(&mut *tx).await? else { continue };
+        let run: i64 = run;
+        let deleted = sqlx::query(
+            "DELETE FROM lifecycle_preview_result WHERE repository_id = $1 AND run = $2 AND position = ANY (ARRAY(
+                 SELECT position FROM lifecycle_preview_result WHERE repository_id = $1 AND run = $2
+                 ORDER BY position LIMIT $3))",
+        )
+        .bind(repository.0)
+        .bind(run)
+        .bind(rows::limit(limit))
+        .execute(tx)
+        .await?;
+        return Ok(deleted.rows_affected());
+    }
+    Ok(0)
 }

@@ -45,7 +45,8 @@ pub(super) async fn archive(
 }
 
 async fn lock(tx: &mut PgConnection, repository: RepositoryId, digest: &Digest) -> Attempt<Locked, StorageClassError> {
-    images::lock(tx, repository, digest).await?.ok_or(Failure::Refused(StorageClassError::NotFound))
+    let locked = images::lock_with_tags(tx, repository, digest).await?;
+    locked.map(|(image, _tags)| image).ok_or(Failure::Refused(StorageClassError::NotFound))
 }
 
 /// Moves a locked referrer to where its subject is, if it can and is not there.
@@ -75,12 +76,14 @@ async fn move_to(
 ) -> Attempt<ImageStatus, StorageClassError> {
     let (status, activated_at, mut jobs) = match (class, image.status) {
         (StorageClass::Archive, ImageStatus::Active) => {
-            let parents = images::parents(tx, image.id, true).await?;
+            let parents = images::active_parents(tx, image.id).await?;
             if !parents.is_empty() {
                 return Err(Failure::Refused(StorageClassError::ReferencedBy(parents)));
             }
             sqlx::query(
-                "WITH edges AS (UPDATE manifest_blob SET archived_at = $2 WHERE manifest_id = $1)
+                "WITH blobs AS (UPDATE manifest_blob SET archived_at = $2 WHERE manifest_id = $1),
+                      children AS (UPDATE manifest_child SET archived_at = $2 WHERE parent_id = $1),
+                      tags AS (UPDATE tag SET archived_at = $2 WHERE manifest_id = $1)
                  UPDATE manifest SET status = 'ARCHIVED', archived_at = $2, revision = revision + 1 WHERE id = $1",
             )
             .bind(image.id.0)
@@ -105,7 +108,9 @@ async fn move_to(
 /// Makes locked images active.
 pub(super) async fn activate<E>(tx: &mut PgConnection, ids: &[i64], now: Timestamp) -> Attempt<(), E> {
     sqlx::query(
-        "WITH edges AS (UPDATE manifest_blob SET archived_at = NULL WHERE manifest_id = ANY($1))
+        "WITH blobs AS (UPDATE manifest_blob SET archived_at = NULL WHERE manifest_id = ANY($1)),
+              children AS (UPDATE manifest_child SET archived_at = NULL WHERE parent_id = ANY($1)),
+              tags AS (UPDATE tag SET archived_at = NULL WHERE manifest_id = ANY($1))
          UPDATE manifest SET status = 'ACTIVE', activated_at = $2, revision = revision + 1 WHERE id = ANY($1)",
     )
     .bind(ids)

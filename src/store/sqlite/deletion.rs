@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::params;
 
 use super::db::Db;
-use super::{jobs, repositories, uploads};
+use super::{jobs, previews, repositories, uploads};
 use crate::store::jobs::DeleteRepository;
 use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
 use crate::store::usage::of_repository;
@@ -55,15 +55,10 @@ fn images(db: Db<'_>, id: RepositoryId, limit: usize) -> StoreResult<bool> {
 
 /// Deletes preview results, then links. The blobs await the collector.
 fn rest(db: Db<'_>, id: RepositoryId, limit: usize) -> StoreResult<bool> {
-    for sql in [
-        "DELETE FROM lifecycle_preview_result WHERE repository_id = ?1 AND position IN \
-           (SELECT position FROM lifecycle_preview_result WHERE repository_id = ?1 ORDER BY position LIMIT ?2)",
-        "DELETE FROM repository_blob WHERE id IN \
-           (SELECT id FROM repository_blob WHERE repository_id = ?1 ORDER BY digest LIMIT ?2)",
-    ] {
-        if db.run(sql, params![id.0, rows::limit(limit)])? > 0 {
-            return Ok(true);
-        }
+    if previews::discard_results(db, id, None, limit)? > 0 {
+        return Ok(true);
     }
-    Ok(false)
+    let sql = "DELETE FROM repository_blob WHERE id IN \
+                 (SELECT id FROM repository_blob WHERE repository_id = ?1 ORDER BY digest LIMIT ?2)";
+    Ok(db.run(sql, params![id.0, rows::limit(limit)])? > 0)
 }

@@ -8,7 +8,8 @@ use super::manifests::{self, Stored};
 use super::{jobs, listings};
 use crate::names::{Digest, Tag};
 use crate::store::images::{
-    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
+    DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers,
+    Stale, StorageClass, TagDeleted,
 };
 use crate::store::repositories::RepositoryId;
 use crate::store::{StoreResult, rows};
@@ -84,7 +85,7 @@ pub(super) fn remove(
     referrers: Referrers,
     now: Timestamp,
 ) -> Result<Vec<Tag>, DeleteImageError> {
-    let holders = manifests::holders(db, stored.id, false)?;
+    let holders = manifests::holders(db, stored.id)?;
     if !holders.is_empty() {
         return Err(DeleteImageError::ReferencedBy(holders));
     }
@@ -123,6 +124,31 @@ pub(super) fn delete_tag(
         }
     }
     Ok(TagDeleted { digest: stored.digest, image_deleted })
+}
+
+pub(super) fn delete_all(
+    db: Db<'_>,
+    repository: RepositoryId,
+    deletions: &[ImageDeletion],
+    now: Timestamp,
+) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
+    let one = |deletion: &ImageDeletion| match deletion {
+        ImageDeletion::Image(digest) => {
+            let tags = delete(db, repository, digest, Referrers::Follow, now)?;
+            Ok(ImageDeleted { digest: digest.clone(), tags, image_deleted: true })
+        }
+        ImageDeletion::Tag { tag, expected } => {
+            let TagDeleted { digest, image_deleted } =
+                delete_tag(db, repository, tag, expected.as_ref(), LastTag::DeletesImage, now)?;
+            Ok(ImageDeleted { digest, tags: vec![tag.clone()], image_deleted })
+        }
+    };
+    // What is refused is refused before it writes.
+    let refused_or_done = |deletion| match one(deletion) {
+        Err(DeleteImageError::Store(error)) => Err(error),
+        other => Ok(other),
+    };
+    deletions.iter().map(refused_or_done).collect()
 }
 
 pub(super) fn follow_subject(

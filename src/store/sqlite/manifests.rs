@@ -8,8 +8,8 @@ use super::{jobs, storage_class};
 use crate::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::store::events::ImageSubject;
 use crate::store::images::{
-    BlobReference, ChildReference, ImageStatus, NewManifest, PutManifest, PutManifestError, PutOutcome, SizeMismatch,
-    TagEffect, tag_effect,
+    BlobReference, ChildReference, ImageStatus, NAMED_HOLDERS, NewManifest, PutManifest, PutManifestError, PutOutcome,
+    SizeMismatch, TagEffect, tag_effect,
 };
 use crate::store::jobs::FollowSubject;
 use crate::store::repositories::{RepositoryId, TagMutability};
@@ -153,7 +153,8 @@ pub(super) fn put(db: Db<'_>, put: &PutManifest) -> Result<PutOutcome, PutManife
     storage_class::restore_children(db, *repository, &home, stored.id, *now)?;
     for tag in set {
         let sql = "INSERT INTO tag (repository_id, name, manifest_id, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?4) \
-                   ON CONFLICT DO UPDATE SET manifest_id = excluded.manifest_id, updated_at = excluded.updated_at";
+                   ON CONFLICT DO UPDATE SET manifest_id = excluded.manifest_id, updated_at = excluded.updated_at, \
+                   archived_at = NULL";
         db.run(sql, params![repository.0, tag.as_str(), stored.id, rows::millis(*now)])?;
     }
     for id in displaced {
@@ -312,11 +313,18 @@ pub(super) fn enqueue_follow_up(
     jobs::enqueue(db, &FollowSubject::new(repository, subject.clone()).job(now))
 }
 
-/// The indexes that hold a manifest, in the order of their digests.
-pub(super) fn holders(db: Db<'_>, manifest: i64, active_only: bool) -> StoreResult<Vec<Digest>> {
+/// The indexes that hold a manifest: as many as a refusal names, those that can be pulled first, then the oldest.
+pub(super) fn holders(db: Db<'_>, manifest: i64) -> StoreResult<Vec<Digest>> {
     let sql = "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id \
-               WHERE e.child_id = ?1 AND (NOT ?2 OR p.status <> 'ARCHIVED') ORDER BY p.digest";
-    db.all(sql, params![manifest, active_only], |row| rows::parse(text(row, 0)?))
+               WHERE e.child_id = ?1 ORDER BY e.archived_at, e.parent_id LIMIT ?2";
+    db.all(sql, params![manifest, rows::limit(NAMED_HOLDERS)], |row| rows::parse(text(row, 0)?))
+}
+
+/// The indexes that hold a manifest and can be pulled: as many as a refusal names, the oldest first.
+pub(super) fn active_holders(db: Db<'_>, manifest: i64) -> StoreResult<Vec<Digest>> {
+    let sql = "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id \
+               WHERE e.child_id = ?1 AND e.archived_at IS NULL ORDER BY e.parent_id LIMIT ?2";
+    db.all(sql, params![manifest, rows::limit(NAMED_HOLDERS)], |row| rows::parse(text(row, 0)?))
 }
 
 /// The repository of an image that is there.

@@ -35,12 +35,12 @@ use self::readers::Readers;
 use self::writer::Writer;
 use super::disk::Disk;
 use super::images::{
-    Blob, DeleteImageError, Image, ImageFilter, ImageIdentifier, ImageStatus, LastTag, Layer, LifecycleDecision,
-    Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome, ReferrerFilter, Referrers,
-    StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
+    Blob, DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageStatus, LastTag,
+    Layer, LifecycleDecision, Manifest, ManifestId, MountBlob, PutManifest, PutManifestError, PutOutcome,
+    ReferrerFilter, Referrers, StorageClass, StorageClassError, TagDeleted, TaggedImage, UnlinkBlob,
 };
 use super::jobs::{Event, Job, JobCount, JobEnd, JobFilter, LifecycleTurn, NewJob, Requeue, StoredJob};
-use super::lifecycle::{Preview, PreviewResult, PreviewState};
+use super::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
 use super::lock::ProcessLock;
 use super::registries::{RegistryChange, RegistrySettings};
 use super::repositories::{
@@ -59,6 +59,8 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("0004_upload_claims.sql")),
     M::up(include_str!("0005_jobs.sql")),
     M::up(include_str!("0015_pages.sql")),
+    M::up(include_str!("0016_archived.sql")),
+    M::up(include_str!("0017_preview_results.sql")),
 ];
 
 /// What every connection is set to. With the write-ahead log, NORMAL would lose acknowledged commits in a power cut: FULL.
@@ -480,6 +482,16 @@ impl Metadata for SqliteStore {
         self.writer.write(move |db| images::delete_tag(db, repository, &tag, expected.as_ref(), last, now)).await
     }
 
+    async fn delete_images(
+        &self,
+        repository: RepositoryId,
+        deletions: &[ImageDeletion],
+        now: Timestamp,
+    ) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
+        let deletions = deletions.to_vec();
+        self.writer.write(move |db| images::delete_all(db, repository, &deletions, now)).await
+    }
+
     async fn tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
         let after = after.map(str::to_owned);
         self.readers.page(move |db| listings::tags(db, repository, after.as_deref(), limit)).await
@@ -585,23 +597,40 @@ impl Metadata for SqliteStore {
         self.readers.read(|db| previews::latest(db, repository))
     }
 
-    async fn finish_preview(
+    async fn add_preview_results(
         &self,
-        repository: RepositoryId,
-        started_at: Timestamp,
-        state: PreviewState,
+        run: PreviewRun,
+        position: u64,
         results: Vec<PreviewResult>,
-    ) -> StoreResult<()> {
-        self.writer.write(move |db| previews::finish(db, repository, started_at, &state, &results)).await
+    ) -> StoreResult<bool> {
+        self.writer.write(move |db| previews::add_results(db, run, position, &results)).await
+    }
+
+    async fn finish_preview(&self, run: PreviewRun, state: PreviewState) -> StoreResult<()> {
+        self.writer.write(move |db| previews::finish(db, run, &state)).await
     }
 
     async fn preview_results(
         &self,
         repository: RepositoryId,
+        tagged: Option<bool>,
         after: Option<u64>,
         limit: usize,
     ) -> StoreResult<Vec<(u64, PreviewResult)>> {
-        self.readers.page(move |db| previews::results(db, repository, after, limit)).await
+        self.readers.page(move |db| previews::results(db, repository, tagged, after, limit)).await
+    }
+
+    async fn preview_results_of(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<(u64, PreviewResult)>> {
+        let digests = digests.to_vec();
+        self.readers.page(move |db| previews::results_of(db, repository, &digests)).await
+    }
+
+    async fn prune_preview_results(&self, run: PreviewRun, limit: usize) -> StoreResult<bool> {
+        self.writer.write(move |db| previews::prune_results(db, run, limit)).await
     }
 
     async fn enqueue_job(&self, job: NewJob) -> StoreResult<()> {

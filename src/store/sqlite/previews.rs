@@ -1,13 +1,15 @@
 //! Lifecycle policy previews.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 use super::db::{Db, text};
 use super::{jobs, repositories};
-use crate::names::Tag;
+use crate::names::{Digest, Tag};
 use crate::store::jobs::NewJob;
-use crate::store::lifecycle::{Preview, PreviewResult, PreviewState};
+use crate::store::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
 use crate::store::repositories::RepositoryId;
 use crate::store::{StoreResult, rows};
 
@@ -22,10 +24,11 @@ pub(super) fn start(
     if !repositories::exists(db, repository)? || db.exists(sql, [repository.0])? {
         return Ok(false);
     }
-    // Its results go with the last preview.
-    db.run("DELETE FROM lifecycle_preview WHERE repository_id = ?1", [repository.0])?;
+    // The last preview's results are no preview's from now on, and are pruned when this one has ended.
     let sql = "INSERT INTO lifecycle_preview (repository_id, policy, started_at, state) \
-               VALUES (?1, ?2, ?3, 'IN_PROGRESS')";
+               VALUES (?1, ?2, ?3, 'IN_PROGRESS') \
+               ON CONFLICT DO UPDATE SET policy = excluded.policy, started_at = excluded.started_at, \
+                   state = excluded.state, completed_at = NULL, summary = NULL, run = NULL";
     db.run(sql, params![repository.0, policy, rows::millis(now)])?;
     jobs::enqueue(db, job)?;
     Ok(true)
@@ -43,29 +46,24 @@ pub(super) fn latest(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option
     })
 }
 
-pub(super) fn finish(
-    db: Db<'_>,
-    repository: RepositoryId,
-    started_at: Timestamp,
-    state: &PreviewState,
-    results: &[PreviewResult],
-) -> StoreResult<()> {
-    let (state, completed_at, summary) = rows::preview_columns(state);
-    let sql = "UPDATE lifecycle_preview SET state = ?3, completed_at = ?4, summary = ?5 \
-               WHERE repository_id = ?1 AND started_at = ?2 AND state = 'IN_PROGRESS'";
-    let values = params![repository.0, rows::millis(started_at), state, completed_at, summary];
-    if db.run(sql, values)? == 0 {
-        return Ok(());
+pub(super) fn add_results(db: Db<'_>, run: PreviewRun, position: u64, results: &[PreviewResult]) -> StoreResult<bool> {
+    let PreviewRun { repository, started_at, number } = run;
+    let sql = "SELECT 1 FROM lifecycle_preview p JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL \
+               WHERE p.repository_id = ?1 AND p.started_at = ?2 AND p.state = 'IN_PROGRESS'";
+    if !db.exists(sql, [repository.0, rows::millis(started_at)])? {
+        return Ok(false);
     }
-    for (position, result) in (0_i64..).zip(results) {
+    for (position, result) in (rows::signed(position)?..).zip(results) {
         let PreviewResult { digest, tags, pushed_at, action, rule_priority, status } = result;
-        let sql = "INSERT INTO lifecycle_preview_result (repository_id, position, digest, tags, pushed_at, action, \
-                   rule_priority, status) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let sql = "INSERT INTO lifecycle_preview_result (repository_id, run, position, digest, tags, tagged, pushed_at, \
+                   action, rule_priority, status) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         let values = params![
             repository.0,
+            number,
             position,
             digest.as_str(),
             rows::json(tags)?,
+            !tags.is_empty(),
             rows::millis(*pushed_at),
             action,
             rule_priority,
@@ -73,27 +71,98 @@ pub(super) fn finish(
         ];
         db.run(sql, values)?;
     }
-    Ok(())
+    Ok(true)
+}
+
+pub(super) fn finish(db: Db<'_>, run: PreviewRun, state: &PreviewState) -> StoreResult<()> {
+    let PreviewRun { repository, started_at, number } = run;
+    let (state, completed_at, summary) = rows::preview_columns(state);
+    let sql = "UPDATE lifecycle_preview SET state = ?3, completed_at = ?4, summary = ?5, run = ?6 \
+               WHERE repository_id = ?1 AND started_at = ?2 AND state = 'IN_PROGRESS'";
+    let values = params![repository.0, rows::millis(started_at), state, completed_at, summary, number];
+    db.run(sql, values).map(drop)
+}
+
+/// The columns of [`result`].
+const RESULT: &str = "position, digest, tags, pushed_at, action, rule_priority, status";
+
+fn result(row: &Row<'_>) -> StoreResult<(u64, PreviewResult)> {
+    let result = PreviewResult {
+        digest: rows::parse(text(row, 1)?)?,
+        tags: rows::from_json::<Vec<Tag>>(text(row, 2)?)?,
+        pushed_at: rows::time(row.get(3)?)?,
+        action: row.get(4)?,
+        rule_priority: row.get(5)?,
+        status: rows::status(text(row, 6)?)?,
+    };
+    Ok((rows::unsigned(row.get(0)?)?, result))
+}
+
+/// The run whose results are the preview's, if the preview has ended.
+fn run_of(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<i64>> {
+    let sql = "SELECT run FROM lifecycle_preview WHERE repository_id = ?1";
+    Ok(db.first(sql, [repository.0], |row| Ok(row.get(0)?))?.flatten())
 }
 
 pub(super) fn results(
     db: Db<'_>,
     repository: RepositoryId,
+    tagged: Option<bool>,
     after: Option<u64>,
     limit: usize,
 ) -> StoreResult<Vec<(u64, PreviewResult)>> {
-    let sql = "SELECT position, digest, tags, pushed_at, action, rule_priority, status FROM lifecycle_preview_result \
-               WHERE repository_id = ?1 AND position > ?2 ORDER BY position LIMIT ?3";
-    let after = after.map_or(Ok(-1), rows::signed)?;
-    db.all(sql, [repository.0, after, rows::limit(limit)], |row| {
-        let result = PreviewResult {
-            digest: rows::parse(text(row, 1)?)?,
-            tags: rows::from_json::<Vec<Tag>>(text(row, 2)?)?,
-            pushed_at: rows::time(row.get(3)?)?,
-            action: row.get(4)?,
-            rule_priority: row.get(5)?,
-            status: rows::status(text(row, 6)?)?,
-        };
-        Ok((rows::unsigned(row.get(0)?)?, result))
-    })
+    let Some(run) = run_of(db, repository)? else { return Ok(Vec::new()) };
+    let (after, limit) = (after.map_or(Ok(-1), rows::signed)?, rows::limit(limit));
+    let which = if tagged.is_some() { "AND tagged = ?5" } else { "" };
+    let sql = format!(
+        "SELECT {RESULT} FROM lifecycle_preview_result \
+         WHERE repository_id = ?1 AND run = ?2 {which} AND position > ?3 ORDER BY position LIMIT ?4"
+    );
+    match tagged {
+        None => db.all(&sql, params![repository.0, run, after, limit], result),
+        Some(tagged) => db.all(&sql, params![repository.0, run, after, limit, tagged], result),
+    }
+}
+
+pub(super) fn results_of(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digests: &[Digest],
+) -> StoreResult<Vec<(u64, PreviewResult)>> {
+    let Some(run) = run_of(db, repository)? else { return Ok(Vec::new()) };
+    let sql =
+        format!("SELECT {RESULT} FROM lifecycle_preview_result WHERE repository_id = ?1 AND run = ?2 AND digest = ?3");
+    let mut results = Vec::new();
+    for digest in digests.iter().collect::<BTreeSet<_>>() {
+        results.extend(db.all(&sql, params![repository.0, run, digest.as_str()], result)?);
+    }
+    results.sort_unstable_by_key(|(position, _)| *position);
+    Ok(results)
+}
+
+pub(super) fn prune_results(db: Db<'_>, run: PreviewRun, limit: usize) -> StoreResult<bool> {
+    let PreviewRun { repository, started_at: _, number } = run;
+    Ok(run_of(db, repository)? != Some(number) || discard_results(db, repository, Some(number), limit)? == 0)
+}
+
+/// Deletes results of one run that is not `kept`, and returns how many.
+pub(super) fn discard_results(
+    db: Db<'_>,
+    repository: RepositoryId,
+    kept: Option<i64>,
+    limit: usize,
+) -> StoreResult<usize> {
+    let kept = kept.unwrap_or(-1);
+    for other in [
+        "SELECT run FROM lifecycle_preview_result WHERE repository_id = ?1 AND run < ?2 ORDER BY run LIMIT 1",
+        "SELECT run FROM lifecycle_preview_result WHERE repository_id = ?1 AND run > ?2 ORDER BY run LIMIT 1",
+    ] {
+        let found: Option<i64> = db.first(other, [repository.0, kept], |row| Ok(row.get(0)?))?;
+        let Some(run) = found else { continue };
+        let sql = "DELETE FROM lifecycle_preview_result WHERE repository_id = ?1 AND run = ?2 AND position IN \
+                     (SELECT position FROM lifecycle_preview_result WHERE repository_id = ?1 AND run = ?2 \
+                      ORDER BY position LIMIT ?3)";
+        return db.run(sql, [repository.0, run, rows::limit(limit)]);
+    }
+    Ok(0)
 }

@@ -61,15 +61,14 @@ fn move_to(
     let home = manifests::home_of(db, repository)?;
     let (status, activated_at) = match (class, stored.status) {
         (StorageClass::Archive, ImageStatus::Active) => {
-            let holders = manifests::holders(db, stored.id, true)?;
+            let holders = manifests::active_holders(db, stored.id)?;
             if !holders.is_empty() {
                 return Err(StorageClassError::ReferencedBy(holders));
             }
             let sql =
                 "UPDATE manifest SET status = 'ARCHIVED', archived_at = ?2, revision = revision + 1 WHERE id = ?1";
             db.run(sql, [stored.id, rows::millis(now)])?;
-            let sql = "UPDATE manifest_blob SET archived_at = ?2 WHERE manifest_id = ?1";
-            db.run(sql, [stored.id, rows::millis(now)])?;
+            mark_archived(db, stored.id, Some(now))?;
             (ImageStatus::Archived, None)
         }
         (StorageClass::Standard, ImageStatus::Archived) => {
@@ -88,7 +87,19 @@ fn move_to(
 pub(super) fn activate(db: Db<'_>, manifest: i64, now: Timestamp) -> StoreResult<()> {
     let sql = "UPDATE manifest SET status = 'ACTIVE', activated_at = ?2, revision = revision + 1 WHERE id = ?1";
     db.run(sql, [manifest, rows::millis(now)])?;
-    db.run("UPDATE manifest_blob SET archived_at = NULL WHERE manifest_id = ?1", [manifest]).map(drop)
+    mark_archived(db, manifest, None)
+}
+
+/// Notes on an image's tags and edges since when it is archived.
+fn mark_archived(db: Db<'_>, manifest: i64, at: Option<Timestamp>) -> StoreResult<()> {
+    for sql in [
+        "UPDATE manifest_blob SET archived_at = ?2 WHERE manifest_id = ?1",
+        "UPDATE manifest_child SET archived_at = ?2 WHERE parent_id = ?1",
+        "UPDATE tag SET archived_at = ?2 WHERE manifest_id = ?1",
+    ] {
+        db.run(sql, params![manifest, at.map(rows::millis)])?;
+    }
+    Ok(())
 }
 
 /// Restores what an image that has become active holds. What is active has active children, so only what is restored is

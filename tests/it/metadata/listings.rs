@@ -56,6 +56,30 @@ pub async fn tags_of_archived_images_are_not_listed(store: Fixture) {
     assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&["a", "b"]));
 }
 
+pub async fn a_tag_is_listed_while_the_image_that_it_points_at_is_active(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (one, two) =
+        (store.image(&repository, "one", &["a", "b", "c"]).await, store.image(&repository, "two", &["d"]).await);
+    let set = async |image: &Digest, class: StorageClass| {
+        store.set_storage_class(repository.id, image, class, at(1)).await.unwrap()
+    };
+    let listed = async || store.tags(repository.id, None, 10).await.unwrap();
+    set(&one, StorageClass::Archive).await;
+    assert_eq!(listed().await, tags(&["d"]));
+    store.image(&repository, "two", &["b"]).await;
+    assert_eq!(listed().await, tags(&["b", "d"]), "moved to an active image");
+    set(&one, StorageClass::Standard).await;
+    assert_eq!(listed().await, tags(&["a", "b", "c", "d"]), "restored");
+    set(&one, StorageClass::Archive).await;
+    store.image(&repository, "one", &["d"]).await;
+    assert_eq!(listed().await, tags(&["a", "b", "c", "d"]), "restored by a push");
+    set(&one, StorageClass::Archive).await;
+    store.index(&repository, &[&one], &["e"]).await;
+    assert_eq!(listed().await, tags(&["a", "b", "c", "d", "e"]), "restored by the push of an index");
+    store.delete_image(repository.id, &two, Referrers::Stay, at(2)).await.unwrap();
+    assert_eq!(listed().await, tags(&["a", "c", "d", "e"]));
+}
+
 pub async fn tags_that_the_oci_api_cannot_name_are_not_listed(store: Fixture) {
     let repository = store.repository_named("app").await;
     let (short, long) = ("t".repeat(128), "t".repeat(129));

@@ -1,8 +1,10 @@
 //! Manifests and tags: what a push, a deletion and a change of storage class do.
 
+use std::collections::BTreeSet;
+
 use wharfage::store::images::{
-    DeleteImageError, ImageStatus, LastTag, ManifestId, PutManifestError, SizeMismatch, Stale, StorageClass,
-    StorageClassError, TagDeleted, TagEffect,
+    DeleteImageError, ImageDeleted, ImageDeletion, ImageFilter, ImageStatus, LastTag, ManifestId, PutManifestError,
+    SizeMismatch, Stale, StorageClass, StorageClassError, TagDeleted, TagEffect,
 };
 use wharfage::store::jobs::FollowSubject;
 use wharfage::store::repositories::{Mutability, NewRepository, RepositoryChange};
@@ -544,6 +546,41 @@ pub async fn an_image_that_an_index_holds_is_not_deleted(store: Fixture) {
     store.delete_image(repository.id, &child, Referrers::Stay, at(3)).await.unwrap();
 }
 
+pub async fn a_refusal_names_no_more_indexes_than_a_hundred(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let child = store.image(&repository, "child", &[]).await;
+    let mut indexes = Vec::new();
+    for number in 0..103 {
+        indexes.push(store.index_of(&repository, &format!("index {number}"), &[&child], &[]).await);
+    }
+    for index in &indexes[..2] {
+        store.set_storage_class(repository.id, index, StorageClass::Archive, at(1)).await.unwrap();
+    }
+    // Those that can be pulled come first, the oldest of them before the others.
+    match store.delete_image(repository.id, &child, Referrers::Stay, at(2)).await {
+        Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by, indexes[2..102]),
+        other => panic!("{other:?}"),
+    }
+    match store.set_storage_class(repository.id, &child, StorageClass::Archive, at(2)).await {
+        Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, indexes[2..102]),
+        other => panic!("{other:?}"),
+    }
+    for index in &indexes[2..] {
+        store.set_storage_class(repository.id, index, StorageClass::Archive, at(3)).await.unwrap();
+    }
+    match store.delete_image(repository.id, &child, Referrers::Stay, at(4)).await {
+        Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by.len(), 100),
+        other => panic!("{other:?}"),
+    }
+    store.set_storage_class(repository.id, &child, StorageClass::Archive, at(4)).await.unwrap();
+    // One that is restored holds what it restored.
+    store.set_storage_class(repository.id, &indexes[7], StorageClass::Standard, at(5)).await.unwrap();
+    match store.set_storage_class(repository.id, &child, StorageClass::Archive, at(6)).await {
+        Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, indexes[7..8]),
+        other => panic!("{other:?}"),
+    }
+}
+
 pub async fn a_deleted_tag_leaves_the_image_or_takes_it_along(store: Fixture) {
     let repository = store.repository_named("app").await;
     let image = store.image(&repository, "image", &["a", "b"]).await;
@@ -574,6 +611,72 @@ pub async fn a_tag_is_deleted_only_where_it_is_expected(store: Fixture) {
     assert_eq!(store.tagged(&repository, "a").await, Some(image.clone()));
     delete(&image).await.unwrap();
     assert_eq!(store.tagged(&repository, "a").await, None);
+}
+
+pub async fn a_batch_deletes_as_one_deletion_after_the_other_would(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let one = store.image(&repository, "one", &["a", "b"]).await;
+    let two = store.image(&repository, "two", &["c"]).await;
+    let three = store.image(&repository, "three", &["d"]).await;
+    let (held, free) = (store.image(&repository, "held", &["e"]).await, store.image(&repository, "free", &[]).await);
+    let index = store.index(&repository, &[&held, &free], &[]).await;
+    let signature = NewManifest { subject: Some(two.clone()), ..manifest("signature") };
+    store.put_manifest(put(&repository, signature, &[])).await.unwrap();
+    let before = store.told().await.len();
+
+    let untag =
+        |name: &str, expected: Option<&Digest>| ImageDeletion::Tag { tag: tag(name), expected: expected.cloned() };
+    let image = |digest: &Digest| ImageDeletion::Image(digest.clone());
+    let deletions = [
+        untag("a", Some(&one)),
+        untag("a", None),
+        untag("d", Some(&one)),
+        untag("c", None),
+        image(&two),
+        image(&held),
+        untag("e", None),
+        image(&index),
+        image(&held),
+        image(&digest("none")),
+        untag("none", None),
+        untag("b", None),
+        image(&free),
+    ];
+    let outcomes = store.delete_images(repository.id, &deletions, at(1)).await.unwrap();
+    let told = |outcome: &Result<ImageDeleted, DeleteImageError>| match outcome {
+        Ok(ImageDeleted { digest, tags, image_deleted }) => {
+            let tags: Vec<&str> = tags.iter().map(Tag::as_str).collect();
+            format!("{digest} {tags:?} {image_deleted}")
+        }
+        Err(error) => error.to_string(),
+    };
+    let absent = DeleteImageError::NotFound.to_string();
+    let by_index = DeleteImageError::ReferencedBy(vec![index.clone()]).to_string();
+    let expected = [
+        format!(r#"{one} ["a"] false"#),
+        absent.clone(),
+        DeleteImageError::TagPointsElsewhere(three.clone()).to_string(),
+        format!(r#"{two} ["c"] true"#),
+        absent.clone(),
+        by_index.clone(),
+        by_index,
+        format!("{index} [] true"),
+        format!(r#"{held} ["e"] true"#),
+        absent.clone(),
+        absent,
+        format!(r#"{one} ["b"] true"#),
+        format!("{free} [] true"),
+    ];
+    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), expected);
+    let left = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, None, 10).await.unwrap();
+    let left: BTreeSet<_> = left.into_iter().map(|id| (id.digest, id.tag)).collect();
+    assert_eq!(left, BTreeSet::from([(three, Some(tag("d"))), (digest("signature"), None)]));
+    let deleted: Vec<_> =
+        store.told().await.split_off(before).into_iter().map(|(_, action, tag)| (action, tag)).collect();
+    let tags = [Some("a"), Some("c"), None, Some("e"), Some("b"), None];
+    assert_eq!(deleted, tags.map(|tag| ("DELETE".to_owned(), tag.map(str::to_owned))));
+    assert_eq!(store.waiting(FollowSubject::KIND).await, 1, "the signature follows what it signed");
+    assert_eq!(store.delete_images(repository.id, &[], at(2)).await.unwrap().len(), 0);
 }
 
 pub async fn the_last_tag_of_a_held_image_is_kept_with_it(store: Fixture) {

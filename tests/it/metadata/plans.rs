@@ -21,10 +21,6 @@ const ALLOWED: &[(&str, &str)] = &[
     ("FROM event ORDER BY id LIMIT", "reads the oldest rows, as many as it deletes"),
     ("FROM (SELECT 1 FROM upload LIMIT", "counts up to the limit"),
     (
-        "FROM manifest_child e JOIN manifest p ON p.id = e.parent_id",
-        "sorts the indexes that hold one image: the answer names them",
-    ),
-    (
         "WITH gone AS (DELETE FROM tag WHERE manifest_id = $1",
         "sorts the tags of one image, of which there are 1,000 at most",
     ),

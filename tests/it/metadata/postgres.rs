@@ -86,8 +86,10 @@ async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
     sqlx::migrate::Migrator::new(folder.path()).await.unwrap().run_direct(None, &mut connection, false).await.unwrap();
     run_sql(&url, &super::sqlite::rows_of_version_2()).await;
     let store = fixture_at(url).await;
-    let times: (i64, i64) =
-        sqlx::query_as("/* test */ SELECT created_at, updated_at FROM tag").fetch_one(&mut connection).await.unwrap();
+    let times: (i64, i64) = sqlx::query_as("/* test */ SELECT created_at, updated_at FROM tag WHERE name = 'a'")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
     assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
     connection.close().await.unwrap();
     super::sqlite::has_the_rows_of_version_2(&store).await;

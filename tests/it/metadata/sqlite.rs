@@ -126,7 +126,7 @@ async fn a_lease_only_moves_forward() {
 }
 
 /// What the tables of the first two versions hold: a repository and one that was deleted, an index that can be pulled over
-/// an archived child, an archived image, a layer of both, and a tag.
+/// an archived child, an archived index of the same child, a layer of both, and a tag of each index.
 pub const ROWS_OF_VERSION_2: &str = "
     INSERT INTO repository (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type)
         VALUES ('123456789012', 'app', 1, 'MUTABLE', '[]', FALSE, 'AES256'),
@@ -137,8 +137,8 @@ pub const ROWS_OF_VERSION_2: &str = "
         VALUES (1, 'sha256:CHILD', 'm', 'ARCHIVED', 5, 100, 1780000000000, 1780000001000),
                (1, 'sha256:INDEX', 'm', 'ACTIVE', 5, 100, 1780000000000, NULL),
                (1, 'sha256:OTHER', 'm', 'ARCHIVED', 5, 100, 1780000000000, 1780000001000);
-    INSERT INTO manifest_child (parent_id, child_id) VALUES (2, 1);
-    INSERT INTO tag (repository_id, name, manifest_id) VALUES (1, 'a', 2);
+    INSERT INTO manifest_child (parent_id, child_id) VALUES (2, 1), (3, 1);
+    INSERT INTO tag (repository_id, name, manifest_id) VALUES (1, 'a', 2), (1, 'archived', 3);
     INSERT INTO blob (account_id, digest, encryption, size, generation, state, lease_until, created_at)
         VALUES ('123456789012', 'sha256:BOTH', 'AES256', 100, '00000000-0000-4000-8000-000000000001', 'live', 0, 0),
                ('123456789012', 'sha256:OWN', 'AES256', 100, '00000000-0000-4000-8000-000000000002', 'live', 0, 0);
@@ -164,6 +164,12 @@ pub async fn has_the_rows_of_version_2(store: &Fixture) {
     use wharfage::store::images::ImageStatus::{Active, Archived};
     assert_eq!(statuses, [Active, Active, Archived], "what an active index holds is active");
     assert_eq!(image("INDEX").await.tags, tags(&["a"]));
+    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&["a"]), "the other's image is archived");
+    use wharfage::store::images::{StorageClass, StorageClassError};
+    match store.set_storage_class(repository.id, &digest("CHILD"), StorageClass::Archive, at(8)).await {
+        Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, [digest("INDEX")], "the other index is archived"),
+        other => panic!("{other:?}"),
+    }
     assert!(store.has_blob(&repository, &digest("BOTH")).await, "an active image has it");
     assert!(!store.has_blob(&repository, &digest("OWN")).await);
     let taken = store.create_repository(new_repository("app"), 10).await;
@@ -198,7 +204,8 @@ async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
     let store = Fixture::new(open, folder).await;
     let connection = rusqlite::Connection::open(&path).unwrap();
     let times = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let times: (i64, i64) = connection.query_row("SELECT created_at, updated_at FROM tag", [], times).unwrap();
+    let times: (i64, i64) =
+        connection.query_row("SELECT created_at, updated_at FROM tag WHERE name = 'a'", [], times).unwrap();
     assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
     has_the_rows_of_version_2(&store).await;
     let broken = "SELECT count(*) FROM pragma_foreign_key_check";
@@ -221,7 +228,8 @@ async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
         let push = PutManifest { now: at(seconds), ..put(&repository, manifest(payload), &["a"]) };
         store.put_manifest(push).await.unwrap();
         let times = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-        let times: (i64, i64) = connection.query_row("SELECT created_at, updated_at FROM tag", [], times).unwrap();
+        let times: (i64, i64) =
+            connection.query_row("SELECT created_at, updated_at FROM tag WHERE name = 'a'", [], times).unwrap();
         assert_eq!(times, (at(created).as_millisecond(), at(updated).as_millisecond()), "{seconds}");
     }
 }
