@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+/// What is free goes back to the system within about ten seconds, idle or not. The C library's allocator keeps what a peak
+/// has scattered over its arenas, and musl's is slow where there are many threads.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     wharfage::cli::run().await

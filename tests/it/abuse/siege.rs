@@ -16,7 +16,10 @@ use crate::oci::images;
 /// What the process may have, in bytes.
 const LIMIT: u64 = 512 * 1024 * 1024;
 /// What of a peak may stay behind when it is over: buffers that are used again, and the allocator's own.
-const LEFT_BEHIND: u64 = 96 * 1024 * 1024;
+const LEFT_BEHIND: u64 = 64 * 1024 * 1024;
+/// How often it is looked whether memory has been given back, and how many times: the allocator takes about ten seconds.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: usize = 400;
 
 /// A registry with an image that others pull.
 pub struct Siege {
@@ -109,12 +112,12 @@ impl Siege {
         }
         // The last buffers go with the connections that have them.
         let mut left = u64::MAX;
-        for _ in 0..500 {
+        for _ in 0..LOOKS {
             left = resident(pid).saturating_sub(self.resident_before);
             if left <= LEFT_BEHIND {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK).await;
         }
         let (before, left) = (self.resident_before / MIB, left / MIB);
         eprintln!(
