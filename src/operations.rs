@@ -68,16 +68,18 @@ pub async fn serve(operated: Arc<dyn Operated>, listener: TcpListener) {
 async fn connection(operated: Arc<dyn Operated>, socket: Socket, admission: Admission) -> hyper::Result<()> {
     let activity = Arc::clone(socket.activity());
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (operated, exchange) = (Arc::clone(&operated), activity.begin());
+        let (operated, mut exchange) = (Arc::clone(&operated), activity.begin());
         async move {
             if !request.body().is_end_stream() {
                 // Nothing here takes a body.
                 exchange.activity().leave_unread();
             }
-            Ok::<_, Infallible>(match admission {
+            let answer = match admission {
                 Admission::Serve => answer(&*operated, request.uri().path()).await,
                 Admission::Refuse => plain(StatusCode::SERVICE_UNAVAILABLE, "too many connections\n".into()),
-            })
+            };
+            exchange.answered();
+            Ok::<_, Infallible>(answer)
         }
     });
     hyper::server::conn::http1::Builder::new()

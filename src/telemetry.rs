@@ -1,6 +1,7 @@
 //! What can be seen from outside: the log and the metrics.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -77,6 +78,9 @@ pub struct Metrics {
     /// Jobs that stand, by kind and state; set when the metrics are read.
     pub jobs: Family<JobLabels, Gauge>,
     connections_ended: Family<EndedLabel, Counter>,
+    connections_refused: Counter,
+    /// When a connection was refused last.
+    refused_at: Mutex<Option<Instant>>,
     memory_size: Family<ShareLabel, Gauge>,
     memory_used: Family<ShareLabel, Gauge>,
     memory_refused: Family<ShareLabel, Counter>,
@@ -104,7 +108,7 @@ impl Metrics {
         let (received, sent) = (Counter::default(), Counter::default());
         let (connections, uploads_open) = (Gauge::default(), Gauge::default());
         let (jobs_ended, jobs) = (Family::default(), Family::default());
-        let connections_ended = Family::default();
+        let (connections_ended, connections_refused, refused_at) = Default::default();
         let (memory_size, memory_used, memory_refused) = Default::default();
 
         let mut registry = MetricsRegistry::with_prefix("wharfage");
@@ -122,6 +126,11 @@ impl Metrics {
         registry.register("jobs_ended", "Jobs that ended", Family::clone(&jobs_ended));
         registry.register("jobs", "Jobs that stand", Family::clone(&jobs));
         registry.register("connections_ended", "Connections ended from this side", Family::clone(&connections_ended));
+        registry.register(
+            "connections_refused",
+            "Connections that were answered 503 because all others were busy",
+            Counter::clone(&connections_refused),
+        );
         registry.register_with_unit(
             "body_memory_limit",
             "Memory that request and response bodies may hold",
@@ -155,6 +164,8 @@ impl Metrics {
             jobs_ended,
             jobs,
             connections_ended,
+            connections_refused,
+            refused_at,
             memory_size,
             memory_used,
             memory_refused,
@@ -173,6 +184,17 @@ impl Metrics {
     /// Counts a connection that was ended from this side.
     pub fn connection_ended(&self, reason: &'static str) {
         self.connections_ended.get_or_create(&EndedLabel { reason }).inc();
+    }
+
+    /// Counts a connection that was refused because all others were busy.
+    pub fn connection_refused(&self) {
+        self.connections_refused.inc();
+        *self.refused_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long ago a connection was refused last, if one was.
+    pub fn since_refusal(&self) -> Option<Duration> {
+        self.refused_at.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 
     /// Sets how a share of the memory for bodies is used: its size and what is held, in bytes, and refusals so far.

@@ -142,13 +142,13 @@ pub struct Serve {
     )]
     max_connections_per_peer: Option<usize>,
 
-    /// Memory that the bodies of requests and answers may hold, in MiB, 104 or more
+    /// Memory that the bodies of requests and answers may hold, in MiB, 128 or more
     #[arg(
         long,
         env = "WHARFAGE_BODY_MEMORY",
         default_value_t = memory::DEFAULT_MIB,
         value_name = "MIB",
-        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(memory::MINIMUM_MIB as u64..=1_048_576)
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(memory::DEFAULT_MIB as u64..=1_048_576)
     )]
     body_memory: usize,
 

@@ -1,7 +1,7 @@
 //! What a connection is doing, as its listener sees it, and for how long a client may take for what.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,12 @@ const SEND_TIMEOUT_SCARCE: Duration = Duration::from_secs(15);
 /// Bytes that a client must take within those times.
 const SEND_MINIMUM: u64 = 64 * 1024;
 const SEND_MINIMUM_SCARCE: u64 = 16 * 1024;
+/// How many requests a client may take back before they are answered, beside as many as it waited for. Only HTTP/2 knows that:
+/// it is how a client makes work for nothing.
+const TAKEN_BACK: u32 = 128;
+/// Bytes that a client may send between two requests that belong to none: frames of HTTP/2 that ask for nothing, and what was
+/// on its way when a request was refused, which its windows bound.
+const UNASKED: u64 = 4 * 1024 * 1024;
 
 /// Why a connection was ended from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +43,13 @@ pub enum Ended {
     SlowReader,
     /// The client went on sending a request that was refused.
     Lingered,
+    /// The client took most of its requests back, or sent much that was none.
+    Idling,
 }
 
 impl Ended {
-    const ALL: [Self; 5] = [Self::MadePlace, Self::NoRequest, Self::Idle, Self::SlowReader, Self::Lingered];
+    const ALL: [Self; 6] =
+        [Self::MadePlace, Self::NoRequest, Self::Idle, Self::SlowReader, Self::Lingered, Self::Idling];
 
     /// The reason as the metrics name it.
     pub fn as_str(self) -> &'static str {
@@ -50,6 +59,7 @@ impl Ended {
             Self::Idle => "idle",
             Self::SlowReader => "slow_reader",
             Self::Lingered => "lingered",
+            Self::Idling => "idling",
         }
     }
 }
@@ -61,6 +71,13 @@ pub struct Activity {
     accepted: Instant,
     /// Requests that are being answered.
     running: AtomicU32,
+    /// The same of all connections of this peer.
+    running_of_peer: Arc<AtomicUsize>,
+    /// Requests that were answered to the end, and that were not.
+    answered: AtomicU32,
+    taken_back: AtomicU32,
+    /// Bytes that have come since the last request began, but for those of bodies.
+    unasked: AtomicU64,
     /// Whether there was a request.
     asked: AtomicBool,
     /// When it became idle.
@@ -90,9 +107,13 @@ struct SendWindow {
 }
 
 impl Activity {
-    pub(super) fn new(peer: IpAddr) -> Self {
+    pub(super) fn new(peer: IpAddr, running_of_peer: Arc<AtomicUsize>) -> Self {
         Self {
             peer,
+            running_of_peer,
+            answered: AtomicU32::new(0),
+            taken_back: AtomicU32::new(0),
+            unasked: AtomicU64::new(0),
             accepted: Instant::now(),
             running: AtomicU32::new(0),
             asked: AtomicBool::new(false),
@@ -117,10 +138,12 @@ impl Activity {
     /// Notes that a request is being answered, until the returned value is dropped.
     pub fn begin(self: &Arc<Self>) -> Exchange {
         self.running.fetch_add(1, Ordering::Relaxed);
+        self.running_of_peer.fetch_add(1, Ordering::Relaxed);
+        self.unasked.store(0, Ordering::Relaxed);
         self.asked.store(true, Ordering::Relaxed);
         self.head_begun.store(false, Ordering::Relaxed);
         self.body_unread.store(false, Ordering::Relaxed);
-        Exchange(Arc::clone(self))
+        Exchange { activity: Arc::clone(self), answered: false }
     }
 
     /// Notes that a request's body is not read to its end: the client may still be sending it when the connection closes.
@@ -162,7 +185,25 @@ impl Activity {
             if self.running.load(Ordering::Relaxed) == 0 {
                 self.head_begun.store(true, Ordering::Relaxed);
             }
+            // What lingers has limits of its own.
+            if self.lingering_since.load(Ordering::Relaxed) == 0
+                && self.unasked.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64 > self.may_send_unasked()
+            {
+                self.end(Ended::Idling);
+            }
         }
+    }
+
+    /// What a client receives it acknowledges, by HTTP/2 in frames of its own.
+    fn may_send_unasked(&self) -> u64 {
+        UNASKED + self.sent.load(Ordering::Relaxed) / 16
+    }
+
+    /// Notes that so many bytes of what came were a request's body.
+    pub fn received(&self, bytes: usize) {
+        let less = |unasked: u64| Some(unasked.saturating_sub(bytes as u64));
+        // The closure always gives a value.
+        let _ = self.unasked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     pub(super) fn wrote(&self, bytes: usize) {
@@ -229,19 +270,42 @@ impl Activity {
 
 /// A request that is being answered.
 #[derive(Debug)]
-pub struct Exchange(Arc<Activity>);
+pub struct Exchange {
+    activity: Arc<Activity>,
+    answered: bool,
+}
 
 impl Exchange {
     /// The connection's activity.
     pub fn activity(&self) -> &Arc<Activity> {
-        &self.0
+        &self.activity
+    }
+
+    /// How many requests of this peer are being answered, on all its connections.
+    pub fn running_of_peer(&self) -> usize {
+        self.activity.running_of_peer.load(Ordering::Relaxed)
+    }
+
+    /// Notes that all of the answer was taken.
+    pub fn answered(&mut self) {
+        self.answered = true;
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.0.idle_since.store(self.0.now(), Ordering::Relaxed);
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        let activity = &self.activity;
+        activity.idle_since.store(activity.now(), Ordering::Relaxed);
+        activity.running.fetch_sub(1, Ordering::Relaxed);
+        activity.running_of_peer.fetch_sub(1, Ordering::Relaxed);
+        if self.answered {
+            activity.answered.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let taken_back = activity.taken_back.fetch_add(1, Ordering::Relaxed) + 1;
+        if taken_back > activity.answered.load(Ordering::Relaxed).saturating_add(TAKEN_BACK) {
+            activity.end(Ended::Idling);
+        }
     }
 }
 
@@ -250,7 +314,7 @@ mod tests {
     use super::*;
 
     fn activity() -> Arc<Activity> {
-        Arc::new(Activity::new(IpAddr::from([192, 0, 2, 1])))
+        Arc::new(Activity::new(IpAddr::from([192, 0, 2, 1]), Arc::default()))
     }
 
     const SECOND: u64 = 1_000;
@@ -304,6 +368,36 @@ mod tests {
             activity.block();
             assert_eq!(activity.overdue_at(second * SECOND, true), None, "at second {second}");
         }
+    }
+
+    #[test]
+    fn who_takes_most_requests_back_is_cut_off() {
+        let (patient, hasty) = (activity(), activity());
+        for _ in 0..1_000 {
+            patient.begin().answered();
+            drop((patient.begin(), hasty.begin()));
+        }
+        assert_eq!(patient.ended(), None);
+        assert_eq!(hasty.ended(), Some(Ended::Idling));
+        let few = activity();
+        (0..TAKEN_BACK).for_each(|_| drop(few.begin()));
+        assert_eq!(few.ended(), None);
+    }
+
+    #[test]
+    fn who_sends_much_that_is_no_request_is_cut_off() {
+        const FRAME: usize = 17;
+        let (chatter, uploader, reader) = (activity(), activity(), activity());
+        let _running = (chatter.begin(), uploader.begin(), reader.begin());
+        for _ in 0..UNASKED / FRAME as u64 + 1 {
+            for activity in [&chatter, &uploader, &reader] {
+                activity.read(FRAME);
+            }
+            uploader.received(FRAME);
+            reader.wrote(16 * 1024);
+        }
+        assert_eq!(chatter.ended(), Some(Ended::Idling));
+        assert_eq!((uploader.ended(), reader.ended()), (None, None));
     }
 
     #[test]

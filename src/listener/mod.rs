@@ -9,6 +9,7 @@ mod socket;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -122,17 +123,24 @@ struct Connections {
 struct Table {
     next: u64,
     served: HashMap<u64, Arc<Activity>>,
-    /// Served connections of each peer that has any.
-    peers: HashMap<IpAddr, usize>,
+    /// The peers that have served connections.
+    peers: HashMap<IpAddr, Peer>,
     refused: HashMap<u64, Arc<Activity>>,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    connections: usize,
+    /// Requests that are being answered.
+    running: Arc<AtomicUsize>,
 }
 
 impl Table {
     fn remove(&mut self, id: u64) -> Option<Arc<Activity>> {
         let Some(activity) = self.served.remove(&id) else { return self.refused.remove(&id) };
-        if let Some(count) = self.peers.get_mut(&activity.peer()) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(peer) = self.peers.get_mut(&activity.peer()) {
+            peer.connections -= 1;
+            if peer.connections == 0 {
                 self.peers.remove(&activity.peer());
             }
         }
@@ -161,7 +169,7 @@ impl Connections {
     fn admit(self: &Arc<Self>, address: IpAddr) -> Option<(Place, Admission)> {
         let peer = peer_of(address);
         let mut table = self.lock();
-        let of_peer = table.peers.get(&peer).copied().unwrap_or_default();
+        let of_peer = table.peers.get(&peer).map_or(0, |peer| peer.connections);
         let makes_place = if of_peer >= self.limits.per_peer {
             Some(Some(peer))
         } else if table.served.len() >= self.limits.connections {
@@ -180,15 +188,22 @@ impl Connections {
             Some(None) if table.refused.len() < REFUSALS => Admission::Refuse,
             Some(None) => return None,
         };
-        let (id, activity) = (table.next, Arc::new(Activity::new(peer)));
+        let id = table.next;
         table.next += 1;
-        match admission {
+        let activity = match admission {
             Admission::Serve => {
+                let of_peer = table.peers.entry(peer).or_default();
+                of_peer.connections += 1;
+                let activity = Arc::new(Activity::new(peer, Arc::clone(&of_peer.running)));
                 table.served.insert(id, Arc::clone(&activity));
-                *table.peers.entry(peer).or_default() += 1;
+                activity
             }
-            Admission::Refuse => drop(table.refused.insert(id, Arc::clone(&activity))),
-        }
+            Admission::Refuse => {
+                let activity = Arc::new(Activity::new(peer, Arc::default()));
+                table.refused.insert(id, Arc::clone(&activity));
+                activity
+            }
+        };
         drop(table);
         Some((Place { connections: Arc::clone(self), id, activity }, admission))
     }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures::future::{join, join_all};
 
 use super::Registry;
-use super::http::memory::{self, Caller};
+use super::http::memory;
 use super::http::server::Stop;
 use crate::jobs;
 use crate::operations::{OK, Operated};
@@ -17,6 +17,8 @@ use crate::store::{StoreError, StoreResult};
 
 /// How long a store may take to say that it is ready. Its own limits are shorter; this one holds whatever they do.
 const READY_TIMEOUT: Duration = Duration::from_millis(2500);
+/// For how long readiness tells that a connection was refused because all others were busy.
+const BUSY_FOR: Duration = Duration::from_secs(10);
 /// How long the database may take to count what stands, for the metrics.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -95,7 +97,12 @@ impl Operated for Registries {
         if *self.stopping.borrow() {
             return Err("stopping".into());
         }
-        let mut said = OK;
+        let busy = self.registries.iter().filter_map(|registry| registry.metrics.since_refusal()).min();
+        // Not a reason to send nobody here any more: the connections that are busy would go where others are.
+        let mut said = match busy {
+            Some(since) if since < BUSY_FOR => Cow::Borrowed("ok, but all connections are busy: new ones are refused"),
+            _ => OK,
+        };
         for (store, health) in self.stores().await {
             match health {
                 Health::Ready => {}
@@ -122,9 +129,8 @@ impl Operated for Registries {
             let full = of_kind().any(|health| matches!(health, Health::Full(_)));
             registry.metrics.set_store(name, up, full);
         }
-        for caller in [Caller::Verified, Caller::Unverified] {
-            let share = memory::process().share(caller);
-            registry.metrics.set_memory(caller.as_str(), share.size(), share.used(), share.refused());
+        for (name, share) in memory::process().shares() {
+            registry.metrics.set_memory(name, share.size(), share.used(), share.refused());
         }
         let free = self.registries.iter().filter_map(|registry| registry.disk.as_ref()?.free());
         if let Some(free) = free.min() {

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, watch};
 
 use super::Registry;
-use super::manifests::{self, InvalidManifest};
+use super::manifests::{self, Checked, InvalidManifest};
 use crate::names::{Algorithm, Digest, Tag};
 use crate::store::images::{Manifest, ManifestId, PutManifest, PutManifestError, PutOutcome};
 use crate::store::repositories::RepositoryId;
@@ -74,7 +74,7 @@ impl Registry {
     pub async fn put_image(&self, image: NewImage<'_>, now: Timestamp) -> Result<PutImage, PutImageError> {
         let limits = &self.config.limits;
         let algorithm = image.digest.map_or(Algorithm::Sha256, Digest::algorithm);
-        let checked = manifests::check(image.payload, image.media_type, algorithm, limits.manifest_bytes)?;
+        let checked = check(image.payload, image.media_type, algorithm, limits.manifest_bytes).await?;
         let mut manifest = checked.manifest;
         if image.digest.is_some_and(|expected| *expected != manifest.digest) {
             return Err(PutImageError::DigestMismatch { actual: manifest.digest });
@@ -141,6 +141,25 @@ impl Registry {
     pub async fn flush_pulls(&self) -> StoreResult<()> {
         self.pulls.flush(self.metadata.as_ref()).await
     }
+}
+
+/// Manifests up to this size are hashed and read on the spot; larger ones would keep other requests waiting.
+const QUICK_MANIFEST: usize = 128 * 1024;
+
+/// Checks a manifest, and one that takes long on a thread where nobody waits for it.
+async fn check(
+    payload: Bytes,
+    declared: Option<&str>,
+    algorithm: Algorithm,
+    max_bytes: usize,
+) -> Result<Checked, PutImageError> {
+    if payload.len() <= QUICK_MANIFEST {
+        return Ok(manifests::check(payload, declared, algorithm, max_bytes)?);
+    }
+    let declared = declared.map(str::to_owned);
+    let checked =
+        tokio::task::spawn_blocking(move || manifests::check(payload, declared.as_deref(), algorithm, max_bytes));
+    Ok(checked.await.map_err(|error| StoreError::Backend(error.into()))??)
 }
 
 /// How old a recorded pull has to be before another one replaces it: ECR promises a day.

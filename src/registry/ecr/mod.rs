@@ -25,9 +25,11 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex;
 
 use self::error::{Error, Place};
 use self::operations::Operation;
+use crate::budget::Account;
 use crate::names::{AccountId, RepositoryName};
 use crate::registry::auth::{self, Principal, Resource, sigv4};
 use crate::registry::body::{Body, RequestBody};
@@ -51,6 +53,8 @@ pub struct Call {
     principal: Principal,
     operation: &'static Operation,
     now: Timestamp,
+    /// The memory for what is read of the body, and for the answer.
+    account: Mutex<Account>,
 }
 
 /// Answers one request.
@@ -98,24 +102,26 @@ async fn run(
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
     // The signature is over the body's hash, so it can be checked only when all of it is here.
     let (memory, peer) = (memory::process(), body.peer());
-    let caller = memory.caller(peer, &claimed.access_key_id);
-    let (body, received) = body.read_up_to(limit, caller).await?;
+    let claimed = memory.claimed(peer, &claimed.access_key_id);
+    let (body, mut account) = body.read_up_to(limit, &claimed).await?;
     let (body, body_hash) = hashed(body).await?;
     let signed = sigv4::SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
-    memory.remember(peer, &principal.access_key_id);
+    let caller = Caller::Verified(peer, Arc::clone(&principal.access_key_id));
+    memory.remember(&caller);
     let operation = operation.ok_or_else(|| unknown_operation(head))?;
-    let call = Call { registry, principal, operation, now };
-    // What is read of a body takes about as much again, and so may the answer. It is one account for all that a request has of
-    // a share: of two, the second would wait for what the first holds.
-    let length = body.len();
-    let (mut account, received, working) = match caller {
-        Caller::Verified => (received, None, 2 * length),
-        Caller::Unverified => (memory.share(Caller::Verified).open(length), Some(received), length),
-    };
-    account.hold(working, memory::TIMEOUT).await?;
+    // What is read of a body takes about as much again, and so may the answer.
+    let held = 2 * body.len();
+    if caller == claimed {
+        account.hold(held, memory::TIMEOUT).await?;
+    } else {
+        let mut verified = memory.open(&caller, held);
+        verified.hold(held, memory::TIMEOUT).await?;
+        account = verified;
+    }
+    let call = Call { registry, principal, operation, now, account: Mutex::new(account) };
     let output = Bytes::from((operation.run)(&call, body).await?);
-    drop(received);
+    let mut account = call.account.into_inner();
     account.hold(output.len(), memory::TIMEOUT).await?;
     Ok(memory::held(output, account))
 }

@@ -57,7 +57,9 @@ impl Bed {
         let target = format!("AmazonEC2ContainerRegistry_V20150921.{name}");
         let operation = operations::find(target.as_bytes()).unwrap();
         let (registry, principal) = (Arc::clone(&self.registry), self.principal.clone());
-        let call = Call { registry, principal, operation, now: Timestamp::now() };
+        let caller = Caller::Verified([192, 0, 2, 1].into(), Arc::clone(&principal.access_key_id));
+        let account = Mutex::new(memory::process().open(&caller, 0));
+        let call = Call { registry, principal, operation, now: Timestamp::now(), account };
         let output = self.runtime.block_on((operation.run)(&call, body.into()))?;
         Ok(serde_json::from_str(&output).unwrap())
     }

@@ -41,6 +41,8 @@ pub enum Body {
         reader: BlobReader,
         /// Bytes that are still to come; becomes Content-Length.
         remaining: u64,
+        /// Holds what the stream takes of memory.
+        memory: Account,
     },
 }
 
@@ -76,7 +78,7 @@ impl http_body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Blob { reader, remaining } => reader.as_mut().poll_next(cx).map(|next| {
+            Self::Blob { reader, remaining, .. } => reader.as_mut().poll_next(cx).map(|next| {
                 next.map(|chunk| {
                     chunk.map(|bytes| {
                         *remaining = remaining.saturating_sub(bytes.len() as u64);
@@ -180,9 +182,9 @@ impl RequestBody {
     }
 
     /// The next bytes of a verified caller's body that is passed on piece by piece, or `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+    pub async fn next(&mut self, caller: &Caller) -> Result<Option<Bytes>, BodyError> {
         if self.stream.is_none() && self.received > STREAM_FREE {
-            let mut account = memory::process().share(Caller::Verified).open(STREAM);
+            let mut account = memory::process().open(caller, STREAM);
             account.hold(STREAM, memory::TIMEOUT).await?;
             self.stream = Some(account);
         }
@@ -204,6 +206,7 @@ impl RequestBody {
                     Ok(bytes) => {
                         self.pace.note(waited, bytes.len());
                         self.received += bytes.len() as u64;
+                        self.activity.received(bytes.len());
                         return Ok(Some(bytes));
                     }
                     Err(_trailers) => {}
@@ -214,15 +217,15 @@ impl RequestBody {
 
     /// Reads all of it, at most `limit` bytes, with the account that holds their memory. It may grow to twice of them for
     /// those who work on them. One that announces more is refused before it is read.
-    pub async fn read_up_to(&mut self, limit: usize, caller: Caller) -> Result<(Bytes, Account), BodyError> {
-        let share = memory::process().share(caller);
-        let Some(incoming) = &self.incoming else { return Ok((Bytes::new(), share.open(0))) };
+    pub async fn read_up_to(&mut self, limit: usize, caller: &Caller) -> Result<(Bytes, Account), BodyError> {
+        let memory = memory::process();
+        let Some(incoming) = &self.incoming else { return Ok((Bytes::new(), memory.open(caller, 0))) };
         let hint = http_body::Body::size_hint(incoming);
         if hint.lower() > limit as u64 {
             return Err(BodyError::TooLarge(limit));
         }
         let announced = hint.exact().map_or(limit, |length| length as usize);
-        let mut account = share.open(2 * announced);
+        let mut account = memory.open(caller, 2 * announced);
         let Some(first) = self.receive().await? else { return Ok((Bytes::new(), account)) };
         account.hold(first.len(), memory::TIMEOUT).await?;
         if hint.exact() == Some(first.len() as u64) {

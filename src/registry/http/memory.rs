@@ -1,7 +1,8 @@
 //! The memory that request and response bodies may hold, all registries of the process together.
 //!
 //! It has two shares: one for callers who have proved who they are, one for all others, who cannot take anything from the
-//! former. A body's first bytes are free, so that small requests are answered whatever large ones do.
+//! former. Within a share nobody has more than three quarters. A body's first bytes are free, so that small requests are
+//! answered whatever large ones do.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -12,18 +13,13 @@ use futures::future::BoxFuture;
 use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
-use crate::budget::{Account, Budget, Exhausted};
+use crate::budget::{Account, Budget, Exhausted, Limits};
 
-/// The default size in MiB.
+/// The default size in MiB, and the smallest: the largest body of the API has to fit into what one caller may have of the
+/// smaller share, and twice the largest that is valid into that of the larger one.
 pub const DEFAULT_MIB: usize = 128;
-/// The smallest size in MiB: the largest body has to fit into the smaller share, and twice of it into the other.
-pub const MINIMUM_MIB: usize = 104;
 /// The largest body that is read whole, in bytes.
 pub const LARGEST_BODY: usize = 32 * 1024 * 1024;
-const _: () = {
-    let (verified, unverified) = shares(MINIMUM_MIB * 1024 * 1024);
-    assert!(2 * LARGEST_BODY <= verified && LARGEST_BODY <= unverified);
-};
 /// What each body may hold for free, in bytes: most manifests and API calls are smaller.
 pub const FREE: usize = 16 * 1024;
 /// How long a body waits for its memory.
@@ -34,23 +30,13 @@ const READS: usize = 16;
 const KNOWN_CALLERS: u64 = 4096;
 const KNOWN_FOR: Duration = Duration::from_secs(15 * 60);
 
-/// Whose share a body's memory comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who holds a body's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Caller {
-    /// A token or a signature has proved who it is, or did so a moment ago.
-    Verified,
-    /// It is not known yet.
-    Unverified,
-}
-
-impl Caller {
-    /// The share's name in the metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Verified => "verified",
-            Self::Unverified => "unverified",
-        }
-    }
+    /// Who has proved by a token or a signature to hold this access key, now or a moment ago, at this address.
+    Verified(IpAddr, Arc<str>),
+    /// Whoever is at this address.
+    Unverified(IpAddr),
 }
 
 /// The process's memory for bodies.
@@ -59,7 +45,7 @@ pub struct Memory {
     verified: Budget,
     unverified: Budget,
     reads: Semaphore,
-    known: Cache<(IpAddr, Arc<str>), ()>,
+    known: Cache<Caller, ()>,
 }
 
 static PROCESS: OnceLock<Memory> = OnceLock::new();
@@ -74,29 +60,29 @@ pub fn set_size(bytes: usize) -> bool {
     PROCESS.set(Memory::new(bytes)).is_ok()
 }
 
-/// The shares of verified and of other callers.
-const fn shares(bytes: usize) -> (usize, usize) {
-    let unverified = bytes / 8 * 3;
-    (bytes - unverified, unverified)
-}
-
 impl Memory {
     fn new(bytes: usize) -> Self {
-        let (verified, unverified) = shares(bytes);
+        let share = |size: usize| Budget::new(Limits { size, per_owner: size / 4 * 3, free: FREE });
+        let unverified = bytes / 8 * 3;
         Self {
-            verified: Budget::new(verified, FREE),
-            unverified: Budget::new(unverified, FREE),
+            verified: share(bytes - unverified),
+            unverified: share(unverified),
             reads: Semaphore::new(READS),
             known: Cache::builder().max_capacity(KNOWN_CALLERS).time_to_live(KNOWN_FOR).build(),
         }
     }
 
-    /// The share of such callers.
-    pub fn share(&self, caller: Caller) -> &Budget {
+    /// Opens an account of this caller that is expected to grow to `need` bytes.
+    pub fn open(&self, caller: &Caller, need: usize) -> Account {
         match caller {
-            Caller::Verified => &self.verified,
-            Caller::Unverified => &self.unverified,
+            Caller::Verified(..) => self.verified.open(caller, need),
+            Caller::Unverified(_) => self.unverified.open(caller, need),
         }
+    }
+
+    /// The shares, by their names in the metrics.
+    pub fn shares(&self) -> [(&'static str, &Budget); 2] {
+        [("verified", &self.verified), ("unverified", &self.unverified)]
     }
 
     /// Whether little is left of what verified callers may hold.
@@ -104,16 +90,16 @@ impl Memory {
         self.verified.is_scarce()
     }
 
-    /// Notes that a caller at this address has proved to hold the access key.
-    pub fn remember(&self, peer: IpAddr, access_key_id: &Arc<str>) {
-        self.known.insert((peer, Arc::clone(access_key_id)), ());
+    /// Notes that a caller has proved who it is.
+    pub fn remember(&self, verified: &Caller) {
+        self.known.insert(verified.clone(), ());
     }
 
     /// What a request is as long as its signature is not checked: verified when its address and access key have been a
     /// moment ago.
-    pub fn caller(&self, peer: IpAddr, access_key_id: &Arc<str>) -> Caller {
-        let known = self.known.contains_key(&(peer, Arc::clone(access_key_id)));
-        if known { Caller::Verified } else { Caller::Unverified }
+    pub fn claimed(&self, peer: IpAddr, access_key_id: &Arc<str>) -> Caller {
+        let claimed = Caller::Verified(peer, Arc::clone(access_key_id));
+        if self.known.contains_key(&claimed) { claimed } else { Caller::Unverified(peer) }
     }
 
     /// Reads something whose size is known only then, and grows `account` from `held` bytes by `size` of it. When there is
@@ -162,32 +148,71 @@ mod tests {
     use super::*;
 
     const MIB: usize = 1024 * 1024;
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    fn verified(peer: IpAddr, key: &str) -> Caller {
+        Caller::Verified(peer, key.into())
+    }
+
+    fn memory() -> Memory {
+        Memory::new(DEFAULT_MIB * MIB)
+    }
 
     #[test]
     fn others_take_nothing_from_verified_callers() {
-        let memory = Memory::new(MINIMUM_MIB * MIB);
-        let mut unverified = memory.share(Caller::Unverified).open(0);
-        assert!(unverified.try_hold(39 * MIB));
-        assert!(!memory.share(Caller::Unverified).open(0).try_hold(FREE + 1));
-        assert!(memory.share(Caller::Verified).open(0).try_hold(65 * MIB));
+        let memory = memory();
+        let taken = [HERE, THERE].map(|peer| {
+            let mut unverified = memory.open(&Caller::Unverified(peer), 0);
+            let mib = (1..).take_while(|mib| unverified.try_hold(mib * MIB)).last();
+            (mib, unverified)
+        });
+        assert_eq!(
+            taken.each_ref().map(|(mib, _)| *mib),
+            [Some(36), Some(12)],
+            "the largest body fits, and leaves something to another"
+        );
+        assert!(memory.open(&verified(HERE, "AKIA"), 0).try_hold(60 * MIB));
+    }
+
+    #[test]
+    fn the_largest_part_of_a_layer_fits() {
+        let memory = memory();
+        let body = 20 * MIB / 3 * 4 + 1024;
+        let mut account = memory.open(&verified(HERE, "AKIA"), 2 * body);
+        assert!(account.try_hold(body) && account.try_hold(2 * body));
+    }
+
+    #[test]
+    fn a_verified_caller_leaves_something_to_another() {
+        let memory = memory();
+        let mut accounts = Vec::new();
+        loop {
+            let mut account = memory.open(&verified(HERE, "AKIA"), 4 * MIB);
+            if !account.try_hold(4 * MIB) {
+                break;
+            }
+            accounts.push(account);
+        }
+        assert_eq!(accounts.len(), 15);
+        assert!(memory.open(&verified(HERE, "OTHER"), 8 * MIB).try_hold(8 * MIB), "another key");
+        assert!(memory.open(&verified(THERE, "AKIA"), 8 * MIB).try_hold(8 * MIB), "another address");
     }
 
     #[test]
     fn a_caller_is_known_by_its_address_and_key() {
-        let memory = Memory::new(MINIMUM_MIB * MIB);
-        let (here, there): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
-        let key: Arc<str> = "AKIA".into();
-        memory.remember(here, &key);
-        assert_eq!(memory.caller(here, &key), Caller::Verified);
-        assert_eq!(memory.caller(there, &key), Caller::Unverified);
-        assert_eq!(memory.caller(here, &"OTHER".into()), Caller::Unverified);
+        let (memory, key): (_, Arc<str>) = (memory(), "AKIA".into());
+        memory.remember(&verified(HERE, "AKIA"));
+        assert_eq!(memory.claimed(HERE, &key), verified(HERE, "AKIA"));
+        assert_eq!(memory.claimed(THERE, &key), Caller::Unverified(THERE));
+        assert_eq!(memory.claimed(HERE, &"OTHER".into()), Caller::Unverified(HERE));
     }
 
     #[test]
     fn an_answer_holds_its_memory_until_it_is_gone() {
-        let memory = Memory::new(MINIMUM_MIB * MIB);
-        let budget = memory.share(Caller::Verified);
-        let mut account = budget.open(2 * MIB);
+        let memory = memory();
+        let budget = &memory.verified;
+        let mut account = memory.open(&verified(HERE, "AKIA"), 2 * MIB);
         assert!(account.try_hold(2 * MIB));
         let answer = held(Bytes::from(vec![0; MIB]), account);
         assert_eq!(budget.used(), MIB);
@@ -200,10 +225,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_finds_no_memory_is_dropped_and_read_again() {
-        let memory = Memory::new(MINIMUM_MIB * MIB);
-        let mut other = memory.share(Caller::Verified).open(0);
-        assert!(other.try_hold(65 * MIB));
-        let mut account = memory.share(Caller::Verified).open(0);
+        let memory = memory();
+        let caller = verified(HERE, "AKIA");
+        let mut other = memory.open(&caller, 0);
+        assert!(other.try_hold(60 * MIB));
+        let mut account = memory.open(&caller, 0);
         let reads = std::sync::atomic::AtomicUsize::new(0);
         let read = || -> BoxFuture<'_, Result<Vec<u8>, Exhausted>> {
             reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -119,8 +119,9 @@ struct Server {
     registry: Arc<Registry>,
     tls: Option<TlsAcceptor>,
     cors: Option<cors::Cors>,
-    /// Requests at once: one connection of HTTP/2 has many.
+    /// Requests at once, in all and of one peer: one connection of HTTP/2 has many.
     requests: Arc<Semaphore>,
+    requests_per_peer: usize,
     large_windows: Arc<Semaphore>,
 }
 
@@ -138,6 +139,7 @@ pub async fn serve(
         tls,
         cors: cors::Cors::new(&limits.cors),
         requests: Arc::new(Semaphore::new(connections.connections)),
+        requests_per_peer: connections.per_peer,
         large_windows: Arc::new(Semaphore::new(LARGE_WINDOWS)),
     });
     let graceful = GracefulShutdown::new();
@@ -150,6 +152,9 @@ pub async fn serve(
         tokio::spawn(async move {
             let (metrics, activity) = (Arc::clone(&server.registry.metrics), Arc::clone(socket.activity()));
             metrics.connections.inc();
+            if admission == Admission::Refuse {
+                metrics.connection_refused();
+            }
             let served = server.connection(socket, admission, watcher);
             let served = tokio::select! {
                 served = served => served,
@@ -245,7 +250,7 @@ impl Server {
         admission: Admission,
     ) -> Result<http::Response<Answer>, Infallible> {
         let started = Instant::now();
-        let exchange = activity.begin();
+        let mut exchange = activity.begin();
         let id = uuid::Uuid::new_v4();
         let version = request.version();
         let waits = request.headers().contains_key(header::EXPECT);
@@ -255,8 +260,10 @@ impl Server {
         let path = tracing::enabled!(tracing::Level::INFO).then(|| request.uri().path().to_owned());
 
         let running = match admission {
-            Admission::Serve => Arc::clone(&self.requests).try_acquire_owned().ok(),
-            Admission::Refuse => None,
+            Admission::Serve if exchange.running_of_peer() <= self.requests_per_peer => {
+                Arc::clone(&self.requests).try_acquire_owned().ok()
+            }
+            Admission::Serve | Admission::Refuse => None,
         };
         let mut response = if running.is_some() {
             // A panic is a defect, but one request's: it must not take the connection or the process along.
@@ -294,6 +301,10 @@ impl Server {
             tracing::info!(request_id = %id, %method, path, operation, status = status.as_u16(), micros, "request");
         }
         let reads_ahead = version >= Version::HTTP_2;
+        if !reads_ahead || method == Method::HEAD {
+            // Nothing of such an answer can be taken back without the connection, or it has no body to be taken.
+            exchange.answered();
+        }
         Ok(response.map(|body| Answer { body, reads_ahead, exchange, _running: running }))
     }
 
@@ -338,6 +349,14 @@ struct Answer {
     reads_ahead: bool,
     exchange: Exchange,
     _running: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if http_body::Body::is_end_stream(&self.body) {
+            self.exchange.answered();
+        }
+    }
 }
 
 impl http_body::Body for Answer {

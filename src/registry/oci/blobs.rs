@@ -12,8 +12,10 @@ use uuid::Uuid;
 use super::conditions::{Condition, Named, Wanted, condition, wanted};
 use super::error::{Code, OciError};
 use super::{CONTENT_DIGEST, Call, empty, value};
+use crate::budget::Account;
 use crate::names::{Digest, RepositoryName};
 use crate::registry::body::Body;
+use crate::registry::http::memory::{self, Caller};
 use crate::registry::uploads::lease_of_present;
 use crate::registry::{Registry, Response};
 use crate::store::images::{Blob, UnlinkBlob};
@@ -58,7 +60,7 @@ pub(super) async fn read(
                 response.headers_mut().insert(CONTENT_DIGEST, named.digest);
                 return Ok(response);
             }
-            let source = Source { registry: Arc::clone(registry), blob: blob.clone() };
+            let source = Source { registry: Arc::clone(registry), blob: blob.clone(), caller: call.caller.clone() };
             let size = blob.bytes.size;
             let (response, sent) = match wanted(&call.headers, &named.etag, size) {
                 Wanted::Whole => (content(StatusCode::OK, size, source.body(0..size).await?), size),
@@ -89,9 +91,18 @@ pub(super) async fn read(
 struct Source {
     registry: Arc<Registry>,
     blob: Blob,
+    caller: Caller,
 }
 
 impl Source {
+    /// Holds the memory that a reader takes.
+    async fn memory(&self) -> Result<Account, OciError> {
+        let bytes = self.registry.blobs.reader_memory();
+        let mut account = memory::process().open(&self.caller, bytes);
+        account.hold(bytes, memory::TIMEOUT).await?;
+        Ok(account)
+    }
+
     /// Opens a range for reading; a damaged blob is unknown.
     async fn read(&self, range: Range<u64>) -> Result<BlobReader, OciError> {
         let reader = self.registry.read_blob(&self.blob, range).await?;
@@ -110,7 +121,8 @@ impl Source {
         if remaining == 0 {
             return Ok(Body::empty());
         }
-        Ok(Body::Blob { reader: self.read(range).await?, remaining })
+        let memory = self.memory().await?;
+        Ok(Body::Blob { reader: self.read(range).await?, remaining, memory })
     }
 
     /// Several ranges as `multipart/byteranges` (RFC 9110 §14.6), read one after the other; with how many of the blob's bytes
@@ -126,6 +138,8 @@ impl Source {
         let sent: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let length = sent + (heads.iter().map(String::len).sum::<usize>() + end.len()) as u64;
 
+        // There is one reader at a time.
+        let memory = self.memory().await?;
         // The first one is opened before the answer begins, so that a blob that cannot be read is an error.
         let mut first = match ranges.first() {
             Some(range) => Some(self.read(range.clone()).await?),
@@ -143,7 +157,7 @@ impl Source {
             head.chain(futures::stream::once(read).try_flatten())
         });
         let end = futures::stream::once(std::future::ready(Ok(Bytes::from(end))));
-        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length };
+        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length, memory };
         let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
         let media_type = value(format!("multipart/byteranges; boundary={boundary}"))?;
         response.headers_mut().insert(header::CONTENT_TYPE, media_type);

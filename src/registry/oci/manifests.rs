@@ -9,7 +9,7 @@ use super::error::OciError;
 use super::{CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, value};
 use crate::names::{Digest, Reference, RepositoryName, Tag};
 use crate::registry::body::{Body, BodyError, RequestBody};
-use crate::registry::http::memory::{self, Caller};
+use crate::registry::http::memory;
 use crate::registry::images::NewImage;
 use crate::registry::manifests::{InvalidManifest, Kind};
 use crate::registry::{Response, images};
@@ -27,7 +27,7 @@ pub(super) async fn read(
     head: bool,
 ) -> Result<Response, OciError> {
     let registry = &call.registry;
-    let mut account = memory::process().share(Caller::Verified).open(0);
+    let mut account = memory::process().open(&call.caller, 0);
     let find = || -> BoxFuture<'_, Result<_, OciError>> {
         Box::pin(async move { Ok(registry.metadata.find_manifest(&registry.config.account, name, reference).await?) })
     };
@@ -82,7 +82,7 @@ pub(super) async fn put(
     let registry = &call.registry;
     let repository = call.repository(name).await?;
     let refused = |error| OciError::of_put(error, &registry.config.account, name);
-    let read = body.read_up_to(registry.config.limits.manifest_bytes, Caller::Verified).await;
+    let read = body.read_up_to(registry.config.limits.manifest_bytes, &call.caller).await;
     let (payload, mut account) = read.map_err(|error| match error {
         BodyError::TooLarge(limit) => refused(InvalidManifest::TooLarge(limit).into()),
         error => error.into(),

@@ -24,6 +24,7 @@ use super::auth::download;
 use super::auth::token::{self, TokenError};
 use super::auth::{Principal, Resource, authorise};
 use super::body::{Body, RequestBody};
+use super::http::memory::Caller;
 use super::{Operation, Registry, Request, RequestId, Response};
 use crate::names::{AccountId, RepositoryName};
 use crate::store::repositories::Repository;
@@ -45,6 +46,8 @@ struct Call {
     registry: Arc<Registry>,
     headers: HeaderMap,
     principal: Principal,
+    /// Who holds the memory of bodies.
+    caller: Caller,
     /// The account whose registry the request is for. Another one than ours is refused by authorization.
     account: AccountId,
     now: Timestamp,
@@ -64,7 +67,8 @@ impl Registry {
             Ok(principal) => {
                 let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
                 let account = self.config.account_of(host.or(parts.uri.host()));
-                let call = Call { registry: self, headers: parts.headers, principal, account, now };
+                let caller = Caller::Verified(body.peer(), Arc::clone(&principal.access_key_id));
+                let call = Call { registry: self, headers: parts.headers, principal, caller, account, now };
                 let answered = match action {
                     Ok(action) => call.dispatch(action, &mut body).await,
                     Err(error) => Err(error.into()),

@@ -14,6 +14,7 @@ use super::error::{Code, OciError};
 use super::{CONTENT_DIGEST, Call, UPLOAD_UUID, empty, value};
 use crate::names::{Digest, RepositoryName};
 use crate::registry::body::RequestBody;
+use crate::registry::http::memory::Caller;
 use crate::registry::uploads::{Finished, LEASE, Session, UploadFailure};
 use crate::registry::{Registry, Response};
 use crate::store::StoreError;
@@ -106,9 +107,9 @@ pub(super) async fn patch(
 ) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let (session, expected) = open(call, name, repository.id, id).await?;
-    let (body, registry) = (body.take(), Arc::clone(&call.registry));
+    let (body, caller, registry) = (body.take(), call.caller.clone(), Arc::clone(&call.registry));
     let offset = detached(async move {
-        let session = append(session, body, expected, registry).await?;
+        let session = append(session, body, caller, expected, registry).await?;
         session.pause(None, Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
     })
     .await?;
@@ -202,6 +203,7 @@ async fn detached<T: Send + 'static>(
 async fn append(
     mut session: Session,
     mut body: RequestBody,
+    caller: Caller,
     expected: Option<u64>,
     registry: Arc<Registry>,
 ) -> Result<Session, OciError> {
@@ -209,7 +211,7 @@ async fn append(
     let begin = session.offset();
     let mut acknowledged = Instant::now();
     loop {
-        match body.next().await {
+        match body.next(&caller).await {
             Ok(Some(chunk)) => {
                 registry.metrics.received.inc_by(chunk.len() as u64);
                 let mut appended = session.append(chunk).await;
@@ -251,10 +253,10 @@ async fn complete(
     expected: Option<u64>,
     digest: Digest,
 ) -> Result<Finished, OciError> {
-    let (body, registry) = (body.take(), Arc::clone(&call.registry));
+    let (body, caller, registry) = (body.take(), call.caller.clone(), Arc::clone(&call.registry));
     detached(async move {
         let id = session.acknowledged().id;
-        let session = append(session, body, expected, registry).await?;
+        let session = append(session, body, caller, expected, registry).await?;
         session.finish(&[digest], Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
     })
     .await

@@ -83,7 +83,7 @@ async fn read(
     let scope = sigv4::Scope { region: &registry.config.region, service: sts::SERVICE };
     // What can be refused without the body is refused before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
-    let (form, _account) = body.read_up_to(BODY_LIMIT, Caller::Unverified).await?;
+    let (form, _account) = body.read_up_to(BODY_LIMIT, &Caller::Unverified(body.peer())).await?;
     let body_hash = Sha256::digest(&form).into();
     let signed = SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;

@@ -183,6 +183,12 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// `Inconsistent` before the first byte when the object is missing or has another size: a half blob is never served.
     async fn read(&self, key: &BlobKey, range: Range<u64>) -> StoreResult<BlobReader>;
 
+    /// Memory that a [`BlobReader`] takes of its own while nobody reads it, in bytes; 0 where the backend bounds that of all
+    /// readers together.
+    fn reader_memory(&self) -> usize {
+        0
+    }
+
     /// The size of a finished object as it is stored, in bytes; `None` when it is not there.
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>>;
 

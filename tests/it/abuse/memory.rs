@@ -2,10 +2,10 @@
 
 use aws_sdk_ecr::primitives::Blob;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use wharfage::names::Digest;
 
-use super::siege::{MIB, Siege, deaf, large_manifest};
+use super::siege::{MIB, Siege, deaf_ones, from_elsewhere, large_manifest};
 use crate::bad_input::target::{ApiCall, parts};
 use crate::bed::{self};
 use crate::oci::client::{unique, with_parameter};
@@ -32,12 +32,7 @@ async fn batches_that_nobody_reads_take_no_more_than_their_share() {
     let call = siege.target.api("BatchGetImage", body.as_str()).signed(authority);
     let request = head(&call, authority, body.len()) + &body;
     let others = siege.others();
-    let mut deaf_ones = Vec::new();
-    for _ in 0..64 {
-        let mut stream = deaf(&siege).await;
-        stream.write_all(request.as_bytes()).await.unwrap();
-        deaf_ones.push(stream);
-    }
+    let mut clients = deaf_ones(&siege, 64, &request).await;
     siege.wait_for_sum("wharfage_http_requests_total{operation=\"BatchGetImage\"", 64.0).await;
     let answered =
         |status: u16| format!("wharfage_http_requests_total{{operation=\"BatchGetImage\",status=\"{status}\"");
@@ -46,22 +41,19 @@ async fn batches_that_nobody_reads_take_no_more_than_their_share() {
     assert!(siege.sum("wharfage_body_memory_refusals_total{").await >= 1.0);
     assert!(siege.held().await <= siege.sum("wharfage_body_memory_limit_bytes{").await);
     let mut refused = 0;
-    for stream in &mut deaf_ones {
-        let mut begin = [0; 12];
-        if stream.read_exact(&mut begin).await.is_err() {
-            // It took nothing for too long.
-            continue;
-        }
-        if begin == *b"HTTP/1.1 400" {
+    for (stream, begin) in &mut clients {
+        if *begin == *b"HTTP/1.1 400" {
             let mut rest = [0; 1024];
             let read = stream.read(&mut rest).await.unwrap();
             let rest = String::from_utf8_lossy(&rest[..read]).into_owned();
             assert!(rest.contains("ThrottlingException") && rest.contains("Retry-After"), "{rest}");
             refused += 1;
+        } else {
+            assert_eq!(*begin, *b"HTTP/1.1 200");
         }
     }
     assert!(refused > 0);
-    drop(deaf_ones);
+    drop(clients);
     others.end(NAME).await;
     siege.assert_over(NAME).await;
 }
@@ -74,25 +66,12 @@ async fn manifests_that_are_half_sent_or_not_read_take_no_more_than_their_share(
     siege.repository().put_ok("large", &manifest).await;
     let get = siege.target.head("GET", &siege.repository().manifest("large"), "");
     let others = siege.others();
-    let mut deaf_ones = Vec::new();
-    for _ in 0..256 {
-        let mut stream = deaf(&siege).await;
-        stream.write_all(get.as_bytes()).await.unwrap();
-        deaf_ones.push(stream);
-    }
-    siege.wait_for_sum("wharfage_http_requests_total{operation=\"GET manifest\",status=\"503\"", 1.0).await;
-    let mut refusals = 0;
-    for stream in &mut deaf_ones {
-        let mut begin = [0; 12];
-        if stream.read_exact(&mut begin).await.is_err() {
-            // It took nothing for too long.
-            continue;
-        }
-        assert!(begin == *b"HTTP/1.1 200" || begin == *b"HTTP/1.1 503", "{begin:?}");
-        refusals += usize::from(begin == *b"HTTP/1.1 503");
-    }
-    assert!(refusals < 256, "{refusals}");
-    drop(deaf_ones);
+    let clients = deaf_ones(&siege, 256, &get).await;
+    let begun = |status: &[u8; 12]| clients.iter().filter(|(_, begin)| begin == status).count();
+    let (served, refused) = (begun(b"HTTP/1.1 200"), begun(b"HTTP/1.1 503"));
+    assert_eq!(served + refused, 256);
+    assert!(served > 0 && refused > 0, "{served} of 256 were served");
+    drop(clients);
 
     let headers = format!("Content-Type: {}\r\nContent-Length: {}\r\n", images::IMAGE, 4 * MIB);
     let put = siege.target.head("PUT", &siege.repository().manifest("half"), &headers);
@@ -132,9 +111,7 @@ async fn unsigned_bodies_hold_nothing_back_from_signed_ones() {
         let sent = if number < 24 { 1 } else { 31 * MIB as usize };
         senders.spawn(async move {
             // From elsewhere: what has signed from here is known.
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-            let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+            let mut stream = from_elsewhere(&address, [127, 0, 0, 2]).await;
             stream.write_all(head.as_bytes()).await.unwrap();
             let _ = stream.write_all(&vec![b' '; sent]).await;
             std::future::pending::<()>().await;
@@ -148,6 +125,41 @@ async fn unsigned_bodies_hold_nothing_back_from_signed_ones() {
     let sent = ecr.upload_layer_part().repository_name(name).upload_id(upload.upload_id().unwrap());
     let sent = sent.part_first_byte(0).part_last_byte(part.len() as i64 - 1).layer_part_blob(Blob::new(part));
     assert_eq!(sent.send().await.unwrap().last_byte_received(), Some(5 * MIB as i64 - 1));
+    // Nor from whoever is not known yet and comes from another address.
+    let body = "{}".to_owned() + &" ".repeat(MIB as usize);
+    let first = siege.target.api("DescribeRegistry", body.as_str()).header("connection", "close").signed(authority);
+    let mut stream = from_elsewhere(authority, [127, 0, 0, 3]).await;
+    stream.write_all((self::head(&first, authority, body.len()) + &body).as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(parts(&answer).0, 200, "{answer}");
+    senders.shutdown().await;
+    others.end(NAME).await;
+    siege.assert_over(NAME).await;
+}
+
+#[tokio::test]
+async fn one_caller_leaves_memory_to_another() {
+    const NAME: &str = "256 half-sent manifests from one address";
+    let siege = Siege::start(bed::wharfage()).await;
+    let manifest = large_manifest(siege.repository()).await;
+    let headers = format!("Content-Type: {}\r\nContent-Length: {}\r\n", images::IMAGE, 4 * MIB);
+    let put = siege.target.head("PUT", &siege.repository().manifest("half"), &headers);
+    let others = siege.others();
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..256 {
+        let (address, put) = (siege.target.server.authority().to_owned(), put.clone());
+        senders.spawn(async move {
+            let mut stream = from_elsewhere(&address, [127, 0, 0, 2]).await;
+            stream.write_all(put.as_bytes()).await.unwrap();
+            let _ = stream.write_all(&vec![b' '; 4 * MIB as usize - 1]).await;
+            stream
+        });
+    }
+    siege.wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0).await;
+    // A large one: it needs more than what is free for everybody.
+    siege.repository().put_ok("large", &manifest).await;
+    siege.repository().get(&siege.repository().manifest("large")).await.assert_status(200);
     senders.shutdown().await;
     others.end(NAME).await;
     siege.assert_over(NAME).await;
@@ -185,20 +197,26 @@ async fn pulls_that_nobody_reads_take_little_each() {
     let digest = siege.repository().push_blob(&unique(24 * MIB as usize)).await;
     let get = siege.target.head("GET", &siege.repository().blob(&digest), "");
     let others = siege.others();
-    let mut deaf_ones = Vec::new();
-    for _ in 0..1_000 {
-        let mut stream = deaf(&siege).await;
-        stream.write_all(get.as_bytes()).await.unwrap();
-        deaf_ones.push(stream);
-    }
-    for stream in &mut deaf_ones {
-        let mut begin = [0; 12];
-        // One that took nothing for too long is cut off.
-        if stream.read_exact(&mut begin).await.is_ok() {
-            assert_eq!(begin, *b"HTTP/1.1 200");
-        }
-    }
-    drop(deaf_ones);
+    let clients = deaf_ones(&siege, 1_000, &get).await;
+    assert!(clients.iter().all(|(_, begin)| begin == b"HTTP/1.1 200"));
+    drop(clients);
+    others.end(NAME).await;
+    siege.assert_over(NAME).await;
+}
+
+#[tokio::test]
+async fn pulls_through_s3_that_nobody_reads_have_a_share_too() {
+    const NAME: &str = "300 pulls through S3 that are not read";
+    let siege = Siege::start(bed::wharfage().on_postgres_and_s3().await).await;
+    let digest = siege.repository().push_blob(&unique(24 * MIB as usize)).await;
+    let get = siege.target.head("GET", &siege.repository().blob(&digest), "");
+    let others = siege.others();
+    let clients = deaf_ones(&siege, 300, &get).await;
+    let begun = |status: &[u8; 12]| clients.iter().filter(|(_, begin)| begin == status).count();
+    let (served, refused) = (begun(b"HTTP/1.1 200"), begun(b"HTTP/1.1 503"));
+    assert_eq!(served + refused, 300);
+    assert!(served > 0 && refused > 0, "{served} of 300 were served");
+    drop(clients);
     others.end(NAME).await;
     siege.assert_over(NAME).await;
 }

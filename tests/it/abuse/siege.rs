@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -42,8 +43,9 @@ impl Siege {
         allow_many_files();
         let target = Target::of(launch.arg("--operations-listen").arg("127.0.0.1:0")).await;
         let group = MemoryGroup::of(target.server.pid());
-        if group.is_none() {
-            eprintln!("no memory cgroup can be made here: the peak is only measured");
+        match &group {
+            Some(group) => eprintln!("held to {} MiB by the control group {}", LIMIT / MIB, group.0.display()),
+            None => eprintln!("no memory cgroup can be made here: the peak is only measured"),
         }
         let address = target.server.wait_for(|line| {
             let (_, rest) = line.split_once("operations are at")?.1.split_once("address")?;
@@ -161,6 +163,11 @@ impl MemoryGroup {
         let group = Self(folder);
         std::fs::write(group.0.join(file), LIMIT.to_string()).ok()?;
         std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).ok()?;
+        // It is in force: the process is in it, and the kernel has taken the limit.
+        let name = group.0.file_name().expect("a group has a name").to_string_lossy();
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process's groups");
+        assert!(groups.lines().any(|line| line.ends_with(&*name)), "{pid} is not in {name}: {groups}");
+        assert_eq!(std::fs::read_to_string(group.0.join(file)).expect("the limit").trim(), LIMIT.to_string());
         Some(group)
     }
 }
@@ -189,11 +196,33 @@ fn allow_many_files() {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
-/// A connection whose client takes next to nothing.
-pub async fn deaf(siege: &Siege) -> TcpStream {
+/// A client that sends a request and takes next to nothing of the answer: its first bytes as soon as they come.
+pub async fn deaf(authority: String, request: String) -> (TcpStream, [u8; 12]) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    socket.connect(siege.target.server.authority().parse().unwrap()).await.unwrap()
+    let mut stream = socket.connect(authority.parse().unwrap()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).await.unwrap();
+    (stream, begin)
+}
+
+/// So many clients that take next to nothing of their answer, when all answers have begun.
+pub async fn deaf_ones(siege: &Siege, count: usize, request: &str) -> Vec<(TcpStream, [u8; 12])> {
+    let authority = siege.target.server.authority();
+    let clients = (0..count).map(|_| tokio::spawn(deaf(authority.to_owned(), request.to_owned())));
+    let mut answers = Vec::new();
+    for client in clients.collect::<Vec<_>>() {
+        answers.push(client.await.unwrap());
+    }
+    answers
+}
+
+/// A connection from another address of loopback than other clients have.
+pub async fn from_elsewhere(authority: &str, address: [u8; 4]) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((address, 0).into()).unwrap();
+    socket.connect(authority.parse().unwrap()).await.unwrap()
 }
 
 /// A manifest of just less than 4 MiB, its blobs pushed.

@@ -14,7 +14,7 @@ use crate::oci::client::with_parameter;
 /// What is refused, in bytes: more than all buffers on the way hold together.
 const LENGTH: usize = 64 * 1024 * 1024;
 /// How often each client tries.
-const TRIES: usize = 2;
+const TRIES: usize = 5;
 
 /// The requests that are refused before their body was read, by method, target and headers.
 async fn refused(target: &Target) -> Vec<(u16, String)> {
@@ -102,7 +102,7 @@ async fn a_refusal_reaches_who_goes_on_sending_by_tls() {
     let certificate = Arc::new(Certificate::new());
     let target = Target::of(bed::wharfage().tls(&certificate)).await;
     for (status, head) in refused(&target).await.into_iter().take(3) {
-        for try_ in 0..1 {
+        for try_ in 0..TRIES {
             let authority = target.server.tls_authority();
             let connect = || certificate.connect(authority, &["http/1.1"]);
             let listened = listens_meanwhile(connect().await, &head).await;

@@ -37,7 +37,12 @@ impl Certificate {
 
     /// Connects to a server that shows it, and offers these protocols.
     pub async fn connect(&self, authority: &str, protocols: &[&str]) -> TlsStream<TcpStream> {
-        connect(Arc::clone(&self.roots), authority.to_owned(), protocols).await.expect("a TLS connection")
+        self.over(TcpStream::connect(authority).await.expect("a connection"), protocols).await
+    }
+
+    /// The same over a connection that is there.
+    pub async fn over(&self, stream: TcpStream, protocols: &[&str]) -> TlsStream<TcpStream> {
+        handshake(Arc::clone(&self.roots), stream, protocols).await.expect("a TLS connection")
     }
 
     /// Connects to a server that shows it, and speaks HTTP/2.
@@ -58,7 +63,8 @@ impl Certificate {
             while let Ok((mut plain, _)) = listener.accept().await {
                 let (roots, authority) = (Arc::clone(&roots), authority.clone());
                 tokio::spawn(async move {
-                    if let Ok(mut stream) = connect(roots, authority, &["http/1.1"]).await {
+                    let Ok(stream) = TcpStream::connect(&authority).await else { return };
+                    if let Ok(mut stream) = handshake(roots, stream, &["http/1.1"]).await {
                         let _ = tokio::io::copy_bidirectional(&mut plain, &mut stream).await;
                     }
                 });
@@ -68,9 +74,9 @@ impl Certificate {
     }
 }
 
-async fn connect(
+async fn handshake(
     roots: Arc<RootCertStore>,
-    authority: String,
+    stream: TcpStream,
     protocols: &[&str],
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let mut client = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -79,7 +85,6 @@ async fn connect(
         .with_root_certificates(roots)
         .with_no_client_auth();
     client.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let stream = TcpStream::connect(&authority).await?;
     let name = ServerName::try_from("localhost").expect("a name");
     TlsConnector::from(Arc::new(client)).connect(name, stream).await
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::state::PART;
-use crate::budget::{Account, Budget};
+use crate::budget::{Account, Budget, Limits};
 use crate::store::{StoreError, StoreResult};
 
 /// What the parts that gather and those on their way to the bucket may have together, in bytes.
@@ -21,14 +21,15 @@ pub(super) struct Admission(Budget);
 
 impl Default for Admission {
     fn default() -> Self {
-        Self(Budget::new(SIZE, FREE))
+        // Who pushes is not known here, so all are one owner.
+        Self(Budget::new(Limits { size: SIZE, per_owner: SIZE, free: FREE }))
     }
 }
 
 impl Admission {
     /// Opens the account of one part; what it holds is given back when it is dropped.
     pub(super) fn open(&self) -> Account {
-        self.0.open(PART as usize)
+        self.0.open((), PART as usize)
     }
 }
 

@@ -35,6 +35,9 @@ use crate::store::{StoreError, StoreResult};
 /// How long the bucket may take to answer whether it is there.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What the HTTP client has of an answer that is not read on: the chunk that was read and the buffer for the next one.
+const READER_MEMORY: usize = 512 * 1024;
+
 /// Where the bucket is and how to reach it.
 #[derive(Debug, Clone)]
 pub struct S3Config {
@@ -161,6 +164,10 @@ impl Blobs for S3Blobs {
         };
         sized(&path, found.meta.size, size)?;
         Ok(found.into_stream().map_err(failed).boxed())
+    }
+
+    fn reader_memory(&self) -> usize {
+        READER_MEMORY
     }
 
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
