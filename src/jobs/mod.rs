@@ -138,7 +138,10 @@ async fn handle(registry: &Arc<Registry>, settings: &Settings, job: &Job) -> Res
         }
         DeleteGeneration::KIND => {
             let DeleteGeneration { generation, writer } = DeleteGeneration::parse(&job.payload).map_err(unreadable)?;
-            Ok(registry.blobs.delete(generation, &writer).await?)
+            // A commit may have gone through whose answer was lost: then what was taken for left over is a blob.
+            let named = registry.blobs.named(generation, &writer)?;
+            let live = registry.metadata.live_generations(&named).await?;
+            Ok(registry.blobs.delete(generation, &writer, &live).await?)
         }
         kind => Err(JobError::Hopeless(format!("there is no handler for jobs of kind {kind:?}"))),
     }

@@ -140,6 +140,8 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     /// Remembers that the bytes at `generation` are damaged (with the time), or that they are not. Of a blob that is damaged
     /// mounts and manifests make no new use, and the next commit of its digest replaces its bytes.
     async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()>;
+    /// Those of these generations that hold the bytes of a live blob.
+    async fn live_generations(&self, generations: &[Generation]) -> StoreResult<Vec<Generation>>;
 
     // Uploads. A claim ends by the store's clock: the database's where replicas share it, `now` where one process has it.
 

@@ -8,6 +8,7 @@ use sqlx::Connection;
 
 use crate::bed::wharfage::Wharfage;
 use crate::bed::{self};
+use crate::oci::client::{Repository, unique};
 
 /// A job about a repository that is not there: it is done as soon as it runs.
 const DEAD: &str = "INSERT INTO job (kind, key, state, run_at, attempts, last_error, payload)
@@ -64,6 +65,31 @@ async fn dead_jobs_are_listed_and_requeued_while_the_registry_serves() {
         let unknown = server.command(&["jobs", "requeue", "999999"]);
         assert!(!unknown.status.success());
         assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no job 999999"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_leaves_what_a_blob_is_made_of() {
+    for launch in [bed::wharfage(), bed::wharfage().on_postgres_and_s3().await] {
+        let server = launch.start().await;
+        let repository = Repository::create(&server).await;
+        // A whole object, and one of several parts.
+        for size in [5_000, 7 * 1024 * 1024] {
+            let bytes = unique(size);
+            let digest = repository.push_blob(&bytes).await;
+            // As a session leaves it that takes its commit for refused.
+            write(
+                &server,
+                "INSERT INTO job (kind, key, state, run_at, attempts, payload)
+                 SELECT 'delete-generation', generation || '/late', 'waiting', 0, 0,
+                        '{\"writer\": \"\", \"generation\": \"' || generation || '\"}' FROM blob",
+            )
+            .await;
+            while !printed(server.command(&["jobs", "list", "--kind", "delete-generation"])).is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(repository.get(&repository.blob(&digest)).await.assert_status(200).body, bytes);
+        }
     }
 }
 

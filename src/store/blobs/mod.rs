@@ -192,9 +192,12 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// The size of a finished object as it is stored, in bytes; `None` when it is not there.
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>>;
 
+    /// What [`Blobs::delete`] would delete: a generation, and what `state` names.
+    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>>;
+
     /// Deletes a generation, finished or half written, and what `state` names (what the upload's row had last; empty when
-    /// there is no such row). Deleting what is not there is no error.
-    async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()>;
+    /// there is no such row), but none that is `live`. Deleting what is not there is no error.
+    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()>;
 
     /// A URL from which a client that holds no credentials can GET the blob for `valid_for`, if the backend can make one.
     async fn presigned_url(&self, key: &BlobKey, valid_for: Duration) -> StoreResult<Option<String>>;

@@ -243,6 +243,14 @@ pub(super) async fn set_damaged<E>(
     Ok(())
 }
 
+pub(super) async fn live_generations(pool: &PgPool, generations: &[Generation]) -> Attempt<Vec<Generation>> {
+    let rows = sqlx::query("SELECT generation FROM blob WHERE generation = ANY($1) AND state = 'live'")
+        .bind(generations.iter().map(Generation::to_string).collect::<Vec<_>>())
+        .fetch_all(pool)
+        .await?;
+    Ok(rows.iter().map(|row| parsed(row, "generation")).collect::<StoreResult<_>>()?)
+}
+
 /// Moves a blob's lease and so locks its row; `None` when it is no longer live.
 pub(super) async fn lease_live<E>(
     tx: &mut PgConnection,

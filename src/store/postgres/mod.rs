@@ -352,6 +352,9 @@ impl Metadata for PostgresStore {
     async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()> {
         self.run(|| blobs::set_damaged(&self.pool, generation, at)).await
     }
+    async fn live_generations(&self, generations: &[Generation]) -> StoreResult<Vec<Generation>> {
+        self.run(|| blobs::live_generations(&self.pool, generations)).await
+    }
 
     async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool> {
         self.run(|| uploads::create(&self.pool, &upload, claim)).await

@@ -271,6 +271,13 @@ pub(super) fn set_damaged(db: Db<'_>, generation: Generation, at: Option<Timesta
     db.run(sql, params![generation.to_string(), at.map(rows::millis)]).map(drop)
 }
 
+pub(super) fn live_generations(db: Db<'_>, generations: &[Generation]) -> StoreResult<Vec<Generation>> {
+    let names: Vec<String> = generations.iter().map(Generation::to_string).collect();
+    let sql = "SELECT b.generation FROM json_each(?1) g CROSS JOIN blob b ON b.generation = g.value \
+               WHERE b.state = 'live'";
+    db.all(sql, [serde_json::Value::from(names).to_string()], |row| text(row, 0)?.parse())
+}
+
 /// Keeps a blob that was pushed or mounted again: its lease is moved, and it is served although every image that has it may
 /// be archived.
 pub(super) fn confirm(db: Db<'_>, linked: &Linked, now: Timestamp, lease_until: Timestamp) -> StoreResult<()> {

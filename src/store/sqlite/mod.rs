@@ -381,6 +381,9 @@ impl Metadata for SqliteStore {
     async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()> {
         self.writer.write(move |db| blobs::set_damaged(db, generation, at)).await
     }
+    async fn live_generations(&self, generations: &[Generation]) -> StoreResult<Vec<Generation>> {
+        self.readers.read(|db| blobs::live_generations(db, generations))
+    }
 
     async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool> {
         self.grow(0, move |db| uploads::create(db, &upload, claim)).await

@@ -283,11 +283,11 @@ pub async fn nothing_but_the_blob_is_left_at_the_end(place: &dyn Place) {
             }
             let sealed = sealed.unwrap();
             for leftover in &sealed.leftover {
-                blobs.delete(*leftover, &WriterState::default()).await.unwrap();
+                blobs.delete(*leftover, &WriterState::default(), &[]).await.unwrap();
             }
             assert_eq!(place.objects().await, [sealed.generation.path()]);
             same(&get_whole(blobs.as_ref(), &key(&sealed)).await.unwrap(), &content(37, offset));
-            blobs.delete(sealed.generation, &WriterState::default()).await.unwrap();
+            blobs.delete(sealed.generation, &WriterState::default(), &[]).await.unwrap();
         }
     }
 }
@@ -341,13 +341,13 @@ pub async fn a_writer_wants_the_acknowledged_bytes_to_be_there(place: &dyn Place
 pub async fn deleting_is_idempotent(place: &dyn Place) {
     let blobs = place.open().await;
     let state = WriterState::default();
-    blobs.delete(Generation::random(), &state).await.unwrap();
+    blobs.delete(Generation::random(), &state, &[]).await.unwrap();
     let other = put(blobs.as_ref(), &content(15, 10)).await;
     for size in [0, 10, 7 * MIB] {
         let blob = put(blobs.as_ref(), &content(16, size)).await;
-        blobs.delete(blob.generation, &state).await.unwrap();
+        blobs.delete(blob.generation, &state, &[]).await.unwrap();
         inconsistent(blobs.read(&blob, 0..size as u64).await.map(|_| ()));
-        blobs.delete(blob.generation, &state).await.unwrap();
+        blobs.delete(blob.generation, &state, &[]).await.unwrap();
     }
     same(&get_whole(blobs.as_ref(), &other).await.unwrap(), &content(15, 10));
 }
@@ -363,7 +363,7 @@ pub async fn a_half_written_blob_is_deleted_with_what_it_left(place: &dyn Place)
         write(writer.as_mut(), &content(17, 10), 10).await;
         writer.abandon().await;
         for _ in 0..2 {
-            blobs.delete(next, &state).await.unwrap();
+            blobs.delete(next, &state, &[]).await.unwrap();
             assert_eq!(place.objects().await, [""; 0]);
         }
     }
@@ -417,7 +417,7 @@ pub async fn what_an_upload_must_remember_is_bounded(place: &dyn Place) {
         assert!(state.0.len() < KIB, "no bytes of the blob are in {} bytes of state", state.0.len());
     }
     writer.abandon().await;
-    blobs.delete(Generation::random(), &state).await.unwrap();
+    blobs.delete(Generation::random(), &state, &[]).await.unwrap();
     assert_eq!(place.objects().await, [""; 0]);
 }
 

@@ -83,8 +83,11 @@ impl Blobs for Gated {
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
         self.blobs.stored_size(generation).await
     }
-    async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()> {
-        self.blobs.delete(generation, state).await
+    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
+        self.blobs.named(generation, state)
+    }
+    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
+        self.blobs.delete(generation, state, live).await
     }
     async fn presigned_url(&self, key: &BlobKey, valid_for: Duration) -> StoreResult<Option<String>> {
         self.blobs.presigned_url(key, valid_for).await
@@ -275,7 +278,7 @@ impl World {
         let kinds = [DeleteGeneration::KIND];
         while let Some(job) = self.metadata.claim_job(&kinds, due, Duration::from_secs(60)).await.unwrap() {
             let DeleteGeneration { generation, writer } = DeleteGeneration::parse(&job.payload).unwrap();
-            self.blobs.delete(generation, &writer).await.unwrap();
+            self.blobs.delete(generation, &writer, &[]).await.unwrap();
             self.metadata.end_job(job.id, job.attempts, JobEnd::Done).await.unwrap();
         }
         let mut expected = BTreeSet::new();
@@ -293,7 +296,7 @@ impl World {
         }
         for path in there {
             let generation: Generation = path.rsplit('/').next().unwrap().parse().unwrap();
-            self.blobs.delete(generation, &WriterState::default()).await.unwrap();
+            self.blobs.delete(generation, &WriterState::default(), &[]).await.unwrap();
         }
     }
 }

@@ -103,7 +103,7 @@ async fn deleting_a_half_written_blob_ends_its_multipart_upload() {
     let state = checkpoint(writer.as_mut()).await;
     drop(writer);
     assert_eq!(open_uploads(&bucket).await, 1, "a checkpoint keeps it");
-    blobs.delete(Generation::random(), &state).await.unwrap();
+    blobs.delete(Generation::random(), &state, &[]).await.unwrap();
     assert_eq!(open_uploads(&bucket).await, 0);
 }
 
@@ -130,7 +130,7 @@ async fn an_upload_that_was_aborted_elsewhere_fails_and_makes_no_blob() {
     write(writer.as_mut(), &content(3, 12 * MIB), MIB).await;
     let state = checkpoint(writer.as_mut()).await;
     drop(writer);
-    blobs.delete(Generation::random(), &state).await.unwrap();
+    blobs.delete(Generation::random(), &state, &[]).await.unwrap();
     let writer = resume(blobs.as_ref(), 12 * MIB, &state, Handover::Clean).await.unwrap();
     super::inconsistent(writer.finish().await);
     let mut writer = resume(blobs.as_ref(), 12 * MIB, &state, Handover::Clean).await.unwrap();
@@ -198,16 +198,16 @@ async fn nothing_is_deleted_or_missing_in_a_bucket_that_is_away() {
         Err(StoreError::Unavailable(_)) => {}
         other => panic!("{other:?}"),
     };
-    unavailable(blobs.delete(blob.generation, &WriterState::default()).await);
-    unavailable(blobs.delete(half, &half_state).await);
+    unavailable(blobs.delete(blob.generation, &WriterState::default(), &[]).await);
+    unavailable(blobs.delete(half, &half_state, &[]).await);
     unavailable(blobs.read(&blob, 0..1000).await.map(drop));
     unavailable(blobs.read(&blob, 5..5).await.map(drop));
     unavailable(blobs.stored_size(blob.generation).await.map(drop));
     std::fs::rename(&away, &folder).unwrap();
 
     assert_eq!(keys(&bucket).await, before);
-    blobs.delete(blob.generation, &WriterState::default()).await.unwrap();
-    blobs.delete(half, &half_state).await.unwrap();
+    blobs.delete(blob.generation, &WriterState::default(), &[]).await.unwrap();
+    blobs.delete(half, &half_state, &[]).await.unwrap();
     assert_eq!(keys(&bucket).await, [""; 0]);
     assert_eq!(open_uploads(&bucket).await, 0);
 }

@@ -136,14 +136,18 @@ impl Blobs for FolderBlobs {
         }
     }
 
-    async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()> {
+    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
         let Progress { file, stale } = Progress::decode(state)?;
+        Ok([Some(generation), file, stale].into_iter().flatten().collect())
+    }
+
+    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
+        let mut doomed = self.named(generation, state)?;
+        doomed.retain(|generation| !live.contains(generation));
         let folder = Arc::clone(&self.0);
-        blocking(move || {
-            [Some(generation), file, stale].into_iter().flatten().try_for_each(|generation| folder.delete(generation))
-        })
-        .await?
-        .map_err(|e| failed("delete", &generation.path(), e))
+        blocking(move || doomed.into_iter().try_for_each(|generation| folder.delete(generation)))
+            .await?
+            .map_err(|e| failed("delete", &generation.path(), e))
     }
 
     async fn presigned_url(&self, _key: &BlobKey, _valid_for: Duration) -> StoreResult<Option<String>> {

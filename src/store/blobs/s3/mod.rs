@@ -174,23 +174,26 @@ impl Blobs for S3Blobs {
         Ok(self.0.look(&self.0.path(generation)).await?.map(|found| found.size))
     }
 
-    async fn delete(&self, generation: Generation, state: &WriterState) -> StoreResult<()> {
+    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
         let Progress { multipart, tail, stale } = Progress::decode(state, generation)?;
-        let mut doomed = stale;
-        doomed.push(generation);
-        if !generation.is_tail() {
-            doomed.push(generation.tail());
-        }
-        if let Some(multipart) = multipart {
+        let tail = match tail {
+            Some(Tail::Saved { generation, .. }) => Some(generation),
+            Some(Tail::Inline(_)) | None => None,
+        };
+        let own_tail = (!generation.is_tail()).then(|| generation.tail());
+        let multipart = multipart.map(|multipart| multipart.generation);
+        Ok(stale.into_iter().chain([generation]).chain(own_tail).chain(multipart).chain(tail).collect())
+    }
+
+    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
+        if let Some(multipart) = Progress::decode(state, generation)?.multipart {
             let path = self.0.path(multipart.generation);
             self.0.gone(self.0.client.abort_multipart(&path, &multipart.id).await).await?;
-            doomed.push(multipart.generation);
         }
-        if let Some(Tail::Saved { generation, .. }) = tail {
-            doomed.push(generation);
-        }
-        for generation in doomed {
-            self.0.delete(generation).await?;
+        for doomed in self.named(generation, state)? {
+            if !live.contains(&doomed) {
+                self.0.delete(doomed).await?;
+            }
         }
         Ok(())
     }
