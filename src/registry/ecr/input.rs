@@ -33,10 +33,41 @@ macro_rules! input {
 }
 pub(super) use input;
 
+/// How many values a body may have. The longest lists have a thousand; what is read of a value takes many times its text.
+const MAX_VALUES: usize = 10_000;
+
 /// Reads an input. No body at all is an empty object: operations without input may be sent so.
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    if count_values(body) > MAX_VALUES {
+        return Err(Error::Serialization(format!("The body has more than {MAX_VALUES} values")));
+    }
     serde_json::from_slice(body).map_err(|error| Error::Serialization(error.to_string()))
+}
+
+/// Counts the values of JSON, or more than that where it is none.
+fn count_values(body: &[u8]) -> usize {
+    let mut values = 1;
+    let mut bytes = body.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b',' | b'[' | b'{' => values += 1,
+            b'"' => {
+                // To the end of the text.
+                while let Some(byte) = bytes.next() {
+                    match byte {
+                        b'"' => break,
+                        b'\\' => {
+                            bytes.next();
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    values
 }
 
 /// Reads an input, and one that takes long on a thread where nobody waits for it.
@@ -259,6 +290,21 @@ mod tests {
             let refused = parse::<Outer>(body.as_bytes());
             assert!(matches!(refused, Err(Error::Serialization(_))), "{body}: {refused:?}");
         }
+    }
+
+    #[test]
+    fn a_body_of_very_many_values_is_refused_before_it_is_read() {
+        let list = |count: usize, value: &str| format!(r#"{{"other":[{}]}}"#, vec![value; count].join(","));
+        assert!(parse::<Outer>(list(MAX_VALUES - 2, "0").as_bytes()).is_ok());
+        for value in ["0", "{}", "[]", r#""""#, r#"{"flag":true}"#] {
+            let refused = parse::<Outer>(list(MAX_VALUES, value).as_bytes());
+            let told = refused.unwrap_err().to_string();
+            assert!(told.contains("more than 10000 values"), "{value}: {told}");
+        }
+        // A text is one value, whatever is in it.
+        let text = r#",[{\"\\,"#.repeat(MAX_VALUES);
+        let outer: Outer = parse(format!(r#"{{"name":"{text}"}}"#).as_bytes()).unwrap();
+        assert_eq!(outer.name.unwrap().len(), 6 * MAX_VALUES);
     }
 
     #[test]
