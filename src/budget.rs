@@ -220,10 +220,9 @@ impl Account {
             return Ok(());
         }
         let budget = Arc::clone(&self.budget);
+        let deadline = Instant::now() + timeout;
         // What is larger than all that one may have is not waited for.
-        let most = budget.limits.size.min(budget.limits.per_owner);
-        let deadline = Instant::now() + if bytes <= most { timeout } else { Duration::ZERO };
-        loop {
+        while bytes <= budget.limits.size.min(budget.limits.per_owner) {
             let released = budget.released.notified();
             tokio::pin!(released);
             released.as_mut().enable();

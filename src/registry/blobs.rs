@@ -30,6 +30,15 @@ impl Registry {
         Ok(true)
     }
 
+    /// Whether the bytes of a blob are there now; it is remembered when they are not.
+    pub(super) async fn check_blob(&self, blob: &Blob) -> StoreResult<bool> {
+        let intact = self.is_intact(&blob.bytes).await?;
+        if !intact {
+            self.report_damage(blob, "its bytes are gone or fewer").await?;
+        }
+        Ok(intact)
+    }
+
     /// Opens a blob for reading; `None` when it is damaged.
     pub(super) async fn read_blob(self: &Arc<Self>, blob: &Blob, range: Range<u64>) -> StoreResult<Option<BlobReader>> {
         let reader = match self.blobs.read(&blob.bytes, range).await {

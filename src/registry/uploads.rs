@@ -327,8 +327,8 @@ impl Session {
 
     /// Claims the session as it was read.
     async fn claim(&mut self) -> Result<Handover, UploadFailure> {
-        let (id, version, fresh) = (self.upload.id, self.upload.version, Generation::random());
-        let claimed = self.registry.metadata.claim_upload(id, version, fresh, Timestamp::now(), CLAIM).await?;
+        let (fresh, now) = (Generation::random(), Timestamp::now());
+        let claimed = self.registry.metadata.claim_upload(&self.upload, fresh, now, CLAIM).await?;
         Ok(self.hold(claimed))
     }
 

@@ -149,12 +149,12 @@ pub trait Metadata: Send + Sync + std::fmt::Debug {
     async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool>;
     /// The session, if it belongs to this repository.
     async fn upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>>;
-    /// Claims the session for `lease`, if its version is still `version` and nobody's claim holds. Taking over a claim that
-    /// did not end cleanly gives it the generation `fresh`, and hands the one before to a `delete-generation` job.
+    /// Claims the session for `lease`, if nobody has claimed it or acknowledged bytes of it since it was `read` (its version
+    /// and its generation tell) and nobody's claim holds. Taking over a claim that did not end cleanly gives it the generation
+    /// `fresh`, and hands the one before to a `delete-generation` job.
     async fn claim_upload(
         &self,
-        id: Uuid,
-        version: i64,
+        read: &Upload,
         fresh: Generation,
         now: Timestamp,
         lease: Duration,

@@ -17,9 +17,9 @@ use crate::registry::body::RequestBody;
 use crate::registry::http::memory::Caller;
 use crate::registry::uploads::{Finished, LEASE, Session, UploadFailure};
 use crate::registry::{Registry, Response};
-use crate::store::StoreError;
 use crate::store::images::MountBlob;
 use crate::store::repositories::{Repository, RepositoryId};
+use crate::store::{Lookup, StoreError};
 
 /// How often a body that goes on and on is acknowledged: its session must not look abandoned, and a crash should not cost
 /// hours of sending.
@@ -92,7 +92,10 @@ async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<Repos
         // ECR wants a manifest in the source to hold the blob; the specification only wants the blob to be there.
         let mounted = registry.metadata.mount_blob(*from, to.id, digest, false, call.now, lease_until).await?;
         if mounted == MountBlob::Mounted {
-            return Ok(true);
+            // What is lost or damaged is pushed instead, which heals it.
+            let found = registry.metadata.find_blob(account, &to.name, digest).await?;
+            let Lookup::Found(blob) = found else { return Ok(false) };
+            return Ok(registry.check_blob(&blob).await?);
         }
     }
     Ok(false)

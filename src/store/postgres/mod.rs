@@ -364,13 +364,12 @@ impl Metadata for PostgresStore {
     }
     async fn claim_upload(
         &self,
-        id: Uuid,
-        version: i64,
+        read: &Upload,
         fresh: Generation,
         _now: Timestamp,
         lease: Duration,
     ) -> Result<UploadClaim, UploadError> {
-        self.run(|| uploads::claim(&self.pool, id, version, fresh, lease)).await
+        self.run(|| uploads::claim(&self.pool, read, fresh, lease)).await
     }
     async fn prolong_upload(
         &self,

@@ -94,24 +94,25 @@ fn upload(row: &PgRow) -> StoreResult<Upload> {
 
 pub(super) async fn claim(
     pool: &PgPool,
-    id: Uuid,
-    version: i64,
+    read: &Upload,
     fresh: Generation,
     lease: Duration,
 ) -> Attempt<UploadClaim, UploadError> {
+    let Upload { id, version, generation, .. } = read;
     // Most often nobody has it, and one statement does.
     let claimed = sqlx::query(concat!(
         "UPDATE upload SET version = version + 1, claimed_until = ",
         clock!(),
-        " + $3 WHERE id = $1 AND version = $2 AND claimed_until IS NULL RETURNING generation",
+        " + $3 WHERE id = $1 AND version = $2 AND generation = $4 AND claimed_until IS NULL",
     ))
     .bind(id.to_string())
     .bind(version)
     .bind(rows::lease(lease))
-    .fetch_optional(pool)
+    .bind(generation.to_string())
+    .execute(pool)
     .await?;
-    if let Some(row) = claimed {
-        return Ok(UploadClaim { version: version + 1, generation: parsed(&row, "generation")?, takeover: false });
+    if claimed.rows_affected() > 0 {
+        return Ok(UploadClaim { version: version + 1, generation: *generation, takeover: false });
     }
 
     let mut tx = pool.begin().await?;
@@ -124,16 +125,16 @@ pub(super) async fn claim(
     .fetch_optional(&mut *tx)
     .await?;
     let row = row.ok_or(Failure::Refused(UploadError::NotFound))?;
-    let now = rows::time(&row, "clock")?;
+    let (now, before) = (rows::time(&row, "clock")?, parsed::<Generation>(&row, "generation")?);
     match rows::optional_time(&row, "claimed_until")? {
-        _ if get::<i64>(&row, "version")? != version => return Err(Failure::Refused(UploadError::Conflict)),
+        _ if get::<i64>(&row, "version")? != *version => return Err(Failure::Refused(UploadError::Conflict)),
+        _ if before != *generation => return Err(Failure::Refused(UploadError::Conflict)),
         Some(until) if until > now => return Err(Failure::Refused(UploadError::Conflict)),
         Some(_) => {}
         // It was let go of just now.
         None => return Err(Failure::Raced),
     }
-    let before = DeleteGeneration::of(parsed(&row, "generation")?);
-    jobs::enqueue(&mut tx, &[before.job(late(now))]).await?;
+    jobs::enqueue(&mut tx, &[DeleteGeneration::of(before).job(late(now))]).await?;
     sqlx::query("UPDATE upload SET version = version + 1, claimed_until = $2, generation = $3 WHERE id = $1")
         .bind(id.to_string())
         .bind(millis(now).saturating_add(rows::lease(lease)))
@@ -295,13 +296,14 @@ pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestam
              ARRAY(SELECT id FROM upload WHERE updated_at < $1 AND (claimed_until IS NULL OR claimed_until <= ",
         clock!(),
         ")         ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-             || ARRAY(SELECT id FROM upload WHERE NOT announced AND claimed_until <= $3
-                      ORDER BY claimed_until LIMIT $2 FOR UPDATE SKIP LOCKED))
+             || ARRAY(SELECT id FROM upload WHERE NOT announced AND claimed_until <= ",
+        clock!(),
+        " - $3         ORDER BY claimed_until LIMIT $2 FOR UPDATE SKIP LOCKED))
          RETURNING generation, writer_state, claimed_until",
     ))
     .bind(millis(before))
     .bind(rows::limit(limit))
-    .bind(millis(now - LATE_WRITE))
+    .bind(rows::lease(LATE_WRITE.unsigned_abs()))
     .fetch_all(&mut *tx)
     .await?;
     hand_over(&mut tx, &gone, now).await?;

@@ -395,13 +395,13 @@ impl Metadata for SqliteStore {
 
     async fn claim_upload(
         &self,
-        id: Uuid,
-        version: i64,
+        read: &Upload,
         fresh: Generation,
         now: Timestamp,
         lease: Duration,
     ) -> Result<UploadClaim, UploadError> {
-        self.writer.write(move |db| uploads::claim(db, id, version, fresh, now, lease)).await
+        let (id, read) = (read.id, (read.version, read.generation));
+        self.writer.write(move |db| uploads::claim(db, id, read, fresh, now, lease)).await
     }
 
     async fn prolong_upload(&self, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError> {

@@ -82,17 +82,17 @@ pub(super) fn find(db: Db<'_>, repository: RepositoryId, id: Uuid) -> StoreResul
 pub(super) fn claim(
     db: Db<'_>,
     id: Uuid,
-    version: i64,
+    read: (i64, Generation),
     fresh: Generation,
     now: Timestamp,
     lease: Duration,
 ) -> Result<UploadClaim, UploadError> {
     let id = id.to_string();
     let sql = "SELECT generation, claimed_until, version FROM upload WHERE id = ?1";
-    let read = |row: &Row<'_>| Ok((rows::parse(text(row, 0)?)?, row.get(1)?, row.get(2)?));
-    let found: Option<(Generation, Option<i64>, i64)> = db.first(sql, [&id], read)?;
-    let (before, claimed_until, found) = found.ok_or(UploadError::NotFound)?;
-    if found != version || claimed_until.is_some_and(|until| until > rows::millis(now)) {
+    let columns = |row: &Row<'_>| Ok((rows::parse(text(row, 0)?)?, row.get(1)?, row.get(2)?));
+    let found: Option<(Generation, Option<i64>, i64)> = db.first(sql, [&id], columns)?;
+    let (before, claimed_until, version) = found.ok_or(UploadError::NotFound)?;
+    if (version, before) != read || claimed_until.is_some_and(|until| until > rows::millis(now)) {
         return Err(UploadError::Conflict);
     }
     let takeover = claimed_until.is_some();

@@ -403,6 +403,7 @@ macro_rules! contract {
             an_upload_is_read_back_as_it_was_stored,
             a_session_is_claimed_once_at_a_time,
             a_claim_is_of_the_version_that_was_read,
+            who_read_a_session_before_bytes_were_acknowledged_does_not_claim_it,
             a_claim_that_ended_cleanly_hands_its_generation_on,
             a_claim_that_ran_out_is_taken_over_with_a_generation_of_its_own,
             what_lost_its_claim_neither_advances_nor_prolongs_nor_commits,

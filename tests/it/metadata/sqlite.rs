@@ -266,7 +266,7 @@ async fn a_database_of_an_earlier_version_is_brought_up_to_date_with_what_is_in_
         other => panic!("{other:?}"),
     }
     let upload = store.upload(repository.id, id).await.unwrap().unwrap();
-    assert_eq!((upload.announced, upload.claimed_until, upload.key), (true, None, None));
-    let claim = store.claim_upload(id, 3, Generation::random(), at(0), MINUTE).await.unwrap();
+    assert_eq!((upload.announced, upload.claimed_until, upload.key.as_ref()), (true, None, None));
+    let claim = store.claim_upload(&upload, Generation::random(), at(0), MINUTE).await.unwrap();
     assert_eq!((claim.generation, claim.takeover), (writing, false));
 }

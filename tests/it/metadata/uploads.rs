@@ -42,15 +42,15 @@ async fn stored(store: &Fixture, upload: &Upload) -> Upload {
 }
 
 async fn claim(store: &Fixture, upload: &Upload, lease: Duration) -> Result<UploadClaim, UploadError> {
-    let version = stored(store, upload).await.version;
-    store.claim_upload(upload.id, version, Generation::random(), Timestamp::now(), lease).await
+    let read = stored(store, upload).await;
+    store.claim_upload(&read, Generation::random(), Timestamp::now(), lease).await
 }
 
 pub async fn a_session_is_claimed_once_at_a_time(store: Fixture) {
     let (_, upload) = begun(&store).await;
     let attempts = (0..8).map(|_| {
-        let (store, id) = (store.handle(), upload.id);
-        tokio::spawn(async move { store.claim_upload(id, 0, Generation::random(), Timestamp::now(), MINUTE).await })
+        let (store, upload) = (store.handle(), upload.clone());
+        tokio::spawn(async move { store.claim_upload(&upload, Generation::random(), Timestamp::now(), MINUTE).await })
     });
     let mut winners = 0;
     for attempt in futures::future::join_all(attempts).await {
@@ -65,12 +65,13 @@ pub async fn a_session_is_claimed_once_at_a_time(store: Fixture) {
     assert_eq!(winners, 1, "one request claims a version");
     let again = claim(&store, &upload, MINUTE).await;
     assert!(matches!(again, Err(UploadError::Conflict)), "{again:?}");
-    let nowhere = store.claim_upload(Uuid::new_v4(), 0, Generation::random(), Timestamp::now(), MINUTE).await;
+    let other = Upload { id: Uuid::new_v4(), ..upload };
+    let nowhere = store.claim_upload(&other, Generation::random(), Timestamp::now(), MINUTE).await;
     assert!(matches!(nowhere, Err(UploadError::NotFound)), "{nowhere:?}");
 
     let claimed = new_upload(&store.repository_named("other").await);
     store.create_upload(claimed.clone(), Some(MINUTE)).await.unwrap();
-    let again = store.claim_upload(claimed.id, 0, Generation::random(), claimed.started_at, MINUTE).await;
+    let again = store.claim_upload(&claimed, Generation::random(), claimed.started_at, MINUTE).await;
     assert!(matches!(again, Err(UploadError::Conflict)), "one can be created claimed: {again:?}");
     store.advance_upload(advance(claimed.id, 0, 10)).await.unwrap();
 }
@@ -79,8 +80,24 @@ pub async fn a_claim_is_of_the_version_that_was_read(store: Fixture) {
     let (_, upload) = begun(&store).await;
     claim(&store, &upload, MINUTE).await.unwrap();
     store.release_upload(upload.id, 1, true).await.unwrap();
-    let stale = store.claim_upload(upload.id, 0, Generation::random(), Timestamp::now(), MINUTE).await;
+    let stale = store.claim_upload(&upload, Generation::random(), Timestamp::now(), MINUTE).await;
     assert!(matches!(stale, Err(UploadError::Conflict)), "{stale:?}");
+}
+
+pub async fn who_read_a_session_before_bytes_were_acknowledged_does_not_claim_it(store: Fixture) {
+    for hold in [None, Some(OVER)] {
+        let repository = store.repository_named(&format!("app{}", hold.is_some())).await;
+        let upload = new_upload(&repository);
+        store.create_upload(upload.clone(), None).await.unwrap();
+        claim(&store, &upload, OVER).await.unwrap();
+        let read = stored(&store, &upload).await;
+        // Its holder was only slow.
+        let acknowledged = AdvanceUpload { generation: Generation::random(), hold, ..advance(upload.id, 1, 10) };
+        store.advance_upload(acknowledged).await.unwrap();
+        let stale = store.claim_upload(&read, Generation::random(), Timestamp::now(), MINUTE).await;
+        assert!(matches!(stale, Err(UploadError::Conflict)), "{stale:?}");
+        claim(&store, &upload, MINUTE).await.unwrap();
+    }
 }
 
 pub async fn a_claim_that_ended_cleanly_hands_its_generation_on(store: Fixture) {
@@ -102,7 +119,7 @@ pub async fn a_claim_that_ran_out_is_taken_over_with_a_generation_of_its_own(sto
     let (_, upload) = begun(&store).await;
     claim(&store, &upload, OVER).await.unwrap();
     let fresh = Generation::random();
-    let claimed = store.claim_upload(upload.id, 1, fresh, Timestamp::now(), MINUTE).await.unwrap();
+    let claimed = store.claim_upload(&stored(&store, &upload).await, fresh, Timestamp::now(), MINUTE).await.unwrap();
     assert_eq!(claimed, UploadClaim { version: 2, generation: fresh, takeover: true });
     // So is one whose writer failed.
     store.release_upload(upload.id, 2, false).await.unwrap();

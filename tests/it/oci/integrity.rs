@@ -110,6 +110,7 @@ async fn a_lost_or_damaged_blob_is_unknown_until_it_is_pushed_again() {
     let server = bed::wharfage().start().await;
     let repository = Repository::create(&server).await;
     let sibling = repository.sibling().await;
+    repository.ecr().put_account_setting().name("BLOB_MOUNTING").value("ENABLED").send().await.unwrap();
     for damage in ["lost", "short", "empty"] {
         let bytes = unique(5_000);
         let before = files(&server);
@@ -151,6 +152,26 @@ async fn a_push_heals_what_nobody_has_read_since_it_was_lost() {
     fs::remove_file(&files(&server)[0]).unwrap();
     repository.push_blob(&bytes).await;
     assert_eq!(repository.get(&repository.blob(&digest)).await.assert_status(200).body, bytes);
+}
+
+#[tokio::test]
+async fn a_mount_of_what_is_lost_asks_for_the_bytes() {
+    let server = bed::wharfage().start().await;
+    let repository = Repository::create(&server).await;
+    let (target, bytes) = (repository.sibling().await, unique(5_000));
+    let digest = repository.push_blob(&bytes).await;
+    repository.ecr().put_account_setting().name("BLOB_MOUNTING").value("ENABLED").send().await.unwrap();
+    fs::remove_file(&files(&server)[0]).unwrap();
+    // Nobody has read it since.
+    let mount = format!("{}?mount={digest}&from={}", target.uploads(), repository.name);
+    let answer = target.post(&mount).await;
+    answer.assert_status(202);
+    target.head(&target.blob(&digest)).await.assert_status(404);
+    target.finish(answer.header("Location"), &digest, &bytes).await.assert_status(201);
+    for repository in [&repository, &target] {
+        assert_eq!(repository.get(&repository.blob(&digest)).await.assert_status(200).body, bytes);
+    }
+    target.post(&mount).await.assert_status(201);
 }
 
 #[tokio::test]
