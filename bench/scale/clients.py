@@ -4,6 +4,7 @@ answer is not the registry's time."""
 import http.client
 import json
 import os
+import socket
 import subprocess
 import time
 import urllib.request
@@ -66,7 +67,7 @@ class Signed:
     """A client of an AWS service."""
 
     def __init__(self, port, wire, service="ecr"):
-        session = URLLib3Session(timeout=300)
+        session = URLLib3Session(timeout=300, socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)])
 
         def send(request, **_):
             begin = time.perf_counter()
@@ -88,13 +89,18 @@ class Oci:
 
     def __init__(self, port, token, wire):
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-        self.headers, self.wire = {"Authorization": "Basic " + token}, wire
+        self.headers, self.wire, self.used = {"Authorization": "Basic " + token}, wire, time.monotonic()
 
     def call(self, method, path, body=None, headers=(), expect=(200, 201, 202, 204, 206)):
+        if time.monotonic() - self.used > 5:
+            # It may be ended for being idle at any moment.
+            self.connection.close()
+            self.connection.connect()
         begin = time.perf_counter()
         self.connection.request(method, path, body, {**self.headers, **dict(headers)})
         answer = self.connection.getresponse()
         content = answer.read()
+        self.used = time.monotonic()
         self.wire.seconds += time.perf_counter() - begin
         assert answer.status in expect, (method, path, answer.status, content[:300])
         return answer, content

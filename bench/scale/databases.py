@@ -50,6 +50,8 @@ class Sqlite:
         database = sqlite3.connect(self.path)
         database.execute("PRAGMA foreign_keys = off")
         database.execute("PRAGMA synchronous = off")
+        database.execute("PRAGMA cache_size = -1000000")
+        database.execute("PRAGMA temp_store = memory")
         for table, columns, values in rows(arguments):
             database.execute(f"CREATE TEMP TABLE {table} ({', '.join(columns)})")
             database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})", values)

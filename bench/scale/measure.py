@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import signal
 import statistics
 import sys
 import tempfile
@@ -288,8 +289,7 @@ class Measurement:
         time_("HEAD blob", lambda n: call("HEAD", base))
         time_("GET blob", lambda n: call("GET", base))
         time_("GET blob, a range", lambda n: call("GET", base, headers={"Range": "bytes=10-19"}))
-        # Its bytes are not there, so the row is found and the file is not.
-        time_("HEAD blob of all images", lambda n: call("HEAD", f"/v2/{BIG}/blobs/{digest('base 2')}", expect=(404,)))
+        time_("HEAD blob that all images have", lambda n: call("HEAD", f"/v2/{BIG}/blobs/{digest('base 2')}"))
         time_("HEAD blob that is not there", lambda n: call("HEAD", f"/v2/{BIG}/blobs/{NONE}", expect=(404,)))
 
     def v2_writes(self):
@@ -402,6 +402,8 @@ def main():
     parser.add_argument("--database", choices=["sqlite", "postgres"])
     parser.add_argument("--only", default="", help="only the parts whose name contains this")
     arguments = parser.parse_args()
+    # So that the servers end with this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     kinds = [kind for kind in (Sqlite, Postgres) if arguments.database in (None, kind.__name__.lower())]
     results = {kind.name: run(kind, arguments) for kind in kinds}
     print("| Operation |" + "".join(f" {name}: median | worst |" for name in results))
@@ -411,4 +413,5 @@ def main():
         print(f"| {operation} |" + "".join(f" {median:.1f} | {worst:.1f} |" for median, worst, _ in times))
 
 
-main()
+if __name__ == "__main__":
+    main()
