@@ -113,9 +113,13 @@ pub(super) fn results(
 ) -> StoreResult<Vec<(u64, PreviewResult)>> {
     let Some(run) = run_of(db, repository)? else { return Ok(Vec::new()) };
     let (after, limit) = (after.map_or(Ok(-1), rows::signed)?, rows::limit(limit));
-    let which = if tagged.is_some() { "AND tagged = ?5" } else { "" };
+    // Of a table without row ids the planner takes the primary key, where it would read all results.
+    let (index, which) = match tagged {
+        Some(_) => ("INDEXED BY lifecycle_preview_result_by_tagged", "AND tagged = ?5"),
+        None => ("", ""),
+    };
     let sql = format!(
-        "SELECT {RESULT} FROM lifecycle_preview_result \
+        "SELECT {RESULT} FROM lifecycle_preview_result {index} \
          WHERE repository_id = ?1 AND run = ?2 {which} AND position > ?3 ORDER BY position LIMIT ?4"
     );
     match tagged {
@@ -130,8 +134,10 @@ pub(super) fn results_of(
     digests: &[Digest],
 ) -> StoreResult<Vec<(u64, PreviewResult)>> {
     let Some(run) = run_of(db, repository)? else { return Ok(Vec::new()) };
-    let sql =
-        format!("SELECT {RESULT} FROM lifecycle_preview_result WHERE repository_id = ?1 AND run = ?2 AND digest = ?3");
+    let sql = format!(
+        "SELECT {RESULT} FROM lifecycle_preview_result INDEXED BY lifecycle_preview_result_by_digest \
+         WHERE repository_id = ?1 AND run = ?2 AND digest = ?3"
+    );
     let mut results = Vec::new();
     for digest in digests.iter().collect::<BTreeSet<_>>() {
         results.extend(db.all(&sql, params![repository.0, run, digest.as_str()], result)?);
