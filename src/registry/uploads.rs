@@ -280,9 +280,15 @@ impl Session {
     /// # Errors
     /// `TooLarge`, or the store's `Full`.
     pub fn reserve(&self, more: u64) -> Result<(), UploadFailure> {
+        self.check_size(more)?;
+        Ok(self.registry.blobs.admit(more)?)
+    }
+
+    /// Whether `more` bytes still fit into a blob.
+    fn check_size(&self, more: u64) -> Result<(), UploadFailure> {
         let limit = self.registry.config.limits.blob_bytes;
         let fits = self.offset().checked_add(more).is_some_and(|size| size <= limit);
-        if fits { Ok(self.registry.blobs.admit(more)?) } else { Err(UploadFailure::TooLarge(limit)) }
+        if fits { Ok(()) } else { Err(UploadFailure::TooLarge(limit)) }
     }
 
     /// Takes the next bytes.
@@ -292,7 +298,8 @@ impl Session {
     /// use, its acknowledged part is untouched.
     pub async fn append(&mut self, bytes: Bytes) -> Result<(), UploadFailure> {
         let length = bytes.len() as u64;
-        self.reserve(length)?;
+        // Whether the store takes them is for its writer to say, which asks for many at once.
+        self.check_size(length)?;
         // The bytes are handed over first: a writer that works on a thread of its own does so while this one hashes.
         let hashed = bytes.clone();
         self.writer().await?;

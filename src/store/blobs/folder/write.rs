@@ -18,7 +18,7 @@ use super::{Folder, blocking, failed};
 use crate::store::{BlobWriter, Generation, Handover, Sealed, StoreError, StoreResult, WriterState};
 
 /// The largest and smallest batch in bytes, and what the batches being gathered should stay within together.
-const BATCH: usize = 512 * 1024;
+const BATCH: usize = 1024 * 1024;
 const SMALLEST_BATCH: usize = 128 * 1024;
 const ALL_BATCHES: usize = 16 * 1024 * 1024;
 
