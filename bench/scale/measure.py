@@ -296,6 +296,7 @@ class Measurement:
         call, time_, base = self.oci.call, self.table.time, digest(BASE)
         target = f"mount/{self.stamp}"
         self.ecr.create_repository(repositoryName=target)
+        self.ecr.put_account_setting(name="BLOB_MOUNTING", value="ENABLED")
         uploads = f"/v2/{target}/blobs/uploads/"
 
         def mounted(path):
