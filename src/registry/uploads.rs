@@ -16,7 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use self::hasher::Hasher;
+use self::hasher::{Hasher, Hashing};
 pub(super) use self::sessions::Sessions;
 use self::sessions::Turn;
 use super::Registry;
@@ -223,7 +223,7 @@ impl Drop for Claim {
 pub struct Session {
     registry: Arc<Registry>,
     upload: Upload,
-    hasher: Hasher,
+    hasher: Hashing,
     claim: Option<Claim>,
     writer: Option<Box<dyn BlobWriter>>,
     received: u64,
@@ -248,7 +248,7 @@ impl Session {
         Ok(Self {
             registry,
             upload,
-            hasher,
+            hasher: Hashing::new(hasher),
             claim: None,
             writer: None,
             received: 0,
@@ -270,8 +270,8 @@ impl Session {
 
     /// Hashes with `algorithm` from here on, if there is nothing to be hashed again.
     pub fn expect(&mut self, algorithm: Algorithm) {
-        if self.offset() == 0 && self.hasher.algorithm() != algorithm {
-            self.hasher = Hasher::new(algorithm);
+        if self.offset() == 0 {
+            self.hasher = Hashing::new(Hasher::new(algorithm));
         }
     }
 
@@ -308,7 +308,7 @@ impl Session {
         if let Err(error) = writer.write(bytes).await {
             return Err(self.broken(error).await);
         }
-        self.hasher.update(&hashed);
+        self.hasher.update(hashed).await?;
         self.received += length;
         Ok(())
     }
@@ -408,7 +408,7 @@ impl Session {
         };
         let progress = UploadProgress {
             offset: self.offset(),
-            hash_state: self.hasher.save(),
+            hash_state: self.hasher.settle().await?.save(),
             writer: state,
             door: door.unwrap_or_else(|| self.upload.progress.door.clone()),
             updated_at: now,
@@ -446,7 +446,7 @@ impl Session {
     }
 
     async fn try_finish(&mut self, expected: &[Digest], now: Timestamp) -> Result<Finished, UploadFailure> {
-        let hashed = self.hasher.digest();
+        let hashed = self.hasher.settle().await?.digest();
         let other = expected.iter().map(Digest::algorithm).find(|algorithm| *algorithm != hashed.algorithm());
         if !expected.contains(&hashed) && other.is_none() {
             return Err(self.reject(hashed).await);
@@ -628,7 +628,7 @@ impl Drop for Session {
         let mut left = Self {
             registry: Arc::clone(&self.registry),
             upload: self.upload.clone(),
-            hasher: self.hasher.clone(),
+            hasher: Hashing::new(Hasher::new(self.upload.algorithm)),
             claim: self.claim.take(),
             writer: self.writer.take(),
             received: self.received,

@@ -1,9 +1,15 @@
 //! A hash that is computed over several requests, and by several processes.
 
+use bytes::Bytes;
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
+use tokio::task::JoinHandle;
 
 use crate::names::{Algorithm, Digest};
+use crate::store::{StoreError, StoreResult};
+
+/// What is less is hashed at once: handing it over would take as long.
+const INLINE: usize = 32 * 1024;
 
 /// A hash whose state outlives the process.
 #[derive(Clone)]
@@ -58,6 +64,47 @@ impl Hasher {
         match self.clone() {
             Self::Sha256(hash) => Digest::from_hash(Algorithm::Sha256, &hash.finalize()),
             Self::Sha512(hash) => Digest::from_hash(Algorithm::Sha512, &hash.finalize()),
+        }
+    }
+}
+
+/// A hash that is computed on threads that may be busy for long, while what calls it goes on.
+pub(super) struct Hashing(State);
+
+enum State {
+    Idle(Hasher),
+    Running(JoinHandle<Hasher>),
+}
+
+impl Hashing {
+    pub(super) fn new(hasher: Hasher) -> Self {
+        Self(State::Idle(hasher))
+    }
+
+    /// Hashes these bytes after those before. At most one call's bytes are on their way.
+    pub(super) async fn update(&mut self, bytes: Bytes) -> StoreResult<()> {
+        let hasher = self.settle().await?;
+        if bytes.len() < INLINE {
+            hasher.update(&bytes);
+            return Ok(());
+        }
+        // It is taken along and comes back: nobody sees the empty one in its place.
+        let mut taken = std::mem::replace(hasher, Hasher::new(hasher.algorithm()));
+        self.0 = State::Running(tokio::task::spawn_blocking(move || {
+            taken.update(&bytes);
+            taken
+        }));
+        Ok(())
+    }
+
+    /// The hash of all bytes so far.
+    pub(super) async fn settle(&mut self) -> StoreResult<&mut Hasher> {
+        if let State::Running(running) = &mut self.0 {
+            self.0 = State::Idle(running.await.map_err(|error| StoreError::Backend(Box::new(error)))?);
+        }
+        match &mut self.0 {
+            State::Idle(hasher) => Ok(hasher),
+            State::Running(_) => Err(StoreError::Backend("a hash is still being computed".into())),
         }
     }
 }

@@ -104,13 +104,17 @@ pub(super) async fn sources(
     digest: &Digest,
     limit: usize,
 ) -> Attempt<Vec<(RepositoryId, RepositoryName)>> {
+    // The links are a range of their index. By the blob's id alone the planner took those of a layer that all repositories have
+    // for a few, and read and sorted them all.
     let found = sqlx::query(
         "SELECT r.id, r.name, l.id AS link
          FROM blob b
          CROSS JOIN LATERAL (
-             SELECT l.id, l.repository_id FROM repository_blob l WHERE l.blob_id = b.id ORDER BY l.id LIMIT $3) l
+             SELECT l.id, l.blob_id, l.repository_id FROM repository_blob l
+             WHERE (l.blob_id, l.id) > (b.id, 0) ORDER BY l.blob_id, l.id LIMIT $3) l
          JOIN repository r ON r.id = l.repository_id AND r.deleted_at IS NULL
-         WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live' AND b.damaged_at IS NULL LIMIT $3",
+         WHERE b.account_id = $1 AND b.digest = $2 AND b.state = 'live' AND b.damaged_at IS NULL AND l.blob_id = b.id
+         LIMIT $3",
     )
     .bind(account.as_str())
     .bind(digest.as_str())
