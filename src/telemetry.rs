@@ -288,7 +288,7 @@ mod tests {
         let documented = include_str!("../docs/operations.md");
         let text = metrics.encode().unwrap();
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        assert_eq!(names.len(), 15, "{text}");
+        assert_eq!(names.len(), 16, "{text}");
         for (name, kind) in names {
             let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
             assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");

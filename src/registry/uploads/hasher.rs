@@ -72,13 +72,13 @@ impl Hasher {
 pub(super) struct Hashing(State);
 
 enum State {
-    Idle(Hasher),
-    Running(JoinHandle<Hasher>),
+    Idle(Box<Hasher>),
+    Running(JoinHandle<Box<Hasher>>),
 }
 
 impl Hashing {
     pub(super) fn new(hasher: Hasher) -> Self {
-        Self(State::Idle(hasher))
+        Self(State::Idle(Box::new(hasher)))
     }
 
     /// Hashes these bytes after those before. At most one call's bytes are on their way.
@@ -89,7 +89,7 @@ impl Hashing {
             return Ok(());
         }
         // It is taken along and comes back: nobody sees the empty one in its place.
-        let mut taken = std::mem::replace(hasher, Hasher::new(hasher.algorithm()));
+        let mut taken = Box::new(std::mem::replace(hasher, Hasher::new(hasher.algorithm())));
         self.0 = State::Running(tokio::task::spawn_blocking(move || {
             taken.update(&bytes);
             taken

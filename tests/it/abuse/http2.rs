@@ -120,6 +120,9 @@ async fn a_connection_that_takes_all_its_requests_back_is_ended() {
     siege.assert_over(NAME).await;
 }
 
+/// What of a flood comes as the request of this number.
+type Piece<'a> = Box<dyn Fn(u32) -> Vec<u8> + 'a>;
+
 #[tokio::test]
 async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
     const NAME: &str = "floods of frames that ask for nothing";
@@ -130,7 +133,7 @@ async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
     let block = push_head(&siege);
     let head = |number: u32| frame(HEADERS, END_HEADERS, number, &block);
     let reset = |number: u32| [head(number), frame(RST_STREAM, 0, number, &CANCEL)].concat();
-    let floods: [(&str, Vec<u8>, Box<dyn Fn(u32) -> Vec<u8>>); 5] = [
+    let floods: [(&str, Vec<u8>, Piece<'_>); 5] = [
         ("pings", Vec::new(), Box::new(|_| frame(PING, 0, 0, &[0; 8]))),
         ("pings beside a request", head(1), Box::new(|_| frame(PING, 0, 0, &[0; 8]))),
         ("settings", Vec::new(), Box::new(|_| frame(SETTINGS, 0, 0, &[]))),

@@ -67,7 +67,7 @@ pub async fn a_previews_results_are_paged(store: Fixture) {
     let repository = store.repository_named("app").await;
     start(&store, &repository, "policy", 1).await;
     let result = |number: u32| PreviewResult {
-        tags: if number % 3 == 0 { tags(&["a", "b"]) } else { Vec::new() },
+        tags: if number.is_multiple_of(3) { tags(&["a", "b"]) } else { Vec::new() },
         ..result(&format!("image {number}"), number)
     };
     let results: Vec<_> = (0..7).map(result).collect();
