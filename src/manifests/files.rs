@@ -18,6 +18,8 @@ const STANDARD_INPUT: &str = "-";
 const MAX_DEPTH: usize = 16;
 /// How many files are read.
 const MAX_FILES: usize = 10_000;
+/// How many kustomizations are read.
+const MAX_KUSTOMIZATIONS: usize = 1_000;
 /// How many entries of folders are looked at, manifests or not.
 const MAX_ENTRIES: usize = 100_000;
 /// Bytes of one file.
@@ -197,6 +199,8 @@ struct Search {
     problems: Vec<Problem>,
     notes: Vec<String>,
     entries: usize,
+    /// Kustomizations read, those that several list each time.
+    kustomizations: usize,
     /// Folders looked through, as they really are: a link back to one of them ends there.
     seen: BTreeSet<PathBuf>,
 }
@@ -216,6 +220,10 @@ impl Search {
 
     fn entries(&mut self, folder: &Folder) -> Result<(), String> {
         if !self.seen.insert(folder.path.canonicalize().map_err(|error| cannot_be_read(&error))?) {
+            return Ok(());
+        }
+        if self.entries > MAX_ENTRIES {
+            // That is told once.
             return Ok(());
         }
         let names = self.names(folder)?;
@@ -265,6 +273,11 @@ impl Search {
 
     /// Reads what the kustomization `file` of a folder lists. `above` holds the folders that led here.
     fn kustomization(&mut self, folder: &Folder, file: &str, above: &mut Vec<PathBuf>) -> Result<(), String> {
+        self.kustomizations += 1;
+        if self.kustomizations > MAX_KUSTOMIZATIONS {
+            let told = format!("lists more than {MAX_KUSTOMIZATIONS} kustomizations, those in them counted in");
+            return if self.kustomizations == MAX_KUSTOMIZATIONS + 1 { Err(told) } else { Ok(()) };
+        }
         let (path, name) = (folder.path.join(file), folder.name.join(file));
         let real = folder.path.canonicalize().map_err(|error| cannot_be_read(&error))?;
         let text = match text(&path, false, MAX_FILE_BYTES) {

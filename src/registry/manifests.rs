@@ -9,12 +9,20 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::names::{Algorithm, Digest};
+use crate::registry::json::Shape;
 use crate::store::images::{BlobReference, ChildReference, NewManifest, SizeMismatch};
 
 /// How deep a manifest's JSON may nest. Real ones need five levels.
 pub const MAX_DEPTH: usize = 64;
 /// How many descriptors a manifest may hold: an image has at most a few hundred layers, an index a few hundred children.
 pub const MAX_REFERENCES: usize = 10_000;
+/// How many values a manifest's JSON may have: as many descriptors as it may hold have ten each.
+const MAX_VALUES: usize = 10 * MAX_REFERENCES;
+/// How many annotations a manifest with a subject may have, and how much text in bytes. They are repeated in each list of the
+/// subject's referrers, of which a page has a hundred.
+const MAX_ANNOTATIONS: usize = 1_000;
+/// See [`MAX_ANNOTATIONS`].
+const MAX_ANNOTATION_BYTES: usize = 64 * 1024;
 /// A media type is two names of at most 127 characters (RFC 6838 §4.2).
 const MAX_MEDIA_TYPE: usize = 255;
 
@@ -101,8 +109,13 @@ pub fn check(
     if std::str::from_utf8(&payload).is_err() {
         return Err(InvalidManifest::Syntax);
     }
-    if is_deeper_than(&payload, MAX_DEPTH) {
+    // The parser's own limit does not hold for what it passes over, and it has none for how much it makes of a text.
+    let shape = Shape::of(&payload);
+    if shape.depth > MAX_DEPTH {
         return Err(content(format!("JSON nests deeper than {MAX_DEPTH} levels")));
+    }
+    if shape.values > MAX_VALUES {
+        return Err(content(format!("JSON has more than {MAX_VALUES} values")));
     }
     let wire: Wire<'_> = serde_json::from_slice(&payload).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => content(error.to_string()),
@@ -122,9 +135,7 @@ pub fn check(
         artifact_type: artifact_type.map(|text| bounded("artifactType", text)).transpose()?,
         config_media_type: read.config_media_type,
         annotations: match wire.annotations {
-            Some(annotations) if subject.is_some() => {
-                annotations.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect()
-            }
+            Some(annotations) if subject.is_some() => listed(annotations)?,
             _ => BTreeMap::new(),
         },
         subject,
@@ -133,6 +144,20 @@ pub fn check(
         payload,
     };
     Ok(Checked { manifest, foreign: read.foreign })
+}
+
+/// The annotations of a manifest with a subject, as lists of referrers repeat them.
+fn listed(annotations: BTreeMap<String, Option<String>>) -> Result<BTreeMap<String, String>, InvalidManifest> {
+    let annotations: BTreeMap<String, String> =
+        annotations.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect();
+    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if annotations.len() > MAX_ANNOTATIONS || bytes > MAX_ANNOTATION_BYTES {
+        return Err(content(format!(
+            "A manifest with a subject has at most {MAX_ANNOTATIONS} annotations of {MAX_ANNOTATION_BYTES} bytes together, not {} of {bytes}",
+            annotations.len()
+        )));
+    }
+    Ok(annotations)
 }
 
 /// A Content-Type without its parameters.
@@ -295,35 +320,6 @@ fn bound_references(member: &str, count: usize) -> Result<(), InvalidManifest> {
         return Err(content(format!("{member} must have at most {MAX_REFERENCES} entries, not {count}")));
     }
     Ok(())
-}
-
-/// Whether brackets nest deeper than `limit`, judged before the parser sees the bytes: its own limit does not hold for the
-/// members that it passes over.
-fn is_deeper_than(json: &[u8], limit: usize) -> bool {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for byte in json {
-        if in_string {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => in_string = false,
-                _ => {}
-            }
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'{' | b'[' => {
-                depth += 1;
-                if depth > limit {
-                    return true;
-                }
-            }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    false
 }
 
 /// The members that matter of every kind; others are kept in the payload and otherwise ignored. A member that comes twice
@@ -571,6 +567,33 @@ mod tests {
     fn annotations_are_kept_for_referrers_only() {
         let manifest = with("annotations", json!({"key": "value"}));
         assert!(check_json(&manifest, None).unwrap().manifest.annotations.is_empty());
+    }
+
+    #[test]
+    fn very_many_values_are_refused_before_they_are_read() {
+        for value in ["{}", "0"] {
+            let many = vec![value; MAX_VALUES].join(",");
+            let manifest = format!(r#"{{"schemaVersion":2,"mediaType":"{IMAGE}","layers":[{many}]}}"#);
+            let refused = check(manifest.into(), None, Algorithm::Sha256, 4 * 1024 * 1024);
+            assert!(reason(refused).contains("more than 100000 values"));
+        }
+    }
+
+    #[test]
+    fn what_lists_of_referrers_repeat_is_bounded() {
+        let many = |number: usize| -> Value { (0..number).map(|n| (n.to_string(), json!(""))).collect() };
+        let long = |bytes: usize| json!({ "a": "x".repeat(bytes - 1) });
+        let subject = with("annotations", Value::Null)["config"].clone();
+        for (right, wrong) in [(many(1_000), many(1_001)), (long(65_536), long(65_537))] {
+            let mut manifest = with("annotations", right.clone());
+            manifest["subject"] = subject.clone();
+            assert_eq!(json!(check_json(&manifest, None).unwrap().manifest.annotations), right);
+            manifest["annotations"] = wrong;
+            assert!(reason(check_json(&manifest, None)).contains("at most 1000 annotations of 65536 bytes together"));
+            // Nobody repeats those of other manifests.
+            manifest["subject"] = Value::Null;
+            check_json(&manifest, None).unwrap();
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod ecr;
 pub mod health;
 pub mod http;
 pub mod images;
+mod json;
 pub mod manifests;
 pub mod oci;
 pub mod query;

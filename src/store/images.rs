@@ -35,7 +35,7 @@ pub struct Image {
     pub image_size: u64,
     /// The manifest that it refers to (OCI `subject`), which need not exist.
     pub subject: Option<Digest>,
-    /// The manifest's annotations; kept for referrers only.
+    /// The manifest's annotations; read only where referrers are listed, and empty elsewhere.
     pub annotations: BTreeMap<String, String>,
     /// When this digest was first pushed to the repository.
     pub pushed_at: Timestamp,

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::Error;
 use crate::names::{Digest, InvalidName, RepositoryName, Tag};
+use crate::registry::json::Shape;
 
 /// A text that is mostly a constant.
 pub type Text = Cow<'static, str>;
@@ -39,35 +40,10 @@ const MAX_VALUES: usize = 10_000;
 /// Reads an input. No body at all is an empty object: operations without input may be sent so.
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    if count_values(body) > MAX_VALUES {
+    if Shape::of(body).values > MAX_VALUES {
         return Err(Error::Serialization(format!("The body has more than {MAX_VALUES} values")));
     }
     serde_json::from_slice(body).map_err(|error| Error::Serialization(error.to_string()))
-}
-
-/// Counts the values of JSON, or more than that where it is none.
-fn count_values(body: &[u8]) -> usize {
-    let mut values = 1;
-    let mut bytes = body.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b',' | b'[' | b'{' => values += 1,
-            b'"' => {
-                // To the end of the text.
-                while let Some(byte) = bytes.next() {
-                    match byte {
-                        b'"' => break,
-                        b'\\' => {
-                            bytes.next();
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    values
 }
 
 /// Reads an input, and one that takes long on a thread where nobody waits for it.

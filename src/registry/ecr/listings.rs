@@ -11,7 +11,7 @@ use super::page::{self, Page, Sizes, invalid_token};
 use super::repositories::no_paging;
 use super::{Call, shapes};
 use crate::names::{Digest, Reference};
-use crate::store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter};
+use crate::store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage};
 use crate::store::repositories::Repository;
 
 /// ListImageReferrers has smaller pages than the others.
@@ -95,6 +95,12 @@ fn parse_key(key: &str) -> Option<ImageIdentifier> {
     Some(ImageIdentifier { digest: digest.parse().ok()?, tag: tag.map(str::parse).transpose().ok()? })
 }
 
+/// How many images DescribeImages reads at once, and after how much text of tags in bytes a page ends: an image may have a
+/// thousand tags.
+const DESCRIBED_AT_ONCE: usize = 100;
+/// See [`DESCRIBED_AT_ONCE`].
+const MAX_TAG_BYTES: usize = 1024 * 1024;
+
 input! {
     /// DescribeImages'.
     DescribeImages {
@@ -126,8 +132,22 @@ pub async fn describe_images(call: &Call, input: DescribeImages) -> Result<Value
     let after = parse_digest(&page)?;
     let repository = call.repository(&place).await?;
     let metadata = call.registry.metadata.as_ref();
-    let found = metadata.list_images(repository.id, filter, after.as_ref(), page.fetch()).await?;
-    let (found, next_token) = page.cut(found, |tagged| tagged.image.digest.to_string());
+    let key = |tagged: &TaggedImage| tagged.image.digest.to_string();
+    let (mut found, mut after, mut bytes) = (Vec::new(), after, 0);
+    let (found, next_token) = loop {
+        let wanted = (page.fetch() - found.len()).min(DESCRIBED_AT_ONCE);
+        let batch = metadata.list_images(repository.id, filter, after.as_ref(), wanted).await?;
+        let last = batch.len() < wanted;
+        bytes += batch.iter().flat_map(|tagged| &tagged.tags).map(|tag| tag.as_str().len()).sum::<usize>();
+        found.extend(batch);
+        after = found.last().map(|tagged: &TaggedImage| tagged.image.digest.clone());
+        if last || found.len() == page.fetch() {
+            break page.cut(found, key);
+        }
+        if bytes > MAX_TAG_BYTES {
+            break page.end(found, key);
+        }
+    };
     let details: Vec<Value> = found.iter().map(|tagged| shapes::image_detail(&place, tagged)).collect();
     Ok(json!({ "imageDetails": details, "nextToken": next_token }))
 }

@@ -67,6 +67,11 @@ impl Page {
             return (entries, None);
         }
         entries.truncate(self.limit);
+        self.end(entries, key)
+    }
+
+    /// Makes a page of these entries, after which others come.
+    pub fn end<T>(&self, entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
         let token = entries.last().map(|last| seal(&self.question, &key(last)));
         (entries, token)
     }

@@ -1,5 +1,6 @@
 //! The door as a whole on a real store: any input gets an answer, and what takes several calls to see.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,6 +17,7 @@ use crate::names::Digest;
 use crate::registry::auth::{AccessKey, Keyring};
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::folder::FolderBlobs;
+use crate::store::images::{NewManifest, PutManifest};
 use crate::store::jobs::FollowSubject;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
@@ -129,6 +131,51 @@ fn a_registry_has_only_so_many_repositories() {
         bed.call("CreateRepository", json!({ "repositoryName": name }));
     }
     assert_eq!(bed.refusal("CreateRepository", json!({ "repositoryName": "dd" })).0, "LimitExceededException");
+}
+
+#[test]
+fn a_page_of_images_ends_after_so_much_text_of_tags() {
+    let bed = Bed::new();
+    bed.call("CreateRepository", json!({ "repositoryName": "app" }));
+    let (metadata, account) = (&bed.registry.metadata, &bed.registry.config.account);
+    for image in 0..220 {
+        let payload = Bytes::from(format!("{image}"));
+        let manifest = NewManifest {
+            digest: Digest::sha256(&payload),
+            media_type: IMAGE.into(),
+            payload,
+            artifact_type: None,
+            config_media_type: None,
+            subject: None,
+            annotations: BTreeMap::new(),
+            blobs: Vec::new(),
+            children: Vec::new(),
+        };
+        let tags = (0..100).map(|tag| format!("{image:0>100}-{tag:0>27}").parse().unwrap()).collect();
+        bed.runtime.block_on(async {
+            let repository = metadata.repository(account, &"app".parse().unwrap()).await.unwrap().unwrap().id;
+            let (now, jobs) = (Timestamp::now(), Vec::new());
+            let put = PutManifest { repository, manifest, tags, now, max_images: 1000, max_tags: 1000, jobs };
+            metadata.put_manifest(put).await.unwrap();
+        });
+    }
+    let (mut pages, mut digests, mut token) = (Vec::new(), BTreeSet::new(), Value::Null);
+    loop {
+        let input = json!({ "repositoryName": "app", "maxResults": 1000, "nextToken": token });
+        let mut page = bed.call("DescribeImages", input);
+        let images = page["imageDetails"].as_array().unwrap();
+        pages.push(images.len());
+        digests.extend(images.iter().map(|image| image["imageDigest"].to_string()));
+        token = page["nextToken"].take();
+        if token.is_null() {
+            break;
+        }
+    }
+    assert_eq!((pages, digests.len()), (vec![100, 100, 20], 220));
+    let page = bed.call("DescribeImages", json!({ "repositoryName": "app", "maxResults": 150 }));
+    assert_eq!(page["imageDetails"].as_array().unwrap().len(), 100);
+    let page = bed.call("DescribeImages", json!({ "repositoryName": "app", "maxResults": 30 }));
+    assert_eq!(page["imageDetails"].as_array().unwrap().len(), 30);
 }
 
 #[test]

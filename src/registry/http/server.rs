@@ -257,7 +257,7 @@ impl Server {
         let mut request = request.map(|body| RequestBody::new(body, Arc::clone(&activity), waits));
         request.extensions_mut().insert(RequestId(id));
         let (method, metrics) = (request.method().clone(), Arc::clone(&self.registry.metrics));
-        let path = tracing::enabled!(tracing::Level::INFO).then(|| request.uri().path().to_owned());
+        let path = tracing::enabled!(tracing::Level::INFO).then(|| shown(request.uri().path()));
 
         let running = match admission {
             Admission::Serve if exchange.running_of_peer() <= self.requests_per_peer => {
@@ -309,6 +309,10 @@ impl Server {
     }
 
     async fn handle(&self, mut request: http::Request<RequestBody>) -> Response {
+        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+            // RFC 9112 §3.2. What stands between may have looked at another one than we would.
+            return plain(StatusCode::BAD_REQUEST, "A request has one Host header.\n");
+        }
         if request.version() >= Version::HTTP_2 && !request.headers().contains_key(header::HOST) {
             // HTTP/2 says it in the target. Signatures are over the header.
             let host = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
@@ -377,5 +381,14 @@ impl http_body::Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+/// A path as the log shows it: a client chooses how long it is.
+fn shown(path: &str) -> String {
+    const MOST: usize = 512;
+    // Paths are ASCII; whatever else one were would not be cut within a character.
+    match path.get(..MOST) {
+        Some(begin) if path.len() > MOST => format!("{begin}…"),
+        _ => path.to_owned(),
     }
 }

@@ -204,7 +204,7 @@ pub(super) async fn referrers(
                   SELECT {} FROM manifest m
                   WHERE m.repository_id = $1 AND m.subject = $2 AND m.status = '{}' {of_type} AND m.digest > $3
                   ORDER BY m.digest LIMIT $4) r)",
-            image_columns!(),
+            image_columns!("m.annotations"),
             status.as_str()
         )
     };

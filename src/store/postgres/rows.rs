@@ -24,11 +24,18 @@ macro_rules! repository_columns {
          r.kms_key, r.policy, r.lifecycle_policy, r.lifecycle_evaluated_at, r.version, r.policy_version"
     };
 }
-/// The columns that [`image`] reads, of the table or alias `m`.
+/// The columns that [`image`] reads, of the table or alias `m`. Annotations are read for lists of referrers only.
 macro_rules! image_columns {
     () => {
-        "m.id, m.digest, m.media_type, m.status, m.payload_size, m.image_size, m.pushed_at, m.last_pulled_at, \
-         m.archived_at, m.activated_at, m.artifact_type, m.config_media_type, m.subject, m.annotations, m.revision"
+        image_columns!("NULL::text")
+    };
+    ($annotations:literal) => {
+        concat!(
+            "m.id, m.digest, m.media_type, m.status, m.payload_size, m.image_size, m.pushed_at, m.last_pulled_at, \
+             m.archived_at, m.activated_at, m.artifact_type, m.config_media_type, m.subject, m.revision, ",
+            $annotations,
+            " AS annotations"
+        )
     };
 }
 pub(super) use {image_columns, repository_columns};

@@ -296,14 +296,14 @@ pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestam
              ARRAY(SELECT id FROM upload WHERE updated_at < $1 AND (claimed_until IS NULL OR claimed_until <= ",
         clock!(),
         ")         ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-             || ARRAY(SELECT id FROM upload WHERE NOT announced AND claimed_until <= ",
+             || ARRAY(SELECT id FROM upload WHERE NOT announced AND claimed_until <= least($3, ",
         clock!(),
-        " - $3         ORDER BY claimed_until LIMIT $2 FOR UPDATE SKIP LOCKED))
+        ")             ORDER BY claimed_until LIMIT $2 FOR UPDATE SKIP LOCKED))
          RETURNING generation, writer_state, claimed_until",
     ))
     .bind(millis(before))
     .bind(rows::limit(limit))
-    .bind(rows::lease(LATE_WRITE.unsigned_abs()))
+    .bind(millis(now - LATE_WRITE))
     .fetch_all(&mut *tx)
     .await?;
     hand_over(&mut tx, &gone, now).await?;

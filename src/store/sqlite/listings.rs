@@ -1,6 +1,6 @@
 //! What is read of images: the manifest of a pull, images by reference, and keyset pages of everything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use rusqlite::{Row, params};
@@ -59,8 +59,9 @@ fn time(row: &Row<'_>, column: usize) -> StoreResult<Option<jiff::Timestamp>> {
     row.get::<_, Option<i64>>(column)?.map(rows::time).transpose()
 }
 
+/// The columns that [`image`] reads.
 const IMAGE: &str = "m.id, m.digest, m.media_type, m.artifact_type, m.config_media_type, m.payload_size, \
-                     m.image_size, m.subject, m.annotations, m.pushed_at, m.last_pulled_at, m.status, m.archived_at, \
+                     m.image_size, m.subject, m.pushed_at, m.last_pulled_at, m.status, m.archived_at, \
                      m.activated_at, m.revision";
 
 fn image(row: &Row<'_>) -> StoreResult<Image> {
@@ -73,14 +74,19 @@ fn image(row: &Row<'_>) -> StoreResult<Image> {
         payload_size: rows::unsigned(row.get(5)?)?,
         image_size: rows::unsigned(row.get(6)?)?,
         subject: text_or_null(row, 7)?.map(rows::parse).transpose()?,
-        annotations: rows::annotations_of(text_or_null(row, 8)?)?,
-        pushed_at: rows::time(row.get(9)?)?,
-        last_pulled_at: time(row, 10)?,
-        status: rows::status(text(row, 11)?)?,
-        archived_at: time(row, 12)?,
-        activated_at: time(row, 13)?,
-        revision: rows::unsigned(row.get(14)?)?,
+        annotations: BTreeMap::new(),
+        pushed_at: rows::time(row.get(8)?)?,
+        last_pulled_at: time(row, 9)?,
+        status: rows::status(text(row, 10)?)?,
+        archived_at: time(row, 11)?,
+        activated_at: time(row, 12)?,
+        revision: rows::unsigned(row.get(13)?)?,
     })
+}
+
+/// An image with its annotations, the column after those of [`IMAGE`], which only lists of referrers read.
+fn referrer(row: &Row<'_>) -> StoreResult<Image> {
+    Ok(Image { annotations: rows::annotations_of(text_or_null(row, 14)?)?, ..image(row)? })
 }
 
 /// An image's tags, sorted.
@@ -233,11 +239,11 @@ pub(super) fn referrers(
     limit: usize,
 ) -> StoreResult<Vec<Image>> {
     let of_any_type = format!(
-        "SELECT {IMAGE} FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
+        "SELECT {IMAGE}, m.annotations FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
          AND m.digest > ?4 ORDER BY m.digest LIMIT ?5"
     );
     let of_type = format!(
-        "SELECT {IMAGE} FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
+        "SELECT {IMAGE}, m.annotations FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
          AND coalesce(m.artifact_type, m.config_media_type) = ?6 AND m.digest > ?4 ORDER BY m.digest LIMIT ?5"
     );
     // Each type counts once.
@@ -247,10 +253,10 @@ pub(super) fn referrers(
     for status in statuses(filter.status) {
         let status = status.as_str();
         if types.is_empty() {
-            page.extend(db.all(&of_any_type, params![repository.0, subject, status, after, limited], image)?);
+            page.extend(db.all(&of_any_type, params![repository.0, subject, status, after, limited], referrer)?);
         }
         for kind in &types {
-            page.extend(db.all(&of_type, params![repository.0, subject, status, after, limited, kind], image)?);
+            page.extend(db.all(&of_type, params![repository.0, subject, status, after, limited, kind], referrer)?);
         }
     }
     page.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));

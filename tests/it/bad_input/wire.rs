@@ -43,6 +43,16 @@ async fn bytes_that_are_no_request_are_400_or_the_end() {
 }
 
 #[tokio::test]
+async fn a_request_of_http_1_1_has_one_host() {
+    let target = Target::start().await;
+    for (hosts, status) in [("", 400), ("Host: a\r\nHost: b\r\n", 400), ("Host: a\r\n", 401)] {
+        let request = format!("GET /v2/ HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+        assert_eq!(parts(&target.raw(request.as_bytes()).await).0, status, "{hosts:?}");
+    }
+    assert_eq!(parts(&target.raw(b"GET /v2/ HTTP/1.0\r\n\r\n").await).0, 401);
+}
+
+#[tokio::test]
 async fn a_head_that_is_too_large_is_refused() {
     let target = Target::start().await;
     let large = target.head("GET", "/v2/", &format!("X: {}\r\nConnection: close\r\n", "x".repeat(1_000_000)));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use wharfage::store::images::{
     DeleteImageError, ImageDeleted, ImageDeletion, ImageFilter, ImageStatus, LastTag, ManifestId, PutManifestError,
-    SizeMismatch, Stale, StorageClass, StorageClassError, TagDeleted, TagEffect,
+    ReferrerFilter, SizeMismatch, Stale, StorageClass, StorageClassError, TagDeleted, TagEffect,
 };
 use wharfage::store::jobs::FollowSubject;
 use wharfage::store::repositories::{Mutability, NewRepository, RepositoryChange};
@@ -58,9 +58,13 @@ pub async fn a_manifest_survives_a_restart(mut store: Fixture) {
         (found.id, &whole.digest, &whole.media_type, large.len() as u64, 100)
     );
     assert_eq!(
-        (&image.artifact_type, &image.config_media_type, &image.subject, &image.annotations),
-        (&whole.artifact_type, &whole.config_media_type, &whole.subject, &whole.annotations)
+        (&image.artifact_type, &image.config_media_type, &image.subject),
+        (&whole.artifact_type, &whole.config_media_type, &whole.subject)
     );
+    let everything = ReferrerFilter { artifact_types: Vec::new(), status: None };
+    let referrers = store.referrers(repository.id, &digest("subject"), &everything, None, 10).await.unwrap();
+    assert_eq!(referrers.iter().map(|image| &image.annotations).collect::<Vec<_>>(), [&whole.annotations]);
+    assert!(image.annotations.is_empty(), "annotations are read for lists of referrers only");
     assert_eq!(
         (image.pushed_at, image.last_pulled_at, image.status, image.archived_at, image.activated_at),
         (at(7), None, ImageStatus::Active, None, None)
