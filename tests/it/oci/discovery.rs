@@ -160,9 +160,9 @@ async fn referrers_come_in_pages_that_clients_can_read(backend: Backend) {
     let repository = backend.repository().await;
     let subject = Digest::sha256(&unique(8));
     let mut pushed = Vec::new();
-    for n in 0..3 {
-        let mut artifact = images::artifact(&repository, &subject, "application/x+large").await;
-        artifact["annotations"] = json!({"large": n.to_string().repeat(1_500_000)});
+    let mut artifact = images::artifact(&repository, &subject, "application/x+large").await;
+    for n in 0..100 {
+        artifact["annotations"] = json!({"large": format!("{n:0>60000}")});
         let bytes = images::bytes(&artifact);
         pushed.push(repository.put_ok(Digest::sha256(&bytes), &bytes).await.to_string());
     }
