@@ -93,7 +93,8 @@ pub(super) fn sources(
     digest: &Digest,
     limit: usize,
 ) -> StoreResult<Vec<(RepositoryId, RepositoryName)>> {
-    let sql = "SELECT r.id, r.name FROM blob b \
+    // By the state alone, which the planner may prefer, it would be all blobs.
+    let sql = "SELECT r.id, r.name FROM blob b INDEXED BY blob_live \
                CROSS JOIN repository_blob l ON l.id IN \
                  (SELECT id FROM repository_blob WHERE blob_id = b.id ORDER BY id LIMIT ?3) \
                JOIN repository r ON r.id = l.repository_id AND r.deleted_at IS NULL \
