@@ -350,11 +350,14 @@ pub(super) async fn extend_leases(
     digests: &[Digest],
     until: Timestamp,
 ) -> Attempt<()> {
-    // Locked in one order, so that two that extend the same leases do not wait for each other in a circle.
+    // Locked in one order, so that two that extend the same leases do not wait for each other in a circle. Each link is looked up by
+    // itself: of a digest that all repositories have, the planner takes each repository to have many.
     sqlx::query(
         "WITH short AS (
              SELECT id FROM blob
-             WHERE id = ANY (ARRAY(SELECT blob_id FROM repository_blob WHERE repository_id = $1 AND digest = ANY($2)))
+             WHERE id = ANY (ARRAY(
+                 SELECT l.blob_id FROM UNNEST($2::text[]) AS d (digest) CROSS JOIN LATERAL (
+                     SELECT blob_id FROM repository_blob WHERE repository_id = $1 AND digest = d.digest LIMIT 1) l))
                AND lease_until < $3
              ORDER BY id FOR NO KEY UPDATE)
          UPDATE blob SET lease_until = $3 WHERE id = ANY (ARRAY(SELECT id FROM short)) AND lease_until < $3",
