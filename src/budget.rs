@@ -2,7 +2,7 @@
 //!
 //! Grants follow the banker's algorithm: after each one, all holders can still reach what they need, one after the other.
 //! So holders that wait for each other never deadlock, however little is left. No owner has more than a share of it, so
-//! that whoever takes all that is to be had leaves something to the others.
+//! that a caller who takes all that it can get leaves something to the others.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};

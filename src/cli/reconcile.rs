@@ -233,10 +233,10 @@ pub(super) struct JsonOutput {
     pub(super) refused: Vec<Refused>,
     /// What was not read, and what else the author should know.
     pub(super) notes: Vec<String>,
-    /// What is wrong with the manifests; then nothing else was looked at.
+    /// What is wrong with the manifests; the registry was not asked then.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) problems: Vec<Problem>,
-    /// Why nothing was looked at, if it is not the manifests.
+    /// The error that ended the command, if it is not in the manifests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
 }

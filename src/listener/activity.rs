@@ -199,9 +199,11 @@ impl Activity {
         UNASKED + self.sent.load(Ordering::Relaxed) / 16
     }
 
-    /// Notes that so many bytes of what came were a request's body.
+    /// Notes that so many bytes of what came were a request's body. What is around them belongs to it: TLS records, frames and
+    /// chunks, of which a large layer has more than any limit that does not grow with it.
     pub fn received(&self, bytes: usize) {
-        let less = |unasked: u64| Some(unasked.saturating_sub(bytes as u64));
+        let bytes = bytes as u64;
+        let less = |unasked: u64| Some(unasked.saturating_sub(bytes + bytes / 16));
         // The closure always gives a value.
         let _ = self.unasked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
@@ -398,6 +400,20 @@ mod tests {
         }
         assert_eq!(chatter.ended(), Some(Ended::Idling));
         assert_eq!((uploader.ended(), reader.ended()), (None, None));
+    }
+
+    #[test]
+    fn a_layer_may_be_as_large_as_it_likes() {
+        // 64 GiB in chunks of 4 KiB by TLS.
+        const BODY: usize = 64 * 1024;
+        const AROUND: usize = 4 * 22 + 16 * 8;
+        let uploader = activity();
+        let _running = uploader.begin();
+        for _ in 0..1024 * 1024 {
+            uploader.read(BODY + AROUND);
+            uploader.received(BODY);
+        }
+        assert_eq!(uploader.ended(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The memory that request and response bodies may hold, all registries of the process together.
 //!
 //! It has two shares: one for callers who have proved who they are, one for all others, who cannot take anything from the
-//! former. Within a share nobody has more than three quarters. A body's first bytes are free, so that small requests are
+//! former, unless they know an access key's id and share the address of its owner. Within a share nobody has more than three quarters. A body's first bytes are free, so that small requests are
 //! answered whatever large ones do.
 
 use std::net::IpAddr;
@@ -35,7 +35,7 @@ const KNOWN_FOR: Duration = Duration::from_secs(15 * 60);
 pub enum Caller {
     /// Who has proved by a token or a signature to hold this access key, now or a moment ago, at this address.
     Verified(IpAddr, Arc<str>),
-    /// Whoever is at this address.
+    /// A client at this address that has not proved it.
     Unverified(IpAddr),
 }
 

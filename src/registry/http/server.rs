@@ -310,7 +310,7 @@ impl Server {
 
     async fn handle(&self, mut request: http::Request<RequestBody>) -> Response {
         if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-            // RFC 9112 §3.2. What stands between may have looked at another one than we would.
+            // RFC 9112 §3.2: a proxy may have decided by another one than we would.
             return plain(StatusCode::BAD_REQUEST, "A request has one Host header.\n");
         }
         if request.version() >= Version::HTTP_2 && !request.headers().contains_key(header::HOST) {
