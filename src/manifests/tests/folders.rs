@@ -199,3 +199,18 @@ fn a_pipe_that_is_asked_for_is_read() {
     let endless = Loader::new().unwrap().load(Path::new("/dev/zero")).unwrap_err().to_string();
     assert_eq!(endless, "zero: can't be read: it has more than 4194304 bytes");
 }
+
+#[test]
+fn kustomizations_that_list_each_other_many_times_end_soon() {
+    // Each is listed by eight paths that are one: 8^5 readings without a limit.
+    let again: String = (0..8).map(|n| format!("- {}../LEVEL\n", "./".repeat(n))).collect();
+    let level = |n: usize| {
+        (format!("l{n}/kustomization.yaml"), format!("resources:\n{}", again.replace("LEVEL", &format!("l{}", n + 1))))
+    };
+    let mut files: Vec<(String, String)> = (0..5).map(level).collect();
+    files.push(("kustomization.yaml".into(), "resources: [l0]".into()));
+    files.push(("l5/kustomization.yaml".into(), "resources: []".into()));
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let problems = Folder::with(&files).problems();
+    assert_eq!(problems.matches("more than 1000 kustomizations").count(), 1, "{problems}");
+}

@@ -383,6 +383,7 @@ impl http_body::Body for Answer {
         self.body.size_hint()
     }
 }
+
 /// A path as the log shows it: a client chooses how long it is.
 fn shown(path: &str) -> String {
     const MOST: usize = 512;
@@ -390,5 +391,17 @@ fn shown(path: &str) -> String {
     match path.get(..MOST) {
         Some(begin) if path.len() > MOST => format!("{begin}…"),
         _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_path_is_cut_in_the_log() {
+        assert_eq!(shown("/v2/"), "/v2/");
+        assert_eq!(shown(&"a".repeat(512)).len(), 512);
+        assert_eq!(shown(&"a".repeat(65_000)), format!("{}…", "a".repeat(512)));
     }
 }

@@ -91,7 +91,11 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
         .bind(&ids)
         .fetch_all(tx)
         .await?;
-    let deleted: HashSet<i64> = digests.iter().filter_map(|digest| batch.id_of(digest)).collect();
+    let of_image = |deletion: &ImageDeletion| match deletion {
+        ImageDeletion::Image(digest) => batch.by_digest.get(digest).copied(),
+        ImageDeletion::Tag { .. } => None,
+    };
+    let deleted: HashSet<i64> = deletions.iter().filter_map(of_image).collect();
     for (id, name) in tags {
         let tag = parse(&name)?;
         if deleted.contains(&id) && batch.by_tag.get(&tag) != Some(&id) {
@@ -120,12 +124,6 @@ async fn parents(tx: &mut PgConnection, ids: &[i64], limit: usize) -> Attempt<Ha
         parents.entry(get(row, "child")?).or_default().push((get(row, "parent_id")?, parsed(row, "digest")?));
     }
     Ok(parents)
-}
-
-impl Batch {
-    fn id_of(&self, digest: &str) -> Option<i64> {
-        self.images.values().find(|image| image.digest.as_str() == digest).map(|image| image.id.0)
-    }
 }
 
 /// What is to be written.
