@@ -162,6 +162,8 @@ class Measurement:
         check = ecr.batch_check_layer_availability
         time_("BatchCheckLayerAvailability, a layer of one image", lambda n: check(**big, layerDigests=[own]))
         time_("BatchCheckLayerAvailability, a layer of all images", lambda n: check(**big, layerDigests=[shared]))
+        common = digest(BASE)
+        time_("BatchCheckLayerAvailability, a layer of all repositories", lambda n: check(**big, layerDigests=[common]))
         time_("BatchCheckLayerAvailability, 100 layers", lambda n: check(**big, layerDigests=hundred))
         time_("GetDownloadUrlForLayer, a layer of all images", lambda n: ecr.get_download_url_for_layer(**big, layerDigest=shared))
         time_("InitiateLayerUpload", lambda n: ecr.initiate_layer_upload(**big))
@@ -327,6 +329,13 @@ class Measurement:
         shared = [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(f"base {k}"), "size": 1000} for k in range(3)]
         time_("PUT manifest with layers of all images", lambda n: self.oci.manifest(
             BIG, "shared", self.image(f"shared {n}", shared), MANIFEST))  # fmt: skip
+        common = [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": base, "size": len(BASE)}]
+        time_("PUT manifest with a layer of all repositories", lambda n: self.oci.manifest(
+            BIG, "common", self.image(f"common {n}", common), MANIFEST))  # fmt: skip
+        time_("GetDownloadUrlForLayer, a layer of all repositories",
+              lambda n: self.ecr.get_download_url_for_layer(repositoryName=BIG, layerDigest=base))  # fmt: skip
+        time_("POST upload, mount into a large repository", lambda n: call(
+            "POST", f"/v2/{BIG}/blobs/uploads/?mount={base}&from=r/000500", expect=(201,)))  # fmt: skip
         subject = {"subject": {"mediaType": MANIFEST, "size": 1000, "digest": digest("image 2")}}
         time_("PUT manifest with a subject", lambda n: self.oci.manifest(BIG, "referrer", self.image(f"referrer {n}", **subject), MANIFEST))
         foreign = [{"mediaType": FOREIGN, "digest": digest(f"foreign {n}"), "size": 1, "urls": ["https://example.com/x"]} for n in range(1000)]

@@ -223,7 +223,7 @@ impl Drop for Claim {
 pub struct Session {
     registry: Arc<Registry>,
     upload: Upload,
-    hasher: Hashing,
+    hasher: Arc<Hashing>,
     claim: Option<Claim>,
     writer: Option<Box<dyn BlobWriter>>,
     received: u64,
@@ -248,7 +248,7 @@ impl Session {
         Ok(Self {
             registry,
             upload,
-            hasher: Hashing::new(hasher),
+            hasher: Arc::new(Hashing::new(hasher)),
             claim: None,
             writer: None,
             received: 0,
@@ -271,7 +271,7 @@ impl Session {
     /// Hashes with `algorithm` from here on, if there is nothing to be hashed again.
     pub fn expect(&mut self, algorithm: Algorithm) {
         if self.offset() == 0 {
-            self.hasher = Hashing::new(Hasher::new(algorithm));
+            *self.hasher.lock() = Hasher::new(algorithm);
         }
     }
 
@@ -300,15 +300,12 @@ impl Session {
         let length = bytes.len() as u64;
         // Whether the store takes them is for its writer to say, which asks for many at once.
         self.check_size(length)?;
-        // The bytes are handed over first: a writer that works on a thread of its own does so while this one hashes.
-        let hashed = bytes.clone();
         self.writer().await?;
         self.confirm_claim().await?;
         let Some(writer) = self.writer.as_mut() else { return Err(UploadFailure::NotFound) };
         if let Err(error) = writer.write(bytes).await {
             return Err(self.broken(error).await);
         }
-        self.hasher.update(hashed).await?;
         self.received += length;
         Ok(())
     }
@@ -325,7 +322,8 @@ impl Session {
         self.dirty = true;
         let key = UploadKey { generation: self.upload.generation, key: self.upload.key.clone() };
         let progress = &self.upload.progress;
-        match self.registry.blobs.writer(&key, progress.offset, &progress.writer, handover).await {
+        let inspect = self.hasher.clone();
+        match self.registry.blobs.writer(&key, progress.offset, &progress.writer, handover, inspect).await {
             Ok(writer) => self.writer = Some(writer),
             Err(error) => return Err(self.broken(error).await),
         }
@@ -408,7 +406,7 @@ impl Session {
         };
         let progress = UploadProgress {
             offset: self.offset(),
-            hash_state: self.hasher.settle().await?.save(),
+            hash_state: self.hasher.lock().save(),
             writer: state,
             door: door.unwrap_or_else(|| self.upload.progress.door.clone()),
             updated_at: now,
@@ -446,7 +444,12 @@ impl Session {
     }
 
     async fn try_finish(&mut self, expected: &[Digest], now: Timestamp) -> Result<Finished, UploadFailure> {
-        let hashed = self.hasher.settle().await?.digest();
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = writer.inspected().await
+        {
+            return Err(self.broken(error).await);
+        }
+        let hashed = self.hasher.lock().digest();
         let other = expected.iter().map(Digest::algorithm).find(|algorithm| *algorithm != hashed.algorithm());
         if !expected.contains(&hashed) && other.is_none() {
             return Err(self.reject(hashed).await);
@@ -628,7 +631,7 @@ impl Drop for Session {
         let mut left = Self {
             registry: Arc::clone(&self.registry),
             upload: self.upload.clone(),
-            hasher: Hashing::new(Hasher::new(self.upload.algorithm)),
+            hasher: Arc::clone(&self.hasher),
             claim: self.claim.take(),
             writer: self.writer.take(),
             received: self.received,

@@ -21,7 +21,7 @@ pub mod uploads;
 mod usage;
 
 pub use blobs::{
-    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, KeyReference, Sealed, UploadKey, WriterState,
+    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, KeyReference, Sealed, UploadKey, WriterState,
 };
 pub use metadata::Metadata;
 

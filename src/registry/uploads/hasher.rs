@@ -1,15 +1,12 @@
 //! A hash that is computed over several requests, and by several processes.
 
-use bytes::Bytes;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
-use tokio::task::JoinHandle;
 
 use crate::names::{Algorithm, Digest};
-use crate::store::{StoreError, StoreResult};
-
-/// What is less is hashed at once: handing it over would take as long.
-const INLINE: usize = 32 * 1024;
+use crate::store::Inspect;
 
 /// A hash whose state outlives the process.
 #[derive(Clone)]
@@ -46,13 +43,6 @@ impl Hasher {
         }
     }
 
-    pub(super) fn algorithm(&self) -> Algorithm {
-        match self {
-            Self::Sha256(_) => Algorithm::Sha256,
-            Self::Sha512(_) => Algorithm::Sha512,
-        }
-    }
-
     pub(super) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
@@ -68,44 +58,24 @@ impl Hasher {
     }
 }
 
-/// A hash that is computed on threads that may be busy for long, while what calls it goes on.
-pub(super) struct Hashing(State);
-
-enum State {
-    Idle(Box<Hasher>),
-    Running(JoinHandle<Box<Hasher>>),
-}
+/// The hash of an upload's bytes, which its writer computes on the way.
+pub(super) struct Hashing(Mutex<Hasher>);
 
 impl Hashing {
     pub(super) fn new(hasher: Hasher) -> Self {
-        Self(State::Idle(Box::new(hasher)))
+        Self(Mutex::new(hasher))
     }
 
-    /// Hashes these bytes after those before. At most one call's bytes are on their way.
-    pub(super) async fn update(&mut self, bytes: Bytes) -> StoreResult<()> {
-        let hasher = self.settle().await?;
-        if bytes.len() < INLINE {
-            hasher.update(&bytes);
-            return Ok(());
-        }
-        // It is taken along and comes back: nobody sees the empty one in its place.
-        let mut taken = Box::new(std::mem::replace(hasher, Hasher::new(hasher.algorithm())));
-        self.0 = State::Running(tokio::task::spawn_blocking(move || {
-            taken.update(&bytes);
-            taken
-        }));
-        Ok(())
+    /// The hash of the bytes that the writer has inspected.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Hasher> {
+        // What a panic leaves half hashed has another digest than the client says: it never becomes a blob.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// The hash of all bytes so far.
-    pub(super) async fn settle(&mut self) -> StoreResult<&mut Hasher> {
-        if let State::Running(running) = &mut self.0 {
-            self.0 = State::Idle(running.await.map_err(|error| StoreError::Backend(Box::new(error)))?);
-        }
-        match &mut self.0 {
-            State::Idle(hasher) => Ok(hasher),
-            State::Running(_) => Err(StoreError::Backend("a hash is still being computed".into())),
-        }
+impl Inspect for Hashing {
+    fn inspect(&self, bytes: &[u8]) {
+        self.lock().update(bytes);
     }
 }
 

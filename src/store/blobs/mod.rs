@@ -8,17 +8,20 @@
 //! writer has ended; where that is not certain, see [`Handover::Takeover`].
 
 pub mod folder;
+mod inspect;
 pub mod s3;
 
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use uuid::Uuid;
 
+pub use self::inspect::Inspect;
 use super::{StoreError, StoreResult};
 
 /// The physical key of a blob's bytes: random, so that a late delete can only ever hit a dead generation.
@@ -162,7 +165,8 @@ pub type BlobReader = BoxStream<'static, StoreResult<Bytes>>;
 #[async_trait::async_trait]
 pub trait Blobs: Send + Sync + fmt::Debug {
     /// Opens an upload for writing at `offset`: 0 and an empty state for a new one, else what the last
-    /// [`BlobWriter::checkpoint`] returned. Bytes beyond `offset` that a crash left are no part of it.
+    /// [`BlobWriter::checkpoint`] returned. Bytes beyond `offset` that a crash left are no part of it. `inspect` is shown
+    /// every byte that the writer takes, in their order, off the async threads where they are many.
     ///
     /// # Errors
     /// `Inconsistent` when the bytes before `offset` are not there; the writer reports the same when they vanish later.
@@ -172,6 +176,7 @@ pub trait Blobs: Send + Sync + fmt::Debug {
         offset: u64,
         state: &WriterState,
         handover: Handover,
+        inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Box<dyn BlobWriter>>;
 
     /// The finished object of `size` bytes, if a checkpoint after a clean end left one that needs no more writing.
@@ -223,6 +228,9 @@ pub trait Blobs: Send + Sync + fmt::Debug {
 pub trait BlobWriter: Send {
     /// Takes the next bytes. They may be buffered, in bounded memory.
     async fn write(&mut self, bytes: Bytes) -> StoreResult<()>;
+
+    /// Waits until every byte taken so far has been inspected, which all are after [`BlobWriter::checkpoint`], too.
+    async fn inspected(&mut self) -> StoreResult<()>;
 
     /// Makes everything written so far durable and returns what a later [`Blobs::writer`] needs to go on from here. What this
     /// writer begins afterwards it begins at `next`, which the caller has the upload's row name together with the state.

@@ -1,9 +1,11 @@
 //! What every backend must do. Each function is one test, run by `on!`.
 
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
-use wharfage::store::{BlobKey, Generation, Handover, KeyReference, StoreError, UploadKey, WriterState};
+use wharfage::store::{BlobKey, Generation, Handover, Inspect, KeyReference, StoreError, UploadKey, WriterState};
 
 use super::{Place, begin, checkpoint, content, finish, get, get_whole, inconsistent, key, put, resume, same, write};
 
@@ -271,7 +273,7 @@ pub async fn nothing_but_the_blob_is_left_at_the_end(place: &dyn Place) {
             let last = stops.len() - 1;
             for (n, stop) in stops.into_iter().enumerate() {
                 let key = UploadKey::plain(fresh);
-                let mut writer = blobs.writer(&key, offset as u64, &state, handover).await.unwrap();
+                let mut writer = blobs.writer(&key, offset as u64, &state, handover, Arc::new(())).await.unwrap();
                 write(writer.as_mut(), &content(37, stop).slice(offset..), 100 * KIB).await;
                 offset = stop;
                 if n == last {
@@ -321,7 +323,7 @@ pub async fn what_is_encrypted_is_neither_read_nor_written(place: &dyn Place) {
     let blob = BlobKey { key: sealed.clone(), ..put(blobs.as_ref(), &content(39, 10)).await };
     assert!(matches!(blobs.read(&blob, 0..10).await.map(|_| ()), Err(StoreError::Backend(_))));
     let upload = UploadKey { generation: Generation::random(), key: sealed };
-    let writer = blobs.writer(&upload, 0, &WriterState::default(), Handover::Clean).await;
+    let writer = blobs.writer(&upload, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await;
     assert!(matches!(writer.map(|_| ()), Err(StoreError::Backend(_))));
 }
 
@@ -357,7 +359,7 @@ pub async fn a_half_written_blob_is_deleted_with_what_it_left(place: &dyn Place)
     for size in [0, 10, 6 * MIB, 14 * MIB] {
         let (first, next) = (Generation::random(), Generation::random());
         let key = UploadKey::plain(first);
-        let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean).await.unwrap();
+        let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
         write(writer.as_mut(), &content(17, size), 100 * KIB).await;
         let state = writer.checkpoint(next).await.unwrap();
         write(writer.as_mut(), &content(17, 10), 10).await;
@@ -366,6 +368,51 @@ pub async fn a_half_written_blob_is_deleted_with_what_it_left(place: &dyn Place)
             blobs.delete(next, &state, &[]).await.unwrap();
             assert_eq!(place.objects().await, [""; 0]);
         }
+    }
+}
+
+/// Keeps what it is shown.
+#[derive(Default)]
+struct Seen(Mutex<Vec<u8>>);
+
+impl Inspect for Seen {
+    fn inspect(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+    }
+}
+
+pub async fn every_byte_is_inspected_once_and_in_its_order(place: &dyn Place) {
+    let blobs = place.open().await;
+    let (checkpointed, whole) = (6 * MIB + 300, 14 * MIB);
+    let bytes = content(40, whole);
+    for frame in [1000, 31 * KIB, 100 * KIB, 700 * KIB] {
+        let (fresh, next) = (UploadKey::plain(Generation::random()), UploadKey::plain(Generation::random()));
+        let seen = Arc::new(Seen::default());
+        let state = WriterState::default();
+        let mut writer = blobs.writer(&fresh, 0, &state, Handover::Clean, seen.clone()).await.unwrap();
+        writer.inspected().await.unwrap();
+        let mut written = 0;
+        // What is asked for in the middle of a batch is not shown again with the rest of it.
+        for stop in [10, 10 + 40 * KIB, 3 * MIB + 7, 3 * MIB + 7, 5 * MIB] {
+            write(writer.as_mut(), &bytes.slice(written..stop), frame).await;
+            written = stop;
+            writer.inspected().await.unwrap();
+            same(&seen.0.lock().unwrap().clone().into(), &bytes[..written]);
+        }
+        write(writer.as_mut(), &bytes.slice(written..checkpointed), frame).await;
+        let state = writer.checkpoint(next.generation).await.unwrap();
+        same(&seen.0.lock().unwrap().clone().into(), &bytes[..checkpointed]);
+        drop(writer);
+
+        // Who goes on is shown what comes now.
+        let seen = Arc::new(Seen::default());
+        let mut writer = blobs.writer(&next, checkpointed as u64, &state, Handover::Clean, seen.clone()).await.unwrap();
+        write(writer.as_mut(), &bytes.slice(checkpointed..), frame).await;
+        writer.inspected().await.unwrap();
+        same(&seen.0.lock().unwrap().clone().into(), &bytes[checkpointed..]);
+        let blob = finish(writer).await;
+        same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
+        same(&seen.0.lock().unwrap().clone().into(), &bytes[checkpointed..]);
     }
 }
 

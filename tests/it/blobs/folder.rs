@@ -79,7 +79,7 @@ async fn uploads_of_earlier_versions_go_on_in_the_file_that_their_row_names() {
     let (generation, kept, rest) = (Generation::random(), content(4, 700), content(5, 10));
     fs::write(file(&folder.0, generation), &kept).unwrap();
     let key = wharfage::store::UploadKey::plain(generation);
-    let mut writer = blobs.writer(&key, 700, &WriterState::default(), Handover::Clean).await.unwrap();
+    let mut writer = blobs.writer(&key, 700, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
     write(writer.as_mut(), &rest, 100).await;
     let blob = finish(writer).await;
     assert_eq!(fs::read(file(&folder.0, blob.generation)).unwrap(), [kept.to_vec(), rest.to_vec()].concat());
@@ -92,7 +92,7 @@ async fn a_writer_begins_no_file_that_is_there() {
     let generation = Generation::random();
     fs::write(file(&folder.0, generation), "somebody's").unwrap();
     let key = wharfage::store::UploadKey::plain(generation);
-    let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean).await.unwrap();
+    let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
     writer.write(content(6, 10)).await.unwrap();
     assert!(writer.finish().await.is_err());
     assert_eq!(fs::read(file(&folder.0, generation)).unwrap(), b"somebody's");

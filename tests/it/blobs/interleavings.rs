@@ -26,8 +26,8 @@ use wharfage::store::postgres::{PostgresOptions, PostgresStore};
 use wharfage::store::repositories::Repository;
 use wharfage::store::sqlite::SqliteStore;
 use wharfage::store::{
-    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Lookup, Metadata, Sealed, StoreResult, UploadKey,
-    WriterState,
+    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Lookup, Metadata, Sealed, StoreResult,
+    UploadKey, WriterState,
 };
 use wharfage::telemetry::Metrics;
 
@@ -69,9 +69,10 @@ impl Blobs for Gated {
         offset: u64,
         state: &WriterState,
         handover: Handover,
+        inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Box<dyn BlobWriter>> {
         self.gate.stop().await;
-        let writer = self.blobs.writer(key, offset, state, handover).await?;
+        let writer = self.blobs.writer(key, offset, state, handover, inspect).await?;
         Ok(Box::new(GatedWriter { writer, gate: Arc::clone(&self.gate) }))
     }
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {
@@ -106,6 +107,9 @@ struct GatedWriter {
 impl BlobWriter for GatedWriter {
     async fn write(&mut self, bytes: Bytes) -> StoreResult<()> {
         self.writer.write(bytes).await
+    }
+    async fn inspected(&mut self) -> StoreResult<()> {
+        self.writer.inspected().await
     }
     async fn checkpoint(&mut self, next: Generation) -> StoreResult<WriterState> {
         let state = self.writer.checkpoint(next).await?;

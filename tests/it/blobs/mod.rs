@@ -46,6 +46,7 @@ macro_rules! on {
             a_writer_wants_the_acknowledged_bytes_to_be_there,
             deleting_is_idempotent,
             a_half_written_blob_is_deleted_with_what_it_left,
+            every_byte_is_inspected_once_and_in_its_order,
             generations_are_written_side_by_side,
             a_blob_is_read_many_times_at_once,
             a_reader_may_stop_half_way,
@@ -97,7 +98,7 @@ async fn resume(
     state: &WriterState,
     handover: Handover,
 ) -> StoreResult<Box<dyn BlobWriter>> {
-    blobs.writer(&UploadKey::plain(Generation::random()), offset as u64, state, handover).await
+    blobs.writer(&UploadKey::plain(Generation::random()), offset as u64, state, handover, Arc::new(())).await
 }
 
 async fn checkpoint(writer: &mut dyn BlobWriter) -> WriterState {

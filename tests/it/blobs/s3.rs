@@ -185,7 +185,7 @@ async fn nothing_is_deleted_or_missing_in_a_bucket_that_is_away() {
     let blob = put(blobs.as_ref(), &content(7, 1000)).await;
     let half = Generation::random();
     let key = UploadKey::plain(half);
-    let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean).await.unwrap();
+    let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
     write(writer.as_mut(), &content(8, 7 * MIB), MIB).await;
     let half_state = checkpoint(writer.as_mut()).await;
     drop(writer);

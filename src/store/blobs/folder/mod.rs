@@ -23,7 +23,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 
 use self::buffers::Buffers;
 use self::state::Progress;
-use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Sealed, UploadKey, WriterState};
+use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
 use crate::store::disk::Disk;
 use crate::store::{StoreError, StoreResult};
 
@@ -103,10 +103,12 @@ impl Blobs for FolderBlobs {
         offset: u64,
         state: &WriterState,
         handover: Handover,
+        inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Box<dyn BlobWriter>> {
         let fresh = key.as_stored()?;
         let progress = Progress::decode(state)?;
-        Ok(Box::new(write::FolderWriter::open(Arc::clone(&self.0), fresh, offset, progress, handover).await?))
+        let folder = Arc::clone(&self.0);
+        Ok(Box::new(write::FolderWriter::open(folder, fresh, offset, progress, handover, inspect).await?))
     }
 
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {

@@ -29,7 +29,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use self::admission::Admission;
 use self::failure::{Missing, failed};
 use self::state::{Progress, Tail};
-use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Sealed, UploadKey, WriterState};
+use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
 use crate::store::{StoreError, StoreResult};
 
 /// How long the bucket may take to answer whether it is there.
@@ -116,6 +116,7 @@ impl Blobs for S3Blobs {
         offset: u64,
         state: &WriterState,
         _handover: Handover,
+        inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Box<dyn BlobWriter>> {
         let fresh = key.as_stored()?;
         let progress = Progress::decode(state, fresh)?;
@@ -124,7 +125,7 @@ impl Blobs for S3Blobs {
             let told = format!("an upload's state holds {held} bytes, of which {offset} were acknowledged");
             return Err(StoreError::Inconsistent(told));
         }
-        Ok(Box::new(write::S3Writer::open(Arc::clone(&self.0), fresh, progress).await?))
+        Ok(Box::new(write::S3Writer::open(Arc::clone(&self.0), fresh, progress, inspect).await?))
     }
 
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {

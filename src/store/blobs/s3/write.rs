@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::state::{self, MOST_PARTS, Multipart, PART, Progress};
 use super::{Bucket, admission, failed, missing, sized};
 use crate::budget::Account;
+use crate::store::blobs::inspect::{Inspect, Inspection};
 use crate::store::{BlobWriter, Generation, Sealed, StoreError, StoreResult, WriterState};
 
 /// Parts of one object that are on their way at once.
@@ -26,6 +27,7 @@ const BLOCK: usize = 64 * 1024;
 /// Writes one object.
 pub(super) struct S3Writer {
     bucket: Arc<Bucket>,
+    inspection: Inspection,
     /// Where nobody but this writer writes.
     fresh: Generation,
     upload: Option<Upload>,
@@ -78,7 +80,12 @@ impl Tail {
 }
 
 impl S3Writer {
-    pub(super) async fn open(bucket: Arc<Bucket>, fresh: Generation, progress: Progress) -> StoreResult<Self> {
+    pub(super) async fn open(
+        bucket: Arc<Bucket>,
+        fresh: Generation,
+        progress: Progress,
+        inspect: Arc<dyn Inspect>,
+    ) -> StoreResult<Self> {
         let Progress { multipart, tail, stale } = progress;
         let upload = multipart.map(|Multipart { generation, id, parts, recovered }| Upload {
             generation,
@@ -89,6 +96,7 @@ impl S3Writer {
         });
         let mut writer = Self {
             bucket,
+            inspection: Inspection::new(inspect),
             fresh,
             upload,
             tail: Tail::default(),
@@ -312,6 +320,7 @@ impl BlobWriter for S3Writer {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.inspection.take(vec![bytes.clone()]).await?;
         self.begin_again().await?;
         self.load().await?;
         self.replaced.extend(self.saved.take().map(|saved| saved.generation));
@@ -328,7 +337,12 @@ impl BlobWriter for S3Writer {
         Ok(())
     }
 
+    async fn inspected(&mut self) -> StoreResult<()> {
+        self.inspection.settle().await
+    }
+
     async fn checkpoint(&mut self, next: Generation) -> StoreResult<WriterState> {
+        self.inspected().await?;
         self.land(0).await?;
         let parts = self.parts()?;
         for stale in self.stale.drain(..) {

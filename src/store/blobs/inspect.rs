@@ -1,0 +1,55 @@
+//! Inspects the bytes of an upload while they are written: each once, in order, on a blocking thread.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use crate::store::{StoreError, StoreResult};
+
+/// Fewer bytes than this are inspected on the calling thread: a hand-over would take as long.
+const INLINE: usize = 32 * 1024;
+
+/// Sees the bytes that a writer takes, to hash them.
+pub trait Inspect: Send + Sync {
+    /// Takes the next bytes into account. It may compute for long, but waits for nothing.
+    fn inspect(&self, bytes: &[u8]);
+}
+
+/// Inspects nothing.
+impl Inspect for () {
+    fn inspect(&self, _: &[u8]) {}
+}
+
+/// Runs an [`Inspect`] on blocking threads while its caller goes on.
+pub(super) struct Inspection {
+    inspect: Arc<dyn Inspect>,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Inspection {
+    pub(super) fn new(inspect: Arc<dyn Inspect>) -> Self {
+        Self { inspect, running: None }
+    }
+
+    /// Hands over the next frames, after those of the call before were inspected.
+    pub(super) async fn take(&mut self, frames: Vec<Bytes>) -> StoreResult<()> {
+        self.settle().await?;
+        if frames.iter().map(Bytes::len).sum::<usize>() < INLINE {
+            frames.iter().for_each(|frame| self.inspect.inspect(frame));
+            return Ok(());
+        }
+        let inspect = Arc::clone(&self.inspect);
+        let all = move || frames.into_iter().for_each(|frame| inspect.inspect(&frame));
+        self.running = Some(tokio::task::spawn_blocking(all));
+        Ok(())
+    }
+
+    /// Waits until every frame was inspected. Safe to cancel.
+    pub(super) async fn settle(&mut self) -> StoreResult<()> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let outcome = running.await;
+        self.running = None;
+        outcome.map_err(|error| StoreError::Backend(Box::new(error)))
+    }
+}
