@@ -28,6 +28,8 @@ const TAKEN_BACK: u32 = 128;
 /// Bytes that a client may send between two requests that belong to none: frames of HTTP/2 that ask for nothing, and what was
 /// on its way when a request was refused, which its windows bound.
 const UNASKED: u64 = 4 * 1024 * 1024;
+/// What may lie around a piece of a body however small it is: some TLS records, and the head of a chunk or a frame.
+const AROUND_A_PIECE: u64 = 256;
 
 /// Why a connection was ended from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +88,8 @@ pub struct Activity {
     head_begun: AtomicBool,
     /// Whether a request's body was left unread.
     body_unread: AtomicBool,
+    /// Whether windows bound what a client sends of a body that nobody reads.
+    windowed: AtomicBool,
     /// Whether the client has to take something before more can be sent.
     blocked: AtomicBool,
     /// Bytes sent.
@@ -120,6 +124,7 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             head_begun: AtomicBool::new(false),
             body_unread: AtomicBool::new(false),
+            windowed: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             heard: AtomicU64::new(0),
@@ -143,12 +148,22 @@ impl Activity {
         self.asked.store(true, Ordering::Relaxed);
         self.head_begun.store(false, Ordering::Relaxed);
         self.body_unread.store(false, Ordering::Relaxed);
-        Exchange { activity: Arc::clone(self), answered: false }
+        Exchange { activity: Arc::clone(self), answered: false, turned_away: false }
     }
 
     /// Notes that a request's body is not read to its end: the client may still be sending it when the connection closes.
     pub fn leave_unread(&self) {
         self.body_unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the connection is one of HTTP/2, whose windows bound what a client sends of a body that nobody reads.
+    pub fn bound_by_windows(&self) {
+        self.windowed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client may have much to send of a body that was left unread.
+    pub(super) fn has_much_unread(&self) -> bool {
+        self.has_unread_body() && !self.windowed.load(Ordering::Relaxed)
     }
 
     /// Whether a request's body was left unread.
@@ -200,10 +215,11 @@ impl Activity {
     }
 
     /// Notes that so many bytes of what came were a request's body. What is around them belongs to it: TLS records, frames and
-    /// chunks, of which a large layer has more than any limit that does not grow with it.
+    /// chunks, of which a large layer has more than any limit that does not grow with it, and one that comes in tiny pieces
+    /// more than bytes.
     pub fn received(&self, bytes: usize) {
         let bytes = bytes as u64;
-        let less = |unasked: u64| Some(unasked.saturating_sub(bytes + bytes / 16));
+        let less = |unasked: u64| Some(unasked.saturating_sub(bytes + bytes / 16 + AROUND_A_PIECE));
         // The closure always gives a value.
         let _ = self.unasked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
@@ -275,6 +291,7 @@ impl Activity {
 pub struct Exchange {
     activity: Arc<Activity>,
     answered: bool,
+    turned_away: bool,
 }
 
 impl Exchange {
@@ -286,6 +303,12 @@ impl Exchange {
     /// How many requests of this peer are being answered, on all its connections.
     pub fn running_of_peer(&self) -> usize {
         self.activity.running_of_peer.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the request is refused because there are too many. Such an answer does not count among those that the client
+    /// waited for: it may be sent before the client takes the request back.
+    pub fn turn_away(&mut self) {
+        self.turned_away = true;
     }
 
     /// Notes that all of the answer was taken.
@@ -301,7 +324,7 @@ impl Drop for Exchange {
         activity.running.fetch_sub(1, Ordering::Relaxed);
         activity.running_of_peer.fetch_sub(1, Ordering::Relaxed);
         if self.answered {
-            activity.answered.fetch_add(1, Ordering::Relaxed);
+            activity.answered.fetch_add(u32::from(!self.turned_away), Ordering::Relaxed);
             return;
         }
         let taken_back = activity.taken_back.fetch_add(1, Ordering::Relaxed) + 1;
@@ -381,6 +404,14 @@ mod tests {
         }
         assert_eq!(patient.ended(), None);
         assert_eq!(hasty.ended(), Some(Ended::Idling));
+        let busy = activity();
+        for _ in 0..=TAKEN_BACK {
+            let mut turned_away = busy.begin();
+            turned_away.turn_away();
+            turned_away.answered();
+            drop((turned_away, busy.begin()));
+        }
+        assert_eq!(busy.ended(), Some(Ended::Idling));
         let few = activity();
         (0..TAKEN_BACK).for_each(|_| drop(few.begin()));
         assert_eq!(few.ended(), None);
@@ -414,6 +445,29 @@ mod tests {
             uploader.received(BODY);
         }
         assert_eq!(uploader.ended(), None);
+    }
+
+    #[test]
+    fn a_layer_may_come_a_byte_at_a_time() {
+        // A chunk of one byte, each part of it in a TLS record of its own.
+        let uploader = activity();
+        let _running = uploader.begin();
+        for _ in 0..UNASKED {
+            uploader.read(6 + 4 * 22);
+            uploader.received(1);
+        }
+        assert_eq!(uploader.ended(), None);
+    }
+
+    #[test]
+    fn little_of_an_unread_body_comes_where_windows_bound_it() {
+        let (http1, http2) = (activity(), activity());
+        http2.bound_by_windows();
+        for activity in [&http1, &http2] {
+            activity.begin().activity().leave_unread();
+            assert!(activity.linger());
+        }
+        assert!(http1.has_much_unread() && !http2.has_much_unread());
     }
 
     #[test]

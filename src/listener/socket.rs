@@ -19,7 +19,8 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(120);
 const SMALL_READ: usize = 16 * 1024;
 /// How much of a refused request is read and forgotten, in bytes.
 const LINGER_BYTES: u64 = 1024 * 1024 * 1024;
-/// The same of what is no request's body: a head that was not understood, or frames that ask for nothing.
+/// The same of what is no request's body: a head that was not understood, or frames that ask for nothing. A body by HTTP/2 is no
+/// longer than its windows before somebody reads it.
 const LINGER_NOISE: u64 = 4 * 1024 * 1024;
 
 /// A connection that has a place among the open ones.
@@ -140,7 +141,7 @@ impl AsyncWrite for Socket {
             Some(Lingering::Left(left)) => left,
             None => {
                 ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-                match (this.place.activity.linger(), this.place.activity.has_unread_body()) {
+                match (this.place.activity.linger(), this.place.activity.has_much_unread()) {
                     (true, true) => LINGER_BYTES,
                     (true, false) => LINGER_NOISE,
                     (false, _) => 0,

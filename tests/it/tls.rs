@@ -147,6 +147,32 @@ async fn who_does_not_offer_http_2_gets_http_1() {
 }
 
 #[tokio::test]
+async fn a_layer_may_come_in_many_small_pieces() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let certificate = Arc::new(Certificate::new());
+    let target = Target::of(bed::wharfage().tls(&certificate)).await;
+    // 27 bytes and more of chunk and TLS record around each of them: more than the 4 MiB that may come and be no body.
+    for (size, pieces) in [(512, 160_000), (1, 200_000)] {
+        let piece = vec![b'x'; size];
+        let mut stream = certificate.connect(target.server.tls_authority(), &["http/1.1"]).await;
+        let digest = wharfage::names::Digest::sha256(&piece.repeat(pieces));
+        let path = with_parameter(&target.repository.uploads(), "digest", &digest);
+        let head = target.head("POST", &path, "Transfer-Encoding: chunked\r\nConnection: close\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let chunk = [format!("{size:x}\r\n").as_bytes(), &piece, b"\r\n"].concat();
+        for number in 0..pieces {
+            stream.write_all(&chunk).await.unwrap_or_else(|error| panic!("cut off after {number} pieces: {error}"));
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        // What the socket did not take at once waits for this.
+        stream.flush().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 201"), "{size}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn header_names_are_in_title_case_by_http_1() {
     let target = Target::start().await;
     let digest = target.repository.push_blob(b"x").await;

@@ -219,6 +219,7 @@ impl Server {
         admission: Admission,
         watcher: Watcher,
     ) -> anyhow::Result<()> {
+        activity.bound_by_windows();
         let large = Arc::clone(&self.large_windows).try_acquire_owned().ok();
         let (stream_window, connection_window) = match &large {
             Some(_) => (STREAM_WINDOW, CONNECTION_WINDOW),
@@ -274,6 +275,7 @@ impl Server {
             })
         } else {
             drop(request);
+            exchange.turn_away();
             busy()
         };
 
