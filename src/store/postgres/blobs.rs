@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 
 use super::failure::Attempt;
-use super::rows::{self, get, millis, parsed, signed};
+use super::rows::{self, get, ids_by_digest, millis, parsed, signed};
 use crate::names::{AccountId, Digest, RepositoryName};
 use crate::store::images::{Blob, Layer, MountBlob, UnlinkBlob};
 use crate::store::repositories::RepositoryId;
@@ -66,9 +66,11 @@ pub(super) async fn layers(pool: &PgPool, repository: RepositoryId, digests: &[D
                  ORDER BY e.archived_at NULLS FIRST, e.manifest_id LIMIT 1) AS media_type, ",
         archived!(),
         " AS archived
-         FROM repository_blob l
-         JOIN blob b ON b.id = l.blob_id AND b.state = 'live'
-         WHERE l.repository_id = $1 AND l.digest = ANY($2)",
+         FROM (",
+        ids_by_digest!("repository_blob"),
+        ") k
+         JOIN repository_blob l ON l.id = k.id
+         JOIN blob b ON b.id = l.blob_id AND b.state = 'live'",
     ))
     .bind(repository.0)
     .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
@@ -144,14 +146,15 @@ pub(super) async fn mount(
     }
     // What the target has counts as mounted whatever the source has.
     let blob: Option<i64> = sqlx::query_scalar(concat!(
-        "SELECT l.blob_id FROM repository_blob l WHERE l.repository_id = $2 AND l.digest = $3
+        "(SELECT blob_id FROM repository_blob WHERE repository_id = $2 AND digest = $3 LIMIT 1)
          UNION ALL
          SELECT l.blob_id
          FROM repository source
          JOIN repository target ON target.id = $2 AND target.account_id = source.account_id
               AND target.encryption_type = source.encryption_type
               AND target.kms_key IS NOT DISTINCT FROM source.kms_key
-         JOIN repository_blob l ON l.repository_id = source.id AND l.digest = $3
+         CROSS JOIN LATERAL (
+             SELECT * FROM repository_blob WHERE repository_id = source.id AND digest = $3 LIMIT 1) l
          WHERE source.id = $1 AND (NOT $4 OR EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = l.id)) AND NOT ",
         archived!(),
         " LIMIT 1",
@@ -322,7 +325,7 @@ pub(super) async fn link<E>(
 pub(super) async fn unlink(pool: &PgPool, repository: RepositoryId, digest: &Digest) -> Attempt<UnlinkBlob> {
     // Asking first keeps an everyday refusal out of the server's error log; the foreign key decides when they race.
     let row = sqlx::query(
-        "WITH link AS (SELECT id FROM repository_blob WHERE repository_id = $1 AND digest = $2),
+        "WITH link AS (SELECT id FROM repository_blob WHERE repository_id = $1 AND digest = $2 LIMIT 1),
               gone AS (
                   DELETE FROM repository_blob WHERE id IN (
                       SELECT id FROM link WHERE NOT EXISTS (SELECT 1 FROM manifest_blob e WHERE e.link_id = link.id))
@@ -350,18 +353,18 @@ pub(super) async fn extend_leases(
     digests: &[Digest],
     until: Timestamp,
 ) -> Attempt<()> {
-    // Locked in one order, so that two that extend the same leases do not wait for each other in a circle. Each link is looked up by
-    // itself: of a digest that all repositories have, the planner takes each repository to have many.
-    sqlx::query(
+    // Locked in one order, so that two that extend the same leases do not wait for each other in a circle.
+    sqlx::query(concat!(
         "WITH short AS (
              SELECT id FROM blob
              WHERE id = ANY (ARRAY(
-                 SELECT l.blob_id FROM UNNEST($2::text[]) AS d (digest) CROSS JOIN LATERAL (
-                     SELECT blob_id FROM repository_blob WHERE repository_id = $1 AND digest = d.digest LIMIT 1) l))
+                 SELECT l.blob_id FROM (",
+        ids_by_digest!("repository_blob"),
+        ") k JOIN repository_blob l ON l.id = k.id))
                AND lease_until < $3
              ORDER BY id FOR NO KEY UPDATE)
          UPDATE blob SET lease_until = $3 WHERE id = ANY (ARRAY(SELECT id FROM short)) AND lease_until < $3",
-    )
+    ))
     .bind(repository.0)
     .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
     .bind(millis(until))

@@ -9,7 +9,7 @@ use sqlx::{PgConnection, PgPool};
 use super::failure::{Attempt, Failure};
 use super::images::{self, Locked, locked_columns};
 use super::jobs;
-use super::rows::{self, get, parse, parsed};
+use super::rows::{self, get, ids_by_digest, parse, parsed};
 use crate::names::{Digest, Tag};
 use crate::store::StoreResult;
 use crate::store::images::{DeleteImageError, ImageDeleted, ImageDeletion, NAMED_HOLDERS};
@@ -51,15 +51,15 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
             ImageDeletion::Tag { tag, .. } => names.push(tag.as_str()),
         }
     }
-    let locked: Vec<(String, i64)> = sqlx::query_as(
+    let locked: Vec<(String, i64)> = sqlx::query_as(concat!(
         "SELECT name, manifest_id FROM tag
          WHERE repository_id = $1 AND name = ANY (ARRAY(
-             SELECT t.name FROM UNNEST($2::text[]) AS d (digest)
-             JOIN manifest m ON m.repository_id = $1 AND m.digest = d.digest
-             JOIN tag t ON t.manifest_id = m.id
+             SELECT t.name FROM (",
+        ids_by_digest!("manifest"),
+        ") k JOIN tag t ON t.manifest_id = k.id
              UNION SELECT UNNEST($3::text[])))
          ORDER BY name FOR UPDATE",
-    )
+    ))
     .bind(repository.0)
     .bind(&digests)
     .bind(&names)
@@ -70,7 +70,9 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
         locked_columns!(),
         " FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL
           WHERE m.id = ANY (ARRAY(
-              SELECT id FROM manifest WHERE repository_id = $1 AND digest = ANY($2) UNION SELECT UNNEST($3::bigint[])))
+              ",
+        ids_by_digest!("manifest"),
+        " UNION SELECT UNNEST($3::bigint[])))
           ORDER BY m.digest FOR UPDATE OF m",
     ))
     .bind(repository.0)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use sqlx::PgPool;
 
 use super::failure::Attempt;
-use super::rows::{self, get, image_columns, parse, parsed};
+use super::rows::{self, get, ids_by_digest, image_columns, parse, parsed};
 use crate::names::{Digest, Reference, Tag};
 use crate::store::StoreResult;
 use crate::store::images::{
@@ -59,8 +59,10 @@ pub(super) async fn images(
         ", ",
         tags_column!(),
         " FROM manifest m
-          WHERE m.id IN (SELECT id FROM manifest WHERE repository_id = $1 AND digest = ANY($2)
-                         UNION SELECT manifest_id FROM tag WHERE repository_id = $1 AND name = ANY($3))"
+          WHERE m.id = ANY (ARRAY(
+              ",
+        ids_by_digest!("manifest"),
+        " UNION SELECT manifest_id FROM tag WHERE repository_id = $1 AND name = ANY($3)))"
     ))
     .bind(repository.0)
     .bind(digests)

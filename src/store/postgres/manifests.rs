@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sqlx::{PgConnection, PgPool};
 
 use super::failure::{Attempt, Failure};
-use super::rows::{self, get, millis, parsed, signed};
+use super::rows::{self, get, ids_by_digest, millis, parsed, signed};
 use super::{images, jobs, storage_class, usage};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 use crate::store::events::ImageSubject;
@@ -132,11 +132,15 @@ async fn lock_blobs(tx: &mut PgConnection, put: &PutManifest) -> Attempt<HashMap
     if blobs.is_empty() {
         return Ok(HashMap::new());
     }
-    let found = sqlx::query(
-        "SELECT l.id, l.digest, b.size FROM repository_blob l JOIN blob b ON b.id = l.blob_id AND b.state = 'live'
-         WHERE l.repository_id = $1 AND l.digest = ANY($2) AND b.damaged_at IS NULL
+    let found = sqlx::query(concat!(
+        "SELECT l.id, l.digest, b.size FROM (",
+        ids_by_digest!("repository_blob"),
+        ") k
+         JOIN repository_blob l ON l.id = k.id
+         JOIN blob b ON b.id = l.blob_id AND b.state = 'live'
+         WHERE b.damaged_at IS NULL
          ORDER BY l.digest FOR KEY SHARE OF l",
-    )
+    ))
     .bind(put.repository.0)
     .bind(blobs.iter().map(|blob| blob.digest.as_str()).collect::<Vec<_>>())
     .fetch_all(tx)
@@ -192,10 +196,13 @@ async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> Attempt<Vec<
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let found = sqlx::query(
-        "SELECT id, digest, image_size, payload_size, status FROM manifest
-         WHERE repository_id = $1 AND digest = ANY($2) ORDER BY digest FOR KEY SHARE",
-    )
+    let found = sqlx::query(concat!(
+        "SELECT m.id, m.digest, m.image_size, m.payload_size, m.status FROM (",
+        ids_by_digest!("manifest"),
+        ") k
+         JOIN manifest m ON m.id = k.id
+         ORDER BY m.digest FOR KEY SHARE OF m",
+    ))
     .bind(put.repository.0)
     .bind(wanted.iter().map(|child| child.digest.as_str()).collect::<Vec<_>>())
     .fetch_all(tx)

@@ -229,12 +229,13 @@ fn at_place(place: &str, error: StoreError) -> StoreError {
     }
 }
 
-/// What every connection of the pool is set to. A transaction that a dead replica left open must not keep its locks.
+/// What every connection of the pool is set to. A transaction that a dead replica left open must not keep its locks. Compiling a
+/// plan takes longer than any statement here.
 fn session_settings(statement_timeout: Duration) -> String {
     let millis = statement_timeout.as_millis();
     format!(
         "SET default_transaction_isolation = 'read committed'; SET statement_timeout = {millis}; \
-         SET idle_in_transaction_session_timeout = {millis}"
+         SET idle_in_transaction_session_timeout = {millis}; SET jit = off"
     )
 }
 

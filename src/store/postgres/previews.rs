@@ -186,13 +186,23 @@ pub(super) async fn results_of(
     repository: RepositoryId,
     digests: &[Digest],
 ) -> Attempt<Vec<(u64, PreviewResult)>> {
-    let found = sqlx::query(concat!(of_the_run!(), " AND digest = ANY($2)"))
-        .bind(repository.0)
-        .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
-        .fetch_all(pool)
-        .await?;
+    // A run has one result for an image.
+    let found = sqlx::query(
+        "SELECT p.*
+         FROM lifecycle_preview v
+         CROSS JOIN UNNEST($2::text[]) AS d (digest)
+         CROSS JOIN LATERAL (
+             SELECT * FROM lifecycle_preview_result
+             WHERE repository_id = v.repository_id AND run = v.run AND digest = d.digest LIMIT 1) p
+         WHERE v.repository_id = $1",
+    )
+    .bind(repository.0)
+    .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
+    .fetch_all(pool)
+    .await?;
     let mut results = found.iter().map(result).collect::<StoreResult<Vec<(u64, PreviewResult)>>>()?;
     results.sort_unstable_by_key(|(position, _)| *position);
+    results.dedup_by_key(|(position, _)| *position);
     Ok(results)
 }
 

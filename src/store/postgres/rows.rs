@@ -38,7 +38,19 @@ macro_rules! image_columns {
         )
     };
 }
-pub(super) use {image_columns, repository_columns};
+/// Selects the ids of the rows that the repository `$1` has in a table for the digests `$2`, each looked up by itself: the planner
+/// takes the two columns for independent, and of a large repository and a digest that all repositories have it expects so
+/// many rows that it would read the whole table.
+macro_rules! ids_by_digest {
+    ($table:literal) => {
+        concat!(
+            "SELECT k.id FROM UNNEST($2::text[]) AS d (digest) CROSS JOIN LATERAL (SELECT id FROM ",
+            $table,
+            " WHERE repository_id = $1 AND digest = d.digest LIMIT 1) k"
+        )
+    };
+}
+pub(super) use {ids_by_digest, image_columns, repository_columns};
 
 /// One column.
 pub(super) fn get<'r, T: Decode<'r, Postgres> + Type<Postgres>>(row: &'r PgRow, column: &str) -> StoreResult<T> {

@@ -172,6 +172,11 @@ async fn postgres(statements: Vec<&str>) -> Vec<String> {
                     SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
     sqlx::raw_sql(settings).execute(&mut connection).await.unwrap();
     let mut faults = Vec::new();
+    for sql in statements.iter().filter(|sql| sql.contains("digest = ANY(")) {
+        // The planner takes the two columns for independent: of a large repository and a blob that all repositories have it
+        // expects so many rows that it reads the whole table. The empty tables of this check do not show that.
+        faults.push(format!("PostgreSQL: {sql}\n  looks up many digests at once: use UNNEST and LATERAL … LIMIT 1"));
+    }
     for (number, sql) in statements.into_iter().filter(|sql| !allowed(sql)).enumerate() {
         let parameters = (1..100).take_while(|number| sql.contains(&format!("${number}"))).count();
         let nulls = vec!["NULL"; parameters].join(", ");

@@ -176,6 +176,22 @@ async fn an_image_does_not_expire_once_a_push_of_it_was_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_claim_ends_by_the_databases_clock_not_a_replicas() {
+    let (behind, ahead) = replicas().await;
+    let (early, late) = (Timestamp::now() - 24.hours(), Timestamp::now() + 24.hours());
+    let repository = behind.repository_named("app").await;
+    for announced in [true, false] {
+        let upload = Upload { announced, started_at: early, ..new_upload(&repository) };
+        behind.create_upload(upload.clone(), Some(MINUTE)).await.unwrap();
+        behind.prolong_upload(upload.id, 0, early, MINUTE).await.unwrap();
+        assert_eq!(ahead.cancel_stale_uploads(late, late, 10).await.unwrap(), 0);
+        let read = ahead.upload(repository.id, upload.id).await.unwrap().unwrap();
+        let taken = ahead.claim_upload(&read, Generation::random(), late, MINUTE).await;
+        assert!(matches!(taken, Err(UploadError::Conflict)), "{taken:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_database_that_does_not_answer_is_unavailable_and_back_when_it_does() {
     let url = bed::postgres().database().await;
     let store = connect(&url).await.unwrap();
