@@ -159,8 +159,8 @@ fn repository_of(job: &Job) -> Result<RepositoryId, JobError> {
     }
 }
 
-/// How many rows of a deleted repository one transaction takes: other writes wait for no more than that.
-const BATCH: usize = 100;
+/// How many images of a deleted repository one transaction deletes. On SQLite, other writes wait for it.
+const BATCH: usize = 25;
 
 /// Empties a repository that was deleted, batch by batch. A run that is killed left nothing half done.
 async fn delete_repository(registry: &Registry, repository: RepositoryId) -> StoreResult<()> {

@@ -5,6 +5,7 @@
 
 pub mod disk;
 pub mod postgres;
+pub mod postgres_proxy;
 pub mod proxy;
 pub mod s3;
 pub mod service;

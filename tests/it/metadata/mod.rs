@@ -423,6 +423,7 @@ macro_rules! contract {
             a_holder_cancels_its_own_claim_only,
             stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked,
             a_session_that_no_client_knows_goes_when_its_claim_ran_out,
+            a_reaper_leaves_what_is_claimed_by_a_clock_that_is_ahead,
         );
         contract!(@subject $open, manifests:
             a_manifest_is_found_by_digest_and_by_tag,

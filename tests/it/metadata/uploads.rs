@@ -415,3 +415,23 @@ pub async fn a_session_that_no_client_knows_goes_when_its_claim_ran_out(store: F
     assert_eq!(store.cancel_stale_uploads(now + 1.hours(), now, 10).await.unwrap(), 1);
     assert!(store.upload(repository.id, ids[1]).await.unwrap().is_some());
 }
+
+pub async fn a_reaper_leaves_what_is_claimed_by_a_clock_that_is_ahead(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    // Where one process has the database, its own clock is ahead.
+    let ahead = Timestamp::now() + 24.hours();
+    for announced in [true, false] {
+        let upload = Upload { announced, started_at: ahead, ..new_upload(&repository) };
+        store.create_upload(upload.clone(), Some(MINUTE)).await.unwrap();
+        let reaped = async || store.cancel_stale_uploads(ahead, ahead, 10).await.unwrap();
+        assert_eq!(reaped().await, 0);
+        store.prolong_upload(upload.id, 0, ahead, MINUTE).await.unwrap();
+        assert_eq!(reaped().await, 0);
+        store.advance_upload(AdvanceUpload { now: ahead, ..advance(upload.id, 0, 10) }).await.unwrap();
+        assert_eq!(reaped().await, 0);
+        store.release_upload(upload.id, 0, true).await.unwrap();
+        let read = stored(&store, &upload).await;
+        store.claim_upload(&read, Generation::random(), ahead, MINUTE).await.unwrap();
+        assert_eq!(reaped().await, 0);
+    }
+}

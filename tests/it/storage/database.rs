@@ -1,14 +1,18 @@
-//! PostgreSQL that is frozen, away, or busy.
+//! PostgreSQL that is frozen, away, or busy, or whose answer is lost.
+
+use std::time::Duration;
 
 use futures::future::join_all;
 use reqwest::Method;
 use sqlx::Connection;
+use wharfage::names::Digest;
 
 use super::{Watched, api_refused, refused};
 use crate::bed;
 use crate::bed::postgres::Postgres;
-use crate::bed::wharfage::wharfage;
-use crate::oci::client::{Repository, unique};
+use crate::bed::postgres_proxy::PostgresProxy;
+use crate::bed::wharfage::{Launch, wharfage};
+use crate::oci::client::{Repository, unique, with_parameter};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_database_hangs_nobody_and_is_used_again_when_it_goes_on() {
@@ -83,5 +87,103 @@ async fn readiness_waits_for_nobodys_statements() {
     for call in calls {
         // Who waited in vain for a connection was told so.
         assert!(matches!(call.await.unwrap(), 404 | 503));
+    }
+}
+
+/// Lets a test say when bytes are deleted.
+const DELETE_LATER: &str = "
+    CREATE FUNCTION an_hour_later() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN NEW.run_at := NEW.run_at + 3600000; RETURN NEW; END';
+    CREATE TRIGGER delete_later BEFORE INSERT ON job FOR EACH ROW WHEN (NEW.kind = 'delete-generation')
+        EXECUTE FUNCTION an_hour_later()";
+
+/// A program whose database loses answers to commits.
+struct Unheard {
+    proxy: PostgresProxy,
+    database: sqlx::PgConnection,
+    watched: Watched,
+}
+
+impl Unheard {
+    async fn start(launch: Launch) -> Self {
+        let proxy = PostgresProxy::start(bed::postgres()).await;
+        let url = bed::postgres().database().await;
+        let watched = Watched::start(launch.env("WHARFAGE_DATABASE_URL", &proxy.url(&url))).await;
+        let mut database = sqlx::PgConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql(DELETE_LATER).execute(&mut database).await.unwrap();
+        Self { proxy, database, watched }
+    }
+
+    /// With a folder, and with S3.
+    async fn start_each() -> [Self; 2] {
+        let bucket = bed::s3().bucket().await;
+        [Self::start(wharfage()).await, Self::start(wharfage().on_s3(&bucket)).await]
+    }
+
+    fn lose_answer_to_next_push(&self) {
+        self.proxy.lose_answer_to_commit_of("INSERT INTO blob ");
+    }
+
+    /// How many deletions wait for bytes that are a blob's.
+    async fn deletions_of_blobs(&mut self) -> i64 {
+        let count = "SELECT count(*) FROM job JOIN blob ON job.payload::json->>'generation' = blob.generation";
+        sqlx::query_scalar(count).fetch_one(&mut self.database).await.unwrap()
+    }
+
+    /// Lets every deletion run.
+    async fn delete(&mut self) {
+        let due = "UPDATE job SET run_at = 0 WHERE kind = 'delete-generation'";
+        sqlx::raw_sql(due).execute(&mut self.database).await.unwrap();
+        let waiting = "SELECT count(*) FROM job WHERE kind = 'delete-generation'";
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut self.database).await.unwrap() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn assert_whole(repository: &Repository, bytes: &[u8]) {
+    let blob = repository.blob(&Digest::sha256(bytes));
+    let head = repository.head(&blob).await;
+    assert_eq!(head.assert_status(200).header("Content-Length"), bytes.len().to_string());
+    assert_eq!(repository.get(&blob).await.assert_status(200).body, bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_whose_commit_was_not_heard_of_outlives_the_deletion() {
+    for mut unheard in Unheard::start_each().await {
+        let repository = Repository::create(&unheard.watched.server).await;
+        // A whole object, and one of several parts.
+        for size in [5_000, 7 * 1024 * 1024] {
+            let bytes = unique(size);
+            let push = with_parameter(&repository.uploads(), "digest", Digest::sha256(&bytes));
+            unheard.lose_answer_to_next_push();
+            assert_eq!(refused(&repository, Method::POST, &push, bytes.clone()).await, 503);
+            assert_eq!(unheard.deletions_of_blobs().await, 1, "the request takes its bytes for left over");
+            let other = repository.sibling().await;
+            for repository in [&repository, &other] {
+                repository.push_blob(&bytes).await;
+            }
+            unheard.delete().await;
+            for repository in [&repository, &other] {
+                assert_whole(repository, &bytes).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_committed_unheard_is_gone_and_its_blob_there() {
+    for mut unheard in Unheard::start_each().await {
+        let repository = Repository::create(&unheard.watched.server).await;
+        let bytes = unique(5_000);
+        let digest = Digest::sha256(&bytes);
+        let location = repository.begin().await;
+        unheard.lose_answer_to_next_push();
+        repository.finish(&location, &digest, &bytes).await.assert_refused(503, "UNAVAILABLE");
+        repository.finish(&location, &digest, &bytes).await.assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
+        assert_whole(&repository, &bytes).await;
+        repository.push_blob(&bytes).await;
+        unheard.delete().await;
+        assert_whole(&repository, &bytes).await;
     }
 }
