@@ -314,7 +314,7 @@ fn tags(server: &Server, _: &Options) -> anyhow::Result<Figures> {
 fn many_pushes(server: &Server, _: &Options) -> anyhow::Result<Figures> {
     let contents: Vec<_> = (0..32).map(|_| content(unique(), MIB, 64)).collect();
     server.reset_peak()?;
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), server.cpu_seconds()?);
     std::thread::scope(|scope| {
         let threads: Vec<_> = contents
             .iter()
@@ -323,5 +323,6 @@ fn many_pushes(server: &Server, _: &Options) -> anyhow::Result<Figures> {
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a client failed"))?)
     })?;
     let speed = 2048.0 / begun.elapsed().as_secs_f64();
-    Ok(vec![("peak memory, MiB", false, server.peak_mib()?), ("MiB/s", true, speed)])
+    let cost = (server.cpu_seconds()? - cpu) / 2.0;
+    Ok(vec![("peak memory, MiB", false, server.peak_mib()?), ("MiB/s", true, speed), ("server CPU s/GiB", false, cost)])
 }
