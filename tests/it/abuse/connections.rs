@@ -79,8 +79,11 @@ async fn the_second_listener_holds_to_the_same() {
         assert_eq!(siege.ask("/readyz").await.0, 200);
         assert_eq!(siege.ask("/healthz").await.0, 200);
     }
-    // Each of the first ones was closed without a word.
+    // Each of the first ones was closed without an answer. Where the server had not read yet what had come, the system resets
+    // the connection instead of ending it.
     let mut answer = String::new();
-    idle[0].read_to_string(&mut answer).await.unwrap();
+    if let Err(error) = idle[0].read_to_string(&mut answer).await {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
     assert_eq!(answer, "");
 }
