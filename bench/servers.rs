@@ -88,7 +88,7 @@ impl Server {
             let data = server._folder.path().join("registries/default");
             let account: AccountId = ACCOUNT.parse()?;
             let key = root_key(&data, &account)?;
-            let (password, _) = token::issue(&key, jiff::Timestamp::now())?;
+            let (password, _) = token::issue(&key.into(), jiff::Timestamp::now())?;
             use base64::Engine as _;
             let basic = base64::engine::general_purpose::STANDARD.encode(format!("AWS:{password}"));
             server.authorization = Some(format!("Basic {basic}"));

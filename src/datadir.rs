@@ -18,10 +18,11 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
+use crate::access_key::AccessKey;
 use crate::names::{AccountId, Region, RegistryName};
-use crate::registry::auth::{AccessKey, Secret};
 use crate::store::lock::ProcessLock;
 
 /// Characters of a data folder's own identity.
@@ -252,7 +253,7 @@ impl DataDir {
     }
 
     /// The access key of a registry that was started last: its id and its secret.
-    pub fn access_key(&self, registry: &RegistryName) -> anyhow::Result<(String, Secret)> {
+    pub fn access_key(&self, registry: &RegistryName) -> anyhow::Result<(String, SecretString)> {
         let path = self.aws_credentials();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let heading = format!("[{registry}]");
@@ -263,7 +264,7 @@ impl DataDir {
             Some(value.to_owned())
         };
         match (value("aws_access_key_id"), value("aws_secret_access_key")) {
-            (Some(id), Some(secret)) => Ok((id, Secret::new(&secret))),
+            (Some(id), Some(secret)) => Ok((id, SecretString::from(secret))),
             _ => anyhow::bail!("{} holds no access key of {registry}", path.display()),
         }
     }
@@ -302,7 +303,7 @@ pub fn root_key(folder: &Path, account: &AccountId) -> anyhow::Result<AccessKey>
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = AccessKey::generate(account.clone())?;
-            let stored = StoredKey { id: key.id.to_string(), secret: key.secret.expose().to_owned() };
+            let stored = StoredKey { id: key.id.to_string(), secret: key.secret.expose_secret().to_owned() };
             write_private(&path, &serde_json::to_vec_pretty(&stored)?)?;
             Ok(key)
         }
@@ -314,7 +315,7 @@ fn render_credentials(started: &[(StartedRegistry, AccessKey)]) -> String {
     profiles(started, |text, profile, key, _registry| {
         let _ = writeln!(text, "[{profile}]");
         let _ = writeln!(text, "aws_access_key_id = {}", key.id);
-        let _ = writeln!(text, "aws_secret_access_key = {}\n", key.secret.expose());
+        let _ = writeln!(text, "aws_secret_access_key = {}\n", key.secret.expose_secret());
     })
 }
 
@@ -434,7 +435,7 @@ mod tests {
         let account: AccountId = "123456789012".parse().unwrap();
         let first = root_key(folder.path(), &account).unwrap();
         let second = root_key(folder.path(), &account).unwrap();
-        assert_eq!((&first.id, first.secret.expose()), (&second.id, second.secret.expose()));
+        assert_eq!((&first.id, first.secret.expose_secret()), (&second.id, second.secret.expose_secret()));
         let mode = fs::metadata(folder.path().join("root-key.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
@@ -519,7 +520,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         for (registry, key) in &started {
             let (id, secret) = data.access_key(&registry.name).unwrap();
-            assert_eq!((id.as_str(), secret.expose()), (&*key.id, key.secret.expose()));
+            assert_eq!((id.as_str(), secret.expose_secret()), (&*key.id, key.secret.expose_secret()));
         }
         assert!(data.access_key(&"elsewhere".parse().unwrap()).is_err());
         assert_eq!(data.started().unwrap(), started.into_iter().map(|(registry, _)| registry).collect::<Vec<_>>());

@@ -14,6 +14,7 @@
 // They panic where a stream cannot be written; `cli::output` is the one place that does.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+pub mod access_key;
 pub mod apply;
 pub mod budget;
 pub mod cli;
@@ -30,6 +31,8 @@ pub mod plan;
 pub mod policy;
 pub mod registry;
 pub mod scanning;
+pub mod serve;
+pub mod shutdown;
 pub mod store;
 pub mod tag_mutability;
 pub mod telemetry;

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::{Access, Ecr};
-use crate::registry::auth::Secret;
 
 /// Who answers, as long as it lives.
 pub(crate) struct Answering {
@@ -84,6 +84,6 @@ impl Answering {
 /// A client of whoever is there.
 pub(crate) async fn client(endpoint: &str) -> Ecr {
     let region = "eu-home-1".parse().unwrap();
-    let access = Access::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), Secret::new("secret"));
+    let access = Access::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
     Ecr::new(access, None).await.unwrap()
 }

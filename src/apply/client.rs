@@ -19,13 +19,13 @@ use hyper_util::client::proxy::matcher::Matcher;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
 use super::credentials::{Timely, lacking};
 use super::meter::of_its_own;
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
-use crate::registry::auth::Secret;
 
 /// How a registry's API is reached.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ pub struct Access {
 
 impl Access {
     /// With an access key of the registry's own.
-    pub fn with_key(endpoint: String, region: Region, id: String, secret: Secret) -> Self {
+    pub fn with_key(endpoint: String, region: Region, id: String, secret: SecretString) -> Self {
         let identity = Identity::Key { id, secret, session_token: None };
         Self { endpoint: Some(endpoint), region, identity, role: None, ca_bundle: None, host: None }
     }
@@ -60,9 +60,9 @@ pub enum Identity {
         /// Its id.
         id: String,
         /// Its secret.
-        secret: Secret,
+        secret: SecretString,
         /// With temporary credentials, their token.
-        session_token: Option<Secret>,
+        session_token: Option<SecretString>,
     },
     /// What the environment configures: variables, profiles, web identity, the machine's own.
     Ambient,
@@ -105,8 +105,14 @@ impl Ecr {
         let region = aws_sdk_ecr::config::Region::new(region.to_string());
         let credentials = match identity {
             Identity::Key { id, secret, session_token } => {
-                let token = session_token.map(|token| token.expose().to_owned());
-                Some(SharedCredentialsProvider::new(Credentials::new(id, secret.expose(), token, None, "wharfage")))
+                let token = session_token.map(|token| token.expose_secret().to_owned());
+                Some(SharedCredentialsProvider::new(Credentials::new(
+                    id,
+                    secret.expose_secret(),
+                    token,
+                    None,
+                    "wharfage",
+                )))
             }
             Identity::Ambient => None,
         };

@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
     use crate::apply::{Access, Ecr, list};
-    use crate::registry::auth::Secret;
+    use secrecy::SecretString;
 
     /// What STS answers to the nth request: another request id each time.
     fn answers(nth: usize, status: u16, code: Option<&str>, message: &str) -> CredentialsError {
@@ -136,7 +136,7 @@ mod tests {
 
     /// What a client says whose credentials come to this, asked twice.
     async fn told(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
-        let (region, key) = ("eu-home-1".parse().unwrap(), Secret::new("secret"));
+        let (region, key) = ("eu-home-1".parse().unwrap(), SecretString::from("secret"));
         let access = Access::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
         let mut ecr = Ecr::new(access, None).await.unwrap();
         let asked = AtomicUsize::new(0);

@@ -6,10 +6,10 @@ use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
+use secrecy::SecretString;
 
 use super::client::{Ecr, api_error};
 use crate::plan::model::ApiError;
-use crate::registry::auth::Secret;
 
 /// What a container runtime logs in with.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct AuthorizationToken {
     /// The user's name, `AWS`.
     pub user: String,
     /// The password.
-    pub password: Secret,
+    pub password: SecretString,
     /// When it ends.
     pub expires_at: Timestamp,
     /// Hosts, with their ports, that it is for: that of the proxyEndpoint, and that of the repositories' URIs.
@@ -61,7 +61,7 @@ fn read(data: &AuthorizationData) -> Result<AuthorizationToken, ApiError> {
     let host = host(endpoint).ok_or_else(|| unexpected("a proxyEndpoint without a host"))?;
     Ok(AuthorizationToken {
         user: user.to_owned(),
-        password: Secret::new(password),
+        password: SecretString::from(password),
         expires_at,
         hosts: BTreeSet::from([host]),
     })
@@ -85,6 +85,8 @@ fn unexpected(what: &str) -> ApiError {
 mod tests {
     use aws_sdk_ecr::primitives::DateTime;
 
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     fn data(token: &str, endpoint: &str) -> AuthorizationData {
@@ -98,7 +100,7 @@ mod tests {
     #[test]
     fn a_token_is_a_name_a_password_and_a_host() {
         let token = read(&data("AWS:a:b==", "https://123456789012.dkr.ecr.eu-1.amazonaws.com")).unwrap();
-        assert_eq!((token.user.as_str(), token.password.expose()), ("AWS", "a:b=="));
+        assert_eq!((token.user.as_str(), token.password.expose_secret()), ("AWS", "a:b=="));
         assert_eq!(token.expires_at.as_second(), 1_800_000_000);
         assert_eq!(token.hosts, BTreeSet::from(["123456789012.dkr.ecr.eu-1.amazonaws.com".to_owned()]));
         assert!(!format!("{token:?}").contains("a:b=="));

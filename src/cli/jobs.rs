@@ -1,6 +1,7 @@
 //! `wharfage jobs`: lists a registry's background jobs, and requeues those that are dead. It works on the database itself, also
 //! while a registry serves from it.
 
+use secrecy::ExposeSecret as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -137,7 +138,7 @@ impl Database {
     async fn open(&self) -> anyhow::Result<Arc<dyn Metadata>> {
         if let Some(url) = database_url(self.database_url_file.as_deref())? {
             let options = PostgresOptions { max_connections: 1, migrate: false, ..PostgresOptions::default() };
-            let store = PostgresStore::connect(url.expose(), options).await;
+            let store = PostgresStore::connect(url.expose_secret(), options).await;
             return Ok(Arc::new(store.context("cannot open the PostgreSQL database")?));
         }
         let path = registry_folder(&self.data, &self.name)?.join("metadata.sqlite");

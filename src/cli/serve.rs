@@ -2,26 +2,26 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use secrecy::SecretString;
 
 use super::StopSignals;
 use super::output::say;
+use crate::access_key::AccessKey;
 use crate::datadir::{DataDir, StartedRegistry, root_key};
 use crate::jobs;
+use crate::listener::bind;
 use crate::names::{AccountId, Region, RegistryName};
-use crate::registry::auth::{AccessKey, Secret};
 use crate::registry::http::cors::Origin;
 use crate::registry::http::memory;
 use crate::registry::server::ServerLimits;
-use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
 use crate::registry::tls::Tls;
 use crate::registry::{Config, Limits, PublicUrl};
+use crate::serve::{Database, Opened, Running, ServerMetrics, Startup, Storage};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
 use crate::store::lock::ProcessLock;
-use crate::telemetry::Metrics;
 
 /// The flags of `wharfage serve`. Secrets come from files or the environment, never from a flag's value.
 #[derive(Debug, clap::Args)]
@@ -207,7 +207,7 @@ impl Serve {
             Some(key) => key.clone(),
             None => root_key(&self.folder()?, &self.registry_id)?,
         };
-        let (listener, address) = listen(self.listen).await?;
+        let (listener, address) = bind(self.listen).await?;
         let public_url = self.public_url.clone().unwrap_or_else(|| PublicUrl {
             scheme: if tls.is_some() { "https" } else { "http" }.into(),
             authority: address.to_string(),
@@ -239,10 +239,10 @@ impl Serve {
             tls,
         };
         let operations = match self.operations_listen {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(bind(address).await?),
             None => None,
         };
-        let opened = Opened::open(startup, listener, Arc::new(Metrics::new())).await?;
+        let opened = Opened::open(startup, listener, &ServerMetrics::default()).await?;
         if uses_folder {
             DataDir::open(&self.data)?.remember(&self.name, &self.registry_id, &self.region, None)?;
         }
@@ -330,7 +330,7 @@ impl Serve {
 }
 
 /// The PostgreSQL URL, of this file or of the environment, if any was given.
-pub(super) fn database_url(file: Option<&Path>) -> anyhow::Result<Option<Secret>> {
+pub(super) fn database_url(file: Option<&Path>) -> anyhow::Result<Option<SecretString>> {
     let url = match file {
         Some(file) => {
             let url = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -338,5 +338,5 @@ pub(super) fn database_url(file: Option<&Path>) -> anyhow::Result<Option<Secret>
         }
         None => std::env::var("WHARFAGE_DATABASE_URL").ok(),
     };
-    Ok(url.map(|url| Secret::new(&url)))
+    Ok(url.map(|url| SecretString::from(url)))
 }

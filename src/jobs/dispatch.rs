@@ -8,12 +8,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::kinds::{KINDS, Kind, Lane, kind};
-use super::{JobError, Settings, give_up, handle};
-use crate::registry::Registry;
-use crate::registry::server::Stop;
+use super::{Context, JobError, Settings, give_up, handle};
+use crate::shutdown::Stop;
 use crate::store::StoreError;
 use crate::store::jobs::{Job, JobEnd};
-use crate::telemetry::JobLabels;
 
 /// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
 const LEASE: Duration = Duration::from_secs(30);
@@ -47,21 +45,21 @@ impl Workers {
 }
 
 /// Runs jobs until `stop`, and returns when those that ran then are given back.
-pub(super) async fn run(registry: Arc<Registry>, settings: Arc<Settings>, mut stop: Stop) {
+pub(super) async fn run(context: Arc<Context>, settings: Arc<Settings>, mut stop: Stop) {
     let workers = Workers::new();
     let mut running = JoinSet::new();
     while !*stop.borrow() {
         let kinds = workers.open_kinds();
         let claimed = match kinds.as_slice() {
             [] => Ok(None),
-            kinds => registry.metadata.claim_job(kinds, Timestamp::now(), LEASE).await,
+            kinds => context.metadata.claim_job(kinds, Timestamp::now(), LEASE).await,
         };
         let pause = match claimed {
             Ok(Some(job)) => {
                 let worker = workers.take(&job.kind);
-                let (registry, settings, stop) = (Arc::clone(&registry), Arc::clone(&settings), stop.clone());
+                let (context, settings, stop) = (Arc::clone(&context), Arc::clone(&settings), stop.clone());
                 running.spawn(async move {
-                    carry_out(&registry, &settings, job, stop).await;
+                    carry_out(&context, &settings, job, stop).await;
                     drop(worker);
                 });
                 continue;
@@ -90,11 +88,11 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn carry_out(registry: &Arc<Registry>, settings: &Settings, job: Job, mut stop: Stop) {
+async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: Stop) {
     let Job { id, kind: name, key, attempts, .. } = &job;
     let outcome = tokio::select! {
-        outcome = handle(registry, settings, &job) => outcome,
-        () = hold(registry, *id, *attempts) => {
+        outcome = handle(context, settings, &job) => outcome,
+        () = hold(context, *id, *attempts) => {
             tracing::warn!(job = id, kind = name, key, "lost the claim on a job: another worker runs it");
             return;
         }
@@ -117,21 +115,21 @@ async fn carry_out(registry: &Arc<Registry>, settings: &Settings, job: Job, mut 
                 job = id, kind = name, key, attempts, %error,
                 "a job is dead: repair the cause, then run wharfage jobs requeue"
             );
-            give_up(registry, &job).await;
+            give_up(context, &job).await;
             (JobEnd::Dead { error: error.to_string() }, "dead")
         }
     };
-    registry.metrics.jobs_ended.get_or_create(&JobLabels { kind: name.clone(), state: state.into() }).inc();
-    if let Err(error) = registry.metadata.end_job(*id, *attempts, end).await {
+    context.metrics.ended(name, state);
+    if let Err(error) = context.metadata.end_job(*id, *attempts, end).await {
         tracing::warn!(job = id, kind = name, key, %error, "recording the end of a job failed; it runs again");
     }
 }
 
 /// Prolongs the claim again and again; returns only when it is lost.
-async fn hold(registry: &Registry, id: i64, attempts: u32) {
+async fn hold(context: &Context, id: i64, attempts: u32) {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
-        match registry.metadata.heartbeat_job(id, attempts, LEASE).await {
+        match context.metadata.heartbeat_job(id, attempts, LEASE).await {
             Ok(true) => {}
             Ok(false) => return,
             // The lease is three heartbeats long; if none gets through, another worker takes the job, as it should be.
@@ -143,36 +141,42 @@ async fn hold(registry: &Registry, id: i64, attempts: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::kinds::{LIFECYCLE, PREVIEW};
     use crate::jobs::lifecycle::tests::bed;
-    use crate::jobs::{lifecycle_job, preview_job};
-    use crate::store::jobs::{DeleteGeneration, JobFilter, JobState, NewJob};
+    use crate::store::jobs::{
+        DeleteGeneration, EvaluateLifecycle, EvaluatePreview, JobFilter, JobPayload as _, JobState, NewJob,
+    };
     use crate::store::repositories::RepositoryId;
 
     #[test]
     fn a_preview_finds_a_worker_while_every_lifecycle_worker_is_busy() {
         let workers = Workers::new();
-        let busy: Vec<_> = std::iter::from_fn(|| workers.take(LIFECYCLE)).collect();
+        let busy: Vec<_> = std::iter::from_fn(|| workers.take(EvaluateLifecycle::KIND)).collect();
         assert!(!busy.is_empty());
         let open = workers.open_kinds();
-        assert!(open.contains(&PREVIEW) && open.contains(&DeleteGeneration::KIND) && !open.contains(&LIFECYCLE));
+        assert!(
+            open.contains(&EvaluatePreview::KIND)
+                && open.contains(&DeleteGeneration::KIND)
+                && !open.contains(&EvaluateLifecycle::KIND)
+        );
         drop(busy);
-        assert!(workers.open_kinds().contains(&LIFECYCLE));
+        assert!(workers.open_kinds().contains(&EvaluateLifecycle::KIND));
     }
 
     #[tokio::test]
     async fn jobs_of_every_lane_are_done_and_what_cannot_be_done_is_dead() {
-        let (_folder, registry, id) = bed().await;
-        let (registry, now) = (Arc::new(registry), Timestamp::now());
-        let unreadable = NewJob { payload: "no JSON".into(), ..lifecycle_job(RepositoryId(4711), now) };
-        for job in [lifecycle_job(id, now), preview_job(id, now), unreadable] {
-            registry.metadata.enqueue_job(job).await.unwrap();
+        let (_folder, context, id) = bed().await;
+        let (context, now) = (Arc::new(context), Timestamp::now());
+        let unreadable =
+            NewJob { payload: "no JSON".into(), ..EvaluateLifecycle { repository: RepositoryId(4711) }.job(now) };
+        let (lifecycle, preview) = (EvaluateLifecycle { repository: id }, EvaluatePreview { repository: id });
+        for job in [lifecycle.job(now), preview.job(now), unreadable] {
+            context.metadata.enqueue_job(job).await.unwrap();
         }
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let settings = Arc::new(Settings { poll: Duration::from_millis(1), ..Settings::default() });
-        let running = tokio::spawn(run(Arc::clone(&registry), settings, stopped));
+        let running = tokio::spawn(run(Arc::clone(&context), settings, stopped));
         loop {
-            let jobs = registry.metadata.list_jobs(&JobFilter::default(), None, 10).await.unwrap();
+            let jobs = context.metadata.list_jobs(&JobFilter::default(), None, 10).await.unwrap();
             if let [dead] = jobs.as_slice()
                 && dead.state == JobState::Dead
             {

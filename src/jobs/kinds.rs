@@ -4,14 +4,9 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
-use crate::store::jobs::{DeleteGeneration, DeleteRepository, FollowSubject};
-
-/// Evaluates and carries out a repository's lifecycle policy.
-pub(super) const LIFECYCLE: &str = "lifecycle";
-/// Evaluates a lifecycle policy and keeps what it would do.
-pub(super) const PREVIEW: &str = "lifecycle-preview";
-/// Deletes old events.
-pub(super) const PRUNE_EVENTS: &str = "prune-events";
+use crate::store::jobs::{
+    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, JobPayload as _, PruneEvents,
+};
 
 /// Workers of their own: jobs of one lane never wait for those of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,14 +65,14 @@ pub(super) struct Kind {
 /// Every kind that this version runs.
 pub(super) const KINDS: [Kind; 6] = [
     Kind {
-        name: LIFECYCLE,
+        name: EvaluateLifecycle::KIND,
         lane: Lane::Lifecycle,
         attempts: Attempts::Limited(10),
         longest_pause: Duration::from_secs(600),
     },
     // Somebody waits for the result, and asks again where it failed.
     Kind {
-        name: PREVIEW,
+        name: EvaluatePreview::KIND,
         lane: Lane::Interactive,
         attempts: Attempts::Limited(6),
         longest_pause: Duration::from_secs(10),
@@ -102,17 +97,12 @@ pub(super) const KINDS: [Kind; 6] = [
     },
     // It is enqueued again and again.
     Kind {
-        name: PRUNE_EVENTS,
+        name: PruneEvents::KIND,
         lane: Lane::Upkeep,
         attempts: Attempts::Limited(3),
         longest_pause: Duration::from_secs(60),
     },
 ];
-
-/// The names of every kind.
-pub fn names() -> Vec<&'static str> {
-    KINDS.iter().map(|kind| kind.name).collect()
-}
 
 /// The kind of this name, if this version runs it.
 pub(super) fn kind(name: &str) -> Option<&'static Kind> {
@@ -154,8 +144,13 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_of_the_store_is_run() {
+        assert_eq!(KINDS.map(|kind| kind.name), crate::store::jobs::KINDS);
+    }
+
+    #[test]
     fn a_limited_kind_ends_after_its_attempts() {
-        let preview = kind(PREVIEW).unwrap();
+        let preview = kind(EvaluatePreview::KIND).unwrap();
         assert!(preview.pause(5).is_some());
         assert_eq!(preview.pause(6), None);
         assert!(kind("of another version").is_none());
@@ -163,8 +158,8 @@ mod tests {
 
     #[test]
     fn a_preview_shares_its_workers_with_nothing_long() {
-        let lane = kind(PREVIEW).unwrap().lane;
-        assert!(KINDS.iter().all(|kind| kind.lane != lane || kind.name == PREVIEW));
+        let lane = kind(EvaluatePreview::KIND).unwrap().lane;
+        assert!(KINDS.iter().all(|kind| kind.lane != lane || kind.name == EvaluatePreview::KIND));
         assert!(Lane::ALL.iter().all(|lane| lane.workers() > 0 && KINDS.iter().any(|kind| kind.lane == *lane)));
     }
 }

@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{JobError, Settings};
+use super::{Context, JobError, Settings};
 use crate::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate};
 use crate::names::Digest;
-use crate::registry::Registry;
 use crate::store::StoreResult;
 use crate::store::images::{
     self, DeleteImageError, ImageFilter, LifecycleDecision, ManifestId, Stale, StorageClassError,
@@ -67,20 +66,20 @@ enum Ended {
 }
 
 /// Evaluates the policy of this repository and carries it out. A repository or a policy that is gone is no failure.
-pub(super) async fn run(registry: &Arc<Registry>, settings: &Settings, id: RepositoryId) -> Result<(), JobError> {
+pub(super) async fn run(context: &Context, settings: &Settings, id: RepositoryId) -> Result<(), JobError> {
     let mut wanted = HashSet::new();
     for evaluation in 1..=EVALUATIONS {
-        let Some(plan) = decide(registry, id).await? else { return Ok(()) };
+        let Some(plan) = decide(context, id).await? else { return Ok(()) };
         let (repository, at, mut done) = (plan.repository.clone(), plan.at, Done::default());
-        let ended = carry_out(registry, plan, &mut wanted, &mut done).await;
+        let ended = carry_out(context, plan, &mut wanted, &mut done).await;
         // Also where it failed: what was done was done.
-        tell(registry, &repository, done).await?;
+        tell(context, &repository, done).await?;
         match ended? {
             Ended::Outdated if evaluation < EVALUATIONS => {}
             Ended::Whole | Ended::Outdated => {
                 let (due_at, _) = settings.next_turn(at);
                 let evaluated = RepositoryChange::LifecycleEvaluated { at, due_at };
-                registry.metadata.change_repository(id, evaluated, Vec::new()).await?;
+                context.metadata.change_repository(id, evaluated, Vec::new()).await?;
                 break;
             }
             Ended::Replaced => {
@@ -96,14 +95,14 @@ pub(super) async fn run(registry: &Arc<Registry>, settings: &Settings, id: Repos
 }
 
 /// Nothing if there is no policy.
-async fn decide(registry: &Registry, id: RepositoryId) -> Result<Option<Plan>, JobError> {
-    let Some(repository) = registry.metadata.repository_by_id(id).await? else { return Ok(None) };
+async fn decide(context: &Context, id: RepositoryId) -> Result<Option<Plan>, JobError> {
+    let Some(repository) = context.metadata.repository_by_id(id).await? else { return Ok(None) };
     let Some(policy) = repository.lifecycle_policy.clone() else { return Ok(None) };
     let parsed = Policy::parse(&policy).map_err(|error| {
         JobError::Hopeless(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
     })?;
     let at = Timestamp::now();
-    let Loaded { images, states } = load(registry, id).await?;
+    let Loaded { images, states } = load(context, id).await?;
     let policy: Arc<str> = policy.into();
     let (actions, protected) = evaluated(parsed, images, at, move |evaluation| {
         (plan(evaluation, &policy, &states), evaluation.protected.len())
@@ -140,12 +139,7 @@ fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest,
 
 /// Acts until the policy is another one or gone: from then on that one holds, and its own run, if there is a policy. Images
 /// that were pushed or pulled while the run goes on are `wanted` by somebody: they are left to the next run.
-async fn carry_out(
-    registry: &Registry,
-    plan: Plan,
-    wanted: &mut HashSet<Digest>,
-    done: &mut Done,
-) -> StoreResult<Ended> {
+async fn carry_out(context: &Context, plan: Plan, wanted: &mut HashSet<Digest>, done: &mut Done) -> StoreResult<Ended> {
     let mut ended = Ended::Whole;
     done.protected = plan.protected;
     for Planned { digest, action, decision } in plan.actions {
@@ -153,10 +147,10 @@ async fn carry_out(
             continue;
         }
         // A pull that this process has served counts. One that another replica serves at this moment does not.
-        registry.flush_pulls().await?;
+        context.pulls.flush().await?;
         let acted = match action {
-            Action::Expire => expire(registry, plan.repository.id, &digest, decision).await?,
-            Action::Transition => archive(registry, plan.repository.id, &digest, decision).await?,
+            Action::Expire => expire(context, plan.repository.id, &digest, decision).await?,
+            Action::Transition => archive(context, plan.repository.id, &digest, decision).await?,
         };
         match (acted, action) {
             (Acted::Done, Action::Expire) => done.expired.push(digest),
@@ -185,12 +179,12 @@ enum Acted {
 }
 
 async fn expire(
-    registry: &Registry,
+    context: &Context,
     id: RepositoryId,
     digest: &Digest,
     decision: LifecycleDecision,
 ) -> StoreResult<Acted> {
-    match registry.metadata.expire_image(id, digest, decision, Timestamp::now()).await {
+    match context.metadata.expire_image(id, digest, decision, Timestamp::now()).await {
         Ok(()) => Ok(Acted::Done),
         Err(DeleteImageError::ReferencedBy(_)) => Ok(Acted::Protected),
         Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => Ok(Acted::Gone),
@@ -200,12 +194,12 @@ async fn expire(
 }
 
 async fn archive(
-    registry: &Registry,
+    context: &Context,
     id: RepositoryId,
     digest: &Digest,
     decision: LifecycleDecision,
 ) -> StoreResult<Acted> {
-    match registry.metadata.archive_image(id, digest, decision, Timestamp::now()).await {
+    match context.metadata.archive_image(id, digest, decision, Timestamp::now()).await {
         Ok(()) => Ok(Acted::Done),
         Err(StorageClassError::ReferencedBy(_)) => Ok(Acted::Protected),
         Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(Acted::Gone),
@@ -215,7 +209,7 @@ async fn archive(
 }
 
 /// Keeps an event row and a log line of what a run did; a run that did nothing is no event.
-async fn tell(registry: &Registry, repository: &Repository, done: Done) -> StoreResult<()> {
+async fn tell(context: &Context, repository: &Repository, done: Done) -> StoreResult<()> {
     let Done { expired, archived, changed, protected } = done;
     tracing::info!(
         repository = %repository.name,
@@ -244,7 +238,7 @@ async fn tell(registry: &Registry, repository: &Repository, done: Done) -> Store
         kind: "ECR Lifecycle Policy Execution".into(),
         detail: detail.to_string(),
     };
-    registry.metadata.record_event(event).await
+    context.metadata.record_event(event).await
 }
 
 /// Evaluates away from the threads that answer requests: 100,000 images take a good part of a second.
@@ -272,13 +266,13 @@ pub(super) struct Loaded {
     states: HashMap<Digest, State>,
 }
 
-pub(super) async fn load(registry: &Registry, id: RepositoryId) -> StoreResult<Loaded> {
+pub(super) async fn load(context: &Context, id: RepositoryId) -> StoreResult<Loaded> {
     // The pulls that this process has served count.
-    registry.flush_pulls().await?;
+    context.pulls.flush().await?;
     let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
     let mut last_edge = None;
     loop {
-        let page = registry.metadata.index_edges(id, last_edge.as_ref(), PAGE).await?;
+        let page = context.metadata.index_edges(id, last_edge.as_ref(), PAGE).await?;
         let Some(last) = page.last().cloned() else { break };
         for (parent, child) in page {
             parents.entry(child).or_default().push(parent);
@@ -288,7 +282,7 @@ pub(super) async fn load(registry: &Registry, id: RepositoryId) -> StoreResult<L
     let (mut images, mut states) = (Vec::new(), HashMap::new());
     let mut last_digest: Option<Digest> = None;
     loop {
-        let page = registry.metadata.list_images(id, ImageFilter::EVERYTHING, last_digest.as_ref(), PAGE).await?;
+        let page = context.metadata.list_images(id, ImageFilter::EVERYTHING, last_digest.as_ref(), PAGE).await?;
         let Some(last) = page.last() else { break };
         last_digest = Some(last.image.digest.clone());
         images.extend(page.into_iter().map(|found| {
@@ -322,30 +316,26 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::jobs::JobMetrics;
     use crate::names::{Reference, Tag};
-    use crate::registry::auth::Keyring;
-    use crate::registry::{Config, Limits, PublicUrl};
-    use crate::store::Lookup;
     use crate::store::blobs::folder::FolderBlobs;
     use crate::store::images::{ImageStatus, NewManifest, PutManifest, Referrers};
+    use crate::store::pull_recorder::PullRecorder;
     use crate::store::repositories::{Encryption, NewRepository, TagMutability};
     use crate::store::sqlite::SqliteStore;
-    use crate::telemetry::Metrics;
+    use crate::store::{Lookup, Metadata};
 
-    /// A registry on a folder, with a repository of four images.
-    pub(in crate::jobs) async fn bed() -> (tempfile::TempDir, Registry, RepositoryId) {
+    /// What jobs get, on a folder with a repository of four images.
+    pub(in crate::jobs) async fn bed() -> (tempfile::TempDir, Context, RepositoryId) {
         let folder = tempfile::tempdir().unwrap();
-        let account: crate::names::AccountId = "123456789012".parse().unwrap();
-        let config = Config {
-            region: "local-1".parse().unwrap(),
-            account: account.clone(),
-            public_url: "http://localhost:5000".parse::<PublicUrl>().unwrap(),
-            redirect_blobs: false,
-            limits: Limits::default(),
+        let account = "123456789012".parse().unwrap();
+        let metadata: Arc<dyn Metadata> = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
+        let context = Context {
+            metadata: Arc::clone(&metadata),
+            blobs: Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap()),
+            pulls: Arc::new(PullRecorder::new(metadata)),
+            metrics: JobMetrics::default(),
         };
-        let metadata = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
-        let blobs = Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap());
-        let registry = Registry::new(config, metadata, blobs, Keyring::default(), Arc::new(Metrics::new()));
         let new = NewRepository {
             account,
             name: "app".parse().unwrap(),
@@ -355,15 +345,15 @@ pub(super) mod tests {
             encryption: Encryption::default(),
             tags: Vec::new(),
         };
-        let repository = registry.metadata.create_repository(new, 1).await.unwrap().id;
+        let repository = context.metadata.create_repository(new, 1).await.unwrap().id;
         for text in ["a", "b", "c", "d"] {
-            push(&registry, repository, text).await;
+            push(&context, repository, text).await;
         }
-        (folder, registry, repository)
+        (folder, context, repository)
     }
 
     /// Pushes an image whose payload and tag are `text`. Images with later letters are younger.
-    async fn push(registry: &Registry, repository: RepositoryId, text: &'static str) {
+    async fn push(context: &Context, repository: RepositoryId, text: &'static str) {
         let manifest = NewManifest {
             digest: Digest::sha256(text.as_bytes()),
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),
@@ -378,12 +368,12 @@ pub(super) mod tests {
         let age = i64::from(b'z' - text.as_bytes()[0]);
         let (tags, now) = (vec![text.parse().unwrap()], Timestamp::now() - SignedDuration::from_secs(age));
         let put = PutManifest { repository, manifest, tags, now, max_images: 9, max_tags: 9, jobs: Vec::new() };
-        registry.metadata.put_manifest(put).await.unwrap();
+        context.metadata.put_manifest(put).await.unwrap();
     }
 
-    async fn set_policy(registry: &Registry, id: RepositoryId, policy: Option<String>) {
+    async fn set_policy(context: &Context, id: RepositoryId, policy: Option<String>) {
         let change = RepositoryChange::LifecyclePolicy(policy);
-        assert!(registry.metadata.change_repository(id, change, Vec::new()).await.unwrap());
+        assert!(context.metadata.change_repository(id, change, Vec::new()).await.unwrap());
     }
 
     /// Keeps so many images; the others expire or go to the archive.
@@ -400,29 +390,29 @@ pub(super) mod tests {
     }
 
     /// The tags of the active images.
-    async fn active(registry: &Registry, id: RepositoryId) -> String {
+    async fn active(context: &Context, id: RepositoryId) -> String {
         let filter = ImageFilter { status: Some(ImageStatus::Active), ..ImageFilter::EVERYTHING };
-        let images = registry.metadata.list_images(id, filter, None, 10).await.unwrap();
+        let images = context.metadata.list_images(id, filter, None, 10).await.unwrap();
         let mut tags: Vec<&str> = images.iter().flat_map(|it| &it.tags).map(Tag::as_str).collect();
         tags.sort_unstable();
         tags.join(" ")
     }
 
-    async fn was_evaluated(registry: &Registry, id: RepositoryId) -> bool {
-        registry.metadata.repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
+    async fn was_evaluated(context: &Context, id: RepositoryId) -> bool {
+        context.metadata.repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
     }
 
-    async fn planned(registry: &Registry, id: RepositoryId) -> Plan {
-        decide(registry, id).await.unwrap().unwrap()
+    async fn planned(context: &Context, id: RepositoryId) -> Plan {
+        decide(context, id).await.unwrap().unwrap()
     }
 
     #[tokio::test]
     async fn a_run_that_has_begun_stops_where_its_policy_is_replaced_or_deleted() {
         for action in ["expire", "transition"] {
             for replacement in [None, Some(keep(4, action))] {
-                let (_folder, registry, id) = bed().await;
-                set_policy(&registry, id, Some(keep(1, action))).await;
-                let mut plan = planned(&registry, id).await;
+                let (_folder, context, id) = bed().await;
+                set_policy(&context, id, Some(keep(1, action))).await;
+                let mut plan = planned(&context, id).await;
                 assert_eq!(plan.actions.len(), 3);
 
                 // The first action is done before the policy changes, the others come behind.
@@ -430,14 +420,14 @@ pub(super) mod tests {
                 let begun = Plan { repository: plan.repository.clone(), actions: vec![first], ..plan };
                 let rest = Plan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
                 let (mut wanted, mut done) = (HashSet::new(), Done::default());
-                assert_eq!(carry_out(&registry, begun, &mut wanted, &mut done).await.unwrap(), Ended::Whole);
-                assert_eq!(active(&registry, id).await, "b c d");
+                assert_eq!(carry_out(&context, begun, &mut wanted, &mut done).await.unwrap(), Ended::Whole);
+                assert_eq!(active(&context, id).await, "b c d");
 
-                set_policy(&registry, id, replacement.clone()).await;
-                assert_eq!(carry_out(&registry, rest, &mut wanted, &mut done).await.unwrap(), Ended::Replaced);
-                assert_eq!(active(&registry, id).await, "b c d", "{action}, then {replacement:?}");
+                set_policy(&context, id, replacement.clone()).await;
+                assert_eq!(carry_out(&context, rest, &mut wanted, &mut done).await.unwrap(), Ended::Replaced);
+                assert_eq!(active(&context, id).await, "b c d", "{action}, then {replacement:?}");
                 assert_eq!(done.expired.len() + done.archived.len(), 1);
-                assert!(!was_evaluated(&registry, id).await);
+                assert!(!was_evaluated(&context, id).await);
             }
         }
     }
@@ -446,31 +436,30 @@ pub(super) mod tests {
     async fn an_image_that_is_wanted_while_a_run_goes_on_is_left_to_the_next() {
         for action in ["expire", "transition"] {
             for wanted in ["pushed", "pulled"] {
-                let (_folder, registry, id) = bed().await;
-                let registry = Arc::new(registry);
-                set_policy(&registry, id, Some(keep(1, action))).await;
-                let plan = planned(&registry, id).await;
+                let (_folder, context, id) = bed().await;
+                set_policy(&context, id, Some(keep(1, action))).await;
+                let plan = planned(&context, id).await;
                 match wanted {
-                    "pushed" => push(&registry, id, "a").await,
+                    "pushed" => push(&context, id, "a").await,
                     _ => {
                         let (account, name) = (&plan.repository.account, &plan.repository.name);
                         let tag = Reference::Tag("a".parse().unwrap());
-                        let found = registry.metadata.find_manifest(account, name, &tag).await.unwrap();
+                        let found = context.metadata.find_manifest(account, name, &tag).await.unwrap();
                         let Lookup::Found(manifest) = found else { panic!("the image is there") };
-                        registry.note_pull(&manifest, Timestamp::now());
+                        context.pulls.note(&manifest, Timestamp::now());
                     }
                 }
                 let (mut left, mut done) = (HashSet::new(), Done::default());
-                carry_out(&registry, plan, &mut left, &mut done).await.unwrap();
-                assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
-                let again = planned(&registry, id).await;
+                carry_out(&context, plan, &mut left, &mut done).await.unwrap();
+                assert_eq!(active(&context, id).await, "a d", "{action}, {wanted}");
+                let again = planned(&context, id).await;
                 assert_eq!(again.actions.len(), 1, "the policy would still act on it");
-                carry_out(&registry, again, &mut left, &mut done).await.unwrap();
-                assert_eq!(active(&registry, id).await, "a d", "{action}, {wanted}");
+                carry_out(&context, again, &mut left, &mut done).await.unwrap();
+                assert_eq!(active(&context, id).await, "a d", "{action}, {wanted}");
 
-                run(&registry, &Settings::default(), id).await.unwrap();
-                assert_eq!(active(&registry, id).await, "d");
-                assert!(was_evaluated(&registry, id).await);
+                run(&context, &Settings::default(), id).await.unwrap();
+                assert_eq!(active(&context, id).await, "d");
+                assert!(was_evaluated(&context, id).await);
             }
         }
     }
@@ -478,18 +467,17 @@ pub(super) mod tests {
     #[tokio::test]
     async fn what_is_too_many_is_decided_again_when_what_was_to_be_kept_goes() {
         for action in ["expire", "transition"] {
-            let (_folder, registry, id) = bed().await;
-            let registry = Arc::new(registry);
-            set_policy(&registry, id, Some(keep(2, action))).await;
-            let plan = planned(&registry, id).await;
+            let (_folder, context, id) = bed().await;
+            set_policy(&context, id, Some(keep(2, action))).await;
+            let plan = planned(&context, id).await;
             assert_eq!(plan.actions.len(), 2);
             let newest = Digest::sha256(b"d");
-            registry.metadata.delete_image(id, &newest, Referrers::Stay, Timestamp::now()).await.unwrap();
+            context.metadata.delete_image(id, &newest, Referrers::Stay, Timestamp::now()).await.unwrap();
             let (mut wanted, mut done) = (HashSet::new(), Done::default());
-            assert_eq!(carry_out(&registry, plan, &mut wanted, &mut done).await.unwrap(), Ended::Outdated);
-            assert_eq!(active(&registry, id).await, "a b c");
-            run(&registry, &Settings::default(), id).await.unwrap();
-            assert_eq!(active(&registry, id).await, "b c");
+            assert_eq!(carry_out(&context, plan, &mut wanted, &mut done).await.unwrap(), Ended::Outdated);
+            assert_eq!(active(&context, id).await, "a b c");
+            run(&context, &Settings::default(), id).await.unwrap();
+            assert_eq!(active(&context, id).await, "b c");
         }
     }
 }

@@ -4,24 +4,37 @@
 mod dispatch;
 mod kinds;
 mod lifecycle;
+mod metrics;
 mod preview;
-pub(crate) mod referrers;
+pub mod referrers;
 mod schedule;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
 
-use self::kinds::{LIFECYCLE, PREVIEW, PRUNE_EVENTS};
-use crate::registry::Registry;
-use crate::registry::server::Stop;
-use crate::store::jobs::{DeleteGeneration, DeleteRepository, FollowSubject, Job, NewJob};
-use crate::store::repositories::RepositoryId;
-use crate::store::{StoreError, StoreResult};
+use crate::shutdown::Stop;
+use crate::store::jobs::{
+    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, Job, JobPayload, PruneEvents,
+};
+use crate::store::pull_recorder::PullRecorder;
+use crate::store::{Blobs, Metadata, StoreError, StoreResult};
 
-pub use self::kinds::names;
+pub use self::metrics::JobMetrics;
+
+/// What every job gets.
+#[derive(Debug)]
+pub struct Context {
+    /// Repositories, images and the jobs themselves.
+    pub metadata: Arc<dyn Metadata>,
+    /// The bytes.
+    pub blobs: Arc<dyn Blobs>,
+    /// The pulls that this process has served: a lifecycle policy counts them.
+    pub pulls: Arc<PullRecorder>,
+    /// What the jobs count.
+    pub metrics: JobMetrics,
+}
 
 /// How jobs run.
 #[derive(Debug, Clone)]
@@ -59,27 +72,6 @@ impl Settings {
     }
 }
 
-/// The payload of a job about one repository.
-#[derive(Debug, Serialize, Deserialize)]
-struct AboutRepository {
-    repository: i64,
-}
-
-/// The job that evaluates and carries out a repository's lifecycle policy.
-pub fn lifecycle_job(repository: RepositoryId, run_at: Timestamp) -> NewJob {
-    about_repository(LIFECYCLE, repository, run_at)
-}
-
-/// The job that evaluates the policy of a repository's preview.
-pub fn preview_job(repository: RepositoryId, run_at: Timestamp) -> NewJob {
-    about_repository(PREVIEW, repository, run_at)
-}
-
-fn about_repository(kind: &str, repository: RepositoryId, run_at: Timestamp) -> NewJob {
-    let payload = serde_json::json!({ "repository": repository.0 }).to_string();
-    NewJob { kind: kind.into(), key: repository.0.to_string(), payload, run_at }
-}
-
 /// Why a job did not get done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JobError {
@@ -93,13 +85,13 @@ pub(crate) enum JobError {
 
 /// Runs jobs, and what is due by the clock, until `stop`. A job that runs then is given back and runs again after the next
 /// start, here or elsewhere.
-pub async fn run(registry: Arc<Registry>, settings: Settings, stop: Stop) {
+pub async fn run(context: Arc<Context>, settings: Settings, stop: Stop) {
     let settings = Arc::new(settings);
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(dispatch::run(Arc::clone(&registry), Arc::clone(&settings), stop.clone()));
-    tasks.spawn(schedule::lifecycle(Arc::clone(&registry), Arc::clone(&settings), stop.clone()));
-    tasks.spawn(schedule::fold_usage(Arc::clone(&registry), stop.clone()));
-    tasks.spawn(schedule::upkeep(registry, settings, stop));
+    tasks.spawn(dispatch::run(Arc::clone(&context), Arc::clone(&settings), stop.clone()));
+    tasks.spawn(schedule::lifecycle(Arc::clone(&context), Arc::clone(&settings), stop.clone()));
+    tasks.spawn(schedule::fold_usage(Arc::clone(&context), stop.clone()));
+    tasks.spawn(schedule::upkeep(context, settings, stop));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
             tracing::error!(%error, "background work failed");
@@ -115,55 +107,53 @@ async fn pause(duration: Duration, stop: &mut Stop) {
     }
 }
 
-/// What must not wait for a job that is parked: a preview could not be started again while it is in progress.
-async fn give_up(registry: &Arc<Registry>, job: &Job) {
-    let (PREVIEW, Ok(repository)) = (job.kind.as_str(), repository_of(job)) else { return };
-    if let Err(error) = preview::fail(registry, repository).await {
+/// Ends what must not wait for a dead job: a preview could not be started again while it is in progress.
+async fn give_up(context: &Context, job: &Job) {
+    let (EvaluatePreview::KIND, Ok(preview)) = (job.kind.as_str(), EvaluatePreview::parse(&job.payload)) else {
+        return;
+    };
+    if let Err(error) = preview::fail(context, preview.repository).await {
         tracing::warn!(job = job.id, %error, "cannot record that a preview failed");
     }
 }
 
-async fn handle(registry: &Arc<Registry>, settings: &Settings, job: &Job) -> Result<(), JobError> {
+async fn handle(context: &Context, settings: &Settings, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
-        LIFECYCLE => lifecycle::run(registry, settings, repository_of(job)?).await,
-        PREVIEW => preview::run(registry, repository_of(job)?).await,
-        FollowSubject::KIND => {
-            let follow = FollowSubject::parse(&job.payload).map_err(unreadable)?;
-            Ok(referrers::run(registry, &follow).await?)
+        EvaluateLifecycle::KIND => {
+            let EvaluateLifecycle { repository } = payload(job)?;
+            lifecycle::run(context, settings, repository).await
         }
-        PRUNE_EVENTS => schedule::prune_events(registry, settings).await,
-        DeleteRepository::KIND => {
-            let DeleteRepository { repository } = DeleteRepository::parse(&job.payload).map_err(unreadable)?;
-            Ok(delete_repository(registry, repository).await?)
+        EvaluatePreview::KIND => {
+            let EvaluatePreview { repository } = payload(job)?;
+            preview::run(context, repository).await
         }
-        DeleteGeneration::KIND => {
-            let DeleteGeneration { generation, writer } = DeleteGeneration::parse(&job.payload).map_err(unreadable)?;
-            // A commit may have gone through whose answer was lost: then what was taken for left over is a blob.
-            let named = registry.blobs.named(generation, &writer)?;
-            let live = registry.metadata.live_generations(&named).await?;
-            Ok(registry.blobs.delete(generation, &writer, &live).await?)
-        }
+        FollowSubject::KIND => Ok(referrers::run(context.metadata.as_ref(), &payload(job)?).await?),
+        DeleteGeneration::KIND => Ok(delete_generation(context, payload(job)?).await?),
+        DeleteRepository::KIND => Ok(delete_repository(context, payload(job)?).await?),
+        PruneEvents::KIND => schedule::prune_events(context, settings).await,
         kind => Err(JobError::Hopeless(format!("there is no handler for jobs of kind {kind:?}"))),
     }
 }
 
 /// A payload that does not parse never will.
-fn unreadable(error: StoreError) -> JobError {
-    JobError::Hopeless(error.to_string())
+fn payload<T: JobPayload>(job: &Job) -> Result<T, JobError> {
+    T::parse(&job.payload).map_err(|error| JobError::Hopeless(error.to_string()))
 }
 
-fn repository_of(job: &Job) -> Result<RepositoryId, JobError> {
-    match serde_json::from_str::<AboutRepository>(&job.payload) {
-        Ok(AboutRepository { repository }) => Ok(RepositoryId(repository)),
-        Err(error) => Err(JobError::Hopeless(format!("the payload {:?} does not parse: {error}", job.payload))),
-    }
+async fn delete_generation(context: &Context, deletion: DeleteGeneration) -> StoreResult<()> {
+    let DeleteGeneration { generation, writer } = deletion;
+    // A commit may have gone through whose answer was lost: then what was taken for left over is a blob.
+    let named = context.blobs.named(generation, &writer)?;
+    let live = context.metadata.live_generations(&named).await?;
+    context.blobs.delete(generation, &writer, &live).await
 }
 
 /// How many images of a deleted repository one transaction deletes. On SQLite, other writes wait for it.
 const BATCH: usize = 25;
 
 /// Empties a repository that was deleted, batch by batch. A run that is killed left nothing half done.
-async fn delete_repository(registry: &Registry, repository: RepositoryId) -> StoreResult<()> {
-    while !registry.metadata.empty_repository(repository, BATCH, Timestamp::now()).await? {}
+async fn delete_repository(context: &Context, deletion: DeleteRepository) -> StoreResult<()> {
+    let DeleteRepository { repository } = deletion;
+    while !context.metadata.empty_repository(repository, BATCH, Timestamp::now()).await? {}
     Ok(())
 }

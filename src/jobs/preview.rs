@@ -1,13 +1,10 @@
 //! Evaluates a lifecycle policy that is not carried out, and keeps what it would do.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 
-use super::JobError;
 use super::lifecycle::{evaluated, load};
+use super::{Context, JobError};
 use crate::lifecycle::{Action, Evaluation, Policy};
-use crate::registry::Registry;
 use crate::store::StoreResult;
 use crate::store::lifecycle::{PreviewResult, PreviewRun, PreviewState};
 use crate::store::repositories::RepositoryId;
@@ -16,15 +13,15 @@ use crate::store::repositories::RepositoryId;
 const BATCH: usize = 500;
 
 /// Ends the preview that is in progress. One that is not, or a repository that is gone, is no failure.
-pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<(), JobError> {
-    let Some(preview) = registry.metadata.preview(id).await? else { return Ok(()) };
+pub(super) async fn run(context: &Context, id: RepositoryId) -> Result<(), JobError> {
+    let Some(preview) = context.metadata.preview(id).await? else { return Ok(()) };
     if preview.state != PreviewState::InProgress {
         return Ok(());
     }
     let now = Timestamp::now();
     let (state, results) = match Policy::parse(&preview.policy) {
         Ok(policy) => {
-            let images = load(registry, id).await?.images;
+            let images = load(context, id).await?.images;
             let (summary, results) = evaluated(policy, images, now, |it| (summary(it), results(it))).await?;
             (PreviewState::Complete { completed_at: Timestamp::now(), summary }, results)
         }
@@ -35,21 +32,21 @@ pub(super) async fn run(registry: &Arc<Registry>, id: RepositoryId) -> Result<()
     };
     let run = PreviewRun::new(id, preview.started_at);
     for (batch, position) in results.chunks(BATCH).zip((0..).step_by(BATCH)) {
-        if !registry.metadata.add_preview_results(run, position, batch.to_vec()).await? {
+        if !context.metadata.add_preview_results(run, position, batch.to_vec()).await? {
             break;
         }
     }
-    registry.metadata.finish_preview(run, state).await?;
+    context.metadata.finish_preview(run, state).await?;
     // Those of the preview before, and of runs that did not end.
-    while !registry.metadata.prune_preview_results(run, BATCH).await? {}
+    while !context.metadata.prune_preview_results(run, BATCH).await? {}
     Ok(())
 }
 
 /// Ends the preview that is in progress, if there is one, as failed.
-pub(super) async fn fail(registry: &Arc<Registry>, id: RepositoryId) -> StoreResult<()> {
-    match registry.metadata.preview(id).await? {
+pub(super) async fn fail(context: &Context, id: RepositoryId) -> StoreResult<()> {
+    match context.metadata.preview(id).await? {
         Some(preview) if preview.state == PreviewState::InProgress => {
-            registry.metadata.finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed).await
+            context.metadata.finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed).await
         }
         _ => Ok(()),
     }

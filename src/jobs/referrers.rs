@@ -1,21 +1,19 @@
 //! Has signatures and other referrers follow their subject when it was deleted by the API or a lifecycle policy, archived or
 //! restored. (At `/v2/` a referrer may outlive its subject.) The jobs are written by the store, along with their cause.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 
-use crate::registry::Registry;
-use crate::store::StoreResult;
 use crate::store::images::ReferrerFilter;
 use crate::store::jobs::FollowSubject;
+use crate::store::{Metadata, StoreResult};
 
 const PAGE: usize = 100;
 
 /// Makes the referrers what their subject is by now. What that is, is looked at again for each: a subject that was pushed
 /// again keeps its referrers. What refers to a referrer follows it by a job of its own.
-pub(crate) async fn run(registry: &Arc<Registry>, follow: &FollowSubject) -> StoreResult<()> {
-    let (repository, subject, metadata) = (follow.repository(), &follow.subject, registry.metadata.as_ref());
+pub async fn run(metadata: &dyn Metadata, follow: &FollowSubject) -> StoreResult<()> {
+    let FollowSubject { repository, subject } = follow;
+    let repository = *repository;
     let everything = ReferrerFilter { artifact_types: Vec::new(), status: None };
     let (mut after, mut followed) = (None, 0_u64);
     loop {

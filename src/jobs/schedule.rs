@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::kinds::PRUNE_EVENTS;
-use super::{JobError, Settings, lifecycle_job, pause};
-use crate::registry::Registry;
-use crate::registry::server::Stop;
+use super::{Context, JobError, Settings, pause};
+use crate::shutdown::Stop;
 use crate::store::StoreResult;
-use crate::store::jobs::{LifecycleTurn, NewJob};
+use crate::store::jobs::{JobPayload as _, LifecycleTurn, PruneEvents};
 
 /// How many rows one transaction takes.
 const PAGE: usize = 500;
@@ -20,10 +18,10 @@ const FOLD: Duration = Duration::from_secs(2);
 const UPKEEP: Duration = Duration::from_secs(60);
 
 /// Enqueues the lifecycle policies that are due, until `stop`.
-pub(super) async fn lifecycle(registry: Arc<Registry>, settings: Arc<Settings>, mut stop: Stop) {
+pub(super) async fn lifecycle(context: Arc<Context>, settings: Arc<Settings>, mut stop: Stop) {
     let every = (settings.lifecycle_interval / 4).clamp(Duration::from_millis(250), Duration::from_secs(5));
     while !*stop.borrow() {
-        if let Err(error) = enqueue_due(&registry, &settings, Timestamp::now(), PAGE).await {
+        if let Err(error) = enqueue_due(&context, &settings, Timestamp::now(), PAGE).await {
             tracing::warn!(%error, "looking for lifecycle policies that are due failed");
         }
         pause(every, &mut stop).await;
@@ -31,20 +29,20 @@ pub(super) async fn lifecycle(registry: Arc<Registry>, settings: Arc<Settings>, 
 }
 
 /// Enqueues whole pages of policies until none is due.
-async fn enqueue_due(registry: &Registry, settings: &Settings, now: Timestamp, page: usize) -> StoreResult<()> {
+async fn enqueue_due(context: &Context, settings: &Settings, now: Timestamp, page: usize) -> StoreResult<()> {
     loop {
         let again = settings.next_turn(now);
-        let turn = LifecycleTurn { now, again, limit: page, job: lifecycle_job };
-        if registry.metadata.schedule_lifecycle(turn).await? < page {
+        let turn = LifecycleTurn { now, again, limit: page };
+        if context.metadata.schedule_lifecycle(turn).await? < page {
             return Ok(());
         }
     }
 }
 
 /// Folds changes of usage into what they change, until `stop`.
-pub(super) async fn fold_usage(registry: Arc<Registry>, mut stop: Stop) {
+pub(super) async fn fold_usage(context: Arc<Context>, mut stop: Stop) {
     while !*stop.borrow() {
-        match registry.metadata.fold_usage(PAGE).await {
+        match context.metadata.fold_usage(PAGE).await {
             // There is more.
             Ok(folded) if folded == PAGE as u64 => continue,
             Ok(_) => {}
@@ -55,31 +53,30 @@ pub(super) async fn fold_usage(registry: Arc<Registry>, mut stop: Stop) {
 }
 
 /// Gives up stale uploads and has old events deleted, until `stop`.
-pub(super) async fn upkeep(registry: Arc<Registry>, settings: Arc<Settings>, mut stop: Stop) {
+pub(super) async fn upkeep(context: Arc<Context>, settings: Arc<Settings>, mut stop: Stop) {
     let every = settings.upload_expiry.min(UPKEEP);
     while !*stop.borrow() {
-        if let Err(error) = look(&registry, &settings, Timestamp::now()).await {
+        if let Err(error) = look(&context, &settings, Timestamp::now()).await {
             tracing::warn!(%error, "looking for stale uploads and old events failed");
         }
         pause(every, &mut stop).await;
     }
 }
 
-async fn look(registry: &Registry, settings: &Settings, now: Timestamp) -> StoreResult<()> {
-    let given_up = registry.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
+async fn look(context: &Context, settings: &Settings, now: Timestamp) -> StoreResult<()> {
+    let given_up = context.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
     if given_up > 0 {
         tracing::info!(uploads = given_up, "gave up upload sessions that nobody went on with");
     }
-    let prune = NewJob { kind: PRUNE_EVENTS.into(), key: String::new(), payload: "{}".into(), run_at: now };
-    registry.metadata.enqueue_job(prune).await
+    context.metadata.enqueue_job(PruneEvents {}.job(now)).await
 }
 
 /// Deletes old events in batches, so that no other write waits long.
-pub(super) async fn prune_events(registry: &Registry, settings: &Settings) -> Result<(), JobError> {
+pub(super) async fn prune_events(context: &Context, settings: &Settings) -> Result<(), JobError> {
     let age = SignedDuration::try_from(settings.events_age).unwrap_or(SignedDuration::MAX);
     let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
     loop {
-        if registry.metadata.prune_events(before, settings.events_kept, PAGE).await? < PAGE as u64 {
+        if context.metadata.prune_events(before, settings.events_kept, PAGE).await? < PAGE as u64 {
             return Ok(());
         }
     }
@@ -93,10 +90,10 @@ mod tests {
 
     #[tokio::test]
     async fn one_look_enqueues_every_policy_that_is_due_however_many_pages_they_are() {
-        let (_folder, registry, _) = bed().await;
+        let (_folder, context, _) = bed().await;
         for number in 0..25 {
             let new = NewRepository {
-                account: registry.config.account.clone(),
+                account: "123456789012".parse().unwrap(),
                 name: format!("app-{number}").parse().unwrap(),
                 created_at: Timestamp::now(),
                 tag_mutability: TagMutability::MUTABLE,
@@ -104,20 +101,20 @@ mod tests {
                 encryption: Encryption::default(),
                 tags: Vec::new(),
             };
-            let id = registry.metadata.create_repository(new, 100).await.unwrap().id;
+            let id = context.metadata.create_repository(new, 100).await.unwrap().id;
             let policy = RepositoryChange::LifecyclePolicy(Some("{}".into()));
-            assert!(registry.metadata.change_repository(id, policy, Vec::new()).await.unwrap());
+            assert!(context.metadata.change_repository(id, policy, Vec::new()).await.unwrap());
         }
         let (settings, now) = (Settings::default(), Timestamp::now());
         for now in [now, now + settings.lifecycle_interval / 2] {
-            enqueue_due(&registry, &settings, now, 10).await.unwrap();
-            let counts = registry.metadata.job_counts(&crate::jobs::names()).await.unwrap();
+            enqueue_due(&context, &settings, now, 10).await.unwrap();
+            let counts = context.metadata.job_counts(&crate::store::jobs::KINDS).await.unwrap();
             assert_eq!(counts.iter().map(|count| count.count).sum::<u64>(), 25);
         }
         // Policies spread: not all of them are due again at the same moment.
         let later = now + settings.lifecycle_interval.mul_f64(0.95);
-        let turn = LifecycleTurn { now: later, again: (later, later), limit: 100, job: lifecycle_job };
-        let due = registry.metadata.schedule_lifecycle(turn).await.unwrap();
+        let turn = LifecycleTurn { now: later, again: (later, later), limit: 100 };
+        let due = context.metadata.schedule_lifecycle(turn).await.unwrap();
         assert!(due < 25, "{due}");
     }
 }

@@ -4,6 +4,7 @@
 //! none is idle, the new one is refused with an answer. What is spoken on a connection is the caller's matter.
 
 mod activity;
+mod bind;
 mod socket;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 
 pub use self::activity::{Activity, Ended, Exchange};
+pub use self::bind::bind;
 pub use self::socket::Socket;
 
 /// How long a kernel-level failure to accept (no file descriptors, say) makes the listener wait.

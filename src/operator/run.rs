@@ -15,8 +15,8 @@ use super::leader::{self, Election};
 use super::metrics::OperatorMetrics;
 use super::operations::Health;
 use super::{Settings, work};
+use crate::listener::bind;
 use crate::operations;
-use crate::registry::start::listen;
 
 /// How the process runs.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ pub async fn run(
     let client = connect().context("cannot use the cluster's configuration")?;
     let mut operations = JoinSet::new();
     if let Some(address) = process.operations {
-        let (listener, address) = listen(address).await?;
+        let (listener, address) = bind(address).await?;
         tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
         operations.spawn(operations::serve(Arc::clone(&health) as _, listener));
     }

@@ -10,9 +10,9 @@ use futures::future::{join, join_all};
 
 use super::Registry;
 use super::http::memory;
-use super::http::server::Stop;
-use crate::jobs;
 use crate::operations::{OK, Operated};
+use crate::shutdown::Stop;
+use crate::store::jobs;
 use crate::store::{StoreError, StoreResult};
 
 /// How long a store may take to say that it is ready. Its own limits are shorter; this one holds whatever they do.
@@ -69,7 +69,7 @@ impl Registries {
             let counts = async {
                 StoreResult::Ok((
                     registry.metadata.open_uploads().await?,
-                    registry.metadata.job_counts(&jobs::names()).await?,
+                    registry.metadata.job_counts(&jobs::KINDS).await?,
                 ))
             };
             let silent = |_| StoreError::Unavailable(format!("no answer within {} s", COUNT_TIMEOUT.as_secs()));

@@ -13,7 +13,6 @@ mod json;
 pub mod manifests;
 pub mod oci;
 pub mod query;
-pub mod start;
 pub mod uploads;
 
 use std::net::IpAddr;
@@ -24,10 +23,11 @@ use ::http::{HeaderValue, Method, StatusCode, header};
 pub use self::http::{body, server, tls};
 use crate::names::{AccountId, Region, RepositoryArn, RepositoryName};
 use crate::store::disk::Disk;
+use crate::store::pull_recorder::PullRecorder;
 use crate::store::{Blobs, Metadata};
-use crate::telemetry::Metrics;
 use auth::Keyring;
 use body::{Body, RequestBody};
+use http::metrics::Metrics;
 
 /// A request as it comes off the wire, its [`RequestId`] among its extensions.
 pub type Request = ::http::Request<RequestBody>;
@@ -171,7 +171,8 @@ pub struct Registry {
     /// The disk that it keeps its state on, if any of that lies on one.
     pub disk: Option<Arc<Disk>>,
     uploads: Arc<uploads::Sessions>,
-    pulls: images::PullRecorder,
+    /// Records what clients pull.
+    pub pulls: Arc<PullRecorder>,
 }
 
 impl Registry {
@@ -183,7 +184,7 @@ impl Registry {
         keys: Keyring,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (uploads, pulls) = Default::default();
+        let (uploads, pulls) = (Arc::default(), Arc::new(PullRecorder::new(Arc::clone(&metadata))));
         Self { config, metadata, blobs, keys, metrics, disk: None, uploads, pulls }
     }
 

@@ -13,6 +13,7 @@ pub mod lifecycle;
 pub mod lock;
 pub mod metadata;
 pub mod postgres;
+pub mod pull_recorder;
 pub mod registries;
 pub mod repositories;
 mod rows;

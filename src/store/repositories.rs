@@ -1,13 +1,14 @@
 //! Repositories as the store keeps them, and what changes about them. Plain data and pure decisions.
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use crate::names::{AccountId, RepositoryName};
 pub use crate::tag_mutability::{Mutability, TagMutability};
 
 /// A repository's row id: what every other table refers to it by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RepositoryId(pub i64);
 
 /// ECR's `encryptionConfiguration`. KMS types are refused at the door until keys exist; the columns are there already.

@@ -8,11 +8,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use wharfage::apply::{Access, Ecr, Verdict, apply, observe, observe_settings};
 use wharfage::plan::model::Desired;
 use wharfage::plan::{Plan, desired, plan};
-use wharfage::registry::auth::Secret;
 
 const FOLDER: &str = r#"
 apiVersion: wharfage.dev/v1alpha1
@@ -93,7 +93,7 @@ async fn imitation_for(registry_id: Option<&str>) -> (Ecr, Calls) {
         }
     });
     let region = "eu-1".parse().unwrap();
-    let access = Access::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), Secret::new("secret"));
+    let access = Access::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), SecretString::from("secret"));
     (Ecr::new(access, registry_id.map(|it| it.parse().unwrap()).as_ref()).await.unwrap(), calls)
 }
 

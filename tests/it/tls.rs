@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret as _, SecretString};
 use wharfage::apply::{Access, Ecr, Identity, registry_id};
-use wharfage::registry::auth::Secret;
 
 use crate::bad_input::target::Target;
 use crate::bed::tls::Certificate;
@@ -37,7 +37,7 @@ async fn ask(server: &Wharfage, trusted: &str, host: Option<&str>) -> Result<Str
     let access = Access {
         endpoint: Some(format!("https://{NAME}:{port}")),
         region: "local-1".parse().unwrap(),
-        identity: Identity::Key { id, secret: Secret::new(&secret), session_token: None },
+        identity: Identity::Key { id, secret: SecretString::from(secret), session_token: None },
         role: None,
         ca_bundle: Some(trusted.to_owned()),
         host: host.map(str::to_owned),

@@ -7,24 +7,25 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail, ensure};
 use futures::future::{join_all, try_join_all};
 use kube::ResourceExt as _;
+use secrecy::SecretString;
 
 use super::super::env::Shell;
 use super::super::output::say;
 use super::super::reconcile::Target;
+use crate::access_key::AccessKey;
 use crate::apply::{Access, Ecr};
 use crate::crd::Registry;
 use crate::crd::registry::ManagedRegistry;
 use crate::datadir::{DataDir, StartedRegistry, root_key};
 use crate::jobs;
+use crate::listener::bind;
 use crate::manifests::Manifests;
 use crate::names::{AccountId, RegistryName};
-use crate::registry::auth::{AccessKey, Secret};
 use crate::registry::server::ServerLimits;
-use crate::registry::start::{Database, Opened, Running, Startup, Storage, listen};
 use crate::registry::{Config, Limits, PublicUrl};
+use crate::serve::{Database, Opened, Running, ServerMetrics, Startup, Storage};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
 use crate::store::lock::ProcessLock;
-use crate::telemetry::Metrics;
 
 /// All registries that run in this process.
 #[derive(Default)]
@@ -57,7 +58,7 @@ impl Fleet {
             on_postgres.count() <= 1,
             "several Registries ask for PostgreSQL, but WHARFAGE_DATABASE_URL names one database: leave the others on SQLite"
         );
-        let metrics = Arc::new(Metrics::new());
+        let metrics = ServerMetrics::default();
         let names: Vec<RegistryName> =
             managed.iter().map(|(registry, _)| registry.name_any().parse()).collect::<Result<_, _>>()?;
         // A folder that holds other registries is refused before anything of it is used.
@@ -70,7 +71,7 @@ impl Fleet {
         let mut opened = Vec::with_capacity(offsets.len());
         for (offset, (name, (registry, managed))) in offsets {
             let started = match port_after(address, offset) {
-                Ok(address) => open(name, registry, managed, data, address, Arc::clone(&metrics)).await,
+                Ok(address) => open(name, registry, managed, data, address, &metrics).await,
                 Err(error) => Err(error),
             };
             let started = started.with_context(|| format!("cannot start Registry {}", registry.name_any()))?;
@@ -91,7 +92,7 @@ impl Fleet {
     async fn announce(&mut self, operations: Option<SocketAddr>) -> anyhow::Result<()> {
         let others: Vec<_> = self.ships.iter().skip(1).map(|(running, ..)| Arc::clone(&running.registry)).collect();
         if let (Some(address), Some((first, ..))) = (operations, self.ships.first_mut()) {
-            let (listener, address) = listen(address).await?;
+            let (listener, address) = bind(address).await?;
             first.serve_operations(listener, &others);
             say(format_args!("/healthz, /readyz and /metrics are on http://{address}"));
         }
@@ -184,12 +185,12 @@ async fn open(
     managed: &ManagedRegistry,
     data: &DataDir,
     address: SocketAddr,
-    metrics: Arc<Metrics>,
+    metrics: &ServerMetrics,
 ) -> anyhow::Result<(Opened, StartedRegistry, AccessKey)> {
     let account = account(registry)?;
     let folder = data.registry(&name)?;
     let key = root_key(&folder, &account)?;
-    let (listener, address) = listen(address).await?;
+    let (listener, address) = bind(address).await?;
     let reached = if address.ip().is_unspecified() {
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
     } else {
@@ -237,7 +238,7 @@ fn database(managed: &ManagedRegistry, folder: &Path) -> anyhow::Result<Database
         return Ok(Database::Sqlite(folder.to_owned()));
     }
     match std::env::var("WHARFAGE_DATABASE_URL") {
-        Ok(url) if !url.is_empty() => Ok(Database::Postgres(Secret::new(&url))),
+        Ok(url) if !url.is_empty() => Ok(Database::Postgres(SecretString::from(url))),
         _ => {
             bail!("database.postgres needs its URL, and Secrets are read in a cluster only: set WHARFAGE_DATABASE_URL")
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
+use secrecy::SecretString;
 
 use super::{Done, Error, WAIT, away, jittered, next, refused_by_registry, requested};
 use crate::apply::{Access as Reach, Ecr, Identity, ImageUsage, registry_id};
@@ -28,7 +29,6 @@ use crate::operator::secrets::{self, SecretName};
 use crate::operator::session::{Session, Totals, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::plan::{desired_settings, unenforced_settings};
-use crate::registry::auth::Secret;
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["registries"], &["registries/status"]);
 
@@ -118,7 +118,7 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     };
     let mut hasher = DefaultHasher::new();
     (&way, registry.region().as_str()).hash(&mut hasher);
-    let identity = Identity::Key { id: way.id, secret: Secret::new(&way.secret), session_token: None };
+    let identity = Identity::Key { id: way.id, secret: SecretString::from(way.secret), session_token: None };
     let how = Reach {
         endpoint: Some(way.url),
         region: registry.region(),
@@ -236,8 +236,8 @@ fn assemble(
         };
         Ok(Identity::Key {
             id: needed("AWS_ACCESS_KEY_ID")?.to_owned(),
-            secret: Secret::new(needed("AWS_SECRET_ACCESS_KEY")?),
-            session_token: value("AWS_SESSION_TOKEN").map(Secret::new),
+            secret: SecretString::from(needed("AWS_SECRET_ACCESS_KEY")?),
+            session_token: value("AWS_SESSION_TOKEN").map(SecretString::from),
         })
     };
     let identity = |reference: Option<&SecretRef>| reference.map_or(Ok(Identity::Ambient), key_of);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
 use crate::apply::AuthorizationToken;
-use crate::registry::auth::Secret;
 
 /// The type of such a Secret.
 pub const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
@@ -28,14 +28,14 @@ struct Auth<'a> {
 }
 
 /// The content for a token, an entry for each of its hosts.
-pub fn render(token: &AuthorizationToken) -> Secret {
+pub fn render(token: &AuthorizationToken) -> SecretString {
     let AuthorizationToken { user, password, expires_at: _, hosts } = token;
-    let password = password.expose();
+    let password = password.expose_secret();
     let encoded = BASE64.encode(format!("{user}:{password}"));
     let auth = Auth { username: user, password, auth: &encoded };
     let config = DockerConfig { auths: hosts.iter().map(|host| (host.as_str(), auth.clone())).collect() };
     // Maps and strings always serialise.
-    Secret::new(&serde_json::to_string(&config).unwrap_or_default())
+    SecretString::from(serde_json::to_string(&config).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -48,12 +48,12 @@ mod tests {
     fn every_host_has_the_same_login() {
         let token = AuthorizationToken {
             user: "AWS".to_owned(),
-            password: Secret::new("s3cret"),
+            password: SecretString::from("s3cret"),
             expires_at: Timestamp::UNIX_EPOCH,
             hosts: ["localhost:5000", "123456789012.dkr.ecr.eu-1.example.com"].map(str::to_owned).into(),
         };
         let content = render(&token);
-        insta::assert_snapshot!(content.expose(), @r#"{"auths":{"123456789012.dkr.ecr.eu-1.example.com":{"username":"AWS","password":"s3cret","auth":"QVdTOnMzY3JldA=="},"localhost:5000":{"username":"AWS","password":"s3cret","auth":"QVdTOnMzY3JldA=="}}}"#);
+        insta::assert_snapshot!(content.expose_secret(), @r#"{"auths":{"123456789012.dkr.ecr.eu-1.example.com":{"username":"AWS","password":"s3cret","auth":"QVdTOnMzY3JldA=="},"localhost:5000":{"username":"AWS","password":"s3cret","auth":"QVdTOnMzY3JldA=="}}}"#);
         assert!(!format!("{content:?}").contains("s3cret"));
     }
 }

@@ -4,19 +4,19 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::docker_config::render;
 use super::marks::{Owner, TokenMark, digest};
 use super::renewal::renews_at;
 use crate::apply::AuthorizationToken;
 use crate::operator::status::Because;
-use crate::registry::auth::Secret;
 
 /// A token as it is put into Secrets.
 #[derive(Debug, Clone)]
 pub struct Issued {
     /// The content of the Secrets.
-    pub content: Secret,
+    pub content: SecretString,
     /// What they say of it.
     pub mark: TokenMark,
     /// Of what the session was made that got it: new credentials make it useless, and another session.
@@ -38,7 +38,7 @@ impl Issued {
         let content = render(token);
         let mark = TokenMark {
             source,
-            digest: digest(content.expose().as_bytes()),
+            digest: digest(content.expose_secret().as_bytes()),
             expires_at: token.expires_at,
             renews_at: renews_at(now, token.expires_at, &owner.to_string()),
         };
@@ -90,7 +90,7 @@ mod tests {
     fn a_registry_that_answers_for_its_old_host_is_asked_again() {
         let token = AuthorizationToken {
             user: "AWS".to_owned(),
-            password: Secret::new("s3cret"),
+            password: SecretString::from("s3cret"),
             expires_at: Timestamp::UNIX_EPOCH,
             hosts: ["old.example.com".to_owned()].into(),
         };
@@ -109,7 +109,7 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let mark =
             TokenMark { source: "home".to_owned(), digest: "d".to_owned(), expires_at: at(2000), renews_at: at(1000) };
-        let issued = Issued { content: Secret::new("c"), mark, session: 1, asked: None };
+        let issued = Issued { content: SecretString::from("c"), mark, session: 1, asked: None };
         assert!(issued.serves(Some("home"), at(999)));
         assert!(!issued.serves(Some("home"), at(1000)), "it is to be renewed");
         assert!(!issued.serves(Some("other"), at(999)));

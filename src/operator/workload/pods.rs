@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use secrecy::ExposeSecret as _;
 
 use super::config::{DELAY_SECONDS, GRACE_SECONDS};
 use super::secrets::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
@@ -174,9 +175,10 @@ impl Plan<'_> {
     /// can try passwords against it.
     fn settings(&self) -> String {
         let root_key = &self.inputs.root_key;
-        let mut tag = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, root_key.secret.expose().as_bytes()));
+        let mut tag =
+            hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, root_key.secret.expose_secret().as_bytes()));
         let secrets = self.secret_variables();
-        let secrets = secrets.iter().map(|(name, value)| (*name, value.expose()));
+        let secrets = secrets.iter().map(|(name, value)| (*name, value.expose_secret()));
         let config = self.variables();
         let config = config.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in config.chain(secrets).chain([(ACCESS_KEY_ID, root_key.id.as_str())]) {

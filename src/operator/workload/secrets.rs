@@ -7,11 +7,12 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{Names, Plan};
+use crate::access_key::AccessKey;
 use crate::crd::common::SecretKeyRef;
 use crate::crd::registry::DEFAULT_CONNECTION_KEY;
-use crate::registry::auth::{AccessKey, Secret};
 
 /// The keys of a Secret with an access key: what every AWS tool reads from its environment.
 pub const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
@@ -24,14 +25,14 @@ pub struct KeyPair {
     /// Its id, which is no secret.
     pub id: String,
     /// Its secret.
-    pub secret: Secret,
+    pub secret: SecretString,
 }
 
 /// What lets the pods into their database and their bucket.
 #[derive(Debug, Clone, Default)]
 pub struct Backends {
     /// The URI of the PostgreSQL database.
-    pub database: Option<Secret>,
+    pub database: Option<SecretString>,
     /// The access key of the bucket.
     pub bucket: Option<KeyPair>,
 }
@@ -48,7 +49,7 @@ pub struct InvalidSecret {
 /// A new Secret with this root key. It has no owner: it stays when its Registry goes, so that one of the same name that
 /// comes later opens the same data with the same key.
 pub fn root_key_secret(names: &Names, namespace: &str, key: &AccessKey) -> KubeSecret {
-    let data = [(ACCESS_KEY_ID, &*key.id), (SECRET_ACCESS_KEY, key.secret.expose())];
+    let data = [(ACCESS_KEY_ID, &*key.id), (SECRET_ACCESS_KEY, key.secret.expose_secret())];
     KubeSecret {
         metadata: ObjectMeta {
             name: Some(names.root_key()),
@@ -67,15 +68,18 @@ pub fn root_key_secret(names: &Names, namespace: &str, key: &AccessKey) -> KubeS
 /// # Errors
 /// When it holds none.
 pub fn key_pair(secret: &KubeSecret) -> Result<KeyPair, InvalidSecret> {
-    Ok(KeyPair { id: text(secret, ACCESS_KEY_ID)?.to_owned(), secret: Secret::new(text(secret, SECRET_ACCESS_KEY)?) })
+    Ok(KeyPair {
+        id: text(secret, ACCESS_KEY_ID)?.to_owned(),
+        secret: SecretString::from(text(secret, SECRET_ACCESS_KEY)?),
+    })
 }
 
 /// The URI of a database that a Secret holds under the reference's key.
 ///
 /// # Errors
 /// When it holds none.
-pub fn connection(secret: &KubeSecret, reference: &SecretKeyRef) -> Result<Secret, InvalidSecret> {
-    text(secret, reference.key.as_deref().unwrap_or(DEFAULT_CONNECTION_KEY)).map(Secret::new)
+pub fn connection(secret: &KubeSecret, reference: &SecretKeyRef) -> Result<SecretString, InvalidSecret> {
+    text(secret, reference.key.as_deref().unwrap_or(DEFAULT_CONNECTION_KEY)).map(SecretString::from)
 }
 
 /// The text under `key`, without the newline that an editor left.
@@ -100,19 +104,19 @@ impl Plan<'_> {
         (!data.is_empty()).then(|| KubeSecret {
             metadata: self.metadata(self.names.backends()),
             type_: Some("Opaque".to_owned()),
-            data: Some(data.into_iter().map(|(name, value)| (name.to_owned(), bytes(value.expose()))).collect()),
+            data: Some(data.into_iter().map(|(name, value)| (name.to_owned(), bytes(value.expose_secret()))).collect()),
             ..KubeSecret::default()
         })
     }
 
-    pub(super) fn secret_variables(&self) -> BTreeMap<&'static str, Secret> {
+    pub(super) fn secret_variables(&self) -> BTreeMap<&'static str, SecretString> {
         let Backends { database, bucket } = &self.inputs.backends;
         let mut variables = BTreeMap::new();
         if let Some(url) = database {
             variables.insert("WHARFAGE_DATABASE_URL", url.clone());
         }
         if let Some(key) = bucket {
-            variables.insert("WHARFAGE_S3_ACCESS_KEY_ID", Secret::new(&key.id));
+            variables.insert("WHARFAGE_S3_ACCESS_KEY_ID", SecretString::from(&*key.id));
             variables.insert("WHARFAGE_S3_SECRET_ACCESS_KEY", key.secret.clone());
         }
         variables

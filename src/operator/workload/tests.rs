@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::registry::auth::Secret;
 
 fn registry(managed: Value) -> Registry {
     let metadata = json!({ "name": "home", "uid": "0b1c9d1e-0000-4000-8000-000000000000" });
@@ -14,7 +14,7 @@ fn registry(managed: Value) -> Registry {
 }
 
 fn key(id: &str, secret: &str) -> KeyPair {
-    KeyPair { id: id.to_owned(), secret: Secret::new(secret) }
+    KeyPair { id: id.to_owned(), secret: SecretString::from(secret) }
 }
 
 fn inputs(backends: Backends) -> Inputs {
@@ -27,7 +27,10 @@ fn inputs(backends: Backends) -> Inputs {
 }
 
 fn both_backends() -> Backends {
-    Backends { database: Some(Secret::new("postgres://u:p@db/w")), bucket: Some(key("AKIABUCKET", "bucket-secret")) }
+    Backends {
+        database: Some(SecretString::from("postgres://u:p@db/w")),
+        bucket: Some(key("AKIABUCKET", "bucket-secret")),
+    }
 }
 
 fn shared() -> Value {
@@ -144,7 +147,7 @@ fn pods_are_replaced_when_what_they_read_at_their_start_changes() {
     moved["publicUrl"] = json!("https://other.example.com");
     assert_ne!(settings(moved, &inputs(both_backends())), before);
     let mut rotated = both_backends();
-    rotated.database = Some(Secret::new("postgres://u:new@db/w"));
+    rotated.database = Some(SecretString::from("postgres://u:new@db/w"));
     assert_ne!(settings(shared(), &inputs(rotated)), before);
     let mut rekeyed = inputs(both_backends());
     rekeyed.root_key.id = "AKIAOTHER".to_owned();
@@ -202,7 +205,7 @@ fn secrets_are_read_and_what_they_lack_is_named() {
         ..Default::default()
     };
     let pair = key_pair(&secret(&[("AWS_ACCESS_KEY_ID", "AKIA\n"), ("AWS_SECRET_ACCESS_KEY", "s3cret")])).unwrap();
-    assert_eq!((pair.id.as_str(), pair.secret.expose()), ("AKIA", "s3cret"));
+    assert_eq!((pair.id.as_str(), pair.secret.expose_secret()), ("AKIA", "s3cret"));
     let half = key_pair(&secret(&[("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", " ")])).unwrap_err();
     assert_eq!(half.to_string(), "Secret n/s must have a key AWS_SECRET_ACCESS_KEY with text in it");
     let reference = |key: Option<&str>| crate::crd::common::SecretKeyRef {
@@ -211,19 +214,19 @@ fn secrets_are_read_and_what_they_lack_is_named() {
         key: key.map(str::to_owned),
     };
     let url = secret(&[("uri", "postgres://a"), ("ro", "postgres://b")]);
-    assert_eq!(connection(&url, &reference(None)).unwrap().expose(), "postgres://a");
-    assert_eq!(connection(&url, &reference(Some("ro"))).unwrap().expose(), "postgres://b");
+    assert_eq!(connection(&url, &reference(None)).unwrap().expose_secret(), "postgres://a");
+    assert_eq!(connection(&url, &reference(Some("ro"))).unwrap().expose_secret(), "postgres://b");
     assert!(connection(&url, &reference(Some("rw"))).unwrap_err().to_string().contains("rw"));
 }
 
 #[test]
 fn the_root_key_is_kept_as_every_aws_tool_reads_it() {
     let account = "123456789012".parse().unwrap();
-    let key = crate::registry::auth::AccessKey::generate(account).unwrap();
+    let key = crate::access_key::AccessKey::generate(account).unwrap();
     let secret = root_key_secret(&Names::of("home"), "wharfage", &key);
     assert_eq!(secret.metadata.owner_references, None);
     let read = key_pair(&secret).unwrap();
-    assert_eq!((read.id.as_str(), read.secret.expose()), (&*key.id, key.secret.expose()));
+    assert_eq!((read.id.as_str(), read.secret.expose_secret()), (&*key.id, key.secret.expose_secret()));
 }
 
 #[test]

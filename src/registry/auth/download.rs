@@ -3,7 +3,7 @@
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
 
-use super::{AccessKey, Keyring, Principal};
+use super::{Keyring, Principal, SigningKey};
 use crate::names::{Digest, RepositoryName};
 
 const EXPIRES: &str = "X-Wharfage-Expires";
@@ -27,10 +27,10 @@ pub fn is_signed(query: &str) -> bool {
 }
 
 /// The query that lets its bearer GET this blob until `expires`.
-pub fn sign(key: &AccessKey, name: &RepositoryName, digest: &Digest, expires: Timestamp) -> String {
+pub fn sign(key: &SigningKey, name: &RepositoryName, digest: &Digest, expires: Timestamp) -> String {
     let expires = expires.as_second();
-    let signature = hex::encode(hmac::sign(&key.derived.download, &message(&key.id, name, digest, expires)));
-    format!("{EXPIRES}={expires}&{KEY}={}&{SIGNATURE}={signature}", key.id)
+    let signature = hex::encode(hmac::sign(&key.derived.download, &message(&key.access_key.id, name, digest, expires)));
+    format!("{EXPIRES}={expires}&{KEY}={}&{SIGNATURE}={signature}", key.access_key.id)
 }
 
 /// The principal who signed this query for this blob.
@@ -48,7 +48,7 @@ pub fn verify(
         let expires: i64 = parameter(query, EXPIRES)?.parse().ok()?;
         let key = keyring.get(parameter(query, KEY)?)?;
         let signature = hex::decode(parameter(query, SIGNATURE)?).ok()?;
-        hmac::verify(&key.derived.download, &message(&key.id, name, digest, expires), &signature).ok()?;
+        hmac::verify(&key.derived.download, &message(&key.access_key.id, name, digest, expires), &signature).ok()?;
         Some((key, expires))
     };
     let (key, expires) = signed().ok_or(DownloadError::Invalid)?;
@@ -70,6 +70,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    use crate::access_key::AccessKey;
+
     fn key() -> AccessKey {
         AccessKey::new("AKIAEXAMPLE", "secret", "123456789012".parse().unwrap())
     }
@@ -85,9 +87,9 @@ mod tests {
     #[test]
     fn a_signed_query_opens_its_blob_until_it_expires_and_no_other() {
         let (keyring, digest) = (Keyring::new([key()]), Digest::sha256(b"layer"));
-        let query = sign(&key(), &name(), &digest, at(100));
+        let query = sign(&key().into(), &name(), &digest, at(100));
         assert!(is_signed(&query));
-        assert_eq!(verify(&keyring, &name(), &digest, &query, at(99)), Ok(key().principal()));
+        assert_eq!(verify(&keyring, &name(), &digest, &query, at(99)), Ok(SigningKey::from(key()).principal()));
         assert_eq!(verify(&keyring, &name(), &digest, &query, at(100)), Err(DownloadError::Expired));
         let other: RepositoryName = "team/other".parse().unwrap();
         assert_eq!(verify(&keyring, &other, &digest, &query, at(99)), Err(DownloadError::Invalid));
@@ -99,7 +101,7 @@ mod tests {
     #[test]
     fn a_later_expiry_needs_another_signature() {
         let digest = Digest::sha256(b"layer");
-        let query = sign(&key(), &name(), &digest, at(100)).replace("Expires=100", "Expires=999");
+        let query = sign(&key().into(), &name(), &digest, at(100)).replace("Expires=100", "Expires=999");
         assert_eq!(verify(&Keyring::new([key()]), &name(), &digest, &query, at(99)), Err(DownloadError::Invalid));
     }
 

@@ -10,94 +10,51 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, RandomizedNonceKey};
-use aws_lc_rs::{hkdf, hmac, rand};
+use aws_lc_rs::{hkdf, hmac};
+use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::access_key::AccessKey;
 use crate::names::{AccountId, Region, RepositoryName};
 
-/// A secret that never shows in a log: its `Debug` hides it.
+/// An access key with the keys that are derived from its secret: they seal tokens and sign download URLs.
+///
+/// They are derived once, because every request needs one of them.
 #[derive(Clone)]
-pub struct Secret(Arc<str>);
-
-impl Secret {
-    /// Wraps a secret.
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    /// The secret itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
-
-/// An access key: what signs requests, and what seals the tokens that its owner asks for.
-#[derive(Clone)]
-pub struct AccessKey {
-    /// Its id (`AKIA…`), which is no secret.
-    pub id: Arc<str>,
-    /// Its secret.
-    pub secret: Secret,
-    /// The account whose root identity it is.
-    pub account: AccountId,
+pub struct SigningKey {
+    /// The access key.
+    pub access_key: AccessKey,
     derived: Arc<Derived>,
 }
 
-/// The keys that come from an access key's secret, made once because every request needs one of them.
 struct Derived {
     token: RandomizedNonceKey,
     download: hmac::Key,
 }
 
-/// The operating system gave no randomness.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the operating system gave no randomness")]
-pub struct NoRandomness;
-
-impl AccessKey {
-    /// The access key of this id and secret.
-    pub fn new(id: &str, secret: &str, account: AccountId) -> Self {
-        let secret = Secret::new(secret);
-        let derived = Arc::new(Derived::from(&secret));
-        Self { id: id.into(), secret, account, derived }
-    }
-
-    /// A new access key of the shape that AWS gives its own: `AKIA` with 16 characters, and a secret of 40.
-    ///
-    /// # Errors
-    /// When the operating system gives no randomness.
-    pub fn generate(account: AccountId) -> Result<Self, NoRandomness> {
-        use base64::Engine as _;
-        const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-        let mut random = [0; 16 + 30];
-        rand::fill(&mut random).map_err(|_| NoRandomness)?;
-        let (id, secret) = random.split_at(16);
-        let id: String = id.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect();
-        // 30 bytes are 40 characters of base64 without padding.
-        let secret = base64::engine::general_purpose::STANDARD.encode(secret);
-        Ok(Self::new(&format!("AKIA{id}"), &secret, account))
-    }
-
-    /// The principal that it stands for.
-    pub fn principal(&self) -> Principal {
-        Principal { account: self.account.clone(), access_key_id: self.id.clone() }
+impl From<AccessKey> for SigningKey {
+    fn from(access_key: AccessKey) -> Self {
+        let derived = Arc::new(Derived::from(&access_key.secret));
+        Self { access_key, derived }
     }
 }
 
-impl fmt::Debug for AccessKey {
+impl SigningKey {
+    /// The principal that it stands for.
+    pub fn principal(&self) -> Principal {
+        let AccessKey { id, account, .. } = &self.access_key;
+        Principal { account: account.clone(), access_key_id: id.clone() }
+    }
+}
+
+impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessKey").field("id", &self.id).field("account", &self.account).finish_non_exhaustive()
+        f.debug_tuple("SigningKey").field(&self.access_key).finish()
     }
 }
 
 impl Derived {
-    fn from(secret: &Secret) -> Self {
-        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"").extract(secret.expose().as_bytes());
+    fn from(secret: &SecretString) -> Self {
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"").extract(secret.expose_secret().as_bytes());
         let expand = |info: &[u8]| {
             let mut key = [0; 32];
             // HKDF-SHA256 gives up to 255 times 32 bytes, so asking for 32 cannot fail.
@@ -133,17 +90,17 @@ impl Principal {
 /// The access keys that this registry knows.
 #[derive(Debug, Default)]
 pub struct Keyring {
-    keys: HashMap<Arc<str>, AccessKey>,
+    keys: HashMap<Arc<str>, SigningKey>,
 }
 
 impl Keyring {
     /// A keyring of these keys.
     pub fn new(keys: impl IntoIterator<Item = AccessKey>) -> Self {
-        Self { keys: keys.into_iter().map(|key| (key.id.clone(), key)).collect() }
+        Self { keys: keys.into_iter().map(|key| (key.id.clone(), key.into())).collect() }
     }
 
     /// The key with this id.
-    pub fn get(&self, id: &str) -> Option<&AccessKey> {
+    pub fn get(&self, id: &str) -> Option<&SigningKey> {
         self.keys.get(id)
     }
 }
@@ -200,25 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn a_generated_key_has_the_shape_that_the_aws_tools_expect() {
-        let key = AccessKey::generate(account()).unwrap();
-        let tail = key.id.strip_prefix("AKIA").unwrap();
-        assert_eq!(tail.len(), 16);
-        assert!(tail.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b)), "{tail}");
-        assert_eq!(key.secret.expose().len(), 40);
-        assert!(!key.secret.expose().contains('='));
-        assert_ne!(AccessKey::generate(account()).unwrap().id, key.id);
-    }
-
-    #[test]
-    fn a_key_does_not_show_its_secret() {
-        let key = AccessKey::new("AKIA", "hidden", account());
-        assert!(!format!("{key:?} {:?}", key.secret).contains("hidden"));
-    }
-
-    #[test]
     fn a_root_may_do_everything_in_its_account_and_nothing_elsewhere() {
-        let principal = AccessKey::new("AKIA", "secret", account()).principal();
+        let principal = SigningKey::from(AccessKey::new("AKIA", "secret", account())).principal();
         let (region, name) = ("local-1".parse().unwrap(), "team/app".parse().unwrap());
         let (here, there) = (account(), "999999999999".parse().unwrap());
         assert_eq!(authorise(&principal, "PutImage", Resource::Repository(&region, &here, &name)), Ok(()));

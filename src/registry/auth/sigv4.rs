@@ -3,6 +3,7 @@
 //! Pure: the request, the keys and the time come in, a principal or the error that Amazon ECR names comes out. Nothing here
 //! decides what the principal may do.
 
+use secrecy::ExposeSecret as _;
 use std::fmt::Write as _;
 
 use aws_lc_rs::hmac;
@@ -12,7 +13,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use super::{AccessKey, Keyring, Principal};
+use super::{Keyring, Principal, SigningKey};
 use crate::names::Region;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
@@ -93,7 +94,7 @@ pub fn verify(
 ) -> Result<Principal, AuthError> {
     let (authorization, date, key) = claims(request.uri, request.headers, scope, keyring, now)?;
     check_content_hash(&request)?;
-    let expected = authorization.signature(&request, date, key.secret.expose())?;
+    let expected = authorization.signature(&request, date, key.access_key.secret.expose_secret())?;
     let given = hex::decode(authorization.signature).unwrap_or_default();
     if aws_lc_rs::constant_time::verify_slices_are_equal(expected.as_ref(), &given).is_err() {
         return Err(invalid(
@@ -111,7 +112,7 @@ fn claims<'a>(
     scope: Scope<'_>,
     keyring: &'a Keyring,
     now: Timestamp,
-) -> Result<(Authorization<'a>, &'a str, &'a AccessKey), AuthError> {
+) -> Result<(Authorization<'a>, &'a str, &'a SigningKey), AuthError> {
     let authorization = Authorization::of(uri, headers)?;
     let (date_text, date) = signing_date(headers)?;
     authorization.check_scope(scope, date_text)?;

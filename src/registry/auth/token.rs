@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{AccessKey, Keyring, NoRandomness, Principal};
+use super::{Keyring, Principal, SigningKey};
+use crate::access_key::NoRandomness;
 
 /// How long a token is valid.
 pub const LIFETIME: SignedDuration = SignedDuration::from_hours(12);
@@ -45,14 +46,14 @@ pub enum TokenError {
 ///
 /// # Errors
 /// When the operating system gives no randomness.
-pub fn issue(key: &AccessKey, now: Timestamp) -> Result<(String, Timestamp), NoRandomness> {
+pub fn issue(key: &SigningKey, now: Timestamp) -> Result<(String, Timestamp), NoRandomness> {
     let expiration = now.as_second() + LIFETIME.as_secs();
     let expires_at = Timestamp::from_second(expiration).unwrap_or(Timestamp::MAX);
     let mut sealed = expiration.to_be_bytes().to_vec();
-    let aad = Aad::from(key.id.as_bytes());
+    let aad = Aad::from(key.access_key.id.as_bytes());
     let nonce = key.derived.token.seal_in_place_append_tag(aad, &mut sealed).map_err(|_| NoRandomness)?;
     let payload = BASE64.encode([nonce.as_ref().as_slice(), &sealed].concat());
-    let outer = Outer { payload: &payload, datakey: &key.id, version: "2", r#type: "DATA_KEY", expiration };
+    let outer = Outer { payload: &payload, datakey: &key.access_key.id, version: "2", r#type: "DATA_KEY", expiration };
     // A struct of strings and a number always serialises; the fallback never verifies.
     Ok((BASE64.encode(serde_json::to_vec(&outer).unwrap_or_default()), expires_at))
 }
@@ -75,11 +76,11 @@ pub fn verify(keyring: &Keyring, token: &str, now: Timestamp) -> Result<Principa
     if now.as_second() >= expiration { Err(TokenError::Expired) } else { Ok(key.principal()) }
 }
 
-fn open(key: &AccessKey, payload: &str) -> Option<i64> {
+fn open(key: &SigningKey, payload: &str) -> Option<i64> {
     let mut payload = BASE64.decode(payload).ok()?;
     let (nonce, sealed) = payload.split_at_mut_checked(NONCE_LEN)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-    let opened = key.derived.token.open_in_place(nonce, Aad::from(key.id.as_bytes()), sealed).ok()?;
+    let opened = key.derived.token.open_in_place(nonce, Aad::from(key.access_key.id.as_bytes()), sealed).ok()?;
     Some(i64::from_be_bytes((&*opened).try_into().ok()?))
 }
 
@@ -87,6 +88,9 @@ fn open(key: &AccessKey, payload: &str) -> Option<i64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use secrecy::ExposeSecret as _;
+
+    use crate::access_key::AccessKey;
 
     fn key() -> AccessKey {
         AccessKey::new("AKIAEXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "123456789012".parse().unwrap())
@@ -99,16 +103,16 @@ mod tests {
     #[test]
     fn a_token_is_valid_for_twelve_hours_and_says_so() {
         let keyring = Keyring::new([key()]);
-        let (token, expires_at) = issue(&key(), at(1_700_000_000)).unwrap();
+        let (token, expires_at) = issue(&key().into(), at(1_700_000_000)).unwrap();
         assert_eq!(expires_at, at(1_700_043_200));
-        assert_eq!(verify(&keyring, &token, at(1_700_000_000)), Ok(key().principal()));
-        assert_eq!(verify(&keyring, &token, at(1_700_043_199)), Ok(key().principal()));
+        assert_eq!(verify(&keyring, &token, at(1_700_000_000)), Ok(SigningKey::from(key()).principal()));
+        assert_eq!(verify(&keyring, &token, at(1_700_043_199)), Ok(SigningKey::from(key()).principal()));
         assert_eq!(verify(&keyring, &token, at(1_700_043_200)), Err(TokenError::Expired));
     }
 
     #[test]
     fn a_token_has_the_outer_form_of_amazon_ecrs() {
-        let (token, _) = issue(&key(), at(1_700_000_000)).unwrap();
+        let (token, _) = issue(&key().into(), at(1_700_000_000)).unwrap();
         let outer: serde_json::Value = serde_json::from_slice(&BASE64.decode(token).unwrap()).unwrap();
         assert_eq!(outer["version"], "2");
         assert_eq!(outer["type"], "DATA_KEY");
@@ -118,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_token_dies_with_its_key() {
-        let (token, _) = issue(&key(), at(0)).unwrap();
+        let (token, _) = issue(&key().into(), at(0)).unwrap();
         assert_eq!(verify(&Keyring::default(), &token, at(1)), Err(TokenError::Invalid));
         let renewed = AccessKey::new(&key().id, "another secret", key().account);
         assert_eq!(verify(&Keyring::new([renewed]), &token, at(1)), Err(TokenError::Invalid));
@@ -126,8 +130,8 @@ mod tests {
 
     #[test]
     fn a_token_of_one_key_is_not_one_of_another() {
-        let other = AccessKey::new("AKIAOTHER", key().secret.expose(), "999999999999".parse().unwrap());
-        let (token, _) = issue(&key(), at(0)).unwrap();
+        let other = AccessKey::new("AKIAOTHER", key().secret.expose_secret(), "999999999999".parse().unwrap());
+        let (token, _) = issue(&key().into(), at(0)).unwrap();
         let outer = String::from_utf8(BASE64.decode(token).unwrap()).unwrap();
         let forged = BASE64.encode(outer.replace("AKIAEXAMPLE", "AKIAOTHER"));
         assert_eq!(verify(&Keyring::new([key(), other]), &forged, at(1)), Err(TokenError::Invalid));
@@ -136,7 +140,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_changed_token_is_refused(position: prop::sample::Index, flip in 1..=255_u8) {
-            let (token, _) = issue(&key(), at(0)).unwrap();
+            let (token, _) = issue(&key().into(), at(0)).unwrap();
             let mut outer = BASE64.decode(token).unwrap();
             let position = position.index(outer.len());
             outer[position] ^= flip;

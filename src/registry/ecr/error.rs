@@ -5,11 +5,12 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::input::Text;
+use crate::access_key::NoRandomness;
 use crate::budget::Exhausted;
 use crate::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::registry::Response;
+use crate::registry::auth::Denied;
 use crate::registry::auth::sigv4::AuthError;
-use crate::registry::auth::{Denied, NoRandomness};
 use crate::registry::body::{Body, BodyError};
 use crate::registry::server::RETRY_AFTER;
 use crate::store::StoreError;

@@ -176,7 +176,7 @@ pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
             Err(fault) => failures.push(failure(id, fault.code(), fault.reason())),
         }
     }
-    call.registry.record_pulls_now(&pulls, call.now).await?;
+    call.registry.pulls.record(&pulls, call.now).await?;
     Ok(json!({ "images": images, "failures": failures }))
 }
 

@@ -9,10 +9,10 @@ use super::listings::tag_status;
 use super::page::{Page, Sizes, invalid_token};
 use super::repositories::no_paging;
 use super::{Call, shapes};
-use crate::jobs;
 use crate::lifecycle::{self, InvalidPolicy, Policy};
 use crate::names::{Digest, Reference};
 use crate::store::images::{TagStatusFilter, TaggedImage};
+use crate::store::jobs::{EvaluateLifecycle, EvaluatePreview, JobPayload as _};
 use crate::store::lifecycle::{Preview, PreviewResult, PreviewState};
 use crate::store::repositories::{Repository, RepositoryChange};
 
@@ -44,7 +44,7 @@ pub async fn put_policy(call: &Call, input: PutPolicy) -> Result<Value, Error> {
     let text = check(required("lifecyclePolicyText", input.lifecycle_policy_text)?)?;
     let repository = call.repository(&place).await?;
     let change = RepositoryChange::LifecyclePolicy(Some(text.clone()));
-    let job = jobs::lifecycle_job(repository.id, call.now);
+    let job = EvaluateLifecycle { repository: repository.id }.job(call.now);
     if !call.registry.metadata.change_repository(repository.id, change, vec![job]).await? {
         return Err(Error::RepositoryNotFound(place));
     }
@@ -97,7 +97,7 @@ pub async fn start_preview(call: &Call, input: StartPreview) -> Result<Value, Er
     let given = input.lifecycle_policy_text.map(check).transpose()?;
     let repository = call.repository(&place).await?;
     let Some(text) = given.or(repository.lifecycle_policy) else { return Err(Error::LifecyclePolicyNotFound(place)) };
-    let job = jobs::preview_job(repository.id, call.now);
+    let job = EvaluatePreview { repository: repository.id }.job(call.now);
     if !call.registry.metadata.start_preview(repository.id, &text, call.now, job).await? {
         return Err(Error::LifecyclePolicyPreviewInProgress(place));
     }

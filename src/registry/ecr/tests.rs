@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::*;
+use crate::access_key::AccessKey;
 use crate::jobs::referrers;
 use crate::names::Digest;
-use crate::registry::auth::{AccessKey, Keyring};
+use crate::registry::auth::{Keyring, SigningKey};
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::folder::FolderBlobs;
 use crate::store::images::{NewManifest, PutManifest};
-use crate::store::jobs::FollowSubject;
+use crate::store::jobs::{FollowSubject, JobPayload as _};
 use crate::store::sqlite::SqliteStore;
-use crate::telemetry::Metrics;
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -50,9 +50,9 @@ impl Bed {
             let metadata = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
             let blobs = Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap());
             let keys = Keyring::new([key.clone()]);
-            Arc::new(Registry::new(config, metadata, blobs, keys, Arc::new(Metrics::new())))
+            Arc::new(Registry::new(config, metadata, blobs, keys, Arc::default()))
         };
-        Self { runtime, registry, principal: key.principal(), _folder: folder }
+        Self { runtime, registry, principal: SigningKey::from(key).principal(), _folder: folder }
     }
 
     fn send(&self, name: &str, body: impl Into<Bytes>) -> Result<Value, Error> {
@@ -277,7 +277,7 @@ fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
             let later = Timestamp::now() + Duration::from_secs(3600);
             let (metadata, kind) = (&bed.registry.metadata, FollowSubject::KIND);
             while let Some(job) = metadata.claim_job(&[kind], later, Duration::from_secs(60)).await.unwrap() {
-                referrers::run(&bed.registry, &FollowSubject::parse(&job.payload).unwrap()).await.unwrap();
+                referrers::run(metadata.as_ref(), &FollowSubject::parse(&job.payload).unwrap()).await.unwrap();
                 metadata.end_job(job.id, job.attempts, crate::store::jobs::JobEnd::Done).await.unwrap();
             }
         });

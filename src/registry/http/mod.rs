@@ -3,5 +3,6 @@
 pub mod body;
 pub mod cors;
 pub mod memory;
+pub mod metrics;
 pub mod server;
 pub mod tls;

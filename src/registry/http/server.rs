@@ -2,14 +2,12 @@
 //! the metrics, and ends without cutting transfers. What a request means is the registry's matter.
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{HeaderValue, Method, StatusCode, Version, header};
@@ -20,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::body::{Body, RequestBody};
@@ -28,6 +26,7 @@ use super::memory;
 use super::{cors, tls};
 use crate::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
 use crate::registry::{Operation, Registry, RequestId, Response, plain};
+use crate::shutdown::Stop;
 use crate::store::StoreError;
 
 /// How long a TLS handshake may take.
@@ -61,9 +60,6 @@ pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 /// What every answer's `Server` header says: what speaks, and which version of it.
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("wharfage/", env!("CARGO_PKG_VERSION")));
 
-/// Tells listeners and jobs when to end: true means stop.
-pub type Stop = watch::Receiver<bool>;
-
 /// What a listener keeps to.
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
@@ -95,23 +91,6 @@ impl ServerLimits {
         let per_peer = self.connections_per_peer.unwrap_or(connections.div_ceil(4) * 3);
         ConnectionLimits { connections, per_peer }
     }
-}
-
-/// Binds a listener; the error names the address and says what to do. Every address (`[::]`) is every IPv4 address on a
-/// machine without IPv6.
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bound = match TcpListener::bind(address).await {
-        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && without_ipv6(&error) => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        bound => bound,
-    };
-    bound.with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
-}
-
-fn without_ipv6(error: &std::io::Error) -> bool {
-    let error = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
-    matches!(error, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
 }
 
 /// What the connections of a listener share.

@@ -46,7 +46,7 @@ pub(super) async fn read(
         Condition::NotModified => empty(StatusCode::NOT_MODIFIED),
         Condition::Met => {
             if !head {
-                registry.note_pull(&manifest, call.now);
+                registry.pulls.note(&manifest, call.now);
                 registry.metrics.sent.inc_by(manifest.payload.len() as u64);
             }
             let length = manifest.payload.len() as u64;

@@ -6,7 +6,7 @@ use sqlx::{PgConnection, PgPool};
 use super::failure::{Attempt, Failure};
 use super::rows::{self, millis};
 use super::{jobs, previews, uploads};
-use crate::store::jobs::DeleteRepository;
+use crate::store::jobs::{DeleteRepository, JobPayload as _};
 use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
 use crate::store::usage::of_repository;
 

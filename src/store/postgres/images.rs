@@ -198,7 +198,7 @@ pub(super) async fn follow_ups<E>(
     .bind(subjects.iter().map(|digest| digest.as_str()).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    let job = |subject: &String| Ok(FollowSubject::new(repository, parse(subject)?).job(now));
+    let job = |subject: &String| Ok(FollowSubject { repository, subject: parse(subject)? }.after(now));
     Ok(subjects.iter().map(job).collect::<StoreResult<_>>()?)
 }
 

@@ -8,7 +8,7 @@ use super::failure::{Attempt, Failure};
 use super::rows::{self, get, json, millis, repository_columns};
 use super::{jobs, usage};
 use crate::names::{AccountId, RepositoryName};
-use crate::store::jobs::{LifecycleTurn, NewJob};
+use crate::store::jobs::{EvaluateLifecycle, JobPayload as _, LifecycleTurn, NewJob};
 use crate::store::repositories::{
     CreateRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId, ResourceTag, TagResourceError,
 };
@@ -103,7 +103,7 @@ pub(super) async fn page(
 }
 
 pub(super) async fn schedule_lifecycle(pool: &PgPool, turn: &LifecycleTurn) -> Attempt<usize> {
-    let LifecycleTurn { now, again: (from, to), limit, job } = turn;
+    let LifecycleTurn { now, again: (from, to), limit } = turn;
     let mut tx = pool.begin().await?;
     // SKIP LOCKED: replicas that look at once share what is due, and none takes what another took.
     let due: Vec<i64> = sqlx::query_scalar(
@@ -119,7 +119,8 @@ pub(super) async fn schedule_lifecycle(pool: &PgPool, turn: &LifecycleTurn) -> A
     .bind(millis(*to).saturating_sub(millis(*from)).max(0))
     .fetch_all(&mut *tx)
     .await?;
-    let new_jobs: Vec<NewJob> = due.iter().map(|id| job(RepositoryId(*id), *now)).collect();
+    let new_jobs: Vec<NewJob> =
+        due.iter().map(|id| EvaluateLifecycle { repository: RepositoryId(*id) }.job(*now)).collect();
     let new_jobs = jobs::without_running(&mut tx, new_jobs).await?;
     jobs::enqueue(&mut tx, &new_jobs).await?;
     tx.commit().await?;

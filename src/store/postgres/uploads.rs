@@ -11,7 +11,7 @@ use super::blobs::{self, NewBlob};
 use super::failure::{Attempt, Failure};
 use super::jobs;
 use super::rows::{self, get, millis, parsed, signed};
-use crate::store::jobs::{DeleteGeneration, late};
+use crate::store::jobs::{DeleteGeneration, JobPayload as _, late};
 use crate::store::repositories::{Encryption, RepositoryId};
 use crate::store::uploads::{
     AdvanceUpload, CommitUpload, Committed, KnownBlob, LATE_WRITE, MOST_COUNTED, Upload, UploadClaim, UploadError,

@@ -5,7 +5,7 @@ use rusqlite::params;
 
 use super::db::Db;
 use super::{jobs, previews, repositories, uploads};
-use crate::store::jobs::DeleteRepository;
+use crate::store::jobs::{DeleteRepository, JobPayload as _};
 use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
 use crate::store::usage::of_repository;
 use crate::store::{StoreResult, rows};

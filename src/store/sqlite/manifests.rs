@@ -310,7 +310,7 @@ pub(super) fn enqueue_follow_up(
     if !db.exists(sql, params![repository.0, subject.as_str()])? {
         return Ok(());
     }
-    jobs::enqueue(db, &FollowSubject::new(repository, subject.clone()).job(now))
+    jobs::enqueue(db, &FollowSubject { repository, subject: subject.clone() }.after(now))
 }
 
 /// The indexes that hold a manifest: as many as a refusal names, those that can be pulled first, then the oldest.

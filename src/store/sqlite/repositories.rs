@@ -6,7 +6,7 @@ use super::db::{Db, text};
 use super::{jobs, usage};
 use crate::names::{AccountId, RepositoryName};
 use crate::store::StoreResult;
-use crate::store::jobs::{LifecycleTurn, NewJob};
+use crate::store::jobs::{EvaluateLifecycle, JobPayload as _, LifecycleTurn, NewJob};
 use crate::store::repositories::{
     CreateRepositoryError, Encryption, NewRepository, Repository, RepositoryChange, RepositoryId, ResourceTag,
     TagMutability, TagResourceError,
@@ -102,14 +102,14 @@ pub(super) fn list(db: Db<'_>, account: &AccountId, after: Option<&str>, limit: 
 }
 
 pub(super) fn schedule_lifecycle(db: Db<'_>, turn: &LifecycleTurn) -> StoreResult<usize> {
-    let LifecycleTurn { now, again: (from, to), limit, job } = turn;
+    let LifecycleTurn { now, again: (from, to), limit } = turn;
     let sql = "SELECT id FROM repository WHERE lifecycle_due_at <= ?1 ORDER BY lifecycle_due_at, id LIMIT ?2";
     let due = db.all(sql, [rows::millis(*now), rows::limit(*limit)], |row| Ok(row.get::<_, i64>(0)?))?;
     let (from, span) = (rows::millis(*from), rows::millis(*to).saturating_sub(rows::millis(*from)).max(0));
     for id in &due {
         let sql = "UPDATE repository SET lifecycle_due_at = ?2 + abs(random() % (?3 + 1)) WHERE id = ?1";
         db.run(sql, [*id, from, span])?;
-        let job = job(RepositoryId(*id), *now);
+        let job = EvaluateLifecycle { repository: RepositoryId(*id) }.job(*now);
         let runs = "SELECT 1 FROM job WHERE kind = ?1 AND key = ?2 AND state = 'running'";
         if !db.exists(runs, [&job.kind, &job.key])? {
             jobs::enqueue(db, &job)?;

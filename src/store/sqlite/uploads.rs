@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::blobs::{self, NewBlob};
 use super::db::{Db, text};
 use super::{jobs, repositories};
-use crate::store::jobs::{DeleteGeneration, late};
+use crate::store::jobs::{DeleteGeneration, JobPayload as _, late};
 use crate::store::repositories::RepositoryId;
 use crate::store::uploads::{
     AdvanceUpload, CommitUpload, Committed, KnownBlob, LATE_WRITE, MOST_COUNTED, Upload, UploadClaim, UploadError,

@@ -6,8 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
 use reqwest::Method;
+use wharfage::access_key::AccessKey;
 use wharfage::names::Digest;
-use wharfage::registry::auth::{AccessKey, token};
+use wharfage::registry::auth::{SigningKey, token};
 
 use super::target::Target;
 
@@ -19,7 +20,7 @@ fn basic(user: &str, password: &str) -> String {
 async fn only_a_fresh_token_of_this_registry_opens_anything() {
     let (target, other) = (Target::start().await, Target::start().await);
     let (id, secret) = target.server.root_key();
-    let key = AccessKey::new(&id, &secret, "000000000000".parse().unwrap());
+    let key = SigningKey::from(AccessKey::new(&id, &secret, "000000000000".parse().unwrap()));
     let issued = |ago: u64| token::issue(&key, Timestamp::now() - Duration::from_secs(ago)).unwrap().0;
     let hour = 60 * 60;
     let repository = &target.repository;

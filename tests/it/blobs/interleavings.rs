@@ -21,7 +21,7 @@ use wharfage::names::{Algorithm, Digest};
 use wharfage::registry::auth::Keyring;
 use wharfage::registry::uploads::UploadFailure;
 use wharfage::registry::{Config, Limits, PublicUrl, Registry};
-use wharfage::store::jobs::{DeleteGeneration, JobEnd};
+use wharfage::store::jobs::{DeleteGeneration, JobEnd, JobPayload as _};
 use wharfage::store::postgres::{PostgresOptions, PostgresStore};
 use wharfage::store::repositories::Repository;
 use wharfage::store::sqlite::SqliteStore;
@@ -29,7 +29,6 @@ use wharfage::store::{
     BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Lookup, Metadata, Sealed, StoreResult,
     UploadKey, WriterState,
 };
-use wharfage::telemetry::Metrics;
 
 use super::{Place, content};
 use crate::bed;
@@ -191,7 +190,7 @@ impl World {
             limits: Limits::default(),
         };
         let metadata = Arc::clone(&self.metadata);
-        Arc::new(Registry::new(config, metadata, blobs, Keyring::default(), Arc::new(Metrics::new())))
+        Arc::new(Registry::new(config, metadata, blobs, Keyring::default(), Arc::default()))
     }
 
     /// Begins a session that has `bytes` already.

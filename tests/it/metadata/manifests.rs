@@ -6,7 +6,7 @@ use wharfage::store::images::{
     DeleteImageError, ImageDeleted, ImageDeletion, ImageFilter, ImageStatus, LastTag, ManifestId, PutManifestError,
     ReferrerFilter, SizeMismatch, Stale, StorageClass, StorageClassError, TagDeleted, TagEffect,
 };
-use wharfage::store::jobs::FollowSubject;
+use wharfage::store::jobs::{FollowSubject, JobPayload as _};
 use wharfage::store::repositories::{Mutability, NewRepository, RepositoryChange};
 
 use super::*;

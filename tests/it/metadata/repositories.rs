@@ -1,7 +1,7 @@
 //! Repositories.
 
 use wharfage::store::images::{DeleteImageError, ImageFilter, MountBlob, PutManifestError, StorageClass, UnlinkBlob};
-use wharfage::store::jobs::{DeleteGeneration, DeleteRepository, LifecycleTurn};
+use wharfage::store::jobs::{DeleteGeneration, DeleteRepository, EvaluateLifecycle, JobPayload as _, LifecycleTurn};
 use wharfage::store::repositories::{
     CreateRepositoryError, DeleteRepositoryError, Encryption, Mutability, NewRepository, RepositoryChange, ResourceTag,
     TagMutability, TagResourceError,
@@ -159,13 +159,9 @@ pub async fn a_new_lifecycle_policy_enqueues_its_job_and_forgets_the_last_evalua
     assert_eq!((after.lifecycle_policy.as_deref(), after.lifecycle_evaluated_at), (Some("b"), None));
 }
 
-fn lifecycle_job(repository: RepositoryId, run_at: Timestamp) -> NewJob {
-    job("lifecycle", &repository.0.to_string(), "{}", run_at)
-}
-
 /// Enqueues the policies that are due; each is due again at `again`.
 async fn turn(store: &Fixture, now: i64, again: i64, limit: usize) -> usize {
-    let turn = LifecycleTurn { now: at(now), again: (at(again), at(again)), limit, job: lifecycle_job };
+    let turn = LifecycleTurn { now: at(now), again: (at(again), at(again)), limit };
     store.schedule_lifecycle(turn).await.unwrap()
 }
 
@@ -221,9 +217,9 @@ pub async fn a_policy_whose_job_waits_or_runs_is_not_enqueued_twice(store: Fixtu
     for id in [runs, waits] {
         put_policy(&store, id).await;
     }
-    store.enqueue_job(lifecycle_job(runs, at(0))).await.unwrap();
+    store.enqueue_job(EvaluateLifecycle { repository: runs }.job(at(0))).await.unwrap();
     let running = store.claim_job(&["lifecycle"], at(0), MINUTE).await.unwrap().unwrap();
-    store.enqueue_job(lifecycle_job(waits, at(0))).await.unwrap();
+    store.enqueue_job(EvaluateLifecycle { repository: waits }.job(at(0))).await.unwrap();
     assert_eq!(turn(&store, 1, 100, 10).await, 2);
     assert_eq!(store.waiting("lifecycle").await, 1);
     store.end_job(running.id, running.attempts, wharfage::store::jobs::JobEnd::Done).await.unwrap();

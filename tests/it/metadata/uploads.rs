@@ -1,7 +1,7 @@
 //! Upload sessions, from the first chunk to the blob.
 
 use wharfage::store::KeyReference;
-use wharfage::store::jobs::DeleteGeneration;
+use wharfage::store::jobs::{DeleteGeneration, JobPayload as _};
 use wharfage::store::repositories::{Encryption, NewRepository};
 use wharfage::store::uploads::{LATE_WRITE, UploadClaim};
 

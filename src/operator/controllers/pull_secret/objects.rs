@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Error, ResourceExt as _};
+use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use crate::operator::pull_secrets::accounts::WatchedServiceAccount;
@@ -61,7 +62,7 @@ pub(super) async fn write(
             ..ObjectMeta::default()
         },
         type_: Some(SECRET_TYPE.to_owned()),
-        data: Some([(SECRET_KEY.to_owned(), ByteString(issued.content.expose().as_bytes().to_vec()))].into()),
+        data: Some([(SECRET_KEY.to_owned(), ByteString(issued.content.expose_secret().as_bytes().to_vec()))].into()),
         ..Secret::default()
     };
     let written = match uid {

@@ -1,6 +1,7 @@
 //! A managed Registry's workload: applied, repaired, what is wanted no more taken away, and judged. What its objects say is
 //! [`workload`]'s part.
 
+use secrecy::ExposeSecret as _;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 
 use super::super::Error;
 use super::{kept_away, missing};
+use crate::access_key::AccessKey;
 use crate::crd::registry::ManagedRegistry;
 use crate::crd::{DeletionPolicy, Registry};
 use crate::operator::access::{Access, Feature, Scope};
@@ -32,7 +34,6 @@ use crate::operator::watch;
 use crate::operator::workload::{
     self, Backends, Claim, Inputs, KeyPair, Names, Object, Pods, Progress, REGISTRY_LABEL, certificate_kind, reach,
 };
-use crate::registry::auth::AccessKey;
 
 /// The verbs that what is applied, found again and taken away takes.
 const KEEP: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
@@ -638,7 +639,7 @@ impl<'a> Work<'a> {
         let certificate = self.certificate().await?;
         let reach::Reach { url, host, ca_bundle } =
             reach::reach(self.managed, &self.names, &self.namespace, certificate.as_ref());
-        Ok(Way { url, host, ca_bundle, id: key.id, secret: key.secret.expose().to_owned() })
+        Ok(Way { url, host, ca_bundle, id: key.id, secret: key.secret.expose_secret().to_owned() })
     }
 }
 

@@ -8,8 +8,8 @@ use aws_sigv4::sign::v4;
 use http::HeaderValue;
 use proptest::prelude::*;
 
-use super::super::AccessKey;
 use super::*;
+use crate::access_key::AccessKey;
 
 const ID: &str = "AKIDEXAMPLE";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";

@@ -1,28 +1,31 @@
 //! Starts a registry from its settings: opens its stores, answers, runs its jobs, and stops it all in order.
+//!
+//! The composition root of the server: it alone knows both the registry and the jobs.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::auth::{AccessKey, Keyring};
-use super::health::Registries;
-use super::server::{self, ServerLimits};
-use super::tls::Tls;
-use super::{Config, Registry};
-use crate::jobs;
+use crate::access_key::AccessKey;
+use crate::jobs::{self, JobMetrics};
 use crate::operations;
+use crate::registry::auth::Keyring;
+use crate::registry::health::Registries;
+use crate::registry::http::metrics::Metrics;
+use crate::registry::server::{self, ServerLimits};
+use crate::registry::tls::Tls;
+use crate::registry::{Config, Registry};
 use crate::store::blobs::folder::FolderBlobs;
 use crate::store::blobs::s3::{S3Blobs, S3Config};
 use crate::store::disk::Disk;
 use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Blobs, Metadata};
-use crate::telemetry::Metrics;
 
 /// Where metadata are kept.
 #[derive(Debug, Clone)]
@@ -30,7 +33,7 @@ pub enum Database {
     /// In a file of this folder, which one process owns at a time.
     Sqlite(PathBuf),
     /// In a PostgreSQL database, by its URL (a secret: it may hold a password).
-    Postgres(super::auth::Secret),
+    Postgres(SecretString),
 }
 
 /// Where bytes are kept.
@@ -60,19 +63,35 @@ pub struct Startup {
     pub tls: Option<Tls>,
 }
 
+/// What the registries of a process count together.
+#[derive(Debug)]
+pub struct ServerMetrics {
+    registry: Arc<Metrics>,
+    jobs: JobMetrics,
+}
+
+impl Default for ServerMetrics {
+    fn default() -> Self {
+        let mut exported = prometheus_client::registry::Registry::with_prefix("wharfage");
+        let jobs = JobMetrics::register(&mut exported);
+        Self { registry: Arc::new(Metrics::register(exported)), jobs }
+    }
+}
+
 /// A registry whose stores are open. It does not answer yet: clients that connect wait in the listener's queue.
 pub struct Opened {
     /// The registry.
     pub registry: Arc<Registry>,
     listener: TcpListener,
     jobs: jobs::Settings,
+    job_metrics: JobMetrics,
     limits: ServerLimits,
     tls: Option<Tls>,
 }
 
 impl Opened {
     /// Opens the stores.
-    pub async fn open(startup: Startup, listener: TcpListener, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    pub async fn open(startup: Startup, listener: TcpListener, metrics: &ServerMetrics) -> anyhow::Result<Self> {
         let Startup { config, root_key, database, storage, jobs, limits, tls } = startup;
         let mut disk = None;
         let metadata: Arc<dyn Metadata> = match database {
@@ -83,7 +102,7 @@ impl Opened {
                 Arc::new(store)
             }
             Database::Postgres(url) => {
-                let store = PostgresStore::connect(url.expose(), PostgresOptions::default()).await;
+                let store = PostgresStore::connect(url.expose_secret(), PostgresOptions::default()).await;
                 Arc::new(store.context("cannot open the PostgreSQL database")?)
             }
         };
@@ -97,13 +116,20 @@ impl Opened {
             Storage::S3(s3) => Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?),
         };
         let keys = Keyring::new([root_key]);
-        let registry = Arc::new(Registry::new(config, metadata, blobs, keys, metrics).on_disk(disk));
-        Ok(Self { registry, listener, jobs, limits, tls })
+        let registry = Registry::new(config, metadata, blobs, keys, Arc::clone(&metrics.registry)).on_disk(disk);
+        let (registry, job_metrics) = (Arc::new(registry), metrics.jobs.clone());
+        Ok(Self { registry, listener, jobs, job_metrics, limits, tls })
     }
 
     /// Starts to answer, and to run the jobs. What clients read to find the registry has to exist by then.
     pub fn serve(self) -> Running {
-        let Self { registry, listener, jobs, limits, tls } = self;
+        let Self { registry, listener, jobs, limits, tls, job_metrics } = self;
+        let job_context = jobs::Context {
+            metadata: Arc::clone(&registry.metadata),
+            blobs: Arc::clone(&registry.blobs),
+            pulls: Arc::clone(&registry.pulls),
+            metrics: job_metrics,
+        };
         let (stop, stopped) = watch::channel(false);
         let acceptor = tls.as_ref().map(Tls::acceptor);
         let mut tasks = JoinSet::new();
@@ -111,8 +137,8 @@ impl Opened {
         if let Some(tls) = tls {
             tasks.spawn(tls.follow_files(stopped.clone()));
         }
-        tasks.spawn(jobs::run(Arc::clone(&registry), jobs, stopped.clone()));
-        tasks.spawn(Arc::clone(&registry).record_pulls(stopped));
+        tasks.spawn(jobs::run(Arc::new(job_context), jobs, stopped.clone()));
+        tasks.spawn(Arc::clone(&registry.pulls).run(stopped));
         Running { registry, tasks, operations: JoinSet::new(), leaving: watch::Sender::new(false), stop }
     }
 }
@@ -155,9 +181,30 @@ impl Running {
     }
 }
 
-/// Binds `address`; with port 0 the system picks one, so the address that was bound is returned too.
-pub async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = server::bind(address).await?;
-    let bound = listener.local_addr()?;
-    Ok((listener, bound))
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::jobs::JobCount;
+
+    #[test]
+    fn every_metric_is_in_the_docs() {
+        let ServerMetrics { registry: metrics, jobs } = ServerMetrics::default();
+        metrics.request("GET manifest", 200, Duration::ZERO);
+        metrics.connection_ended("idle");
+        metrics.set_memory("verified", 1, 1, 1);
+        metrics.set_gauges(1, &[JobCount { kind: "lifecycle".into(), state: "waiting".into(), count: 1 }]);
+        jobs.ended("lifecycle", "done");
+        metrics.set_store("blobs", true, false);
+        metrics.set_disk_free(1);
+        let documented = include_str!("../docs/operations.md");
+        let text = metrics.encode().unwrap();
+        let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        assert_eq!(names.len(), 16, "{text}");
+        for (name, kind) in names {
+            let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
+            assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
+        }
+    }
 }
