@@ -1,4 +1,4 @@
-{{/* Names, labels and the image: what several templates share. */}}
+{{/* Names, labels and the image, which several templates share. */}}
 
 {{- define "wharfage.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $image.repository }}{{ with $tag }}:{{ . }}{{ end }}{{ with $image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
-{{- /* Who the operator is. Settings are variables, not arguments: a patch of kustomize finds them by their names. */}}
+{{- /* The operator's identity. Settings are variables, not arguments, so that a kustomize patch finds them by name. */}}
 {{- define "wharfage.identity" -}}
 - name: POD_NAMESPACE
   valueFrom:
@@ -71,7 +71,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{- /* The features that are switched off, as arguments. */}}
+{{- /* The disabled features, as arguments. */}}
 {{- define "wharfage.without" -}}
 {{- range $name, $on := .Values.features }}
 {{- if not $on }}
