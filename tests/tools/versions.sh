@@ -1,4 +1,7 @@
-# The tools that tests/run gets, by version. A changed version is got anew; the old one stays in the cache.
+# shellcheck shell=bash
+# The versions of the tools that tests/run gets. A new version is a new folder in the cache.
+# Each script that sources this file uses some of it.
+# shellcheck disable=SC2034
 CARGO_DENY_VERSION=0.20.2
 CARGO_CYCLONEDX_VERSION=0.5.9
 CRANE_VERSION=v0.22.1
