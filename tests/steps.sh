@@ -3,6 +3,10 @@
 
 prepare_clippy() { get_compiler; }
 prepare_deny() { get_compiler; get_cargo_deny; }
+prepare_doc() { get_compiler; }
+prepare_shell() { get_python; get_actionlint; }
+prepare_python() { get_python; }
+prepare_typos() { get_python; }
 prepare_rust() { get_compiler; get_postgres; get_versitygw; get_shells; }
 prepare_clients() {
     get_compiler; get_postgres; get_versitygw; get_python; get_crane; get_skopeo; get_ecr_login; get_shells
@@ -19,6 +23,24 @@ prepare_node() {
 run_fmt() { cargo fmt --check; }
 run_clippy() { cargo clippy --all-targets -- -D warnings; }
 run_deny() { "$cargo_deny" check --hide-inclusion-graph bans licenses sources; }
+run_doc() {
+    # Private items are documented too, so a link to one leads somewhere.
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --no-deps --document-private-items
+}
+run_shell() {
+    local code=0 scripts
+    mapfile -t scripts < <(shell_scripts)
+    "$python_bin/shellcheck" --check-sourced "${scripts[@]}" || code=$?
+    "$actionlint" -shellcheck "$python_bin/shellcheck" -pyflakes= .github/workflows/*.yml || code=$?
+    return "$code"
+}
+run_python() {
+    local code=0
+    "$python_bin/ruff" check --no-cache || code=$?
+    "$python_bin/ruff" format --no-cache --check || code=$?
+    return "$code"
+}
+run_typos() { "$python_bin/typos"; }
 run_rust() { cargo test --no-fail-fast "${arguments[@]}"; }
 run_clients() { run_pytest tests/clients; }
 run_operator() { run_pytest tests/operator; }
@@ -27,6 +49,16 @@ run_node() {
     mkdir -p "${archive%/*}"
     deploy/image/build --profile dev --to "oci-archive:$archive:before" || return
     WHARFAGE_TEST_IMAGE=$archive tests/node/isolated "$WHARFAGE_TEST_PYTHON" -m pytest -p no:cacheprovider "${arguments[@]}" tests/node
+}
+
+# shell_scripts: lists the files of the repository that a shell runs. Shellcheck follows what they source.
+shell_scripts() {
+    local file line
+    while read -r -d '' file; do
+        line=
+        [[ ! -f $file ]] || IFS= read -r line <"$file" || true
+        [[ $line != '#!'*sh ]] || printf '%s\n' "$file"
+    done < <(git ls-files -z --cached --others --exclude-standard)
 }
 
 # run_pytest FOLDER: runs the tests of a folder against a debug build.

@@ -138,6 +138,11 @@ get_cargo_cyclonedx() {
     export CARGO_CYCLONEDX=$cache/cargo-cyclonedx-$CARGO_CYCLONEDX_VERSION/bin/cargo-cyclonedx
 }
 
+get_actionlint() {
+    go_tool actionlint github.com/rhysd/actionlint/cmd/actionlint "$ACTIONLINT_VERSION"
+    actionlint=$cache/actionlint-$ACTIONLINT_VERSION/actionlint
+}
+
 python_for_tests() {
     local python
     for python in python3.11 python3; do
@@ -154,6 +159,7 @@ get_python() {
     folder=$cache/python-$({ cat "$root/tests/tools/requirements.txt" && "$python" --version; } | sha256sum | cut -c 1-16)
     [[ -e $folder/complete ]] || locked "$(basename "$folder")" make_environment "$python" "$folder"
     export WHARFAGE_TEST_PYTHON=$folder/bin/python WHARFAGE_TEST_AWS=$folder/bin/aws
+    python_bin=$folder/bin
 }
 make_environment() {
     [[ ! -e $2/complete ]] || return 0
