@@ -109,7 +109,10 @@ def by_operation(metrics):
 
 def all_ready(operator, repositories, policies):
     metrics = operator.metrics()
-    ready = {kind: sums(metrics, "wharfage_operator_resources", f'kind="{kind}"', 'standing="ready"') for kind in ("Repository", "LifecyclePolicy")}
+    ready = {
+        kind: sums(metrics, "wharfage_operator_resources", f'kind="{kind}"', 'standing="ready"')
+        for kind in ("Repository", "LifecyclePolicy")
+    }
     say(f"  ready: {ready}")
     return ready == {"Repository": repositories, "LifecyclePolicy": policies}
 

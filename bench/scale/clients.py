@@ -12,6 +12,7 @@ import urllib.request
 import boto3
 from botocore.config import Config
 from botocore.httpsession import URLLib3Session
+
 from databases import digest
 
 BINARY = os.environ["WHARFAGE_TEST_BINARY"]
@@ -27,9 +28,9 @@ class Serve:
         if url:
             environment["WHARFAGE_DATABASE_URL"] = url
         listen = ["--listen", f"127.0.0.1:{port}", "--operations-listen", f"127.0.0.1:{port + 1}"]
-        self.log = open(folder / "serve.log", "ab")
         command = [BINARY, "serve", "--data", str(folder / "data"), "--log", "warn", *listen]
-        self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
+        with open(folder / "serve.log", "ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         while True:
             try:
                 self.get("/readyz")
@@ -44,7 +45,9 @@ class Serve:
 
     def idle(self, kind):
         """Waits until no job of a kind waits or runs."""
-        while any(line.startswith(f'wharfage_jobs{{kind="{kind}"') and not line.endswith(" 0") for line in self.get("/metrics").splitlines()):
+        while any(
+            line.startswith(f'wharfage_jobs{{kind="{kind}"') and not line.endswith(" 0") for line in self.get("/metrics").splitlines()
+        ):
             time.sleep(0.2)
 
     def stop(self):

@@ -24,16 +24,24 @@ def rows(arguments):
     second, fourth = digest("image 2"), digest("image 4")
     yield "new_repository", ("number", "name"), ((n, f"r/{n:06}") for n in range(1, arguments.repositories + 1))
     generations = (f"00000000-0000-4000-8000-{n:012x}" for n in range(1, len(blobs) + 1))
-    yield "new_blob", ("number", "digest", "generation"), (
-        (n, digest(blob), generation) for n, (blob, generation) in enumerate(zip(blobs, generations, strict=True), 1)
+    yield (
+        "new_blob",
+        ("number", "digest", "generation"),
+        ((n, digest(blob), generation) for n, (blob, generation) in enumerate(zip(blobs, generations, strict=True), 1)),
     )
-    yield "new_image", ("number", "digest", "payload", "subject", "fourth"), (
-        (n, digest(f"image {n}"), b"{}" * 500, second, fourth) for n in range(1, images + 1)
+    yield (
+        "new_image",
+        ("number", "digest", "payload", "subject", "fourth"),
+        ((n, digest(f"image {n}"), b"{}" * 500, second, fourth) for n in range(1, images + 1)),
     )
-    yield "new_edge", ("image", "blob"), (
-        (digest(f"image {n}"), digest(blob))
-        for n in range(1, images + 1)
-        for blob in (*shared, *(f"layer {n} {layer}" for layer in range(4)))
+    yield (
+        "new_edge",
+        ("image", "blob"),
+        (
+            (digest(f"image {n}"), digest(blob))
+            for n in range(1, images + 1)
+            for blob in (*shared, *(f"layer {n} {layer}" for layer in range(4)))
+        ),
     )
 
 
@@ -86,12 +94,12 @@ class Postgres:
         subprocess.run([POSTGRES / "initdb", "--username=wharfage", "--auth=trust", "--encoding=UTF8", "-D", data],
                        check=True, stdout=subprocess.DEVNULL, env=environment, cwd=self.folder, **self.user)  # fmt: skip
         settings = ["-c", "listen_addresses=", "-c", "shared_buffers=512MB", "-c", "max_wal_size=4GB"]
-        self.log = open(folder / "pg.log", "ab")
-        self.server = subprocess.Popen([POSTGRES / "postgres", "-D", data, "-k", self.folder, *settings],
-                                       env=environment, cwd=self.folder, stdout=self.log, stderr=self.log, **self.user)  # fmt: skip
+        with open(folder / "pg.log", "ab") as log:
+            self.server = subprocess.Popen([POSTGRES / "postgres", "-D", data, "-k", self.folder, *settings],
+                                           env=environment, cwd=self.folder, stdout=log, stderr=log, **self.user)  # fmt: skip
         self.url = "postgres://wharfage@" + str(self.folder).replace("/", "%2F") + "/wharfage"
         while subprocess.run([POSTGRES / "createdb", "-h", self.folder, "-U", "wharfage", "wharfage"],
-                             stderr=subprocess.DEVNULL, env=environment, cwd="/").returncode:  # fmt: skip
+                             check=False, stderr=subprocess.DEVNULL, env=environment, cwd="/").returncode:  # fmt: skip
             time.sleep(0.1)
 
     def fill(self, arguments):

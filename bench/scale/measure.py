@@ -10,6 +10,7 @@ import tempfile
 import time
 
 from botocore.exceptions import ClientError
+
 from clients import Oci, Serve, Signed, Wire
 from databases import Postgres, Sqlite, digest
 
@@ -230,7 +231,9 @@ class Measurement:
         for round_ in ("", " again"):
             time_(f"StartLifecyclePolicyPreview of all images{round_}", lambda n: ecr.start_lifecycle_policy_preview(
                 **big, lifecyclePolicyText=all_), rounds=1)  # fmt: skip
-            self.meanwhile(f"a preview of all images runs{round_}", lambda: ecr.get_lifecycle_policy_preview(**big)["status"] == "IN_PROGRESS")
+            self.meanwhile(
+                f"a preview of all images runs{round_}", lambda: ecr.get_lifecycle_policy_preview(**big)["status"] == "IN_PROGRESS"
+            )
         walk("GetLifecyclePolicyPreview, pages of 100", lambda **after: ecr.get_lifecycle_policy_preview(**big, **after, maxResults=100))
         for tags in ("TAGGED", "UNTAGGED"):
             walk(f"GetLifecyclePolicyPreview, {tags}, pages of 100", lambda tags=tags, **after: ecr.get_lifecycle_policy_preview(
@@ -326,7 +329,9 @@ class Measurement:
         pushed = []
         time_("PUT manifest, new, a tag that moves", lambda n: pushed.append(
             self.oci.manifest(BIG, "moving", self.image(f"oci {n}"), MANIFEST)))  # fmt: skip
-        shared = [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(f"base {k}"), "size": 1000} for k in range(3)]
+        shared = [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(f"base {k}"), "size": 1000} for k in range(3)
+        ]
         time_("PUT manifest with layers of all images", lambda n: self.oci.manifest(
             BIG, "shared", self.image(f"shared {n}", shared), MANIFEST))  # fmt: skip
         common = [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": base, "size": len(BASE)}]
@@ -338,14 +343,21 @@ class Measurement:
             "POST", f"/v2/{BIG}/blobs/uploads/?mount={base}&from=r/000500", expect=(201,)))  # fmt: skip
         subject = {"subject": {"mediaType": MANIFEST, "size": 1000, "digest": digest("image 2")}}
         time_("PUT manifest with a subject", lambda n: self.oci.manifest(BIG, "referrer", self.image(f"referrer {n}", **subject), MANIFEST))
-        foreign = [{"mediaType": FOREIGN, "digest": digest(f"foreign {n}"), "size": 1, "urls": ["https://example.com/x"]} for n in range(1000)]
+        foreign = [
+            {"mediaType": FOREIGN, "digest": digest(f"foreign {n}"), "size": 1, "urls": ["https://example.com/x"]} for n in range(1000)
+        ]
         time_("PUT manifest with 1,000 foreign layers", lambda n: self.oci.manifest(
             BIG, "foreign", self.image(f"foreign {n}", foreign), MANIFEST), rounds=10)  # fmt: skip
         time_("DELETE manifest", lambda n: call("DELETE", f"/v2/{BIG}/manifests/{pushed[n]}"))
-        time_("DELETE manifest that 20,000 indexes hold", lambda n: call("DELETE", f"/v2/{BIG}/manifests/{digest('image 2')}", expect=(400, 403, 405, 409)))
+        time_(
+            "DELETE manifest that 20,000 indexes hold",
+            lambda n: call("DELETE", f"/v2/{BIG}/manifests/{digest('image 2')}", expect=(400, 403, 405, 409)),
+        )
         time_("DELETE tag", lambda n: call("DELETE", f"/v2/{BIG}/manifests/t{70010 + 10 * n}"))
         time_("DELETE blob", lambda n: call("DELETE", f"/v2/{BIG}/blobs/{digest(f'{self.stamp} blob {n}'.encode())}"))
-        time_("DELETE blob that all images have", lambda n: call("DELETE", f"/v2/{BIG}/blobs/{digest('base 1')}", expect=(400, 403, 405, 409)))
+        time_(
+            "DELETE blob that all images have", lambda n: call("DELETE", f"/v2/{BIG}/blobs/{digest('base 1')}", expect=(400, 403, 405, 409))
+        )
 
     def deletion(self):
         ecr, time_, big = self.ecr, self.table.time, {"repositoryName": BIG}

@@ -1,4 +1,4 @@
-//! Lifecycle policies: the document ([`Policy`]) and what it does to a repository's images ([`evaluate`]).
+//! Lifecycle policies: the document ([`Policy`]) and what it does to a repository's images ([`evaluate()`]).
 //!
 //! Pure: no I/O, no clock. The preview, the enforcing job and the operator all call the same function.
 

@@ -3,7 +3,7 @@
 //!
 //! | tag | says |
 //! |---|---|
-//! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | whose Repository it is; see [`identity`](super::identity) for the first |
+//! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | whose Repository it is; see [`identity`] for the first |
 //! | `wharfage.dev/manages` | what that Repository set last, so that what it no longer sets is taken back |
 //! | `wharfage.dev/lifecycle` | whose LifecyclePolicy governs it, and whether the registry has the policy or the operator carries it out |
 

@@ -20,11 +20,12 @@ import uuid
 
 import boto3
 import pytest
-from backends import TIED, end, postgres, s3, tool
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+
+from backends import TIED, end, postgres, s3, tool
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -62,7 +63,10 @@ class Server:
         self._drain.start()
         printed = subprocess.run(
             ["sh", "-c", 'eval "$(wharfage env --data "$1")" && env -0', "sh", data],
-            env=self.bare, check=True, stdout=subprocess.PIPE, text=True,
+            env=self.bare,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         ).stdout
         self.environment = dict(line.split("=", 1) for line in printed.split("\0") if line)
         self.address = self.environment["WHARFAGE_REGISTRY"]
@@ -78,7 +82,12 @@ class Server:
         environment = self.environment | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home)} | variables
         ran = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
-            env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False,
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
         assert ran.returncode == 0, f"{script}\nexit code {ran.returncode}\n{ran.stdout}{ran.stderr}"
         return ran.stdout.strip()
@@ -200,7 +209,9 @@ def send(ecr, server):
 
     def send(operation, body, target=TARGET, skew=datetime.timedelta(), region="local-1", service="ecr", tamper=None):
         signed = AWSRequest(
-            "POST", f"http://{server.address}/", data=body,
+            "POST",
+            f"http://{server.address}/",
+            data=body,
             headers={"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": target + operation},
         )
         with pytest.MonkeyPatch.context() as patch:

@@ -4,8 +4,9 @@ import datetime
 import json
 import uuid
 
-import images
 import pytest
+
+import images
 from conftest import pages, refused
 
 ABSENT = "sha256:" + "0" * 64
@@ -121,8 +122,7 @@ def test_an_immutable_tag_stays_until_it_is_deleted(ecr, repository):
     old = images.push(ecr, repository, images.image("old"), "v1", "keep")
     new = images.push(ecr, repository, images.image("new"))
     message = (
-        f"The image tag 'v1' already exists in the '{repository}' repository "
-        "and cannot be overwritten because the repository is immutable."
+        f"The image tag 'v1' already exists in the '{repository}' repository and cannot be overwritten because the repository is immutable."
     )
     with refused("ImageTagAlreadyExistsException", message):
         put(ecr, repository, new, imageTag="v1")
@@ -418,9 +418,7 @@ def test_a_wrong_question_for_referrers_is_refused(unchecked, repository, parame
 
 def test_an_archived_image_is_kept_out_of_sight_until_it_is_restored(ecr, repository):
     image = images.push(ecr, repository, images.image("archived"), "v1")
-    archived = ecr.update_image_storage_class(
-        repositoryName=repository, imageId={"imageTag": "v1"}, targetStorageClass="ARCHIVE"
-    )
+    archived = ecr.update_image_storage_class(repositoryName=repository, imageId={"imageTag": "v1"}, targetStorageClass="ARCHIVE")
     assert archived["imageStatus"] == "ARCHIVED"
     assert archived["imageId"]["imageDigest"] == image.digest
     assert listed(ecr, repository) == set() and described(ecr, repository) == {}

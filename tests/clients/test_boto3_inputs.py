@@ -28,8 +28,15 @@ MODEL = botocore.session.get_session().get_service_model("ecr")
 VALUES = {"string": "text", "number": 7, "boolean": True, "list": [], "structure": {}}
 
 JSON_TYPES = {
-    "string": "string", "blob": "string", "timestamp": "number", "integer": "number", "long": "number",
-    "boolean": "boolean", "list": "list", "structure": "structure", "map": "structure",
+    "string": "string",
+    "blob": "string",
+    "timestamp": "number",
+    "integer": "number",
+    "long": "number",
+    "boolean": "boolean",
+    "list": "list",
+    "structure": "structure",
+    "map": "structure",
 }
 
 

@@ -6,8 +6,9 @@ import urllib.error
 import urllib.request
 import uuid
 
-import images
 import pytest
+
+import images
 from conftest import refused
 
 MIB = 1024 * 1024

@@ -4,8 +4,9 @@ import json
 import re
 import time
 
-import images
 import pytest
+
+import images
 from conftest import pages, refused
 
 # The worst that a loaded machine may need for a job that takes milliseconds; only a failing test waits for it.
@@ -29,9 +30,7 @@ def policy(*rules):
 
 def preview(ecr, repository, **parameters):
     """The finished preview's first page."""
-    ecr.get_waiter("lifecycle_policy_preview_complete").wait(
-        repositoryName=repository, WaiterConfig={"Delay": 1, "MaxAttempts": PATIENCE}
-    )
+    ecr.get_waiter("lifecycle_policy_preview_complete").wait(repositoryName=repository, WaiterConfig={"Delay": 1, "MaxAttempts": PATIENCE})
     return ecr.get_lifecycle_policy_preview(repositoryName=repository, **parameters)
 
 
@@ -47,9 +46,7 @@ def test_a_policy_is_put_got_and_deleted(ecr, repository):
     assert json.loads(got["lifecyclePolicyText"]) == json.loads(text)
     assert "lastEvaluatedAt" in got
     assert json.loads(ecr.delete_lifecycle_policy(repositoryName=repository)["lifecyclePolicyText"]) == json.loads(text)
-    message = (
-        f"Lifecycle policy does not exist for the repository with name '{repository}' in the registry with id '123456789012'"
-    )
+    message = f"Lifecycle policy does not exist for the repository with name '{repository}' in the registry with id '123456789012'"
     for operation in (ecr.get_lifecycle_policy, ecr.delete_lifecycle_policy, ecr.start_lifecycle_policy_preview):
         with refused("LifecyclePolicyNotFoundException", message):
             operation(repositoryName=repository)
@@ -110,9 +107,7 @@ def test_a_policy_out_of_bounds_is_refused(unchecked, repository, text):
 def test_a_preview_tells_what_would_go_and_touches_nothing(ecr, repository):
     pushed = [images.push(ecr, repository, images.image(f"{n}"), f"v{n}") for n in range(4)]
     untagged = images.push(ecr, repository, images.image("untagged"))
-    text = policy(
-        rule(1, "tagged", number=2, action="transition", tagPatternList=["v*"]), rule(2, "any", number=2)
-    )
+    text = policy(rule(1, "tagged", number=2, action="transition", tagPatternList=["v*"]), rule(2, "any", number=2))
     started = ecr.start_lifecycle_policy_preview(repositoryName=repository, lifecyclePolicyText=text)
     assert started["status"] == "IN_PROGRESS" and json.loads(started["lifecyclePolicyText"]) == json.loads(text)
     found = preview(ecr, repository)

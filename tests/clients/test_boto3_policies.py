@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from conftest import refused
 
 PULL = {
@@ -37,9 +38,7 @@ def test_a_policy_is_put_got_and_deleted(ecr, repository):
     assert told(ecr.set_repository_policy(repositoryName=repository, policyText=json.dumps(PULL))) == PULL
     assert told(ecr.get_repository_policy(repositoryName=repository)) == PULL
     assert told(ecr.delete_repository_policy(repositoryName=repository)) == PULL
-    message = (
-        f"Repository policy does not exist for the repository with name '{repository}' in the registry with id '123456789012'"
-    )
+    message = f"Repository policy does not exist for the repository with name '{repository}' in the registry with id '123456789012'"
     for operation in (ecr.get_repository_policy, ecr.delete_repository_policy):
         with refused("RepositoryPolicyNotFoundException", message):
             operation(repositoryName=repository)

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+
 from conftest import TARGET, refused, request
 
 # GetAuthorizationToken
@@ -148,9 +149,7 @@ def test_an_operation_that_is_not_there_is_unknown(send, operation, target):
     assert (status, code) == (400, "UnknownOperationException")
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"[]", b'"x"', b'{"maxResults":"1"}', b'{"repositoryNames":"x"}', b"\xff\xfe", b"[" * 100_000]
-)
+@pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b'{"maxResults":"1"}', b'{"repositoryNames":"x"}', b"\xff\xfe", b"[" * 100_000])
 def test_a_body_that_is_no_input_is_refused(send, body):
     status, code, _ = send("DescribeRepositories", body)
     assert (status, code) == (400, "SerializationException")

@@ -1,8 +1,10 @@
 """What a registry as a whole is set to: its policy, how its repositories are scanned, its account settings."""
 
+import contextlib
 import json
 
 import pytest
+
 from conftest import refused
 
 ACCOUNT = "123456789012"
@@ -36,10 +38,8 @@ def no_policy(ecr):
     """A registry without a policy, which the test leaves behind, too."""
 
     def forget():
-        try:
+        with contextlib.suppress(ecr.exceptions.RegistryPolicyNotFoundException):
             ecr.delete_registry_policy()
-        except ecr.exceptions.RegistryPolicyNotFoundException:
-            pass
 
     forget()
     yield
@@ -193,9 +193,7 @@ def applied(ecr, names):
     assert [it["repositoryArn"] for it in found] == [f"arn:aws:ecr:local-1:{ACCOUNT}:repository/{name}" for name in names]
     for it in found:
         assert all(filter["filterType"] == "WILDCARD" for filter in it["appliedScanFilters"])
-    return [
-        (it["scanFrequency"], it["scanOnPush"], [filter["filter"] for filter in it["appliedScanFilters"]]) for it in found
-    ]
+    return [(it["scanFrequency"], it["scanOnPush"], [filter["filter"] for filter in it["appliedScanFilters"]]) for it in found]
 
 
 def test_basic_scanning_is_by_a_rule_or_by_the_repositorys_own_setting(ecr, scanning, repositories):

@@ -3,8 +3,9 @@
 import datetime
 import uuid
 
-import images
 import pytest
+
+import images
 from conftest import pages, refused
 
 ARN = "arn:aws:ecr:local-1:123456789012:repository/"
@@ -163,8 +164,7 @@ def test_an_empty_repository_is_deleted(ecr, repository):
 def test_a_repository_with_images_is_deleted_only_by_force(ecr, repository):
     images.push(ecr, repository, images.multi_platform("full"), "v1")
     message = (
-        f"The repository with name '{repository}' in registry with id '123456789012' "
-        "cannot be deleted because it still contains images"
+        f"The repository with name '{repository}' in registry with id '123456789012' cannot be deleted because it still contains images"
     )
     with refused("RepositoryNotEmptyException", message):
         ecr.delete_repository(repositoryName=repository)
@@ -192,9 +192,7 @@ def test_tag_mutability_is_changed_with_its_filters(ecr, repository):
 
 
 def test_scan_on_push_is_stored(ecr, repository):
-    put = ecr.put_image_scanning_configuration(
-        repositoryName=repository, imageScanningConfiguration={"scanOnPush": True}
-    )
+    put = ecr.put_image_scanning_configuration(repositoryName=repository, imageScanningConfiguration={"scanOnPush": True})
     assert put["imageScanningConfiguration"] == {"scanOnPush": True}
     assert describe(ecr, repository)["imageScanningConfiguration"] == {"scanOnPush": True}
 

@@ -7,6 +7,7 @@ import urllib.parse
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
+
 from conftest import refused, request
 
 ROOT = {"Account": "123456789012", "Arn": "arn:aws:iam::123456789012:root", "UserId": "123456789012"}

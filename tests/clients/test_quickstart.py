@@ -2,8 +2,9 @@
 
 import json
 
-import images
 import pytest
+
+import images
 
 LOGIN = "aws ecr get-login-password | crane auth login -u AWS --password-stdin $WHARFAGE_REGISTRY\n"
 
@@ -78,7 +79,7 @@ def test_crane_logs_in_with_the_aws_clis_password_then_pushes_and_pulls(shell, r
 
 def test_crane_is_refused_without_a_login(shell, repository):
     crane_image(shell)
-    with pytest.raises(AssertionError, match="UNAUTHORIZED|401"):
+    with pytest.raises(AssertionError, match=r"UNAUTHORIZED|401"):
         shell(f"crane push image.tar $WHARFAGE_REGISTRY/{repository}:v1")
 
 
@@ -199,6 +200,6 @@ def test_an_archived_image_is_not_pulled_until_it_is_restored(shell, repository)
     image = f"$WHARFAGE_REGISTRY/{repository}:v1"
     archive = f"aws ecr update-image-storage-class --repository-name {repository} --image-id imageTag=v1 --target-storage-class"
     shell(f"{LOGIN} crane push image.tar {image}; {archive} ARCHIVE")
-    with pytest.raises(AssertionError, match="MANIFEST_UNKNOWN|404"):
+    with pytest.raises(AssertionError, match=r"MANIFEST_UNKNOWN|404"):
         shell(f"crane pull {image} pulled.tar")
     shell(f"crane push image.tar {image}; crane pull {image} pulled.tar")

@@ -10,10 +10,11 @@ import threading
 import time
 
 import boto3
-import node
-from backends import PATIENCE, tool
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+import node
+from backends import PATIENCE, tool
 from images import write_layout
 
 REGION = "eu-home-1"
@@ -28,9 +29,7 @@ class Registry:
     secret_access_key: str
     ca: str | None = None
     # Reading ECR's model takes longer than most calls: it is read once. A session is for one thread at a time.
-    _session: boto3.session.Session = dataclasses.field(
-        default_factory=boto3.session.Session, init=False, repr=False, compare=False
-    )
+    _session: boto3.session.Session = dataclasses.field(default_factory=boto3.session.Session, init=False, repr=False, compare=False)
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
@@ -65,7 +64,7 @@ class Registry:
         (folder / "config.json").write_text(self.docker_config(self.address))
         environment = {"DOCKER_CONFIG": str(folder), "HOME": str(folder), **({"SSL_CERT_FILE": self.ca} if self.ca else {})}
         command = [tool("WHARFAGE_TEST_CRANE"), *map(str, arguments)]
-        ran = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        ran = subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert ran.returncode == 0, f"crane {' '.join(command[1:])}: {ran.stderr}"
         return ran.stdout.strip()
 

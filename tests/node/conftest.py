@@ -4,8 +4,9 @@ import contextlib
 import pathlib
 import subprocess
 
-import node
 import pytest
+
+import node
 from backends import tool
 from bed import Cluster, Etcd
 from busybox import busybox, write_archive

@@ -44,7 +44,7 @@ def configuration(path, document):
 
 
 def ctr(*arguments):
-    ran = subprocess.run(["ctr", "--namespace", "k8s.io", *map(str, arguments)], capture_output=True, text=True)
+    ran = subprocess.run(["ctr", "--namespace", "k8s.io", *map(str, arguments)], check=False, capture_output=True, text=True)
     assert ran.returncode == 0, f"ctr {arguments}: {ran.stderr}"
     return ran.stdout
 
@@ -86,7 +86,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     HOSTS.mkdir(parents=True, exist_ok=True)
 
     def ready():
-        return subprocess.run(["ctr", "--connect-timeout", "1s", "version"], capture_output=True).returncode == 0
+        return subprocess.run(["ctr", "--connect-timeout", "1s", "version"], check=False, capture_output=True).returncode == 0
 
     containerd = started("containerd", "--config", settings)
     containerd.wait_until(ready)
@@ -135,8 +135,17 @@ def start_kubelet(kubeconfig):
         },
     )
     return started(
-        tool("WHARFAGE_TEST_KUBELET"), "--config", settings, "--kubeconfig", kubeconfig, "--root-dir", "/var/lib/kubelet",
-        "--hostname-override", ADDRESS, "--node-ip", ADDRESS,
+        tool("WHARFAGE_TEST_KUBELET"),
+        "--config",
+        settings,
+        "--kubeconfig",
+        kubeconfig,
+        "--root-dir",
+        "/var/lib/kubelet",
+        "--hostname-override",
+        ADDRESS,
+        "--node-ip",
+        ADDRESS,
     )
 
 
@@ -182,8 +191,14 @@ def start_controllers(kubeconfig, service_account_key, certificate_authority):
     """Starts the controller manager and the scheduler."""
     return [
         started(
-            tool("WHARFAGE_TEST_KUBE_CONTROLLER_MANAGER"), "--kubeconfig", kubeconfig, "--leader-elect=false",
-            "--service-account-private-key-file", service_account_key, "--root-ca-file", certificate_authority,
+            tool("WHARFAGE_TEST_KUBE_CONTROLLER_MANAGER"),
+            "--kubeconfig",
+            kubeconfig,
+            "--leader-elect=false",
+            "--service-account-private-key-file",
+            service_account_key,
+            "--root-ca-file",
+            certificate_authority,
             "--use-service-account-credentials=false",
         ),
         started(tool("WHARFAGE_TEST_KUBE_SCHEDULER"), "--kubeconfig", kubeconfig, "--leader-elect=false"),

@@ -24,7 +24,7 @@ class Release:
     def helm(self, *arguments):
         environment = {"KUBECONFIG": str(self.kube.kubeconfig), "HOME": str(self.folder), "PATH": "/usr/bin:/bin"}
         command = [tool("WHARFAGE_TEST_HELM"), *map(str, arguments), "--namespace", self.name]
-        ran = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        ran = subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert ran.returncode == 0, f"helm {' '.join(command[1:])}\n{ran.stdout}{ran.stderr}"
         return ran.stdout
 

@@ -1,10 +1,14 @@
 """What the image of deploy/image holds, and that what it holds runs by itself."""
 
+import hashlib
 import json
 import pathlib
+import platform
 import re
+import shutil
 import subprocess
 import tarfile
+import tomllib
 
 import pytest
 from cryptography import x509
@@ -19,6 +23,10 @@ def blob(image, descriptor):
 def manifest_of(image):
     (entry,) = json.loads((image / "index.json").read_text())["manifests"]
     return json.loads(blob(image, entry).read_text())
+
+
+def digests(image):
+    return [one["digest"] for one in json.loads((image / "index.json").read_text())["manifests"]]
 
 
 def config_of(image):
@@ -91,8 +99,58 @@ def test_the_certificates_are_public_authorities_and_not_the_builders(files):
     assert not own, "what only this machine trusts is in the image"
 
 
-def test_building_it_again_gives_the_same_image(image, tmp_path):
-    rebuilt = tmp_path / "again"
-    subprocess.run([ROOT / "deploy/image/build", "--profile", "dev", "--to", f"oci:{rebuilt}:again"], check=True)
-    again, before = (json.loads((folder / "index.json").read_text())["manifests"] for folder in (rebuilt, image))
-    assert [one["digest"] for one in again] == [one["digest"] for one in before]
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    """The folder of a second build: the image in `image`, and in `dist` what a release offers without an image."""
+    folder = tmp_path_factory.mktemp("rebuilt")
+    build = [ROOT / "deploy/image/build", "--profile", "dev", "--to", f"oci:{folder}/image:again", "--archive", folder / "dist"]
+    subprocess.run(build, check=True)
+    return folder
+
+
+def test_building_it_again_gives_the_same_image(image, rebuilt):
+    assert digests(rebuilt / "image") == digests(image)
+
+
+def test_cargo_binstall_finds_the_program_in_the_archive(rebuilt, files):
+    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+    binstall = package["metadata"]["binstall"]
+    target = f"{platform.machine()}-unknown-linux-musl"
+    fields = {"repo": "REPO", "name": package["name"], "version": package["version"], "target": target, "bin": "wharfage", "binary-ext": ""}
+
+    def expanded(template):
+        return re.sub(r"\{ ([a-z-]+) \}", lambda found: fields[found[1]], template)
+
+    (archive,) = (rebuilt / "dist").glob("*.tar.gz")
+    assert expanded(binstall["pkg-url"]) == f"REPO/releases/download/v{package['version']}/{archive.name}"
+    folder = archive.name.removesuffix(".tar.gz")
+    with tarfile.open(archive) as tar:
+        assert sorted(tar.getnames()) == [f"{folder}/LICENSE", f"{folder}/NOTICE", f"{folder}/wharfage"]
+        program = tar.extractfile(expanded(binstall["bin-dir"])).read()
+    assert program == files["usr/bin/wharfage"][1]
+    assert (rebuilt / f"dist/{folder}.cdx.json").read_bytes() == files["usr/share/sbom/wharfage.cdx.json"][1]
+
+
+def test_images_of_several_architectures_are_joined_unchanged(image, tmp_path):
+    twin = tmp_path / "twin"
+    shutil.copytree(image, twin)
+
+    def stored(content, **descriptor):
+        data = json.dumps(content).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        (twin / "blobs/sha256" / digest).write_bytes(data)
+        return {**descriptor, "digest": f"sha256:{digest}", "size": len(data)}
+
+    manifest = manifest_of(image)
+    config = stored({**config_of(image), "architecture": "riscv64"}, mediaType=manifest["config"]["mediaType"])
+    entry = stored({**manifest, "config": config}, mediaType=manifest["mediaType"])
+    (twin / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    archives = [tmp_path / "own.tar", tmp_path / "twin.tar"]
+    for folder, archive in zip((image, twin), archives, strict=True):
+        subprocess.run(["tar", "--create", "--file", archive, "--directory", folder, "."], check=True)
+    joined = tmp_path / "joined"
+    digest = subprocess.check_output([ROOT / "deploy/image/join", f"oci:{joined}:v1", *archives], text=True).strip()
+    assert digests(joined) == [digest]
+    manifests = manifest_of(joined)["manifests"]
+    assert [one["digest"] for one in manifests] == digests(image) + digests(twin)
+    assert [one["platform"]["architecture"] for one in manifests] == [config_of(image)["architecture"], "riscv64"]

@@ -5,9 +5,10 @@ import contextlib
 import threading
 import time
 
-import node
 import pytest
 import trustme
+
+import node
 from backends import PATIENCE
 from busybox import busybox
 from clients import Registry, let_nodes_pull
@@ -174,7 +175,7 @@ class Client(threading.Thread):
                 asked = {"repositoryName": self.name_of_repository, "imageIds": [{"imageTag": tag}]}
                 found = self.home.insist(lambda ecr, asked=asked: ecr.batch_get_image(**asked))
                 assert [one["imageId"]["imageDigest"] for one in found["images"]] == [self.pushed[tag]], found["failures"]
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self.error = error
 
     def _push(self, made, tag):

@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 import trustme
+
 from busybox import busybox
 from clients import REGION, Registry, let_nodes_pull, pull_secret
 from conftest import BEFORE, pod
@@ -29,9 +30,7 @@ def registry(namespace, tmp_path):
     certificate = authority.issue_cert(NAME, f"registry.{namespace}.svc", address)
     namespace.secret("tls", crt=certificate.cert_chain_pems[0].bytes().decode(), key=certificate.private_key_pem.bytes().decode())
     namespace.secret("root-key", **ACCESS_KEY)
-    key = [
-        {"name": f"WHARFAGE_{name.upper()}", "valueFrom": {"secretKeyRef": {"name": "root-key", "key": name}}} for name in ACCESS_KEY
-    ]
+    key = [{"name": f"WHARFAGE_{name.upper()}", "valueFrom": {"secretKeyRef": {"name": "root-key", "key": name}}} for name in ACCESS_KEY]
     namespace.apply(
         pod(
             "registry", BEFORE, labels={"app": "registry"}, env=key,

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 
 import yaml
+
 from backends import tool
 from bed import Cluster
 
@@ -29,7 +30,7 @@ class Helm:
         if values is not None:
             command += ["--values", "-"]
         ran = subprocess.run(
-            command, env=self._environment, input=yaml.safe_dump(values or {}), capture_output=True, text=True
+            command, check=False, env=self._environment, input=yaml.safe_dump(values or {}), capture_output=True, text=True
         )  # fmt: skip
         if not check:
             return ran

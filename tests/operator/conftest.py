@@ -42,6 +42,7 @@ import pathlib
 import uuid
 
 import pytest
+
 import registries
 from bed import Cluster, Etcd, ExistingCluster
 from kube import Namespace

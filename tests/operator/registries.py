@@ -13,8 +13,9 @@ import urllib.request
 import uuid
 
 import boto3
-from backends import free_port, tool
 from botocore.config import Config
+
+from backends import free_port, tool
 from processes import Process, Server
 
 ACCOUNT = "123456789012"
@@ -159,7 +160,7 @@ class Front:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.address = "127.0.0.1:%d" % self._server.server_address[1]
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
         self.url = f"http://{self.address}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -1,11 +1,11 @@
 """The bed itself: that what the other tests stand on does what they take it for."""
 
-import images
 import pytest
 import trustme
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 from kubernetes.dynamic.exceptions import ForbiddenError
 
+import images
 from kube import Kube
 
 
@@ -88,7 +88,14 @@ def test_who_logs_in_may_do_what_he_is_permitted(make_cluster):
 def test_what_a_test_made_goes_with_its_namespace(cluster, make_namespace, registry):
     namespace = make_namespace()
     name = namespace.declare(registry)
-    namespace.apply({"apiVersion": "wharfage.dev/v1alpha1", "kind": "Repository", "metadata": {"name": "api", "finalizers": ["example.com/never"]}, "spec": {"registryRef": {"name": name}}})
+    namespace.apply(
+        {
+            "apiVersion": "wharfage.dev/v1alpha1",
+            "kind": "Repository",
+            "metadata": {"name": "api", "finalizers": ["example.com/never"]},
+            "spec": {"registryRef": {"name": name}},
+        }
+    )
     namespace.end()
     assert cluster.kube.find("Registry", name) is None
     assert namespace.find("Repository", "api") is None

@@ -11,6 +11,7 @@ import uuid
 import promql_parser
 import pytest
 import yaml
+
 from backends import PATIENCE, tool
 from bed import Cluster
 from charts import (
@@ -296,7 +297,7 @@ def test_the_schema_knows_exactly_the_values_that_there_are():
 
 def test_generated_files_are_current():
     environment = os.environ | {"WHARFAGE_TEST_BINARY": tool("WHARFAGE_TEST_BINARY")}
-    compared = subprocess.run([ROOT / "deploy/generate", "--check"], env=environment, capture_output=True, text=True)
+    compared = subprocess.run([ROOT / "deploy/generate", "--check"], check=False, env=environment, capture_output=True, text=True)
     assert compared.returncode == 0, compared.stdout + compared.stderr
 
 
@@ -460,7 +461,15 @@ def test_a_quickstart_is_made_once_and_nobodys_but_its_owners_from_then_on(make_
     helm("install", *release, values=IMAGE)
     kube.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
     wait_for_field(kube, registry_named("home"))
-    wait_for_field(kube, {"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "hello", "namespace": "default"}, "spec": {"registryRef": {"name": "home"}}})
+    wait_for_field(
+        kube,
+        {
+            "apiVersion": API_VERSION,
+            "kind": "Repository",
+            "metadata": {"name": "hello", "namespace": "default"},
+            "spec": {"registryRef": {"name": "home"}},
+        },
+    )
     helm("upgrade", *release, values=values)
     made = kube.get("Registry", "home")
     assert made["spec"] == {"managed": {}}
@@ -495,7 +504,7 @@ def checked(chart_cluster, helm):
         arguments = [word for word in container["args"] if not word.startswith("--lease-name")]
         ran = subprocess.run(
             [tool("WHARFAGE_TEST_BINARY"), *arguments],
-            env={"KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": namespace}, capture_output=True, text=True,
+            check=False, env={"KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": namespace}, capture_output=True, text=True,
         )  # fmt: skip
         for one in applied:
             kube.delete(one["kind"], one["metadata"]["name"], one["metadata"].get("namespace"))
@@ -538,7 +547,7 @@ def test_the_check_names_a_kind_that_is_missing_and_one_that_is_older(make_bare_
     environment = {"KUBECONFIG": str(kube.kubeconfig), "POD_NAMESPACE": "default"}
 
     def check():
-        return subprocess.run([tool("WHARFAGE_TEST_BINARY"), "check"], env=environment, capture_output=True, text=True)
+        return subprocess.run([tool("WHARFAGE_TEST_BINARY"), "check"], check=False, env=environment, capture_output=True, text=True)
 
     assert "kind Registry is not in the cluster" in check().stdout
     text = Helm(tmp_path).template({}, "--show-only", "templates/crds.yaml", chart=version_before(tmp_path))

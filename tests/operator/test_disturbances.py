@@ -2,6 +2,7 @@
 hand, nothing is lost, and who is away is left alone."""
 
 import pytest
+
 from kube import API_VERSION, REQUESTED_AT
 
 MANY = [f"app-{number:02}" for number in range(30)]

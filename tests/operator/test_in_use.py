@@ -6,9 +6,10 @@ ReplicaSets and ControllerRevisions either, so the tests do.
 
 import json
 
-import images
 import pytest
-from kube import API_VERSION, conditions
+
+import images
+from kube import conditions
 from lifecycle import outcome, policy, reasons, repository, rule, stored
 
 KEEP = "keep"
@@ -112,7 +113,7 @@ def test_an_image_that_a_pod_names_is_kept(request, namespace, server, by):
 
 
 def test_a_tag_that_moved_keeps_what_runs_and_what_it_points_to_now(here):
-    first, second = here.push("v1", "v2")
+    first, _ = here.push("v1", "v2")
     here.push("v3")
     here.namespace.apply(pod("runs", f"{here.uri}:v2"))
     running(here.namespace, "runs", f"{here.uri}:v2", f"{here.uri}@{first.digest}")
@@ -128,7 +129,9 @@ def test_a_tag_that_moved_keeps_what_runs_and_what_it_points_to_now(here):
 @pytest.mark.parametrize("field", ["containerStatuses", "initContainerStatuses"])
 def test_what_a_pods_status_says_it_runs_is_kept(here, prefix, field):
     (first, *_) = here.push("v1", "v2", "v3")
-    here.namespace.apply(pod("runs", "elsewhere.example.com/other:1", initContainers=[{"name": "i0", "image": "elsewhere.example.com/other:1"}]))
+    here.namespace.apply(
+        pod("runs", "elsewhere.example.com/other:1", initContainers=[{"name": "i0", "image": "elsewhere.example.com/other:1"}])
+    )
     named = first.digest if prefix == "bare" else f"{prefix}{here.uri}@{first.digest}"
     running(here.namespace, "runs", "elsewhere.example.com/other:1", named, field)
     here.enforce()
@@ -307,8 +310,7 @@ def test_the_operator_decides_as_the_registry_does(here):
     policy(here.namespace, here.registry, "put", rules, mode="Preview", repositorySelector={"matchLabels": {"tier": "other"}})
     policy(here.namespace, here.registry, KEEP, rules, mode="Preview", inUseProtection=IN_USE)
     told = [
-        outcome(here.namespace.ready("LifecyclePolicy", policy, "Previewed"), name)
-        for policy, name in ((KEEP, here.name), ("put", other))
+        outcome(here.namespace.ready("LifecyclePolicy", policy, "Previewed"), name) for policy, name in ((KEEP, here.name), ("put", other))
     ]
     for one in told:
         one["sample"].sort(key=lambda image: image["digest"])
@@ -406,7 +408,9 @@ def test_an_image_that_is_tagged_after_the_decision_is_spared(disturbed, front):
     front.pause("DescribeImages", containing=untagged.digest)
     policy(here.namespace, here.registry, inUseProtection=IN_USE)
     here.namespace.until("LifecyclePolicy", KEEP, lambda _: front.held, expected="looking once more")
-    here.ecr.put_image(repositoryName=here.name, imageManifest=untagged.manifest, imageManifestMediaType=untagged.media_type, imageTag="keep")
+    here.ecr.put_image(
+        repositoryName=here.name, imageManifest=untagged.manifest, imageManifestMediaType=untagged.media_type, imageTag="keep"
+    )
     front.go_on()
     here.namespace.ready("LifecyclePolicy", KEEP)
     assert here.left == {"keep", "v1"}
@@ -468,7 +472,12 @@ def test_nothing_goes_while_something_may_not_be_listed(make_cluster, make_opera
 
     permit(LISTED)
     subjects = [{"kind": "ServiceAccount", "name": "wharfage", "namespace": operator.namespace}]
-    binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "less"}, "subjects": subjects}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "less"},
+        "subjects": subjects,
+    }
     cluster.kube.apply(binding | {"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "less"}})
     for other in cluster.kube.list("ClusterRoleBinding"):
         if other["metadata"]["name"] != "less" and other.get("subjects", [{}])[0].get("name") == "wharfage":

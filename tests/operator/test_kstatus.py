@@ -6,6 +6,7 @@ import json
 import subprocess
 
 import pytest
+
 from backends import tool
 from kube import API_VERSION, GROUP
 

@@ -2,8 +2,9 @@
 
 import json
 
-import images
 import pytest
+
+import images
 from kube import API_VERSION, REQUESTED_AT, conditions, standing
 from lifecycle import TIER, outcome, policy, reasons, repository, rule, stored
 from registries import DENIED, drift

@@ -8,6 +8,7 @@ import uuid
 import pytest
 import trustme
 import yaml
+
 from kube import API_VERSION, REQUESTED_AT, conditions, standing
 
 LABEL = "wharfage.dev/registry"
@@ -202,6 +203,11 @@ CHANGES = [
 ]  # fmt: skip
 
 
+def content(one):
+    """The data of a ConfigMap, the spec of everything else."""
+    return one.get("data") or one["spec"]
+
+
 def has(one, holds):
     """Whether `holds(one)`; not if it lacks what is looked at."""
     try:
@@ -219,9 +225,8 @@ def test_each_field_lands_and_is_taken_back(namespace, declare):
         declare(name, **change)
         namespace.until(kind, called, lambda it, holds=holds: has(it, holds), f"changed as {change} says")
         declare(name)
-        part = lambda it: it.get("data") or it["spec"]  # noqa: E731
-        as_before = lambda it, before=before: part(it) == part(before)  # noqa: E731
-        namespace.until(kind, called, as_before, f"as it was before {change}: {part(before)}")
+        as_before = lambda it, before=before: content(it) == content(before)  # noqa: E731
+        namespace.until(kind, called, as_before, f"as it was before {change}: {content(before)}")
 
 
 def test_what_is_wanted_no_more_goes(namespace, declare, stores):
@@ -246,18 +251,14 @@ def test_a_deleted_registry_leaves_its_workload_unless_told_otherwise(namespace,
     namespace.delete("Registry", name)
     namespace.gone("Registry", name)
     after = workload(namespace, name)
-    assert {path: one["metadata"]["uid"] for path, one in after.items()} == {
-        path: one["metadata"]["uid"] for path, one in before.items()
-    }
+    assert {path: one["metadata"]["uid"] for path, one in after.items()} == {path: one["metadata"]["uid"] for path, one in before.items()}
     assert not any(one["metadata"].get("deletionTimestamp") for one in after.values())
 
     # One that comes back takes up what is there, root key included.
     declare(name, spec={"deletionPolicy": "Delete"}, **shared(stores, replicas=2))
     registry = settle(namespace, name)
     again = workload(namespace, name)
-    assert {path: one["metadata"]["uid"] for path, one in again.items()} == {
-        path: one["metadata"]["uid"] for path, one in before.items()
-    }
+    assert {path: one["metadata"]["uid"] for path, one in again.items()} == {path: one["metadata"]["uid"] for path, one in before.items()}
     key = f"Secret/{name}-root-key"
     assert again[key]["data"] == before[key]["data"]
     for path, one in again.items():
@@ -436,7 +437,9 @@ def test_a_claim_without_a_volume_is_put_right(namespace, declare):
         ("20Gi", "fast", "5Gi", "20Gi"),
     ):
         declare(name, storage=storage(size, storage_class))
-        refused = f"PersistentVolumeClaim {namespace.name}/{claim} waits for a volume of {was} and can't ask for {wanted} instead.*delete it"
+        refused = (
+            f"PersistentVolumeClaim {namespace.name}/{claim} waits for a volume of {was} and can't ask for {wanted} instead.*delete it"
+        )
         namespace.stalled("Registry", name, "VolumeUnchangeable", refused)
         remade(size, storage_class)
         there = namespace.get("PersistentVolumeClaim", claim)["metadata"]
@@ -637,9 +640,7 @@ def test_an_operator_in_another_namespace_begins_no_second_registry(make_cluster
     old.apply(registry | {"spec": {"managed": {"namespace": "before"}}})
     settle(old, "home")
     after = workload(old, "home")
-    assert {path: one["metadata"]["uid"] for path, one in after.items()} == {
-        path: one["metadata"]["uid"] for path, one in before.items()
-    }
+    assert {path: one["metadata"]["uid"] for path, one in after.items()} == {path: one["metadata"]["uid"] for path, one in before.items()}
     assert after["Secret/home-root-key"]["data"] == before["Secret/home-root-key"]["data"]
     assert workload(new, "home") == {}
 

@@ -6,8 +6,9 @@ import subprocess
 import time
 import uuid
 
-import images
 import pytest
+
+import images
 from backends import PATIENCE, tool
 from kube import API_VERSION, conditions
 
@@ -118,7 +119,7 @@ def test_clients_log_in_with_it(namespace, registry, declare, team, tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
 
     def ran(*command):
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
 
     crane = ran(tool("WHARFAGE_TEST_CRANE"), "digest", "--insecure", place)
     assert crane.stdout.strip() == pushed.digest, crane.stderr
@@ -182,7 +183,9 @@ def test_a_narrower_selector_and_another_name_leave_nothing_behind(namespace, de
     declare(serviceAccounts=["default"])
     for one in (kept, left):
         one.until("ServiceAccount", "default", lambda it: it.get("imagePullSecrets") == [{"name": NAME}])
-    declare(serviceAccounts=["default"], namespaceSelector={"matchLabels": {"pulls-from": namespace.name, "tier": "prod"}}, secretName="other")
+    declare(
+        serviceAccounts=["default"], namespaceSelector={"matchLabels": {"pulls-from": namespace.name, "tier": "prod"}}, secretName="other"
+    )
     namespace.ready("PullSecret", "home", message="^Secret other is in 1 namespace$")
     kept.gone("Secret", NAME)
     left.gone("Secret", NAME)
@@ -218,7 +221,13 @@ def refuse():
     def refuse(place, account):
         name = f"refuse-{uuid.uuid4().hex[:8]}"
         group = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
-        rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["serviceaccounts"], "resourceNames": [account]}
+        rule = {
+            "apiGroups": [""],
+            "apiVersions": ["v1"],
+            "operations": ["UPDATE"],
+            "resources": ["serviceaccounts"],
+            "resourceNames": [account],
+        }
         chosen = {"matchLabels": {"kubernetes.io/metadata.name": place.name}}
         place.apply([
             {**group, "kind": "ValidatingAdmissionPolicy", "spec": {
@@ -286,7 +295,10 @@ def test_one_that_can_not_go_says_why_once(make_cluster, make_operator, make_nam
     assert written(shop)["metadata"]["annotations"]["wharfage.dev/service-accounts"] == "default"
     # It doesn't try again without pause: what is asked for by annotation meanwhile is one more look.
     platform.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "now"}}})
-    ours = lambda one: "serviceaccount:wharfage" in one["user"]["username"] and one.get("objectRef", {}).get("resource") == "serviceaccounts"  # noqa: E731
+
+    def ours(one):
+        return "serviceaccount:wharfage" in one["user"]["username"] and one.get("objectRef", {}).get("resource") == "serviceaccounts"
+
     tries = lambda: [one for one in cluster.audit(offset) if ours(one) and one["verb"] == "patch"]  # noqa: E731
     until(lambda: len(tries()) > 1, "looked at again")
     told = [one for one in platform.events("PullSecret", "home") if one["reason"] == "Invalid"]
@@ -303,7 +315,9 @@ def test_a_secret_of_somebody_else_is_never_touched(namespace, declare, team):
     before = theirs.get("Secret", NAME)
     declare(serviceAccounts=["default"])
     service_account(theirs)
-    namespace.stalled("PullSecret", "home", "OwnedByAnother", f"a Secret {NAME} .* is in {theirs}: delete it there, or set another secretName")
+    namespace.stalled(
+        "PullSecret", "home", "OwnedByAnother", f"a Secret {NAME} .* is in {theirs}: delete it there, or set another secretName"
+    )
     written(free)
     assert namespace.reconcile("PullSecret", "home")["status"]["namespaces"] == 1
     assert theirs.get("Secret", NAME) == before
@@ -597,7 +611,10 @@ def test_a_token_goes_nowhere_that_only_another_registry_allows(namespace, regis
     one = namespace.declare(registry, allowedNamespaces=allowing(namespace, inside))
     # It has no credentials yet, so that nobody can be asked for a token of it.
     other = f"{namespace}-other"
-    spec = {"region": registry.region, "endpoint": {"url": registry.url, "credentialsSecretRef": {"name": "later", "namespace": namespace.name}}}
+    spec = {
+        "region": registry.region,
+        "endpoint": {"url": registry.url, "credentialsSecretRef": {"name": "later", "namespace": namespace.name}},
+    }
     spec["allowedNamespaces"] = allowing(namespace, outside)
     namespace.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": other}, "spec": spec})
     namespace.waiting("Registry", other, "ReferenceNotFound")
@@ -612,14 +629,21 @@ def test_a_token_goes_nowhere_that_only_another_registry_allows(namespace, regis
     written(outside)
 
 
-def test_a_look_that_finds_all_well_writes_nothing(namespace, make_front, registry, declare, team, make_cluster, make_operator, make_namespace):
+def test_a_look_that_finds_all_well_writes_nothing(
+    namespace, make_front, registry, declare, team, make_cluster, make_operator, make_namespace
+):
     cluster = make_cluster()
     make_operator(cluster)
     front = make_front(registry)
     chosen = {"pulls": "yes"}
     platform, shop = make_namespace(kube=cluster.kube), make_namespace(labels=chosen, kube=cluster.kube)
     service_account(shop)
-    spec = {"registryRef": {"name": platform.declare(front)}, "secretName": NAME, "namespaceSelector": {"matchLabels": chosen}, "serviceAccounts": ["default"]}
+    spec = {
+        "registryRef": {"name": platform.declare(front)},
+        "secretName": NAME,
+        "namespaceSelector": {"matchLabels": chosen},
+        "serviceAccounts": ["default"],
+    }
     platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
     shop.until("ServiceAccount", "default", lambda one: one.get("imagePullSecrets") == [{"name": NAME}])
     before = platform.ready("PullSecret", "home", message="1 namespace$")

@@ -4,8 +4,9 @@ import json
 import re
 import time
 
-import images
 import trustme
+
+import images
 from kube import conditions, standing
 from registries import DENIED, drift
 
@@ -18,7 +19,10 @@ POLICY = {
         }
     ],
 }  # fmt: skip
-SCANNING = {"scanType": "BASIC", "rules": [{"scanFrequency": "SCAN_ON_PUSH", "repositoryFilters": [{"filter": "*", "filterType": "WILDCARD"}]}]}
+SCANNING = {
+    "scanType": "BASIC",
+    "rules": [{"scanFrequency": "SCAN_ON_PUSH", "repositoryFilters": [{"filter": "*", "filterType": "WILDCARD"}]}],
+}
 
 
 def test_its_status_tells_what_it_is(namespace, registry, home):
@@ -105,9 +109,7 @@ def test_one_that_is_not_managed_goes_whatever_finalizer_it_has(namespace, regis
 
 class TestSettings:
     def test_they_are_put_and_changed_and_kept(self, namespace, registry, operator):
-        name = namespace.declare(
-            registry, policy=POLICY, scanningConfiguration=SCANNING, accountSettings={"BLOB_MOUNTING": "ENABLED"}
-        )
+        name = namespace.declare(registry, policy=POLICY, scanningConfiguration=SCANNING, accountSettings={"BLOB_MOUNTING": "ENABLED"})
         namespace.ready("Registry", name, "Serving")
         ecr = registry.ecr
         assert json.loads(ecr.get_registry_policy()["policyText"]) == POLICY
@@ -175,7 +177,9 @@ class TestSettings:
         namespace.ready("Registry", name, "Serving")
 
     def test_one_that_cannot_be_looked_at_keeps_no_other_from_being_put(self, namespace, front, operator):
-        front.fail("GetRegistryPolicy", 500, '{"__type":"InternalFailure","message":"never"}', **{"Content-Type": "application/x-amz-json-1.1"})
+        front.fail(
+            "GetRegistryPolicy", 500, '{"__type":"InternalFailure","message":"never"}', **{"Content-Type": "application/x-amz-json-1.1"}
+        )
         name = namespace.declare(front, policy=POLICY, accountSettings={"BLOB_MOUNTING": "ENABLED"})
         namespace.stalled("Registry", name, "InternalFailure", "never")
         assert front.ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"

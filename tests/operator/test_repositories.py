@@ -3,9 +3,11 @@ wrote."""
 
 import json
 import time
+from typing import ClassVar
+
+import pytest
 
 import images
-import pytest
 from kube import API_VERSION, REQUESTED_AT, conditions, standing
 from registries import DENIED, drift
 
@@ -262,7 +264,7 @@ class TestConflict:
 class TestTwoThatAreOneRegistry:
     """Two Registry resources for one server, and a Repository in each that asks for the same name."""
 
-    WITH_IMAGES = {"deletionPolicy": "Delete", "emptyOnDelete": True}
+    WITH_IMAGES: ClassVar = {"deletionPolicy": "Delete", "emptyOnDelete": True}
 
     @staticmethod
     def ask(namespace, registry, name, **spec):
@@ -383,7 +385,7 @@ class TestDeletion:
 
     def test_what_another_owns_is_left_alone(self, namespace, where):
         registry, server = where
-        tags = [{"Key": key, "Value": value} for key, value in zip(OWNER, ("elsewhere", "team", "app"))]
+        tags = [{"Key": key, "Value": value} for key, value in zip(OWNER, ("elsewhere", "team", "app"), strict=True)]
         server.ecr.create_repository(repositoryName=f"{namespace}/app", tags=tags)
         declare(namespace, registry, deletionPolicy="Delete", emptyOnDelete=True)
         namespace.stalled("Repository", "app", "OwnedByAnother", "elsewhere")
@@ -436,9 +438,7 @@ class TestDeletion:
         namespace.ready("Repository", "app")
         registry.stop()
         namespace.delete("Repository", "app")
-        namespace.until(
-            "Repository", "app", lambda one: conditions(one).get("Ready", {}).get("reason") == "RegistryUnavailable", "waiting"
-        )
+        namespace.until("Repository", "app", lambda one: conditions(one).get("Ready", {}).get("reason") == "RegistryUnavailable", "waiting")
         registry.start()
         namespace.gone("Repository", "app")
         assert registry.names() == set()

@@ -8,6 +8,7 @@ import uuid
 
 import trustme
 import yaml
+
 from backends import free_port, tool
 from kube import Kube
 from processes import Process, answers

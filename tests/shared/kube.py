@@ -10,10 +10,11 @@ import uuid
 
 import kubernetes
 import yaml
-from backends import PATIENCE, tool
 from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
 from kubernetes.dynamic.resource import ResourceList
+
+from backends import PATIENCE, tool
 
 GROUP = "wharfage.dev"
 API_VERSION = "wharfage.dev/v1alpha1"
@@ -107,10 +108,8 @@ class Kube:
     def delete(self, kind, name, namespace=None, **options):
         """Asks for the deletion; whoever has a finalizer goes on. Nothing to delete is fine."""
         resource = self.resource(kind)
-        try:
+        with contextlib.suppress(NotFoundError):
             resource.delete(name=name, namespace=namespace if resource.namespaced else None, body=options or None)
-        except NotFoundError:
-            pass
 
     def events(self, kind, name, namespace=None):
         """The Events about an object, oldest first."""
@@ -134,7 +133,7 @@ class Kube:
         environment = {"PATH": os.environ["PATH"], "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.kubeconfig.parent)}
         ran = subprocess.run(
             [tool("WHARFAGE_TEST_KUBECTL"), *map(str, arguments)],
-            env=environment, input=stdin or "", capture_output=True, text=True,
+            check=False, env=environment, input=stdin or "", capture_output=True, text=True,
         )  # fmt: skip
         if not check:
             return ran

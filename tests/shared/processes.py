@@ -6,6 +6,7 @@ import subprocess
 import time
 import urllib.request
 import weakref
+from typing import ClassVar
 
 from backends import PATIENCE, TIED
 
@@ -16,7 +17,7 @@ BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 class Process:
     """A command that can be started again. It ends with the tests, however they end."""
 
-    all = weakref.WeakSet()
+    all: ClassVar = weakref.WeakSet()
 
     def __init__(self, name, command, log, environment=None):
         self.name = name

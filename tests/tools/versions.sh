@@ -1,4 +1,7 @@
-# The tools that tests/run gets, by version. A changed version is got anew; the old one stays in the cache.
+# shellcheck shell=bash
+# The versions of the tools that tests/run gets. A new version is a new folder in the cache.
+# Each script that sources this file uses some of it.
+# shellcheck disable=SC2034
 CARGO_DENY_VERSION=0.20.2
 CARGO_CYCLONEDX_VERSION=0.5.9
 CRANE_VERSION=v0.22.1
@@ -9,6 +12,7 @@ HELM_VERSION=v3.22.0
 KUBERNETES_VERSION=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$root/tests/tools/kubernetes/go.mod")
 ETCD_VERSION=$(awk '$1 == "go.etcd.io/etcd/server/v3" { print $2 }' "$root/tests/tools/etcd/go.mod")
 COREDNS_VERSION=$(awk '$2 == "github.com/coredns/coredns" { print $3 }' "$root/tests/tools/coredns/go.mod")
+ACTIONLINT_VERSION=v1.7.12
 HELM_DOCS_VERSION=v1.14.2
 GLUA_VERSION=v1.1.1
 # A Go module with its version, and the files in it.

@@ -13,7 +13,7 @@ use crate::store::images::{Blob, Layer, MountBlob, UnlinkBlob};
 use crate::store::repositories::RepositoryId;
 use crate::store::{BlobKey, Generation, KeyReference, Lookup, Sealed, StoreResult};
 
-/// The columns that [`bytes`] and [`blob`] read, of the alias `b`.
+/// The columns that [`bytes()`] and [`blob`] read, of the alias `b`.
 macro_rules! blob_columns {
     () => {
         "b.digest, b.size, b.generation, b.stored_size, b.key_id, b.wrapped_key, b.damaged_at IS NOT NULL AS damaged"

@@ -10,7 +10,7 @@ use crate::store::images::{Blob, Layer, MountBlob, UnlinkBlob};
 use crate::store::repositories::RepositoryId;
 use crate::store::{BlobKey, Generation, KeyReference, Lookup, Sealed, StoreResult, rows};
 
-/// The columns that [`bytes`] and [`blob`] read, of the table `b`.
+/// The columns that [`bytes()`] and [`blob`] read, of the table `b`.
 macro_rules! blob_columns {
     () => {
         "b.size, b.generation, b.stored_size, b.key_id, b.wrapped_key, b.damaged_at IS NOT NULL"
