@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use wharfage::datadir::{DataDir, root_key};
 use wharfage::names::AccountId;
 use wharfage::registry::auth::token;
-use wharfage::store::Metadata as _;
-use wharfage::store::repositories::{Encryption, NewRepository, TagMutability};
+use wharfage::store::repositories::{Encryption, NewRepository, RepositoryStore as _, TagMutability};
 use wharfage::store::sqlite::SqliteStore;
 
 /// Which server.

@@ -10,10 +10,10 @@ use super::{Context, JobError, Settings};
 use crate::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate};
 use crate::names::Digest;
 use crate::store::StoreResult;
+use crate::store::events::Event;
 use crate::store::images::{
     self, DeleteImageError, ImageFilter, LifecycleDecision, ManifestId, Stale, StorageClassError,
 };
-use crate::store::jobs::Event;
 use crate::store::repositories::{Repository, RepositoryChange, RepositoryId};
 
 /// How many rows one read takes.
@@ -96,7 +96,7 @@ pub(super) async fn run(context: &Context, settings: &Settings, id: RepositoryId
 
 /// Nothing if there is no policy.
 async fn decide(context: &Context, id: RepositoryId) -> Result<Option<Plan>, JobError> {
-    let Some(repository) = context.metadata.repository_by_id(id).await? else { return Ok(None) };
+    let Some(repository) = context.metadata.find_repository_by_id(id).await? else { return Ok(None) };
     let Some(policy) = repository.lifecycle_policy.clone() else { return Ok(None) };
     let parsed = Policy::parse(&policy).map_err(|error| {
         JobError::Hopeless(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
@@ -272,7 +272,7 @@ pub(super) async fn load(context: &Context, id: RepositoryId) -> StoreResult<Loa
     let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
     let mut last_edge = None;
     loop {
-        let page = context.metadata.index_edges(id, last_edge.as_ref(), PAGE).await?;
+        let page = context.metadata.list_index_edges(id, last_edge.as_ref(), PAGE).await?;
         let Some(last) = page.last().cloned() else { break };
         for (parent, child) in page {
             parents.entry(child).or_default().push(parent);
@@ -319,7 +319,8 @@ pub(super) mod tests {
     use crate::jobs::JobMetrics;
     use crate::names::{Reference, Tag};
     use crate::store::blobs::folder::FolderBlobs;
-    use crate::store::images::{ImageStatus, NewManifest, PutManifest, Referrers};
+    use crate::store::images::{ImageStatus, Referrers};
+    use crate::store::manifests::{NewManifest, PutManifest};
     use crate::store::pull_recorder::PullRecorder;
     use crate::store::repositories::{Encryption, NewRepository, TagMutability};
     use crate::store::sqlite::SqliteStore;
@@ -399,7 +400,7 @@ pub(super) mod tests {
     }
 
     async fn was_evaluated(context: &Context, id: RepositoryId) -> bool {
-        context.metadata.repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
+        context.metadata.find_repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
     }
 
     async fn planned(context: &Context, id: RepositoryId) -> Plan {

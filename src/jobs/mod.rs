@@ -142,9 +142,9 @@ fn payload<T: JobPayload>(job: &Job) -> Result<T, JobError> {
 
 async fn delete_generation(context: &Context, deletion: DeleteGeneration) -> StoreResult<()> {
     let DeleteGeneration { generation, writer } = deletion;
-    // A commit may have gone through whose answer was lost: then what was taken for left over is a blob.
-    let named = context.blobs.named(generation, &writer)?;
-    let live = context.metadata.live_generations(&named).await?;
+    // The answer to a commit may have been lost: then a supposed leftover is a blob.
+    let generations = context.blobs.generations_to_delete(generation, &writer)?;
+    let live = context.metadata.find_live_generations(&generations).await?;
     context.blobs.delete(generation, &writer, &live).await
 }
 

@@ -6,7 +6,7 @@ use super::lifecycle::{evaluated, load};
 use super::{Context, JobError};
 use crate::lifecycle::{Action, Evaluation, Policy};
 use crate::store::StoreResult;
-use crate::store::lifecycle::{PreviewResult, PreviewRun, PreviewState};
+use crate::store::previews::{PreviewResult, PreviewRun, PreviewState};
 use crate::store::repositories::RepositoryId;
 
 /// How many results one transaction writes or deletes: other writes wait for no more than that.
@@ -14,7 +14,7 @@ const BATCH: usize = 500;
 
 /// Ends the preview that is in progress. One that is not, or a repository that is gone, is no failure.
 pub(super) async fn run(context: &Context, id: RepositoryId) -> Result<(), JobError> {
-    let Some(preview) = context.metadata.preview(id).await? else { return Ok(()) };
+    let Some(preview) = context.metadata.find_preview(id).await? else { return Ok(()) };
     if preview.state != PreviewState::InProgress {
         return Ok(());
     }
@@ -44,7 +44,7 @@ pub(super) async fn run(context: &Context, id: RepositoryId) -> Result<(), JobEr
 
 /// Ends the preview that is in progress, if there is one, as failed.
 pub(super) async fn fail(context: &Context, id: RepositoryId) -> StoreResult<()> {
-    match context.metadata.preview(id).await? {
+    match context.metadata.find_preview(id).await? {
         Some(preview) if preview.state == PreviewState::InProgress => {
             context.metadata.finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed).await
         }

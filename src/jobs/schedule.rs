@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Context, JobError, Settings, pause};
 use crate::shutdown::Stop;
 use crate::store::StoreResult;
-use crate::store::jobs::{JobPayload as _, LifecycleTurn, PruneEvents};
+use crate::store::jobs::{JobPayload as _, PruneEvents};
+use crate::store::repositories::LifecycleSchedule;
 
 /// How many rows one transaction takes.
 const PAGE: usize = 500;
@@ -31,9 +32,9 @@ pub(super) async fn lifecycle(context: Arc<Context>, settings: Arc<Settings>, mu
 /// Enqueues whole pages of policies until none is due.
 async fn enqueue_due(context: &Context, settings: &Settings, now: Timestamp, page: usize) -> StoreResult<()> {
     loop {
-        let again = settings.next_turn(now);
-        let turn = LifecycleTurn { now, again, limit: page };
-        if context.metadata.schedule_lifecycle(turn).await? < page {
+        let next_due = settings.next_turn(now);
+        let schedule = LifecycleSchedule { now, next_due, limit: page };
+        if context.metadata.schedule_lifecycle(schedule).await? < page {
             return Ok(());
         }
     }
@@ -108,13 +109,13 @@ mod tests {
         let (settings, now) = (Settings::default(), Timestamp::now());
         for now in [now, now + settings.lifecycle_interval / 2] {
             enqueue_due(&context, &settings, now, 10).await.unwrap();
-            let counts = context.metadata.job_counts(&crate::store::jobs::KINDS).await.unwrap();
+            let counts = context.metadata.count_jobs(&crate::store::jobs::KINDS).await.unwrap();
             assert_eq!(counts.iter().map(|count| count.count).sum::<u64>(), 25);
         }
         // Policies spread: not all of them are due again at the same moment.
         let later = now + settings.lifecycle_interval.mul_f64(0.95);
-        let turn = LifecycleTurn { now: later, again: (later, later), limit: 100 };
-        let due = context.metadata.schedule_lifecycle(turn).await.unwrap();
+        let schedule = LifecycleSchedule { now: later, next_due: (later, later), limit: 100 };
+        let due = context.metadata.schedule_lifecycle(schedule).await.unwrap();
         assert!(due < 25, "{due}");
     }
 }

@@ -8,7 +8,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 
 use super::Registry;
-use crate::store::images::Blob;
+use crate::store::layers::Blob;
 use crate::store::{BlobKey, BlobReader, StoreError, StoreResult};
 
 impl Registry {

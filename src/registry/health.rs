@@ -68,8 +68,8 @@ impl Registries {
         let counted = self.registries.iter().map(async |registry| {
             let counts = async {
                 StoreResult::Ok((
-                    registry.metadata.open_uploads().await?,
-                    registry.metadata.job_counts(&jobs::KINDS).await?,
+                    registry.metadata.count_uploads().await?,
+                    registry.metadata.count_jobs(&jobs::KINDS).await?,
                 ))
             };
             let silent = |_| StoreError::Unavailable(format!("no answer within {} s", COUNT_TIMEOUT.as_secs()));

@@ -7,7 +7,7 @@ use super::Registry;
 use super::manifests::{self, Checked, InvalidManifest};
 use crate::names::{Algorithm, Digest, Tag};
 use crate::store::StoreError;
-use crate::store::images::{PutManifest, PutManifestError, PutOutcome};
+use crate::store::manifests::{PutManifest, PutManifestError, PutOutcome};
 use crate::store::repositories::RepositoryId;
 
 /// A manifest to be put, as a door received it.
@@ -76,7 +76,7 @@ impl Registry {
         }
         if !checked.foreign.is_empty() {
             let digests: Vec<Digest> = checked.foreign.iter().map(|foreign| foreign.digest.clone()).collect();
-            let kept = self.metadata.layers(image.repository, &digests).await?;
+            let kept = self.metadata.find_layers(image.repository, &digests).await?;
             // Whoever pushed a foreign layer all the same wants it kept.
             let kept = checked.foreign.into_iter().zip(kept).filter_map(|(foreign, layer)| layer.map(|_| foreign));
             manifest.blobs.extend(kept);

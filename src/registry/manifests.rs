@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::names::{Algorithm, Digest};
 use crate::registry::json::Shape;
-use crate::store::images::{BlobReference, ChildReference, NewManifest, SizeMismatch};
+use crate::store::manifests::{BlobReference, ChildReference, NewManifest, SizeMismatch};
 
 /// How deep a manifest's JSON may nest. Real ones need five levels.
 pub const MAX_DEPTH: usize = 64;

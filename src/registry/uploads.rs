@@ -24,7 +24,7 @@ use crate::names::{Algorithm, Digest};
 use crate::store::jobs::DeleteGeneration;
 use crate::store::repositories::RepositoryId;
 use crate::store::uploads::{
-    AdvanceUpload, CommitUpload, Committed, KnownBlob, Upload, UploadClaim, UploadError, UploadProgress,
+    AdvanceUpload, CommitOutcome, CommitUpload, KnownBlob, Upload, UploadClaim, UploadError, UploadProgress,
 };
 use crate::store::{BlobKey, BlobWriter, Generation, Handover, Sealed, StoreError, UploadKey, WriterState};
 
@@ -94,7 +94,7 @@ pub struct Finished {
     /// The blob's size in bytes.
     pub size: u64,
     /// What became of it.
-    pub committed: Committed,
+    pub committed: CommitOutcome,
 }
 
 impl Registry {
@@ -121,7 +121,7 @@ impl Registry {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let turn = tokio::time::timeout_at(deadline, self.uploads.turn(id)).await.map_err(|_| UploadFailure::Busy)?;
         loop {
-            let upload = self.metadata.upload(repository, id).await?.ok_or(UploadFailure::NotFound)?;
+            let upload = self.metadata.find_upload(repository, id).await?.ok_or(UploadFailure::NotFound)?;
             // Claims are granted by the store's clock; by this one it is only decided how long to wait.
             if upload.claimed_until.is_none_or(|until| until <= Timestamp::now()) {
                 return Session::new(Arc::clone(self), upload, turn);
@@ -170,7 +170,7 @@ fn new_upload(repository: RepositoryId, algorithm: Algorithm, announced: bool, n
             offset: 0,
             hash_state: Vec::new(),
             writer: WriterState::default(),
-            door: Vec::new(),
+            protocol_state: Vec::new(),
             updated_at: now,
         },
     }
@@ -203,7 +203,7 @@ async fn prolong(registry: Arc<Registry>, id: Uuid, version: i64, hold: Arc<Hold
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         let asked = Instant::now();
-        match registry.metadata.prolong_upload(id, version, Timestamp::now(), CLAIM).await {
+        match registry.metadata.renew_upload(id, version, Timestamp::now(), CLAIM).await {
             Ok(()) => hold.set(Some(asked)),
             Err(UploadError::Store(error)) => {
                 tracing::warn!(upload = %id, %error, "cannot prolong the claim on an upload; trying again");
@@ -357,7 +357,7 @@ impl Session {
         }
         let asked = Instant::now();
         let (id, version) = (self.upload.id, self.upload.version);
-        match self.registry.metadata.prolong_upload(id, version, Timestamp::now(), CLAIM).await {
+        match self.registry.metadata.renew_upload(id, version, Timestamp::now(), CLAIM).await {
             Ok(()) => {
                 claim.hold.set(Some(asked));
                 Ok(())
@@ -366,22 +366,22 @@ impl Session {
         }
     }
 
-    /// Makes what came so far durable and remembers it, with the door's own notes (`None` keeps the last ones); returns the
+    /// Makes what came so far durable and remembers it, with the protocol's own state (`None` keeps the last one); returns the
     /// offset. Costs nothing if nothing came.
     ///
     /// # Errors
     /// `Busy` when another process went on with the session meanwhile.
-    pub async fn acknowledge(&mut self, door: Option<Vec<u8>>, now: Timestamp) -> Result<u64, UploadFailure> {
-        self.checkpoint(door, Some(CLAIM), now).await
+    pub async fn acknowledge(&mut self, protocol_state: Option<Vec<u8>>, now: Timestamp) -> Result<u64, UploadFailure> {
+        self.checkpoint(protocol_state, Some(CLAIM), now).await
     }
 
     /// Acknowledges like [`Session::acknowledge`] and lets go of the session. One that no client knows of is removed.
     ///
     /// # Errors
     /// As [`Session::acknowledge`]'s.
-    pub async fn pause(mut self, door: Option<Vec<u8>>, now: Timestamp) -> Result<u64, UploadFailure> {
+    pub async fn pause(mut self, protocol_state: Option<Vec<u8>>, now: Timestamp) -> Result<u64, UploadFailure> {
         let paused = match self.upload.announced {
-            true => self.checkpoint(door, None, now).await,
+            true => self.checkpoint(protocol_state, None, now).await,
             false => Ok(self.offset()),
         };
         self.let_go().await;
@@ -390,7 +390,7 @@ impl Session {
 
     async fn checkpoint(
         &mut self,
-        door: Option<Vec<u8>>,
+        protocol_state: Option<Vec<u8>>,
         hold: Option<Duration>,
         now: Timestamp,
     ) -> Result<u64, UploadFailure> {
@@ -408,7 +408,7 @@ impl Session {
             offset: self.offset(),
             hash_state: self.hasher.lock().save(),
             writer: state,
-            door: door.unwrap_or_else(|| self.upload.progress.door.clone()),
+            protocol_state: protocol_state.unwrap_or_else(|| self.upload.progress.protocol_state.clone()),
             updated_at: now,
         };
         let advance = AdvanceUpload {

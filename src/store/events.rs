@@ -1,33 +1,63 @@
-//! The events that the store writes along with a change of an image, in the words of Amazon ECR's EventBridge events
-//! ("ECR Image Action"). Pure.
+//! Events: what was pushed, deleted or moved, and what the lifecycle job did.
+//!
+//! The store writes the events of an image in the transaction that changes it, in the format of Amazon
+//! ECR's EventBridge events ("ECR Image Action").
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::images::{PutOutcome, StorageClass, TagEffect};
-use super::jobs::Event;
+use super::StoreResult;
+use super::images::StorageClass;
+use super::manifests::{PutOutcome, TagEffect};
 use crate::names::{AccountId, Digest, RepositoryName, Tag};
 
-/// The image that something happened to.
+/// Stores events.
+#[async_trait::async_trait]
+pub trait EventStore: Send + Sync {
+    /// Records an event.
+    async fn record_event(&self, event: Event) -> StoreResult<()>;
+    /// Lists the latest events of a registry, newest first.
+    async fn list_events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>>;
+    /// Deletes events older than `before` and events not among the last `keep`: at most `limit`, the
+    /// oldest first. Returns how many were deleted.
+    async fn prune_events(&self, before: Timestamp, keep: u64, limit: usize) -> StoreResult<u64>;
+}
+
+/// An event of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When it happened.
+    pub at: Timestamp,
+    /// Registry that it happened in.
+    pub account: AccountId,
+    /// Name of the repository, which may have been deleted when the event is read.
+    pub repository: Option<RepositoryName>,
+    /// ECR's detail-type, or the extension's own.
+    pub kind: String,
+    /// Details, as JSON.
+    pub detail: String,
+}
+
+/// Builds the events of one image.
 #[derive(Debug, Clone, Copy)]
-pub struct ImageSubject<'a> {
-    /// The registry.
+pub struct ImageEvents<'a> {
+    /// Registry of the image.
     pub account: &'a AccountId,
-    /// The repository.
+    /// Repository of the image.
     pub repository: &'a RepositoryName,
-    /// The image.
+    /// Digest of the image.
     pub digest: &'a Digest,
-    /// Its media type.
+    /// Media type of the image.
     pub media_type: &'a str,
-    /// Its `artifactType`, else its config's media type.
+    /// `artifactType` of the image, else its config's media type.
     pub artifact_media_type: Option<&'a str>,
-    /// It has an OCI `subject`: ECR calls that event "ECR Referrer Action".
+    /// The image has an OCI `subject`: ECR then calls its events "ECR Referrer Action".
     pub is_referrer: bool,
 }
 
-impl ImageSubject<'_> {
-    /// A PUSH event for each tag that was set; for a push that set none, one for each tag that it named, else one
-    /// without a tag. None when nothing changed.
+impl ImageEvents<'_> {
+    /// Builds a PUSH event for each tag that was set. A push that set none gets one for each tag that it
+    /// named, else one without a tag; none if nothing changed.
     pub fn pushed(&self, outcome: &PutOutcome, now: Timestamp) -> Vec<Event> {
         if outcome.unchanged() {
             return Vec::new();
@@ -38,12 +68,13 @@ impl ImageSubject<'_> {
         self.each("PUSH", tags, now)
     }
 
-    /// A DELETE event for each of the tags that went, else one without a tag.
+    /// Builds a DELETE event for each deleted tag, else one without a tag.
     pub fn deleted<'t>(&self, tags: impl IntoIterator<Item = &'t Tag>, now: Timestamp) -> Vec<Event> {
         self.each("DELETE", tags, now)
     }
 
-    /// The image changed its storage class; `activated_at` is when it was restored, if it was.
+    /// Builds the event of a change of storage class. `activated_at` is when the image was restored, if
+    /// it was.
     pub fn moved(&self, class: StorageClass, activated_at: Option<Timestamp>, now: Timestamp) -> Event {
         let mut detail = self.detail("UPDATE_STORAGE_CLASS");
         let target = match class {
@@ -98,7 +129,7 @@ mod tests {
     use super::*;
 
     fn tags_of(outcome: &PutOutcome) -> Vec<Option<String>> {
-        let subject = ImageSubject {
+        let events = ImageEvents {
             account: &"123456789012".parse().unwrap(),
             repository: &"team/app".parse().unwrap(),
             digest: &Digest::sha256(b"x"),
@@ -111,7 +142,7 @@ mod tests {
             assert_eq!(detail["action-type"], "PUSH");
             detail["image-tag"].as_str().map(str::to_owned)
         };
-        subject.pushed(outcome, Timestamp::UNIX_EPOCH).iter().map(tag).collect()
+        events.pushed(outcome, Timestamp::UNIX_EPOCH).iter().map(tag).collect()
     }
 
     fn outcome(created: bool, restored: bool, tags: &[(&str, TagEffect)]) -> PutOutcome {

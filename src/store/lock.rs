@@ -1,4 +1,4 @@
-//! The lock that keeps a second process away from what one process owns: a data folder, a database's file.
+//! The lock of what only one process may use: a data folder, a database's file.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -11,17 +11,18 @@ use super::{StoreError, StoreResult};
 
 /// A lock, held until it is dropped.
 ///
-/// It is given up expressly, as closing the file is not enough: a child that is being started just then has a copy of the
-/// file until it becomes another program, and with the copy the lock.
+/// The drop unlocks explicitly, because closing the file is not enough. A child process that is
+/// being started has a copy of the file until its exec, and with the copy the lock.
 #[derive(Debug)]
 pub struct ProcessLock(File);
 
 impl ProcessLock {
-    /// Takes the lock at `path`, a file that is made when missing and stays. `owned` is what it guards, as messages say it;
-    /// `user` says who takes it, for the process that is refused then.
+    /// Takes the lock at `path`, a file that is created if missing and never deleted. `owned` names
+    /// in messages what it guards. `user` names this process to another one that is refused.
     ///
     /// # Errors
-    /// `Unavailable` when another process holds it, with who that is, or when the file cannot be opened or locked.
+    /// `Unavailable` when another process holds it, which the message names, or when the file
+    /// cannot be opened or locked.
     pub fn take(path: &Path, owned: &str, user: &str) -> StoreResult<Self> {
         let failed = |reason: String| StoreError::Unavailable(format!("{owned} {reason}"));
         let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
@@ -34,15 +35,15 @@ impl ProcessLock {
             }
             error => failed(format!("cannot be locked: {}: {error}", path.display())),
         })?;
-        // It is for people: a full disk is no reason not to start.
+        // The name only helps people, so a full disk does not prevent the start.
         if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{user}, process {}", std::process::id())) {
-            tracing::debug!(%error, path = %path.display(), "cannot write down who holds the lock; it is held all the same");
+            tracing::debug!(%error, path = %path.display(), "cannot write the holder's name into the lock file; the lock is held");
         }
         Ok(Self(file))
     }
 }
 
-/// Who holds the lock, as that process wrote it into the file.
+/// Returns the holder's name, as it wrote it into the file.
 fn holder(file: &mut File) -> Option<String> {
     let mut text = String::new();
     file.rewind().and_then(|()| file.take(4096).read_to_string(&mut text)).ok()?;
@@ -53,7 +54,7 @@ fn holder(file: &mut File) -> Option<String> {
 impl Drop for ProcessLock {
     fn drop(&mut self) {
         if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
-            tracing::warn!(%error, "a lock cannot be given up before the process ends");
+            tracing::warn!(%error, "cannot unlock; the lock is held until the process ends");
         }
     }
 }
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_held_once_and_says_by_whom() {
+    fn a_lock_is_held_once_and_names_its_holder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.lock");
         let take = || ProcessLock::take(&path, "the folder", "a test");
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_given_up_while_a_child_that_is_being_started_has_a_copy_of_it() {
+    fn a_drop_unlocks_while_a_starting_child_has_a_copy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.lock");
         let take = || ProcessLock::take(&path, "the folder", "a test");

@@ -1,4 +1,4 @@
-//! Records when images were last pulled: many pulls in one write, away from the requests that made them.
+//! Records when images were last pulled: many pulls in one write, outside of their requests.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,41 +7,45 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
-use super::images::{Manifest, ManifestId};
+use super::manifests::{Manifest, ManifestId};
 use super::{Metadata, StoreResult};
 use crate::shutdown::Stop;
 
-/// How old a recorded pull has to be before another one replaces it: ECR promises a day.
+/// Minimum age of a recorded pull before another one replaces it. ECR promises a precision of a
+/// day.
 const PRECISION: SignedDuration = SignedDuration::from_hours(6);
-/// Whether a pull of this manifest is worth recording.
+
+/// Returns true if a pull of this manifest is to be recorded.
 fn is_due(manifest: &Manifest, now: Timestamp) -> bool {
     manifest.last_pulled_at.is_none_or(|last| now.duration_since(last) >= PRECISION)
 }
 
-/// When pulls that could not be recorded are tried again.
+/// Pause before failed writes are retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How many manifests may wait; what is pulled beyond that is noted at its next pull.
+/// Maximum number of noted manifests. A pull beyond it is dropped; the manifest's next pull may be
+/// noted.
 const MAX_PENDING: usize = 100_000;
 
-/// Pulls that are not written yet. A busy manifest is noted a few times a day, so the hot path costs a comparison of times.
+/// Pulls that have been noted and not yet written. A busy manifest is noted a few times a day, so
+/// the hot path only compares times.
 #[derive(Debug)]
 pub struct PullRecorder {
     metadata: Arc<dyn Metadata>,
     pending: Mutex<HashMap<ManifestId, Timestamp>>,
-    /// Held while pulls are written.
+    /// Held during a write.
     writing: tokio::sync::Mutex<()>,
     noted: Notify,
 }
 
 impl PullRecorder {
-    /// Records pulls in this store.
+    /// Creates a recorder for this store.
     pub fn new(metadata: Arc<dyn Metadata>) -> Self {
         let (pending, writing, noted) = Default::default();
         Self { metadata, pending, writing, noted }
     }
 
-    /// Notes that a manifest was pulled. Writes nothing: [`PullRecorder::run`] does, for many pulls at once.
+    /// Notes that a manifest was pulled. [`PullRecorder::run`] writes it, together with others.
     pub fn note(&self, manifest: &Manifest, now: Timestamp) {
         if !is_due(manifest, now) {
             return;
@@ -54,7 +58,7 @@ impl PullRecorder {
         }
     }
 
-    /// Records pulls at once, those that need recording: whoever asks next sees them.
+    /// Records immediately those pulls that are to be recorded, so that the next request sees them.
     ///
     /// # Errors
     /// The store's.
@@ -64,7 +68,7 @@ impl PullRecorder {
         if pulls.is_empty() { Ok(()) } else { self.metadata.record_pulls(&pulls).await }
     }
 
-    /// Writes noted pulls until `stop`, and what is left then.
+    /// Writes noted pulls until `stop`, and then the rest.
     pub async fn run(self: Arc<Self>, mut stop: Stop) {
         loop {
             let ended = tokio::select! {
@@ -84,11 +88,11 @@ impl PullRecorder {
         }
     }
 
-    /// Writes the pulls that are noted, and waits for those that are being written: afterwards every pull that this process
-    /// has noted before is recorded. What is noted while this writes is written by the next call.
+    /// Writes the noted pulls, and waits for those being written. After that every pull noted
+    /// before the call is recorded. Pulls noted during the write are left to the next call.
     ///
     /// # Errors
-    /// The store's; the pulls stay noted.
+    /// The store's; the pulls remain noted.
     pub async fn flush(&self) -> StoreResult<()> {
         let _writing = self.writing.lock().await;
         let pulls: Vec<(ManifestId, Timestamp)> = self.pending().iter().map(|(id, at)| (*id, *at)).collect();
@@ -98,7 +102,7 @@ impl PullRecorder {
         self.metadata.record_pulls(&pulls).await?;
         let mut pending = self.pending();
         for (id, at) in pulls {
-            // One that was noted since is still to be written.
+            // A later pull of the same manifest is still to be written.
             if pending.get(&id) == Some(&at) {
                 pending.remove(&id);
             }
@@ -107,7 +111,7 @@ impl PullRecorder {
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<ManifestId, Timestamp>> {
-        // A map of times cannot be half changed, so a panic elsewhere leaves nothing to fear in it.
+        // A map of times cannot be half changed, so it is valid after a panic.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -141,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_is_noted_when_none_was_for_hours() {
+    fn a_pull_is_noted_if_the_last_one_is_hours_old() {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         assert!(noted(None, now), "the first pull is noted");
         assert!(noted(Some(now - SignedDuration::from_hours(7)), now));

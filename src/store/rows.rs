@@ -1,6 +1,8 @@
-//! What columns hold, as the domain's values and back: shared by both databases, so that the two cannot differ. Pure.
+//! Conversions between columns and domain values, shared by both databases so that the two cannot
+//! differ. Pure.
 //!
-//! A column that does not parse is the store's fault, never the caller's: [`StoreError::Inconsistent`].
+//! A column that does not parse is [`StoreError::Inconsistent`]: the store's fault, never the
+//! caller's.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -12,46 +14,46 @@ use serde::de::DeserializeOwned;
 
 use super::images::ImageStatus;
 use super::jobs::JobState;
-use super::lifecycle::PreviewState;
+use super::previews::PreviewState;
 use super::repositories::{Encryption, Mutability, TagMutability};
 use super::{KeyReference, StoreError, StoreResult};
 
-/// A value of one of the newtypes (digest, tag, generation, …).
+/// Parses one of the newtypes (digest, tag, generation, …).
 pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str) -> StoreResult<T> {
     text.parse().map_err(|error: T::Err| StoreError::Inconsistent(error.to_string()))
 }
 
-/// Milliseconds since the epoch: the precision that times are kept with.
+/// Converts a time to milliseconds since the epoch, the precision of every stored time.
 pub(super) fn millis(time: Timestamp) -> i64 {
     time.as_millisecond()
 }
 
-/// The time of a column of milliseconds.
+/// Converts a column of milliseconds to a time.
 pub(super) fn time(millis: i64) -> StoreResult<Timestamp> {
     Timestamp::from_millisecond(millis).map_err(|_| StoreError::Inconsistent(format!("{millis} is no time")))
 }
 
-/// A time as it will be read back.
+/// Rounds a time to the stored precision, as it will be read back.
 pub(super) fn stored_time(moment: Timestamp) -> StoreResult<Timestamp> {
     time(millis(moment))
 }
 
-/// A size or a count, which no database has as an unsigned number.
+/// Converts a size or count; neither database has unsigned integers.
 pub(super) fn signed(value: u64) -> StoreResult<i64> {
     i64::try_from(value).map_err(|_| StoreError::Inconsistent(format!("{value} is too large to be stored")))
 }
 
-/// The size or count of a column.
+/// Converts a column to a size or count.
 pub(super) fn unsigned(value: i64) -> StoreResult<u64> {
     u64::try_from(value).map_err(|_| StoreError::Inconsistent(format!("{value} is no size")))
 }
 
-/// The columns `key_id` and `wrapped_key`.
+/// Converts a key to the columns `key_id` and `wrapped_key`.
 pub(super) fn key_columns(key: Option<&KeyReference>) -> (Option<&str>, Option<&[u8]>) {
     (key.map(|key| key.id.as_str()), key.map(|key| key.wrapped.as_slice()))
 }
 
-/// The key of those columns.
+/// Converts the columns `key_id` and `wrapped_key` to a key.
 pub(super) fn key_reference(id: Option<String>, wrapped: Option<Vec<u8>>) -> StoreResult<Option<KeyReference>> {
     match (id, wrapped) {
         (None, None) => Ok(None),
@@ -60,55 +62,55 @@ pub(super) fn key_reference(id: Option<String>, wrapped: Option<Vec<u8>>) -> Sto
     }
 }
 
-/// A `LIMIT`.
+/// Converts the argument of a `LIMIT`.
 pub(super) fn limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// A JSON column's text.
+/// Serializes a JSON column.
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> StoreResult<String> {
     serde_json::to_string(value).map_err(|error| StoreError::Backend(Box::new(error)))
 }
 
-/// A JSON column's value.
+/// Parses a JSON column.
 pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> StoreResult<T> {
     serde_json::from_str(text)
         .map_err(|error| StoreError::Inconsistent(format!("a JSON column does not parse: {error}")))
 }
 
-/// A lease in milliseconds.
+/// Converts a lease to milliseconds.
 pub(super) fn lease(lease: Duration) -> i64 {
     i64::try_from(lease.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The column `job.state`.
+/// Parses the column `job.state`.
 pub(super) fn job_state(text: &str) -> StoreResult<JobState> {
     JobState::parse(text).ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no state of a job")))
 }
 
-/// The column `manifest.annotations`: NULL when there are none.
+/// Serializes the column `manifest.annotations`, which is NULL without annotations.
 pub(super) fn annotations(value: &BTreeMap<String, String>) -> StoreResult<Option<String>> {
     if value.is_empty() { Ok(None) } else { json(value).map(Some) }
 }
 
-/// The annotations of that column.
+/// Parses the column `manifest.annotations`.
 pub(super) fn annotations_of(column: Option<&str>) -> StoreResult<BTreeMap<String, String>> {
     column.map_or_else(|| Ok(BTreeMap::new()), from_json)
 }
 
-/// The column `manifest.status`.
+/// Parses the column `manifest.status`.
 pub(super) fn status(text: &str) -> StoreResult<ImageStatus> {
     ImageStatus::parse(text).ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no image status")))
 }
 
-/// The columns `repository.tag_mutability` and `repository.exclusions`.
+/// Parses the columns `repository.tag_mutability` and `repository.exclusions`.
 pub(super) fn tag_mutability(mode: &str, exclusions: &str) -> StoreResult<TagMutability> {
     let mode =
         Mutability::parse(mode).ok_or_else(|| StoreError::Inconsistent(format!("{mode:?} is no tag mutability")))?;
     Ok(TagMutability { mode, exclusions: from_json(exclusions)? })
 }
 
-/// The column `blob.encryption`: bytes are shared between repositories that encrypt alike.
+/// Returns the column `blob.encryption`. Repositories with the same encryption share bytes.
 pub(super) fn encryption(encryption: &Encryption) -> String {
     match &encryption.kms_key {
         None => encryption.kind.clone(),
@@ -116,7 +118,7 @@ pub(super) fn encryption(encryption: &Encryption) -> String {
     }
 }
 
-/// The columns `state`, `completed_at` and `summary` of a preview.
+/// Converts a preview's state to the columns `state`, `completed_at` and `summary`.
 pub(super) fn preview_columns(state: &PreviewState) -> (&'static str, Option<i64>, Option<&str>) {
     match state {
         PreviewState::InProgress => ("IN_PROGRESS", None, None),
@@ -125,7 +127,7 @@ pub(super) fn preview_columns(state: &PreviewState) -> (&'static str, Option<i64
     }
 }
 
-/// The state of those columns.
+/// Parses the columns `state`, `completed_at` and `summary` of a preview.
 pub(super) fn preview_state(
     state: &str,
     completed_at: Option<i64>,
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_reference_is_whole_or_not_there() {
+    fn a_key_reference_has_both_columns_or_none() {
         let key = KeyReference { id: "k".into(), wrapped: vec![1] };
         let (id, wrapped) = key_columns(Some(&key));
         assert_eq!(key_reference(id.map(Into::into), wrapped.map(Into::into)).unwrap(), Some(key.clone()));
@@ -165,14 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_shared_under_one_key_only() {
+    fn each_key_is_another_encryption() {
         let kms = |key: &str| encryption(&Encryption { kind: "KMS".into(), kms_key: Some(key.into()) });
         assert_ne!(kms("a"), kms("b"));
         assert_ne!(kms("a"), encryption(&Encryption::default()));
     }
 
     #[test]
-    fn annotations_round_trip_and_none_take_no_room() {
+    fn annotations_round_trip_and_none_are_null() {
         let some = BTreeMap::from([("a".to_owned(), "\"b\"".to_owned())]);
         assert_eq!(annotations_of(annotations(&some).unwrap().as_deref()).unwrap(), some);
         assert_eq!(annotations(&BTreeMap::new()).unwrap(), None);

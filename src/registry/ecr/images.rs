@@ -13,9 +13,9 @@ use crate::registry::http::memory;
 use crate::registry::images::{NewImage, PutImageError};
 use crate::registry::manifests::InvalidManifest;
 use crate::store::images::{
-    DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, Manifest, PutManifestError, StorageClass,
-    StorageClassError, TaggedImage,
+    DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, StorageClass, StorageClassError, TaggedImage,
 };
+use crate::store::manifests::{Manifest, PutManifestError};
 use crate::store::repositories::Repository;
 use crate::store::{Lookup, StoreError};
 
@@ -332,7 +332,7 @@ pub async fn one(
     selector: Option<Selector>,
 ) -> Result<TaggedImage, Error> {
     let selector = selector.ok_or_else(|| not_found(place, id))?;
-    let found = call.registry.metadata.images(repository.id, &[selector.reference()]).await?;
+    let found = call.registry.metadata.find_images(repository.id, &[selector.reference()]).await?;
     let found = found.into_iter().next().flatten().filter(|found| selector.agrees(&found.image.digest));
     found.ok_or_else(|| not_found(place, id))
 }

@@ -18,8 +18,8 @@ use crate::names::{Algorithm, Digest};
 use crate::registry::auth::download;
 use crate::registry::auth::sigv4::AuthError;
 use crate::registry::uploads::{Session, UploadFailure, lease_of_present};
-use crate::store::images::Layer;
-use crate::store::uploads::Committed;
+use crate::store::layers::Layer;
+use crate::store::uploads::CommitOutcome;
 
 /// The size of parts that clients are told to send.
 const PART_SIZE: u64 = 10_485_760;
@@ -50,7 +50,7 @@ pub async fn initiate_upload(call: &Call, input: InitiateUpload) -> Result<Value
     Ok(json!({ "uploadId": upload.id, "partSize": PART_SIZE }))
 }
 
-/// What the door remembers of an upload's parts, in the upload's row.
+/// The ECR API's state of an upload's parts, in the upload's row (`protocol_state`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Parts {
     count: u32,
@@ -81,9 +81,9 @@ enum Verdict {
 }
 
 impl Parts {
-    fn parse(door: &[u8]) -> Self {
-        // An upload that was begun at the other door has no parts that this one knows of.
-        serde_json::from_slice(door).unwrap_or_default()
+    fn parse(protocol_state: &[u8]) -> Self {
+        // An upload that was begun through the OCI API has no state of this API.
+        serde_json::from_slice(protocol_state).unwrap_or_default()
     }
 
     /// Decides on a part, `offset` bytes having been acknowledged.
@@ -164,7 +164,7 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
     let hashed = blob.clone();
     let digest = tokio::task::spawn_blocking(move || Digest::sha256(&hashed)).await;
     let part = Part { first, last, digest: digest.map_err(|error| Error::Server(error.into()))? };
-    match Parts::parse(&session.acknowledged().progress.door).judge(offset, part) {
+    match Parts::parse(&session.acknowledged().progress.protocol_state).judge(offset, part) {
         Verdict::Replay => {}
         Verdict::OutOfSequence => {
             return Err(invalid_part(format!("The part begins at byte {first}, but byte {offset} is the next one")));
@@ -184,7 +184,7 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
 
 async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
     // Numbers and a digest always serialise.
-    let door = serde_json::to_vec(parts).unwrap_or_default();
+    let protocol_state = serde_json::to_vec(parts).unwrap_or_default();
     let length = blob.len() as u64;
     let mut rest = blob;
     while !rest.is_empty() {
@@ -195,7 +195,7 @@ async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -
         }
         tokio::task::yield_now().await;
     }
-    session.pause(Some(door), call.now).await?;
+    session.pause(Some(protocol_state), call.now).await?;
     call.registry.metrics.received.inc_by(length);
     Ok(())
 }
@@ -254,11 +254,11 @@ pub async fn complete_upload(call: &Call, input: CompleteUpload) -> Result<Value
     if session.offset() == 0 {
         return Err(Error::EmptyUpload(id));
     }
-    if Parts::parse(&session.acknowledged().progress.door).too_small {
+    if Parts::parse(&session.acknowledged().progress.protocol_state).too_small {
         return Err(Error::LayerPartTooSmall);
     }
     let finished = session.finish(&expected, call.now).await.map_err(refused)?;
-    if finished.committed == Committed::AlreadyInRepository {
+    if finished.committed == CommitOutcome::AlreadyInRepository {
         return Err(Error::LayerAlreadyExists { digest: finished.digest, place });
     }
     Ok(json!({
@@ -300,7 +300,7 @@ pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<
     // Asked of the store at once, each digest one time.
     let wanted: BTreeSet<Digest> = asked.iter().filter_map(|(_, digest)| digest.clone()).collect();
     let wanted: Vec<Digest> = wanted.into_iter().collect();
-    let found = metadata.layers(repository.id, &wanted).await?;
+    let found = metadata.find_layers(repository.id, &wanted).await?;
     let mut usable: HashMap<Digest, Layer> = HashMap::new();
     for layer in found.into_iter().flatten() {
         if call.registry.is_usable(&layer.blob).await? {
@@ -336,7 +336,7 @@ pub async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Valu
     let repository = call.repository(&place).await?;
     let metadata = call.registry.metadata.as_ref();
     let layer = match &digest {
-        Some(digest) => metadata.layers(repository.id, std::slice::from_ref(digest)).await?.pop().flatten(),
+        Some(digest) => metadata.find_layers(repository.id, std::slice::from_ref(digest)).await?.pop().flatten(),
         None => None,
     };
     let Some(layer) = layer else { return Err(Error::LayerNotFound { digest: text.into(), place }) };

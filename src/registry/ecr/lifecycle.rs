@@ -13,7 +13,7 @@ use crate::lifecycle::{self, InvalidPolicy, Policy};
 use crate::names::{Digest, Reference};
 use crate::store::images::{TagStatusFilter, TaggedImage};
 use crate::store::jobs::{EvaluateLifecycle, EvaluatePreview, JobPayload as _};
-use crate::store::lifecycle::{Preview, PreviewResult, PreviewState};
+use crate::store::previews::{Preview, PreviewResult, PreviewState};
 use crate::store::repositories::{Repository, RepositoryChange};
 
 /// How long a preview's results hold.
@@ -142,7 +142,7 @@ pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error>
     let after = page.after.as_deref().map(parse_key).transpose()?;
     let repository = call.repository(&place).await?;
     let metadata = call.registry.metadata.as_ref();
-    let Some(preview) = metadata.preview(repository.id).await? else {
+    let Some(preview) = metadata.find_preview(repository.id).await? else {
         return Err(Error::LifecyclePolicyPreviewNotFound(place));
     };
     if after.is_some_and(|(started, _)| started != preview.started_at.as_nanosecond()) {
@@ -165,7 +165,7 @@ pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error>
         }
         None => {
             let after = after.map(|(_, position)| position);
-            let found = metadata.preview_results(repository.id, tagged, after, page.fetch()).await?;
+            let found = metadata.list_preview_results(repository.id, tagged, after, page.fetch()).await?;
             page.cut(found, |(position, _)| key(preview.started_at, *position))
         }
     };
@@ -197,14 +197,14 @@ async fn results_of(
 ) -> Result<Vec<(u64, PreviewResult)>, Error> {
     let metadata = call.registry.metadata.as_ref();
     let references: Vec<Reference> = wanted.iter().map(Selector::reference).collect();
-    let images = metadata.images(repository.id, &references).await?;
+    let images = metadata.find_images(repository.id, &references).await?;
     let digest = |(reference, image): (Reference, Option<TaggedImage>)| match reference {
         // Its image may have gone since.
         Reference::Digest(digest) => Some(digest),
         Reference::Tag(_) => image.map(|tagged| tagged.image.digest),
     };
     let digests: Vec<Digest> = references.into_iter().zip(images).filter_map(digest).collect();
-    let mut found = metadata.preview_results_of(repository.id, &digests).await?;
+    let mut found = metadata.find_preview_results(repository.id, &digests).await?;
     found.retain(|(_, result)| wanted.iter().any(|selector| means(selector, result)));
     Ok(found)
 }

@@ -169,7 +169,7 @@ async fn describe_these(
     for (id, selector) in ids.iter().zip(selectors) {
         references.push(selector.as_ref().ok_or_else(|| not_found(place, id))?.reference());
     }
-    let found = call.registry.metadata.images(repository.id, &references).await?;
+    let found = call.registry.metadata.find_images(repository.id, &references).await?;
     let (mut details, mut seen) = (Vec::new(), HashSet::new());
     for ((id, selector), found) in ids.iter().zip(selectors).zip(&found) {
         let agreeing = found
@@ -220,7 +220,7 @@ pub async fn list_referrers(call: &Call, input: ListReferrers) -> Result<Value, 
     let found = match digest {
         Some(digest) => {
             let metadata = call.registry.metadata.as_ref();
-            metadata.referrers(repository.id, &digest, &filter, after.as_ref(), page.fetch()).await?
+            metadata.list_referrers(repository.id, &digest, &filter, after.as_ref(), page.fetch()).await?
         }
         None => Vec::new(),
     };

@@ -187,7 +187,7 @@ impl Call {
     /// The repository, if the caller may do this operation to it. All other members of the input have been checked by then.
     async fn repository(&self, place: &Place) -> Result<Repository, Error> {
         self.authorise(place)?;
-        let found = self.registry.metadata.repository(&place.account, &place.name).await?;
+        let found = self.registry.metadata.find_repository(&place.account, &place.name).await?;
         found.ok_or_else(|| Error::RepositoryNotFound(place.clone()))
     }
 }

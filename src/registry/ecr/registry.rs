@@ -77,7 +77,7 @@ input! {
 pub async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Result<Value, Error> {
     let (name, values) = values_of(input.name)?;
     call.authorise_registry(&call.principal.account)?;
-    let settings = call.registry.metadata.account_settings(&call.principal.account).await?;
+    let settings = call.registry.metadata.list_account_settings(&call.principal.account).await?;
     let value = settings.get(&name).map(String::as_str).or(values.first().copied());
     Ok(json!({ "name": name, "value": value }))
 }

@@ -137,7 +137,7 @@ pub async fn describe(call: &Call, input: Describe) -> Result<Value, Error> {
     let Some(names) = input.repository_names else {
         let page = Page::new(call, &account, (), input.next_token.as_deref(), input.max_results, page::USUAL)?;
         call.authorise_registry(&account)?;
-        let found = call.registry.metadata.repositories(&account, page.after.as_deref(), page.fetch()).await?;
+        let found = call.registry.metadata.list_repositories(&account, page.after.as_deref(), page.fetch()).await?;
         let (found, next_token) = page.cut(found, |repository| repository.name.to_string());
         let found: Vec<Value> = found.iter().map(|repository| shapes::repository(call, repository)).collect();
         return Ok(json!({ "repositories": found, "nextToken": next_token }));

@@ -120,7 +120,7 @@ input! {
 /// ListTagsForResource.
 pub async fn list(call: &Call, input: ListTags) -> Result<Value, Error> {
     let repository = repository(call, input.resource_arn).await?;
-    let tags = call.registry.metadata.resource_tags(repository.id).await?;
+    let tags = call.registry.metadata.list_resource_tags(repository.id).await?;
     let tags: Vec<Value> = tags.into_iter().map(|tag| json!({ "Key": tag.key, "Value": tag.value })).collect();
     Ok(json!({ "tags": tags }))
 }

@@ -112,7 +112,7 @@ pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
     let configuration = call.registry.metadata.registry_settings(account).await?.scanning;
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     for Place { account, name } in places {
-        let Some(repository) = call.registry.metadata.repository(&account, &name).await? else {
+        let Some(repository) = call.registry.metadata.find_repository(&account, &name).await? else {
             failures.push(json!({
                 "repositoryName": name,
                 "failureCode": "REPOSITORY_NOT_FOUND",

@@ -18,8 +18,8 @@ use crate::names::Digest;
 use crate::registry::auth::{Keyring, SigningKey};
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::store::blobs::folder::FolderBlobs;
-use crate::store::images::{NewManifest, PutManifest};
 use crate::store::jobs::{FollowSubject, JobPayload as _};
+use crate::store::manifests::{NewManifest, PutManifest};
 use crate::store::sqlite::SqliteStore;
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -153,7 +153,7 @@ fn a_page_of_images_ends_after_so_much_text_of_tags() {
         };
         let tags = (0..100).map(|tag| format!("{image:0>100}-{tag:0>27}").parse().unwrap()).collect();
         bed.runtime.block_on(async {
-            let repository = metadata.repository(account, &"app".parse().unwrap()).await.unwrap().unwrap().id;
+            let repository = metadata.find_repository(account, &"app".parse().unwrap()).await.unwrap().unwrap().id;
             let (now, jobs) = (Timestamp::now(), Vec::new());
             let put = PutManifest { repository, manifest, tags, now, max_images: 1000, max_tags: 1000, jobs };
             metadata.put_manifest(put).await.unwrap();

@@ -18,7 +18,7 @@ use crate::registry::body::Body;
 use crate::registry::http::memory::{self, Caller};
 use crate::registry::uploads::lease_of_present;
 use crate::registry::{Registry, Response};
-use crate::store::images::{Blob, UnlinkBlob};
+use crate::store::layers::{Blob, UnlinkOutcome};
 use crate::store::{BlobReader, Lookup, StoreError, StoreResult};
 
 const OCTETS: &str = "application/octet-stream";
@@ -190,9 +190,9 @@ fn unsatisfiable(size: u64) -> Result<OciError, OciError> {
 pub(super) async fn delete(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     match call.registry.metadata.unlink_blob(repository.id, digest).await? {
-        UnlinkBlob::Unlinked => Ok(empty(StatusCode::ACCEPTED)),
-        UnlinkBlob::NotFound => Err(OciError::blob_unknown(digest)),
-        UnlinkBlob::InUse => {
+        UnlinkOutcome::Unlinked => Ok(empty(StatusCode::ACCEPTED)),
+        UnlinkOutcome::NotFound => Err(OciError::blob_unknown(digest)),
+        UnlinkOutcome::InUse => {
             let text = format!("The layer with digest '{digest}' is referenced by an image of this repository");
             Err(OciError::invalid_parameter(text))
         }

@@ -20,7 +20,7 @@ pub(super) async fn list(call: &Call, page: Page) -> Result<Response, OciError> 
     let account = &call.registry.config.account;
     let mut found = match n {
         0 => Vec::new(),
-        n => call.registry.metadata.repositories(account, page.last.as_deref(), n + 1).await?,
+        n => call.registry.metadata.list_repositories(account, page.last.as_deref(), n + 1).await?,
     };
     let more = found.len() > n;
     found.truncate(n);

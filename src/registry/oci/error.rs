@@ -16,7 +16,8 @@ use super::action::NoAction;
 use crate::budget::Exhausted;
 use crate::names::{AccountId, Digest, RepositoryName};
 use crate::store::StoreError;
-use crate::store::images::{DeleteImageError, PutManifestError};
+use crate::store::images::DeleteImageError;
+use crate::store::manifests::PutManifestError;
 
 /// What clients read who push to a full disk.
 const FULL: &str =

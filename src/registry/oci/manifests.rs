@@ -13,7 +13,8 @@ use crate::registry::http::memory;
 use crate::registry::images::NewImage;
 use crate::registry::manifests::{InvalidManifest, Kind};
 use crate::registry::{Response, images};
-use crate::store::images::{ImageStatus, LastTag, Manifest, Referrers};
+use crate::store::images::{ImageStatus, LastTag, Referrers};
+use crate::store::manifests::Manifest;
 use crate::store::{Lookup, StoreError};
 
 /// How many tags one `OCI-Tag` header names: clients limit the length of a header, and how many there are.

@@ -206,7 +206,7 @@ impl Call {
     }
 
     async fn repository(&self, name: &RepositoryName) -> Result<Repository, OciError> {
-        let found = self.registry.metadata.repository(&self.registry.config.account, name).await?;
+        let found = self.registry.metadata.find_repository(&self.registry.config.account, name).await?;
         found.ok_or_else(|| self.name_unknown(name))
     }
 

@@ -61,7 +61,7 @@ pub(super) async fn list(
     let mut more = false;
     'page: loop {
         let metadata = &call.registry.metadata;
-        let found = metadata.referrers(repository.id, subject, &filter, after.as_ref(), BATCH).await?;
+        let found = metadata.list_referrers(repository.id, subject, &filter, after.as_ref(), BATCH).await?;
         for image in &found {
             let entry = serde_json::to_vec(&Descriptor::from(image))
                 .map_err(|error| StoreError::Inconsistent(format!("a descriptor does not serialise: {error}")))?;

@@ -23,7 +23,7 @@ pub(super) async fn list(call: &Call, name: &RepositoryName, page: Page) -> Resu
     // One more than the page tells whether there is another.
     let mut tags = match n {
         0 => Vec::new(),
-        n => call.registry.metadata.tags(repository.id, page.last.as_deref(), n + 1).await?,
+        n => call.registry.metadata.list_tags(repository.id, page.last.as_deref(), n + 1).await?,
     };
     let more = tags.len() > n;
     tags.truncate(n);

@@ -17,7 +17,7 @@ use crate::registry::body::RequestBody;
 use crate::registry::http::memory::Caller;
 use crate::registry::uploads::{Finished, LEASE, Session, UploadFailure};
 use crate::registry::{Registry, Response};
-use crate::store::images::MountBlob;
+use crate::store::layers::MountOutcome;
 use crate::store::repositories::{Repository, RepositoryId};
 use crate::store::{Lookup, StoreError};
 
@@ -75,23 +75,23 @@ fn gone(call: &Call, name: &RepositoryName, failure: UploadFailure) -> OciError 
 /// not to ends in an upload, as the specification asks.
 async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<RepositoryName>) -> Result<bool, OciError> {
     let (registry, account) = (&call.registry, &call.registry.config.account);
-    let settings = registry.metadata.account_settings(account).await?;
+    let settings = registry.metadata.list_account_settings(account).await?;
     if settings.get("BLOB_MOUNTING").is_none_or(|value| value != "ENABLED") {
         return Ok(false);
     }
     let sources = match from {
         Some(from) => {
-            let found = registry.metadata.repository(account, &from).await?;
+            let found = registry.metadata.find_repository(account, &from).await?;
             found.map(|repository| (repository.id, repository.name)).into_iter().collect()
         }
-        None => registry.metadata.blob_sources(account, digest, SOURCES).await?,
+        None => registry.metadata.list_blob_sources(account, digest, SOURCES).await?,
     };
     let readable = |(_, name): &&(RepositoryId, RepositoryName)| call.may("GetDownloadUrlForLayer", name).is_ok();
     let lease_until = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
     for (from, _) in sources.iter().filter(readable) {
         // ECR wants a manifest in the source to hold the blob; the specification only wants the blob to be there.
         let mounted = registry.metadata.mount_blob(*from, to.id, digest, false, call.now, lease_until).await?;
-        if mounted == MountBlob::Mounted {
+        if mounted == MountOutcome::Mounted {
             // What is lost or damaged is pushed instead, which heals it.
             let found = registry.metadata.find_blob(account, &to.name, digest).await?;
             let Lookup::Found(blob) = found else { return Ok(false) };
@@ -137,7 +137,7 @@ pub(super) async fn put(
 /// end-13.
 pub(super) async fn status(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
-    let upload = call.registry.metadata.upload(repository.id, id).await?;
+    let upload = call.registry.metadata.find_upload(repository.id, id).await?;
     let upload = upload.ok_or_else(|| OciError::upload_unknown(id))?;
     progress(StatusCode::NO_CONTENT, name, id, upload.progress.offset)
 }

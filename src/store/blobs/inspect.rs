@@ -1,4 +1,5 @@
-//! Inspects the bytes of an upload while they are written: each once, in order, on a blocking thread.
+//! Inspection of an upload's bytes while they are written: each byte once, in order, on a blocking
+//! thread.
 
 use std::sync::Arc;
 
@@ -7,12 +8,13 @@ use tokio::task::JoinHandle;
 
 use crate::store::{StoreError, StoreResult};
 
-/// Fewer bytes than this are inspected on the calling thread: a hand-over would take as long.
+/// Fewer bytes than this are inspected on the calling thread, because a change of threads would
+/// take as long.
 const INLINE: usize = 32 * 1024;
 
-/// Sees the bytes that a writer takes, to hash them.
+/// Receives the bytes that a writer takes, to hash them.
 pub trait Inspect: Send + Sync {
-    /// Takes the next bytes into account. It may compute for long, but waits for nothing.
+    /// Processes the next bytes. It may compute for long, but must not wait.
     fn inspect(&self, bytes: &[u8]);
 }
 
@@ -21,7 +23,7 @@ impl Inspect for () {
     fn inspect(&self, _: &[u8]) {}
 }
 
-/// Runs an [`Inspect`] on blocking threads while its caller goes on.
+/// Runs an [`Inspect`] on blocking threads while its caller continues.
 pub(super) struct Inspection {
     inspect: Arc<dyn Inspect>,
     running: Option<JoinHandle<()>>,
@@ -32,9 +34,9 @@ impl Inspection {
         Self { inspect, running: None }
     }
 
-    /// Hands over the next frames, after those of the call before were inspected.
+    /// Starts the inspection of the next frames, after that of the previous ones has ended.
     pub(super) async fn take(&mut self, frames: Vec<Bytes>) -> StoreResult<()> {
-        self.settle().await?;
+        self.wait().await?;
         if frames.iter().map(Bytes::len).sum::<usize>() < INLINE {
             frames.iter().for_each(|frame| self.inspect.inspect(frame));
             return Ok(());
@@ -45,8 +47,8 @@ impl Inspection {
         Ok(())
     }
 
-    /// Waits until every frame was inspected. Safe to cancel.
-    pub(super) async fn settle(&mut self) -> StoreResult<()> {
+    /// Waits until every frame has been inspected. Cancel safe.
+    pub(super) async fn wait(&mut self) -> StoreResult<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         let outcome = running.await;
         self.running = None;

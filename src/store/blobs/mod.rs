@@ -1,11 +1,13 @@
-//! The bytes: written once to their final place under a random generation, never under their digest, read by range.
+//! The bytes of blobs: written once, to their final location under a random generation, never under
+//! their digest, and read by range.
 //!
-//! A backend knows nothing of digests, repositories or leases. What it has acknowledged is durable.
+//! A backend knows nothing of digests, repositories or leases. Acknowledged bytes are durable.
 //!
-//! **A finished object never changes.** Each claim of an upload session has a generation of its own, which the session's row
-//! names before a byte is written. What a backend begins, it begins there, so a late write of a request that lost its claim
-//! reaches bytes that no row needs. What is gone on with (a file, a multipart upload) changes hands only after its last
-//! writer has ended; where that is not certain, see [`Handover::Takeover`].
+//! **A finished object never changes.** Each claim of an upload session has its own generation,
+//! which the session's row names before a byte is written. A backend begins new objects only there,
+//! so a late write of a request that lost its claim reaches bytes that no row needs. An unfinished
+//! file or multipart upload passes to the next writer only after the previous one has ended; where
+//! that is not certain, see [`Handover::Takeover`].
 
 pub mod folder;
 mod inspect;
@@ -24,31 +26,32 @@ use uuid::Uuid;
 pub use self::inspect::Inspect;
 use super::{StoreError, StoreResult};
 
-/// The physical key of a blob's bytes: random, so that a late delete can only ever hit a dead generation.
+/// The physical key of a blob's bytes. It is random, so that a late delete can only hit a
+/// generation that is no longer needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(Uuid);
 
 impl Generation {
-    /// A new one.
+    /// Creates a random generation.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
 
-    /// The object's path below the store's root: `blobs/ab/abcdef…`. Every backend builds it here.
+    /// Returns the object's path below the store's root: `blobs/ab/abcdef…`. Every backend uses it.
     pub fn path(&self) -> String {
         let hex = self.0.simple().to_string();
         format!("blobs/{}/{hex}", &hex[..2])
     }
 
-    /// The generation beside this one for the bytes that do not fill a part of a multipart upload yet. No random one is equal
-    /// to it: the UUID's version differs.
+    /// Returns the related generation for the bytes that do not fill a part of a multipart upload
+    /// yet. It never equals a random one, because the UUID's version differs.
     pub(crate) fn tail(&self) -> Self {
         let mut bytes = *self.0.as_bytes();
         bytes[6] = 0x80 | (bytes[6] & 0x0f);
         Self(Uuid::from_bytes(bytes))
     }
 
-    /// Whether it is the [`Generation::tail`] of another.
+    /// Returns true if it is the [`Generation::tail`] of another.
     pub(crate) fn is_tail(&self) -> bool {
         self.0.as_bytes()[6] >> 4 == 8
     }
@@ -67,35 +70,36 @@ impl FromStr for Generation {
     }
 }
 
-/// The key that bytes are encrypted with, by reference: itself wrapped by a key that is kept elsewhere.
+/// A reference to the key that encrypts bytes: the key itself, wrapped by a key that is stored
+/// elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyReference {
-    /// The wrapping key's id.
+    /// Id of the wrapping key.
     pub id: String,
-    /// The data key, wrapped.
+    /// The wrapped data key.
     pub wrapped: Vec<u8>,
 }
 
-/// A finished blob's bytes: where they are and how they are stored.
+/// The location and form of a finished blob's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobKey {
-    /// Where.
+    /// Generation that holds them.
     pub generation: Generation,
-    /// The blob's size in bytes.
+    /// Size of the blob in bytes.
     pub size: u64,
-    /// The stored object's size in bytes, which encryption makes larger.
+    /// Size of the stored object in bytes, which encryption makes larger.
     pub stored_size: u64,
-    /// What it is encrypted with; `None` when it is not.
+    /// Key that encrypts it; `None` if it is not encrypted.
     pub key: Option<KeyReference>,
 }
 
 impl BlobKey {
-    /// The key of bytes that are stored as they are.
+    /// Creates the key of bytes that are stored unencrypted.
     pub fn plain(generation: Generation, size: u64) -> Self {
         Self { generation, size, stored_size: size, key: None }
     }
 
-    /// The generation, if its bytes can be used as they are stored.
+    /// Returns the generation, if its bytes can be used as they are stored.
     fn as_stored(&self) -> StoreResult<Generation> {
         match &self.key {
             None => Ok(self.generation),
@@ -107,17 +111,17 @@ impl BlobKey {
     }
 }
 
-/// Where a claim of an upload session writes what it begins.
+/// The location to which a claim of an upload session writes new objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UploadKey {
-    /// Where. Only this claim writes there, and nothing is there yet.
+    /// Generation for new objects. Only this claim writes there, and nothing exists there yet.
     pub generation: Generation,
-    /// What the upload is to be encrypted with; `None` when it is not.
+    /// Key to encrypt the upload with; `None` without encryption.
     pub key: Option<KeyReference>,
 }
 
 impl UploadKey {
-    /// The key of an upload that is stored as it comes.
+    /// Creates the key of an upload that is stored unencrypted.
     pub fn plain(generation: Generation) -> Self {
         Self { generation, key: None }
     }
@@ -130,46 +134,50 @@ impl UploadKey {
     }
 }
 
-/// What a backend needs to go on writing; opaque to everyone else. Empty before the first byte. Bounded, and without a byte
-/// of the blob: where those are that are durable, and which of them are not needed any more.
+/// The state that a backend needs to continue writing; opaque to all others. Empty before the first
+/// byte. Its size is bounded, and it holds no byte of the blob: only where the durable bytes are,
+/// and which objects are no longer needed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WriterState(pub Vec<u8>);
 
-/// How the writer before ended.
+/// How the previous writer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handover {
-    /// By a checkpoint; nothing of it is on its way any more.
+    /// With a checkpoint; none of its writes is in flight.
     Clean,
-    /// Nobody knows: it crashed, or it lives on without its claim and may write at any moment. What it can still write to is
-    /// read up to the offset and not built upon.
+    /// Unknown: it crashed, or it is still running without its claim and may write at any moment.
+    /// Objects that it can still write to are read up to the offset, and not continued.
     Takeover,
 }
 
 /// A finished object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
-    /// Where it is.
+    /// Generation that holds it.
     pub generation: Generation,
-    /// Its size as it is stored, in bytes.
+    /// Stored size in bytes.
     pub stored_size: u64,
-    /// What was written on the way and is not needed any more.
+    /// Intermediate objects that are no longer needed.
     pub leftover: Vec<Generation>,
-    /// Bytes of it were found instead of written: their digest has to be computed from what is stored.
+    /// Some of its bytes were found and not written by this writer, so the digest has to be
+    /// computed from the stored bytes.
     pub recovered: bool,
 }
 
 /// A stream of a blob's bytes, in chunks of at most a few hundred KiB.
 pub type BlobReader = BoxStream<'static, StoreResult<Bytes>>;
 
-/// Where bytes are kept: a folder or S3.
+/// A backend for bytes: a folder or S3.
 #[async_trait::async_trait]
 pub trait Blobs: Send + Sync + fmt::Debug {
-    /// Opens an upload for writing at `offset`: 0 and an empty state for a new one, else what the last
-    /// [`BlobWriter::checkpoint`] returned. Bytes beyond `offset` that a crash left are no part of it. `inspect` is shown
-    /// every byte that the writer takes, in their order, off the async threads where they are many.
+    /// Opens an upload for writing at `offset`: 0 and an empty state for a new one, else the offset
+    /// and state of the last [`BlobWriter::checkpoint`]. Bytes beyond `offset` that a crash left
+    /// are discarded. `inspect` receives every byte that the writer takes, in order; large amounts
+    /// on a blocking thread.
     ///
     /// # Errors
-    /// `Inconsistent` when the bytes before `offset` are not there; the writer reports the same when they vanish later.
+    /// `Inconsistent` when the bytes before `offset` are missing; the writer reports the same if
+    /// they disappear later.
     async fn writer(
         &self,
         key: &UploadKey,
@@ -179,35 +187,40 @@ pub trait Blobs: Send + Sync + fmt::Debug {
         inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Box<dyn BlobWriter>>;
 
-    /// The finished object of `size` bytes, if a checkpoint after a clean end left one that needs no more writing.
+    /// Returns the finished object of `size` bytes, if a checkpoint of a writer that ended cleanly
+    /// left one that is already complete.
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>>;
 
     /// Reads `range` (bytes, not empty, within the blob's size) of a finished blob.
     ///
     /// # Errors
-    /// `Inconsistent` before the first byte when the object is missing or has another size: a half blob is never served.
+    /// `Inconsistent` before the first byte when the object is missing or has another size: an
+    /// incomplete blob is never served.
     async fn read(&self, key: &BlobKey, range: Range<u64>) -> StoreResult<BlobReader>;
 
-    /// Memory that a [`BlobReader`] takes of its own while nobody reads it, in bytes; 0 where the backend bounds that of all
-    /// readers together.
+    /// Returns the memory in bytes that a [`BlobReader`] holds while it is not read; 0 if the
+    /// backend bounds the memory of all readers together.
     fn reader_memory(&self) -> usize {
         0
     }
 
-    /// The size of a finished object as it is stored, in bytes; `None` when it is not there.
+    /// Returns the stored size of a finished object in bytes; `None` if it does not exist.
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>>;
 
-    /// What [`Blobs::delete`] would delete: a generation, and what `state` names.
-    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>>;
+    /// Returns the generations that [`Blobs::delete`] would delete: this one and those that `state`
+    /// names.
+    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>>;
 
-    /// Deletes a generation, finished or half written, and what `state` names (what the upload's row had last; empty when
-    /// there is no such row), but none that is `live`. Deleting what is not there is no error.
+    /// Deletes a generation, finished or not, and those that `state` names (the upload's last one;
+    /// empty if there is none), except those that are `live`. Deleting what does not exist
+    /// succeeds.
     async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()>;
 
-    /// A URL from which a client that holds no credentials can GET the blob for `valid_for`, if the backend can make one.
+    /// Returns a URL from which a client without credentials can GET the blob for `valid_for`, if
+    /// the backend supports it.
     async fn presigned_url(&self, key: &BlobKey, valid_for: Duration) -> StoreResult<Option<String>>;
 
-    /// Whether `bytes` more may be written. What is admitted may still be refused later: nothing is set aside.
+    /// Checks that `bytes` more may be written. Reserves nothing, so the write may still fail.
     ///
     /// # Errors
     /// `Full`.
@@ -216,31 +229,35 @@ pub trait Blobs: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Whether the backend answers, for readiness: writes nothing, and waits for nobody's work.
+    /// Checks that the backend answers, for readiness. Writes nothing and does not wait for other
+    /// operations.
     ///
     /// # Errors
-    /// `Full` when all but writing works.
+    /// `Full` when everything but writing works.
     async fn ready(&self) -> StoreResult<()>;
 }
 
-/// An upload that is being written, from front to back. Dropping it loses nothing that a checkpoint has acknowledged.
+/// A sequential writer of an upload. A drop loses nothing that a checkpoint has acknowledged.
 #[async_trait::async_trait]
 pub trait BlobWriter: Send {
     /// Takes the next bytes. They may be buffered, in bounded memory.
     async fn write(&mut self, bytes: Bytes) -> StoreResult<()>;
 
-    /// Waits until every byte taken so far has been inspected, which all are after [`BlobWriter::checkpoint`], too.
+    /// Waits until every byte taken so far has been inspected. [`BlobWriter::checkpoint`] waits for
+    /// that too.
     async fn inspected(&mut self) -> StoreResult<()>;
 
-    /// Makes everything written so far durable and returns what a later [`Blobs::writer`] needs to go on from here. What this
-    /// writer begins afterwards it begins at `next`, which the caller has the upload's row name together with the state.
+    /// Makes everything written so far durable, and returns the state with which a later
+    /// [`Blobs::writer`] can continue. After that this writer begins new objects at `next`, which
+    /// the caller stores in the upload's row together with the state.
     async fn checkpoint(&mut self, next: Generation) -> StoreResult<WriterState>;
 
-    /// Makes everything durable, cut to exactly what was written; it can be read from now on. Finishing again what a crash
-    /// kept from being committed succeeds: `writer` with the last checkpoint, then `finish`.
+    /// Makes everything durable, truncated to exactly what was written, and readable. If a crash
+    /// prevents the commit, `writer` with the last checkpoint and `finish` succeed again.
     async fn finish(self: Box<Self>) -> StoreResult<Sealed>;
 
-    /// Gives up what was written since the last checkpoint; nothing of it is on its way when this returns.
+    /// Discards what was written since the last checkpoint. None of its writes is in flight when
+    /// this returns.
     async fn abandon(self: Box<Self>);
 }
 
@@ -249,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tail_is_no_random_generation_and_has_one_owner() {
+    fn a_tail_never_equals_a_random_generation() {
         let generation = Generation::random();
         assert!(!generation.is_tail() && generation.tail().is_tail());
         assert_eq!(generation.tail().tail(), generation.tail());

@@ -1,6 +1,8 @@
-//! Background work as the store keeps it: written in the transaction of its cause, claimed with a lease. Plain data.
+//! Background jobs: written in the transaction of their cause, claimed with a lease.
 
 mod payloads;
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -10,53 +12,78 @@ pub use self::payloads::{
     DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, JobPayload, KINDS,
     PruneEvents,
 };
+use super::StoreResult;
+
+/// Stores background jobs.
+#[async_trait::async_trait]
+pub trait JobStore: Send + Sync {
+    /// Enqueues a job; see [`NewJob`] for how jobs coalesce.
+    async fn enqueue_job(&self, job: NewJob) -> StoreResult<()>;
+    /// Claims a job of these kinds that is due at `now`, for `lease` by the database's clock: one whose
+    /// lease has expired, else the one longest overdue. Two jobs of the same kind and key never run at
+    /// the same time. The queue of one kind does not slow claims of other kinds.
+    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>>;
+    /// Renews a claim: `lease` begins again by the database's clock; false if the claim was lost.
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool>;
+    /// Ends a claim; ignored if it was lost (`attempts` shows that). A job that is done also deletes a
+    /// dead one of its kind and key, whose work it has done. A dead job replaces an older dead one.
+    async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()>;
+    /// Counts the jobs of these kinds by state, and the dead ones of every kind.
+    async fn count_jobs(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>>;
+    /// Lists jobs in the order of their row ids.
+    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>>;
+    /// Makes jobs wait again, due at `now` and without past attempts, and returns how many. A job of
+    /// the same kind and key that already waits takes the place of a dead one.
+    async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64>;
+}
 
 /// A job to be enqueued.
 ///
-/// While a job of the same `kind` and `key` waits, another one coalesces with it: the waiting job keeps its id, takes the
-/// newer payload and the earlier of the two due times. A job that runs is not touched: the newer one waits behind it.
+/// It coalesces with a waiting job of the same `kind` and `key`: the waiting job keeps its id, and
+/// takes the newer payload and the earlier of the two due times. A running job is not changed: the
+/// newer one waits behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewJob {
-    /// Which handler runs it.
+    /// Kind, which selects the handler.
     pub kind: String,
-    /// What it is about, unique among the waiting jobs of its kind.
+    /// Deduplication key, unique among the waiting jobs of the kind.
     pub key: String,
-    /// What the handler needs, as JSON.
+    /// Payload for the handler, as JSON.
     pub payload: String,
-    /// Not before.
+    /// Earliest start.
     pub run_at: Timestamp,
 }
 
 /// A job that this process has claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// Its row id.
+    /// Row id.
     pub id: i64,
-    /// Which handler runs it.
+    /// Kind, which selects the handler.
     pub kind: String,
-    /// What it is about.
+    /// Deduplication key.
     pub key: String,
-    /// What the handler needs, as JSON.
+    /// Payload for the handler, as JSON.
     pub payload: String,
-    /// How often it was claimed, this time included.
+    /// Number of claims, this one included.
     pub attempts: u32,
 }
 
-/// How a claimed job ended.
+/// The end of a claimed job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobEnd {
-    /// It is done and its row goes.
+    /// The job is done, and its row is deleted.
     Done,
-    /// It failed and is to be tried again.
+    /// The job failed and is to be retried.
     Retry {
-        /// Not before.
+        /// Earliest start of the next attempt.
         at: Timestamp,
-        /// Why it failed, without secrets.
+        /// Cause of the failure, without secrets.
         error: String,
     },
-    /// It failed for good and is kept where an operator of the system can see it.
+    /// The job failed for good and is kept for the administrator to see.
     Dead {
-        /// Why it failed, without secrets.
+        /// Cause of the failure, without secrets.
         error: String,
     },
 }
@@ -64,16 +91,16 @@ pub enum JobEnd {
 /// The number of jobs of a kind in one state, for the metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobCount {
-    /// The kind.
+    /// Kind of the jobs.
     pub kind: String,
     /// `waiting`, `running` or `dead`.
     pub state: String,
-    /// How many; more than [`JobCount::LIMIT`] are counted as that many.
+    /// Number of jobs, [`JobCount::LIMIT`] at most.
     pub count: u64,
 }
 
 impl JobCount {
-    /// The number up to which jobs are counted: reading the metrics must not cost more the longer a queue is.
+    /// The number up to which jobs are counted: a scrape must not cost more the longer a queue is.
     pub const LIMIT: u64 = 10_000;
 }
 
@@ -83,14 +110,14 @@ impl JobCount {
 pub enum JobState {
     /// It waits until it is due and a worker is free.
     Waiting,
-    /// A worker holds it.
+    /// A worker has claimed it.
     Running,
-    /// It failed for good and waits for somebody to requeue it.
+    /// It failed for good and waits to be requeued.
     Dead,
 }
 
 impl JobState {
-    /// The state as its column holds it.
+    /// Returns the state as its column holds it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -99,7 +126,7 @@ impl JobState {
         }
     }
 
-    /// The state of a column's text.
+    /// Parses the text of the column.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Waiting, Self::Running, Self::Dead].into_iter().find(|state| state.as_str() == text)
     }
@@ -109,64 +136,38 @@ impl JobState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoredJob {
-    /// Its row id.
+    /// Row id.
     pub id: i64,
-    /// Which handler runs it.
+    /// Kind, which selects the handler.
     pub kind: String,
-    /// What it is about.
+    /// Deduplication key.
     pub key: String,
-    /// Its state.
+    /// Current state.
     pub state: JobState,
-    /// Not before.
+    /// Earliest start.
     pub run_at: Timestamp,
-    /// How often it was claimed.
+    /// Number of claims.
     pub attempts: u32,
-    /// Why it failed last, without secrets.
+    /// Cause of the last failure, without secrets.
     pub last_error: Option<String>,
 }
 
 /// The jobs that a listing shows; `None` for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobFilter {
-    /// Of this kind.
+    /// Kind to show.
     pub kind: Option<String>,
-    /// In this state.
+    /// State to show.
     pub state: Option<JobState>,
 }
 
 /// The jobs to be requeued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Requeue {
-    /// The job with this row id, which is dead or waits for a later attempt.
+    /// The job with this row id, which is dead or waits for its next attempt.
     One(i64),
     /// Every dead job of this kind.
     Kind(String),
     /// Every dead job.
     Dead,
-}
-
-/// A turn of the lifecycle policies that are due: see [`crate::store::Metadata::schedule_lifecycle`].
-#[derive(Debug, Clone)]
-pub struct LifecycleTurn {
-    /// Policies that were due by then are enqueued.
-    pub now: Timestamp,
-    /// Each of them is due again at a random time from the first to the second: policies spread over the interval.
-    pub again: (Timestamp, Timestamp),
-    /// How many at most.
-    pub limit: usize,
-}
-
-/// Something that happened, kept as a row: what the lifecycle job did, what was pushed and deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// When.
-    pub at: Timestamp,
-    /// The registry that it happened in.
-    pub account: crate::names::AccountId,
-    /// The repository's name, which may be gone by the time the event is read.
-    pub repository: Option<crate::names::RepositoryName>,
-    /// ECR's detail-type, or the extension's own.
-    pub kind: String,
-    /// Its details, as JSON.
-    pub detail: String,
 }

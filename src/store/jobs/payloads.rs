@@ -1,6 +1,7 @@
-//! The payload of each kind of job: what its handler needs, and the key that coalesces jobs about the same thing.
+//! The payload of each kind of job, and the key under which jobs of the kind coalesce.
 //!
-//! The store enqueues jobs in the transaction of their cause, handlers in `jobs` run them; both know them from here.
+//! The store enqueues jobs in the transaction of their cause, and the handlers in `jobs` run them.
+//! Both use these types.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jiff::{SignedDuration, Timestamp};
@@ -13,7 +14,7 @@ use crate::store::repositories::RepositoryId;
 use crate::store::uploads::LATE_WRITE;
 use crate::store::{Generation, StoreError, StoreResult, WriterState};
 
-/// The kinds of jobs, as their rows name them.
+/// All kinds of jobs, as their rows name them.
 pub const KINDS: [&str; 6] = [
     EvaluateLifecycle::KIND,
     EvaluatePreview::KIND,
@@ -23,25 +24,26 @@ pub const KINDS: [&str; 6] = [
     PruneEvents::KIND,
 ];
 
-/// What a job of one kind carries.
+/// The payload of one kind of job.
 pub trait JobPayload: Serialize + DeserializeOwned {
-    /// The kind, as its jobs' rows name it.
+    /// The kind, as the rows name it.
     const KIND: &str;
 
-    /// The deduplication key: unique among the waiting jobs of the kind.
+    /// Returns the deduplication key, unique among the waiting jobs of the kind.
     fn key(&self) -> String;
 
-    /// The job, due at `run_at`.
+    /// Builds the job, due at `run_at`.
     fn job(&self, run_at: Timestamp) -> NewJob {
-        // A struct of strings and numbers always serializes; a payload that does not parse makes its job a dead one.
+        // A struct of strings and numbers always serializes. A payload that did not parse would
+        // make its job dead.
         let payload = serde_json::to_string(self).unwrap_or_default();
         NewJob { kind: Self::KIND.into(), key: self.key(), payload, run_at }
     }
 
-    /// Reads a job's payload.
+    /// Parses a job's payload.
     ///
     /// # Errors
-    /// `Inconsistent` when it is not what [`JobPayload::job`] wrote.
+    /// `Inconsistent` when [`JobPayload::job`] did not write it.
     fn parse(payload: &str) -> StoreResult<Self> {
         serde_json::from_str(payload).map_err(|error| {
             let kind = Self::KIND;
@@ -53,7 +55,7 @@ pub trait JobPayload: Serialize + DeserializeOwned {
 /// Evaluates a repository's lifecycle policy and enforces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluateLifecycle {
-    /// The repository.
+    /// Repository to act on.
     pub repository: RepositoryId,
 }
 
@@ -65,10 +67,10 @@ impl JobPayload for EvaluateLifecycle {
     }
 }
 
-/// Evaluates the policy of a repository's lifecycle policy preview and keeps what it would do.
+/// Evaluates the policy of a repository's lifecycle policy preview and stores its results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluatePreview {
-    /// The repository.
+    /// Repository to act on.
     pub repository: RepositoryId,
 }
 
@@ -80,12 +82,13 @@ impl JobPayload for EvaluatePreview {
     }
 }
 
-/// Has the referrers of a subject follow it that was deleted, archived or restored. Amazon ECR promises that within a day.
+/// Makes the referrers of a deleted, archived or restored subject follow it. Amazon ECR promises
+/// that within a day.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FollowSubject {
-    /// The subject's repository.
+    /// Repository of the subject.
     pub repository: RepositoryId,
-    /// The subject.
+    /// Digest of the subject.
     pub subject: Digest,
 }
 
@@ -98,22 +101,24 @@ impl JobPayload for FollowSubject {
 }
 
 impl FollowSubject {
-    /// How long a deleted subject may come back before its referrers are deleted: a retried push pushes it again.
+    /// Delay before the referrers of a deleted subject are deleted, in which a retried push may
+    /// push it again.
     const DELAY: SignedDuration = SignedDuration::from_mins(5);
 
-    /// The job for a subject that changed at `now`.
+    /// Builds the job for a subject that changed at `now`.
     pub(in crate::store) fn after(&self, now: Timestamp) -> NewJob {
         self.job(now.checked_add(Self::DELAY).unwrap_or(now))
     }
 }
 
-/// Deletes bytes that no row refers to any more.
+/// Deletes bytes that no row references any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "DeleteGenerationPayload", try_from = "DeleteGenerationPayload")]
 pub struct DeleteGeneration {
-    /// The bytes.
+    /// Generation of the bytes.
     pub generation: Generation,
-    /// What the upload's row had last, so that the backend can give up what was half written; empty when finished.
+    /// Last writer state of the upload's row, by which the backend finds unfinished objects; empty
+    /// for a finished one.
     pub writer: WriterState,
 }
 
@@ -150,13 +155,13 @@ impl JobPayload for DeleteGeneration {
 }
 
 impl DeleteGeneration {
-    /// The deletion of a generation that was finished, or of which nothing else is known.
+    /// Deletes a generation that is finished, or of which nothing else is known.
     pub fn of(generation: Generation) -> Self {
         Self { generation, writer: WriterState::default() }
     }
 
-    /// The deletion of what a session that is removed at `now` leaves, and from when on it may run: a claim that has not ended
-    /// cleanly may still write, until it ends and somewhat longer.
+    /// Builds the job that deletes the bytes of a session removed at `now`. A claim that has not
+    /// ended cleanly may write until shortly after its end, so the job waits for that.
     pub(in crate::store) fn of_session(
         generation: Generation,
         writer: WriterState,
@@ -167,18 +172,19 @@ impl DeleteGeneration {
         Self { generation, writer }.job(due)
     }
 
-    /// The job that deletes a generation which a writer left that lost its claim. It has a key of its own: coalesced with the
-    /// job of the session that was removed, it would take the place of that one's payload.
+    /// Builds the job that deletes the generation of a writer that lost its claim. It has a key of
+    /// its own: if it coalesced with the job of the removed session, it would replace that one's
+    /// payload.
     pub fn late_job(generation: Generation, run_at: Timestamp) -> NewJob {
         let job = Self::of(generation).job(run_at);
         NewJob { key: format!("{}/late", job.key), ..job }
     }
 }
 
-/// Deletes all that a deleted repository held.
+/// Deletes the contents of a deleted repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeleteRepository {
-    /// The repository, which nobody sees any more.
+    /// Repository, which no lookup finds any more.
     pub repository: RepositoryId,
 }
 
@@ -202,7 +208,7 @@ impl JobPayload for PruneEvents {
     }
 }
 
-/// When nothing that was sent before `end` is on its way to the object store any more.
+/// Returns when no request that was sent before `end` can reach the object store any more.
 pub(in crate::store) fn late(end: Timestamp) -> Timestamp {
     end.checked_add(LATE_WRITE).unwrap_or(Timestamp::MAX)
 }
@@ -212,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_referrers_job_carries_the_subject_and_waits_for_it_to_come_back() {
+    fn a_referrers_job_carries_its_subject_and_is_delayed() {
         let follow = FollowSubject { repository: RepositoryId(7), subject: Digest::sha256(b"subject") };
         let job = follow.after(Timestamp::UNIX_EPOCH);
         assert!(job.run_at > Timestamp::UNIX_EPOCH);
@@ -221,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_claim_may_still_write_is_deleted_after_its_end() {
+    fn the_bytes_of_a_claim_are_deleted_after_its_end() {
         let (now, generation) = (Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1), Generation::random());
         let due = |claimed| DeleteGeneration::of_session(generation, WriterState::default(), claimed, now).run_at;
         assert_eq!(due(None), now);
@@ -230,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delete_generation_job_carries_the_generation_and_the_writers_state() {
+    fn a_delete_generation_job_carries_generation_and_state() {
         let deletion = DeleteGeneration { generation: Generation::random(), writer: WriterState(vec![0, 255, 7]) };
         let job = deletion.job(Timestamp::UNIX_EPOCH);
         assert_eq!((job.kind.as_str(), job.key), (DeleteGeneration::KIND, deletion.generation.to_string()));

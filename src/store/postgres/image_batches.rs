@@ -1,19 +1,19 @@
-//! Deleting many images and tags at once: what they are is read and locked in a few statements, decided without I/O as if one came
-//! after the other, and written in a few.
+//! Deletion of many images and tags in one transaction: a few statements read and lock them, the
+//! deletions are decided without I/O as if one came after another, and a few statements write them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use sqlx::{PgConnection, PgPool};
 
-use super::failure::{Attempt, Failure};
-use super::images::{self, Locked, locked_columns};
-use super::jobs;
+use super::error::{TxError, TxResult};
+use super::image_rows::{self, ImageRow, image_row_columns};
 use super::rows::{self, get, ids_by_digest, parse, parsed};
+use super::{events, jobs};
 use crate::names::{Digest, Tag};
 use crate::store::StoreResult;
-use crate::store::images::{DeleteImageError, ImageDeleted, ImageDeletion, NAMED_HOLDERS};
-use crate::store::jobs::Event;
+use crate::store::events::Event;
+use crate::store::images::{DeleteImageError, ImageDeleted, ImageDeletion, MAX_NAMED_PARENTS};
 use crate::store::repositories::RepositoryId;
 
 pub(super) async fn delete_all(
@@ -21,29 +21,31 @@ pub(super) async fn delete_all(
     repository: RepositoryId,
     deletions: &[ImageDeletion],
     now: Timestamp,
-) -> Attempt<Vec<Result<ImageDeleted, DeleteImageError>>> {
+) -> TxResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
     let mut tx = pool.begin().await?;
     let batch = lock(&mut tx, repository, deletions).await?;
-    let mut decided = Decided::new(batch, now);
+    let mut decided = BatchDeletion::new(batch, now);
     let results = deletions.iter().map(|deletion| decided.delete(deletion)).collect();
     decided.write(&mut tx, repository).await?;
     tx.commit().await?;
     Ok(results)
 }
 
-/// The images that a batch is about, which are locked with the tags that may go.
-struct Batch {
-    images: HashMap<i64, Locked>,
+/// The images of a batch, locked with the tags that may be deleted.
+struct LockedBatch {
+    images: HashMap<i64, ImageRow>,
     by_digest: HashMap<Digest, i64>,
     by_tag: HashMap<Tag, i64>,
-    /// All tags of each image that has any.
+    /// All tags of each tagged image.
     tags: HashMap<i64, BTreeSet<Tag>>,
-    /// The indexes that hold each image: as many as a refusal names beside those that the batch may delete.
+    /// Indexes that hold each image: as many as a refusal names, and as many more as the batch may
+    /// delete.
     parents: HashMap<i64, Vec<(i64, Digest)>>,
 }
 
-/// Locks tags in the order of their names and then images in that of their digests, as everybody does.
-async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[ImageDeletion]) -> Attempt<Batch> {
+/// Locks tags in the order of their names, then images in the order of their digests, as all
+/// transactions do.
+async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[ImageDeletion]) -> TxResult<LockedBatch> {
     let (mut digests, mut names) = (Vec::new(), Vec::new());
     for deletion in deletions {
         match deletion {
@@ -67,7 +69,7 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
     .await?;
     let rows = sqlx::query(concat!(
         "SELECT ",
-        locked_columns!(),
+        image_row_columns!(),
         " FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL
           WHERE m.id = ANY (ARRAY(
               ",
@@ -80,14 +82,14 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
     .bind(locked.iter().map(|(_, id)| *id).collect::<Vec<_>>())
     .fetch_all(&mut *tx)
     .await?;
-    let images = rows.iter().map(Locked::read).collect::<StoreResult<Vec<Locked>>>()?;
+    let images = rows.iter().map(ImageRow::read).collect::<StoreResult<Vec<ImageRow>>>()?;
     let ids: Vec<i64> = images.iter().map(|image| image.id.0).collect();
-    let mut batch = Batch {
+    let mut batch = LockedBatch {
         by_digest: images.iter().map(|image| (image.digest.clone(), image.id.0)).collect(),
         by_tag: locked.iter().map(|(name, id)| Ok((parse(name)?, *id))).collect::<StoreResult<_>>()?,
         images: images.into_iter().map(|image| (image.id.0, image)).collect(),
         tags: HashMap::new(),
-        parents: parents(tx, &ids, NAMED_HOLDERS + deletions.len()).await?,
+        parents: list_parents(tx, &ids, MAX_NAMED_PARENTS + deletions.len()).await?,
     };
     let tags: Vec<(i64, String)> = sqlx::query_as("SELECT manifest_id, name FROM tag WHERE manifest_id = ANY($1)")
         .bind(&ids)
@@ -101,15 +103,15 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
     for (id, name) in tags {
         let tag = parse(&name)?;
         if deleted.contains(&id) && batch.by_tag.get(&tag) != Some(&id) {
-            // The image got it before it was locked: the next attempt locks the tag, too.
-            return Err(Failure::Raced);
+            // The image got the tag before it was locked. The next attempt locks that tag too.
+            return Err(TxError::Raced);
         }
         batch.tags.entry(id).or_default().insert(tag);
     }
     Ok(batch)
 }
 
-async fn parents(tx: &mut PgConnection, ids: &[i64], limit: usize) -> Attempt<HashMap<i64, Vec<(i64, Digest)>>> {
+async fn list_parents(tx: &mut PgConnection, ids: &[i64], limit: usize) -> TxResult<HashMap<i64, Vec<(i64, Digest)>>> {
     let found = sqlx::query(
         "SELECT c.id AS child, e.parent_id, p.digest
          FROM UNNEST($1::bigint[]) AS c (id) CROSS JOIN LATERAL (
@@ -128,20 +130,20 @@ async fn parents(tx: &mut PgConnection, ids: &[i64], limit: usize) -> Attempt<Ha
     Ok(parents)
 }
 
-/// What is to be written.
-struct Decided {
-    batch: Batch,
+/// The decided deletions, to be written.
+struct BatchDeletion {
+    batch: LockedBatch,
     now: Timestamp,
-    /// Images that go.
+    /// Images to delete.
     gone: Vec<i64>,
-    /// Tags whose images stay, and those images.
+    /// Tags to delete whose images are kept.
     untagged: Vec<Tag>,
     revised: Vec<i64>,
     events: Vec<Event>,
 }
 
-impl Decided {
-    fn new(batch: Batch, now: Timestamp) -> Self {
+impl BatchDeletion {
+    fn new(batch: LockedBatch, now: Timestamp) -> Self {
         Self { batch, now, gone: Vec::new(), untagged: Vec::new(), revised: Vec::new(), events: Vec::new() }
     }
 
@@ -162,13 +164,13 @@ impl Decided {
         let image = self.batch.images.get(&id).filter(|_| !self.gone.contains(&id));
         let image = image.ok_or(DeleteImageError::NotFound)?;
         let parents = self.batch.parents.get(&id).into_iter().flatten();
-        let held = parents.filter(|(parent, _)| !self.gone.contains(parent)).take(NAMED_HOLDERS);
+        let held = parents.filter(|(parent, _)| !self.gone.contains(parent)).take(MAX_NAMED_PARENTS);
         let held: Vec<Digest> = held.map(|(_, digest)| digest.clone()).collect();
         if !held.is_empty() {
             return Err(DeleteImageError::ReferencedBy(held));
         }
         let tags: Vec<Tag> = self.batch.tags.remove(&id).unwrap_or_default().into_iter().collect();
-        self.events.extend(image.image().deleted(&tags, self.now));
+        self.events.extend(image.events().deleted(&tags, self.now));
         self.gone.push(id);
         Ok(ImageDeleted { digest: image.digest.clone(), tags, image_deleted: true })
     }
@@ -183,13 +185,13 @@ impl Decided {
             return self.delete_image(id);
         }
         tags.remove(tag);
-        self.events.extend(image.image().deleted([tag], self.now));
+        self.events.extend(image.events().deleted([tag], self.now));
         self.untagged.push(tag.clone());
         self.revised.push(id);
         Ok(ImageDeleted { digest: image.digest.clone(), tags: vec![tag.clone()], image_deleted: false })
     }
 
-    async fn write(self, tx: &mut PgConnection, repository: RepositoryId) -> Attempt<()> {
+    async fn write(self, tx: &mut PgConnection, repository: RepositoryId) -> TxResult<()> {
         let Self { batch, now, gone, untagged, revised, events } = self;
         if !untagged.is_empty() {
             sqlx::query("DELETE FROM tag WHERE repository_id = $1 AND name = ANY($2)")
@@ -197,25 +199,25 @@ impl Decided {
                 .bind(untagged.iter().map(Tag::as_str).collect::<Vec<_>>())
                 .execute(&mut *tx)
                 .await?;
-            images::revise(tx, &revised).await?;
+            image_rows::revise(tx, &revised).await?;
         }
         if !gone.is_empty() {
             for sql in [
                 "DELETE FROM tag WHERE manifest_id = ANY($1)",
-                // First: an index and what it holds may go together.
+                // First, because an index and its children may be deleted together.
                 "DELETE FROM manifest_child WHERE parent_id = ANY($1)",
-                // Payloads and edges to blobs go with them.
+                // Payloads and edges to blobs are deleted too, by cascade.
                 "DELETE FROM manifest WHERE id = ANY($1)",
             ] {
                 sqlx::query(sql).bind(&gone).execute(&mut *tx).await?;
             }
         }
         if !events.is_empty() {
-            jobs::record(&mut *tx, &events).await?;
+            events::record_all(&mut *tx, &events).await?;
         }
         let subjects: Vec<&Digest> =
             gone.iter().filter_map(|id| batch.images.get(id)).map(|image| &image.digest).collect();
-        let jobs = images::follow_ups(tx, repository, &subjects, now).await?;
-        jobs::enqueue(tx, &jobs).await
+        let jobs = image_rows::follow_up_jobs(tx, repository, &subjects, now).await?;
+        jobs::enqueue_all(tx, &jobs).await
     }
 }

@@ -1,397 +1,413 @@
-//! Deleting images, and when they were pulled.
-//!
-//! Whoever deletes or archives a manifest first locks its row as a deletion does: a push of an index that holds it, which
-//! has the row's FOR KEY SHARE, comes wholly before or wholly after.
+//! Images: lists of them and of their tags, as keyset pages, and when they were pulled. A page is one
+//! statement, so that it shows one state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use sqlx::PgPool;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgPool};
 
-use super::failure::{Attempt, Failure};
-use super::rows::{self, get, millis, parse, parsed, signed};
-use super::{jobs, storage_class};
-use crate::names::{AccountId, Digest, RepositoryName, Tag};
+use super::error::TxResult;
+use super::rows::{self, get, ids_by_digest, millis, parse, parsed};
+use super::{PostgresStore, image_batches, image_deletion, storage_class};
+use crate::names::{Digest, Reference, Tag};
 use crate::store::StoreResult;
-use crate::store::events::ImageSubject;
 use crate::store::images::{
-    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, NAMED_HOLDERS, Referrers, Stale,
-    StorageClass, TagDeleted,
+    DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
+    ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers, StorageClass, StorageClassError,
+    TagDeleted, TaggedImage, statuses,
 };
-use crate::store::jobs::{FollowSubject, NewJob};
 use crate::store::repositories::RepositoryId;
 
-/// A locked image, with what its changes and events need.
-pub(super) struct Locked {
-    pub(super) id: ManifestId,
-    pub(super) status: ImageStatus,
-    account: AccountId,
-    repository: RepositoryName,
-    pub(super) digest: Digest,
-    media_type: String,
-    artifact_media_type: Option<String>,
-    subject: Option<Digest>,
-    revision: u64,
-    last_pulled_at: Option<Timestamp>,
+#[async_trait::async_trait]
+impl ImageStore for PostgresStore {
+    async fn find_images(
+        &self,
+        repository: RepositoryId,
+        references: &[Reference],
+    ) -> StoreResult<Vec<Option<TaggedImage>>> {
+        self.run(|| find(&self.pool, repository, references)).await
+    }
+
+    async fn list_images(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<TaggedImage>> {
+        self.run(|| list(&self.pool, repository, filter, after, limit)).await
+    }
+
+    async fn list_image_ids(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&ImageIdentifier>,
+        limit: usize,
+    ) -> StoreResult<Vec<ImageIdentifier>> {
+        self.run(|| list_ids(&self.pool, repository, filter, after, limit)).await
+    }
+
+    async fn list_tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
+        self.run(|| list_tags(&self.pool, repository, after, limit)).await
+    }
+
+    async fn list_index_edges(
+        &self,
+        repository: RepositoryId,
+        after: Option<&(Digest, Digest)>,
+        limit: usize,
+    ) -> StoreResult<Vec<(Digest, Digest)>> {
+        self.run(|| list_index_edges(&self.pool, repository, after, limit)).await
+    }
+
+    async fn list_referrers(
+        &self,
+        repository: RepositoryId,
+        subject: &Digest,
+        filter: &ReferrerFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<Image>> {
+        self.run(|| list_referrers(&self.pool, repository, subject, filter, after, limit)).await
+    }
+
+    async fn delete_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        referrers: Referrers,
+        now: Timestamp,
+    ) -> Result<Vec<Tag>, DeleteImageError> {
+        self.run(|| image_deletion::delete(&self.pool, repository, digest, referrers, now)).await
+    }
+
+    async fn delete_tag(
+        &self,
+        repository: RepositoryId,
+        tag: &Tag,
+        expected: Option<&Digest>,
+        last: LastTag,
+        now: Timestamp,
+    ) -> Result<TagDeleted, DeleteImageError> {
+        self.run(|| image_deletion::delete_tag(&self.pool, repository, tag, expected, last, now)).await
+    }
+
+    async fn delete_images(
+        &self,
+        repository: RepositoryId,
+        deletions: &[ImageDeletion],
+        now: Timestamp,
+    ) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
+        self.run(|| image_batches::delete_all(&self.pool, repository, deletions, now)).await
+    }
+
+    async fn expire_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        decision: LifecycleDecision,
+        now: Timestamp,
+    ) -> Result<(), DeleteImageError> {
+        self.run(|| image_deletion::expire(&self.pool, repository, digest, &decision, now)).await
+    }
+
+    async fn set_storage_class(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        class: StorageClass,
+        now: Timestamp,
+    ) -> Result<ImageStatus, StorageClassError> {
+        self.run(|| storage_class::set(&self.pool, repository, digest, class, now)).await
+    }
+
+    async fn archive_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        decision: LifecycleDecision,
+        now: Timestamp,
+    ) -> Result<(), StorageClassError> {
+        self.run(|| storage_class::archive(&self.pool, repository, digest, &decision, now)).await
+    }
+
+    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool> {
+        self.run(|| image_deletion::follow_subject(&self.pool, repository, referrer, now)).await
+    }
+
+    async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
+        self.run(|| record_pulls(&self.pool, pulls)).await
+    }
 }
 
-/// The columns of [`Locked::read`], of the aliases `m` and `r`.
-macro_rules! locked_columns {
+/// The columns that [`image`] reads, of the table or alias `m`. Only lists of referrers read
+/// annotations.
+macro_rules! image_columns {
     () => {
-        "m.id, m.status, m.digest, m.media_type, m.subject, m.revision, m.last_pulled_at, r.account_id, r.name, \
-         coalesce(m.artifact_type, m.config_media_type) AS artifact_media_type"
+        image_columns!("NULL::text")
+    };
+    ($annotations:literal) => {
+        concat!(
+            "m.id, m.digest, m.media_type, m.status, m.payload_size, m.image_size, m.pushed_at, m.last_pulled_at, \
+             m.archived_at, m.activated_at, m.artifact_type, m.config_media_type, m.subject, m.revision, ",
+            $annotations,
+            " AS annotations"
+        )
     };
 }
-pub(super) use locked_columns;
 
-impl Locked {
-    pub(super) fn read(row: &PgRow) -> StoreResult<Self> {
-        let subject: Option<&str> = get(row, "subject")?;
-        Ok(Self {
-            id: ManifestId(get(row, "id")?),
-            status: rows::status(row)?,
-            account: parsed(row, "account_id")?,
-            repository: parsed(row, "name")?,
-            digest: parsed(row, "digest")?,
-            media_type: get(row, "media_type")?,
-            artifact_media_type: get(row, "artifact_media_type")?,
-            subject: subject.map(parse).transpose()?,
-            revision: rows::unsigned(row, "revision")?,
-            last_pulled_at: rows::optional_time(row, "last_pulled_at")?,
-        })
-    }
-
-    /// What its events are about.
-    pub(super) fn image(&self) -> ImageSubject<'_> {
-        ImageSubject {
-            account: &self.account,
-            repository: &self.repository,
-            digest: &self.digest,
-            media_type: &self.media_type,
-            artifact_media_type: self.artifact_media_type.as_deref(),
-            is_referrer: self.subject.is_some(),
-        }
-    }
+/// An image's tags as one array column.
+macro_rules! tags_column {
+    () => {
+        "ARRAY(SELECT t.name FROM tag t WHERE t.manifest_id = m.id ORDER BY t.name) AS tags"
+    };
 }
 
-/// Locks an image as a deletion does.
-async fn lock<E>(tx: &mut PgConnection, repository: RepositoryId, digest: &Digest) -> Attempt<Option<Locked>, E> {
-    let row = sqlx::query(concat!(
+/// Reads an image's row.
+fn image(row: &PgRow) -> StoreResult<Image> {
+    let subject: Option<&str> = get(row, "subject")?;
+    Ok(Image {
+        id: ManifestId(get(row, "id")?),
+        digest: parsed(row, "digest")?,
+        media_type: get(row, "media_type")?,
+        artifact_type: get(row, "artifact_type")?,
+        config_media_type: get(row, "config_media_type")?,
+        payload_size: rows::unsigned(row, "payload_size")?,
+        image_size: rows::unsigned(row, "image_size")?,
+        subject: subject.map(parse).transpose()?,
+        annotations: rows::annotations_of(get(row, "annotations")?)?,
+        pushed_at: rows::time(row, "pushed_at")?,
+        last_pulled_at: rows::optional_time(row, "last_pulled_at")?,
+        status: rows::status(row)?,
+        archived_at: rows::optional_time(row, "archived_at")?,
+        activated_at: rows::optional_time(row, "activated_at")?,
+        revision: rows::unsigned(row, "revision")?,
+    })
+}
+
+/// Reads an image's row with the array column `tags`.
+fn tagged_image(row: &PgRow) -> StoreResult<TaggedImage> {
+    let tags: Vec<String> = get(row, "tags")?;
+    Ok(TaggedImage { image: image(row)?, tags: tags.iter().map(|tag| parse(tag)).collect::<StoreResult<_>>()? })
+}
+
+pub(super) async fn find(
+    pool: &PgPool,
+    repository: RepositoryId,
+    references: &[Reference],
+) -> TxResult<Vec<Option<TaggedImage>>> {
+    let (mut digests, mut tags) = (Vec::new(), Vec::new());
+    for reference in references {
+        match reference {
+            Reference::Digest(digest) => digests.push(digest.as_str()),
+            Reference::Tag(tag) => tags.push(tag.as_str()),
+        }
+    }
+    let found = sqlx::query(concat!(
         "SELECT ",
-        locked_columns!(),
-        " FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL
-          WHERE m.repository_id = $1 AND m.digest = $2 FOR UPDATE OF m",
+        image_columns!(),
+        ", ",
+        tags_column!(),
+        " FROM manifest m
+          WHERE m.id = ANY (ARRAY(
+              ",
+        ids_by_digest!("manifest"),
+        " UNION SELECT manifest_id FROM tag WHERE repository_id = $1 AND name = ANY($3)))"
     ))
     .bind(repository.0)
-    .bind(digest.as_str())
-    .fetch_optional(tx)
+    .bind(digests)
+    .bind(tags)
+    .fetch_all(pool)
     .await?;
-    Ok(row.as_ref().map(Locked::read).transpose()?)
+    let found = found.iter().map(tagged_image).collect::<StoreResult<Vec<TaggedImage>>>()?;
+    let named = |reference: &Reference| {
+        let is_named = |image: &&TaggedImage| match reference {
+            Reference::Digest(digest) => image.image.digest == *digest,
+            Reference::Tag(tag) => image.tags.binary_search(tag).is_ok(),
+        };
+        found.iter().find(is_named).cloned()
+    };
+    Ok(references.iter().map(named).collect())
 }
 
-/// The indexes that hold an image: as many as a refusal names, those that can be pulled first, then the oldest.
-async fn parents<E>(tx: &mut PgConnection, id: ManifestId) -> Attempt<Vec<Digest>, E> {
-    let digests: Vec<String> = sqlx::query_scalar(
-        "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id
-         WHERE e.child_id = $1 ORDER BY e.archived_at NULLS FIRST, e.parent_id LIMIT $2",
-    )
-    .bind(id.0)
-    .bind(rows::limit(NAMED_HOLDERS))
-    .fetch_all(tx)
-    .await?;
-    Ok(digests.iter().map(|digest| parse(digest)).collect::<StoreResult<_>>()?)
-}
-
-/// The indexes that hold an image and can be pulled: as many as a refusal names, the oldest first.
-pub(super) async fn active_parents<E>(tx: &mut PgConnection, id: ManifestId) -> Attempt<Vec<Digest>, E> {
-    let digests: Vec<String> = sqlx::query_scalar(
-        "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id
-         WHERE e.child_id = $1 AND e.archived_at IS NULL ORDER BY e.archived_at NULLS FIRST, e.parent_id LIMIT $2",
-    )
-    .bind(id.0)
-    .bind(rows::limit(NAMED_HOLDERS))
-    .fetch_all(tx)
-    .await?;
-    Ok(digests.iter().map(|digest| parse(digest)).collect::<StoreResult<_>>()?)
-}
-
-/// Whether the repository has the policy that the decision is the policy's, which it keeps until the transaction's end.
-pub(super) async fn check_policy<E: From<Stale>>(
-    tx: &mut PgConnection,
+pub(super) async fn list(
+    pool: &PgPool,
     repository: RepositoryId,
-    decision: &LifecycleDecision,
-) -> Attempt<(), E> {
-    let held = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND lifecycle_policy = $2 FOR SHARE");
-    let held = held.bind(repository.0).bind(decision.policy.as_ref()).fetch_optional(tx).await?;
-    held.map(drop).ok_or(Failure::Refused(Stale::Policy.into()))
+    filter: ImageFilter,
+    after: Option<&Digest>,
+    limit: usize,
+) -> TxResult<Vec<TaggedImage>> {
+    let sql = format!(
+        "SELECT m.*, {} FROM ({}) m ORDER BY m.digest",
+        tags_column!(),
+        page_sql(filter, ">", image_columns!())
+    );
+    let found = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(repository.0)
+        .bind(after.map_or("", Digest::as_str))
+        .bind(rows::limit(limit))
+        .fetch_all(pool)
+        .await?;
+    Ok(found.iter().map(tagged_image).collect::<StoreResult<_>>()?)
 }
 
-/// Whether the rest of what a decision about a locked image rests on holds. `class` is where the image is to go, if it is
-/// not to be deleted.
-pub(super) async fn check_image<E: From<Stale>>(
-    tx: &mut PgConnection,
+pub(super) async fn list_ids(
+    pool: &PgPool,
     repository: RepositoryId,
-    image: &Locked,
-    decision: &LifecycleDecision,
-    class: Option<StorageClass>,
-) -> Attempt<(), E> {
-    let LifecycleDecision { policy: _, revision, last_pulled_at, follows_subject, kept } = decision;
-    let stale = |what: Stale| Err(Failure::Refused(what.into()));
-    if image.revision != *revision || image.last_pulled_at != *last_pulled_at {
-        return stale(Stale::Image);
-    }
-    if let (true, Some(subject)) = (follows_subject, &image.subject) {
-        let status = lock_subject(tx, repository, subject).await?;
-        let left = status.is_none() || (class.is_some() && status == Some(ImageStatus::Archived));
-        if !left {
-            return stale(Stale::Subject);
+    filter: ImageFilter,
+    after: Option<&ImageIdentifier>,
+    limit: usize,
+) -> TxResult<Vec<ImageIdentifier>> {
+    // Each image but the first has an entry, so `limit + 1` images fill the page. Tags are read
+    // only of as many images as fill it.
+    let sql = format!(
+        "SELECT p.digest, t.name
+         FROM (SELECT m.*, sum(CASE WHEN m.digest = $2 THEN 0 ELSE greatest(m.tag_count, 1) END)
+                           OVER (ORDER BY m.digest ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+               FROM ({}) m) p
+         LEFT JOIN LATERAL (
+             SELECT t.name FROM tag t WHERE t.manifest_id = p.id AND t.name > CASE WHEN p.digest = $2 THEN $4 ELSE '' END
+             ORDER BY t.name LIMIT $3) t ON true
+         WHERE coalesce(p.before, 0) < $3 AND (p.digest > $2 OR t.name IS NOT NULL)
+         ORDER BY p.digest, t.name LIMIT $5",
+        page_sql(filter, ">=", "m.id, m.digest, m.tag_count")
+    );
+    let found = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(repository.0)
+        .bind(after.map_or("", |after| after.digest.as_str()))
+        .bind(rows::limit(limit).saturating_add(1))
+        .bind(after.and_then(|after| after.tag.as_ref()).map_or("", Tag::as_str))
+        .bind(rows::limit(limit))
+        .fetch_all(pool)
+        .await?;
+    let identifier = |row| {
+        let tag: Option<&str> = get(row, "name")?;
+        Ok(ImageIdentifier { digest: parsed(row, "digest")?, tag: tag.map(parse).transpose()? })
+    };
+    Ok(found.iter().map(identifier).collect::<StoreResult<_>>()?)
+}
+
+/// Returns the query of a filter's images whose digests compare with $2 as `comparison` says, in
+/// the order of their digests, at most $3. Each range of the filter is one range of the index.
+fn page_sql(filter: ImageFilter, comparison: &str, columns: &str) -> String {
+    let query = |condition: &str| {
+        format!(
+            "SELECT {columns} FROM manifest m WHERE m.repository_id = $1 {condition} AND m.digest {comparison} $2
+             ORDER BY m.digest LIMIT $3"
+        )
+    };
+    let range = |ImageRange { status, tagged }: &ImageRange| {
+        let (status, tagged) = (status.as_str(), u8::from(*tagged));
+        let condition = format!("AND m.status = '{status}' AND least(m.tag_count, 1) = {tagged}");
+        format!("({})", query(&condition))
+    };
+    match filter.ranges().as_slice() {
+        [] => query(""),
+        ranges => {
+            let ranges: Vec<String> = ranges.iter().map(range).collect();
+            format!("SELECT * FROM ({}) r ORDER BY digest LIMIT $3", ranges.join(" UNION ALL "))
         }
     }
-    if kept.is_empty() {
-        return Ok(());
-    }
-    let (ids, revisions): (Vec<i64>, Vec<u64>) = kept.iter().map(|(ManifestId(id), revision)| (*id, *revision)).unzip();
-    let revisions = revisions.into_iter().map(signed).collect::<StoreResult<Vec<i64>>>()?;
-    let all: bool = sqlx::query_scalar(
-        "SELECT NOT EXISTS (
-             SELECT 1 FROM UNNEST($1::bigint[], $2::bigint[]) AS k (id, revision)
-             WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.id = k.id AND m.revision = k.revision OFFSET 0))",
-    )
-    .bind(ids)
-    .bind(revisions)
-    .fetch_one(tx)
-    .await?;
-    if all { Ok(()) } else { stale(Stale::Kept) }
 }
 
-/// The status of a subject that is there, which it keeps until the transaction's end.
-async fn lock_subject<E>(
-    tx: &mut PgConnection,
+pub(super) async fn list_tags(
+    pool: &PgPool,
+    repository: RepositoryId,
+    after: Option<&str>,
+    limit: usize,
+) -> TxResult<Vec<Tag>> {
+    // The condition is literally that of the partial index `tag_listed`, so that the planner uses
+    // it.
+    let sql = format!(
+        "SELECT name FROM tag WHERE repository_id = $1 AND name > $2 AND archived_at IS NULL AND length(name) <= {}
+         ORDER BY name LIMIT $3",
+        Tag::MAX_OCI
+    );
+    let names: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .bind(repository.0)
+        .bind(rows::after(after))
+        .bind(rows::limit(limit))
+        .fetch_all(pool)
+        .await?;
+    Ok(names.iter().map(|name| parse(name)).collect::<StoreResult<_>>()?)
+}
+
+pub(super) async fn list_index_edges(
+    pool: &PgPool,
+    repository: RepositoryId,
+    after: Option<&(Digest, Digest)>,
+    limit: usize,
+) -> TxResult<Vec<(Digest, Digest)>> {
+    let (parent, child) = after.map_or(("", ""), |(parent, child)| (parent.as_str(), child.as_str()));
+    let found: Vec<(String, String)> = sqlx::query_as(
+        "SELECT p.digest, c.digest
+         FROM manifest p JOIN manifest_child e ON e.parent_id = p.id JOIN manifest c ON c.id = e.child_id
+         WHERE p.repository_id = $1 AND p.digest >= $2 AND (p.digest > $2 OR c.digest > $3)
+         ORDER BY p.digest, c.digest LIMIT $4",
+    )
+    .bind(repository.0)
+    .bind(parent)
+    .bind(child)
+    .bind(rows::limit(limit))
+    .fetch_all(pool)
+    .await?;
+    let edge = |(parent, child): &(String, String)| Ok((parse(parent)?, parse(child)?));
+    Ok(found.iter().map(edge).collect::<StoreResult<_>>()?)
+}
+
+pub(super) async fn list_referrers(
+    pool: &PgPool,
     repository: RepositoryId,
     subject: &Digest,
-) -> Attempt<Option<ImageStatus>, E> {
-    let row = sqlx::query("SELECT status FROM manifest WHERE repository_id = $1 AND digest = $2 FOR SHARE")
+    filter: &ReferrerFilter,
+    after: Option<&Digest>,
+    limit: usize,
+) -> TxResult<Vec<Image>> {
+    // PostgreSQL refuses text with a NUL, and no stored artifact type has one. Removes duplicate
+    // types.
+    let types: BTreeSet<&str> =
+        filter.artifact_types.iter().map(String::as_str).filter(|kind| !kind.contains('\0')).collect();
+    let of_any_type = filter.artifact_types.is_empty();
+    let query = |status: &ImageStatus| {
+        let (kinds, of_type) = if of_any_type {
+            ("", "")
+        } else {
+            (
+                "UNNEST($5::text[]) AS k (kind) CROSS JOIN LATERAL",
+                "AND coalesce(m.artifact_type, m.config_media_type) = k.kind",
+            )
+        };
+        format!(
+            "(SELECT r.* FROM {kinds} (
+                  SELECT {} FROM manifest m
+                  WHERE m.repository_id = $1 AND m.subject = $2 AND m.status = '{}' {of_type} AND m.digest > $3
+                  ORDER BY m.digest LIMIT $4) r)",
+            image_columns!("m.annotations"),
+            status.as_str()
+        )
+    };
+    let queries: Vec<String> = statuses(filter.status).iter().map(query).collect();
+    let sql = format!("SELECT * FROM ({}) r ORDER BY digest LIMIT $4", queries.join(" UNION ALL "));
+    let query = sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(repository.0)
         .bind(subject.as_str())
-        .fetch_optional(tx)
-        .await?;
-    Ok(row.as_ref().map(rows::status).transpose()?)
+        .bind(after.map_or("", Digest::as_str))
+        .bind(rows::limit(limit));
+    let query = if of_any_type { query } else { query.bind(types.into_iter().collect::<Vec<_>>()) };
+    let found = query.fetch_all(pool).await?;
+    Ok(found.iter().map(image).collect::<StoreResult<_>>()?)
 }
 
-/// The jobs that have the referrers of these subjects follow them; none for what nothing refers to.
-pub(super) async fn follow_ups<E>(
-    tx: &mut PgConnection,
-    repository: RepositoryId,
-    subjects: &[&Digest],
-    now: Timestamp,
-) -> Attempt<Vec<NewJob>, E> {
-    if subjects.is_empty() {
-        return Ok(Vec::new());
-    }
-    let subjects: Vec<String> = sqlx::query_scalar(
-        "SELECT s.digest FROM UNNEST($2::text[]) AS s (digest)
-         WHERE EXISTS (SELECT 1 FROM manifest m
-                       WHERE m.repository_id = $1 AND m.subject = s.digest AND m.subject IS NOT NULL OFFSET 0)",
-    )
-    .bind(repository.0)
-    .bind(subjects.iter().map(|digest| digest.as_str()).collect::<Vec<_>>())
-    .fetch_all(tx)
-    .await?;
-    let job = |subject: &String| Ok(FollowSubject { repository, subject: parse(subject)? }.after(now));
-    Ok(subjects.iter().map(job).collect::<StoreResult<_>>()?)
-}
-
-pub(super) async fn delete(
-    pool: &PgPool,
-    repository: RepositoryId,
-    digest: &Digest,
-    referrers: Referrers,
-    now: Timestamp,
-) -> Attempt<Vec<Tag>, DeleteImageError> {
-    let mut tx = pool.begin().await?;
-    let (image, tags) =
-        lock_with_tags(&mut tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
-    delete_row(&mut tx, repository, &image, &tags, referrers, now).await?;
-    tx.commit().await?;
-    Ok(tags)
-}
-
-pub(super) async fn expire(
-    pool: &PgPool,
-    repository: RepositoryId,
-    digest: &Digest,
-    decision: &LifecycleDecision,
-    now: Timestamp,
-) -> Attempt<(), DeleteImageError> {
-    let mut tx = pool.begin().await?;
-    check_policy(&mut tx, repository, decision).await?;
-    let (image, tags) =
-        lock_with_tags(&mut tx, repository, digest).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
-    check_image(&mut tx, repository, &image, decision, None).await?;
-    delete_row(&mut tx, repository, &image, &tags, Referrers::Follow, now).await?;
-    tx.commit().await?;
-    Ok(())
-}
-
-/// Locks an image and its tags, the tags first, as everybody does.
-pub(super) async fn lock_with_tags<E>(
-    tx: &mut PgConnection,
-    repository: RepositoryId,
-    digest: &Digest,
-) -> Attempt<Option<(Locked, Vec<Tag>)>, E> {
-    let locked: Vec<String> = sqlx::query_scalar(
-        "SELECT t.name FROM manifest m JOIN tag t ON t.manifest_id = m.id
-         WHERE m.repository_id = $1 AND m.digest = $2 ORDER BY t.name FOR UPDATE OF t",
-    )
-    .bind(repository.0)
-    .bind(digest.as_str())
-    .fetch_all(&mut *tx)
-    .await?;
-    let Some(image) = lock(tx, repository, digest).await? else { return Ok(None) };
-    let tags: Vec<String> = sqlx::query_scalar("SELECT name FROM tag WHERE manifest_id = $1 ORDER BY name")
-        .bind(image.id.0)
-        .fetch_all(tx)
-        .await?;
-    // It got a tag before it was locked: the next attempt locks that one too.
-    if tags != locked {
-        return Err(Failure::Raced);
-    }
-    Ok(Some((image, tags.iter().map(|tag| parse(tag)).collect::<StoreResult<_>>()?)))
-}
-
-/// Deletes a locked image with its locked tags, unless an index holds it.
-async fn delete_row(
-    tx: &mut PgConnection,
-    repository: RepositoryId,
-    image: &Locked,
-    tags: &[Tag],
-    referrers: Referrers,
-    now: Timestamp,
-) -> Attempt<(), DeleteImageError> {
-    let parents = parents(tx, image.id).await?;
-    if !parents.is_empty() {
-        return Err(Failure::Refused(DeleteImageError::ReferencedBy(parents)));
-    }
-    // Payload, tags and edges go with it.
-    sqlx::query("DELETE FROM manifest WHERE id = $1").bind(image.id.0).execute(&mut *tx).await?;
-    jobs::record(&mut *tx, &image.image().deleted(tags, now)).await?;
-    if referrers == Referrers::Follow {
-        let jobs = follow_ups(tx, repository, &[&image.digest], now).await?;
-        jobs::enqueue(tx, &jobs).await?;
-    }
-    Ok(())
-}
-
-pub(super) async fn delete_tag(
-    pool: &PgPool,
-    repository: RepositoryId,
-    tag: &Tag,
-    expected: Option<&Digest>,
-    last: LastTag,
-    now: Timestamp,
-) -> Attempt<TagDeleted, DeleteImageError> {
-    let mut tx = pool.begin().await?;
-    let manifest: Option<i64> =
-        sqlx::query_scalar("SELECT manifest_id FROM tag WHERE repository_id = $1 AND name = $2 FOR UPDATE")
-            .bind(repository.0)
-            .bind(tag.as_str())
-            .fetch_optional(&mut *tx)
-            .await?;
-    let manifest = manifest.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
-    let row = sqlx::query(concat!(
-        "SELECT ",
-        locked_columns!(),
-        " FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL
-          WHERE m.id = $1 FOR UPDATE OF m",
-    ))
-    .bind(manifest)
-    .fetch_optional(&mut *tx)
-    .await?;
-    let row = row.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
-    let image = Locked::read(&row)?;
-    if expected.is_some_and(|expected| *expected != image.digest) {
-        return Err(Failure::Refused(DeleteImageError::TagPointsElsewhere(image.digest)));
-    }
-    let image_deleted = last == LastTag::DeletesImage && !has_other_tags(&mut tx, image.id, tag).await?;
-    if image_deleted {
-        delete_row(&mut tx, repository, &image, std::slice::from_ref(tag), Referrers::Follow, now).await?;
-    } else {
-        sqlx::query("DELETE FROM tag WHERE repository_id = $1 AND name = $2")
-            .bind(repository.0)
-            .bind(tag.as_str())
-            .execute(&mut *tx)
-            .await?;
-        revise(&mut tx, &[image.id.0]).await?;
-        jobs::record(&mut *tx, &image.image().deleted([tag], now)).await?;
-    }
-    tx.commit().await?;
-    Ok(TagDeleted { digest: image.digest, image_deleted })
-}
-
-async fn has_other_tags(tx: &mut PgConnection, id: ManifestId, tag: &Tag) -> Attempt<bool, DeleteImageError> {
-    let any = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tag WHERE manifest_id = $1 AND name <> $2)");
-    Ok(any.bind(id.0).bind(tag.as_str()).fetch_one(tx).await?)
-}
-
-/// Counts a change of images whose rows are locked.
-pub(super) async fn revise<E>(tx: &mut PgConnection, ids: &[i64]) -> Attempt<(), E> {
-    if !ids.is_empty() {
-        let sql = "UPDATE manifest SET revision = revision + 1 WHERE id = ANY($1)";
-        sqlx::query(sql).bind(ids).execute(tx).await?;
-    }
-    Ok(())
-}
-
-pub(super) async fn follow_subject(
-    pool: &PgPool,
-    repository: RepositoryId,
-    referrer: &Digest,
-    now: Timestamp,
-) -> Attempt<bool> {
-    match follow(pool, repository, referrer, now).await {
-        Ok(changed) => Ok(changed),
-        Err(Failure::Refused(DeleteImageError::Store(error))) => Err(Failure::Refused(error)),
-        Err(Failure::Refused(_)) => Ok(false),
-        Err(Failure::Store(error)) => Err(Failure::Store(error)),
-        Err(Failure::Database(error)) => Err(Failure::Database(error)),
-        Err(Failure::Raced) => Err(Failure::Raced),
-    }
-}
-
-async fn follow(
-    pool: &PgPool,
-    repository: RepositoryId,
-    referrer: &Digest,
-    now: Timestamp,
-) -> Attempt<bool, DeleteImageError> {
-    let mut tx = pool.begin().await?;
-    let (image, tags) =
-        lock_with_tags(&mut tx, repository, referrer).await?.ok_or(Failure::Refused(DeleteImageError::NotFound))?;
-    let Some(subject) = &image.subject else { return Ok(false) };
-    let changed = match lock_subject(&mut tx, repository, subject).await? {
-        None => {
-            delete_row(&mut tx, repository, &image, &tags, Referrers::Follow, now).await?;
-            true
-        }
-        Some(ImageStatus::Archived) => {
-            storage_class::follow(&mut tx, repository, &image, StorageClass::Archive, now).await?
-        }
-        Some(ImageStatus::Active | ImageStatus::Activating) => {
-            storage_class::follow(&mut tx, repository, &image, StorageClass::Standard, now).await?
-        }
-    };
-    tx.commit().await?;
-    Ok(changed)
-}
-
-pub(super) async fn record_pulls(pool: &PgPool, pulls: &[(ManifestId, Timestamp)]) -> Attempt<()> {
+pub(super) async fn record_pulls(pool: &PgPool, pulls: &[(ManifestId, Timestamp)]) -> TxResult<()> {
     let mut latest: BTreeMap<i64, i64> = BTreeMap::new();
     for (id, at) in pulls {
         let at = millis(*at);
         latest.entry(id.0).and_modify(|last| *last = at.max(*last)).or_insert(at);
     }
-    // The rows are locked in the order that everybody keeps, so that replicas that pull the same images do not deadlock.
+    // All transactions lock manifests in the order of digests, so that replicas that pull the same
+    // images do not deadlock.
     sqlx::query(
         "WITH pull AS (SELECT * FROM UNNEST($1::bigint[], $2::bigint[]) AS t (id, at)),
               locked AS (SELECT m.id FROM manifest m WHERE m.id = ANY($1) ORDER BY m.digest FOR NO KEY UPDATE)

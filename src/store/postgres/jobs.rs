@@ -1,25 +1,61 @@
-//! Jobs and events.
+//! Background jobs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::{PgConnection, PgPool};
 
-use super::failure::Attempt;
-use super::rows::{self, get, millis, parse, parsed};
-use crate::names::AccountId;
-use crate::store::jobs::{Event, Job, JobCount, JobEnd, JobFilter, JobState, NewJob, Requeue, StoredJob};
-use crate::store::{StoreError, StoreResult};
+use super::PostgresStore;
+use super::error::TxResult;
+use super::rows::{self, get, millis};
+use crate::store::StoreResult;
+use crate::store::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
 
-/// Enqueues jobs inside the transaction of their cause.
-pub(super) async fn enqueue<E>(tx: &mut PgConnection, jobs: &[NewJob]) -> Attempt<(), E> {
+#[async_trait::async_trait]
+impl JobStore for PostgresStore {
+    async fn enqueue_job(&self, job: NewJob) -> StoreResult<()> {
+        self.run(|| enqueue(&self.pool, &job)).await
+    }
+
+    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
+        self.run(|| claim(&self.pool, kinds, now, lease)).await
+    }
+
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool> {
+        self.run(|| heartbeat(&self.pool, id, attempts, lease)).await
+    }
+
+    async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()> {
+        self.run(|| self::end(&self.pool, id, attempts, &end)).await
+    }
+
+    async fn count_jobs(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>> {
+        self.run(|| count(&self.pool, kinds)).await
+    }
+
+    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+        self.run(|| list(&self.pool, filter, after, limit)).await
+    }
+
+    async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64> {
+        self.run(|| requeue(&self.pool, jobs, now)).await
+    }
+}
+
+pub(super) async fn enqueue(pool: &PgPool, job: &NewJob) -> TxResult<()> {
+    let mut connection = pool.acquire().await?;
+    enqueue_all(&mut connection, std::slice::from_ref(job)).await
+}
+
+/// Enqueues jobs in the transaction of their cause.
+pub(super) async fn enqueue_all<E>(tx: &mut PgConnection, jobs: &[NewJob]) -> TxResult<(), E> {
     if jobs.is_empty() {
         return Ok(());
     }
-    // One statement may write each row once, so what coalesces among these does so here; the order keeps two
-    // transactions that enqueue the same keys from waiting for each other.
+    // A statement may write each row only once, so jobs of the same key coalesce here. The order of
+    // the keys prevents deadlocks between transactions that enqueue the same ones.
     let mut merged: BTreeMap<(&str, &str), (&str, Timestamp)> = BTreeMap::new();
     for NewJob { kind, key, payload, run_at } in jobs {
         let due = merged.get(&(kind.as_str(), key.as_str())).map_or(*run_at, |(_, due)| (*due).min(*run_at));
@@ -45,8 +81,8 @@ pub(super) async fn enqueue<E>(tx: &mut PgConnection, jobs: &[NewJob]) -> Attemp
     Ok(())
 }
 
-/// Leaves out the jobs whose like runs just now.
-pub(super) async fn without_running<E>(tx: &mut PgConnection, jobs: Vec<NewJob>) -> Attempt<Vec<NewJob>, E> {
+/// Removes the jobs whose kind and key are running.
+pub(super) async fn without_running<E>(tx: &mut PgConnection, jobs: Vec<NewJob>) -> TxResult<Vec<NewJob>, E> {
     let running: Vec<(String, String)> =
         sqlx::query_as("SELECT kind, key FROM job WHERE kind = ANY($1) AND key = ANY($2) AND state = 'running'")
             .bind(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>())
@@ -57,21 +93,17 @@ pub(super) async fn without_running<E>(tx: &mut PgConnection, jobs: Vec<NewJob>)
     Ok(jobs.into_iter().filter(|job| !running.contains(&(job.kind.clone(), job.key.clone()))).collect())
 }
 
-pub(super) async fn enqueue_one(pool: &PgPool, job: &NewJob) -> Attempt<()> {
-    let mut connection = pool.acquire().await?;
-    enqueue(&mut connection, std::slice::from_ref(job)).await
-}
-
-/// The database's clock at the begin of the transaction, in milliseconds since the epoch.
+/// The database's clock at the beginning of the transaction, in milliseconds since the epoch.
 macro_rules! clock {
     () => {
         "(extract(epoch FROM now()) * 1000)::bigint"
     };
 }
 
-pub(super) async fn claim(pool: &PgPool, kinds: &[&str], now: Timestamp, lease: Duration) -> Attempt<Option<Job>> {
-    // A waiting job stays behind one of its key that runs, also when that one's lease has run out: then it is the older
-    // one's turn again. SKIP LOCKED: what another replica is claiming is not waited for.
+pub(super) async fn claim(pool: &PgPool, kinds: &[&str], now: Timestamp, lease: Duration) -> TxResult<Option<Job>> {
+    // A waiting job stays behind a running one of its key, even if the latter's lease has expired:
+    // then that one is claimed again. SKIP LOCKED: does not wait for what another replica is
+    // claiming.
     let row = sqlx::query(concat!(
         "UPDATE job SET state = 'running', lease_until = ",
         clock!(),
@@ -100,15 +132,15 @@ pub(super) async fn claim(pool: &PgPool, kinds: &[&str], now: Timestamp, lease: 
         kind: get(&row, "kind")?,
         key: get(&row, "key")?,
         payload: get(&row, "payload")?,
-        attempts: attempts_of(&row)?,
+        attempts: attempts(&row)?,
     }))
 }
 
-fn attempts_of(row: &PgRow) -> StoreResult<u32> {
+fn attempts(row: &PgRow) -> StoreResult<u32> {
     Ok(u32::try_from(get::<i64>(row, "attempts")?).unwrap_or(u32::MAX))
 }
 
-pub(super) async fn heartbeat(pool: &PgPool, id: i64, attempts: u32, lease: Duration) -> Attempt<bool> {
+pub(super) async fn heartbeat(pool: &PgPool, id: i64, attempts: u32, lease: Duration) -> TxResult<bool> {
     let held = sqlx::query(concat!(
         "UPDATE job SET lease_until = ",
         clock!(),
@@ -122,7 +154,7 @@ pub(super) async fn heartbeat(pool: &PgPool, id: i64, attempts: u32, lease: Dura
     Ok(held.rows_affected() > 0)
 }
 
-pub(super) async fn end(pool: &PgPool, id: i64, attempts: u32, end: &JobEnd) -> Attempt<()> {
+pub(super) async fn end(pool: &PgPool, id: i64, attempts: u32, end: &JobEnd) -> TxResult<()> {
     match end {
         JobEnd::Done => {
             sqlx::query(
@@ -135,14 +167,14 @@ pub(super) async fn end(pool: &PgPool, id: i64, attempts: u32, end: &JobEnd) -> 
             .execute(pool)
             .await?;
         }
-        JobEnd::Retry { at, error } => retry(pool, id, attempts, *at, error).await?,
-        JobEnd::Dead { error } => park(pool, id, attempts, error).await?,
+        JobEnd::Retry { at, error } => end_retry(pool, id, attempts, *at, error).await?,
+        JobEnd::Dead { error } => end_dead(pool, id, attempts, error).await?,
     }
     Ok(())
 }
 
-/// Keeps a job as dead, in the place of an older one of its kind and key.
-async fn park(pool: &PgPool, id: i64, attempts: u32, error: &str) -> Attempt<()> {
+/// Marks a job as dead, and deletes an older dead one of its kind and key.
+async fn end_dead(pool: &PgPool, id: i64, attempts: u32, error: &str) -> TxResult<()> {
     let mut tx = pool.begin().await?;
     sqlx::query(
         "DELETE FROM job d USING job r
@@ -166,9 +198,9 @@ async fn park(pool: &PgPool, id: i64, attempts: u32, error: &str) -> Attempt<()>
     Ok(())
 }
 
-/// Lets a job wait again. If a newer one of its key waits already, the two coalesce into that one, which takes over how
-/// often it was tried.
-async fn retry(pool: &PgPool, id: i64, attempts: u32, at: Timestamp, error: &str) -> Attempt<()> {
+/// Makes a job wait again. If a newer one of its key already waits, the two coalesce into that one,
+/// which takes over the number of attempts.
+async fn end_retry(pool: &PgPool, id: i64, attempts: u32, at: Timestamp, error: &str) -> TxResult<()> {
     let mut tx = pool.begin().await?;
     let held: Option<(String, String)> =
         sqlx::query_as("SELECT kind, key FROM job WHERE id = $1 AND attempts = $2 AND state = 'running' FOR UPDATE")
@@ -190,7 +222,8 @@ async fn retry(pool: &PgPool, id: i64, attempts: u32, at: Timestamp, error: &str
     if newer.rows_affected() > 0 {
         sqlx::query("DELETE FROM job WHERE id = $1").bind(id).execute(&mut *tx).await?;
     } else {
-        // When one is enqueued at this very moment, the unique index refuses this and the attempt is repeated.
+        // If one is enqueued at this moment, the unique index refuses the update and the attempt is
+        // retried.
         sqlx::query("UPDATE job SET state = 'waiting', run_at = $2, lease_until = NULL, last_error = $3 WHERE id = $1")
             .bind(id)
             .bind(millis(at))
@@ -202,12 +235,12 @@ async fn retry(pool: &PgPool, id: i64, attempts: u32, at: Timestamp, error: &str
     Ok(())
 }
 
-/// An error's text may quote anything; PostgreSQL's text holds no NUL.
+/// Replaces NULs, which an error may quote and which PostgreSQL's text cannot hold.
 fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-pub(super) async fn counts(pool: &PgPool, kinds: &[&str]) -> Attempt<Vec<JobCount>> {
+pub(super) async fn count(pool: &PgPool, kinds: &[&str]) -> TxResult<Vec<JobCount>> {
     let found = sqlx::query(
         "SELECT k.kind, 'waiting' AS state, (SELECT count(*) FROM (
                     SELECT 1 FROM job j WHERE j.kind = k.kind AND j.state = 'waiting' LIMIT $2) c) AS jobs
@@ -234,7 +267,7 @@ pub(super) async fn list(
     filter: &JobFilter,
     after: Option<i64>,
     limit: usize,
-) -> Attempt<Vec<StoredJob>> {
+) -> TxResult<Vec<StoredJob>> {
     let found = sqlx::query(
         "SELECT id, kind, key, state, run_at, attempts, last_error FROM job
          WHERE id > $1 AND ($2::text IS NULL OR kind = $2) AND ($3::text IS NULL OR state = $3)
@@ -253,22 +286,22 @@ pub(super) async fn list(
             key: get(row, "key")?,
             state: rows::job_state(get(row, "state")?)?,
             run_at: rows::time(row, "run_at")?,
-            attempts: attempts_of(row)?,
+            attempts: attempts(row)?,
             last_error: get(row, "last_error")?,
         })
     };
     Ok(found.iter().map(job).collect::<StoreResult<_>>()?)
 }
 
-pub(super) async fn requeue(pool: &PgPool, jobs: &Requeue, now: Timestamp) -> Attempt<u64> {
+pub(super) async fn requeue(pool: &PgPool, jobs: &Requeue, now: Timestamp) -> TxResult<u64> {
     let (id, kind) = match jobs {
         Requeue::One(id) => (Some(*id), None),
         Requeue::Kind(kind) => (None, Some(kind)),
         Requeue::Dead => (None, None),
     };
     let mut tx = pool.begin().await?;
-    // What waits of the same kind and key takes the place of the dead one. When one is enqueued at this very moment, the unique
-    // index refuses the second statement and the attempt is repeated.
+    // A waiting job of the same kind and key takes the place of the dead one. If one is enqueued at
+    // this moment, the unique index refuses the second statement and the attempt is retried.
     let replaced = sqlx::query(
         "WITH twin AS (
              SELECT d.id AS dead, w.id AS waiting FROM job d JOIN job w ON w.kind = d.kind AND w.key = d.key
@@ -299,53 +332,4 @@ pub(super) async fn requeue(pool: &PgPool, jobs: &Requeue, now: Timestamp) -> At
     }
     tx.commit().await?;
     Ok(requeued)
-}
-
-/// Keeps events, inside the transaction of their cause or alone.
-pub(super) async fn record<E>(executor: impl PgExecutor<'_>, events: &[Event]) -> Attempt<(), E> {
-    sqlx::query(
-        "INSERT INTO event (at, account_id, repository, kind, detail)
-         SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[])",
-    )
-    .bind(events.iter().map(|event| millis(event.at)).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.account.as_str()).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.repository.as_ref().map(AsRef::as_ref)).collect::<Vec<Option<&str>>>())
-    .bind(events.iter().map(|event| event.kind.as_str()).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.detail.as_str()).collect::<Vec<_>>())
-    .execute(executor)
-    .await?;
-    Ok(())
-}
-
-pub(super) async fn prune_events(pool: &PgPool, before: Timestamp, keep: u64, limit: usize) -> Attempt<u64> {
-    let gone = sqlx::query(
-        "DELETE FROM event WHERE id IN (
-             SELECT id FROM (SELECT id, at FROM event ORDER BY id LIMIT $3) oldest
-             WHERE at < $1 OR id <= (SELECT max(id) FROM event) - $2)",
-    )
-    .bind(millis(before))
-    .bind(rows::signed(keep)?)
-    .bind(rows::limit(limit))
-    .execute(pool)
-    .await?;
-    Ok(gone.rows_affected())
-}
-
-pub(super) async fn events(pool: &PgPool, account: &AccountId, limit: usize) -> Attempt<Vec<Event>> {
-    let found = sqlx::query("SELECT * FROM event WHERE account_id = $1 ORDER BY id DESC LIMIT $2")
-        .bind(account.as_str())
-        .bind(rows::limit(limit))
-        .fetch_all(pool)
-        .await?;
-    let event = |row| {
-        let repository: Option<&str> = get(row, "repository")?;
-        Ok(Event {
-            at: rows::time(row, "at")?,
-            account: parsed(row, "account_id")?,
-            repository: repository.map(parse).transpose()?,
-            kind: get(row, "kind")?,
-            detail: get(row, "detail")?,
-        })
-    };
-    Ok(found.iter().map(event).collect::<Result<_, StoreError>>()?)
 }

@@ -1,29 +1,45 @@
-//! Pulling and pushing a manifest.
+//! Manifests: pulling and pushing them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use sqlx::{PgConnection, PgPool};
 
-use super::failure::{Attempt, Failure};
+use super::error::{TxError, TxResult};
 use super::rows::{self, get, ids_by_digest, millis, parsed, signed};
-use super::{images, jobs, storage_class, usage};
+use super::{PostgresStore, events, image_rows, jobs, storage_class, usage};
 use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
-use crate::store::events::ImageSubject;
-use crate::store::images::{
-    ImageStatus, Manifest, ManifestId, NewManifest, PutManifest, PutManifestError, PutOutcome, SizeMismatch, TagEffect,
-    tag_effect,
+use crate::store::events::ImageEvents;
+use crate::store::manifests::{
+    ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest, PutManifestError, PutOutcome,
+    SizeMismatch, TagEffect, tag_effect,
 };
 use crate::store::repositories::{RepositoryId, TagMutability};
-use crate::store::usage::{MARGIN, of_repository};
+use crate::store::usage::{EXACT_COUNT_MARGIN, repository_scope};
 use crate::store::{Lookup, StoreError, StoreResult};
+
+#[async_trait::async_trait]
+impl ManifestStore for PostgresStore {
+    async fn find_manifest(
+        &self,
+        account: &AccountId,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> StoreResult<Lookup<Manifest>> {
+        self.run(|| find(&self.pool, account, repository, reference)).await
+    }
+
+    async fn put_manifest(&self, put: PutManifest) -> Result<PutOutcome, PutManifestError> {
+        self.run(|| self::put(&self.pool, &put)).await
+    }
+}
 
 pub(super) async fn find(
     pool: &PgPool,
     account: &AccountId,
     repository: &RepositoryName,
     reference: &Reference,
-) -> Attempt<Lookup<Manifest>> {
+) -> TxResult<Lookup<Manifest>> {
     let (sql, name) = match reference {
         Reference::Digest(digest) => (
             "SELECT m.id, m.digest, m.media_type, m.status, m.last_pulled_at, p.payload
@@ -55,9 +71,9 @@ pub(super) async fn find(
     }))
 }
 
-pub(super) async fn put(pool: &PgPool, put: &PutManifest) -> Attempt<PutOutcome, PutManifestError> {
+pub(super) async fn put(pool: &PgPool, put: &PutManifest) -> TxResult<PutOutcome, PutManifestError> {
     let mut tx = pool.begin().await?;
-    let target = lock_repository(&mut tx, put.repository).await?;
+    let repository = lock_repository(&mut tx, put.repository).await?;
     let links = lock_blobs(&mut tx, put).await?;
     let known_tags = lock_tags(&mut tx, put).await?;
     let children = lock_children(&mut tx, put).await?;
@@ -65,11 +81,11 @@ pub(super) async fn put(pool: &PgPool, put: &PutManifest) -> Attempt<PutOutcome,
     if stored.created {
         check_image_quota(&mut tx, put).await?;
     }
-    let tags = set_tags(&mut tx, put, &target.mutability, &stored, &known_tags).await?;
+    let tags = set_tags(&mut tx, put, &repository.tag_mutability, &stored, &known_tags).await?;
     if tags.iter().any(|(_, effect)| matches!(effect, TagEffect::Created | TagEffect::Moved)) {
         check_tag_quota(&mut tx, put, stored.id).await?;
     }
-    let Stored { created, restored, retyped, .. } = stored;
+    let StoredManifest { created, restored, retyped, .. } = stored;
     let outcome = PutOutcome { created, restored, retyped, tags };
     if outcome.unchanged() {
         tx.commit().await?;
@@ -78,33 +94,33 @@ pub(super) async fn put(pool: &PgPool, put: &PutManifest) -> Attempt<PutOutcome,
     let manifest = &put.manifest;
     let mut jobs = put.jobs.clone();
     if restored {
-        jobs.extend(images::follow_ups(&mut tx, put.repository, &[&manifest.digest], put.now).await?);
+        jobs.extend(image_rows::follow_up_jobs(&mut tx, put.repository, &[&manifest.digest], put.now).await?);
     }
     let archived = children.iter().filter(|child| child.status != ImageStatus::Active).map(|child| child.id).collect();
-    jobs.extend(storage_class::restore(&mut tx, put.repository, archived, put.now).await?);
-    let image = ImageSubject {
-        account: &target.account,
-        repository: &target.name,
+    jobs.extend(storage_class::restore_children(&mut tx, put.repository, archived, put.now).await?);
+    let image_events = ImageEvents {
+        account: &repository.account,
+        repository: &repository.name,
         digest: &manifest.digest,
         media_type: &manifest.media_type,
         artifact_media_type: manifest.artifact_type.as_deref().or(manifest.config_media_type.as_deref()),
         is_referrer: manifest.subject.is_some(),
     };
-    jobs::record(&mut *tx, &image.pushed(&outcome, put.now)).await?;
-    jobs::enqueue(&mut tx, &jobs).await?;
+    events::record_all(&mut *tx, &image_events.pushed(&outcome, put.now)).await?;
+    jobs::enqueue_all(&mut tx, &jobs).await?;
     tx.commit().await?;
     Ok(outcome)
 }
 
-/// What a push has to know of its repository.
-struct Target {
+/// The repository of a push.
+struct ImageRepository {
     account: AccountId,
     name: RepositoryName,
-    mutability: TagMutability,
+    tag_mutability: TagMutability,
 }
 
-/// Keeps the repository from being deleted until the end of the transaction; its settings may change.
-async fn lock_repository(tx: &mut PgConnection, id: RepositoryId) -> Attempt<Target, PutManifestError> {
+/// Prevents the deletion of the repository until the transaction ends; its settings may change.
+async fn lock_repository(tx: &mut PgConnection, id: RepositoryId) -> TxResult<ImageRepository, PutManifestError> {
     let row = sqlx::query(
         "SELECT account_id, name, tag_mutability, exclusions FROM repository
              WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE",
@@ -112,22 +128,25 @@ async fn lock_repository(tx: &mut PgConnection, id: RepositoryId) -> Attempt<Tar
     .bind(id.0)
     .fetch_optional(tx)
     .await?;
-    let row = row.ok_or(Failure::Refused(PutManifestError::NoRepository))?;
-    Ok(Target {
+    let row = row.ok_or(TxError::Refused(PutManifestError::NoRepository))?;
+    Ok(ImageRepository {
         account: parsed(&row, "account_id")?,
         name: parsed(&row, "name")?,
-        mutability: rows::tag_mutability(&row)?,
+        tag_mutability: rows::tag_mutability(&row)?,
     })
 }
 
-/// A blob's link, by which the manifest will hold it.
-struct Link {
+/// A blob's link, which the manifest will reference.
+struct LockedLink {
     id: i64,
     size: u64,
 }
 
-/// Keeps the links of the manifest's blobs from being removed, and a blob with a link stays live.
-async fn lock_blobs(tx: &mut PgConnection, put: &PutManifest) -> Attempt<HashMap<Digest, Link>, PutManifestError> {
+/// Prevents the removal of the links to the manifest's blobs. A blob with a link stays live.
+async fn lock_blobs(
+    tx: &mut PgConnection,
+    put: &PutManifest,
+) -> TxResult<HashMap<Digest, LockedLink>, PutManifestError> {
     let blobs = &put.manifest.blobs;
     if blobs.is_empty() {
         return Ok(HashMap::new());
@@ -145,12 +164,13 @@ async fn lock_blobs(tx: &mut PgConnection, put: &PutManifest) -> Attempt<HashMap
     .bind(blobs.iter().map(|blob| blob.digest.as_str()).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    let link = |row| Ok((parsed(row, "digest")?, Link { id: get(row, "id")?, size: rows::unsigned(row, "size")? }));
-    let links = found.iter().map(link).collect::<StoreResult<HashMap<Digest, Link>>>()?;
+    let link =
+        |row| Ok((parsed(row, "digest")?, LockedLink { id: get(row, "id")?, size: rows::unsigned(row, "size")? }));
+    let links = found.iter().map(link).collect::<StoreResult<HashMap<Digest, LockedLink>>>()?;
     let missing: Vec<Digest> =
         blobs.iter().map(|blob| &blob.digest).filter(|digest| !links.contains_key(digest)).cloned().collect();
     if !missing.is_empty() {
-        return Err(Failure::Refused(PutManifestError::BlobsNotFound(missing)));
+        return Err(TxError::Refused(PutManifestError::BlobsNotFound(missing)));
     }
     for blob in blobs {
         if let Some(link) = links.get(&blob.digest) {
@@ -160,16 +180,17 @@ async fn lock_blobs(tx: &mut PgConnection, put: &PutManifest) -> Attempt<HashMap
     Ok(links)
 }
 
-fn check_size(digest: &Digest, stated: u64, actual: u64) -> Attempt<(), PutManifestError> {
+fn check_size(digest: &Digest, stated: u64, actual: u64) -> TxResult<(), PutManifestError> {
     if stated == actual {
         return Ok(());
     }
     let mismatch = SizeMismatch { digest: digest.clone(), stated, actual };
-    Err(Failure::Refused(PutManifestError::SizeMismatch(mismatch)))
+    Err(TxError::Refused(PutManifestError::SizeMismatch(mismatch)))
 }
 
-/// Locks the tags to be set that are there, in the order of their names, and says which manifests they point at.
-async fn lock_tags(tx: &mut PgConnection, put: &PutManifest) -> Attempt<BTreeMap<String, i64>, PutManifestError> {
+/// Locks those of the tags that exist, in the order of their names, and returns the manifests that
+/// they point at.
+async fn lock_tags(tx: &mut PgConnection, put: &PutManifest) -> TxResult<BTreeMap<String, i64>, PutManifestError> {
     if put.tags.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -184,14 +205,14 @@ async fn lock_tags(tx: &mut PgConnection, put: &PutManifest) -> Attempt<BTreeMap
 }
 
 /// A stored manifest that the new index will hold.
-struct Child {
+struct LockedChild {
     id: i64,
     image_size: u64,
     status: ImageStatus,
 }
 
-/// Keeps the index's children from being deleted (and from being archived: that locks the row as a deletion does).
-async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> Attempt<Vec<Child>, PutManifestError> {
+/// Prevents the deletion of the index's children, and their archival, which takes the same lock.
+async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> TxResult<Vec<LockedChild>, PutManifestError> {
     let wanted = &put.manifest.children;
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -208,15 +229,18 @@ async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> Attempt<Vec<
     .fetch_all(tx)
     .await?;
     let read = |row| {
-        let child =
-            Child { id: get(row, "id")?, image_size: rows::unsigned(row, "image_size")?, status: rows::status(row)? };
+        let child = LockedChild {
+            id: get(row, "id")?,
+            image_size: rows::unsigned(row, "image_size")?,
+            status: rows::status(row)?,
+        };
         Ok((parsed(row, "digest")?, (rows::unsigned(row, "payload_size")?, child)))
     };
-    let found = found.iter().map(read).collect::<StoreResult<BTreeMap<Digest, (u64, Child)>>>()?;
+    let found = found.iter().map(read).collect::<StoreResult<BTreeMap<Digest, (u64, LockedChild)>>>()?;
     let missing = wanted.iter().map(|child| &child.digest).filter(|digest| !found.contains_key(digest));
     let missing: Vec<Digest> = missing.cloned().collect();
     if !missing.is_empty() {
-        return Err(Failure::Refused(PutManifestError::ChildrenNotFound(missing)));
+        return Err(TxError::Refused(PutManifestError::ChildrenNotFound(missing)));
     }
     for child in wanted {
         if let Some((size, _)) = found.get(&child.digest) {
@@ -226,28 +250,28 @@ async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> Attempt<Vec<
     Ok(found.into_values().map(|(_, child)| child).collect())
 }
 
-/// The manifest's row, which is locked until the end of the transaction.
-struct Stored {
+/// The manifest's row, locked until the transaction ends.
+struct StoredManifest {
     id: ManifestId,
     created: bool,
     restored: bool,
     retyped: bool,
-    /// The digests of the manifests that the known tags point at, whose rows are locked too.
+    /// Digests of the manifests that the existing tags point at, whose rows are locked too.
     tagged: HashMap<i64, Digest>,
 }
 
 async fn store(
     tx: &mut PgConnection,
     put: &PutManifest,
-    links: &HashMap<Digest, Link>,
-    children: &[Child],
+    links: &HashMap<Digest, LockedLink>,
+    children: &[LockedChild],
     known_tags: &BTreeMap<String, i64>,
-) -> Attempt<Stored, PutManifestError> {
+) -> TxResult<StoredManifest, PutManifestError> {
     let inserted = insert(tx, put, links, children).await?;
     if let Some(id) = inserted {
         insert_edges(tx, &put.manifest, id, links, children).await?;
         if known_tags.is_empty() {
-            return Ok(Stored { id, created: true, restored: false, retyped: false, tagged: HashMap::new() });
+            return Ok(StoredManifest { id, created: true, restored: false, retyped: false, tagged: HashMap::new() });
         }
     }
     let rows = sqlx::query(
@@ -270,30 +294,30 @@ async fn store(
         }
         tagged.insert(id, digest);
     }
-    // It was there a moment ago and was deleted since: the next attempt inserts it.
-    let (id, restored, retyped) = own.ok_or(Failure::Raced)?;
+    // It was deleted after the insert found it. The next attempt inserts it.
+    let (id, restored, retyped) = own.ok_or(TxError::Raced)?;
     let created = inserted.is_some();
     if restored {
         storage_class::activate(tx, &[id.0], put.now).await?;
     }
     if !created {
-        // Whoever pushes an image wants it, also where nothing else changes.
+        // A push shows that the image is wanted, even if it changes nothing else.
         sqlx::query("UPDATE manifest SET revision = revision + 1, media_type = $2 WHERE id = $1")
             .bind(id.0)
             .bind(&put.manifest.media_type)
             .execute(tx)
             .await?;
     }
-    Ok(Stored { id, created, restored, retyped, tagged })
+    Ok(StoredManifest { id, created, restored, retyped, tagged })
 }
 
-/// Inserts the manifest and its payload; nothing when its digest is there already.
+/// Inserts the manifest and its payload; `None` if the digest exists already.
 async fn insert(
     tx: &mut PgConnection,
     put: &PutManifest,
-    links: &HashMap<Digest, Link>,
-    children: &[Child],
-) -> Attempt<Option<ManifestId>, PutManifestError> {
+    links: &HashMap<Digest, LockedLink>,
+    children: &[LockedChild],
+) -> TxResult<Option<ManifestId>, PutManifestError> {
     let NewManifest { digest, media_type, payload, artifact_type, config_media_type, subject, annotations, .. } =
         &put.manifest;
     let image_size = if children.is_empty() {
@@ -330,9 +354,9 @@ async fn insert_edges(
     tx: &mut PgConnection,
     manifest: &NewManifest,
     id: ManifestId,
-    links: &HashMap<Digest, Link>,
-    children: &[Child],
-) -> Attempt<(), PutManifestError> {
+    links: &HashMap<Digest, LockedLink>,
+    children: &[LockedChild],
+) -> TxResult<(), PutManifestError> {
     if !manifest.blobs.is_empty() {
         let edges = manifest.blobs.iter().filter_map(|blob| Some((links.get(&blob.digest)?.id, &*blob.media_type)));
         let (link_ids, media_types): (Vec<i64>, Vec<&str>) = edges.unzip();
@@ -356,40 +380,41 @@ async fn insert_edges(
     Ok(())
 }
 
-/// Counts the repository's images, the new one included; near the limit under a lock, so that of two replicas' pushes one
-/// sees the other's.
-async fn check_image_quota(tx: &mut PgConnection, put: &PutManifest) -> Attempt<(), PutManifestError> {
-    let scope = of_repository(put.repository);
-    if usage::of(&mut *tx, &scope).await?.0.saturating_add(MARGIN) <= put.max_images {
+/// Checks the number of images, the new one included. Near the limit it takes a lock, so that of
+/// two concurrent pushes one sees the other's image.
+async fn check_image_quota(tx: &mut PgConnection, put: &PutManifest) -> TxResult<(), PutManifestError> {
+    let scope = repository_scope(put.repository);
+    if usage::find(&mut *tx, &scope).await?.0.saturating_add(EXACT_COUNT_MARGIN) <= put.max_images {
         return Ok(());
     }
     sqlx::query("SELECT 1 FROM repository WHERE id = $1 FOR NO KEY UPDATE")
         .bind(put.repository.0)
         .execute(&mut *tx)
         .await?;
-    if usage::of(&mut *tx, &scope).await?.0 <= put.max_images {
+    if usage::find(&mut *tx, &scope).await?.0 <= put.max_images {
         return Ok(());
     }
-    Err(Failure::Refused(PutManifestError::TooManyImages(put.max_images)))
+    Err(TxError::Refused(PutManifestError::TooManyImages(put.max_images)))
 }
 
-/// Counts the image's tags, the new ones included: whoever tags an image holds its row's lock.
-async fn check_tag_quota(tx: &mut PgConnection, put: &PutManifest, id: ManifestId) -> Attempt<(), PutManifestError> {
+/// Checks the number of the image's tags, the new ones included. Every push that tags an image
+/// locks its row.
+async fn check_tag_quota(tx: &mut PgConnection, put: &PutManifest, id: ManifestId) -> TxResult<(), PutManifestError> {
     let count = sqlx::query_scalar("SELECT count(*) FROM tag WHERE manifest_id = $1").bind(id.0).fetch_one(tx).await?;
     if rows::count(count) <= put.max_tags {
         return Ok(());
     }
-    Err(Failure::Refused(PutManifestError::TooManyTags(put.max_tags)))
+    Err(TxError::Refused(PutManifestError::TooManyTags(put.max_tags)))
 }
 
-/// Points the tags at the manifest, and says what that did to each, in the order given.
+/// Points the tags at the manifest, and returns the effect on each, in the order given.
 async fn set_tags(
     tx: &mut PgConnection,
     put: &PutManifest,
     mutability: &TagMutability,
-    stored: &Stored,
+    stored: &StoredManifest,
     known: &BTreeMap<String, i64>,
-) -> Attempt<Vec<(Tag, TagEffect)>, PutManifestError> {
+) -> TxResult<Vec<(Tag, TagEffect)>, PutManifestError> {
     let (mut effects, mut moved, mut displaced) = (Vec::with_capacity(put.tags.len()), Vec::new(), Vec::new());
     for tag in &put.tags {
         let current = match known.get(tag.as_str()) {
@@ -403,7 +428,7 @@ async fn set_tags(
         match (effect, current) {
             (TagEffect::Refused, Some((_, current))) => {
                 let (tag, current) = (tag.clone(), current.clone());
-                return Err(Failure::Refused(PutManifestError::TagAlreadyExists { tag, current }));
+                return Err(TxError::Refused(PutManifestError::TagAlreadyExists { tag, current }));
             }
             (TagEffect::Moved, Some((id, _))) => {
                 moved.push(tag.as_str());
@@ -426,9 +451,10 @@ async fn set_tags(
         .bind(millis(put.now))
         .execute(&mut *tx)
         .await?;
-        // Of two pushes that create the same tag one inserts. The other waited for its end, and its next attempt finds it.
+        // Of two pushes that create the same tag, one inserts it. The other has waited for that and
+        // finds the tag in its next attempt.
         if created.rows_affected() < new.len() as u64 {
-            return Err(Failure::Raced);
+            return Err(TxError::Raced);
         }
     }
     if !moved.is_empty() {
@@ -442,7 +468,7 @@ async fn set_tags(
         .bind(millis(put.now))
         .execute(&mut *tx)
         .await?;
-        images::revise(tx, &displaced).await?;
+        image_rows::revise(tx, &displaced).await?;
     }
     Ok(effects)
 }

@@ -1,17 +1,69 @@
-//! Lifecycle previews.
+//! Lifecycle policy previews.
 
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
-use super::failure::{Attempt, Failure};
-use super::jobs;
+use super::error::{TxError, TxResult};
 use super::rows::{self, from_json, get, json, millis, parsed, signed};
+use super::{PostgresStore, jobs};
 use crate::names::Digest;
 use crate::store::jobs::NewJob;
-use crate::store::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
+use crate::store::previews::{Preview, PreviewResult, PreviewRun, PreviewState, PreviewStore};
 use crate::store::repositories::RepositoryId;
 use crate::store::{StoreError, StoreResult};
+
+#[async_trait::async_trait]
+impl PreviewStore for PostgresStore {
+    async fn start_preview(
+        &self,
+        repository: RepositoryId,
+        policy: &str,
+        now: Timestamp,
+        job: NewJob,
+    ) -> StoreResult<bool> {
+        self.run(|| start(&self.pool, repository, policy, now, &job)).await
+    }
+
+    async fn find_preview(&self, repository: RepositoryId) -> StoreResult<Option<Preview>> {
+        self.run(|| find(&self.pool, repository)).await
+    }
+
+    async fn add_preview_results(
+        &self,
+        run: PreviewRun,
+        position: u64,
+        results: Vec<PreviewResult>,
+    ) -> StoreResult<bool> {
+        self.run(|| add_results(&self.pool, run, position, &results)).await
+    }
+
+    async fn finish_preview(&self, run: PreviewRun, state: PreviewState) -> StoreResult<()> {
+        self.run(|| finish(&self.pool, run, &state)).await
+    }
+
+    async fn list_preview_results(
+        &self,
+        repository: RepositoryId,
+        tagged: Option<bool>,
+        after: Option<u64>,
+        limit: usize,
+    ) -> StoreResult<Vec<(u64, PreviewResult)>> {
+        self.run(|| list_results(&self.pool, repository, tagged, after, limit)).await
+    }
+
+    async fn find_preview_results(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<(u64, PreviewResult)>> {
+        self.run(|| find_results(&self.pool, repository, digests)).await
+    }
+
+    async fn prune_preview_results(&self, run: PreviewRun, limit: usize) -> StoreResult<bool> {
+        self.run(|| prune_results(&self.pool, run, limit)).await
+    }
+}
 
 pub(super) async fn start(
     pool: &PgPool,
@@ -19,7 +71,7 @@ pub(super) async fn start(
     policy: &str,
     now: Timestamp,
     job: &NewJob,
-) -> Attempt<bool> {
+) -> TxResult<bool> {
     let mut tx = pool.begin().await?;
     let started = sqlx::query(
         "INSERT INTO lifecycle_preview AS p (repository_id, policy, started_at, state)
@@ -35,21 +87,22 @@ pub(super) async fn start(
     .bind(millis(now))
     .execute(&mut *tx)
     .await
-    .map_err(Failure::from);
+    .map_err(TxError::from);
     match started {
         Ok(started) if started.rows_affected() > 0 => {}
         Ok(_) => return Ok(false),
-        // The repository has gone, and nothing is to be previewed.
+        // The repository was deleted.
         Err(failure) if failure.is_foreign_key() => return Ok(false),
         Err(failure) => return Err(failure),
     }
-    // The last preview's results are no preview's from now on, and are pruned when this one has ended.
-    jobs::enqueue(&mut tx, std::slice::from_ref(job)).await?;
+    // From now on the results of the last preview belong to none. They are pruned when this one has
+    // ended.
+    jobs::enqueue_all(&mut tx, std::slice::from_ref(job)).await?;
     tx.commit().await?;
     Ok(true)
 }
 
-pub(super) async fn latest(pool: &PgPool, repository: RepositoryId) -> Attempt<Option<Preview>> {
+pub(super) async fn find(pool: &PgPool, repository: RepositoryId) -> TxResult<Option<Preview>> {
     let row = sqlx::query(
         "SELECT p.* FROM lifecycle_preview p JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL
          WHERE p.repository_id = $1",
@@ -70,10 +123,10 @@ pub(super) async fn add_results(
     run: PreviewRun,
     position: u64,
     results: &[PreviewResult],
-) -> Attempt<bool> {
+) -> TxResult<bool> {
     let PreviewRun { repository, started_at, number } = run;
     let mut tx = pool.begin().await?;
-    // It does not end before these are there.
+    // Prevents the end of the preview until the results are inserted.
     let in_progress = sqlx::query(
         "SELECT 1 FROM lifecycle_preview p JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL
          WHERE p.repository_id = $1 AND p.started_at = $2 AND p.state = 'IN_PROGRESS' FOR SHARE OF p",
@@ -85,7 +138,7 @@ pub(super) async fn add_results(
     if in_progress.is_none() {
         return Ok(false);
     }
-    let mut columns = Columns::default();
+    let mut columns = ResultColumns::default();
     for (position, result) in (position..).zip(results) {
         columns.push(position, result)?;
     }
@@ -111,7 +164,35 @@ pub(super) async fn add_results(
     Ok(true)
 }
 
-pub(super) async fn finish(pool: &PgPool, run: PreviewRun, state: &PreviewState) -> Attempt<()> {
+/// Results by column, so that one statement inserts any number of them.
+#[derive(Default)]
+struct ResultColumns<'a> {
+    positions: Vec<i64>,
+    digests: Vec<&'a str>,
+    tags: Vec<String>,
+    tagged: Vec<i64>,
+    pushed_at: Vec<i64>,
+    actions: Vec<&'a str>,
+    rule_priorities: Vec<i64>,
+    statuses: Vec<&'static str>,
+}
+
+impl<'a> ResultColumns<'a> {
+    fn push(&mut self, position: u64, result: &'a PreviewResult) -> StoreResult<()> {
+        let PreviewResult { digest, tags, pushed_at, action, rule_priority, status } = result;
+        self.positions.push(signed(position)?);
+        self.digests.push(digest.as_str());
+        self.tags.push(json(tags)?);
+        self.tagged.push(i64::from(!tags.is_empty()));
+        self.pushed_at.push(millis(*pushed_at));
+        self.actions.push(action);
+        self.rule_priorities.push(i64::from(*rule_priority));
+        self.statuses.push(status.as_str());
+        Ok(())
+    }
+}
+
+pub(super) async fn finish(pool: &PgPool, run: PreviewRun, state: &PreviewState) -> TxResult<()> {
     let PreviewRun { repository, started_at, number } = run;
     let (state, completed_at, summary) = rows::preview_columns(state);
     sqlx::query(
@@ -129,64 +210,52 @@ pub(super) async fn finish(pool: &PgPool, run: PreviewRun, state: &PreviewState)
     Ok(())
 }
 
-/// Results column by column: however many there are, one statement writes them.
-#[derive(Default)]
-struct Columns<'a> {
-    positions: Vec<i64>,
-    digests: Vec<&'a str>,
-    tags: Vec<String>,
-    tagged: Vec<i64>,
-    pushed_at: Vec<i64>,
-    actions: Vec<&'a str>,
-    rule_priorities: Vec<i64>,
-    statuses: Vec<&'static str>,
+fn result(row: &PgRow) -> StoreResult<(u64, PreviewResult)> {
+    let priority: i64 = get(row, "rule_priority")?;
+    let result = PreviewResult {
+        digest: parsed(row, "digest")?,
+        tags: from_json(get(row, "tags")?)?,
+        pushed_at: rows::time(row, "pushed_at")?,
+        action: get(row, "action")?,
+        rule_priority: u32::try_from(priority)
+            .map_err(|_| StoreError::Inconsistent(format!("{priority} is no rule priority")))?,
+        status: rows::status(row)?,
+    };
+    Ok((rows::unsigned(row, "position")?, result))
 }
 
-impl<'a> Columns<'a> {
-    fn push(&mut self, position: u64, result: &'a PreviewResult) -> StoreResult<()> {
-        let PreviewResult { digest, tags, pushed_at, action, rule_priority, status } = result;
-        self.positions.push(signed(position)?);
-        self.digests.push(digest.as_str());
-        self.tags.push(json(tags)?);
-        self.tagged.push(i64::from(!tags.is_empty()));
-        self.pushed_at.push(millis(*pushed_at));
-        self.actions.push(action);
-        self.rule_priorities.push(i64::from(*rule_priority));
-        self.statuses.push(status.as_str());
-        Ok(())
-    }
-}
-
-/// Of the run that the preview in `$1` names, if it has ended.
-macro_rules! of_the_run {
+/// Selects the results of the preview of the repository `$1`, if it has ended.
+macro_rules! results_of_run {
     () => {
         "SELECT * FROM lifecycle_preview_result
          WHERE repository_id = $1 AND run = (SELECT run FROM lifecycle_preview WHERE repository_id = $1)"
     };
 }
 
-pub(super) async fn results(
+pub(super) async fn list_results(
     pool: &PgPool,
     repository: RepositoryId,
     tagged: Option<bool>,
     after: Option<u64>,
     limit: usize,
-) -> Attempt<Vec<(u64, PreviewResult)>> {
+) -> TxResult<Vec<(u64, PreviewResult)>> {
     let query = match tagged {
-        None => sqlx::query(concat!(of_the_run!(), " AND position > $2 ORDER BY position LIMIT $3")),
-        Some(_) => sqlx::query(concat!(of_the_run!(), " AND tagged = $4 AND position > $2 ORDER BY position LIMIT $3")),
+        None => sqlx::query(concat!(results_of_run!(), " AND position > $2 ORDER BY position LIMIT $3")),
+        Some(_) => {
+            sqlx::query(concat!(results_of_run!(), " AND tagged = $4 AND position > $2 ORDER BY position LIMIT $3"))
+        }
     };
     let query = query.bind(repository.0).bind(after.map_or(Ok(-1), signed)?).bind(rows::limit(limit));
     let query = if let Some(tagged) = tagged { query.bind(i64::from(tagged)) } else { query };
     Ok(query.fetch_all(pool).await?.iter().map(result).collect::<StoreResult<_>>()?)
 }
 
-pub(super) async fn results_of(
+pub(super) async fn find_results(
     pool: &PgPool,
     repository: RepositoryId,
     digests: &[Digest],
-) -> Attempt<Vec<(u64, PreviewResult)>> {
-    // A run has one result for an image.
+) -> TxResult<Vec<(u64, PreviewResult)>> {
+    // A run has at most one result per image.
     let found = sqlx::query(
         "SELECT p.*
          FROM lifecycle_preview v
@@ -206,40 +275,26 @@ pub(super) async fn results_of(
     Ok(results)
 }
 
-fn result(row: &PgRow) -> StoreResult<(u64, PreviewResult)> {
-    let priority: i64 = get(row, "rule_priority")?;
-    let result = PreviewResult {
-        digest: parsed(row, "digest")?,
-        tags: from_json(get(row, "tags")?)?,
-        pushed_at: rows::time(row, "pushed_at")?,
-        action: get(row, "action")?,
-        rule_priority: u32::try_from(priority)
-            .map_err(|_| StoreError::Inconsistent(format!("{priority} is no rule priority")))?,
-        status: rows::status(row)?,
-    };
-    Ok((rows::unsigned(row, "position")?, result))
-}
-
-pub(super) async fn prune_results(pool: &PgPool, run: PreviewRun, limit: usize) -> Attempt<bool> {
+pub(super) async fn prune_results(pool: &PgPool, run: PreviewRun, limit: usize) -> TxResult<bool> {
     let PreviewRun { repository, started_at: _, number } = run;
     let mut tx = pool.begin().await?;
-    // Another preview is not started meanwhile.
+    // Prevents the start of another preview until the transaction ends.
     let latest = sqlx::query("SELECT 1 FROM lifecycle_preview WHERE repository_id = $1 AND run = $2 FOR SHARE");
     if latest.bind(repository.0).bind(number).fetch_optional(&mut *tx).await?.is_none() {
         return Ok(true);
     }
-    let deleted = discard_results(&mut tx, repository, Some(number), limit).await?;
+    let deleted = delete_results(&mut tx, repository, Some(number), limit).await?;
     tx.commit().await?;
     Ok(deleted == 0)
 }
 
-/// Deletes results of one run that is not `kept`, and returns how many.
-pub(super) async fn discard_results(
+/// Deletes results of one run other than `kept`, and returns how many.
+pub(super) async fn delete_results(
     tx: &mut PgConnection,
     repository: RepositoryId,
     kept: Option<i64>,
     limit: usize,
-) -> Attempt<u64> {
+) -> TxResult<u64> {
     for other in [
         "SELECT run FROM lifecycle_preview_result WHERE repository_id = $1 AND run < $2 ORDER BY run LIMIT 1",
         "SELECT run FROM lifecycle_preview_result WHERE repository_id = $1 AND run > $2 ORDER BY run LIMIT 1",

@@ -1,4 +1,4 @@
-//! Readiness: a connection of its own, so that the question queues behind nobody's work.
+//! Readiness: a connection of its own, so that the probe waits for no other operation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,60 +7,60 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Row};
 use tokio::sync::Mutex;
 
-use super::doubt::Doubt;
-use super::failure::store_error;
+use super::error::store_error;
+use super::pool::Liveness;
 use crate::store::{StoreError, StoreResult};
 
-/// How long the answer may take, a new connection included.
+/// How long a check may take, with a new connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Asks the database whether it answers and takes writes.
+/// Checks that the database answers and takes writes.
 pub(super) struct Probe {
     options: PgConnectOptions,
-    doubt: Arc<Doubt>,
-    /// Kept from one question to the next; none after a failure.
+    liveness: Arc<Liveness>,
+    /// Reused by the next check; none after a failure.
     connection: Mutex<Option<PgConnection>>,
 }
 
 impl Probe {
-    pub(super) fn new(options: PgConnectOptions, doubt: Arc<Doubt>) -> Self {
-        Self { options, doubt, connection: Mutex::new(None) }
+    pub(super) fn new(options: PgConnectOptions, liveness: Arc<Liveness>) -> Self {
+        Self { options, liveness, connection: Mutex::new(None) }
     }
 
-    /// Whether the database answers within [`TIMEOUT`] and takes writes.
+    /// Checks that the database answers within [`TIMEOUT`] and takes writes.
     ///
     /// # Errors
-    /// `Unavailable` when it doesn't.
-    pub(super) async fn ready(&self) -> StoreResult<()> {
-        let silent = |_| StoreError::Unavailable(format!("no answer within {} s", TIMEOUT.as_secs()));
-        tokio::time::timeout(TIMEOUT, self.ask()).await.map_err(silent)?
+    /// `Unavailable` when it does not.
+    pub(super) async fn check(&self) -> StoreResult<()> {
+        let timed_out = |_| StoreError::Unavailable(format!("no answer within {} s", TIMEOUT.as_secs()));
+        tokio::time::timeout(TIMEOUT, self.query()).await.map_err(timed_out)?
     }
 
-    async fn ask(&self) -> StoreResult<()> {
-        let mut place = self.connection.lock().await;
-        // Taken out meanwhile: a question that is given up half-way takes the connection along.
-        if let Some(kept) = place.take() {
-            if let Ok((kept, read_only)) = read_only(kept).await {
-                *place = Some(kept);
-                return verdict(read_only);
+    async fn query(&self) -> StoreResult<()> {
+        let mut slot = self.connection.lock().await;
+        // Taken out for the query, so that a canceled check drops the connection.
+        if let Some(kept) = slot.take() {
+            if let Ok((kept, read_only)) = is_read_only(kept).await {
+                *slot = Some(kept);
+                return writable(read_only);
             }
-            self.doubt.lost();
+            self.liveness.connection_lost();
         }
-        // The one that was kept may have ended with a server that is back since.
+        // The kept connection may have died with a server that has since been restarted.
         let fresh = PgConnection::connect_with(&self.options).await.map_err(store_error)?;
-        let (fresh, read_only) = read_only(fresh).await.map_err(store_error)?;
-        *place = Some(fresh);
-        verdict(read_only)
+        let (fresh, read_only) = is_read_only(fresh).await.map_err(store_error)?;
+        *slot = Some(fresh);
+        writable(read_only)
     }
 }
 
-async fn read_only(mut connection: PgConnection) -> sqlx::Result<(PgConnection, bool)> {
-    let asked = sqlx::query("SELECT current_setting('transaction_read_only') = 'on'").fetch_one(&mut connection);
-    let read_only = asked.await?.try_get(0)?;
+async fn is_read_only(mut connection: PgConnection) -> sqlx::Result<(PgConnection, bool)> {
+    let query = sqlx::query("SELECT current_setting('transaction_read_only') = 'on'").fetch_one(&mut connection);
+    let read_only = query.await?.try_get(0)?;
     Ok((connection, read_only))
 }
 
-/// A standby, or a database that its administrator made read-only.
-fn verdict(read_only: bool) -> StoreResult<()> {
+/// Refuses a standby, and a database that its administrator made read-only.
+fn writable(read_only: bool) -> StoreResult<()> {
     if read_only { Err(StoreError::Unavailable("the database is read-only".into())) } else { Ok(()) }
 }

@@ -2,19 +2,115 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
-use super::failure::{Attempt, Failure};
-use super::rows::{self, get, json, millis, repository_columns};
-use super::{jobs, usage};
+use super::error::{TxError, TxResult};
+use super::rows::{self, get, json, millis, parsed};
+use super::{PostgresStore, jobs, repository_deletion, usage};
 use crate::names::{AccountId, RepositoryName};
-use crate::store::jobs::{EvaluateLifecycle, JobPayload as _, LifecycleTurn, NewJob};
+use crate::store::StoreResult;
+use crate::store::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
 use crate::store::repositories::{
-    CreateRepositoryError, NewRepository, Repository, RepositoryChange, RepositoryId, ResourceTag, TagResourceError,
+    CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, NewRepository, Repository,
+    RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagResourceError,
 };
-use crate::store::usage::{MARGIN, of_registry, of_repository};
+use crate::store::usage::{EXACT_COUNT_MARGIN, registry_scope};
 
-pub(super) async fn create(pool: &PgPool, new: &NewRepository, max: u64) -> Attempt<Repository, CreateRepositoryError> {
+#[async_trait::async_trait]
+impl RepositoryStore for PostgresStore {
+    async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {
+        self.run(|| create(&self.pool, &new, max)).await
+    }
+
+    async fn find_repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>> {
+        self.run(|| find(&self.pool, account, name)).await
+    }
+
+    async fn find_repository_by_id(&self, id: RepositoryId) -> StoreResult<Option<Repository>> {
+        self.run(|| find_by_id(&self.pool, id)).await
+    }
+
+    async fn list_repositories(
+        &self,
+        account: &AccountId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<Repository>> {
+        self.run(|| list(&self.pool, account, after, limit)).await
+    }
+
+    async fn change_repository(
+        &self,
+        id: RepositoryId,
+        change: RepositoryChange,
+        jobs: Vec<NewJob>,
+    ) -> StoreResult<bool> {
+        self.run(|| self::change(&self.pool, id, &change, &jobs)).await
+    }
+
+    async fn delete_repository(
+        &self,
+        id: RepositoryId,
+        force: bool,
+        now: Timestamp,
+    ) -> Result<(), DeleteRepositoryError> {
+        self.run(|| repository_deletion::delete(&self.pool, id, force, now)).await
+    }
+
+    async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool> {
+        self.run(|| repository_deletion::empty(&self.pool, id, limit, now)).await
+    }
+
+    async fn schedule_lifecycle(&self, turn: LifecycleSchedule) -> StoreResult<usize> {
+        self.run(|| schedule_lifecycle(&self.pool, &turn)).await
+    }
+
+    async fn list_resource_tags(&self, id: RepositoryId) -> StoreResult<Vec<ResourceTag>> {
+        self.run(|| list_resource_tags(&self.pool, id)).await
+    }
+
+    async fn tag_resource(&self, id: RepositoryId, tags: Vec<ResourceTag>, max: usize) -> Result<(), TagResourceError> {
+        self.run(|| tag_resource(&self.pool, id, &tags, max)).await
+    }
+
+    async fn untag_resource(&self, id: RepositoryId, keys: &[String]) -> StoreResult<()> {
+        self.run(|| untag_resource(&self.pool, id, keys)).await
+    }
+}
+
+/// The columns that [`repository`] reads, of the table or alias `r`.
+macro_rules! repository_columns {
+    () => {
+        "r.id, r.account_id, r.name, r.created_at, r.tag_mutability, r.exclusions, r.scan_on_push, r.encryption_type, \
+         r.kms_key, r.policy, r.lifecycle_policy, r.lifecycle_evaluated_at, r.version, r.policy_version"
+    };
+}
+
+/// Reads a repository's row.
+fn repository(row: &PgRow) -> StoreResult<Repository> {
+    Ok(Repository {
+        id: RepositoryId(get(row, "id")?),
+        account: parsed(row, "account_id")?,
+        name: parsed(row, "name")?,
+        created_at: rows::time(row, "created_at")?,
+        tag_mutability: rows::tag_mutability(row)?,
+        scan_on_push: get(row, "scan_on_push")?,
+        encryption: Encryption { kind: get(row, "encryption_type")?, kms_key: get(row, "kms_key")? },
+        policy: get(row, "policy")?,
+        lifecycle_policy: get(row, "lifecycle_policy")?,
+        lifecycle_evaluated_at: rows::optional_time(row, "lifecycle_evaluated_at")?,
+        version: rows::unsigned(row, "version")?,
+        policy_version: rows::unsigned(row, "policy_version")?,
+    })
+}
+
+pub(super) async fn create(
+    pool: &PgPool,
+    new: &NewRepository,
+    max: u64,
+) -> TxResult<Repository, CreateRepositoryError> {
     let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } = new;
     let mut tx = pool.begin().await?;
     let inserted = sqlx::query(concat!(
@@ -33,32 +129,32 @@ pub(super) async fn create(pool: &PgPool, new: &NewRepository, max: u64) -> Atte
     .bind(&encryption.kms_key)
     .fetch_optional(&mut *tx)
     .await?;
-    let Some(row) = inserted else { return Err(Failure::Refused(CreateRepositoryError::AlreadyExists)) };
-    let repository = rows::repository(&row)?;
+    let Some(row) = inserted else { return Err(TxError::Refused(CreateRepositoryError::AlreadyExists)) };
+    let repository = repository(&row)?;
     check_quota(&mut tx, account, max).await?;
     write_tags(&mut tx, repository.id, tags).await?;
     tx.commit().await?;
     Ok(repository)
 }
 
-/// Counts the registry's repositories, the new one included; near the limit one after the other, so that two replicas cannot both
-/// take the last place.
-async fn check_quota(tx: &mut PgConnection, account: &AccountId, max: u64) -> Attempt<(), CreateRepositoryError> {
-    let scope = of_registry(account);
-    if usage::of(&mut *tx, &scope).await?.0.saturating_add(MARGIN) <= max {
+/// Checks the number of repositories, the new one included. Near the limit a lock orders the
+/// transactions, so that two replicas cannot both create the last one.
+async fn check_quota(tx: &mut PgConnection, account: &AccountId, max: u64) -> TxResult<(), CreateRepositoryError> {
+    let scope = registry_scope(account);
+    if usage::find(&mut *tx, &scope).await?.0.saturating_add(EXACT_COUNT_MARGIN) <= max {
         return Ok(());
     }
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('repositories of ' || $1, 0))")
         .bind(account.as_str())
         .execute(&mut *tx)
         .await?;
-    if usage::of(&mut *tx, &scope).await?.0 <= max {
+    if usage::find(&mut *tx, &scope).await?.0 <= max {
         return Ok(());
     }
-    Err(Failure::Refused(CreateRepositoryError::LimitExceeded(max)))
+    Err(TxError::Refused(CreateRepositoryError::LimitExceeded(max)))
 }
 
-pub(super) async fn by_name(pool: &PgPool, account: &AccountId, name: &RepositoryName) -> Attempt<Option<Repository>> {
+pub(super) async fn find(pool: &PgPool, account: &AccountId, name: &RepositoryName) -> TxResult<Option<Repository>> {
     let row = sqlx::query(concat!(
         "SELECT ",
         repository_columns!(),
@@ -68,10 +164,10 @@ pub(super) async fn by_name(pool: &PgPool, account: &AccountId, name: &Repositor
     .bind(name.as_str())
     .fetch_optional(pool)
     .await?;
-    Ok(row.as_ref().map(rows::repository).transpose()?)
+    Ok(row.as_ref().map(repository).transpose()?)
 }
 
-pub(super) async fn by_id(pool: &PgPool, id: RepositoryId) -> Attempt<Option<Repository>> {
+pub(super) async fn find_by_id(pool: &PgPool, id: RepositoryId) -> TxResult<Option<Repository>> {
     let row = sqlx::query(concat!(
         "SELECT ",
         repository_columns!(),
@@ -80,15 +176,15 @@ pub(super) async fn by_id(pool: &PgPool, id: RepositoryId) -> Attempt<Option<Rep
     .bind(id.0)
     .fetch_optional(pool)
     .await?;
-    Ok(row.as_ref().map(rows::repository).transpose()?)
+    Ok(row.as_ref().map(repository).transpose()?)
 }
 
-pub(super) async fn page(
+pub(super) async fn list(
     pool: &PgPool,
     account: &AccountId,
     after: Option<&str>,
     limit: usize,
-) -> Attempt<Vec<Repository>> {
+) -> TxResult<Vec<Repository>> {
     let found = sqlx::query(concat!(
         "SELECT ",
         repository_columns!(),
@@ -99,32 +195,7 @@ pub(super) async fn page(
     .bind(rows::limit(limit))
     .fetch_all(pool)
     .await?;
-    Ok(found.iter().map(rows::repository).collect::<Result<_, _>>()?)
-}
-
-pub(super) async fn schedule_lifecycle(pool: &PgPool, turn: &LifecycleTurn) -> Attempt<usize> {
-    let LifecycleTurn { now, again: (from, to), limit } = turn;
-    let mut tx = pool.begin().await?;
-    // SKIP LOCKED: replicas that look at once share what is due, and none takes what another took.
-    let due: Vec<i64> = sqlx::query_scalar(
-        "WITH due AS (
-             SELECT id FROM repository WHERE lifecycle_due_at <= $1 ORDER BY lifecycle_due_at, id LIMIT $2
-             FOR NO KEY UPDATE SKIP LOCKED)
-         UPDATE repository r SET lifecycle_due_at = $3 + floor(random() * ($4 + 1))::bigint
-         FROM due WHERE r.id = due.id RETURNING r.id",
-    )
-    .bind(millis(*now))
-    .bind(rows::limit(*limit))
-    .bind(millis(*from))
-    .bind(millis(*to).saturating_sub(millis(*from)).max(0))
-    .fetch_all(&mut *tx)
-    .await?;
-    let new_jobs: Vec<NewJob> =
-        due.iter().map(|id| EvaluateLifecycle { repository: RepositoryId(*id) }.job(*now)).collect();
-    let new_jobs = jobs::without_running(&mut tx, new_jobs).await?;
-    jobs::enqueue(&mut tx, &new_jobs).await?;
-    tx.commit().await?;
-    Ok(due.len())
+    Ok(found.iter().map(repository).collect::<Result<_, _>>()?)
 }
 
 pub(super) async fn change(
@@ -132,7 +203,7 @@ pub(super) async fn change(
     id: RepositoryId,
     change: &RepositoryChange,
     new_jobs: &[NewJob],
-) -> Attempt<bool> {
+) -> TxResult<bool> {
     let mut tx = pool.begin().await?;
     let update = match change {
         RepositoryChange::TagMutability(value) => sqlx::query(
@@ -155,7 +226,7 @@ pub(super) async fn change(
         .bind(id.0)
         .bind(value),
         RepositoryChange::LifecyclePolicy(value) => {
-            // Due since the epoch: before all others.
+            // Due since the epoch, so before all others.
             sqlx::query(
                 "UPDATE repository SET version = version + 1, lifecycle_policy = $2, lifecycle_evaluated_at = NULL,
                         lifecycle_due_at = CASE WHEN $2::text IS NULL THEN NULL ELSE 0 END
@@ -176,17 +247,38 @@ pub(super) async fn change(
     };
     let changed = update.execute(&mut *tx).await?.rows_affected() > 0;
     if changed {
-        jobs::enqueue(&mut tx, new_jobs).await?;
+        jobs::enqueue_all(&mut tx, new_jobs).await?;
     }
     tx.commit().await?;
     Ok(changed)
 }
 
-pub(super) async fn usage(pool: &PgPool, id: RepositoryId) -> Attempt<(u64, u64)> {
-    usage::of(pool, &of_repository(id)).await
+pub(super) async fn schedule_lifecycle(pool: &PgPool, schedule: &LifecycleSchedule) -> TxResult<usize> {
+    let LifecycleSchedule { now, next_due: (from, to), limit } = schedule;
+    let mut tx = pool.begin().await?;
+    // SKIP LOCKED: concurrent replicas share the due policies, and none takes what another took.
+    let due: Vec<i64> = sqlx::query_scalar(
+        "WITH due AS (
+             SELECT id FROM repository WHERE lifecycle_due_at <= $1 ORDER BY lifecycle_due_at, id LIMIT $2
+             FOR NO KEY UPDATE SKIP LOCKED)
+         UPDATE repository r SET lifecycle_due_at = $3 + floor(random() * ($4 + 1))::bigint
+         FROM due WHERE r.id = due.id RETURNING r.id",
+    )
+    .bind(millis(*now))
+    .bind(rows::limit(*limit))
+    .bind(millis(*from))
+    .bind(millis(*to).saturating_sub(millis(*from)).max(0))
+    .fetch_all(&mut *tx)
+    .await?;
+    let new_jobs: Vec<NewJob> =
+        due.iter().map(|id| EvaluateLifecycle { repository: RepositoryId(*id) }.job(*now)).collect();
+    let new_jobs = jobs::without_running(&mut tx, new_jobs).await?;
+    jobs::enqueue_all(&mut tx, &new_jobs).await?;
+    tx.commit().await?;
+    Ok(due.len())
 }
 
-pub(super) async fn resource_tags(pool: &PgPool, id: RepositoryId) -> Attempt<Vec<ResourceTag>> {
+pub(super) async fn list_resource_tags(pool: &PgPool, id: RepositoryId) -> TxResult<Vec<ResourceTag>> {
     let found = sqlx::query("SELECT key, value FROM resource_tag WHERE repository_id = $1 ORDER BY key")
         .bind(id.0)
         .fetch_all(pool)
@@ -200,13 +292,13 @@ pub(super) async fn tag_resource(
     id: RepositoryId,
     tags: &[ResourceTag],
     max: usize,
-) -> Attempt<(), TagResourceError> {
+) -> TxResult<(), TagResourceError> {
     let mut tx = pool.begin().await?;
-    // The lock makes the count below right.
+    // The lock keeps the count below exact.
     let found =
         sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE").bind(id.0);
     if found.fetch_optional(&mut *tx).await?.is_none() {
-        return Err(Failure::Refused(TagResourceError::NotFound));
+        return Err(TxError::Refused(TagResourceError::NotFound));
     }
     write_tags(&mut tx, id, tags).await?;
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM resource_tag WHERE repository_id = $1")
@@ -214,20 +306,14 @@ pub(super) async fn tag_resource(
         .fetch_one(&mut *tx)
         .await?;
     if count > rows::limit(max) {
-        return Err(Failure::Refused(TagResourceError::TooMany(max)));
+        return Err(TxError::Refused(TagResourceError::TooMany(max)));
     }
     touch(&mut tx, id).await?;
     tx.commit().await?;
     Ok(())
 }
 
-/// Marks a repository as changed, for what changes about it in other tables.
-async fn touch<E>(tx: &mut sqlx::PgConnection, id: RepositoryId) -> Attempt<(), E> {
-    sqlx::query("UPDATE repository SET version = version + 1 WHERE id = $1").bind(id.0).execute(tx).await?;
-    Ok(())
-}
-
-pub(super) async fn untag_resource(pool: &PgPool, id: RepositoryId, keys: &[String]) -> Attempt<()> {
+pub(super) async fn untag_resource(pool: &PgPool, id: RepositoryId, keys: &[String]) -> TxResult<()> {
     let mut tx = pool.begin().await?;
     touch(&mut tx, id).await?;
     sqlx::query("DELETE FROM resource_tag WHERE repository_id = $1 AND key = ANY($2)")
@@ -239,8 +325,8 @@ pub(super) async fn untag_resource(pool: &PgPool, id: RepositoryId, keys: &[Stri
     Ok(())
 }
 
-async fn write_tags<E>(tx: &mut PgConnection, id: RepositoryId, tags: &[ResourceTag]) -> Attempt<(), E> {
-    // Of a key that comes twice the last value counts: a statement may not write one row twice.
+async fn write_tags<E>(tx: &mut PgConnection, id: RepositoryId, tags: &[ResourceTag]) -> TxResult<(), E> {
+    // The last value of a duplicate key counts: a statement may not write one row twice.
     let tags: BTreeMap<&str, &str> = tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str())).collect();
     if tags.is_empty() {
         return Ok(());
@@ -255,5 +341,11 @@ async fn write_tags<E>(tx: &mut PgConnection, id: RepositoryId, tags: &[Resource
     .bind(tags.values().copied().collect::<Vec<_>>())
     .execute(tx)
     .await?;
+    Ok(())
+}
+
+/// Increases a repository's version, for a change in another table.
+async fn touch<E>(tx: &mut PgConnection, id: RepositoryId) -> TxResult<(), E> {
+    sqlx::query("UPDATE repository SET version = version + 1 WHERE id = $1").bind(id.0).execute(tx).await?;
     Ok(())
 }

@@ -1,14 +1,17 @@
-//! The schema's versions: applied at start, in order, under an advisory lock.
+//! The schema's versions, applied in order at start, under an advisory lock.
+//!
+//! (A new migration takes effect when this file is compiled again: touch it.)
 
 use sqlx::PgConnection;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::failure::store_error;
+use super::error::store_error;
 use crate::store::{StoreError, StoreResult};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/postgres/migrations");
 
-/// Brings the schema to this version's. The lock is the session's: an error leaves it to the connection's end.
+/// Brings the schema to this version. The lock belongs to the session: after an error it is held until
+/// the connection ends.
 pub(super) async fn migrate(connection: &mut PgConnection) -> StoreResult<()> {
     MIGRATIONS.run_direct(None, connection, false).await.map_err(|error| match error {
         MigrateError::Execute(error) => store_error(error),
@@ -28,7 +31,7 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> StoreResult<()> {
     })
 }
 
-/// Refuses a schema of another version than this one's.
+/// Refuses a schema of another version.
 pub(super) async fn check(connection: &mut PgConnection) -> StoreResult<()> {
     let version: Result<Option<i64>, _> =
         sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await;
@@ -48,6 +51,6 @@ pub(super) async fn check(connection: &mut PgConnection) -> StoreResult<()> {
     }
 }
 
-fn refused(why: String) -> StoreError {
-    StoreError::Backend(why.into())
+fn refused(reason: String) -> StoreError {
+    StoreError::Backend(reason.into())
 }

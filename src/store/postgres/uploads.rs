@@ -1,4 +1,4 @@
-//! Upload sessions, and what becomes of their bytes.
+//! Upload sessions, and what happens to their bytes.
 
 use std::time::Duration;
 
@@ -7,31 +7,86 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::blobs::{self, NewBlob};
-use super::failure::{Attempt, Failure};
-use super::jobs;
+use super::error::{TxError, TxResult};
+use super::layers::{self, NewBlob};
 use super::rows::{self, get, millis, parsed, signed};
+use super::{PostgresStore, jobs};
 use crate::store::jobs::{DeleteGeneration, JobPayload as _, late};
 use crate::store::repositories::{Encryption, RepositoryId};
 use crate::store::uploads::{
-    AdvanceUpload, CommitUpload, Committed, KnownBlob, LATE_WRITE, MOST_COUNTED, Upload, UploadClaim, UploadError,
-    UploadProgress,
+    AdvanceUpload, COUNT_LIMIT, CommitOutcome, CommitUpload, KnownBlob, LATE_WRITE, Upload, UploadClaim, UploadError,
+    UploadProgress, UploadStore,
 };
 use crate::store::{Generation, StoreResult, WriterState};
 
-/// The database's time in milliseconds, by which claims end: the replicas' clocks may differ.
+#[async_trait::async_trait]
+impl UploadStore for PostgresStore {
+    async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool> {
+        self.run(|| create(&self.pool, &upload, claim)).await
+    }
+
+    async fn find_upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>> {
+        self.run(|| find(&self.pool, repository, id)).await
+    }
+
+    async fn claim_upload(
+        &self,
+        read: &Upload,
+        fresh: Generation,
+        _now: Timestamp,
+        lease: Duration,
+    ) -> Result<UploadClaim, UploadError> {
+        self.run(|| claim(&self.pool, read, fresh, lease)).await
+    }
+
+    async fn renew_upload(&self, id: Uuid, version: i64, _now: Timestamp, lease: Duration) -> Result<(), UploadError> {
+        self.run(|| renew(&self.pool, id, version, lease)).await
+    }
+
+    async fn release_upload(&self, id: Uuid, version: i64, clean: bool) -> StoreResult<()> {
+        self.run(|| release(&self.pool, id, version, clean)).await
+    }
+
+    async fn advance_upload(&self, advance: AdvanceUpload) -> Result<(), UploadError> {
+        self.run(|| self::advance(&self.pool, &advance)).await
+    }
+
+    async fn commit_upload(&self, commit: CommitUpload) -> Result<CommitOutcome, UploadError> {
+        self.run(|| self::commit(&self.pool, &commit)).await
+    }
+
+    async fn cancel_upload(
+        &self,
+        repository: RepositoryId,
+        id: Uuid,
+        version: Option<i64>,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.run(|| cancel(&self.pool, repository, id, version, now)).await
+    }
+
+    async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
+        self.run(|| cancel_stale(&self.pool, before, now, limit)).await
+    }
+
+    async fn count_uploads(&self) -> StoreResult<u64> {
+        self.run(|| count(&self.pool)).await
+    }
+}
+
+/// The database's time in milliseconds. Claims end by it, because the replicas' clocks may differ.
 macro_rules! clock {
     () => {
         "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
     };
 }
 
-pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duration>) -> Attempt<bool> {
+pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duration>) -> TxResult<bool> {
     let Upload { id, repository, generation, key, algorithm, started_at, announced, version, progress, .. } = upload;
     let (key_id, wrapped_key) = rows::key_columns(key.as_ref());
     let created = sqlx::query(concat!(
         "INSERT INTO upload (id, repository_id, generation, algorithm, started_at, version, byte_offset, updated_at,
-                             hash_state, door_state, writer_state, announced, claimed_until, key_id, wrapped_key)
+                             hash_state, protocol_state, writer_state, announced, claimed_until, key_id, wrapped_key)
          SELECT $1, r.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, ",
         clock!(),
         " + $13::bigint, $14, $15
@@ -46,7 +101,7 @@ pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duratio
     .bind(signed(progress.offset)?)
     .bind(millis(progress.updated_at))
     .bind(&progress.hash_state)
-    .bind(&progress.door)
+    .bind(&progress.protocol_state)
     .bind(&progress.writer.0)
     .bind(announced)
     .bind(claim.map(rows::lease))
@@ -54,7 +109,7 @@ pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duratio
     .bind(wrapped_key)
     .execute(pool)
     .await
-    .map_err(Failure::from);
+    .map_err(TxError::from);
     match created {
         Ok(created) => Ok(created.rows_affected() > 0),
         Err(failure) if failure.is_foreign_key() => Ok(false),
@@ -62,7 +117,7 @@ pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duratio
     }
 }
 
-pub(super) async fn get_one(pool: &PgPool, repository: RepositoryId, id: Uuid) -> Attempt<Option<Upload>> {
+pub(super) async fn find(pool: &PgPool, repository: RepositoryId, id: Uuid) -> TxResult<Option<Upload>> {
     let row = sqlx::query("SELECT * FROM upload WHERE id = $1 AND repository_id = $2")
         .bind(id.to_string())
         .bind(repository.0)
@@ -86,7 +141,7 @@ fn upload(row: &PgRow) -> StoreResult<Upload> {
             offset: rows::unsigned(row, "byte_offset")?,
             hash_state: get(row, "hash_state")?,
             writer: WriterState(get(row, "writer_state")?),
-            door: get(row, "door_state")?,
+            protocol_state: get(row, "protocol_state")?,
             updated_at: rows::time(row, "updated_at")?,
         },
     })
@@ -97,9 +152,9 @@ pub(super) async fn claim(
     read: &Upload,
     fresh: Generation,
     lease: Duration,
-) -> Attempt<UploadClaim, UploadError> {
+) -> TxResult<UploadClaim, UploadError> {
     let Upload { id, version, generation, .. } = read;
-    // Most often nobody has it, and one statement does.
+    // Usually the session is unclaimed, and one statement suffices.
     let claimed = sqlx::query(concat!(
         "UPDATE upload SET version = version + 1, claimed_until = ",
         clock!(),
@@ -124,17 +179,17 @@ pub(super) async fn claim(
     .bind(id.to_string())
     .fetch_optional(&mut *tx)
     .await?;
-    let row = row.ok_or(Failure::Refused(UploadError::NotFound))?;
+    let row = row.ok_or(TxError::Refused(UploadError::NotFound))?;
     let (now, before) = (rows::time(&row, "clock")?, parsed::<Generation>(&row, "generation")?);
     match rows::optional_time(&row, "claimed_until")? {
-        _ if get::<i64>(&row, "version")? != *version => return Err(Failure::Refused(UploadError::Conflict)),
-        _ if before != *generation => return Err(Failure::Refused(UploadError::Conflict)),
-        Some(until) if until > now => return Err(Failure::Refused(UploadError::Conflict)),
+        _ if get::<i64>(&row, "version")? != *version => return Err(TxError::Refused(UploadError::Conflict)),
+        _ if before != *generation => return Err(TxError::Refused(UploadError::Conflict)),
+        Some(until) if until > now => return Err(TxError::Refused(UploadError::Conflict)),
         Some(_) => {}
-        // It was let go of just now.
-        None => return Err(Failure::Raced),
+        // The claim was released just now.
+        None => return Err(TxError::Raced),
     }
-    jobs::enqueue(&mut tx, &[DeleteGeneration::of(before).job(late(now))]).await?;
+    jobs::enqueue_all(&mut tx, &[DeleteGeneration::of(before).job(late(now))]).await?;
     sqlx::query("UPDATE upload SET version = version + 1, claimed_until = $2, generation = $3 WHERE id = $1")
         .bind(id.to_string())
         .bind(millis(now).saturating_add(rows::lease(lease)))
@@ -145,7 +200,7 @@ pub(super) async fn claim(
     Ok(UploadClaim { version: version + 1, generation: fresh, takeover: true })
 }
 
-pub(super) async fn prolong(pool: &PgPool, id: Uuid, version: i64, lease: Duration) -> Attempt<(), UploadError> {
+pub(super) async fn renew(pool: &PgPool, id: Uuid, version: i64, lease: Duration) -> TxResult<(), UploadError> {
     let prolonged = sqlx::query(concat!(
         "UPDATE upload SET claimed_until = ",
         clock!(),
@@ -156,10 +211,10 @@ pub(super) async fn prolong(pool: &PgPool, id: Uuid, version: i64, lease: Durati
     .bind(rows::lease(lease))
     .execute(pool)
     .await?;
-    if prolonged.rows_affected() > 0 { Ok(()) } else { Err(refused(pool, id).await?) }
+    if prolonged.rows_affected() > 0 { Ok(()) } else { Err(refusal(pool, id).await?) }
 }
 
-pub(super) async fn release(pool: &PgPool, id: Uuid, version: i64, clean: bool) -> Attempt<()> {
+pub(super) async fn release(pool: &PgPool, id: Uuid, version: i64, clean: bool) -> TxResult<()> {
     sqlx::query("UPDATE upload SET claimed_until = $3 WHERE id = $1 AND version = $2 AND claimed_until IS NOT NULL")
         .bind(id.to_string())
         .bind(version)
@@ -169,11 +224,11 @@ pub(super) async fn release(pool: &PgPool, id: Uuid, version: i64, clean: bool) 
     Ok(())
 }
 
-pub(super) async fn advance(pool: &PgPool, advance: &AdvanceUpload) -> Attempt<(), UploadError> {
+pub(super) async fn advance(pool: &PgPool, advance: &AdvanceUpload) -> TxResult<(), UploadError> {
     let AdvanceUpload { id, version, progress, generation, hold, .. } = advance;
-    let UploadProgress { offset, hash_state, writer, door, updated_at } = progress;
+    let UploadProgress { offset, hash_state, writer, protocol_state, updated_at } = progress;
     let advanced = sqlx::query(concat!(
-        "UPDATE upload SET byte_offset = $3, hash_state = $4, writer_state = $5, door_state = $6, updated_at = $7,
+        "UPDATE upload SET byte_offset = $3, hash_state = $4, writer_state = $5, protocol_state = $6, updated_at = $7,
                            generation = $8, claimed_until = ",
         clock!(),
         " + $9::bigint
@@ -184,25 +239,25 @@ pub(super) async fn advance(pool: &PgPool, advance: &AdvanceUpload) -> Attempt<(
     .bind(signed(*offset)?)
     .bind(hash_state)
     .bind(&writer.0)
-    .bind(door)
+    .bind(protocol_state)
     .bind(millis(*updated_at))
     .bind(generation.to_string())
     .bind(hold.map(rows::lease))
     .execute(pool)
     .await?;
-    if advanced.rows_affected() > 0 { Ok(()) } else { Err(refused(pool, *id).await?) }
+    if advanced.rows_affected() > 0 { Ok(()) } else { Err(refusal(pool, *id).await?) }
 }
 
-/// Why a statement that names a claim touched no row.
-async fn refused(pool: &PgPool, id: Uuid) -> Attempt<Failure<UploadError>, UploadError> {
+/// Returns the reason why a statement that names a claim changed no row.
+async fn refusal(pool: &PgPool, id: Uuid) -> TxResult<TxError<UploadError>, UploadError> {
     let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM upload WHERE id = $1)")
         .bind(id.to_string())
         .fetch_one(pool)
         .await?;
-    Ok(Failure::Refused(if exists { UploadError::Conflict } else { UploadError::NotFound }))
+    Ok(TxError::Refused(if exists { UploadError::Conflict } else { UploadError::NotFound }))
 }
 
-pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> Attempt<Committed, UploadError> {
+pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> TxResult<CommitOutcome, UploadError> {
     let CommitUpload { id, version, digest, size, sealed, known, now, lease_until } = commit;
     let mut tx = pool.begin().await?;
     let row = sqlx::query(
@@ -216,9 +271,9 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> Attempt<Comm
     .bind(digest.as_str())
     .fetch_optional(&mut *tx)
     .await?;
-    let Some(row) = row else { return Err(Failure::Refused(UploadError::NotFound)) };
+    let Some(row) = row else { return Err(TxError::Refused(UploadError::NotFound)) };
     if get::<i64>(&row, "version")? != *version {
-        return Err(Failure::Refused(UploadError::Conflict));
+        return Err(TxError::Refused(UploadError::Conflict));
     }
     let repository = RepositoryId(get(&row, "repository_id")?);
     let encryption = Encryption { kind: get(&row, "encryption_type")?, kms_key: get(&row, "kms_key")? };
@@ -234,34 +289,34 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> Attempt<Comm
         lease_until: *lease_until,
     };
 
-    // What the repository has comes before what the account has: its encryption may have been another then.
+    // The repository's own blob comes before the account's: it may have another encryption.
     let mut gone = sealed.leftover.clone();
     let linked: Option<i64> = get(&row, "blob_id")?;
     let (blob, bytes) = match linked {
-        Some(blob) => blobs::lease_live(&mut tx, blob, *lease_until).await?.ok_or(Failure::Raced)?,
-        None => blobs::add(&mut tx, &new).await?,
+        Some(blob) => layers::extend_live_lease(&mut tx, blob, *lease_until).await?.ok_or(TxError::Raced)?,
+        None => layers::insert(&mut tx, &new).await?,
     };
     let committed = match known {
-        _ if bytes.generation == sealed.generation => Committed::New,
+        _ if bytes.generation == sealed.generation => CommitOutcome::New,
         Some(KnownBlob { generation, intact: true }) if *generation == bytes.generation => {
             gone.push(sealed.generation);
-            blobs::set_damaged(&mut *tx, bytes.generation, None).await?;
-            if linked.is_some() { Committed::AlreadyInRepository } else { Committed::Shared }
+            layers::set_damaged(&mut *tx, bytes.generation, None).await?;
+            if linked.is_some() { CommitOutcome::AlreadyInRepository } else { CommitOutcome::Shared }
         }
         Some(KnownBlob { generation, intact: false }) if *generation == bytes.generation => {
             gone.push(bytes.generation);
-            blobs::replace_bytes(&mut tx, blob, &new).await?;
-            Committed::Healed
+            layers::replace_bytes(&mut tx, blob, &new).await?;
+            CommitOutcome::Healed
         }
-        _ => return Err(Failure::Refused(UploadError::Unchecked(bytes))),
+        _ => return Err(TxError::Refused(UploadError::Unchecked(bytes))),
     };
-    if !blobs::link(&mut tx, repository, digest, blob, *now).await? && linked.is_none() {
-        // Another request has linked it meanwhile.
-        return Err(Failure::Raced);
+    if !layers::link(&mut tx, repository, digest, blob, *now).await? && linked.is_none() {
+        // Another request has linked it in between.
+        return Err(TxError::Raced);
     }
     sqlx::query("DELETE FROM upload WHERE id = $1").bind(id.to_string()).execute(&mut *tx).await?;
     let deletions: Vec<_> = gone.into_iter().map(|generation| DeleteGeneration::of(generation).job(*now)).collect();
-    jobs::enqueue(&mut tx, &deletions).await?;
+    jobs::enqueue_all(&mut tx, &deletions).await?;
     tx.commit().await?;
     Ok(committed)
 }
@@ -272,7 +327,7 @@ pub(super) async fn cancel(
     id: Uuid,
     version: Option<i64>,
     now: Timestamp,
-) -> Attempt<bool> {
+) -> TxResult<bool> {
     let mut tx = pool.begin().await?;
     let gone = sqlx::query(
         "DELETE FROM upload WHERE id = $1 AND repository_id = $2 AND version = coalesce($3, version)
@@ -283,15 +338,15 @@ pub(super) async fn cancel(
     .bind(version)
     .fetch_all(&mut *tx)
     .await?;
-    hand_over(&mut tx, &gone, now).await?;
+    enqueue_deletions(&mut tx, &gone, now).await?;
     tx.commit().await?;
     Ok(!gone.is_empty())
 }
 
-pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestamp, limit: usize) -> Attempt<u64> {
+pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestamp, limit: usize) -> TxResult<u64> {
     let mut tx = pool.begin().await?;
     let gone = sqlx::query(concat!(
-        // Of two lists of ids, as the rows of one or the other would be looked for in the whole table.
+        // Two lists of ids: with an OR of both conditions the planner would scan the whole table.
         "DELETE FROM upload WHERE id = ANY (
              ARRAY(SELECT id FROM upload WHERE updated_at < $1 AND (claimed_until IS NULL OR claimed_until <= ",
         clock!(),
@@ -306,18 +361,18 @@ pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestam
     .bind(millis(now - LATE_WRITE))
     .fetch_all(&mut *tx)
     .await?;
-    hand_over(&mut tx, &gone, now).await?;
+    enqueue_deletions(&mut tx, &gone, now).await?;
     tx.commit().await?;
     Ok(gone.len() as u64)
 }
 
-/// Removes sessions of a repository that was deleted, at most so many; how many.
-pub(super) async fn discard(
+/// Removes at most `limit` sessions of a deleted repository, and returns how many.
+pub(super) async fn cancel_all(
     tx: &mut PgConnection,
     repository: RepositoryId,
     limit: usize,
     now: Timestamp,
-) -> Attempt<usize> {
+) -> TxResult<usize> {
     let gone = sqlx::query(
         "DELETE FROM upload WHERE id = ANY (ARRAY(
              SELECT id FROM upload WHERE repository_id = $1 LIMIT $2 FOR UPDATE))
@@ -327,24 +382,24 @@ pub(super) async fn discard(
     .bind(rows::limit(limit))
     .fetch_all(&mut *tx)
     .await?;
-    hand_over(tx, &gone, now).await?;
+    enqueue_deletions(tx, &gone, now).await?;
     Ok(gone.len())
 }
 
-/// Hands the generations of sessions that are gone to the jobs that delete them.
-async fn hand_over<E>(tx: &mut PgConnection, gone: &[PgRow], now: Timestamp) -> Attempt<(), E> {
+/// Enqueues the jobs that delete the generations of removed sessions.
+async fn enqueue_deletions<E>(tx: &mut PgConnection, gone: &[PgRow], now: Timestamp) -> TxResult<(), E> {
     let job = |row| {
         let (generation, writer) = (parsed(row, "generation")?, WriterState(get(row, "writer_state")?));
         let claimed_until = rows::optional_time(row, "claimed_until")?;
         Ok(DeleteGeneration::of_session(generation, writer, claimed_until, now))
     };
     let new_jobs = gone.iter().map(job).collect::<StoreResult<Vec<_>>>()?;
-    jobs::enqueue(tx, &new_jobs).await
+    jobs::enqueue_all(tx, &new_jobs).await
 }
 
-pub(super) async fn open(pool: &PgPool) -> Attempt<u64> {
+pub(super) async fn count(pool: &PgPool) -> TxResult<u64> {
     let row = sqlx::query("SELECT count(*) AS open FROM (SELECT 1 FROM upload LIMIT $1) u")
-        .bind(signed(MOST_COUNTED)?)
+        .bind(signed(COUNT_LIMIT)?)
         .fetch_one(pool)
         .await?;
     Ok(rows::unsigned(&row, "open")?)

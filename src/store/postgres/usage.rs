@@ -1,12 +1,28 @@
-//! What scopes hold: a row for each, and the changes that are not folded into it yet.
+//! Usage: totals per scope, and the changes that have not been folded into them yet.
 
 use sqlx::{PgExecutor, PgPool};
 
-use super::failure::Attempt;
+use super::PostgresStore;
+use super::error::TxResult;
 use super::rows;
+use crate::store::StoreResult;
+use crate::store::repositories::RepositoryId;
+use crate::store::usage::{UsageStore, repository_scope};
 
-/// The items and bytes of a scope.
-pub(super) async fn of<E>(executor: impl PgExecutor<'_>, scope: &str) -> Attempt<(u64, u64), E> {
+#[async_trait::async_trait]
+impl UsageStore for PostgresStore {
+    async fn repository_usage(&self, id: RepositoryId) -> StoreResult<(u64, u64)> {
+        let scope = repository_scope(id);
+        self.run(|| find(&self.pool, &scope)).await
+    }
+
+    async fn fold_usage(&self, limit: usize) -> StoreResult<u64> {
+        self.run(|| fold(&self.pool, limit)).await
+    }
+}
+
+/// Returns the items and bytes of a scope.
+pub(super) async fn find<E>(executor: impl PgExecutor<'_>, scope: &str) -> TxResult<(u64, u64), E> {
     let row = sqlx::query(
         "SELECT greatest(coalesce(sum(items), 0), 0)::bigint AS items,
                 greatest(coalesce(sum(bytes), 0), 0)::bigint AS bytes
@@ -19,9 +35,9 @@ pub(super) async fn of<E>(executor: impl PgExecutor<'_>, scope: &str) -> Attempt
     Ok((rows::unsigned(&row, "items")?, rows::unsigned(&row, "bytes")?))
 }
 
-pub(super) async fn fold(pool: &PgPool, limit: usize) -> Attempt<u64> {
-    // SKIP LOCKED: replicas that fold at once share the deltas. The order of the scopes keeps them from waiting for each other
-    // in a circle.
+pub(super) async fn fold(pool: &PgPool, limit: usize) -> TxResult<u64> {
+    // SKIP LOCKED: concurrent replicas share the deltas. The order of the scopes prevents
+    // deadlocks.
     let folded: i64 = sqlx::query_scalar(
         "WITH taken AS (
              DELETE FROM usage_delta WHERE id = ANY (ARRAY(

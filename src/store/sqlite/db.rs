@@ -1,21 +1,23 @@
-//! A connection as the queries see it: every statement is prepared once and kept, every error is the store's.
+//! A connection as the queries use it: every statement is prepared once and cached, and every error is
+//! a [`StoreError`].
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
 
 use crate::store::{StoreError, StoreResult};
 
-/// A connection, in a transaction where it writes.
+/// A connection, which is in a transaction if it writes.
 #[derive(Clone, Copy)]
 pub(super) struct Db<'c>(pub(super) &'c Connection);
 
 impl<'c> Db<'c> {
-    /// The one place where statements are prepared; their texts are traced, so that tests see every one.
+    /// Prepares a statement. Every statement is prepared here and its text traced, so that tests see
+    /// all of them.
     fn prepare(self, sql: &str) -> StoreResult<CachedStatement<'c>> {
         tracing::trace!(target: "wharfage::sqlite", statement = sql, "prepare");
         Ok(self.0.prepare_cached(sql)?)
     }
 
-    /// Runs a statement and tells how many rows it touched.
+    /// Runs a statement and returns the number of changed rows.
     pub(super) fn run(self, sql: &str, params: impl Params) -> StoreResult<usize> {
         Ok(self.prepare(sql)?.execute(params)?)
     }
@@ -25,7 +27,7 @@ impl<'c> Db<'c> {
         Ok(self.prepare(sql)?.insert(params)?)
     }
 
-    /// The first row, if there is one.
+    /// Reads the first row, if there is one.
     pub(super) fn first<T>(
         self,
         sql: &str,
@@ -36,12 +38,12 @@ impl<'c> Db<'c> {
         statement.query(params)?.next()?.map(read).transpose()
     }
 
-    /// Whether there is a row.
+    /// Returns true if there is a row.
     pub(super) fn exists(self, sql: &str, params: impl Params) -> StoreResult<bool> {
         Ok(self.prepare(sql)?.exists(params)?)
     }
 
-    /// Every row; the caller has put a bound on them.
+    /// Reads every row; the statement has to limit them.
     pub(super) fn all<T>(
         self,
         sql: &str,
@@ -56,17 +58,6 @@ impl<'c> Db<'c> {
         }
         Ok(all)
     }
-}
-
-/// A column's text, without a copy.
-pub(super) fn text<'r>(row: &'r Row<'_>, column: usize) -> StoreResult<&'r str> {
-    text_or_null(row, column)?.ok_or_else(|| StoreError::Inconsistent(format!("column {column} of a row has no value")))
-}
-
-/// A column's text, or `None` for NULL.
-pub(super) fn text_or_null<'r>(row: &'r Row<'_>, column: usize) -> StoreResult<Option<&'r str>> {
-    let inconsistent = |error| StoreError::Inconsistent(format!("column {column} of a row is no text: {error}"));
-    row.get_ref(column)?.as_str_or_null().map_err(inconsistent)
 }
 
 impl From<rusqlite::Error> for StoreError {

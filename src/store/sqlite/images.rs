@@ -1,176 +1,367 @@
-//! Deleting images, and when they were pulled.
+//! Images: lists of them and of their tags, as keyset pages, and when they were pulled.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 use super::db::Db;
-use super::manifests::{self, Stored};
-use super::{jobs, listings};
-use crate::names::{Digest, Tag};
+use super::image_rows::tags_of;
+use super::rows::{self, optional_parsed, optional_time, parsed, text, text_or_null};
+use super::{SqliteStore, image_batches, image_deletion, storage_class};
+use crate::names::{Digest, Reference, Tag};
+use crate::store::StoreResult;
 use crate::store::images::{
-    DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers,
-    Stale, StorageClass, TagDeleted,
+    DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
+    ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers, StorageClass, StorageClassError,
+    TagDeleted, TaggedImage, statuses,
 };
 use crate::store::repositories::RepositoryId;
-use crate::store::{StoreResult, rows};
 
-pub(super) fn delete(
-    db: Db<'_>,
-    repository: RepositoryId,
-    digest: &Digest,
-    referrers: Referrers,
-    now: Timestamp,
-) -> Result<Vec<Tag>, DeleteImageError> {
-    let stored = manifests::by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
-    remove(db, repository, &stored, referrers, now)
+#[async_trait::async_trait]
+impl ImageStore for SqliteStore {
+    async fn find_images(
+        &self,
+        repository: RepositoryId,
+        references: &[Reference],
+    ) -> StoreResult<Vec<Option<TaggedImage>>> {
+        let references = references.to_vec();
+        self.readers.page(move |db| find(db, repository, &references)).await
+    }
+
+    async fn list_images(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<TaggedImage>> {
+        let after = after.cloned();
+        self.readers.page(move |db| list(db, repository, filter, after.as_ref(), limit)).await
+    }
+
+    async fn list_image_ids(
+        &self,
+        repository: RepositoryId,
+        filter: ImageFilter,
+        after: Option<&ImageIdentifier>,
+        limit: usize,
+    ) -> StoreResult<Vec<ImageIdentifier>> {
+        let after = after.cloned();
+        self.readers.page(move |db| list_ids(db, repository, filter, after.as_ref(), limit)).await
+    }
+
+    async fn list_tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
+        let after = after.map(str::to_owned);
+        self.readers.page(move |db| list_tags(db, repository, after.as_deref(), limit)).await
+    }
+
+    async fn list_index_edges(
+        &self,
+        repository: RepositoryId,
+        after: Option<&(Digest, Digest)>,
+        limit: usize,
+    ) -> StoreResult<Vec<(Digest, Digest)>> {
+        let after = after.cloned();
+        self.readers.page(move |db| list_index_edges(db, repository, after.as_ref(), limit)).await
+    }
+
+    async fn list_referrers(
+        &self,
+        repository: RepositoryId,
+        subject: &Digest,
+        filter: &ReferrerFilter,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> StoreResult<Vec<Image>> {
+        let (subject, filter, after) = (subject.clone(), filter.clone(), after.cloned());
+        self.readers.page(move |db| list_referrers(db, repository, &subject, &filter, after.as_ref(), limit)).await
+    }
+
+    async fn delete_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        referrers: Referrers,
+        now: Timestamp,
+    ) -> Result<Vec<Tag>, DeleteImageError> {
+        let digest = digest.clone();
+        self.writer.write(move |db| image_deletion::delete(db, repository, &digest, referrers, now)).await
+    }
+
+    async fn delete_tag(
+        &self,
+        repository: RepositoryId,
+        tag: &Tag,
+        expected: Option<&Digest>,
+        last: LastTag,
+        now: Timestamp,
+    ) -> Result<TagDeleted, DeleteImageError> {
+        let (tag, expected) = (tag.clone(), expected.cloned());
+        self.writer
+            .write(move |db| image_deletion::delete_tag(db, repository, &tag, expected.as_ref(), last, now))
+            .await
+    }
+
+    async fn delete_images(
+        &self,
+        repository: RepositoryId,
+        deletions: &[ImageDeletion],
+        now: Timestamp,
+    ) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
+        let deletions = deletions.to_vec();
+        self.writer.write(move |db| image_batches::delete_all(db, repository, &deletions, now)).await
+    }
+
+    async fn expire_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        decision: LifecycleDecision,
+        now: Timestamp,
+    ) -> Result<(), DeleteImageError> {
+        let digest = digest.clone();
+        self.writer.write(move |db| image_deletion::expire(db, repository, &digest, &decision, now)).await
+    }
+
+    async fn set_storage_class(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        class: StorageClass,
+        now: Timestamp,
+    ) -> Result<ImageStatus, StorageClassError> {
+        let digest = digest.clone();
+        self.writer.write(move |db| storage_class::set(db, repository, &digest, class, now)).await
+    }
+
+    async fn archive_image(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        decision: LifecycleDecision,
+        now: Timestamp,
+    ) -> Result<(), StorageClassError> {
+        let digest = digest.clone();
+        self.writer.write(move |db| storage_class::archive(db, repository, &digest, &decision, now)).await
+    }
+
+    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool> {
+        let referrer = referrer.clone();
+        self.writer.write(move |db| image_deletion::follow_subject(db, repository, &referrer, now)).await
+    }
+
+    async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
+        let pulls = pulls.to_vec();
+        self.writer.write(move |db| record_pulls(db, &pulls)).await
+    }
 }
 
-pub(super) fn expire(
-    db: Db<'_>,
-    repository: RepositoryId,
-    digest: &Digest,
-    decision: &LifecycleDecision,
-    now: Timestamp,
-) -> Result<(), DeleteImageError> {
-    check_policy(db, repository, decision)??;
-    let stored = manifests::by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
-    check_image(db, repository, &stored, decision, None)??;
-    remove(db, repository, &stored, Referrers::Follow, now).map(drop)
+/// The columns that [`image`] reads.
+const COLUMNS: &str = "m.id, m.digest, m.media_type, m.artifact_type, m.config_media_type, m.payload_size, \
+                     m.image_size, m.subject, m.pushed_at, m.last_pulled_at, m.status, m.archived_at, \
+                     m.activated_at, m.revision";
+
+fn image(row: &Row<'_>) -> StoreResult<Image> {
+    Ok(Image {
+        id: ManifestId(row.get(0)?),
+        digest: parsed(row, 1)?,
+        media_type: row.get(2)?,
+        artifact_type: row.get(3)?,
+        config_media_type: row.get(4)?,
+        payload_size: rows::unsigned(row.get(5)?)?,
+        image_size: rows::unsigned(row.get(6)?)?,
+        subject: optional_parsed(row, 7)?,
+        annotations: BTreeMap::new(),
+        pushed_at: rows::time(row.get(8)?)?,
+        last_pulled_at: optional_time(row, 9)?,
+        status: rows::status(text(row, 10)?)?,
+        archived_at: optional_time(row, 11)?,
+        activated_at: optional_time(row, 12)?,
+        revision: rows::unsigned(row.get(13)?)?,
+    })
 }
 
-/// Whether the repository has the policy that the decision is the policy's.
-pub(super) fn check_policy(
-    db: Db<'_>,
-    repository: RepositoryId,
-    decision: &LifecycleDecision,
-) -> StoreResult<Result<(), Stale>> {
-    let sql = "SELECT 1 FROM repository WHERE id = ?1 AND lifecycle_policy = ?2";
-    let holds = db.exists(sql, params![repository.0, decision.policy.as_ref()])?;
-    Ok(if holds { Ok(()) } else { Err(Stale::Policy) })
+/// Reads an image with its annotations, the column after [`COLUMNS`], which only lists of referrers
+/// need.
+fn referrer(row: &Row<'_>) -> StoreResult<Image> {
+    Ok(Image { annotations: rows::annotations_of(text_or_null(row, 14)?)?, ..image(row)? })
 }
 
-/// Whether the rest of what a decision rests on holds. `class` is where the image is to go, if it is not to be deleted.
-pub(super) fn check_image(
+pub(super) fn find(
     db: Db<'_>,
     repository: RepositoryId,
-    stored: &Stored,
-    decision: &LifecycleDecision,
-    class: Option<StorageClass>,
-) -> StoreResult<Result<(), Stale>> {
-    let LifecycleDecision { policy: _, revision, last_pulled_at, follows_subject, kept } = decision;
-    if stored.revision != *revision || stored.last_pulled_at != *last_pulled_at {
-        return Ok(Err(Stale::Image));
-    }
-    if let (true, Some(subject)) = (follows_subject, &stored.subject) {
-        let status = manifests::by_digest(db, repository, subject)?.map(|subject| subject.status);
-        let left = status.is_none() || (class.is_some() && status == Some(ImageStatus::Archived));
-        if !left {
-            return Ok(Err(Stale::Subject));
-        }
-    }
-    for (ManifestId(id), revision) in kept.iter() {
-        let sql = "SELECT 1 FROM manifest WHERE id = ?1 AND revision = ?2";
-        if !db.exists(sql, [*id, rows::signed(*revision)?])? {
-            return Ok(Err(Stale::Kept));
-        }
-    }
-    Ok(Ok(()))
-}
-
-/// Removes an image that is there.
-pub(super) fn remove(
-    db: Db<'_>,
-    repository: RepositoryId,
-    stored: &Stored,
-    referrers: Referrers,
-    now: Timestamp,
-) -> Result<Vec<Tag>, DeleteImageError> {
-    let holders = manifests::holders(db, stored.id)?;
-    if !holders.is_empty() {
-        return Err(DeleteImageError::ReferencedBy(holders));
-    }
-    let tags = listings::tags_of(db, ManifestId(stored.id))?;
-    // Payload, tags and edges go with it.
-    db.run("DELETE FROM manifest WHERE id = ?1", [stored.id])?;
-    for event in stored.image(&manifests::home_of(db, repository)?).deleted(&tags, now) {
-        jobs::record(db, &event)?;
-    }
-    if referrers == Referrers::Follow {
-        manifests::enqueue_follow_up(db, repository, &stored.digest, now)?;
-    }
-    Ok(tags)
-}
-
-pub(super) fn delete_tag(
-    db: Db<'_>,
-    repository: RepositoryId,
-    tag: &Tag,
-    expected: Option<&Digest>,
-    last: LastTag,
-    now: Timestamp,
-) -> Result<TagDeleted, DeleteImageError> {
-    let stored = manifests::by_tag(db, repository, tag)?.ok_or(DeleteImageError::NotFound)?;
-    if expected.is_some_and(|expected| *expected != stored.digest) {
-        return Err(DeleteImageError::TagPointsElsewhere(stored.digest));
-    }
-    let image_deleted = last == LastTag::DeletesImage && manifests::count_tags(db, stored.id)? == 1;
-    if image_deleted {
-        remove(db, repository, &stored, Referrers::Follow, now)?;
-    } else {
-        db.run("DELETE FROM tag WHERE repository_id = ?1 AND name = ?2", params![repository.0, tag.as_str()])?;
-        manifests::revise(db, stored.id)?;
-        for event in stored.image(&manifests::home_of(db, repository)?).deleted([tag], now) {
-            jobs::record(db, &event)?;
-        }
-    }
-    Ok(TagDeleted { digest: stored.digest, image_deleted })
-}
-
-pub(super) fn delete_all(
-    db: Db<'_>,
-    repository: RepositoryId,
-    deletions: &[ImageDeletion],
-    now: Timestamp,
-) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
-    let one = |deletion: &ImageDeletion| match deletion {
-        ImageDeletion::Image(digest) => {
-            let tags = delete(db, repository, digest, Referrers::Follow, now)?;
-            Ok(ImageDeleted { digest: digest.clone(), tags, image_deleted: true })
-        }
-        ImageDeletion::Tag { tag, expected } => {
-            let TagDeleted { digest, image_deleted } =
-                delete_tag(db, repository, tag, expected.as_ref(), LastTag::DeletesImage, now)?;
-            Ok(ImageDeleted { digest, tags: vec![tag.clone()], image_deleted })
-        }
+    references: &[Reference],
+) -> StoreResult<Vec<Option<TaggedImage>>> {
+    let by_tag = format!(
+        "SELECT {COLUMNS} FROM tag t JOIN manifest m ON m.id = t.manifest_id WHERE t.repository_id = ?1 AND t.name = ?2"
+    );
+    let by_digest = format!("SELECT {COLUMNS} FROM manifest m WHERE m.repository_id = ?1 AND m.digest = ?2");
+    let find = |reference: &Reference| {
+        let (sql, name) = match reference {
+            Reference::Tag(tag) => (&by_tag, tag.as_str()),
+            Reference::Digest(digest) => (&by_digest, digest.as_str()),
+        };
+        let found = db.first(sql, params![repository.0, name], image)?;
+        found.map(|image| with_tags(db, image)).transpose()
     };
-    // What is refused is refused before it writes.
-    let refused_or_done = |deletion| match one(deletion) {
-        Err(DeleteImageError::Store(error)) => Err(error),
-        other => Ok(other),
-    };
-    deletions.iter().map(refused_or_done).collect()
+    references.iter().map(find).collect()
 }
 
-pub(super) fn follow_subject(
+fn with_tags(db: Db<'_>, image: Image) -> StoreResult<TaggedImage> {
+    let tags = tags_of(db, image.id.0)?;
+    Ok(TaggedImage { image, tags })
+}
+
+pub(super) fn list(
     db: Db<'_>,
     repository: RepositoryId,
-    referrer: &Digest,
-    now: Timestamp,
-) -> StoreResult<bool> {
-    let Some(stored) = manifests::by_digest(db, repository, referrer)? else { return Ok(false) };
-    let Some(subject) = &stored.subject else { return Ok(false) };
-    let class = match manifests::by_digest(db, repository, subject)?.map(|subject| subject.status) {
-        Some(ImageStatus::Archived) => StorageClass::Archive,
-        Some(ImageStatus::Active | ImageStatus::Activating) => StorageClass::Standard,
-        None => {
-            return match remove(db, repository, &stored, Referrers::Follow, now) {
-                Ok(_tags) => Ok(true),
-                Err(DeleteImageError::Store(error)) => Err(error),
-                Err(_) => Ok(false),
-            };
+    filter: ImageFilter,
+    after: Option<&Digest>,
+    limit: usize,
+) -> StoreResult<Vec<TaggedImage>> {
+    let by_id = format!("SELECT {COLUMNS} FROM manifest m WHERE m.id = ?1");
+    let mut images = Vec::new();
+    for ListedImage { id, digest, tag_count } in
+        list_page(db, repository, filter, after.map_or("", Digest::as_str), limit + 1)?
+    {
+        if after == Some(&digest) || images.len() == limit {
+            continue;
         }
-    };
-    super::storage_class::follow(db, repository, &stored, class, now)
+        let tags = if tag_count == 0 { Vec::new() } else { tags_of(db, id)? };
+        let image = db.first(&by_id, [id], image)?;
+        images.extend(image.map(|image| TaggedImage { image, tags }));
+    }
+    Ok(images)
+}
+
+pub(super) fn list_ids(
+    db: Db<'_>,
+    repository: RepositoryId,
+    filter: ImageFilter,
+    after: Option<&ImageIdentifier>,
+    limit: usize,
+) -> StoreResult<Vec<ImageIdentifier>> {
+    let from = after.map_or("", |after| after.digest.as_str());
+    let mut entries = Vec::new();
+    // Each image but the first has an entry, so `limit + 1` images fill the page.
+    for ListedImage { id, digest, tag_count } in list_page(db, repository, filter, from, limit + 1)? {
+        if entries.len() == limit {
+            break;
+        }
+        let begun = after.filter(|after| after.digest == digest);
+        if tag_count == 0 {
+            // The entry without a tag is the only one of its image.
+            entries.extend(begun.is_none().then_some(ImageIdentifier { digest, tag: None }));
+            continue;
+        }
+        let last = begun.and_then(|after| after.tag.as_ref()).map_or("", Tag::as_str);
+        let sql = "SELECT name FROM tag WHERE manifest_id = ?1 AND name > ?2 ORDER BY name LIMIT ?3";
+        let names = db.all(sql, params![id, last, rows::limit(limit - entries.len())], |row| parsed(row, 0))?;
+        entries.extend(names.into_iter().map(|tag| ImageIdentifier { digest: digest.clone(), tag: Some(tag) }));
+    }
+    Ok(entries)
+}
+
+/// An image on a page of a listing.
+struct ListedImage {
+    id: i64,
+    digest: Digest,
+    tag_count: i64,
+}
+
+/// Lists the images of a filter whose digests are `from` or greater, in the order of their digests.
+/// Each range of the filter is one range of the index; the ranges are merged here.
+fn list_page(
+    db: Db<'_>,
+    repository: RepositoryId,
+    filter: ImageFilter,
+    from: &str,
+    limit: usize,
+) -> StoreResult<Vec<ListedImage>> {
+    let listed = |row: &Row<'_>| Ok(ListedImage { id: row.get(0)?, digest: parsed(row, 1)?, tag_count: row.get(2)? });
+    let ranges = filter.ranges();
+    if ranges.is_empty() {
+        let sql = "SELECT id, digest, tag_count FROM manifest \
+                   WHERE repository_id = ?1 AND digest >= ?2 ORDER BY digest LIMIT ?3";
+        return db.all(sql, params![repository.0, from, rows::limit(limit)], listed);
+    }
+    let mut page = Vec::new();
+    for ImageRange { status, tagged } in ranges {
+        let sql = "SELECT id, digest, tag_count FROM manifest \
+                   WHERE repository_id = ?1 AND status = ?4 AND min(tag_count, 1) = ?5 AND digest >= ?2 \
+                   ORDER BY digest LIMIT ?3";
+        let values = params![repository.0, from, rows::limit(limit), status.as_str(), i64::from(tagged)];
+        page.extend(db.all(sql, values, listed)?);
+    }
+    page.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));
+    page.truncate(limit);
+    Ok(page)
+}
+
+pub(super) fn list_tags(
+    db: Db<'_>,
+    repository: RepositoryId,
+    after: Option<&str>,
+    limit: usize,
+) -> StoreResult<Vec<Tag>> {
+    // The condition is literally that of the partial index `tag_listed`, so that the planner uses
+    // it.
+    let sql = format!(
+        "SELECT name FROM tag WHERE repository_id = ?1 AND name > ?2 AND archived_at IS NULL AND length(name) <= {} \
+         ORDER BY name LIMIT ?3",
+        Tag::MAX_OCI
+    );
+    db.all(&sql, params![repository.0, after.unwrap_or_default(), rows::limit(limit)], |row| parsed(row, 0))
+}
+
+pub(super) fn list_index_edges(
+    db: Db<'_>,
+    repository: RepositoryId,
+    after: Option<&(Digest, Digest)>,
+    limit: usize,
+) -> StoreResult<Vec<(Digest, Digest)>> {
+    let (parent, child) = after.map_or(("", ""), |(parent, child)| (parent.as_str(), child.as_str()));
+    let sql = "SELECT p.digest, c.digest FROM manifest p JOIN manifest_child e ON e.parent_id = p.id \
+               JOIN manifest c ON c.id = e.child_id \
+               WHERE p.repository_id = ?1 AND p.digest >= ?2 AND (p.digest > ?2 OR c.digest > ?3) \
+               ORDER BY p.digest, c.digest LIMIT ?4";
+    let values = params![repository.0, parent, child, rows::limit(limit)];
+    db.all(sql, values, |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))
+}
+
+pub(super) fn list_referrers(
+    db: Db<'_>,
+    repository: RepositoryId,
+    subject: &Digest,
+    filter: &ReferrerFilter,
+    after: Option<&Digest>,
+    limit: usize,
+) -> StoreResult<Vec<Image>> {
+    let of_any_type = format!(
+        "SELECT {COLUMNS}, m.annotations FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
+         AND m.digest > ?4 ORDER BY m.digest LIMIT ?5"
+    );
+    let of_type = format!(
+        "SELECT {COLUMNS}, m.annotations FROM manifest m WHERE m.repository_id = ?1 AND m.subject = ?2 AND m.status = ?3 \
+         AND coalesce(m.artifact_type, m.config_media_type) = ?6 AND m.digest > ?4 ORDER BY m.digest LIMIT ?5"
+    );
+    // Removes duplicate types.
+    let types: BTreeSet<&str> = filter.artifact_types.iter().map(String::as_str).collect();
+    let (subject, after, limited) = (subject.as_str(), after.map_or("", Digest::as_str), rows::limit(limit));
+    let mut page = Vec::new();
+    for status in statuses(filter.status) {
+        let status = status.as_str();
+        if types.is_empty() {
+            page.extend(db.all(&of_any_type, params![repository.0, subject, status, after, limited], referrer)?);
+        }
+        for kind in &types {
+            page.extend(db.all(&of_type, params![repository.0, subject, status, after, limited, kind], referrer)?);
+        }
+    }
+    page.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));
+    page.truncate(limit);
+    Ok(page)
 }
 
 pub(super) fn record_pulls(db: Db<'_>, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {

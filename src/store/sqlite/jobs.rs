@@ -1,14 +1,55 @@
-//! Jobs and events.
+//! Background jobs.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 
-use super::db::{Db, text, text_or_null};
-use crate::names::{AccountId, RepositoryName};
-use crate::store::jobs::{Event, Job, JobCount, JobEnd, JobFilter, JobState, NewJob, Requeue, StoredJob};
-use crate::store::{StoreResult, rows};
+use super::SqliteStore;
+use super::db::Db;
+use super::rows::{self, text};
+use crate::store::StoreResult;
+use crate::store::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
+
+#[async_trait::async_trait]
+impl JobStore for SqliteStore {
+    async fn enqueue_job(&self, job: NewJob) -> StoreResult<()> {
+        self.writer.write(move |db| enqueue(db, &job)).await
+    }
+
+    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
+        let kinds = rows::json(kinds)?;
+        // Workers ask often and usually find nothing, so a read comes first. One process has the
+        // database, so its clock is the database's.
+        if self.readers.read(|db| find_next(db, &kinds, now, Timestamp::now()))?.is_none() {
+            return Ok(None);
+        }
+        self.writer.write(move |db| claim(db, &kinds, now, Timestamp::now(), lease)).await
+    }
+
+    async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool> {
+        self.writer.write(move |db| heartbeat(db, id, attempts, Timestamp::now(), lease)).await
+    }
+
+    async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()> {
+        self.writer.write(move |db| self::end(db, id, attempts, &end)).await
+    }
+
+    async fn count_jobs(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>> {
+        let kinds = rows::json(kinds)?;
+        self.readers.page(move |db| count(db, &kinds)).await
+    }
+
+    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+        let filter = filter.clone();
+        self.readers.page(move |db| list(db, &filter, after, limit)).await
+    }
+
+    async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64> {
+        let chosen = jobs.clone();
+        self.writer.write(move |db| requeue(db, &chosen, now)).await
+    }
+}
 
 pub(super) fn enqueue(db: Db<'_>, job: &NewJob) -> StoreResult<()> {
     let NewJob { kind, key, payload, run_at } = job;
@@ -18,9 +59,27 @@ pub(super) fn enqueue(db: Db<'_>, job: &NewJob) -> StoreResult<()> {
     db.run(sql, params![kind, key, rows::millis(*run_at), payload]).map(drop)
 }
 
-/// The job of these kinds (a JSON array) to be claimed next, if there is one. One that lost its holder comes first, so that no
-/// two of a key run at once. Each kind is looked up by itself: a long queue of one does not slow another.
-pub(super) fn next(db: Db<'_>, kinds: &str, now: Timestamp, clock: Timestamp) -> StoreResult<Option<i64>> {
+pub(super) fn claim(
+    db: Db<'_>,
+    kinds: &str,
+    now: Timestamp,
+    clock: Timestamp,
+    lease: Duration,
+) -> StoreResult<Option<Job>> {
+    let Some(id) = find_next(db, kinds, now, clock)? else {
+        return Ok(None);
+    };
+    let sql = "UPDATE job SET state = 'running', lease_until = ?2, attempts = attempts + 1 WHERE id = ?1 \
+               RETURNING id, kind, key, payload, attempts";
+    db.first(sql, [id, lease_end(clock, lease)], |row| {
+        Ok(Job { id: row.get(0)?, kind: row.get(1)?, key: row.get(2)?, payload: row.get(3)?, attempts: row.get(4)? })
+    })
+}
+
+/// Finds the job of these kinds (a JSON array) to be claimed next. One whose lease has expired
+/// comes first, so that no two of a key run at once. Each kind has its own lookup, so that a long
+/// queue of one does not slow another.
+pub(super) fn find_next(db: Db<'_>, kinds: &str, now: Timestamp, clock: Timestamp) -> StoreResult<Option<i64>> {
     let lost = "SELECT id FROM job WHERE state = 'running' AND lease_until <= ?2 \
                 AND +kind IN (SELECT value FROM json_each(?1)) ORDER BY lease_until LIMIT 1";
     if let Some(id) = db.first(lost, params![kinds, rows::millis(clock)], |row| Ok(row.get(0)?))? {
@@ -35,31 +94,15 @@ pub(super) fn next(db: Db<'_>, kinds: &str, now: Timestamp, clock: Timestamp) ->
     db.first(waiting, params![kinds, rows::millis(now)], |row| Ok(row.get(0)?))
 }
 
-pub(super) fn claim(
-    db: Db<'_>,
-    kinds: &str,
-    now: Timestamp,
-    clock: Timestamp,
-    lease: Duration,
-) -> StoreResult<Option<Job>> {
-    let Some(id) = next(db, kinds, now, clock)? else {
-        return Ok(None);
-    };
-    let sql = "UPDATE job SET state = 'running', lease_until = ?2, attempts = attempts + 1 WHERE id = ?1 \
-               RETURNING id, kind, key, payload, attempts";
-    db.first(sql, [id, lease_end(clock, lease)], |row| {
-        Ok(Job { id: row.get(0)?, kind: row.get(1)?, key: row.get(2)?, payload: row.get(3)?, attempts: row.get(4)? })
-    })
-}
-
-/// Ends the leases of processes before this one: they are gone, as the database is open in one at a time.
-pub(super) fn release_all(db: Db<'_>) -> StoreResult<()> {
-    db.run("UPDATE job SET lease_until = 0 WHERE state = 'running' AND lease_until > 0", []).map(drop)
-}
-
-/// The end of a lease that begins now, in milliseconds.
+/// Returns the end of a lease that begins now, in milliseconds.
 fn lease_end(clock: Timestamp, lease: Duration) -> i64 {
     rows::millis(clock).saturating_add(rows::lease(lease))
+}
+
+/// Expires the leases of previous processes. They have ended, because one process at a time has the
+/// database open.
+pub(super) fn release_all(db: Db<'_>) -> StoreResult<()> {
+    db.run("UPDATE job SET lease_until = 0 WHERE state = 'running' AND lease_until > 0", []).map(drop)
 }
 
 pub(super) fn heartbeat(db: Db<'_>, id: i64, attempts: u32, clock: Timestamp, lease: Duration) -> StoreResult<bool> {
@@ -90,7 +133,8 @@ pub(super) fn end(db: Db<'_>, id: i64, attempts: u32, end: &JobEnd) -> StoreResu
                 "UPDATE job SET state = 'waiting', lease_until = NULL, run_at = ?2, last_error = ?3 WHERE id = ?1";
             db.run(sql, params![id, rows::millis(*at), error]).map(drop)
         }
-        // The newer one does the work of both; it keeps count of the attempts, on which the next delay depends.
+        // The waiting job does the work of both. It takes over the number of attempts, which
+        // determines the next delay.
         (JobEnd::Retry { at, error }, Some(behind)) => {
             delete(db, id)?;
             let sql = "UPDATE job SET run_at = min(run_at, ?2), last_error = ?3, attempts = max(attempts, ?4) \
@@ -104,7 +148,7 @@ fn delete(db: Db<'_>, id: i64) -> StoreResult<()> {
     db.run("DELETE FROM job WHERE id = ?1", [id]).map(drop)
 }
 
-pub(super) fn counts(db: Db<'_>, kinds: &str) -> StoreResult<Vec<JobCount>> {
+pub(super) fn count(db: Db<'_>, kinds: &str) -> StoreResult<Vec<JobCount>> {
     let sql = "SELECT k.value, 'waiting', (SELECT count(*) FROM \
                  (SELECT 1 FROM job j WHERE j.kind = k.value AND j.state = 'waiting' LIMIT ?2)) FROM json_each(?1) k \
                UNION ALL \
@@ -158,35 +202,4 @@ pub(super) fn requeue(db: Db<'_>, jobs: &Requeue, now: Timestamp) -> StoreResult
     let sooner = "UPDATE job SET run_at = min(run_at, ?2), attempts = 0 WHERE id = ?1 AND state = 'waiting'";
     let sooner = if id.is_some() && replaced + revived == 0 { db.run(sooner, params![id, now])? } else { 0 };
     Ok((replaced + revived + sooner) as u64)
-}
-
-pub(super) fn record(db: Db<'_>, event: &Event) -> StoreResult<()> {
-    let Event { at, account, repository, kind, detail } = event;
-    let sql = "INSERT INTO event (at, account_id, repository, kind, detail) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let repository = repository.as_ref().map(RepositoryName::as_str);
-    db.run(sql, params![rows::millis(*at), account.as_str(), repository, kind, detail]).map(drop)
-}
-
-pub(super) fn prune_events(db: Db<'_>, before: Timestamp, keep: u64, limit: usize) -> StoreResult<u64> {
-    let sql = "DELETE FROM event WHERE id IN ( \
-                 SELECT id FROM (SELECT id, at FROM event ORDER BY id LIMIT ?3) \
-                 WHERE at < ?1 OR id <= (SELECT max(id) FROM event) - ?2)";
-    let gone = db.run(sql, params![rows::millis(before), rows::signed(keep)?, rows::limit(limit)])?;
-    Ok(gone as u64)
-}
-
-pub(super) fn events(db: Db<'_>, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>> {
-    let sql = "SELECT at, account_id, repository, kind, detail FROM event WHERE account_id = ?1 \
-               ORDER BY id DESC LIMIT ?2";
-    db.all(sql, params![account.as_str(), rows::limit(limit)], event)
-}
-
-fn event(row: &Row<'_>) -> StoreResult<Event> {
-    Ok(Event {
-        at: rows::time(row.get(0)?)?,
-        account: rows::parse(text(row, 1)?)?,
-        repository: text_or_null(row, 2)?.map(rows::parse).transpose()?,
-        kind: row.get(3)?,
-        detail: row.get(4)?,
-    })
 }

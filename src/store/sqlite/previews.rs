@@ -5,13 +5,68 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 
-use super::db::{Db, text};
-use super::{jobs, repositories};
+use super::db::Db;
+use super::rows::{self, parsed, text};
+use super::{SqliteStore, jobs, repositories};
 use crate::names::{Digest, Tag};
+use crate::store::StoreResult;
 use crate::store::jobs::NewJob;
-use crate::store::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
+use crate::store::previews::{Preview, PreviewResult, PreviewRun, PreviewState, PreviewStore};
 use crate::store::repositories::RepositoryId;
-use crate::store::{StoreResult, rows};
+
+#[async_trait::async_trait]
+impl PreviewStore for SqliteStore {
+    async fn start_preview(
+        &self,
+        repository: RepositoryId,
+        policy: &str,
+        now: Timestamp,
+        job: NewJob,
+    ) -> StoreResult<bool> {
+        let policy = policy.to_owned();
+        self.writer.write(move |db| start(db, repository, &policy, now, &job)).await
+    }
+
+    async fn find_preview(&self, repository: RepositoryId) -> StoreResult<Option<Preview>> {
+        self.readers.read(|db| find(db, repository))
+    }
+
+    async fn add_preview_results(
+        &self,
+        run: PreviewRun,
+        position: u64,
+        results: Vec<PreviewResult>,
+    ) -> StoreResult<bool> {
+        self.writer.write(move |db| add_results(db, run, position, &results)).await
+    }
+
+    async fn finish_preview(&self, run: PreviewRun, state: PreviewState) -> StoreResult<()> {
+        self.writer.write(move |db| finish(db, run, &state)).await
+    }
+
+    async fn list_preview_results(
+        &self,
+        repository: RepositoryId,
+        tagged: Option<bool>,
+        after: Option<u64>,
+        limit: usize,
+    ) -> StoreResult<Vec<(u64, PreviewResult)>> {
+        self.readers.page(move |db| list_results(db, repository, tagged, after, limit)).await
+    }
+
+    async fn find_preview_results(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<(u64, PreviewResult)>> {
+        let digests = digests.to_vec();
+        self.readers.page(move |db| find_results(db, repository, &digests)).await
+    }
+
+    async fn prune_preview_results(&self, run: PreviewRun, limit: usize) -> StoreResult<bool> {
+        self.writer.write(move |db| prune_results(db, run, limit)).await
+    }
+}
 
 pub(super) fn start(
     db: Db<'_>,
@@ -24,7 +79,8 @@ pub(super) fn start(
     if !repositories::exists(db, repository)? || db.exists(sql, [repository.0])? {
         return Ok(false);
     }
-    // The last preview's results are no preview's from now on, and are pruned when this one has ended.
+    // From now on the results of the last preview belong to none. They are pruned when this one has
+    // ended.
     let sql = "INSERT INTO lifecycle_preview (repository_id, policy, started_at, state) \
                VALUES (?1, ?2, ?3, 'IN_PROGRESS') \
                ON CONFLICT DO UPDATE SET policy = excluded.policy, started_at = excluded.started_at, \
@@ -34,7 +90,7 @@ pub(super) fn start(
     Ok(true)
 }
 
-pub(super) fn latest(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<Preview>> {
+pub(super) fn find(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<Preview>> {
     let sql = "SELECT p.policy, p.started_at, p.state, p.completed_at, p.summary FROM lifecycle_preview p \
                JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL WHERE p.repository_id = ?1";
     db.first(sql, [repository.0], |row| {
@@ -84,11 +140,11 @@ pub(super) fn finish(db: Db<'_>, run: PreviewRun, state: &PreviewState) -> Store
 }
 
 /// The columns of [`result`].
-const RESULT: &str = "position, digest, tags, pushed_at, action, rule_priority, status";
+const COLUMNS: &str = "position, digest, tags, pushed_at, action, rule_priority, status";
 
 fn result(row: &Row<'_>) -> StoreResult<(u64, PreviewResult)> {
     let result = PreviewResult {
-        digest: rows::parse(text(row, 1)?)?,
+        digest: parsed(row, 1)?,
         tags: rows::from_json::<Vec<Tag>>(text(row, 2)?)?,
         pushed_at: rows::time(row.get(3)?)?,
         action: row.get(4)?,
@@ -98,28 +154,29 @@ fn result(row: &Row<'_>) -> StoreResult<(u64, PreviewResult)> {
     Ok((rows::unsigned(row.get(0)?)?, result))
 }
 
-/// The run whose results are the preview's, if the preview has ended.
-fn run_of(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<i64>> {
+/// Finds the run whose results are the preview's, if the preview has ended.
+fn find_run(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<i64>> {
     let sql = "SELECT run FROM lifecycle_preview WHERE repository_id = ?1";
     Ok(db.first(sql, [repository.0], |row| Ok(row.get(0)?))?.flatten())
 }
 
-pub(super) fn results(
+pub(super) fn list_results(
     db: Db<'_>,
     repository: RepositoryId,
     tagged: Option<bool>,
     after: Option<u64>,
     limit: usize,
 ) -> StoreResult<Vec<(u64, PreviewResult)>> {
-    let Some(run) = run_of(db, repository)? else { return Ok(Vec::new()) };
+    let Some(run) = find_run(db, repository)? else { return Ok(Vec::new()) };
     let (after, limit) = (after.map_or(Ok(-1), rows::signed)?, rows::limit(limit));
-    // Of a table without row ids the planner takes the primary key, where it would read all results.
+    // In a table without row ids the planner prefers the primary key, by which it would read all
+    // results.
     let (index, which) = match tagged {
         Some(_) => ("INDEXED BY lifecycle_preview_result_by_tagged", "AND tagged = ?5"),
         None => ("", ""),
     };
     let sql = format!(
-        "SELECT {RESULT} FROM lifecycle_preview_result {index} \
+        "SELECT {COLUMNS} FROM lifecycle_preview_result {index} \
          WHERE repository_id = ?1 AND run = ?2 {which} AND position > ?3 ORDER BY position LIMIT ?4"
     );
     match tagged {
@@ -128,14 +185,14 @@ pub(super) fn results(
     }
 }
 
-pub(super) fn results_of(
+pub(super) fn find_results(
     db: Db<'_>,
     repository: RepositoryId,
     digests: &[Digest],
 ) -> StoreResult<Vec<(u64, PreviewResult)>> {
-    let Some(run) = run_of(db, repository)? else { return Ok(Vec::new()) };
+    let Some(run) = find_run(db, repository)? else { return Ok(Vec::new()) };
     let sql = format!(
-        "SELECT {RESULT} FROM lifecycle_preview_result INDEXED BY lifecycle_preview_result_by_digest \
+        "SELECT {COLUMNS} FROM lifecycle_preview_result INDEXED BY lifecycle_preview_result_by_digest \
          WHERE repository_id = ?1 AND run = ?2 AND digest = ?3"
     );
     let mut results = Vec::new();
@@ -148,11 +205,11 @@ pub(super) fn results_of(
 
 pub(super) fn prune_results(db: Db<'_>, run: PreviewRun, limit: usize) -> StoreResult<bool> {
     let PreviewRun { repository, started_at: _, number } = run;
-    Ok(run_of(db, repository)? != Some(number) || discard_results(db, repository, Some(number), limit)? == 0)
+    Ok(find_run(db, repository)? != Some(number) || delete_results(db, repository, Some(number), limit)? == 0)
 }
 
-/// Deletes results of one run that is not `kept`, and returns how many.
-pub(super) fn discard_results(
+/// Deletes results of one run other than `kept`, and returns how many.
+pub(super) fn delete_results(
     db: Db<'_>,
     repository: RepositoryId,
     kept: Option<i64>,

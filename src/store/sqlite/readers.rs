@@ -1,6 +1,7 @@
-//! The readers: read-only connections of two sorts. A look-up is microseconds of work on pages in memory, less than a change of
-//! threads would cost, and runs on the caller's own thread. A page of a listing may take milliseconds and runs on a thread that
-//! may block, on connections of its own: it never keeps a look-up waiting.
+//! The readers: read-only connections of two kinds. A lookup takes microseconds on pages in memory, less
+//! than a change of threads, so it runs on the caller's thread. A page of a listing may take
+//! milliseconds, so it runs on a blocking thread and on connections of its own, where it delays no
+//! lookup.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -11,11 +12,12 @@ use tokio::sync::Semaphore;
 use super::db::Db;
 use crate::store::StoreError;
 
-/// The connections of one sort. Each thread has one that it tries first, so that threads do not meet as long as there are enough.
+/// The connections of one kind. Each thread tries its own one first, so that threads do not contend
+/// while there are enough.
 #[derive(Debug)]
-struct Connections(Box<[Mutex<Connection>]>);
+struct ReadConnections(Box<[Mutex<Connection>]>);
 
-impl Connections {
+impl ReadConnections {
     fn checkout(&self) -> MutexGuard<'_, Connection> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -26,7 +28,7 @@ impl Connections {
         for turn in 0..self.0.len() {
             match connection(turn).try_lock() {
                 Ok(guard) => return guard,
-                // A read that panicked has left nothing half done: statements and snapshots end when they are dropped.
+                // A read that panicked left nothing half done: statements and snapshots end on drop.
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {}
             }
@@ -34,10 +36,10 @@ impl Connections {
         connection(0).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a read whose statements all see the same state.
+    /// Runs a read whose statements all see the same snapshot.
     fn snapshot<T, E: From<StoreError>>(&self, read: impl FnOnce(Db<'_>) -> Result<T, E>) -> Result<T, E> {
         let connection = self.checkout();
-        // Rolls back when dropped, which ends a read just as well.
+        // The drop rolls back, which ends a read transaction as well.
         let _snapshot = connection.unchecked_transaction().map_err(StoreError::from)?;
         read(Db(&connection))
     }
@@ -46,33 +48,33 @@ impl Connections {
 /// The readers of a database.
 #[derive(Debug)]
 pub(super) struct Readers {
-    lookups: Connections,
-    pages: Arc<Connections>,
-    /// As many as there are connections for pages: who waits for one blocks no thread.
-    places: Semaphore,
+    lookups: ReadConnections,
+    pages: Arc<ReadConnections>,
+    /// One permit for each connection for pages, so that waiting for one blocks no thread.
+    permits: Semaphore,
 }
 
 impl Readers {
-    /// Readers on these connections; there is at least one of each sort.
+    /// Creates readers on these connections, at least one of each kind.
     pub(super) fn new(lookups: Vec<Connection>, pages: Vec<Connection>) -> Self {
-        let places = Semaphore::new(pages.len());
-        let connections = |of: Vec<Connection>| Connections(of.into_iter().map(Mutex::new).collect());
-        Self { lookups: connections(lookups), pages: Arc::new(connections(pages)), places }
+        let permits = Semaphore::new(pages.len());
+        let connections = |of: Vec<Connection>| ReadConnections(of.into_iter().map(Mutex::new).collect());
+        Self { lookups: connections(lookups), pages: Arc::new(connections(pages)), permits }
     }
 
-    /// Looks something up: one statement, or several that need not agree.
+    /// Runs a lookup on the caller's thread: one statement, or several that may see different states.
     pub(super) fn read<T, E>(&self, read: impl FnOnce(Db<'_>) -> Result<T, E>) -> Result<T, E> {
         read(Db(&self.lookups.checkout()))
     }
 
-    /// Reads what may take long, away from the threads that answer requests. All of it sees the same state.
+    /// Runs a longer read on a blocking thread. All its statements see the same snapshot.
     pub(super) async fn page<T, E>(&self, read: impl FnOnce(Db<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
         let failed = |error: String| StoreError::Backend(error.into());
-        let _place = self.places.acquire().await.map_err(|error| failed(error.to_string()))?;
+        let _permit = self.permits.acquire().await.map_err(|error| failed(error.to_string()))?;
         let pages = Arc::clone(&self.pages);
         let read = tokio::task::spawn_blocking(move || pages.snapshot(read));
         read.await.map_err(|error| failed(format!("a read ended early: {error}")))?
@@ -90,12 +92,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_that_takes_long_keeps_neither_look_ups_nor_the_threads_of_requests_waiting() {
+    async fn a_slow_page_delays_neither_lookups_nor_async_threads() {
         let readers = Arc::new(readers());
         let (release, held) = std::sync::mpsc::channel::<()>();
         let (started, has_started) = tokio::sync::oneshot::channel();
         let slow = Arc::clone(&readers);
-        // The runtime has this one thread: what blocked it would never be released.
+        // The runtime has this one thread: if the page blocked it, the page would never be released.
         let page = tokio::spawn(async move {
             let read = move |_: Db<'_>| {
                 let _ = started.send(());

@@ -1,24 +1,33 @@
-//! Registries: account settings, policy and scanning configuration.
+//! Registries: settings, policy, scanning configuration and account settings.
 
 use std::collections::BTreeMap;
 
-use super::db::{Db, text_or_null};
+use super::SqliteStore;
+use super::db::Db;
+use super::rows::{self, text_or_null};
 use crate::names::AccountId;
-use crate::store::registries::{RegistryChange, RegistrySettings};
-use crate::store::{StoreResult, rows};
+use crate::store::StoreResult;
+use crate::store::registries::{RegistryChange, RegistrySettings, RegistryStore};
 
-pub(super) fn account_settings(db: Db<'_>, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
-    let sql = "SELECT name, value FROM account_setting WHERE account_id = ?1";
-    Ok(db.all(sql, [account.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
-}
+#[async_trait::async_trait]
+impl RegistryStore for SqliteStore {
+    async fn registry_settings(&self, account: &AccountId) -> StoreResult<RegistrySettings> {
+        self.readers.read(|db| settings(db, account))
+    }
 
-pub(super) fn put_account_setting(db: Db<'_>, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
-    let sql = "INSERT INTO account_setting (account_id, name, value) VALUES (?1, ?2, ?3) \
-               ON CONFLICT DO UPDATE SET value = excluded.value";
-    db.run(sql, [account.as_str(), name, value])?;
-    let sql = "INSERT INTO registry (account_id, policy_version) VALUES (?1, 0) \
-               ON CONFLICT DO UPDATE SET version = version + 1";
-    db.run(sql, [account.as_str()]).map(drop)
+    async fn change_registry(&self, account: &AccountId, change: RegistryChange) -> StoreResult<RegistrySettings> {
+        let account = account.clone();
+        self.writer.write(move |db| self::change(db, &account, &change)).await
+    }
+
+    async fn list_account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
+        self.readers.read(|db| list_account_settings(db, account))
+    }
+
+    async fn put_account_setting(&self, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
+        let (account, name, value) = (account.clone(), name.to_owned(), value.to_owned());
+        self.writer.write(move |db| put_account_setting(db, &account, &name, &value)).await
+    }
 }
 
 pub(super) fn settings(db: Db<'_>, account: &AccountId) -> StoreResult<RegistrySettings> {
@@ -52,4 +61,18 @@ pub(super) fn change(db: Db<'_>, account: &AccountId, change: &RegistryChange) -
         }
     };
     Ok(before)
+}
+
+pub(super) fn list_account_settings(db: Db<'_>, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
+    let sql = "SELECT name, value FROM account_setting WHERE account_id = ?1";
+    Ok(db.all(sql, [account.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
+}
+
+pub(super) fn put_account_setting(db: Db<'_>, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
+    let sql = "INSERT INTO account_setting (account_id, name, value) VALUES (?1, ?2, ?3) \
+               ON CONFLICT DO UPDATE SET value = excluded.value";
+    db.run(sql, [account.as_str(), name, value])?;
+    let sql = "INSERT INTO registry (account_id, policy_version) VALUES (?1, 0) \
+               ON CONFLICT DO UPDATE SET version = version + 1";
+    db.run(sql, [account.as_str()]).map(drop)
 }

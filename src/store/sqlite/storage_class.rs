@@ -1,16 +1,16 @@
-//! Archiving and restoring images. An index that can be pulled has children that can be pulled: it keeps them from being
-//! archived, and what makes it active makes them active.
+//! Archiving and restoring images. An index that can be pulled has children that can be pulled: it keeps
+//! them from being archived, and whatever activates it activates them.
 
 use jiff::Timestamp;
 use rusqlite::params;
 
 use super::db::Db;
-use super::manifests::{self, Home, STORED, Stored};
-use super::{images, jobs};
+use super::image_rows::{self, IMAGE_ROW, ImageRepository, ImageRow};
+use super::{events, image_deletion, rows};
 use crate::names::Digest;
+use crate::store::StoreResult;
 use crate::store::images::{ImageStatus, LifecycleDecision, StorageClass, StorageClassError};
 use crate::store::repositories::RepositoryId;
-use crate::store::{StoreResult, rows};
 
 pub(super) fn set(
     db: Db<'_>,
@@ -19,7 +19,7 @@ pub(super) fn set(
     class: StorageClass,
     now: Timestamp,
 ) -> Result<ImageStatus, StorageClassError> {
-    let stored = manifests::by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
+    let stored = image_rows::find_by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
     move_to(db, repository, &stored, class, now)
 }
 
@@ -30,17 +30,18 @@ pub(super) fn archive(
     decision: &LifecycleDecision,
     now: Timestamp,
 ) -> Result<(), StorageClassError> {
-    images::check_policy(db, repository, decision)??;
-    let stored = manifests::by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
-    images::check_image(db, repository, &stored, decision, Some(StorageClass::Archive))??;
+    image_deletion::check_policy(db, repository, decision)??;
+    let stored = image_rows::find_by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
+    image_deletion::check_image(db, repository, &stored, decision, Some(StorageClass::Archive))??;
     move_to(db, repository, &stored, StorageClass::Archive, now).map(drop)
 }
 
-/// Moves a referrer to where its subject is, if it can and is not there.
+/// Moves a referrer to the storage class of its subject, if that changes it and no index prevents
+/// it.
 pub(super) fn follow(
     db: Db<'_>,
     repository: RepositoryId,
-    stored: &Stored,
+    stored: &ImageRow,
     class: StorageClass,
     now: Timestamp,
 ) -> StoreResult<bool> {
@@ -54,14 +55,14 @@ pub(super) fn follow(
 fn move_to(
     db: Db<'_>,
     repository: RepositoryId,
-    stored: &Stored,
+    stored: &ImageRow,
     class: StorageClass,
     now: Timestamp,
 ) -> Result<ImageStatus, StorageClassError> {
-    let home = manifests::home_of(db, repository)?;
+    let image_repository = image_rows::repository_of(db, repository)?;
     let (status, activated_at) = match (class, stored.status) {
         (StorageClass::Archive, ImageStatus::Active) => {
-            let holders = manifests::active_holders(db, stored.id)?;
+            let holders = image_rows::list_active_parents(db, stored.id)?;
             if !holders.is_empty() {
                 return Err(StorageClassError::ReferencedBy(holders));
             }
@@ -73,24 +74,24 @@ fn move_to(
         }
         (StorageClass::Standard, ImageStatus::Archived) => {
             activate(db, stored.id, now)?;
-            restore_children(db, repository, &home, stored.id, now)?;
+            restore_children(db, repository, &image_repository, stored.id, now)?;
             (ImageStatus::Active, Some(now))
         }
         (_, status) => return Err(StorageClassError::Unchanged(status)),
     };
-    jobs::record(db, &stored.image(&home).moved(class, activated_at, now))?;
-    manifests::enqueue_follow_up(db, repository, &stored.digest, now)?;
+    events::record(db, &stored.events(&image_repository).moved(class, activated_at, now))?;
+    image_rows::enqueue_follow_up(db, repository, &stored.digest, now)?;
     Ok(status)
 }
 
-/// Makes an image active.
+/// Activates an image.
 pub(super) fn activate(db: Db<'_>, manifest: i64, now: Timestamp) -> StoreResult<()> {
     let sql = "UPDATE manifest SET status = 'ACTIVE', activated_at = ?2, revision = revision + 1 WHERE id = ?1";
     db.run(sql, [manifest, rows::millis(now)])?;
     mark_archived(db, manifest, None)
 }
 
-/// Notes on an image's tags and edges since when it is archived.
+/// Sets on an image's tags and edges since when it is archived.
 fn mark_archived(db: Db<'_>, manifest: i64, at: Option<Timestamp>) -> StoreResult<()> {
     for sql in [
         "UPDATE manifest_blob SET archived_at = ?2 WHERE manifest_id = ?1",
@@ -102,25 +103,25 @@ fn mark_archived(db: Db<'_>, manifest: i64, at: Option<Timestamp>) -> StoreResul
     Ok(())
 }
 
-/// Restores what an image that has become active holds. What is active has active children, so only what is restored is
-/// looked into.
+/// Restores the children of an image that has become active, at any depth. Active manifests have
+/// active children, so the search ends at them.
 pub(super) fn restore_children(
     db: Db<'_>,
     repository: RepositoryId,
-    home: &Home,
+    image_repository: &ImageRepository,
     parent: i64,
     now: Timestamp,
 ) -> StoreResult<()> {
     let sql = format!(
-        "SELECT {STORED} FROM manifest_child e JOIN manifest m ON m.id = e.child_id \
+        "SELECT {IMAGE_ROW} FROM manifest_child e JOIN manifest m ON m.id = e.child_id \
          WHERE e.parent_id = ?1 AND m.status <> 'ACTIVE' ORDER BY m.digest"
     );
     let mut parents = vec![parent];
     while let Some(parent) = parents.pop() {
-        for child in db.all(&sql, params![parent], Stored::read)? {
+        for child in db.all(&sql, params![parent], ImageRow::read)? {
             activate(db, child.id, now)?;
-            jobs::record(db, &child.image(home).moved(StorageClass::Standard, Some(now), now))?;
-            manifests::enqueue_follow_up(db, repository, &child.digest, now)?;
+            events::record(db, &child.events(image_repository).moved(StorageClass::Standard, Some(now), now))?;
+            image_rows::enqueue_follow_up(db, repository, &child.digest, now)?;
             parents.push(child.id);
         }
     }

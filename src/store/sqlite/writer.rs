@@ -1,5 +1,5 @@
-//! The one writer: a thread that owns the one writing connection and commits what has queued together (group commit), so
-//! that many clients share one fsync. Nothing is answered before it is durable.
+//! The one writer: a thread that owns the one writing connection and commits queued operations together
+//! (group commit), so that many clients share one fsync. An operation returns only when it is durable.
 
 use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,66 +14,70 @@ use tokio::sync::{mpsc, oneshot};
 use super::db::Db;
 use crate::store::{StoreError, StoreResult};
 
-/// Operations that may wait; who comes then waits for a place.
+/// Capacity of the queue; callers wait while it is full.
 const QUEUE: usize = 1024;
-/// Operations in one transaction: bounds how long the first of them waits for the others.
+/// Maximum number of operations in one transaction, which bounds how long the first waits for the others.
 const BATCH: usize = 256;
 
-/// How long the writer may take to show that it writes again, and what it writes then: the value that is there.
+/// How long a test write may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs in the writer's transaction.
-type Operation = Box<dyn FnOnce(&Connection) -> Ran + Send>;
+/// A queued operation, which runs in the writer's transaction.
+type WriteOperation = Box<dyn FnOnce(&Connection) -> FinishedWrite + Send>;
 
-/// An operation that ran and whose caller waits for the commit.
-struct Ran {
-    /// It succeeded: what it wrote is to be committed.
+/// An operation that has run and whose caller waits for the commit.
+struct FinishedWrite {
+    /// The operation succeeded, so its writes are to be committed.
     keep: bool,
-    answer: Answer,
+    reply: WriteReply,
 }
 
-/// Tells the caller, and why if the commit failed.
-type Answer = Box<dyn FnOnce(Result<(), &Lost>)>;
+/// Sends the result to the caller, or the reason why the commit failed.
+type WriteReply = Box<dyn FnOnce(Result<(), &FailedCommit>)>;
 
-/// Why nothing of a batch was kept.
-struct Lost {
+/// The reason why a batch was rolled back.
+struct FailedCommit {
     reason: String,
-    /// For want of space.
+    /// The disk was full.
     full: bool,
 }
 
-/// The writer's handle. Dropping it lets the queue run empty and closes the connection.
+/// The writer's handle. A drop waits until the queue is empty and closes the connection.
 #[derive(Debug)]
 pub(super) struct Writer {
-    queue: Option<mpsc::Sender<Operation>>,
+    queue: Option<mpsc::Sender<WriteOperation>>,
     thread: Option<JoinHandle<()>>,
-    failing: Failing,
+    last_failure: LastFailure,
 }
 
-/// Why the last batch was not kept; none when it was.
-type Failing = Arc<Mutex<Option<String>>>;
+/// The reason why the last batch was rolled back; none if it was committed.
+type LastFailure = Arc<Mutex<Option<String>>>;
 
 impl Writer {
-    /// Starts the thread. It calls `tend` before each batch, which says whether space is short.
-    pub(super) fn start(connection: Connection, tend: impl Fn() -> bool + Send + 'static) -> StoreResult<Self> {
+    /// Starts the thread. It calls `space_is_short` before each batch.
+    pub(super) fn start(
+        connection: Connection,
+        space_is_short: impl Fn() -> bool + Send + 'static,
+    ) -> StoreResult<Self> {
         let (queue, operations) = mpsc::channel(QUEUE);
-        let failing = Failing::default();
-        let told = Arc::clone(&failing);
+        let last_failure = LastFailure::default();
+        let failure = Arc::clone(&last_failure);
         let thread = std::thread::Builder::new()
             .name("sqlite-writer".into())
-            .spawn(move || write_all(&connection, operations, &tend, &told))
+            .spawn(move || write_all(&connection, operations, &space_is_short, &failure))
             .map_err(|error| StoreError::Backend(Box::new(error)))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), failing })
+        Ok(Self { queue: Some(queue), thread: Some(thread), last_failure })
     }
 
-    /// Whether the database takes writes. It waits for nobody's work while the last batch was kept; after one that failed
-    /// it has something written, since nobody else may try.
+    /// Checks that the database takes writes. Does not wait for other operations if the last batch was
+    /// committed. After a failed batch it makes a test write, since there may be no other.
     ///
     /// # Errors
     /// `Unavailable`, or `Full`.
-    pub(super) async fn healthy(&self) -> StoreResult<()> {
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(reason) = failing else { return Ok(()) };
+    pub(super) async fn check(&self) -> StoreResult<()> {
+        let last_failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(reason) = last_failure else { return Ok(()) };
+        // Writes the value that is there.
         let check = self.write(|db| {
             let version: Option<i64> = db.first("PRAGMA user_version", [], |row| Ok(row.get(0)?))?;
             let version = version.unwrap_or_default();
@@ -84,8 +88,8 @@ impl Writer {
         tokio::time::timeout(CHECK_TIMEOUT, check).await.map_err(silent)?
     }
 
-    /// Runs an operation and answers when it is durable. An error rolls back this operation alone. Once queued, an
-    /// operation runs even if its caller stops waiting.
+    /// Runs an operation and returns when it is durable. An error rolls back this operation alone. Once
+    /// queued, an operation runs even if its caller stops waiting.
     pub(super) async fn write<T, E>(
         &self,
         operation: impl FnOnce(Db<'_>) -> Result<T, E> + Send + 'static,
@@ -95,23 +99,24 @@ impl Writer {
         E: From<StoreError> + Send + 'static,
     {
         let (caller, outcome) = oneshot::channel();
-        let operation: Operation = Box::new(move |connection| {
-            let ran = catch_unwind(AssertUnwindSafe(|| operation(Db(connection))));
-            let ran = ran.unwrap_or_else(|_| Err(StoreError::Backend("a write panicked: see the log".into()).into()));
-            let keep = ran.is_ok();
-            let answer = move |committed: Result<(), &Lost>| {
-                // What was refused was refused by what the batch had written, so a failed commit voids that as well.
-                let answer = match committed {
-                    Ok(()) => ran,
-                    Err(Lost { reason, full: true }) => Err(StoreError::Full(reason.clone()).into()),
-                    Err(Lost { reason, full: false }) => {
+        let operation: WriteOperation = Box::new(move |connection| {
+            let result = catch_unwind(AssertUnwindSafe(|| operation(Db(connection))));
+            let result =
+                result.unwrap_or_else(|_| Err(StoreError::Backend("a write panicked: see the log".into()).into()));
+            let keep = result.is_ok();
+            let reply = move |committed: Result<(), &FailedCommit>| {
+                // A refusal may rest on earlier writes of the batch, so a failed commit voids it as well.
+                let result = match committed {
+                    Ok(()) => result,
+                    Err(FailedCommit { reason, full: true }) => Err(StoreError::Full(reason.clone()).into()),
+                    Err(FailedCommit { reason, full: false }) => {
                         Err(StoreError::Unavailable(format!("the commit failed: {reason}")).into())
                     }
                 };
-                // A caller that is gone needs no answer.
-                let _ = caller.send(answer);
+                // The caller may have stopped waiting.
+                let _ = caller.send(result);
             };
-            Ran { keep, answer: Box::new(answer) }
+            FinishedWrite { keep, reply: Box::new(reply) }
         });
         let stopped = || StoreError::Unavailable("the database takes no writes: see the log".into());
         let queue = self.queue.as_ref().ok_or_else(stopped)?;
@@ -124,7 +129,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // It catches panics itself; there is nothing to report.
+            // The thread catches panics itself; there is nothing to report.
             let _ = thread.join();
         }
     }
@@ -132,86 +137,88 @@ impl Drop for Writer {
 
 fn write_all(
     connection: &Connection,
-    mut operations: mpsc::Receiver<Operation>,
-    tend: &impl Fn() -> bool,
-    failing: &Mutex<Option<String>>,
+    mut operations: mpsc::Receiver<WriteOperation>,
+    space_is_short: &impl Fn() -> bool,
+    last_failure: &Mutex<Option<String>>,
 ) {
     while let Some(first) = operations.blocking_recv() {
         let queued = iter::from_fn(|| operations.try_recv().ok());
         let mut batch = iter::once(first).chain(queued).take(BATCH);
-        let short = tend();
-        // An operation that is dropped without an answer tells its caller that the database takes no writes.
-        let failed = match write_batch(connection, &mut batch, tend) {
-            Ok(lost) => lost.map(|lost| lost.reason),
+        let short = space_is_short();
+        // The caller of an operation that is dropped without a reply gets the error that the database
+        // takes no writes.
+        let failed = match write_batch(connection, &mut batch, space_is_short) {
+            Ok(failed) => failed.map(|failed| failed.reason),
             Err(error) => {
                 tracing::error!(%error, "the database did not take a batch of writes");
                 roll_back(connection);
                 Some(error.to_string())
             }
         };
-        *failing.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        *last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failed;
         if short {
-            // The log is written from its beginning again instead of growing.
+            // Lets the log be overwritten from its beginning instead of growing.
             let copied = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
             if let Err(error) = copied {
                 tracing::warn!(%error, "space is short, and the database's log was not copied back");
             }
         }
     }
-    // The log and its index stay as they are, with their space: the next start could not make them again on a full disk.
-    if tend()
+    // Keeps the log and its index with their space: on a full disk the next start could not create them.
+    if space_is_short()
         && let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
     {
         tracing::warn!(%error, "space is short, and the database's log is not kept");
     }
 }
 
-/// Runs a batch in one transaction, each operation in a savepoint of its own, commits, and answers. Returns why nothing was
-/// kept, if so.
+/// Runs a batch in one transaction, each operation in its own savepoint, commits, and replies. Returns
+/// the reason if the batch was rolled back.
 fn write_batch(
     connection: &Connection,
-    batch: &mut dyn Iterator<Item = Operation>,
-    tend: &impl Fn() -> bool,
-) -> rusqlite::Result<Option<Lost>> {
+    batch: &mut dyn Iterator<Item = WriteOperation>,
+    space_is_short: &impl Fn() -> bool,
+) -> rusqlite::Result<Option<FailedCommit>> {
     let execute = |sql: &str| connection.prepare_cached(sql)?.execute([]);
     execute("BEGIN IMMEDIATE")?;
-    let mut ran = Vec::new();
+    let mut finished = Vec::new();
     for operation in batch {
         execute("SAVEPOINT operation")?;
-        let done = operation(connection);
-        // Some failures, a full disk above all, roll back the whole transaction: nothing of the batch is there any more.
+        let write = operation(connection);
+        // Some failures, above all a full disk, roll back the whole transaction.
         if connection.is_autocommit() {
-            ran.push(done);
-            return Ok(Some(answer(ran, Lost { reason: "the database rolled back".into(), full: tend() })));
+            finished.push(write);
+            let failed = FailedCommit { reason: "the database rolled back".into(), full: space_is_short() };
+            return Ok(Some(reply_failed(finished, failed)));
         }
-        if !done.keep {
+        if !write.keep {
             execute("ROLLBACK TO operation")?;
         }
         execute("RELEASE operation")?;
-        ran.push(done);
+        finished.push(write);
     }
     match execute("COMMIT") {
         Ok(_) => {
-            for done in ran {
-                (done.answer)(Ok(()));
+            for write in finished {
+                (write.reply)(Ok(()));
             }
             Ok(None)
         }
         Err(error) => {
-            tracing::error!(%error, operations = ran.len(), "a commit failed");
+            tracing::error!(%error, operations = finished.len(), "a commit failed");
             roll_back(connection);
             let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
-            Ok(Some(answer(ran, Lost { reason: error.to_string(), full })))
+            Ok(Some(reply_failed(finished, FailedCommit { reason: error.to_string(), full })))
         }
     }
 }
 
-/// Answers operations of which nothing was kept.
-fn answer(ran: Vec<Ran>, lost: Lost) -> Lost {
-    for done in ran {
-        (done.answer)(Err(&lost));
+/// Replies to operations that were rolled back.
+fn reply_failed(finished: Vec<FinishedWrite>, failed: FailedCommit) -> FailedCommit {
+    for write in finished {
+        (write.reply)(Err(&failed));
     }
-    lost
+    failed
 }
 
 fn roll_back(connection: &Connection) {
@@ -248,8 +255,8 @@ mod tests {
         writer.write::<_, StoreError>(read).await.unwrap().unwrap()
     }
 
-    /// Holds the writer until what is returned is dropped.
-    async fn hold(writer: &Arc<Writer>) -> std::sync::mpsc::Sender<()> {
+    /// Blocks the writer until the returned sender is dropped.
+    async fn block(writer: &Arc<Writer>) -> std::sync::mpsc::Sender<()> {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let (started, has_started) = oneshot::channel();
         let writer = Arc::clone(writer);
@@ -266,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn operations_that_queue_share_commits() {
+    async fn queued_operations_share_commits() {
         let connection = connection();
         let commits = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&commits);
@@ -277,8 +284,8 @@ mod tests {
             }))
             .unwrap();
         let writer = Arc::new(Writer::start(connection, || false).unwrap());
-        let release = hold(&writer).await;
-        // Out of tokio's budget, which ends a task's turn after some dozens of steps: one poll queues them all.
+        let release = block(&writer).await;
+        // Without tokio's budget, which would make a task yield, one poll queues all of them.
         let writes = tokio::task::unconstrained(join_all((0..200).map(|id| insert(&writer, id))));
         let mut writes = std::pin::pin!(writes);
         assert!(futures::poll!(&mut writes).is_pending());
@@ -291,9 +298,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_operation_that_fails_undoes_itself_alone() {
+    async fn a_failed_operation_undoes_only_itself() {
         let writer = Arc::new(Writer::start(connection(), || false).unwrap());
-        let release = hold(&writer).await;
+        let release = block(&writer).await;
         let fails = writer.write(|db| {
             db.run("INSERT INTO parent VALUES (2)", [])?;
             StoreResult::<()>::Err(StoreError::Unavailable("no".into()))
@@ -320,9 +327,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_commit_that_fails_fails_all_that_shared_it_and_the_next_goes_on() {
+    async fn a_failed_commit_fails_its_operations_and_the_next_succeeds() {
         let writer = Arc::new(Writer::start(connection(), || false).unwrap());
-        let release = hold(&writer).await;
+        let release = block(&writer).await;
         let orphan = writer.write(|db| db.run("INSERT INTO child VALUES (7)", []));
         let all = async { tokio::join!(insert(&writer, 1), orphan) };
         let mut all = std::pin::pin!(all);
@@ -338,19 +345,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_queued_is_written_though_nobody_waits_for_it() {
+    async fn a_queued_operation_runs_if_its_caller_stops_waiting() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch("CREATE TABLE parent (id INTEGER PRIMARY KEY)").unwrap();
         let writer = Arc::new(Writer::start(connection, || false).unwrap());
-        let release = hold(&writer).await;
+        let release = block(&writer).await;
         {
             let mut write = std::pin::pin!(insert(&writer, 1));
             assert!(futures::poll!(&mut write).is_pending());
         }
         drop(release);
-        // The task that held the writer has a handle of its own: once it is through, so is the queue.
+        // The task that blocked the writer has a handle of its own. Once it has finished, the queue is empty.
         assert_eq!(count(&writer).await, 1);
     }
 }

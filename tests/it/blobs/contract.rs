@@ -1,4 +1,4 @@
-//! What every backend must do. Each function is one test, run by `on!`.
+//! The contract of every backend. Each function is one test, run by `on!`.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,12 +7,14 @@ use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 use wharfage::store::{BlobKey, Generation, Handover, Inspect, KeyReference, StoreError, UploadKey, WriterState};
 
-use super::{Place, begin, checkpoint, content, finish, get, get_whole, inconsistent, key, put, resume, same, write};
+use super::{
+    BackendFixture, begin, checkpoint, content, finish, get, get_whole, inconsistent, key, put, resume, same, write,
+};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// Sizes at which a backend does something else: chunks, batches, parts.
+/// Sizes around the boundaries of chunks, batches and parts.
 const SIZES: [usize; 17] = [
     0,
     1,
@@ -33,8 +35,8 @@ const SIZES: [usize; 17] = [
     12 * MIB + 1,
 ];
 
-pub async fn what_was_written_reads_back_at_every_size(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn written_bytes_read_back_at_every_size(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     for size in SIZES {
         let bytes = content(size as u64, size);
         let blob = put(blobs.as_ref(), &bytes).await;
@@ -42,11 +44,11 @@ pub async fn what_was_written_reads_back_at_every_size(place: &dyn Place) {
     }
 }
 
-pub async fn frames_of_any_size_make_the_same_blob(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn frames_of_any_size_make_the_same_blob(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let bytes = content(1, 7 * MIB + 3);
     for frame in [8, 1000, 4096, 8 * KIB, 400 * KIB, 3 * MIB, 8 * MIB] {
-        // Tiny frames are many calls: fewer bytes say the same.
+        // Tiny frames take many calls, so fewer bytes are enough.
         let bytes = if frame < KIB { bytes.slice(..50_001) } else { bytes.clone() };
         let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &bytes, frame).await;
@@ -56,8 +58,8 @@ pub async fn frames_of_any_size_make_the_same_blob(place: &dyn Place) {
     }
 }
 
-pub async fn a_range_reads_exactly_its_bytes(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_range_reads_exactly_its_bytes(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let size = 7 * MIB + 123;
     let bytes = content(2, size);
     let blob = put(blobs.as_ref(), &bytes).await;
@@ -78,7 +80,7 @@ pub async fn a_range_reads_exactly_its_bytes(place: &dyn Place) {
     }
 }
 
-pub async fn an_upload_goes_on_from_its_checkpoint_after_a_restart(place: &dyn Place) {
+pub async fn an_upload_continues_at_its_checkpoint_after_a_restart(fixture: &dyn BackendFixture) {
     let size = 13 * MIB + 7;
     let bytes = content(3, size);
     for handover in [Handover::Clean, Handover::Takeover] {
@@ -87,13 +89,13 @@ pub async fn an_upload_goes_on_from_its_checkpoint_after_a_restart(place: &dyn P
         {
             let (mut offset, mut state) = (0, WriterState::default());
             for stop in stops {
-                let blobs = place.open().await;
+                let blobs = fixture.open().await;
                 let mut writer = resume(blobs.as_ref(), offset, &state, handover).await.unwrap();
                 write(writer.as_mut(), &bytes.slice(offset..stop), 300 * KIB).await;
                 state = checkpoint(writer.as_mut()).await;
                 offset = stop;
             }
-            let blobs = place.open().await;
+            let blobs = fixture.open().await;
             let mut writer = resume(blobs.as_ref(), offset, &state, handover).await.unwrap();
             write(writer.as_mut(), &bytes.slice(offset..), 300 * KIB).await;
             let blob = finish(writer).await;
@@ -102,8 +104,8 @@ pub async fn an_upload_goes_on_from_its_checkpoint_after_a_restart(place: &dyn P
     }
 }
 
-pub async fn a_checkpoint_without_new_bytes_changes_nothing(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_checkpoint_without_new_bytes_changes_nothing(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     for size in [0, 10, 6 * MIB, 7 * MIB] {
         let bytes = content(4, size);
         let mut writer = begin(blobs.as_ref()).await;
@@ -118,10 +120,10 @@ pub async fn a_checkpoint_without_new_bytes_changes_nothing(place: &dyn Place) {
     }
 }
 
-pub async fn bytes_after_the_checkpoint_are_overwritten(place: &dyn Place) {
+pub async fn bytes_after_the_checkpoint_are_overwritten(fixture: &dyn BackendFixture) {
     for (kept, lost, rest) in [(0, 7 * MIB, 10), (10, 2 * MIB, MIB), (7 * MIB, 14 * MIB, 0), (7 * MIB, MIB, 13 * MIB)] {
         let (kept, lost, rest) = (content(5, kept), content(6, lost), content(7, rest));
-        let blobs = place.open().await;
+        let blobs = fixture.open().await;
         let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &kept, 100 * KIB).await;
         let state = checkpoint(writer.as_mut()).await;
@@ -135,7 +137,7 @@ pub async fn bytes_after_the_checkpoint_are_overwritten(place: &dyn Place) {
     }
 }
 
-pub async fn finishing_again_what_was_not_committed_succeeds(place: &dyn Place) {
+pub async fn finishing_an_uncommitted_upload_again_succeeds(fixture: &dyn BackendFixture) {
     for (before, after) in
         [(0, 0), (0, 10), (10, 0), (10, 10), (7 * MIB, 0), (7 * MIB, 10), (0, 7 * MIB), (MIB, 13 * MIB)]
     {
@@ -143,12 +145,12 @@ pub async fn finishing_again_what_was_not_committed_succeeds(place: &dyn Place) 
         let whole = [before.clone(), after.clone()].concat();
         let mut state = WriterState::default();
         if !before.is_empty() {
-            let mut writer = begin(place.open().await.as_ref()).await;
+            let mut writer = begin(fixture.open().await.as_ref()).await;
             write(writer.as_mut(), &before, 100 * KIB).await;
             state = checkpoint(writer.as_mut()).await;
         }
         for _ in 0..2 {
-            let blobs = place.open().await;
+            let blobs = fixture.open().await;
             let mut writer = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
             write(writer.as_mut(), &after, 100 * KIB).await;
             let blob = finish(writer).await;
@@ -157,12 +159,12 @@ pub async fn finishing_again_what_was_not_committed_succeeds(place: &dyn Place) 
     }
 }
 
-pub async fn finishing_again_with_other_bytes_leaves_only_those(place: &dyn Place) {
+pub async fn finishing_again_with_other_bytes_leaves_only_those(fixture: &dyn BackendFixture) {
     let before = content(10, 7 * MIB);
-    // As many bytes, fewer, none, and so many that a part is full before the end.
+    // As many bytes, fewer, none, and enough to fill a part before the end.
     for (first, then) in [(MIB, MIB), (2 * MIB, MIB), (MIB, 0), (0, 1), (8 * MIB, 6 * MIB)] {
         let (first, then) = (content(11, first), content(12, then));
-        let blobs = place.open().await;
+        let blobs = fixture.open().await;
         let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &before, 100 * KIB).await;
         let state = checkpoint(writer.as_mut()).await;
@@ -177,7 +179,8 @@ pub async fn finishing_again_with_other_bytes_leaves_only_those(place: &dyn Plac
     }
 }
 
-/// What was acknowledged, what a writer adds that has lost its claim, and what the one adds that took it over.
+/// Sizes of the acknowledged bytes, of those that the writer without a claim adds, and of those
+/// that the takeover adds.
 const LATE: [(usize, usize, usize); 6] = [
     (0, 10, 10),
     (10, 10, 10),
@@ -187,15 +190,15 @@ const LATE: [(usize, usize, usize); 6] = [
     (0, 7 * MIB, 7 * MIB),
 ];
 
-pub async fn a_late_writer_changes_nothing_that_was_finished(place: &dyn Place) {
+pub async fn a_late_writer_changes_no_finished_object(fixture: &dyn BackendFixture) {
     for (before, late, new) in LATE {
         let (before, late, new) = (content(30, before), content(31, late), content(32, new));
-        let blobs = place.open().await;
+        let blobs = fixture.open().await;
         let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &before, 100 * KIB).await;
         let state = checkpoint(writer.as_mut()).await;
         drop(writer);
-        // Both go on from the same checkpoint; the second has taken the claim over.
+        // Both continue at the same checkpoint; the second has taken over the claim.
         let mut loser = resume(blobs.as_ref(), before.len(), &state, Handover::Clean).await.unwrap();
         write(loser.as_mut(), &late.slice(..late.len() / 2), 100 * KIB).await;
         let mut winner = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
@@ -208,16 +211,16 @@ pub async fn a_late_writer_changes_nothing_that_was_finished(place: &dyn Place) 
                 break;
             }
         }
-        // It may end or not: nobody takes its object for the session's without its digest.
+        // It may finish or not: without its digest its object does not become the session's.
         let _ = loser.finish().await;
         same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &[before, new].concat());
     }
 }
 
-pub async fn who_comes_after_a_late_writer_ends_with_its_own_bytes(place: &dyn Place) {
+pub async fn a_takeover_finishes_with_its_own_bytes(fixture: &dyn BackendFixture) {
     for (before, late, new) in LATE {
         let (before, late, new) = (content(33, before), content(34, late), content(35, new));
-        let blobs = place.open().await;
+        let blobs = fixture.open().await;
         let mut writer = begin(blobs.as_ref()).await;
         write(writer.as_mut(), &before, 100 * KIB).await;
         let state = checkpoint(writer.as_mut()).await;
@@ -236,8 +239,8 @@ pub async fn who_comes_after_a_late_writer_ends_with_its_own_bytes(place: &dyn P
     }
 }
 
-pub async fn what_a_checkpoint_left_whole_is_sealed_without_a_writer(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_complete_checkpoint_is_sealed_without_a_writer(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     assert_eq!(blobs.sealed(0, &WriterState::default()).await.unwrap(), None);
     for stops in [vec![10], vec![10, 20], vec![6 * MIB - 1], vec![7 * MIB]] {
         let (mut offset, mut state) = (0, WriterState::default());
@@ -257,8 +260,8 @@ pub async fn what_a_checkpoint_left_whole_is_sealed_without_a_writer(place: &dyn
     }
 }
 
-pub async fn nothing_but_the_blob_is_left_at_the_end(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn only_the_blob_is_left_at_the_end(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     for handover in [Handover::Clean, Handover::Takeover] {
         for stops in [
             vec![10],
@@ -287,15 +290,15 @@ pub async fn nothing_but_the_blob_is_left_at_the_end(place: &dyn Place) {
             for leftover in &sealed.leftover {
                 blobs.delete(*leftover, &WriterState::default(), &[]).await.unwrap();
             }
-            assert_eq!(place.objects().await, [sealed.generation.path()]);
+            assert_eq!(fixture.objects().await, [sealed.generation.path()]);
             same(&get_whole(blobs.as_ref(), &key(&sealed)).await.unwrap(), &content(37, offset));
             blobs.delete(sealed.generation, &WriterState::default(), &[]).await.unwrap();
         }
     }
 }
 
-pub async fn a_blob_of_another_size_is_never_served(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_blob_of_another_size_is_never_served(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let generation = put(blobs.as_ref(), &content(13, 1000)).await.generation;
     for (size, range) in [(999, 0..999), (1001, 0..1001), (1001, 0..1), (2000, 1500..2000), (999, 998..999), (0, 0..0)]
     {
@@ -303,13 +306,13 @@ pub async fn a_blob_of_another_size_is_never_served(place: &dyn Place) {
     }
 }
 
-pub async fn a_missing_blob_is_inconsistent(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_missing_blob_is_inconsistent(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     inconsistent(blobs.read(&BlobKey::plain(Generation::random(), 10), 0..10).await.map(|_| ()));
 }
 
-pub async fn a_stored_size_is_that_of_the_object(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_stored_size_is_that_of_the_object(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     for size in [0, 10, 7 * MIB] {
         let blob = put(blobs.as_ref(), &content(38, size)).await;
         assert_eq!(blobs.stored_size(blob.generation).await.unwrap(), Some(size as u64));
@@ -317,8 +320,8 @@ pub async fn a_stored_size_is_that_of_the_object(place: &dyn Place) {
     assert_eq!(blobs.stored_size(Generation::random()).await.unwrap(), None);
 }
 
-pub async fn what_is_encrypted_is_neither_read_nor_written(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn encrypted_blobs_are_neither_read_nor_written(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let sealed = Some(KeyReference { id: "a key".into(), wrapped: vec![1, 2, 3] });
     let blob = BlobKey { key: sealed.clone(), ..put(blobs.as_ref(), &content(39, 10)).await };
     assert!(matches!(blobs.read(&blob, 0..10).await.map(|_| ()), Err(StoreError::Backend(_))));
@@ -327,8 +330,8 @@ pub async fn what_is_encrypted_is_neither_read_nor_written(place: &dyn Place) {
     assert!(matches!(writer.map(|_| ()), Err(StoreError::Backend(_))));
 }
 
-pub async fn a_writer_wants_the_acknowledged_bytes_to_be_there(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_writer_requires_the_acknowledged_bytes(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     inconsistent(resume(blobs.as_ref(), 10, &WriterState::default(), Handover::Clean).await.map(|_| ()));
 
     let mut writer = begin(blobs.as_ref()).await;
@@ -340,8 +343,8 @@ pub async fn a_writer_wants_the_acknowledged_bytes_to_be_there(place: &dyn Place
     }
 }
 
-pub async fn deleting_is_idempotent(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn deleting_is_idempotent(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let state = WriterState::default();
     blobs.delete(Generation::random(), &state, &[]).await.unwrap();
     let other = put(blobs.as_ref(), &content(15, 10)).await;
@@ -354,8 +357,8 @@ pub async fn deleting_is_idempotent(place: &dyn Place) {
     same(&get_whole(blobs.as_ref(), &other).await.unwrap(), &content(15, 10));
 }
 
-pub async fn a_half_written_blob_is_deleted_with_what_it_left(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn an_unfinished_blob_is_deleted_with_its_leftovers(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     for size in [0, 10, 6 * MIB, 14 * MIB] {
         let (first, next) = (Generation::random(), Generation::random());
         let key = UploadKey::plain(first);
@@ -366,12 +369,12 @@ pub async fn a_half_written_blob_is_deleted_with_what_it_left(place: &dyn Place)
         writer.abandon().await;
         for _ in 0..2 {
             blobs.delete(next, &state, &[]).await.unwrap();
-            assert_eq!(place.objects().await, [""; 0]);
+            assert_eq!(fixture.objects().await, [""; 0]);
         }
     }
 }
 
-/// Keeps what it is shown.
+/// Collects the inspected bytes.
 #[derive(Default)]
 struct Seen(Mutex<Vec<u8>>);
 
@@ -381,8 +384,8 @@ impl Inspect for Seen {
     }
 }
 
-pub async fn every_byte_is_inspected_once_and_in_its_order(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn every_byte_is_inspected_once_and_in_order(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let (checkpointed, whole) = (6 * MIB + 300, 14 * MIB);
     let bytes = content(40, whole);
     for frame in [1000, 31 * KIB, 100 * KIB, 700 * KIB] {
@@ -392,7 +395,7 @@ pub async fn every_byte_is_inspected_once_and_in_its_order(place: &dyn Place) {
         let mut writer = blobs.writer(&fresh, 0, &state, Handover::Clean, seen.clone()).await.unwrap();
         writer.inspected().await.unwrap();
         let mut written = 0;
-        // What is asked for in the middle of a batch is not shown again with the rest of it.
+        // Bytes that were inspected in the middle of a batch are not inspected again with its rest.
         for stop in [10, 10 + 40 * KIB, 3 * MIB + 7, 3 * MIB + 7, 5 * MIB] {
             write(writer.as_mut(), &bytes.slice(written..stop), frame).await;
             written = stop;
@@ -404,7 +407,7 @@ pub async fn every_byte_is_inspected_once_and_in_its_order(place: &dyn Place) {
         same(&seen.0.lock().unwrap().clone().into(), &bytes[..checkpointed]);
         drop(writer);
 
-        // Who goes on is shown what comes now.
+        // The next writer inspects only the new bytes.
         let seen = Arc::new(Seen::default());
         let mut writer = blobs.writer(&next, checkpointed as u64, &state, Handover::Clean, seen.clone()).await.unwrap();
         write(writer.as_mut(), &bytes.slice(checkpointed..), frame).await;
@@ -416,8 +419,8 @@ pub async fn every_byte_is_inspected_once_and_in_its_order(place: &dyn Place) {
     }
 }
 
-pub async fn generations_are_written_side_by_side(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn generations_are_written_concurrently(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     join_all((0..24).map(|n| {
         let blobs = blobs.clone();
         async move {
@@ -429,11 +432,11 @@ pub async fn generations_are_written_side_by_side(place: &dyn Place) {
     .await;
 }
 
-pub async fn a_blob_is_read_many_times_at_once(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_blob_is_read_concurrently(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let bytes = content(18, 3 * MIB + 1);
     let blob = put(blobs.as_ref(), &bytes).await;
-    // All streams are open before any is drained, and then they take turns.
+    // All streams are open before any is read, and then they alternate.
     let streams = join_all((0..10).map(|n| blobs.read(&blob, n * 1000..bytes.len() as u64))).await;
     let read = join_all(streams.into_iter().map(|stream| stream.unwrap().try_collect::<Vec<_>>())).await;
     for (n, chunks) in read.into_iter().enumerate() {
@@ -441,20 +444,20 @@ pub async fn a_blob_is_read_many_times_at_once(place: &dyn Place) {
     }
 }
 
-pub async fn a_reader_may_stop_half_way(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn a_reader_may_stop_half_way(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let bytes = content(19, 3 * MIB);
     let blob = put(blobs.as_ref(), &bytes).await;
     let mut stream = blobs.read(&blob, 0..bytes.len() as u64).await.unwrap();
     let first = stream.next().await.unwrap().unwrap();
     drop(stream);
-    // What was handed out stays what it was while others read.
+    // A chunk does not change while others read.
     same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &bytes);
     same(&first, &bytes[..first.len()]);
 }
 
-pub async fn what_an_upload_must_remember_is_bounded(place: &dyn Place) {
-    let blobs = place.open().await;
+pub async fn the_writer_state_is_bounded(fixture: &dyn BackendFixture) {
+    let blobs = fixture.open().await;
     let mut writer = begin(blobs.as_ref()).await;
     let bytes = content(20, 5 * MIB);
     let mut state = WriterState::default();
@@ -465,9 +468,9 @@ pub async fn what_an_upload_must_remember_is_bounded(place: &dyn Place) {
     }
     writer.abandon().await;
     blobs.delete(Generation::random(), &state, &[]).await.unwrap();
-    assert_eq!(place.objects().await, [""; 0]);
+    assert_eq!(fixture.objects().await, [""; 0]);
 }
 
-pub async fn an_open_store_is_ready(place: &dyn Place) {
-    place.open().await.ready().await.unwrap();
+pub async fn an_open_store_is_ready(fixture: &dyn BackendFixture) {
+    fixture.open().await.ready().await.unwrap();
 }

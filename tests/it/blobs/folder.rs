@@ -1,4 +1,4 @@
-//! The contract on a folder, and what only a folder does.
+//! The contract on a folder, and tests of folders alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use std::time::Duration;
 use wharfage::store::blobs::folder::FolderBlobs;
 use wharfage::store::{Blobs, Generation, Handover, StoreError, WriterState};
 
-use super::{Place, begin, checkpoint, content, finish, on, put, resume, write};
+use super::{BackendFixture, begin, checkpoint, content, finish, on, put, resume, write};
 
-/// A folder that doesn't exist yet, in one that goes with the test.
+/// A folder that does not exist yet, in a temporary one.
 pub(super) struct Folder(PathBuf, #[allow(dead_code, reason = "removes itself when dropped")] tempfile::TempDir);
 
 pub(super) async fn folder() -> Folder {
@@ -19,7 +19,7 @@ pub(super) async fn folder() -> Folder {
 }
 
 #[async_trait::async_trait]
-impl Place for Folder {
+impl BackendFixture for Folder {
     async fn open(&self) -> Arc<dyn Blobs> {
         Arc::new(FolderBlobs::open(&self.0).unwrap())
     }
@@ -49,7 +49,7 @@ async fn a_blob_is_one_file_at_its_generation() {
 }
 
 #[tokio::test]
-async fn what_is_there_beyond_the_checkpoint_is_overwritten_and_cut() {
+async fn bytes_beyond_the_checkpoint_are_overwritten_or_truncated() {
     let folder = folder().await;
     let (kept, rest) = (content(2, 1000), content(3, 500));
     for handover in [Handover::Clean, Handover::Takeover] {
@@ -73,7 +73,7 @@ async fn what_is_there_beyond_the_checkpoint_is_overwritten_and_cut() {
 }
 
 #[tokio::test]
-async fn uploads_of_earlier_versions_go_on_in_the_file_that_their_row_names() {
+async fn uploads_of_earlier_versions_continue_in_their_rows_file() {
     let folder = folder().await;
     let blobs = folder.open().await;
     let (generation, kept, rest) = (Generation::random(), content(4, 700), content(5, 10));
@@ -86,7 +86,7 @@ async fn uploads_of_earlier_versions_go_on_in_the_file_that_their_row_names() {
 }
 
 #[tokio::test]
-async fn a_writer_begins_no_file_that_is_there() {
+async fn a_writer_does_not_begin_in_an_existing_file() {
     let folder = folder().await;
     let blobs = folder.open().await;
     let generation = Generation::random();
@@ -99,7 +99,7 @@ async fn a_writer_begins_no_file_that_is_there() {
 }
 
 #[tokio::test]
-async fn a_folder_has_no_urls_of_its_own() {
+async fn a_folder_has_no_presigned_urls() {
     let folder = folder().await;
     let blobs = folder.open().await;
     let blob = put(blobs.as_ref(), &content(5, 10)).await;
@@ -107,7 +107,7 @@ async fn a_folder_has_no_urls_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_gone_is_not_ready() {
+async fn a_missing_folder_is_not_ready() {
     let folder = folder().await;
     let blobs = folder.open().await;
     fs::remove_dir_all(&folder.0).unwrap();
@@ -115,7 +115,7 @@ async fn a_folder_that_is_gone_is_not_ready() {
 }
 
 #[tokio::test]
-async fn blobs_are_their_owners_alone() {
+async fn blobs_are_readable_by_their_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let folder = folder().await;
     let generation = put(folder.open().await.as_ref(), &content(6, 10)).await.generation;

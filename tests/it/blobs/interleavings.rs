@@ -1,9 +1,11 @@
-//! Two writers of one upload session and somebody who cancels it, in every order of their steps: on both databases and both
-//! backends. The writers are replicas: each has a registry of its own on the same stores.
+//! Two writers of one upload session and a cancellation, in every order of their steps, on both
+//! databases and both backends. The writers are replicas: each has its own registry on the same
+//! stores.
 //!
-//! A writer stops where another could come in between: when it has claimed the session, before it finishes the object, when
-//! that is finished and nothing is committed, and when a chunk is durable and not yet acknowledged. Who begins to write finds
-//! the claim before it run out, as if its holder had stalled; so the one before writes late, whatever it does.
+//! A writer pauses where another could interleave: after it has claimed the session, before it
+//! finishes the object, when that is finished and not committed, and when a chunk is durable and
+//! not yet acknowledged. A writer that begins finds the previous claim expired, as if its holder
+//! had stalled. So all later writes of the previous writer are late.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,15 +32,15 @@ use wharfage::store::{
     UploadKey, WriterState,
 };
 
-use super::{Place, content};
+use super::{BackendFixture, content};
 use crate::bed;
 use crate::metadata::{account, new_repository};
 
 const MIB: usize = 1024 * 1024;
-/// Orders that run at the same time.
+/// Number of orders that run concurrently.
 const AT_ONCE: usize = 16;
 
-/// Where a writer stops, until it is told to go on.
+/// A point where a writer pauses until it is resumed.
 #[derive(Debug)]
 struct Gate {
     arrived: mpsc::UnboundedSender<()>,
@@ -47,13 +49,13 @@ struct Gate {
 
 impl Gate {
     async fn stop(&self) {
-        // Nobody listens any more once the order is through.
+        // Nobody listens after the end of the order.
         let _ = self.arrived.send(());
         self.go.acquire().await.unwrap().forget();
     }
 }
 
-/// A backend whose writers stop.
+/// A backend whose writers pause.
 #[derive(Debug)]
 struct Gated {
     blobs: Arc<dyn Blobs>,
@@ -83,8 +85,8 @@ impl Blobs for Gated {
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
         self.blobs.stored_size(generation).await
     }
-    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
-        self.blobs.named(generation, state)
+    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
+        self.blobs.generations_to_delete(generation, state)
     }
     async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
         self.blobs.delete(generation, state, live).await
@@ -126,7 +128,7 @@ impl BlobWriter for GatedWriter {
     }
 }
 
-/// Who takes a step.
+/// The actor of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Actor {
     First,
@@ -152,7 +154,7 @@ impl Does {
     }
 }
 
-/// Every order in which the actors can take their steps.
+/// Returns every order in which the actors can take their steps.
 fn orders(first: usize, second: usize, canceller: usize) -> Vec<Vec<Actor>> {
     if first + second + canceller == 0 {
         return vec![Vec::new()];
@@ -177,7 +179,7 @@ struct World {
     repository: Repository,
 }
 
-/// A blob that a writer was answered for.
+/// A blob that a writer has acknowledged.
 type Acknowledged = (Digest, u64);
 
 impl World {
@@ -193,7 +195,7 @@ impl World {
         Arc::new(Registry::new(config, metadata, blobs, Keyring::default(), Arc::default()))
     }
 
-    /// Begins a session that has `bytes` already.
+    /// Begins a session that already has `bytes`.
     async fn session(&self, bytes: &Bytes) -> Uuid {
         let registry = self.registry(Arc::clone(&self.blobs));
         let now = Timestamp::now();
@@ -206,16 +208,16 @@ impl World {
         upload.id
     }
 
-    /// Lets the claim on a session run out.
+    /// Expires the claim of a session.
     async fn lapse(&self, id: Uuid) {
-        if let Some(upload) = self.metadata.upload(self.repository.id, id).await.unwrap()
+        if let Some(upload) = self.metadata.find_upload(self.repository.id, id).await.unwrap()
             && upload.claimed_until.is_some()
         {
             self.metadata.release_upload(id, upload.version, false).await.unwrap();
         }
     }
 
-    /// That the bytes behind a digest are the ones that it names.
+    /// Asserts that the bytes of a blob have its digest.
     async fn assert_whole(&self, (digest, size): &Acknowledged, order: &(impl fmt::Debug + Sync)) {
         let found = self.metadata.find_blob(&account(), &self.repository.name, digest).await.unwrap();
         let Lookup::Found(blob) = found else { panic!("{order:?}: {digest} is not there") };
@@ -228,7 +230,7 @@ impl World {
         assert_eq!(Digest::sha256(&bytes), *digest, "{order:?}: other bytes than were acknowledged");
     }
 
-    /// Runs one order of steps; what was acknowledged in it.
+    /// Runs one order of steps, and returns the acknowledged blobs.
     async fn run(&self, before: Bytes, does: [Does; 2], order: Vec<Actor>) -> Vec<Acknowledged> {
         let id = self.session(&before).await;
         let seed = u64::from_be_bytes(id.as_bytes()[..8].try_into().unwrap());
@@ -263,8 +265,8 @@ impl World {
         acknowledged
     }
 
-    /// Runs every order; afterwards nothing is there that was not acknowledged.
-    async fn run_all(&self, place: &dyn Place, before: &Bytes, does: [Does; 2], cancels: usize) {
+    /// Runs every order, and asserts that only acknowledged objects are left.
+    async fn run_all(&self, fixture: &dyn BackendFixture, before: &Bytes, does: [Does; 2], cancels: usize) {
         let orders = orders(does[0].steps(), does[1].steps(), cancels);
         let runs = stream::iter(orders).map(|order| {
             let (world, before) = (self.clone(), before.clone());
@@ -275,8 +277,8 @@ impl World {
 
         let later = Timestamp::now() + 24.hours();
         self.metadata.cancel_stale_uploads(later, later, 100_000).await.unwrap();
-        assert_eq!(self.metadata.open_uploads().await.unwrap(), 0);
-        // The deletion of what a session left that a writer did not end cleanly waits for what may still be on its way.
+        assert_eq!(self.metadata.count_uploads().await.unwrap(), 0);
+        // The deletion of an uncleanly ended session's bytes waits for late writes.
         let due = later + 1.hour();
         let kinds = [DeleteGeneration::KIND];
         while let Some(job) = self.metadata.claim_job(&kinds, due, Duration::from_secs(60)).await.unwrap() {
@@ -292,7 +294,7 @@ impl World {
                 other => panic!("{other:?}"),
             };
         }
-        let there: BTreeSet<_> = place.objects().await.into_iter().collect();
+        let there: BTreeSet<_> = fixture.objects().await.into_iter().collect();
         assert_eq!(there, expected, "objects that no row names, or rows without an object");
         for blob in &acknowledged {
             self.metadata.unlink_blob(self.repository.id, &blob.0).await.unwrap();
@@ -333,7 +335,7 @@ impl Writer {
         Self { gate, arrivals, begun: false, task: Some(task) }
     }
 
-    /// Goes on to where it stops next, or to its end; the blob that it was answered for.
+    /// Runs the writer to its next pause or its end, and returns the blob that was acknowledged.
     async fn step(&mut self) -> Option<Acknowledged> {
         let task = self.task.as_mut()?;
         if std::mem::replace(&mut self.begun, true) {
@@ -345,7 +347,7 @@ impl Writer {
             ended = task => ended.unwrap(),
         };
         self.task = None;
-        // Whoever comes second is refused; that a session of another's is broken would be something else.
+        // The second writer is refused. Any other error would mean that the session is broken.
         match ended {
             Ok(acknowledged) => acknowledged,
             Err(UploadFailure::NotFound | UploadFailure::Busy | UploadFailure::DigestMismatch { .. }) => None,
@@ -355,17 +357,17 @@ impl Writer {
     }
 }
 
-async fn every_order(metadata: Arc<dyn Metadata>, place: &dyn Place, large: bool) {
+async fn every_order(metadata: Arc<dyn Metadata>, fixture: &dyn BackendFixture, large: bool) {
     let repository = metadata.create_repository(new_repository("app"), 10).await.unwrap();
-    let world = World { metadata, blobs: place.open().await, repository };
+    let world = World { metadata, blobs: fixture.open().await, repository };
     if large {
-        // The session has a part and a tail: both writers go on with the same multipart upload.
-        world.run_all(place, &content(1, 6 * MIB + 10), [Does::Put, Does::Put], 0).await;
-        world.run_all(place, &content(1, 6 * MIB + 10), [Does::Patch, Does::Put], 0).await;
+        // The session has a part and a tail, so both writers continue the same multipart upload.
+        world.run_all(fixture, &content(1, 6 * MIB + 10), [Does::Put, Does::Put], 0).await;
+        world.run_all(fixture, &content(1, 6 * MIB + 10), [Does::Patch, Does::Put], 0).await;
     }
     for before in [content(1, 0), content(1, 10)] {
-        world.run_all(place, &before, [Does::Put, Does::Put], 1).await;
-        world.run_all(place, &before, [Does::Patch, Does::Put], 1).await;
+        world.run_all(fixture, &before, [Does::Put, Does::Put], 1).await;
+        world.run_all(fixture, &before, [Does::Patch, Does::Put], 1).await;
     }
 }
 
@@ -380,23 +382,23 @@ async fn postgres() -> Arc<dyn Metadata> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_order_of_two_writers_and_a_canceller_on_sqlite_and_a_folder() {
+async fn every_order_on_sqlite_and_a_folder() {
     let (metadata, _folder) = sqlite().await;
     every_order(metadata, &super::folder::folder().await, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_order_of_two_writers_and_a_canceller_on_postgres_and_a_folder() {
+async fn every_order_on_postgres_and_a_folder() {
     every_order(postgres().await, &super::folder::folder().await, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_order_of_two_writers_and_a_canceller_on_sqlite_and_s3() {
+async fn every_order_on_sqlite_and_s3() {
     let (metadata, _folder) = sqlite().await;
     every_order(metadata, &super::s3::bucket().await, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_order_of_two_writers_and_a_canceller_on_postgres_and_s3() {
+async fn every_order_on_postgres_and_s3() {
     every_order(postgres().await, &super::s3::bucket().await, true).await;
 }

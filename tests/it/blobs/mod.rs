@@ -1,4 +1,4 @@
-//! The contract of `store::Blobs`, the same tests on every backend.
+//! The contract of `store::Blobs`: the same tests on every backend.
 
 mod contract;
 mod folder;
@@ -14,43 +14,43 @@ use wharfage::store::{
     BlobKey, BlobWriter, Blobs, Generation, Handover, Sealed, StoreError, StoreResult, UploadKey, WriterState,
 };
 
-/// A place that a backend keeps blobs in.
+/// A location where a backend stores blobs.
 #[async_trait::async_trait]
-pub trait Place: Send + Sync {
-    /// The backend as a process that has just started has it.
+pub trait BackendFixture: Send + Sync {
+    /// Opens the backend, as a process does at its start.
     async fn open(&self) -> Arc<dyn Blobs>;
-    /// The paths of the objects that are there, below the store's root, sorted.
+    /// Lists the paths of all objects below the store's root, sorted.
     async fn objects(&self) -> Vec<String>;
 }
 
-/// Runs the contract's tests on the place that `$make` (an async function) makes.
+/// Runs the contract's tests on the fixture that `$make` (an async function) creates.
 macro_rules! on {
     ($make:path) => {
         $crate::blobs::on!(@tests $make:
-            what_was_written_reads_back_at_every_size,
+            written_bytes_read_back_at_every_size,
             frames_of_any_size_make_the_same_blob,
             a_range_reads_exactly_its_bytes,
-            an_upload_goes_on_from_its_checkpoint_after_a_restart,
+            an_upload_continues_at_its_checkpoint_after_a_restart,
             a_checkpoint_without_new_bytes_changes_nothing,
             bytes_after_the_checkpoint_are_overwritten,
-            finishing_again_what_was_not_committed_succeeds,
+            finishing_an_uncommitted_upload_again_succeeds,
             finishing_again_with_other_bytes_leaves_only_those,
-            a_late_writer_changes_nothing_that_was_finished,
-            who_comes_after_a_late_writer_ends_with_its_own_bytes,
-            what_a_checkpoint_left_whole_is_sealed_without_a_writer,
-            nothing_but_the_blob_is_left_at_the_end,
+            a_late_writer_changes_no_finished_object,
+            a_takeover_finishes_with_its_own_bytes,
+            a_complete_checkpoint_is_sealed_without_a_writer,
+            only_the_blob_is_left_at_the_end,
             a_blob_of_another_size_is_never_served,
             a_missing_blob_is_inconsistent,
             a_stored_size_is_that_of_the_object,
-            what_is_encrypted_is_neither_read_nor_written,
-            a_writer_wants_the_acknowledged_bytes_to_be_there,
+            encrypted_blobs_are_neither_read_nor_written,
+            a_writer_requires_the_acknowledged_bytes,
             deleting_is_idempotent,
-            a_half_written_blob_is_deleted_with_what_it_left,
-            every_byte_is_inspected_once_and_in_its_order,
-            generations_are_written_side_by_side,
-            a_blob_is_read_many_times_at_once,
+            an_unfinished_blob_is_deleted_with_its_leftovers,
+            every_byte_is_inspected_once_and_in_order,
+            generations_are_written_concurrently,
+            a_blob_is_read_concurrently,
             a_reader_may_stop_half_way,
-            what_an_upload_must_remember_is_bounded,
+            the_writer_state_is_bounded,
             an_open_store_is_ready,
         );
     };
@@ -65,7 +65,7 @@ macro_rules! on {
 }
 use on;
 
-/// Bytes that differ everywhere, so that none can stand in for another.
+/// Returns bytes without repetition, so that no range equals another.
 fn content(seed: u64, len: usize) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = vec![0; len];
@@ -91,7 +91,7 @@ async fn begin(blobs: &dyn Blobs) -> Box<dyn BlobWriter> {
     resume(blobs, 0, &WriterState::default(), Handover::Clean).await.unwrap()
 }
 
-/// Goes on with an upload.
+/// Continues an upload.
 async fn resume(
     blobs: &dyn Blobs,
     offset: usize,
@@ -109,7 +109,7 @@ async fn finish(writer: Box<dyn BlobWriter>) -> BlobKey {
     key(&writer.finish().await.unwrap())
 }
 
-/// Where a finished object is.
+/// Returns the key of a finished object.
 fn key(sealed: &Sealed) -> BlobKey {
     BlobKey::plain(sealed.generation, sealed.stored_size)
 }

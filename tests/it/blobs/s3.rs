@@ -1,4 +1,4 @@
-//! The contract on S3, and what only S3 does.
+//! The contract on S3, and tests of S3 alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use wharfage::store::blobs::s3::{S3Blobs, S3Config, S3Credentials};
 use wharfage::store::{BlobKey, Blobs, Generation, Handover, StoreError, UploadKey, WriterState};
 
-use super::{Place, begin, checkpoint, content, on, put, resume, write};
+use super::{BackendFixture, begin, checkpoint, content, on, put, resume, write};
 use crate::bed;
 use crate::bed::s3::S3;
 use crate::bed::service::STARTUP;
@@ -36,7 +36,7 @@ fn config(bucket: &S3) -> S3Config {
 }
 
 #[async_trait::async_trait]
-impl Place for S3 {
+impl BackendFixture for S3 {
     async fn open(&self) -> Arc<dyn Blobs> {
         Arc::new(S3Blobs::new(config(self)).unwrap())
     }
@@ -48,7 +48,7 @@ impl Place for S3 {
 
 on!(bucket);
 
-/// Gets a URL of the bucket's server as a client without credentials does.
+/// Sends a GET without credentials to the bucket's server.
 async fn get(bucket: &S3, url: &str) -> String {
     let target = url.strip_prefix(&bucket.endpoint).unwrap();
     let host = bucket.endpoint.strip_prefix("http://").unwrap();
@@ -89,13 +89,13 @@ async fn an_empty_prefix_is_none() {
     assert_eq!(keys(&bucket).await, [blob.generation.path()]);
 }
 
-/// How many multipart uploads the bucket has open.
+/// Counts the open multipart uploads of the bucket.
 async fn open_uploads(bucket: &S3) -> usize {
     bucket.open_uploads().await.len()
 }
 
 #[tokio::test]
-async fn deleting_a_half_written_blob_ends_its_multipart_upload() {
+async fn deleting_an_unfinished_blob_aborts_its_multipart_upload() {
     let bucket = bucket().await;
     let blobs = bucket.open().await;
     let mut writer = begin(blobs.as_ref()).await;
@@ -108,14 +108,14 @@ async fn deleting_a_half_written_blob_ends_its_multipart_upload() {
 }
 
 #[tokio::test]
-async fn a_writer_that_is_abandoned_before_its_first_checkpoint_leaves_no_multipart_upload() {
+async fn a_writer_abandoned_before_a_checkpoint_leaves_no_upload() {
     let bucket = bucket().await;
     let blobs = bucket.open().await;
     let mut writer = begin(blobs.as_ref()).await;
     write(writer.as_mut(), &content(6, 7 * MIB), MIB).await;
     assert_eq!(open_uploads(&bucket).await, 1);
     drop(writer);
-    // It ends in the background.
+    // The abort runs in the background.
     let deadline = Instant::now() + STARTUP;
     while open_uploads(&bucket).await > 0 {
         assert!(Instant::now() < deadline, "the multipart upload is still open");
@@ -123,7 +123,7 @@ async fn a_writer_that_is_abandoned_before_its_first_checkpoint_leaves_no_multip
 }
 
 #[tokio::test]
-async fn an_upload_that_was_aborted_elsewhere_fails_and_makes_no_blob() {
+async fn an_upload_aborted_elsewhere_fails_without_a_blob() {
     let bucket = bucket().await;
     let blobs = bucket.open().await;
     let mut writer = begin(blobs.as_ref()).await;
@@ -140,7 +140,7 @@ async fn an_upload_that_was_aborted_elsewhere_fails_and_makes_no_blob() {
 }
 
 #[tokio::test]
-async fn a_presigned_url_reads_the_blob_without_credentials_where_redirects_are_wanted() {
+async fn a_presigned_url_reads_a_blob_without_credentials() {
     let bucket = bucket().await;
     let blobs = S3Blobs::new(S3Config { redirect: true, ..config(&bucket) }).unwrap();
     let bytes = content(4, 1000);
@@ -168,7 +168,7 @@ async fn a_bucket_that_is_missing_or_refuses_the_key_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_unavailable() {
+async fn an_unreachable_server_is_unavailable() {
     let endpoint = Some("http://127.0.0.1:1".to_owned());
     let bucket = bucket().await;
     let blobs = S3Blobs::new(S3Config { endpoint, ..config(&bucket) }).unwrap();
@@ -179,7 +179,7 @@ async fn a_server_that_is_not_there_is_unavailable() {
 }
 
 #[tokio::test]
-async fn nothing_is_deleted_or_missing_in_a_bucket_that_is_away() {
+async fn in_a_missing_bucket_nothing_is_deleted_or_missing() {
     let bucket = bucket().await;
     let blobs = bucket.open().await;
     let blob = put(blobs.as_ref(), &content(7, 1000)).await;

@@ -1,8 +1,8 @@
-//! Jobs and events.
+//! Background jobs.
 
 use std::collections::BTreeSet;
 
-use wharfage::store::jobs::{Event, Job, JobCount, JobEnd, JobFilter, JobState, Requeue};
+use wharfage::store::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, Requeue};
 
 use super::*;
 
@@ -10,12 +10,13 @@ async fn claim(store: &Fixture, seconds: i64) -> Option<Job> {
     store.claim_job(&["a", "b"], at(seconds), MINUTE).await.unwrap()
 }
 
-/// Claims a job whose lease has run out at once: leases end by the database's clock, which no test turns.
+/// Claims a job with a lease that expires at once. Leases end by the database's clock, which a test
+/// cannot change.
 async fn claim_briefly(store: &Fixture) -> Job {
     store.claim_job(&["a", "b"], at(0), Duration::ZERO).await.unwrap().unwrap()
 }
 
-/// Claims the one job that is due, and lets it die.
+/// Claims the one due job, and makes it dead.
 async fn kill(store: &Fixture, error: &str) {
     let held = claim(store, 100).await.unwrap();
     store.end_job(held.id, held.attempts, JobEnd::Dead { error: error.into() }).await.unwrap();
@@ -27,13 +28,13 @@ async fn listed(store: &Fixture, filter: JobFilter) -> Vec<(String, JobState, u3
 }
 
 async fn counts(store: &Fixture) -> Vec<(String, String, u64)> {
-    let counts = store.job_counts(&["a", "b"]).await.unwrap();
+    let counts = store.count_jobs(&["a", "b"]).await.unwrap();
     let mut counts: Vec<_> = counts.into_iter().map(|JobCount { kind, state, count }| (kind, state, count)).collect();
     counts.sort();
     counts
 }
 
-pub async fn the_job_that_is_due_longest_comes_first(store: Fixture) {
+pub async fn the_longest_overdue_job_is_claimed_first(store: Fixture) {
     for (kind, key, due) in [("a", "late", 30), ("b", "early", 10), ("a", "middle", 20)] {
         store.enqueue_job(job(kind, key, "{}", at(due))).await.unwrap();
     }
@@ -68,7 +69,7 @@ pub async fn waiting_jobs_of_one_key_coalesce(store: Fixture) {
     assert_eq!(counts(&store).await, [("a".into(), "running".into(), 1), ("b".into(), "waiting".into(), 1)]);
 }
 
-pub async fn a_job_enqueued_while_its_like_runs_waits_behind_it(store: Fixture) {
+pub async fn a_job_waits_behind_a_running_one_of_its_key(store: Fixture) {
     store.enqueue_job(job("a", "k", "first", at(0))).await.unwrap();
     let first = claim(&store, 0).await.unwrap();
     store.enqueue_job(job("a", "k", "second", at(0))).await.unwrap();
@@ -87,7 +88,7 @@ pub async fn no_job_is_claimed_twice_at_once(store: Fixture) {
         let store = store.handle();
         tokio::spawn(async move {
             let mut claimed = Vec::new();
-            // A worker may find nothing because others hold what is left for the moment: none are given back here.
+            // A worker may find nothing while others hold the remaining jobs.
             while let Some(job) = store.claim_job(&["a"], at(1), MINUTE).await.unwrap() {
                 claimed.push(job.id);
             }
@@ -99,14 +100,14 @@ pub async fn no_job_is_claimed_twice_at_once(store: Fixture) {
     assert_eq!(claimed.iter().collect::<BTreeSet<_>>().len(), 40, "each once");
 }
 
-pub async fn a_lease_that_ran_out_lets_another_claim_the_job(store: Fixture) {
+pub async fn a_job_with_an_expired_lease_is_claimed_again(store: Fixture) {
     store.enqueue_job(job("a", "k", "first", at(0))).await.unwrap();
     let lost = claim_briefly(&store).await;
     store.enqueue_job(job("a", "k", "second", at(0))).await.unwrap();
     let again = claim(&store, 0).await.unwrap();
     assert_eq!((again.id, again.attempts, again.payload.as_str()), (lost.id, 2, "first"));
     assert_eq!(claim(&store, 60).await, None, "it is held");
-    // Who lost the claim has no say any more.
+    // The lost claim has no effect any more.
     assert!(!store.heartbeat_job(lost.id, lost.attempts, MINUTE).await.unwrap());
     store.end_job(lost.id, lost.attempts, JobEnd::Done).await.unwrap();
     assert_eq!(counts(&store).await, [("a".into(), "running".into(), 1), ("a".into(), "waiting".into(), 1)]);
@@ -117,7 +118,7 @@ pub async fn a_lease_that_ran_out_lets_another_claim_the_job(store: Fixture) {
 pub async fn a_lease_ends_by_the_databases_clock(store: Fixture) {
     store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
     assert!(claim(&store, 0).await.is_some());
-    // A replica whose clock is years ahead takes nobody's job.
+    // A replica whose clock is years ahead takes no job of another.
     let ahead = Timestamp::now() + Duration::from_secs(10 * 365 * 24 * 3600);
     assert_eq!(store.claim_job(&["a"], ahead, MINUTE).await.unwrap(), None);
 }
@@ -133,7 +134,7 @@ pub async fn a_heartbeat_keeps_the_job_until_the_claim_is_lost(store: Fixture) {
     assert!(!store.heartbeat_job(held.id + 1, 1, MINUTE).await.unwrap());
 }
 
-pub async fn a_long_queue_of_one_kind_hides_no_other(store: Fixture) {
+pub async fn a_long_queue_does_not_hide_other_kinds(store: Fixture) {
     for number in 0..50 {
         store.enqueue_job(job("a", &number.to_string(), "{}", at(0))).await.unwrap();
     }
@@ -142,7 +143,7 @@ pub async fn a_long_queue_of_one_kind_hides_no_other(store: Fixture) {
     assert_eq!(claimed.key, "late");
 }
 
-pub async fn a_failed_job_is_tried_again_when_it_says(store: Fixture) {
+pub async fn a_failed_job_is_retried_at_its_time(store: Fixture) {
     store.enqueue_job(job("a", "k", "payload", at(0))).await.unwrap();
     let first = claim(&store, 0).await.unwrap();
     let retry = JobEnd::Retry { at: at(50), error: "the upstream did not answer".into() };
@@ -152,7 +153,7 @@ pub async fn a_failed_job_is_tried_again_when_it_says(store: Fixture) {
     assert_eq!((second.id, second.attempts, second.payload.as_str()), (first.id, 2, "payload"));
 }
 
-pub async fn a_failed_job_joins_the_one_that_waits_behind_it(store: Fixture) {
+pub async fn a_failed_job_coalesces_with_the_waiting_one(store: Fixture) {
     store.enqueue_job(job("a", "k", "first", at(0))).await.unwrap();
     let first = claim(&store, 0).await.unwrap();
     store.enqueue_job(job("a", "k", "second", at(20))).await.unwrap();
@@ -174,7 +175,7 @@ pub async fn a_dead_job_is_kept_and_not_claimed(store: Fixture) {
     assert!(claim(&store, 1).await.is_some(), "a dead job holds up no other");
 }
 
-pub async fn the_latest_failure_of_a_key_is_kept_until_its_like_is_done(store: Fixture) {
+pub async fn the_last_dead_job_is_kept_until_its_key_is_done(store: Fixture) {
     for error in ["first", "second"] {
         store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
         kill(&store, error).await;
@@ -238,7 +239,7 @@ pub async fn dead_jobs_are_requeued_by_id_by_kind_or_all(store: Fixture) {
     assert_eq!(store.requeue_jobs(&Requeue::Dead, at(7)).await.unwrap(), 0);
 }
 
-pub async fn a_dead_job_gives_way_to_one_that_waits_and_a_late_one_comes_sooner(store: Fixture) {
+pub async fn requeueing_merges_dead_jobs_and_makes_late_ones_due(store: Fixture) {
     store.enqueue_job(job("a", "k", "old", at(0))).await.unwrap();
     kill(&store, "it broke").await;
     store.enqueue_job(job("a", "k", "new", at(500))).await.unwrap();
@@ -252,26 +253,6 @@ pub async fn a_dead_job_gives_way_to_one_that_waits_and_a_late_one_comes_sooner(
     assert_eq!(claim(&store, 8).await.unwrap().attempts, 1);
 }
 
-pub async fn old_events_are_pruned_by_age_and_by_number(store: Fixture) {
-    let event = |seconds: i64| Event {
-        at: at(seconds),
-        account: account(),
-        repository: None,
-        kind: "ECR Image Action".into(),
-        detail: "{}".into(),
-    };
-    for seconds in 0..10 {
-        store.record_event(event(seconds)).await.unwrap();
-    }
-    let left = async || store.events(&account(), 100).await.unwrap().len();
-    assert_eq!(store.prune_events(at(0), 100, 100).await.unwrap(), 0);
-    assert_eq!(store.prune_events(at(5), 100, 2).await.unwrap(), 2, "no more than asked");
-    assert_eq!(store.prune_events(at(5), 100, 100).await.unwrap(), 3);
-    assert_eq!((left().await, store.events(&account(), 1).await.unwrap()), (5, vec![event(9)]));
-    assert_eq!(store.prune_events(at(0), 2, 100).await.unwrap(), 3, "the last two stay");
-    assert_eq!(store.events(&account(), 100).await.unwrap(), [event(9), event(8)]);
-}
-
 pub async fn jobs_survive_a_restart(mut store: Fixture) {
     store.enqueue_job(job("a", "held", "{}", at(0))).await.unwrap();
     let held = claim(&store, 0).await.unwrap();
@@ -282,26 +263,8 @@ pub async fn jobs_survive_a_restart(mut store: Fixture) {
         claimed.push(job.key);
     }
     assert!(claimed.iter().any(|key| key == "waiting"), "{claimed:?}");
-    // Where one process has the database, nobody holds a job after a restart; elsewhere another replica does.
+    // On SQLite the restart expires all leases. On PostgreSQL another replica may still hold the
+    // job.
     let again = claimed.iter().any(|key| key == "held");
     assert_eq!(store.heartbeat_job(held.id, held.attempts, MINUTE).await.unwrap(), !again);
-}
-
-pub async fn events_come_newest_first_and_per_registry(store: Fixture) {
-    let event = |seconds: i64, account: AccountId, repository: Option<&str>| Event {
-        at: at(seconds),
-        account,
-        repository: repository.map(name),
-        kind: "PolicyExecutionEvent".into(),
-        detail: format!(r#"{{"number":{seconds}}}"#),
-    };
-    let other: AccountId = "210987654321".parse().unwrap();
-    let (one, two, three) =
-        (event(1, account(), Some("app")), event(2, other.clone(), None), event(3, account(), None));
-    for event in [&one, &two, &three] {
-        store.record_event(event.clone()).await.unwrap();
-    }
-    assert_eq!(store.events(&account(), 10).await.unwrap(), [three.clone(), one]);
-    assert_eq!(store.events(&account(), 1).await.unwrap(), [three]);
-    assert_eq!(store.events(&other, 10).await.unwrap(), [two]);
 }

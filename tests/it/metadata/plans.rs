@@ -1,8 +1,10 @@
-//! Every statement that the contract suite makes a database execute is explained: none scans or sorts a table that grows.
+//! Explains every statement that the contract suite executes: none scans or sorts a table that
+//! grows.
 //!
-//! There is no list of statements to keep: those of SQLite come from the one place that prepares them, those of PostgreSQL from
-//! sqlx, both by their trace events. After each case the new ones are explained on an empty database of the same schema. What
-//! has to scan or sort is named below, with the reason.
+//! No list of statements has to be maintained. Those of SQLite come from the one function that
+//! prepares them, those of PostgreSQL from sqlx, both through trace events. After each case the new
+//! ones are explained on an empty database of the same schema. Statements that may scan or sort are
+//! listed below, with the reason.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
@@ -16,7 +18,7 @@ use wharfage::store::sqlite::SqliteStore;
 
 use crate::bed;
 
-/// Statements, by a part of their text, that may scan or sort, and why.
+/// Parts of the text of statements that may scan or sort, with the reason.
 const ALLOWED: &[(&str, &str)] = &[
     ("FROM event ORDER BY id LIMIT", "reads the oldest rows, as many as it deletes"),
     ("FROM (SELECT 1 FROM upload LIMIT", "counts up to the limit"),
@@ -31,10 +33,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("UPDATE upload SET claimed_until = 0", "once, at the start of the one process"),
 ];
 
-/// Indexes of the few jobs that run or are dead, and of nothing else.
+/// Indexes of the few running or dead jobs.
 const SMALL_INDEXES: &[&str] = &["job_running", "job_leases", "job_dead"];
 
-/// Tables that have a row for each registry or each table, or fewer.
+/// Tables with at most one row per registry or table.
 const SMALL: &[&str] = &["registry", "account_setting", "_sqlx_migrations", "sqlite_schema"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +45,7 @@ enum Database {
     Postgres,
 }
 
-/// Statements that were executed, and those of them that were explained.
+/// Statements that were executed, and those that were explained.
 #[derive(Default)]
 struct Seen {
     new: BTreeSet<(Database, String)>,
@@ -56,7 +58,7 @@ fn seen() -> std::sync::MutexGuard<'static, Seen> {
     SEEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers statements from their trace events.
+/// Collects statements from their trace events.
 struct Recorder;
 
 impl<S: tracing::Subscriber> Layer<S> for Recorder {
@@ -93,7 +95,7 @@ impl Visit for Statement {
     fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
 }
 
-/// Begins to record what this process executes.
+/// Starts recording the statements of this process.
 pub fn record() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -102,7 +104,7 @@ pub fn record() {
     });
 }
 
-/// Explains what was executed since the last time.
+/// Explains the statements executed since the last call.
 ///
 /// # Panics
 /// When a statement scans or sorts a table that grows.
@@ -141,8 +143,9 @@ fn sqlite<'s>(statements: impl Iterator<Item = &'s str>) -> Vec<String> {
     faults
 }
 
-/// Whether a step of SQLite's scans a table or sorts what it finds. A subquery's rows and an array's members are bounded by the
-/// statement; what is sorted by its last terms alone comes in small groups.
+/// Returns true if a step of SQLite's plan scans a table or sorts its rows. The statement bounds a
+/// subquery's rows and an array's members. Rows that are sorted only by the last terms come in
+/// small groups.
 fn grows_with_a_table(step: &str) -> bool {
     let scans = step.strip_prefix("SCAN ").is_some_and(|table| {
         let name = table.split(' ').next().unwrap_or_default();
@@ -153,7 +156,7 @@ fn grows_with_a_table(step: &str) -> bool {
             && !SMALL_INDEXES.iter().any(|index| table.contains(index))
     });
     let sorts = step.starts_with("USE TEMP B-TREE FOR") && !step.contains("LAST TERM") && !step.contains("RIGHT PART");
-    // Nearly all blobs are live: that is a scan under another name.
+    // Nearly all blobs are live, so this is a scan.
     let of_a_state = step.ends_with("blob_by_lease (state=?)");
     scans || sorts || of_a_state
 }
@@ -166,15 +169,16 @@ async fn postgres(statements: Vec<&str>) -> Vec<String> {
     PostgresStore::connect(&url, PostgresOptions::default()).await.unwrap().close().await;
     let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
     sqlx::raw_sql(concat!("/* test */ ", include_str!("plans.sql"))).execute(&mut connection).await.unwrap();
-    // A plan that scans or sorts is taken only where there is no other.
+    // With these settings the planner scans or sorts only if there is no other plan.
     let settings =
         "/* test */ SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_sort = off;
                     SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
     sqlx::raw_sql(settings).execute(&mut connection).await.unwrap();
     let mut faults = Vec::new();
     for sql in statements.iter().filter(|sql| sql.contains("digest = ANY(")) {
-        // The planner takes the two columns for independent: of a large repository and a blob that all repositories have it
-        // expects so many rows that it reads the whole table. The empty tables of this check do not show that.
+        // The planner assumes that the two columns are independent. For a large repository and a
+        // blob that all repositories have it expects so many rows that it reads the whole table.
+        // The small tables of this check do not show that.
         faults.push(format!("PostgreSQL: {sql}\n  looks up many digests at once: use UNNEST and LATERAL … LIMIT 1"));
     }
     for (number, sql) in statements.into_iter().filter(|sql| !allowed(sql)).enumerate() {
@@ -199,14 +203,15 @@ async fn postgres(statements: Vec<&str>) -> Vec<String> {
     faults
 }
 
-/// Collects what grows with a table in a plan's node and below; `limited` is below a `Limit`, which stops a scan in order.
+/// Collects the steps that grow with a table, in a plan's node and below. `limited` means below a
+/// `Limit`, which stops a scan in order.
 fn walk(node: &Value, limited: bool, faults: &mut Vec<String>) {
     let kind = node["Node Type"].as_str().unwrap_or_default();
     let table = node["Relation Name"].as_str().unwrap_or_default();
     let index = node["Index Name"].as_str().unwrap_or_default();
     match kind {
         "Seq Scan" if !SMALL.contains(&table) => faults.push(format!("Seq Scan on {table}")),
-        // With sequential scans off, the scan of a whole index takes their place.
+        // With sequential scans off, the planner scans a whole index instead.
         "Index Scan" | "Index Only Scan"
             if node.get("Index Cond").is_none() && !limited && !SMALL_INDEXES.contains(&index) =>
         {
@@ -217,7 +222,7 @@ fn walk(node: &Value, limited: bool, faults: &mut Vec<String>) {
         }
         _ => {}
     }
-    // A subquery with a limit of its own begins anew.
+    // A subquery has its own limit.
     let limited = kind == "Limit" || (limited && !matches!(kind, "Sort" | "Aggregate"));
     for child in children(node) {
         walk(child, limited, faults);
@@ -228,17 +233,17 @@ fn children(node: &Value) -> &[Value] {
     node["Plans"].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Whether a node has no more rows than the statement says: by a limit, or one for each member of an array that is passed.
+/// Returns true if the statement bounds a node's rows, by a limit or by the members of an array.
 fn bounded(node: &Value) -> bool {
     match node["Node Type"].as_str().unwrap_or_default() {
         "Limit" | "Function Scan" | "Result" | "Values Scan" | "CTE Scan" | "WorkTable Scan" => true,
-        // Rows of a table, one for each member of an array of keys.
+        // One row of a table for each member of an array of keys.
         "Index Scan" | "Index Only Scan" => {
             node["Index Cond"].as_str().is_some_and(|condition| condition.contains("= ANY ("))
         }
         // The inner side is looked up for each row of the outer one.
         "Nested Loop" => children(node).first().is_some_and(bounded),
-        // What a statement changes it has found below.
+        // The rows that a statement changes come from its children.
         _ => !children(node).is_empty() && children(node).iter().all(bounded),
     }
 }

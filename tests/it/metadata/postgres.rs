@@ -1,4 +1,4 @@
-//! The metadata contract on PostgreSQL, and what only several replicas on one database can get wrong.
+//! The metadata contract on PostgreSQL, and races of several replicas on one database.
 
 use std::time::Duration;
 
@@ -6,12 +6,16 @@ use futures::future::join_all;
 use sqlx::Connection;
 use wharfage::store::StoreError;
 use wharfage::store::images::{
-    DeleteImageError, ImageFilter, ImageIdentifier, ImageStatus, LastTag, MountBlob, PutManifestError, ReferrerFilter,
-    Stale, StorageClass, StorageClassError, TagEffect, TagStatusFilter, UnlinkBlob,
+    DeleteImageError, ImageFilter, ImageIdentifier, ImageStatus, LastTag, ReferrerFilter, Stale, StorageClass,
+    StorageClassError, TagStatusFilter,
 };
-use wharfage::store::jobs::{JobEnd, LifecycleTurn};
+use wharfage::store::jobs::JobEnd;
+use wharfage::store::layers::{MountOutcome, UnlinkOutcome};
+use wharfage::store::manifests::{PutManifestError, TagEffect};
 use wharfage::store::postgres::{PostgresOptions, PostgresStore};
-use wharfage::store::repositories::{DeleteRepositoryError, Mutability, NewRepository, RepositoryChange};
+use wharfage::store::repositories::{
+    DeleteRepositoryError, LifecycleSchedule, Mutability, NewRepository, RepositoryChange, RepositoryStore as _,
+};
 use wharfage::store::uploads::UploadError;
 
 use super::*;
@@ -35,7 +39,7 @@ async fn postgres() -> Option<Fixture> {
 
 contract!(postgres);
 
-/// Two replicas on one database.
+/// Opens two replicas on one database.
 async fn replicas() -> (Fixture, Fixture) {
     let url = bed::postgres().database().await;
     (fixture_at(url.clone()).await, fixture_at(url).await)
@@ -43,12 +47,12 @@ async fn replicas() -> (Fixture, Fixture) {
 
 async fn run_sql(url: &str, sql: &str) {
     let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
-    // The comment keeps it from being taken for a statement of the store's.
+    // The comment distinguishes it from a statement of the store.
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("/* test */ {sql}"))).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
 }
 
-/// How often a race is run: often enough that both orders are seen, which no test relies on.
+/// How often a race is run: usually enough for both orders, which no test requires.
 const ROUNDS: usize = 24;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,7 +79,7 @@ async fn a_schema_newer_than_the_binary_is_refused() {
 }
 
 #[tokio::test]
-async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
+async fn a_database_of_version_2_is_upgraded_with_its_rows() {
     let url = bed::postgres().database().await;
     let folder = tempfile::tempdir().unwrap();
     for version in ["0001_initial.sql", "0002_registry.sql"] {
@@ -85,6 +89,13 @@ async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
     let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
     sqlx::migrate::Migrator::new(folder.path()).await.unwrap().run_direct(None, &mut connection, false).await.unwrap();
     run_sql(&url, &super::sqlite::rows_of_version_2()).await;
+    let (id, generation) = (Uuid::new_v4(), Generation::random());
+    let upload = format!(
+        "INSERT INTO upload (id, repository_id, generation, algorithm, started_at, version, byte_offset, updated_at,
+                             hash_state, door_state, writer_state)
+         VALUES ('{id}', 1, '{generation}', 'sha256', 0, 3, 10, 0, '\\x01', '\\x02', '\\x03')"
+    );
+    run_sql(&url, &upload).await;
     let store = fixture_at(url).await;
     let times: (i64, i64) = sqlx::query_as("/* test */ SELECT created_at, updated_at FROM tag WHERE name = 'a'")
         .fetch_one(&mut connection)
@@ -92,11 +103,14 @@ async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
         .unwrap();
     assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
     connection.close().await.unwrap();
+    let upload = store.find_upload(RepositoryId(1), id).await.unwrap().unwrap();
+    let UploadProgress { hash_state, protocol_state, writer, .. } = &upload.progress;
+    assert_eq!((&hash_state[..], &protocol_state[..], &writer.0[..]), (&[1][..], &[2][..], &[3][..]));
     super::sqlite::has_the_rows_of_version_2(&store).await;
 }
 
 #[tokio::test]
-async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
+async fn a_tag_records_its_creation_and_its_last_move() {
     let url = bed::postgres().database().await;
     let store = fixture_at(url.clone()).await;
     let repository = store.repository_named("app").await;
@@ -116,7 +130,7 @@ async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_and_the_archiving_of_what_it_holds_come_one_after_the_other() {
+async fn an_index_push_and_an_archival_of_its_child_are_ordered() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
     for round in 0..ROUNDS {
@@ -128,7 +142,7 @@ async fn an_index_and_the_archiving_of_what_it_holds_come_one_after_the_other() 
         archive(&one, &inner).await.unwrap();
         let children = one.references_to(&repository, &[&inner]).await;
         let index = NewManifest { children, ..manifest(&format!("outer {round}")) };
-        // The leaf may go to the archive while its index is there, and has to come back with it.
+        // The leaf may be archived while its index is archived, and must be restored with it.
         let restore = async {
             if round % 2 == 0 {
                 one.put_manifest(put(&repository, index, &[])).await.map(drop).unwrap();
@@ -155,7 +169,8 @@ async fn an_image_does_not_expire_once_a_push_of_it_was_acknowledged() {
         let payload = format!("image {round}");
         let image = one.image(&repository, &payload, &["old"]).await;
         let decision = one.decision(&repository, &image, "policy").await;
-        // The same again, under another tag, or a tag that moves away from it.
+        // The same image again, the same image with another tag, or another image that takes its
+        // tag.
         let (pushed, tag) = match round % 3 {
             0 => (payload.clone(), "old"),
             1 => (payload.clone(), "new"),
@@ -166,7 +181,7 @@ async fn an_image_does_not_expire_once_a_push_of_it_was_acknowledged() {
         let outcome = pushed_outcome.unwrap();
         let is_there = one.image_of(&repository, &image).await.is_some();
         match expired {
-            // Before the push, which then made the image again.
+            // The expiry came before the push, which created the image again.
             Ok(()) => assert_eq!(is_there, round % 3 < 2, "round {round}: {outcome:?}"),
             Err(DeleteImageError::Stale(Stale::Image)) => assert!(is_there, "round {round}: {outcome:?}"),
             other => panic!("round {round}: {other:?}"),
@@ -183,24 +198,24 @@ async fn a_claim_ends_by_the_databases_clock_not_a_replicas() {
     for announced in [true, false] {
         let upload = Upload { announced, started_at: early, ..new_upload(&repository) };
         behind.create_upload(upload.clone(), Some(MINUTE)).await.unwrap();
-        behind.prolong_upload(upload.id, 0, early, MINUTE).await.unwrap();
+        behind.renew_upload(upload.id, 0, early, MINUTE).await.unwrap();
         assert_eq!(ahead.cancel_stale_uploads(late, late, 10).await.unwrap(), 0);
-        let read = ahead.upload(repository.id, upload.id).await.unwrap().unwrap();
+        let read = ahead.find_upload(repository.id, upload.id).await.unwrap().unwrap();
         let taken = ahead.claim_upload(&read, Generation::random(), late, MINUTE).await;
         assert!(matches!(taken, Err(UploadError::Conflict)), "{taken:?}");
     }
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_answer_is_unavailable_and_back_when_it_does() {
+async fn a_silent_database_is_unavailable_until_it_answers() {
     let url = bed::postgres().database().await;
     let store = connect(&url).await.unwrap();
     let database = url.rsplit('/').next().unwrap();
     let others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname";
     run_sql(&url, &format!("SELECT pg_terminate_backend(pid) {others} = '{database}'")).await;
-    // The connections of before are found dead once; those made since work.
+    // The old connections are found dead once; new ones work.
     for _ in 0..8 {
-        match store.repository(&account(), &name("app")).await {
+        match store.find_repository(&account(), &name("app")).await {
             Ok(found) => assert_eq!(found, None),
             Err(error) => assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}"),
         }
@@ -213,14 +228,14 @@ async fn a_database_that_does_not_answer_is_unavailable_and_back_when_it_does() 
     drop(server);
     let gone = store.ready().await.unwrap_err();
     assert!(matches!(gone, StoreError::Unavailable(_)), "{gone:?}");
-    // Nobody answers any more, so this is only how soon that is found.
+    // The server is gone, so this only measures how fast that is detected.
     let options = PostgresOptions { acquire_timeout: Duration::from_secs(1), ..PostgresOptions::default() };
     let gone = PostgresStore::connect(&url, options).await.unwrap_err();
     assert!(matches!(gone, StoreError::Unavailable(_)), "{gone:?}");
 }
 
 #[tokio::test]
-async fn keys_come_in_byte_order_whatever_the_databases_locale() {
+async fn keys_are_in_byte_order_in_any_locale() {
     let url = bed::postgres().database().await;
     let (server, database) = url.rsplit_once('/').unwrap();
     let english = format!("{database}_en");
@@ -232,38 +247,39 @@ async fn keys_come_in_byte_order_whatever_the_databases_locale() {
     }
     let image = store.image(&repository, "image", &["b", "B", "_b", "a.b", "a-b", "ab", "1"]).await;
     let in_bytes = tags(&["1", "B", "_b", "a-b", "a.b", "ab", "b"]);
-    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), in_bytes);
-    assert_eq!(store.tags(repository.id, Some("B"), 10).await.unwrap(), in_bytes[2..]);
-    let named = store.images(repository.id, &[reference_to("_b")]).await.unwrap().remove(0).unwrap();
+    assert_eq!(store.list_tags(repository.id, None, 10).await.unwrap(), in_bytes);
+    assert_eq!(store.list_tags(repository.id, Some("B"), 10).await.unwrap(), in_bytes[2..]);
+    let named = store.find_images(repository.id, &[reference_to("_b")]).await.unwrap().remove(0).unwrap();
     assert_eq!(named.tags, in_bytes);
     let after = ImageIdentifier { digest: image.clone(), tag: Some(tag("B")) };
     let ids = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 10).await.unwrap();
     assert_eq!(ids.into_iter().filter_map(|id| id.tag).collect::<Vec<_>>(), in_bytes[2..]);
-    let names: Vec<_> = store.repositories(&account(), None, 10).await.unwrap().into_iter().map(|r| r.name).collect();
+    let names: Vec<_> =
+        store.list_repositories(&account(), None, 10).await.unwrap().into_iter().map(|r| r.name).collect();
     assert_eq!(names, ["a-b", "a.b", "a/b", "ab"].map(name));
     assert_eq!(store.delete_image(repository.id, &image, Referrers::Stay, at(1)).await.unwrap(), in_bytes);
 }
 
 #[tokio::test]
-async fn a_page_may_begin_behind_any_text() {
+async fn a_page_may_begin_after_any_text() {
     let store = postgres().await.unwrap();
     let repository = store.repository_named("app").await;
     store.image(&repository, "image", &["a", "b"]).await;
-    assert_eq!(store.tags(repository.id, Some("a\0z"), 10).await.unwrap(), tags(&["b"]));
-    assert_eq!(store.tags(repository.id, Some("\0"), 10).await.unwrap(), tags(&["a", "b"]));
-    assert_eq!(store.repositories(&account(), Some("ap\0"), 10).await.unwrap().len(), 1);
+    assert_eq!(store.list_tags(repository.id, Some("a\0z"), 10).await.unwrap(), tags(&["b"]));
+    assert_eq!(store.list_tags(repository.id, Some("\0"), 10).await.unwrap(), tags(&["a", "b"]));
+    assert_eq!(store.list_repositories(&account(), Some("ap\0"), 10).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn bytes_that_come_again_while_the_old_are_being_deleted_are_a_new_blob() {
+async fn bytes_pushed_again_during_deletion_are_a_new_blob() {
     let url = bed::postgres().database().await;
     let store = fixture_at(url.clone()).await;
     let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
     let layer = store.blob(&repository, "layer").await;
-    assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkBlob::Unlinked);
+    assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkOutcome::Unlinked);
     run_sql(&url, "UPDATE blob SET state = 'deleting'").await;
-    assert_eq!(store.commit(&repository, &layer, at(0)).await, Committed::New);
-    assert_eq!(store.commit(&other, &layer, at(0)).await, Committed::Shared);
+    assert_eq!(store.commit(&repository, &layer, at(0)).await, CommitOutcome::New);
+    assert_eq!(store.commit(&other, &layer, at(0)).await, CommitOutcome::Shared);
     run_sql(&url, "DELETE FROM blob WHERE state = 'deleting'").await;
     assert!(store.has_blob(&repository, &layer).await && store.has_blob(&other, &layer).await);
 }
@@ -277,14 +293,14 @@ async fn annotations_hold_any_character() {
     let referrer = NewManifest { subject, annotations: annotations.clone(), ..manifest("referrer") };
     store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
     let filter = ReferrerFilter { artifact_types: Vec::new(), status: None };
-    let found = store.referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap();
+    let found = store.list_referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap();
     assert_eq!(found[0].annotations, annotations);
     let filter = ReferrerFilter { artifact_types: vec!["a\0b".to_owned()], status: None };
-    assert_eq!(store.referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap(), []);
+    assert_eq!(store.list_referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_replicas_that_push_an_immutable_tag_one_wins() {
+async fn one_of_two_pushes_of_an_immutable_tag_wins() {
     let (one, two) = replicas().await;
     let tag_mutability = TagMutability { mode: Mutability::Immutable, exclusions: Vec::new() };
     let new = NewRepository { tag_mutability, ..new_repository("app") };
@@ -292,7 +308,8 @@ async fn of_two_replicas_that_push_an_immutable_tag_one_wins() {
     for round in 0..ROUNDS {
         let tag = format!("v{round}");
         let push = |payload: &str| put(&repository, manifest(payload), &[&tag]);
-        // Every other round the same image comes twice: an immutable tag is set once, even to the same digest.
+        // Every other round both push the same image: an immutable tag is set once, even to the
+        // same digest.
         let first = format!("one {round}");
         let second = if round % 2 == 0 { first.clone() } else { format!("two {round}") };
         let (left, right) = tokio::join!(one.put_manifest(push(&first)), two.put_manifest(push(&second)));
@@ -311,7 +328,7 @@ async fn of_two_replicas_that_push_an_immutable_tag_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_replicas_cannot_both_take_the_last_place() {
+async fn two_replicas_cannot_both_reach_a_limit() {
     let (one, two) = replicas().await;
     for round in 0..ROUNDS {
         let repository = one.repository_named(&format!("app-{round}")).await;
@@ -337,7 +354,7 @@ async fn two_replicas_cannot_both_take_the_last_place() {
         };
         assert!(matches!(refused, PutManifestError::TooManyTags(1)), "{refused:?}");
     }
-    let count = one.repositories(&account(), None, 100).await.unwrap().len() as u64;
+    let count = one.list_repositories(&account(), None, 100).await.unwrap().len() as u64;
     let (left, right) = tokio::join!(
         one.create_repository(new_repository("left"), count + 1),
         two.create_repository(new_repository("right"), count + 1)
@@ -346,7 +363,7 @@ async fn two_replicas_cannot_both_take_the_last_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_and_the_deletion_of_its_child_come_one_after_the_other() {
+async fn an_index_push_and_a_deletion_of_its_child_are_ordered() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
     for round in 0..ROUNDS {
@@ -355,7 +372,7 @@ async fn an_index_and_the_deletion_of_its_child_come_one_after_the_other() {
         let index = NewManifest { children, ..manifest(&format!("index {round}")) };
         let (digest, child_tag) = (index.digest.clone(), tag("child"));
         let delete = async {
-            // By digest, or by the tag that takes the image along.
+            // Deletes by digest, or by the last tag.
             if round % 2 == 0 {
                 two.delete_image(repository.id, &child, Referrers::Stay, at(1)).await.map(|_| ())
             } else {
@@ -378,7 +395,7 @@ async fn an_index_and_the_deletion_of_its_child_come_one_after_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_push_and_the_removal_of_its_blob_come_one_after_the_other() {
+async fn a_push_and_a_removal_of_its_blob_are_ordered() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
     for round in 0..ROUNDS {
@@ -389,8 +406,8 @@ async fn a_push_and_the_removal_of_its_blob_come_one_after_the_other() {
             two.unlink_blob(repository.id, &layers[0])
         );
         match (pushed, unlinked.unwrap()) {
-            (Ok(_), UnlinkBlob::InUse) => assert!(one.has_blob(&repository, &layers[0]).await),
-            (Err(PutManifestError::BlobsNotFound(missing)), UnlinkBlob::Unlinked) => {
+            (Ok(_), UnlinkOutcome::InUse) => assert!(one.has_blob(&repository, &layers[0]).await),
+            (Err(PutManifestError::BlobsNotFound(missing)), UnlinkOutcome::Unlinked) => {
                 assert_eq!(missing, layers[..1]);
             }
             other => panic!("{other:?}"),
@@ -399,7 +416,7 @@ async fn a_push_and_the_removal_of_its_blob_come_one_after_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tag_that_was_acknowledged_survives_the_deletion_of_the_images_last_tag() {
+async fn an_acknowledged_tag_survives_a_deletion_of_the_last_tag() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
     for round in 0..ROUNDS {
@@ -417,7 +434,7 @@ async fn a_tag_that_was_acknowledged_survives_the_deletion_of_the_images_last_ta
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_while_a_repository_is_deleted_is_in_time_or_refused() {
+async fn writes_during_a_repository_deletion_succeed_or_are_refused() {
     let (one, two) = replicas().await;
     let source = one.repository_named("source").await;
     let shared = one.blob(&source, "shared").await;
@@ -436,20 +453,20 @@ async fn what_comes_while_a_repository_is_deleted_is_in_time_or_refused() {
         );
         deleted.unwrap();
         assert!(matches!(pushed, Ok(_) | Err(PutManifestError::NoRepository)), "{pushed:?}");
-        assert!(matches!(committed, Ok(Committed::New) | Err(UploadError::NotFound)), "{committed:?}");
-        assert!(matches!(mounted, Ok(MountBlob::Mounted | MountBlob::NotMountable)), "{mounted:?}");
+        assert!(matches!(committed, Ok(CommitOutcome::New) | Err(UploadError::NotFound)), "{committed:?}");
+        assert!(matches!(mounted, Ok(MountOutcome::Mounted | MountOutcome::NotMountable)), "{mounted:?}");
         begun.unwrap();
         assert_eq!(one.found(&repository, "latest").await, Lookup::NoRepository);
         let again = one.delete_repository(repository.id, true, at(2)).await;
         assert!(matches!(again, Err(DeleteRepositoryError::NotFound)), "{again:?}");
         while !two.empty_repository(repository.id, 3, at(3)).await.unwrap() {}
-        assert_eq!(one.open_uploads().await.unwrap(), 0);
+        assert_eq!(one.count_uploads().await.unwrap(), 0);
     }
     assert!(one.has_blob(&source, &shared).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_work_off_one_queue_run_each_job_once() {
+async fn replicas_on_one_queue_run_each_job_once() {
     let (one, two) = replicas().await;
     for key in 0..20 {
         one.enqueue_job(job("scan", &key.to_string(), "{}", at(key))).await.unwrap();
@@ -464,14 +481,14 @@ async fn replicas_that_work_off_one_queue_run_each_job_once() {
     };
     let (mut left, right) = tokio::join!(work(&one), work(&two));
     left.extend(right);
-    // One may find nothing just while the other claims the last.
+    // One may find nothing while the other claims the last.
     left.extend(work(&one).await);
     left.sort_unstable();
     assert_eq!(left, (0..20).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_look_for_due_policies_at_once_share_them() {
+async fn replicas_share_due_policies() {
     let (one, two) = replicas().await;
     for number in 0..30 {
         let repository = one.repository_named(&format!("app-{number}")).await;
@@ -482,7 +499,7 @@ async fn replicas_that_look_for_due_policies_at_once_share_them() {
         let mut due = 0;
         for _ in 0..10 {
             let again = (at(100), at(200));
-            due += store.schedule_lifecycle(LifecycleTurn { now: at(1), again, limit: 7 }).await.unwrap();
+            due += store.schedule_lifecycle(LifecycleSchedule { now: at(1), next_due: again, limit: 7 }).await.unwrap();
         }
         due
     };
@@ -492,7 +509,7 @@ async fn replicas_that_look_for_due_policies_at_once_share_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_that_fails_while_its_like_is_enqueued_leaves_one_waiting() {
+async fn a_job_failing_during_an_enqueue_leaves_one_waiting() {
     let (one, two) = replicas().await;
     for _ in 0..ROUNDS {
         one.enqueue_job(job("scan", "key", "old", at(0))).await.unwrap();
@@ -512,7 +529,7 @@ async fn a_job_that_fails_while_its_like_is_enqueued_leaves_one_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tags_that_move_between_images_at_once_are_counted_right() {
+async fn concurrent_tag_moves_are_counted_correctly() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
     let images = [one.image(&repository, "a", &["x", "y"]).await, one.image(&repository, "b", &["z"]).await];
@@ -537,7 +554,7 @@ async fn tags_that_move_between_images_at_once_are_counted_right() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_fold_at_once_count_each_image_once() {
+async fn replicas_folding_usage_count_each_image_once() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
     let push = async |store: &Fixture, from: u32| {

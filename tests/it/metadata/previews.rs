@@ -1,7 +1,7 @@
 //! Lifecycle policy previews.
 
 use wharfage::store::images::ImageStatus;
-use wharfage::store::lifecycle::{Preview, PreviewResult, PreviewRun, PreviewState};
+use wharfage::store::previews::{Preview, PreviewResult, PreviewRun, PreviewState};
 
 use super::*;
 
@@ -12,7 +12,7 @@ async fn start(store: &Fixture, repository: &Repository, policy: &str, seconds: 
     store.start_preview(repository.id, policy, at(seconds), job).await.unwrap()
 }
 
-/// Ends the preview that was started at `seconds`, with these results.
+/// Finishes the preview that was started at `seconds`, with these results.
 async fn finish(
     store: &Fixture,
     repository: &Repository,
@@ -28,7 +28,7 @@ async fn finish(
 }
 
 async fn results_of(store: &Fixture, repository: &Repository) -> Vec<PreviewResult> {
-    let results = store.preview_results(repository.id, None, None, 10).await.unwrap();
+    let results = store.list_preview_results(repository.id, None, None, 10).await.unwrap();
     results.into_iter().map(|(_, result)| result).collect()
 }
 
@@ -49,18 +49,18 @@ fn result(payload: &str, rule_priority: u32) -> PreviewResult {
 
 pub async fn one_preview_runs_at_a_time(mut store: Fixture) {
     let repository = store.repository_named("app").await;
-    assert_eq!(store.preview(repository.id).await.unwrap(), None);
+    assert_eq!(store.find_preview(repository.id).await.unwrap(), None);
     assert!(start(&store, &repository, "first", 1).await);
     assert!(!start(&store, &repository, "second", 2).await);
     assert_eq!(store.waiting(KIND).await, 1);
     let preview = |state| Preview { policy: "first".into(), started_at: at(1), state };
-    assert_eq!(store.preview(repository.id).await.unwrap(), Some(preview(PreviewState::InProgress)));
+    assert_eq!(store.find_preview(repository.id).await.unwrap(), Some(preview(PreviewState::InProgress)));
     finish(&store, &repository, 1, complete(3), &[]).await;
     store.reopen().await;
-    assert_eq!(store.preview(repository.id).await.unwrap(), Some(preview(complete(3))));
+    assert_eq!(store.find_preview(repository.id).await.unwrap(), Some(preview(complete(3))));
     assert!(start(&store, &repository, "third", 4).await);
     finish(&store, &repository, 4, PreviewState::Failed, &[]).await;
-    assert_eq!(store.preview(repository.id).await.unwrap().unwrap().state, PreviewState::Failed);
+    assert_eq!(store.find_preview(repository.id).await.unwrap().unwrap().state, PreviewState::Failed);
 }
 
 pub async fn a_previews_results_are_paged(store: Fixture) {
@@ -81,7 +81,7 @@ pub async fn a_previews_results_are_paged(store: Fixture) {
         let mut read: Vec<(u64, PreviewResult)> = Vec::new();
         loop {
             let after = read.last().map(|(position, _)| *position);
-            let page = store.preview_results(repository.id, tagged, after, 2).await.unwrap();
+            let page = store.list_preview_results(repository.id, tagged, after, 2).await.unwrap();
             if page.is_empty() {
                 break;
             }
@@ -94,12 +94,12 @@ pub async fn a_previews_results_are_paged(store: Fixture) {
         assert_eq!(read, expected, "in the order in which they were given");
     }
     let digests = ["image 5", "image 0", "none", "image 5"].map(digest);
-    let some = store.preview_results_of(repository.id, &digests).await.unwrap();
+    let some = store.find_preview_results(repository.id, &digests).await.unwrap();
     assert_eq!(some, [(0, results[0].clone()), (5, results[5].clone())]);
-    assert_eq!(store.preview_results_of(repository.id, &[]).await.unwrap(), []);
+    assert_eq!(store.find_preview_results(repository.id, &[]).await.unwrap(), []);
 }
 
-pub async fn a_run_that_was_killed_leaves_no_results(store: Fixture) {
+pub async fn a_killed_run_leaves_no_results(store: Fixture) {
     let repository = store.repository_named("app").await;
     start(&store, &repository, "first", 1).await;
     let [killed, other, own] = [(); 3].map(|()| PreviewRun::new(repository.id, at(1)));
@@ -131,16 +131,16 @@ pub async fn the_end_of_another_preview_is_ignored(store: Fixture) {
     finish(&store, &repository, 1, PreviewState::Failed, &[]).await;
     start(&store, &repository, "second", 2).await;
     finish(&store, &repository, 1, complete(3), &[result("image", 1)]).await;
-    assert_eq!(store.preview(repository.id).await.unwrap().unwrap().state, PreviewState::InProgress);
+    assert_eq!(store.find_preview(repository.id).await.unwrap().unwrap().state, PreviewState::InProgress);
     assert_eq!(results_of(&store, &repository).await, []);
     finish(&store, &repository, 2, complete(4), &[result("image", 1)]).await;
-    // A job that runs twice ends its preview once.
+    // A job that runs twice finishes its preview once.
     finish(&store, &repository, 2, PreviewState::Failed, &[]).await;
-    assert_eq!(store.preview(repository.id).await.unwrap().unwrap().state, complete(4));
+    assert_eq!(store.find_preview(repository.id).await.unwrap().unwrap().state, complete(4));
     assert_eq!(results_of(&store, &repository).await.len(), 1);
 }
 
-pub async fn a_new_preview_forgets_the_last_ones_results(store: Fixture) {
+pub async fn a_new_preview_drops_the_last_results(store: Fixture) {
     let repository = store.repository_named("app").await;
     start(&store, &repository, "first", 1).await;
     finish(&store, &repository, 1, complete(2), &[result("image", 1)]).await;
@@ -148,12 +148,12 @@ pub async fn a_new_preview_forgets_the_last_ones_results(store: Fixture) {
     assert_eq!(results_of(&store, &repository).await, []);
 }
 
-pub async fn a_repository_that_is_gone_has_no_preview(store: Fixture) {
+pub async fn a_deleted_repository_has_no_preview(store: Fixture) {
     let repository = store.repository_named("app").await;
     start(&store, &repository, "policy", 1).await;
     store.delete_repository(repository.id, false, at(2)).await.unwrap();
-    assert_eq!(store.preview(repository.id).await.unwrap(), None);
+    assert_eq!(store.find_preview(repository.id).await.unwrap(), None);
     finish(&store, &repository, 1, complete(3), &[result("image", 1)]).await;
     assert!(!start(&store, &repository, "policy", 4).await);
-    assert_eq!(store.preview(repository.id).await.unwrap(), None);
+    assert_eq!(store.find_preview(repository.id).await.unwrap(), None);
 }

@@ -1,4 +1,4 @@
-//! Registries as a whole.
+//! Registries.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,22 @@ use wharfage::store::registries::{RegistryChange, RegistrySettings};
 
 use super::*;
 
-pub async fn a_database_that_was_just_opened_is_ready(store: Fixture) {
+pub async fn a_new_database_is_ready(store: Fixture) {
     store.ready().await.unwrap();
 }
 
 pub async fn account_settings_are_put_one_by_one(store: Fixture) {
-    assert_eq!(store.account_settings(&account()).await.unwrap(), BTreeMap::new());
+    assert_eq!(store.list_account_settings(&account()).await.unwrap(), BTreeMap::new());
     store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "CLAIR").await.unwrap();
     store.put_account_setting(&account(), "REGISTRY_POLICY_SCOPE", "V2").await.unwrap();
     store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE").await.unwrap();
-    let settings = store.account_settings(&account()).await.unwrap();
+    let settings = store.list_account_settings(&account()).await.unwrap();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(settings, [("BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE"), ("REGISTRY_POLICY_SCOPE", "V2")]);
-    assert_eq!(store.account_settings(&other_account()).await.unwrap(), BTreeMap::new());
+    assert_eq!(store.list_account_settings(&other_account()).await.unwrap(), BTreeMap::new());
 }
 
-pub async fn a_registrys_settings_change_one_by_one_and_tell_what_they_were(mut store: Fixture) {
+pub async fn changing_a_registry_returns_the_previous_settings(mut store: Fixture) {
     let nothing = RegistrySettings::default();
     assert_eq!(store.registry_settings(&account()).await.unwrap(), nothing);
 
@@ -63,7 +63,7 @@ pub async fn a_registrys_version_grows_with_every_change(store: Fixture) {
     assert_eq!(store.registry_settings(&other_account()).await.unwrap().version, 0);
 }
 
-pub async fn a_registry_policy_that_is_deleted_at_once_was_there_for_one(store: Fixture) {
+pub async fn one_of_two_concurrent_policy_deletions_finds_it(store: Fixture) {
     store.change_registry(&account(), RegistryChange::Policy(Some("policy".into()))).await.unwrap();
     let deletions = (0..8).map(|_| {
         let store = store.handle();

@@ -1,9 +1,14 @@
-//! The contract on SQLite, and what holds for SQLite alone.
+//! The metadata contract on SQLite, and tests of SQLite alone.
 
 use std::path::Path;
 
 use wharfage::store::StoreError;
+use wharfage::store::jobs::JobStore as _;
+use wharfage::store::layers::LayerStore as _;
+use wharfage::store::manifests::ManifestStore as _;
+use wharfage::store::repositories::RepositoryStore as _;
 use wharfage::store::sqlite::SqliteStore;
+use wharfage::store::uploads::UploadStore as _;
 
 use super::*;
 
@@ -37,7 +42,7 @@ fn a_database_is_open_once_at_a_time() {
 }
 
 #[test]
-fn a_database_of_a_newer_version_is_refused_and_left_alone() {
+fn a_database_of_a_newer_version_is_refused_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     drop(SqliteStore::open(&path).unwrap());
@@ -51,7 +56,7 @@ fn a_database_of_a_newer_version_is_refused_and_left_alone() {
 }
 
 #[test]
-fn what_is_no_database_is_refused() {
+fn a_file_that_is_not_a_database_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     std::fs::write(&path, "certainly not a database, but long enough to look like one".repeat(100)).unwrap();
@@ -59,23 +64,23 @@ fn what_is_no_database_is_refused() {
 }
 
 #[tokio::test]
-async fn an_acknowledged_write_is_in_the_file_while_the_store_is_still_open() {
+async fn an_acknowledged_write_is_in_the_file_of_an_open_store() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let store = SqliteStore::open(&path).unwrap();
     store.create_repository(new_repository("app"), 10).await.unwrap();
-    // What a crash would leave behind: a copy of the files as they are now.
+    // Copies the files in their current state, as a crash would leave them.
     let copy = folder.path().join("copy.db");
     for end in ["", "-wal"] {
         let name = |path: &Path| format!("{}{end}", path.display());
         std::fs::copy(name(&path), name(&copy)).unwrap();
     }
     let copy = SqliteStore::open(&copy).unwrap();
-    assert!(copy.repository(&account(), &name("app")).await.unwrap().is_some());
+    assert!(copy.find_repository(&account(), &name("app")).await.unwrap().is_some());
 }
 
 #[tokio::test]
-async fn a_job_of_a_process_that_is_gone_runs_again_at_the_next_start() {
+async fn a_job_of_a_dead_process_runs_again_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let (now, lease) = (Timestamp::now(), Duration::from_secs(3600));
@@ -92,7 +97,7 @@ async fn a_job_of_a_process_that_is_gone_runs_again_at_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_lease_only_moves_forward() {
+async fn a_lease_is_never_shortened() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let open: Open = {
@@ -125,8 +130,8 @@ async fn a_lease_only_moves_forward() {
     assert_eq!(leases, [10, 30, 30, 40, 50, 50].map(|seconds| at(seconds).as_millisecond()));
 }
 
-/// What the tables of the first two versions hold: a repository and one that was deleted, an index that can be pulled over
-/// an archived child, an archived index of the same child, a layer of both, and a tag of each index.
+/// Rows of the schema's second version: a repository and a deleted one, an active index over an
+/// archived child, an archived index of the same child, a layer of both, and a tag of each index.
 pub const ROWS_OF_VERSION_2: &str = "
     INSERT INTO repository (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type)
         VALUES ('123456789012', 'app', 1, 'MUTABLE', '[]', FALSE, 'AES256'),
@@ -146,16 +151,16 @@ pub const ROWS_OF_VERSION_2: &str = "
         VALUES (1, 'sha256:BOTH', 1, 1780000000000), (1, 'sha256:OWN', 2, 1780000000000);
     INSERT INTO manifest_blob (manifest_id, link_id, media_type) VALUES (1, 1, 'm'), (3, 1, 'm'), (3, 2, 'm');";
 
-/// [`ROWS_OF_VERSION_2`] with digests, which are those of the names.
+/// Returns [`ROWS_OF_VERSION_2`], with the digests of the names.
 pub fn rows_of_version_2() -> String {
     ["CHILD", "INDEX", "OTHER", "BOTH", "OWN"]
         .iter()
         .fold(ROWS_OF_VERSION_2.to_owned(), |rows, name| rows.replace(&format!("sha256:{name}"), digest(name).as_str()))
 }
 
-/// Checks a store that was upgraded with [`ROWS_OF_VERSION_2`] in it.
+/// Checks an upgraded store with [`ROWS_OF_VERSION_2`].
 pub async fn has_the_rows_of_version_2(store: &Fixture) {
-    let repository = store.repository(&account(), &name("app")).await.unwrap().unwrap();
+    let repository = store.find_repository(&account(), &name("app")).await.unwrap().unwrap();
     assert_eq!((repository.version, repository.policy_version), (1, 1));
     assert_eq!(store.registry_settings(&account()).await.unwrap().policy.as_deref(), Some("{}"));
     assert_eq!(store.repository_usage(repository.id).await.unwrap(), (3, 300));
@@ -164,7 +169,7 @@ pub async fn has_the_rows_of_version_2(store: &Fixture) {
     use wharfage::store::images::ImageStatus::{Active, Archived};
     assert_eq!(statuses, [Active, Active, Archived], "what an active index holds is active");
     assert_eq!(image("INDEX").await.tags, tags(&["a"]));
-    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&["a"]), "the other's image is archived");
+    assert_eq!(store.list_tags(repository.id, None, 10).await.unwrap(), tags(&["a"]), "the other's image is archived");
     use wharfage::store::images::{StorageClass, StorageClassError};
     match store.set_storage_class(repository.id, &digest("CHILD"), StorageClass::Archive, at(8)).await {
         Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, [digest("INDEX")], "the other index is archived"),
@@ -178,17 +183,17 @@ pub async fn has_the_rows_of_version_2(store: &Fixture) {
     assert!(repository.id.0 == 1 && next.id.0 > 2, "the id of a deleted repository is not given again: {next:?}");
     store.delete_repository(repository.id, true, at(9)).await.unwrap();
     while !store.empty_repository(repository.id, 100, at(9)).await.unwrap() {}
-    assert_eq!(store.repository(&account(), &name("app")).await.unwrap(), None);
+    assert_eq!(store.find_repository(&account(), &name("app")).await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
+async fn a_database_of_version_2_is_upgraded_with_its_rows() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let connection = rusqlite::Connection::open(&path).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/0001_initial.sql")).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/0002_registry.sql")).unwrap();
-    // SQLite keeps count of images in rows of their own.
+    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0001_initial.sql")).unwrap();
+    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0002_registry.sql")).unwrap();
+    // On SQLite the number of images has a table of its own.
     let usage = "INSERT INTO repository_usage VALUES (1, 0, 0);";
     let rows = rows_of_version_2().replacen("INSERT INTO registry", &format!("{usage} INSERT INTO registry"), 1);
     connection.execute_batch(&rows).unwrap();
@@ -216,7 +221,7 @@ async fn a_database_of_the_second_version_is_upgraded_with_what_is_in_it() {
 }
 
 #[tokio::test]
-async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
+async fn a_tag_records_its_creation_and_its_last_move() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let store = SqliteStore::open(&path).unwrap();
@@ -235,12 +240,12 @@ async fn a_tag_remembers_when_it_was_created_and_when_it_moved() {
 }
 
 #[tokio::test]
-async fn a_database_of_an_earlier_version_is_brought_up_to_date_with_what_is_in_it() {
+async fn blobs_and_uploads_of_version_2_survive_an_upgrade() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let connection = rusqlite::Connection::open(&path).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/0001_initial.sql")).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/0002_registry.sql")).unwrap();
+    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0001_initial.sql")).unwrap();
+    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0002_registry.sql")).unwrap();
     let (generation, writing, id) = (Generation::random(), Generation::random(), Uuid::new_v4());
     let rows = format!(
         "INSERT INTO repository (id, account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type)
@@ -249,7 +254,7 @@ async fn a_database_of_an_earlier_version_is_brought_up_to_date_with_what_is_in_
          INSERT INTO blob (id, account_id, digest, encryption, size, generation, state, lease_until, created_at)
              VALUES (1, '{}', '{}', 'AES256', 42, '{generation}', 'live', 0, 0);
          INSERT INTO repository_blob (repository_id, digest, blob_id, linked_at) VALUES (1, '{}', 1, 0);
-         INSERT INTO upload VALUES ('{id}', 1, '{writing}', 'sha256', 0, 3, 10, 0, x'', x'', x'');
+         INSERT INTO upload VALUES ('{id}', 1, '{writing}', 'sha256', 0, 3, 10, 0, x'01', x'02', x'03');
          PRAGMA user_version = 2;",
         account(),
         account(),
@@ -260,13 +265,15 @@ async fn a_database_of_an_earlier_version_is_brought_up_to_date_with_what_is_in_
     drop(connection);
 
     let store = SqliteStore::open(&path).unwrap();
-    let repository = store.repository(&account(), &name("app")).await.unwrap().unwrap();
+    let repository = store.find_repository(&account(), &name("app")).await.unwrap().unwrap();
     match store.find_blob(&account(), &name("app"), &digest("layer")).await.unwrap() {
         Lookup::Found(blob) => assert_eq!((blob.bytes, blob.damaged), (BlobKey::plain(generation, 42), false)),
         other => panic!("{other:?}"),
     }
-    let upload = store.upload(repository.id, id).await.unwrap().unwrap();
+    let upload = store.find_upload(repository.id, id).await.unwrap().unwrap();
     assert_eq!((upload.announced, upload.claimed_until, upload.key.as_ref()), (true, None, None));
+    let UploadProgress { hash_state, protocol_state, writer, .. } = &upload.progress;
+    assert_eq!((&hash_state[..], &protocol_state[..], &writer.0[..]), (&[1][..], &[2][..], &[3][..]));
     let claim = store.claim_upload(&upload, Generation::random(), at(0), MINUTE).await.unwrap();
     assert_eq!((claim.generation, claim.takeover), (writing, false));
 }

@@ -7,7 +7,7 @@ use wharfage::store::uploads::{LATE_WRITE, UploadClaim};
 
 use super::*;
 
-/// A claim that has run out when it is granted.
+/// The lease of a claim that has expired when it is granted.
 const OVER: Duration = Duration::ZERO;
 
 pub async fn an_upload_is_read_back_as_it_was_stored(store: Fixture) {
@@ -20,16 +20,16 @@ pub async fn an_upload_is_read_back_as_it_was_stored(store: Fixture) {
         ..new_upload(&repository)
     };
     assert!(store.create_upload(upload.clone(), None).await.unwrap());
-    assert_eq!(store.upload(repository.id, upload.id).await.unwrap(), Some(upload.clone()));
-    assert_eq!(store.upload(other.id, upload.id).await.unwrap(), None, "it belongs to its repository");
-    assert_eq!(store.upload(repository.id, Uuid::new_v4()).await.unwrap(), None);
-    assert_eq!(store.open_uploads().await.unwrap(), 1);
+    assert_eq!(store.find_upload(repository.id, upload.id).await.unwrap(), Some(upload.clone()));
+    assert_eq!(store.find_upload(other.id, upload.id).await.unwrap(), None, "it belongs to its repository");
+    assert_eq!(store.find_upload(repository.id, Uuid::new_v4()).await.unwrap(), None);
+    assert_eq!(store.count_uploads().await.unwrap(), 1);
 
     store.delete_repository(other.id, false, at(1)).await.unwrap();
     assert!(!store.create_upload(new_upload(&other), None).await.unwrap(), "the repository is gone");
 }
 
-/// A session that was just created.
+/// Creates a session.
 async fn begun(store: &Fixture) -> (Repository, Upload) {
     let repository = store.repository_named("app").await;
     let upload = new_upload(&repository);
@@ -38,7 +38,7 @@ async fn begun(store: &Fixture) -> (Repository, Upload) {
 }
 
 async fn stored(store: &Fixture, upload: &Upload) -> Upload {
-    store.upload(upload.repository, upload.id).await.unwrap().unwrap()
+    store.find_upload(upload.repository, upload.id).await.unwrap().unwrap()
 }
 
 async fn claim(store: &Fixture, upload: &Upload, lease: Duration) -> Result<UploadClaim, UploadError> {
@@ -76,7 +76,7 @@ pub async fn a_session_is_claimed_once_at_a_time(store: Fixture) {
     store.advance_upload(advance(claimed.id, 0, 10)).await.unwrap();
 }
 
-pub async fn a_claim_is_of_the_version_that_was_read(store: Fixture) {
+pub async fn a_claim_requires_the_version_that_was_read(store: Fixture) {
     let (_, upload) = begun(&store).await;
     claim(&store, &upload, MINUTE).await.unwrap();
     store.release_upload(upload.id, 1, true).await.unwrap();
@@ -84,14 +84,14 @@ pub async fn a_claim_is_of_the_version_that_was_read(store: Fixture) {
     assert!(matches!(stale, Err(UploadError::Conflict)), "{stale:?}");
 }
 
-pub async fn who_read_a_session_before_bytes_were_acknowledged_does_not_claim_it(store: Fixture) {
+pub async fn a_claim_after_a_stale_read_is_refused(store: Fixture) {
     for hold in [None, Some(OVER)] {
         let repository = store.repository_named(&format!("app{}", hold.is_some())).await;
         let upload = new_upload(&repository);
         store.create_upload(upload.clone(), None).await.unwrap();
         claim(&store, &upload, OVER).await.unwrap();
         let read = stored(&store, &upload).await;
-        // Its holder was only slow.
+        // The holder was only slow.
         let acknowledged = AdvanceUpload { generation: Generation::random(), hold, ..advance(upload.id, 1, 10) };
         store.advance_upload(acknowledged).await.unwrap();
         let stale = store.claim_upload(&read, Generation::random(), Timestamp::now(), MINUTE).await;
@@ -100,7 +100,7 @@ pub async fn who_read_a_session_before_bytes_were_acknowledged_does_not_claim_it
     }
 }
 
-pub async fn a_claim_that_ended_cleanly_hands_its_generation_on(store: Fixture) {
+pub async fn a_clean_end_of_a_claim_keeps_the_generation(store: Fixture) {
     let (_, upload) = begun(&store).await;
     assert_eq!(claim(&store, &upload, MINUTE).await.unwrap().generation, upload.generation);
     store.release_upload(upload.id, 1, true).await.unwrap();
@@ -115,13 +115,13 @@ pub async fn a_claim_that_ended_cleanly_hands_its_generation_on(store: Fixture) 
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
 }
 
-pub async fn a_claim_that_ran_out_is_taken_over_with_a_generation_of_its_own(store: Fixture) {
+pub async fn an_expired_claim_is_taken_over_with_a_new_generation(store: Fixture) {
     let (_, upload) = begun(&store).await;
     claim(&store, &upload, OVER).await.unwrap();
     let fresh = Generation::random();
     let claimed = store.claim_upload(&stored(&store, &upload).await, fresh, Timestamp::now(), MINUTE).await.unwrap();
     assert_eq!(claimed, UploadClaim { version: 2, generation: fresh, takeover: true });
-    // So is one whose writer failed.
+    // A session whose writer failed is taken over too.
     store.release_upload(upload.id, 2, false).await.unwrap();
     let claimed = claim(&store, &upload, MINUTE).await.unwrap();
     assert!(claimed.takeover && claimed.generation != fresh, "{claimed:?}");
@@ -133,13 +133,13 @@ pub async fn a_claim_that_ran_out_is_taken_over_with_a_generation_of_its_own(sto
     assert_eq!(doomed, expected, "what the losers wrote is deleted");
 }
 
-pub async fn what_lost_its_claim_neither_advances_nor_prolongs_nor_commits(store: Fixture) {
+pub async fn a_lost_claim_neither_advances_nor_renews_nor_commits(store: Fixture) {
     let (repository, upload) = begun(&store).await;
     claim(&store, &upload, OVER).await.unwrap();
     claim(&store, &upload, MINUTE).await.unwrap();
     let advanced = store.advance_upload(advance(upload.id, 1, 10)).await;
     assert!(matches!(advanced, Err(UploadError::Conflict)), "{advanced:?}");
-    let prolonged = store.prolong_upload(upload.id, 1, Timestamp::now(), MINUTE).await;
+    let prolonged = store.renew_upload(upload.id, 1, Timestamp::now(), MINUTE).await;
     assert!(matches!(prolonged, Err(UploadError::Conflict)), "{prolonged:?}");
     let committed = store.commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) }).await;
     assert!(matches!(committed, Err(UploadError::Conflict)), "{committed:?}");
@@ -150,20 +150,20 @@ pub async fn what_lost_its_claim_neither_advances_nor_prolongs_nor_commits(store
     store.cancel_upload(repository.id, upload.id, None, at(0)).await.unwrap();
     let advanced = store.advance_upload(advance(upload.id, 2, 10)).await;
     assert!(matches!(advanced, Err(UploadError::NotFound)), "{advanced:?}");
-    let prolonged = store.prolong_upload(upload.id, 2, Timestamp::now(), MINUTE).await;
+    let prolonged = store.renew_upload(upload.id, 2, Timestamp::now(), MINUTE).await;
     assert!(matches!(prolonged, Err(UploadError::NotFound)), "{prolonged:?}");
 }
 
-pub async fn a_claim_that_ran_out_holds_until_it_is_taken_over(store: Fixture) {
+pub async fn an_expired_claim_holds_until_it_is_taken_over(store: Fixture) {
     let (_, upload) = begun(&store).await;
     claim(&store, &upload, OVER).await.unwrap();
-    store.prolong_upload(upload.id, 1, Timestamp::now(), MINUTE).await.unwrap();
+    store.renew_upload(upload.id, 1, Timestamp::now(), MINUTE).await.unwrap();
     let other = claim(&store, &upload, MINUTE).await;
     assert!(matches!(other, Err(UploadError::Conflict)), "{other:?}");
     store.advance_upload(AdvanceUpload { hold: Some(OVER), ..advance(upload.id, 1, 10) }).await.unwrap();
     assert_eq!(
         store.commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) }).await.unwrap(),
-        Committed::New
+        CommitOutcome::New
     );
 }
 
@@ -180,18 +180,18 @@ pub async fn a_commit_makes_a_blob_and_ends_the_session(mut store: Fixture) {
     let (repository, upload) = begun(&store).await;
     claim(&store, &upload, MINUTE).await.unwrap();
     let commit = CommitUpload { version: 1, ..commit(&upload, &digest("layer")) };
-    assert_eq!(store.commit_upload(commit.clone()).await.unwrap(), Committed::New);
+    assert_eq!(store.commit_upload(commit.clone()).await.unwrap(), CommitOutcome::New);
     store.reopen().await;
 
     let bytes = store.bytes_of(&repository, &digest("layer")).await;
     assert_eq!(bytes, (BlobKey::plain(upload.generation, 100), false));
-    assert_eq!(store.upload(repository.id, upload.id).await.unwrap(), None);
+    assert_eq!(store.find_upload(repository.id, upload.id).await.unwrap(), None);
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
     let again = store.commit_upload(commit).await;
     assert!(matches!(again, Err(UploadError::NotFound)), "{again:?}");
 }
 
-pub async fn a_commit_names_how_the_bytes_are_stored(store: Fixture) {
+pub async fn a_commit_records_how_the_bytes_are_stored(store: Fixture) {
     let repository = store.repository_named("app").await;
     let key = Some(KeyReference { id: "a key".into(), wrapped: vec![0, 255] });
     let upload = Upload { key: key.clone(), ..new_upload(&repository) };
@@ -209,10 +209,10 @@ pub async fn a_commit_of_a_stale_version_changes_nothing(store: Fixture) {
     let stale = store.commit_upload(commit(&upload, &digest("layer"))).await;
     assert!(matches!(stale, Err(UploadError::Conflict)), "{stale:?}");
     assert!(!store.has_blob(&repository, &digest("layer")).await);
-    assert!(store.upload(repository.id, upload.id).await.unwrap().is_some());
+    assert!(store.find_upload(repository.id, upload.id).await.unwrap().is_some());
 }
 
-/// What is to be deleted, whenever.
+/// Returns the generations to be deleted at any time.
 async fn deletions(store: &Fixture) -> Vec<DeleteGeneration> {
     deletions_due(store, Timestamp::now() + 24.hours()).await
 }
@@ -227,25 +227,25 @@ async fn deletions_due(store: &Fixture, now: Timestamp) -> Vec<DeleteGeneration>
     deletions
 }
 
-pub async fn bytes_that_the_registry_has_are_shared_and_the_copy_is_deleted(store: Fixture) {
+pub async fn bytes_of_an_existing_blob_are_shared_and_the_copy_deleted(store: Fixture) {
     let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
-    assert_eq!(store.commit(&first, &digest("layer"), at(0)).await, Committed::New);
+    assert_eq!(store.commit(&first, &digest("layer"), at(0)).await, CommitOutcome::New);
 
     let copy = new_upload(&second);
     store.create_upload(copy.clone(), None).await.unwrap();
-    assert_eq!(store.commit_intact(commit(&copy, &digest("layer"))).await.unwrap(), Committed::Shared);
+    assert_eq!(store.commit_intact(commit(&copy, &digest("layer"))).await.unwrap(), CommitOutcome::Shared);
     assert!(store.has_blob(&second, &digest("layer")).await);
     assert_eq!(deletions(&store).await, [DeleteGeneration::of(copy.generation)]);
 
     let again = new_upload(&first);
     store.create_upload(again.clone(), None).await.unwrap();
     let committed = store.commit_intact(commit(&again, &digest("layer"))).await.unwrap();
-    assert_eq!(committed, Committed::AlreadyInRepository);
+    assert_eq!(committed, CommitOutcome::AlreadyInRepository);
     assert_eq!(deletions(&store).await, [DeleteGeneration::of(again.generation)]);
-    assert_eq!(store.open_uploads().await.unwrap(), 0);
+    assert_eq!(store.count_uploads().await.unwrap(), 0);
 }
 
-pub async fn a_blob_that_is_there_is_linked_only_after_a_look_at_it(store: Fixture) {
+pub async fn an_existing_blob_is_linked_only_after_a_check(store: Fixture) {
     let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
     store.commit(&first, &digest("layer"), at(0)).await;
     let (there, _) = store.bytes_of(&first, &digest("layer")).await;
@@ -266,7 +266,7 @@ pub async fn a_blob_that_is_there_is_linked_only_after_a_look_at_it(store: Fixtu
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
 }
 
-pub async fn a_blob_that_is_damaged_gets_the_new_bytes_for_all_repositories(store: Fixture) {
+pub async fn a_damaged_blob_gets_the_new_bytes_in_all_repositories(store: Fixture) {
     let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
     let third = store.repository_named("third").await;
     for pusher in [&first, &second, &third] {
@@ -279,7 +279,7 @@ pub async fn a_blob_that_is_damaged_gets_the_new_bytes_for_all_repositories(stor
         store.create_upload(upload.clone(), None).await.unwrap();
         let known = Some(KnownBlob { generation: damaged.generation, intact: false });
         let commit = CommitUpload { known, ..commit(&upload, &digest("layer")) };
-        assert_eq!(store.commit_upload(commit).await.unwrap(), Committed::Healed);
+        assert_eq!(store.commit_upload(commit).await.unwrap(), CommitOutcome::Healed);
         for repository in [&first, &second, pusher] {
             let bytes = store.bytes_of(repository, &digest("layer")).await;
             assert_eq!(bytes, (BlobKey::plain(upload.generation, 100), false));
@@ -288,7 +288,7 @@ pub async fn a_blob_that_is_damaged_gets_the_new_bytes_for_all_repositories(stor
     }
 }
 
-pub async fn what_was_written_on_the_way_is_deleted_after_the_commit(store: Fixture) {
+pub async fn intermediate_objects_are_deleted_after_the_commit(store: Fixture) {
     let (_, upload) = begun(&store).await;
     let leftover = vec![Generation::random()];
     let sealed = Sealed { leftover: leftover.clone(), ..sealed(upload.generation) };
@@ -304,7 +304,7 @@ pub async fn bytes_are_not_shared_across_registries_or_keys(store: Fixture) {
     let encrypted = NewRepository { encryption: kms, ..new_repository("encrypted") };
     let encrypted = store.create_repository(encrypted, 10).await.unwrap();
     for repository in [&plain, &foreign, &encrypted] {
-        assert_eq!(store.commit(repository, &digest("layer"), at(0)).await, Committed::New);
+        assert_eq!(store.commit(repository, &digest("layer"), at(0)).await, CommitOutcome::New);
     }
 }
 
@@ -318,13 +318,13 @@ pub async fn the_same_digest_committed_at_once_makes_one_blob(store: Fixture) {
     }
     let outcomes: Vec<_> =
         futures::future::join_all(commits).await.into_iter().map(|done| done.unwrap().unwrap()).collect();
-    let count = |what: Committed| outcomes.iter().filter(|outcome| **outcome == what).count();
-    assert_eq!((count(Committed::New), count(Committed::Shared)), (1, 1), "{outcomes:?}");
+    let count = |what: CommitOutcome| outcomes.iter().filter(|outcome| **outcome == what).count();
+    assert_eq!((count(CommitOutcome::New), count(CommitOutcome::Shared)), (1, 1), "{outcomes:?}");
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 11, "every copy is deleted");
     assert!(store.has_blob(&first, &digest("layer")).await && store.has_blob(&second, &digest("layer")).await);
 }
 
-pub async fn cancelling_hands_the_generation_to_a_job(store: Fixture) {
+pub async fn canceling_hands_the_generation_to_a_job(store: Fixture) {
     let (repository, upload) = begun(&store).await;
     let other = store.repository_named("other").await;
     let cancel =
@@ -332,12 +332,12 @@ pub async fn cancelling_hands_the_generation_to_a_job(store: Fixture) {
     assert!(!cancel(&other).await, "it belongs to another repository");
     assert!(cancel(&repository).await);
     assert!(!cancel(&repository).await);
-    assert_eq!(store.upload(repository.id, upload.id).await.unwrap(), None);
+    assert_eq!(store.find_upload(repository.id, upload.id).await.unwrap(), None);
     let expected = DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
     assert_eq!(deletions_due(&store, at(1)).await, [expected]);
 }
 
-pub async fn what_a_claim_may_still_write_is_deleted_only_after_its_end(store: Fixture) {
+pub async fn the_bytes_of_a_claim_are_deleted_only_after_its_end(store: Fixture) {
     for how in ["cancel", "delete"] {
         let repository = store.repository_named(how).await;
         let upload = new_upload(&repository);
@@ -370,7 +370,7 @@ pub async fn a_holder_cancels_its_own_claim_only(store: Fixture) {
     assert_eq!(due[0].generation, claimed.generation);
 }
 
-pub async fn stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked(store: Fixture) {
+pub async fn stale_uploads_are_canceled_oldest_first_up_to_the_limit(store: Fixture) {
     let repository = store.repository_named("app").await;
     let mut ids = Vec::new();
     for age in [30, 10, 20] {
@@ -382,7 +382,7 @@ pub async fn stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked(sto
     let left = async || {
         let mut left = Vec::new();
         for (id, age) in ids.iter().zip([30, 10, 20]) {
-            if store.upload(repository.id, *id).await.unwrap().is_some() {
+            if store.find_upload(repository.id, *id).await.unwrap().is_some() {
                 left.push(age);
             }
         }
@@ -395,7 +395,7 @@ pub async fn stale_uploads_are_cancelled_oldest_first_and_no_more_than_asked(sto
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 2);
 }
 
-pub async fn a_session_that_no_client_knows_goes_when_its_claim_ran_out(store: Fixture) {
+pub async fn an_unannounced_session_is_canceled_when_its_claim_expires(store: Fixture) {
     let repository = store.repository_named("app").await;
     let now = Timestamp::now();
     let mut ids = Vec::new();
@@ -409,23 +409,23 @@ pub async fn a_session_that_no_client_knows_goes_when_its_claim_ran_out(store: F
     let later = now + LATE_WRITE + 10.seconds();
     assert_eq!(store.cancel_stale_uploads(now, later, 10).await.unwrap(), 1);
     for (id, left) in ids.iter().zip([false, true, true]) {
-        assert_eq!(store.upload(repository.id, *id).await.unwrap().is_some(), left);
+        assert_eq!(store.find_upload(repository.id, *id).await.unwrap().is_some(), left);
     }
-    // However old, what is being written to stays.
+    // A claimed session is kept, however old it is.
     assert_eq!(store.cancel_stale_uploads(now + 1.hours(), now, 10).await.unwrap(), 1);
-    assert!(store.upload(repository.id, ids[1]).await.unwrap().is_some());
+    assert!(store.find_upload(repository.id, ids[1]).await.unwrap().is_some());
 }
 
-pub async fn a_reaper_leaves_what_is_claimed_by_a_clock_that_is_ahead(store: Fixture) {
+pub async fn claims_by_a_clock_that_is_ahead_are_not_canceled(store: Fixture) {
     let repository = store.repository_named("app").await;
-    // Where one process has the database, its own clock is ahead.
+    // On SQLite the process's own clock is ahead.
     let ahead = Timestamp::now() + 24.hours();
     for announced in [true, false] {
         let upload = Upload { announced, started_at: ahead, ..new_upload(&repository) };
         store.create_upload(upload.clone(), Some(MINUTE)).await.unwrap();
         let reaped = async || store.cancel_stale_uploads(ahead, ahead, 10).await.unwrap();
         assert_eq!(reaped().await, 0);
-        store.prolong_upload(upload.id, 0, ahead, MINUTE).await.unwrap();
+        store.renew_upload(upload.id, 0, ahead, MINUTE).await.unwrap();
         assert_eq!(reaped().await, 0);
         store.advance_upload(AdvanceUpload { now: ahead, ..advance(upload.id, 0, 10) }).await.unwrap();
         assert_eq!(reaped().await, 0);

@@ -1,4 +1,4 @@
-//! PostgreSQL that is frozen, away, or busy, or whose answer is lost.
+//! PostgreSQL that is frozen, unreachable or busy, or whose answer is lost.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::bed::wharfage::{Launch, wharfage};
 use crate::oci::client::{Repository, unique, with_parameter};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_database_hangs_nobody_and_is_used_again_when_it_goes_on() {
+async fn a_frozen_database_blocks_no_client_and_recovers() {
     let database = Postgres::start();
     let launch = wharfage().on_database(&database).await;
     let watched = Watched::start(launch).await;
@@ -26,7 +26,7 @@ async fn a_frozen_database_hangs_nobody_and_is_used_again_when_it_goes_on() {
 
     let frozen = database.freeze();
     assert_eq!(watched.get("/readyz").await.0, 503);
-    // More than the pool has connections.
+    // More than the pool's connections.
     let (refusals, api, metrics) = tokio::join!(
         join_all((0..40).map(|_| refused(&repository, Method::GET, &blob, Vec::new()))),
         api_refused(&repository),
@@ -45,7 +45,7 @@ async fn a_frozen_database_hangs_nobody_and_is_used_again_when_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_was_killed_is_found_again() {
+async fn the_server_reconnects_to_a_killed_database() {
     let mut database = Postgres::start();
     let launch = wharfage().on_database(&database).await;
     let watched = Watched::start(launch).await;
@@ -62,14 +62,14 @@ async fn a_database_that_was_killed_is_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readiness_waits_for_nobodys_statements() {
+async fn readiness_waits_for_no_other_statement() {
     let launch = wharfage();
     let url = bed::postgres().database().await;
     let watched = Watched::start(launch.env("WHARFAGE_DATABASE_URL", &url)).await;
     let repository = Repository::create(&watched.server).await;
     let mut other = sqlx::PgConnection::connect(&url).await.unwrap();
     sqlx::raw_sql("BEGIN; LOCK TABLE repository IN ACCESS EXCLUSIVE MODE").execute(&mut other).await.unwrap();
-    // More than the pool has connections: each of them waits for the lock.
+    // More than the pool's connections, each of which waits for the lock.
     let calls = (0..40).map(|_| {
         let repository = repository.clone();
         tokio::spawn(async move { refused(&repository, Method::GET, &repository.manifest("any"), Vec::new()).await })
@@ -77,7 +77,7 @@ async fn readiness_waits_for_nobodys_statements() {
     let calls: Vec<_> = calls.collect();
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    // A transaction sees the activity as it was at its first look.
+    // A transaction sees the activity as of its first query.
     let mut watcher = sqlx::PgConnection::connect(&url).await.unwrap();
     while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watcher).await.unwrap() < 16 {
         tokio::task::yield_now().await;
@@ -85,26 +85,26 @@ async fn readiness_waits_for_nobodys_statements() {
     assert_eq!(watched.get("/readyz").await, (200, "ok\n".to_owned()));
     other.close().await.unwrap();
     for call in calls {
-        // Who waited in vain for a connection was told so.
+        // A request that timed out while waiting for a connection reports it.
         assert!(matches!(call.await.unwrap(), 404 | 503));
     }
 }
 
-/// Lets a test say when bytes are deleted.
+/// A trigger that delays the deletion of bytes.
 const DELETE_LATER: &str = "
     CREATE FUNCTION an_hour_later() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN NEW.run_at := NEW.run_at + 3600000; RETURN NEW; END';
     CREATE TRIGGER delete_later BEFORE INSERT ON job FOR EACH ROW WHEN (NEW.kind = 'delete-generation')
         EXECUTE FUNCTION an_hour_later()";
 
-/// A program whose database loses answers to commits.
-struct Unheard {
+/// A server whose database loses answers to commits.
+struct LostAnswers {
     proxy: PostgresProxy,
     database: sqlx::PgConnection,
     watched: Watched,
 }
 
-impl Unheard {
+impl LostAnswers {
     async fn start(launch: Launch) -> Self {
         let proxy = PostgresProxy::start(bed::postgres()).await;
         let url = bed::postgres().database().await;
@@ -114,7 +114,7 @@ impl Unheard {
         Self { proxy, database, watched }
     }
 
-    /// With a folder, and with S3.
+    /// Starts one with a folder, and one with S3.
     async fn start_each() -> [Self; 2] {
         let bucket = bed::s3().bucket().await;
         [Self::start(wharfage()).await, Self::start(wharfage().on_s3(&bucket)).await]
@@ -124,13 +124,13 @@ impl Unheard {
         self.proxy.lose_answer_to_commit_of("INSERT INTO blob ");
     }
 
-    /// How many deletions wait for bytes that are a blob's.
+    /// Counts the waiting deletions of a live blob's bytes.
     async fn deletions_of_blobs(&mut self) -> i64 {
         let count = "SELECT count(*) FROM job JOIN blob ON job.payload::json->>'generation' = blob.generation";
         sqlx::query_scalar(count).fetch_one(&mut self.database).await.unwrap()
     }
 
-    /// Lets every deletion run.
+    /// Runs every deletion.
     async fn delete(&mut self) {
         let due = "UPDATE job SET run_at = 0 WHERE kind = 'delete-generation'";
         sqlx::raw_sql(due).execute(&mut self.database).await.unwrap();
@@ -149,10 +149,10 @@ async fn assert_whole(repository: &Repository, bytes: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_blob_whose_commit_was_not_heard_of_outlives_the_deletion() {
-    for mut unheard in Unheard::start_each().await {
+async fn a_blob_whose_commit_answer_was_lost_is_not_deleted() {
+    for mut unheard in LostAnswers::start_each().await {
         let repository = Repository::create(&unheard.watched.server).await;
-        // A whole object, and one of several parts.
+        // A single object, and one of several parts.
         for size in [5_000, 7 * 1024 * 1024] {
             let bytes = unique(size);
             let push = with_parameter(&repository.uploads(), "digest", Digest::sha256(&bytes));
@@ -172,8 +172,8 @@ async fn a_blob_whose_commit_was_not_heard_of_outlives_the_deletion() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_committed_unheard_is_gone_and_its_blob_there() {
-    for mut unheard in Unheard::start_each().await {
+async fn a_session_whose_commit_answer_was_lost_is_gone() {
+    for mut unheard in LostAnswers::start_each().await {
         let repository = Repository::create(&unheard.watched.server).await;
         let bytes = unique(5_000);
         let digest = Digest::sha256(&bytes);

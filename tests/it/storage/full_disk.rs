@@ -1,4 +1,5 @@
-//! A full disk under SQLite and a folder: pushes are refused with the reason, pulls go on, and deletions make room.
+//! A full disk under SQLite and a folder: pushes are refused with the reason, pulls succeed, and
+//! deletions free space.
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ async fn push_whole(repository: &Repository) -> Answer {
     repository.call(Method::POST, &target).body(bytes).send().await
 }
 
-/// Everything that is needed to fill a disk and look at it.
+/// Starts a server on a small disk.
 async fn start() -> (Watched, Repository) {
     let watched = Watched::start(wharfage().on_small_disk(24)).await;
     let repository = Repository::create(&watched.server).await;
@@ -37,7 +38,7 @@ async fn start() -> (Watched, Repository) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_refuses_pushes_serves_pulls_and_is_freed_by_deletions() {
+async fn a_full_disk_refuses_pushes_and_is_freed_by_deletions() {
     let (mut watched, repository) = start().await;
     let (manifest, digest) = images::pushed(&repository).await;
     for tag in ["a", "b"] {
@@ -54,7 +55,7 @@ async fn a_full_disk_refuses_pushes_serves_pulls_and_is_freed_by_deletions() {
     assert!(watched.sample("wharfage_disk_free_bytes{}").await > (4 * MIB) as f64);
 
     watched.server.disk().fill();
-    // Twice: the second time after a restart on the full disk.
+    // The second round follows a restart on the full disk.
     for restarted in [false, true] {
         if restarted {
             watched.server.kill9().await;
@@ -83,7 +84,7 @@ async fn a_full_disk_refuses_pushes_serves_pulls_and_is_freed_by_deletions() {
     }
     repository.delete(&repository.manifest(&digest)).await.assert_status(202);
 
-    // Four MiB of what nobody went on with.
+    // Four MiB of an abandoned upload.
     repository.delete(&held).await.assert_status(204);
     while push_whole(&repository).await.status == 507 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -116,13 +117,13 @@ async fn a_push_that_does_not_fit_is_refused_before_it_fills_the_disk() {
     watched.server.disk().fill_but(6 * MIB as u64);
     let bytes = unique(16 * MIB);
 
-    // By its length, before a byte of it is kept.
+    // With a stated length, the push is refused before a byte is stored.
     let target = with_parameter(&repository.uploads(), "digest", Digest::sha256(&bytes));
     assert_full(&repository.call(Method::POST, &target).body(bytes.clone()).send().await);
     let free = watched.sample("wharfage_disk_free_bytes{}").await;
     assert!(free > (5 * MIB) as f64, "{free}");
 
-    // And where it does not say its length, before the reserve is touched.
+    // Without a stated length, it is refused before the reserve is used.
     let pieces: Vec<_> = bytes.chunks(256 * KIB).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
     let body = Body::wrap_stream(stream::iter(pieces));
     assert_full(&repository.call(Method::PATCH, &location).body(body).send().await);
@@ -136,10 +137,10 @@ async fn a_push_that_does_not_fit_is_refused_before_it_fills_the_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_on_a_full_disk_serves_what_is_there() {
+async fn a_start_on_a_full_disk_serves_existing_images() {
     let (mut watched, repository) = start().await;
     let (manifest, digest) = images::pushed(&repository).await;
-    // With the reserve that a process left which did not know that the disk would be full, and without any.
+    // With the reserve of a process that stopped before the disk was full, and without any.
     for emptied in [false, true] {
         let (status, output) = watched.server.stop("TERM").await;
         assert!(status.success(), "{output}");

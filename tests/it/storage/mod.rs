@@ -1,5 +1,6 @@
-//! Storage in trouble: a full disk, a database that is frozen or away, an S3 that refuses, hangs up or says nothing. No request
-//! hangs, who asks hears that it passes, and everything recovers by itself.
+//! Storage failures: a full disk, a frozen or unreachable database, an S3 that refuses, disconnects
+//! or is silent. No request hangs, clients get a temporary error, and everything recovers by
+//! itself.
 
 mod database;
 mod full_disk;
@@ -13,10 +14,10 @@ use crate::bed::wharfage::{Launch, Wharfage};
 use crate::observability;
 use crate::oci::client::Repository;
 
-/// How long a client waits, and with it a test for an answer: several times the registry's own limits.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// Client timeout: several times the registry's own timeouts.
+const TIMEOUT: Duration = Duration::from_secs(45);
 
-/// A running program, and whoever watches it.
+/// A running server and a client of its health endpoints.
 struct Watched {
     server: Wharfage,
     operations: String,
@@ -26,11 +27,11 @@ struct Watched {
 impl Watched {
     async fn start(launch: Launch) -> Self {
         let (server, operations) = observability::start(launch).await;
-        let http = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let http = Client::builder().no_proxy().timeout(TIMEOUT).build().unwrap();
         Self { server, operations, http }
     }
 
-    /// Starts the program again on its data, after its end.
+    /// Starts the server again on its data, after it has stopped.
     async fn start_again(&mut self) {
         self.server.start_again().await;
         self.operations = observability::operations_of(&self.server);
@@ -51,7 +52,7 @@ impl Watched {
         observability::sample(&metrics, name)
     }
 
-    /// Waits until `/readyz` says that it is ready.
+    /// Waits until `/readyz` reports that it is ready.
     async fn recovered(&self) {
         while !self.is_ready().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -59,10 +60,10 @@ impl Watched {
     }
 }
 
-/// An answer that says: not now. Its status.
+/// Expects a response with a temporary error, and returns its status.
 async fn refused(repository: &Repository, method: Method, target: &str, body: Vec<u8>) -> u16 {
     let call = repository.call(method.clone(), target).body(body).send();
-    let answer = tokio::time::timeout(PATIENCE, call).await.unwrap_or_else(|_| panic!("{method} {target} hangs"));
+    let answer = tokio::time::timeout(TIMEOUT, call).await.unwrap_or_else(|_| panic!("{method} {target} hangs"));
     if answer.status == 503 {
         assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
         answer.assert_refused(503, "UNAVAILABLE");
@@ -70,12 +71,12 @@ async fn refused(repository: &Repository, method: Method, target: &str, body: Ve
     answer.status.as_u16()
 }
 
-/// The status and the error's name of a call of the ECR API that is refused for now.
+/// Expects a temporary error of the ECR API, and returns its status and code.
 async fn api_refused(repository: &Repository) -> (u16, String) {
     let config = repository.ecr().config().to_builder();
     let config = config.retry_config(aws_sdk_ecr::config::retry::RetryConfig::disabled()).build();
     let call = aws_sdk_ecr::Client::from_conf(config).describe_repositories().send();
-    let error = tokio::time::timeout(PATIENCE, call).await.expect("the call hangs").unwrap_err();
+    let error = tokio::time::timeout(TIMEOUT, call).await.expect("the call hangs").unwrap_err();
     let answer = error.raw_response().unwrap_or_else(|| panic!("{error:?}"));
     assert!(answer.headers().contains_key("retry-after"), "{answer:?}");
     let name = answer.headers().get("x-amzn-errortype").unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! S3 that is frozen, away, or refuses.
+//! S3 that is frozen, unreachable or refuses.
 
 use futures::future::join_all;
 use reqwest::Method;
@@ -11,7 +11,7 @@ use crate::bed::s3::{S3, S3Server};
 use crate::bed::wharfage::wharfage;
 use crate::oci::client::{Repository, unique, with_parameter};
 
-/// A program on a bucket behind a proxy.
+/// A server on a bucket behind a proxy.
 struct Behind {
     proxy: Proxy,
     watched: Watched,
@@ -31,7 +31,7 @@ impl Behind {
         Self { proxy, watched, repository, bytes, digest }
     }
 
-    /// What becomes of a pull and of a push that one request carries.
+    /// Returns the results of a pull and of a push in one request.
     async fn pull_and_push(&self) -> (u16, u16) {
         let bytes = unique(1000);
         let target = with_parameter(&self.repository.uploads(), "digest", Digest::sha256(&bytes));
@@ -50,14 +50,14 @@ impl Behind {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_s3_does_clients_hear_that_it_passes_and_so_it_does() {
+async fn every_s3_fault_is_reported_as_temporary_and_passes() {
     let faults = [
         (Fault::Silence, "no answer within"),
         (Fault::Reset, ""),
         (Fault::Refuse(503, "SlowDown"), "SlowDown"),
         (Fault::Refuse(500, "InternalError"), "InternalError"),
         (Fault::Refuse(403, "AccessDenied"), "s3:GetObject"),
-        (Fault::Refuse(403, "InvalidAccessKeyId"), "does not take the credentials (InvalidAccessKeyId)"),
+        (Fault::Refuse(403, "InvalidAccessKeyId"), "rejects the credentials (InvalidAccessKeyId)"),
         (Fault::Refuse(404, "NoSuchBucket"), "the bucket does not exist"),
     ];
     join_all(faults.map(async |(fault, log)| {
@@ -73,7 +73,7 @@ async fn whatever_s3_does_clients_hear_that_it_passes_and_so_it_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_of_s3_reaches_no_client() {
+async fn a_restart_of_s3_fails_no_request() {
     let behind = Behind::start().await;
     for fault in [Fault::Reset, Fault::Refuse(503, "SlowDown")] {
         behind.proxy.set(fault).await;
@@ -88,7 +88,7 @@ async fn a_restart_of_s3_reaches_no_client() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_s3_hangs_nobody_and_is_used_again_when_it_goes_on() {
+async fn a_frozen_s3_blocks_no_client_and_recovers() {
     let server = S3Server::start();
     let watched = Watched::start(wharfage().on_s3(&server.bucket().await)).await;
     let repository = Repository::create(&watched.server).await;
@@ -98,7 +98,7 @@ async fn a_frozen_s3_hangs_nobody_and_is_used_again_when_it_goes_on() {
 
     let frozen = server.freeze();
     assert_eq!(watched.get("/readyz").await.0, 503);
-    // A part, too: it is more than what is sent whole.
+    // Includes a part, because the upload is larger than a single PUT.
     let large = unique(7 * 1024 * 1024);
     let target = with_parameter(&repository.uploads(), "digest", Digest::sha256(&large));
     let (pull, push) = tokio::join!(

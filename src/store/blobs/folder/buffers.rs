@@ -1,22 +1,22 @@
-//! Buffers that are used again and again, so that a pull neither allocates nor zeroes memory for each chunk.
+//! A pool of buffers, so that a pull neither allocates nor zeroes memory for each chunk.
 //!
-//! The pool only keeps what comes back, up to a bound; it never limits what is out.
+//! The pool bounds the number of unused buffers, not of buffers in use.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Chunks up to this size are not worth pooling.
+/// Chunks up to this size are not pooled.
 const TINY: usize = 8 * 1024;
-/// Sizes of pooled buffers in bytes, and how many of each are kept when unused.
+/// Sizes of pooled buffers in bytes, with the maximum number of unused ones.
 const CLASSES: [(usize, usize); 3] = [(16 * 1024, 256), (64 * 1024, 64), (128 * 1024, 64)];
 
-/// The pool; clones share it.
+/// The pool, shared by its clones.
 #[derive(Clone, Default)]
 pub(super) struct Buffers(Arc<[Mutex<Unused>; CLASSES.len()]>);
 
 type Unused = Vec<Box<[u8]>>;
 
 impl Buffers {
-    /// A buffer for `len` bytes, which hold anything.
+    /// Returns a buffer of `len` bytes with undefined contents.
     pub(super) fn take(&self, len: usize) -> Buffer {
         let class = CLASSES.iter().position(|&(size, _)| len <= size).filter(|_| len > TINY);
         let bytes = match class {
@@ -35,7 +35,7 @@ fn zeroed(len: usize) -> Box<[u8]> {
     vec![0; len].into_boxed_slice()
 }
 
-/// A buffer that returns to its pool when dropped.
+/// A buffer that returns to its pool on drop.
 pub(super) struct Buffer {
     bytes: Box<[u8]>,
     len: usize,

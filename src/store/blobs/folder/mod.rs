@@ -1,7 +1,7 @@
-//! Blobs in a folder: one file per generation, written once at its final place, read from the page cache without leaving
-//! the async thread where the kernel allows it.
+//! Blobs in a folder: one file per generation, written once at its final path. Bytes in the page
+//! cache are read on the async thread where the kernel allows it.
 //!
-//! Everything that may wait for the disk runs on blocking threads.
+//! All operations that may wait for the disk run on blocking threads.
 
 mod buffers;
 mod read;
@@ -22,45 +22,46 @@ use futures::StreamExt;
 use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 
 use self::buffers::Buffers;
-use self::state::Progress;
+use self::state::FileProgress;
 use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
 use crate::store::disk::Disk;
 use crate::store::{StoreError, StoreResult};
 
-/// Blobs in a folder of this machine.
+/// Blobs in a local folder.
 #[derive(Clone)]
-pub struct FolderBlobs(Arc<Folder>);
+pub struct FolderBlobs(Arc<BlobFolder>);
 
-/// The open folder, which readers and writers share.
-struct Folder {
+/// The open folder, shared by readers and writers.
+struct BlobFolder {
     path: PathBuf,
-    /// The folder itself: generations are opened relative to it, which spares the kernel the walk from `/`.
+    /// The folder itself. Generations are opened relative to it, which saves the path walk from
+    /// `/`.
     root: File,
     buffers: Buffers,
     disk: Arc<Disk>,
-    /// Open writers, by whose number each one's share of memory is measured.
+    /// Number of open writers, which determines each one's share of memory.
     writers: Arc<AtomicUsize>,
-    /// Shared with each open reader, which counts them.
+    /// Shared with each open reader: its reference count is their number.
     readers: Arc<()>,
 }
 
 impl FolderBlobs {
-    /// Opens `root`, which is made when missing, with the 256 folders that generations fan out to. Blocks: for the start of
-    /// a process.
+    /// Opens `root`, with the 256 folders among which generations are distributed; creates what is
+    /// missing. Blocking, for the start of a process.
     ///
     /// # Errors
-    /// When the folder cannot be made, opened or synced.
+    /// When the folder cannot be created, opened or synced.
     pub fn open(root: &Path) -> StoreResult<Self> {
         Self::open_on(root, Arc::new(Disk::new(root)))
     }
 
-    /// Opens `root` like [`FolderBlobs::open`], on a disk that others keep data on, too.
+    /// Opens `root` like [`FolderBlobs::open`], on a disk that is shared with other data.
     ///
     /// # Errors
-    /// When the folder cannot be made, opened or synced.
+    /// When the folder cannot be created, opened or synced.
     pub fn open_on(root: &Path, disk: Arc<Disk>) -> StoreResult<Self> {
-        let folder = prepare(root).map_err(|e| failed("prepare", &root.display().to_string(), e))?;
-        Ok(Self(Arc::new(Folder {
+        let folder = prepare(root).map_err(|e| io_error("prepare", &root.display().to_string(), e))?;
+        Ok(Self(Arc::new(BlobFolder {
             path: root.to_owned(),
             root: folder,
             buffers: Buffers::default(),
@@ -71,7 +72,7 @@ impl FolderBlobs {
     }
 }
 
-/// Makes the folders and their names durable.
+/// Creates the folders, and makes their names durable.
 fn prepare(root: &Path) -> io::Result<File> {
     let new = !root.try_exists()?;
     let blobs = root.join("blobs");
@@ -106,13 +107,13 @@ impl Blobs for FolderBlobs {
         inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Box<dyn BlobWriter>> {
         let fresh = key.as_stored()?;
-        let progress = Progress::decode(state)?;
+        let progress = FileProgress::decode(state)?;
         let folder = Arc::clone(&self.0);
         Ok(Box::new(write::FolderWriter::open(folder, fresh, offset, progress, handover, inspect).await?))
     }
 
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {
-        let Progress { file: Some(file), stale } = Progress::decode(state)? else { return Ok(None) };
+        let FileProgress { file: Some(file), stale } = FileProgress::decode(state)? else { return Ok(None) };
         let whole = self.stored_size(file).await? == Some(size);
         Ok(whole.then(|| Sealed {
             generation: file,
@@ -130,26 +131,26 @@ impl Blobs for FolderBlobs {
 
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
         let folder = Arc::clone(&self.0);
-        let looked = blocking(move || rustix::fs::statat(&folder.root, generation.path(), AtFlags::empty())).await?;
-        match looked {
+        let stat = blocking(move || rustix::fs::statat(&folder.root, generation.path(), AtFlags::empty())).await?;
+        match stat {
             Ok(found) => Ok(Some(u64::try_from(found.st_size).unwrap_or_default())),
             Err(rustix::io::Errno::NOENT) => Ok(None),
-            Err(e) => Err(failed("look at", &generation.path(), e.into())),
+            Err(e) => Err(io_error("look at", &generation.path(), e.into())),
         }
     }
 
-    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
-        let Progress { file, stale } = Progress::decode(state)?;
+    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
+        let FileProgress { file, stale } = FileProgress::decode(state)?;
         Ok([Some(generation), file, stale].into_iter().flatten().collect())
     }
 
     async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
-        let mut doomed = self.named(generation, state)?;
-        doomed.retain(|generation| !live.contains(generation));
+        let mut generations = self.generations_to_delete(generation, state)?;
+        generations.retain(|generation| !live.contains(generation));
         let folder = Arc::clone(&self.0);
-        blocking(move || doomed.into_iter().try_for_each(|generation| folder.delete(generation)))
+        blocking(move || generations.into_iter().try_for_each(|generation| folder.delete(generation)))
             .await?
-            .map_err(|e| failed("delete", &generation.path(), e))
+            .map_err(|e| io_error("delete", &generation.path(), e))
     }
 
     async fn presigned_url(&self, _key: &BlobKey, _valid_for: Duration) -> StoreResult<Option<String>> {
@@ -159,7 +160,7 @@ impl Blobs for FolderBlobs {
     async fn ready(&self) -> StoreResult<()> {
         let folder = Arc::clone(&self.0);
         let shown = folder.path.display().to_string();
-        // The path and not the open handle: what is not mounted any more is not ready.
+        // By its path and not by the open handle: a folder that is no longer mounted is not ready.
         let stat = blocking(move || rustix::fs::statvfs(folder.path.join("blobs")))
             .await?
             .map_err(|e| StoreError::Unavailable(format!("cannot look at {shown}: {e}")))?;
@@ -174,7 +175,7 @@ impl Blobs for FolderBlobs {
     }
 }
 
-impl Folder {
+impl BlobFolder {
     fn open(&self, generation: Generation, flags: OFlags) -> io::Result<File> {
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = rustix::fs::openat(&self.root, generation.path(), flags | OFlags::CLOEXEC, mode)?;
@@ -189,7 +190,8 @@ impl Folder {
         }
     }
 
-    /// Makes the file's name (or that it is gone) durable, which syncing the file itself does not promise.
+    /// Makes the file's name or its removal durable, which a sync of the file itself does not
+    /// guarantee.
     fn sync_names(&self, generation: Generation) -> io::Result<()> {
         let path = generation.path();
         let fan_out = Path::new(&path).parent().unwrap_or(Path::new("blobs"));
@@ -198,25 +200,25 @@ impl Folder {
     }
 }
 
-/// Runs what may wait for the disk.
+/// Runs work that may wait for the disk.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> StoreResult<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| StoreError::Backend(Box::new(e)))
 }
 
-/// What a failed call on the file system means.
-fn failed(action: &str, path: &str, error: io::Error) -> StoreError {
-    let told = format!("cannot {action} {path}: {error}");
+/// Converts an error of the file system.
+fn io_error(action: &str, path: &str, error: io::Error) -> StoreError {
+    let message = format!("cannot {action} {path}: {error}");
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full(told),
-        // What passes when handles are freed or the disk is mounted again.
-        io::ErrorKind::ReadOnlyFilesystem => StoreError::Unavailable(told),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full(message),
+        // These pass when handles are freed or the disk is mounted again.
+        io::ErrorKind::ReadOnlyFilesystem => StoreError::Unavailable(message),
         _ if matches!(
             rustix::io::Errno::from_io_error(&error),
             Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)
         ) =>
         {
-            StoreError::Unavailable(told)
+            StoreError::Unavailable(message)
         }
-        _ => StoreError::Backend(told.into()),
+        _ => StoreError::Backend(message.into()),
     }
 }

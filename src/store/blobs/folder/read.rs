@@ -1,4 +1,5 @@
-//! Reading: bytes in the page cache are copied at once on the async thread, anything else is fetched on a blocking one.
+//! Reading. Bytes in the page cache are copied on the async thread; others are read on a blocking
+//! thread.
 
 use std::fs::File;
 use std::io;
@@ -14,31 +15,32 @@ use rustix::fs::OFlags;
 use tokio::task::JoinHandle;
 
 use super::buffers::{Buffer, Buffers};
-use super::{Folder, blocking, failed};
+use super::{BlobFolder, blocking, io_error};
 use crate::store::{Generation, StoreError, StoreResult};
 
-/// What one step reads at most, in bytes. Measured: smaller costs more system calls, larger falls out of the processor's cache
-/// before it is sent.
+/// Maximum size of one read in bytes. Measured: smaller reads cost more system calls; larger ones
+/// leave the processor's cache before they are sent.
 const CHUNK: u64 = 128 * 1024;
-/// What one step reads at least, and what all readers' chunks should stay within together: each slow client holds one.
+/// Minimum size of one read, and the intended total of all readers' chunks: each slow client holds
+/// one.
 const SMALLEST_CHUNK: u64 = 16 * 1024;
 const ALL_CHUNKS: u64 = 32 * 1024 * 1024;
 
-/// A range of a generation on its way out.
+/// A stream of a range of a generation.
 pub(super) struct FolderReader {
     file: Arc<File>,
     generation: Generation,
     buffers: Buffers,
     left: Range<u64>,
-    /// Counts the open readers.
+    /// Its reference count is the number of open readers.
     open: Arc<()>,
-    /// A chunk that a blocking thread is fetching.
+    /// Read that is running on a blocking thread.
     fetching: Option<JoinHandle<io::Result<Buffer>>>,
 }
 
 impl FolderReader {
     pub(super) async fn open(
-        folder: Arc<Folder>,
+        folder: Arc<BlobFolder>,
         generation: Generation,
         size: u64,
         range: Range<u64>,
@@ -51,10 +53,10 @@ impl FolderReader {
             Some(file) => file,
             None => blocking(move || folder.open(generation, OFlags::RDONLY)).await?.map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => StoreError::Inconsistent(format!("{} is missing", generation.path())),
-                _ => failed("open", &generation.path(), e),
+                _ => io_error("open", &generation.path(), e),
             })?,
         };
-        let found = file.metadata().map_err(|e| failed("look at", &generation.path(), e))?.len();
+        let found = file.metadata().map_err(|e| io_error("look at", &generation.path(), e))?.len();
         if found != size {
             let path = generation.path();
             return Err(StoreError::Inconsistent(format!("{path} has {found} bytes instead of {size}")));
@@ -62,7 +64,7 @@ impl FolderReader {
         Ok(Self { file: Arc::new(file), generation, buffers, left: range, open, fetching: None })
     }
 
-    /// How many bytes to read in one step.
+    /// Returns the size of the next read.
     fn chunk(&self) -> u64 {
         (ALL_CHUNKS / Arc::strong_count(&self.open) as u64).clamp(SMALLEST_CHUNK, CHUNK)
     }
@@ -105,11 +107,11 @@ impl Stream for FolderReader {
         match fetched {
             Ok(Ok(chunk)) => self.emit(chunk),
             Ok(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                let told = format!("{} ended while it was read", self.generation.path());
-                self.fail(StoreError::Inconsistent(told))
+                let message = format!("{} ended while it was read", self.generation.path());
+                self.fail(StoreError::Inconsistent(message))
             }
             Ok(Err(e)) => {
-                let error = failed("read", &self.generation.path(), e);
+                let error = io_error("read", &self.generation.path(), e);
                 self.fail(error)
             }
             Err(e) => self.fail(StoreError::Backend(Box::new(e))),
@@ -117,7 +119,8 @@ impl Stream for FolderReader {
     }
 }
 
-/// What the kernel can answer from memory alone. Every failure means only "ask on a blocking thread", which then tells.
+/// Calls that the kernel answers from memory alone. Every failure means that a blocking thread has
+/// to repeat the call, which reports the error.
 #[cfg(target_os = "linux")]
 mod cached {
     use std::fs::File;
@@ -126,31 +129,31 @@ mod cached {
     use rustix::fs::{Mode, OFlags, ResolveFlags};
     use rustix::io::ReadWriteFlags;
 
-    use super::super::Folder;
+    use super::super::BlobFolder;
     use crate::store::Generation;
 
-    pub(super) fn open(folder: &Folder, generation: Generation) -> Option<File> {
+    pub(super) fn open(folder: &BlobFolder, generation: Generation) -> Option<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         rustix::fs::openat2(&folder.root, generation.path(), flags, Mode::empty(), ResolveFlags::CACHED)
             .ok()
             .map(File::from)
     }
 
-    /// How many of the bytes at `at` were in the page cache.
+    /// Reads bytes at `at` that are in the page cache, and returns how many.
     pub(super) fn read(file: &File, into: &mut [u8], at: u64) -> usize {
         rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], at, ReadWriteFlags::NOWAIT).unwrap_or(0)
     }
 }
 
-/// Elsewhere everything may wait for the disk.
+/// On other systems every call may wait for the disk.
 #[cfg(not(target_os = "linux"))]
 mod cached {
     use std::fs::File;
 
-    use super::super::Folder;
+    use super::super::BlobFolder;
     use crate::store::Generation;
 
-    pub(super) fn open(_folder: &Folder, _generation: Generation) -> Option<File> {
+    pub(super) fn open(_folder: &BlobFolder, _generation: Generation) -> Option<File> {
         None
     }
 

@@ -1,8 +1,9 @@
-//! Writing: frames are gathered into batches; a batch is inspected on one blocking thread and written to the file on another
-//! while the caller receives the next. Memory is three batches per writer, and the batches shrink as writers become many.
+//! Writing. Frames are collected into batches. A batch is inspected on one blocking thread and
+//! written to the file on another, while the caller receives the next one. Each writer holds up to
+//! three batches in memory, and batches shrink when there are many writers.
 //!
-//! A file is appended to by one writer after the other, each of which has ended before the next begins. After a takeover
-//! that is not certain: what was acknowledged is copied to a file of the new claim, and the old one is left to its writer.
+//! A file has one writer after another, each of which has ended before the next begins. After a
+//! takeover that is not certain, so the acknowledged bytes are copied to a file of the new claim.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _};
@@ -13,92 +14,94 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
 use tokio::task::JoinHandle;
 
-use super::state::Progress;
-use super::{Folder, blocking, failed};
+use super::state::FileProgress;
+use super::{BlobFolder, blocking, io_error};
 use crate::store::blobs::inspect::{Inspect, Inspection};
 use crate::store::{BlobWriter, Generation, Handover, Sealed, StoreError, StoreResult, WriterState};
 
-/// The largest and smallest batch in bytes, and what the batches being gathered should stay within together.
+/// Largest and smallest size of a batch in bytes, and the intended total of all batches that are
+/// being filled.
 const BATCH: usize = 1024 * 1024;
 const SMALLEST_BATCH: usize = 128 * 1024;
 const ALL_BATCHES: usize = 16 * 1024 * 1024;
 
-/// Frames below this size are copied together: a frame keeps the whole receive buffer alive that it is a slice of.
+/// Frames below this size are copied together, because a frame keeps alive the receive buffer of
+/// which it is a slice.
 const SMALL_FRAME: usize = 4 * 1024;
 
 /// Slices per vectored write (IOV_MAX).
 const SLICES: usize = 1024;
 
-/// Unsynced bytes after which the disk is set to work before anyone waits for it: the last sync of 256 MiB takes 7 ms
-/// instead of 100.
+/// Number of unsynced bytes after which an early sync starts, for which nobody waits. With it, the
+/// last sync of 256 MiB takes 7 ms instead of 100.
 const EARLY_SYNC: u64 = 16 * 1024 * 1024;
 
 /// Writes one generation.
 pub(super) struct FolderWriter {
-    batch: Batch,
+    batch: FrameBatch,
     inspection: Inspection,
-    sink: Sink,
-    early: EarlySync,
+    file_state: FileState,
+    early_sync: EarlySync,
     generation: Generation,
-    /// What the row names as not needed any more: gone before the next checkpoint.
+    /// Object that the row names as no longer needed, to be deleted before the next checkpoint.
     stale: Option<Generation>,
-    /// What this writer has replaced since.
+    /// Object that this writer has replaced since the last checkpoint.
     replaced: Option<Generation>,
-    share: Share,
+    share: MemoryShare,
 }
 
-/// Where the file is: here, or with the blocking thread that works on it. Dropping the writer leaves a batch on its way to
-/// land.
-enum Sink {
-    Here(Box<Target>),
-    Working(JoinHandle<(Box<Target>, io::Result<()>)>),
-    /// Something failed: what is in the file since the last checkpoint is not known.
+/// The owner of the file: this writer, or the blocking thread that is writing to it. If the writer
+/// is dropped, a running write continues.
+enum FileState {
+    Idle(Box<OpenFile>),
+    Writing(JoinHandle<(Box<OpenFile>, io::Result<()>)>),
+    /// A write failed, so the file's contents since the last checkpoint are unknown.
     Broken,
 }
 
 impl FolderWriter {
-    /// Goes on at `offset`: in the file that `progress` names, or in a new one at `fresh`.
+    /// Continues at `offset` in the file that `progress` names, or in a new one at `fresh`.
     pub(super) async fn open(
-        folder: Arc<Folder>,
+        folder: Arc<BlobFolder>,
         fresh: Generation,
         offset: u64,
-        progress: Progress,
+        progress: FileProgress,
         handover: Handover,
         inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Self> {
-        let share = Share::of(&folder.writers);
-        let Progress { file, stale } = progress;
+        let share = MemoryShare::of(&folder.writers);
+        let FileProgress { file, stale } = progress;
         let held = file.unwrap_or(fresh);
         let copied = handover == Handover::Takeover && offset > 0 && held != fresh;
         let generation = if offset == 0 || copied { fresh } else { held };
         let named = offset > 0 && !copied;
-        let mut target = Target { folder, generation, file: None, offset, named };
+        let mut file = OpenFile { folder, generation, file: None, offset, named };
         if offset > 0 {
             let path = held.path();
             let found;
-            (target, found) = blocking(move || {
-                let found = if copied { target.copy_of(held) } else { target.open_existing() };
-                (target, found)
+            (file, found) = blocking(move || {
+                let found = if copied { file.copy_of(held) } else { file.open_existing() };
+                (file, found)
             })
             .await?;
             match found {
                 Ok(found) if found >= offset => {}
                 Ok(found) => {
-                    let told = format!("{path} has {found} bytes, of which {offset} were acknowledged");
-                    return Err(StoreError::Inconsistent(told));
+                    let message = format!("{path} has {found} bytes, of which {offset} were acknowledged");
+                    return Err(StoreError::Inconsistent(message));
                 }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    let told = format!("{path} is missing, of which {offset} bytes were acknowledged");
-                    return Err(StoreError::Inconsistent(told));
+                    let message = format!("{path} is missing, of which {offset} bytes were acknowledged");
+                    return Err(StoreError::Inconsistent(message));
                 }
-                Err(e) => return Err(failed("open", &path, e)),
+                Err(e) => return Err(io_error("open", &path, e)),
             }
         }
         Ok(Self {
-            batch: Batch::default(),
+            batch: FrameBatch::default(),
             inspection: Inspection::new(inspect),
-            sink: Sink::Here(Box::new(target)),
-            early: EarlySync { from: offset, running: None },
+            file_state: FileState::Idle(Box::new(file)),
+            early_sync: EarlySync { from: offset, running: None },
             generation,
             stale,
             replaced: copied.then_some(held),
@@ -106,50 +109,50 @@ impl FolderWriter {
         })
     }
 
-    /// Waits for the work under way. Safe to cancel: the work stays where it can be awaited again.
-    async fn settle(&mut self) -> StoreResult<Box<Target>> {
-        let outcome = match &mut self.sink {
-            Sink::Working(work) => Some(work.await),
-            Sink::Here(_) | Sink::Broken => None,
+    /// Waits for the running write. Cancel safe: the write can be awaited again.
+    async fn wait(&mut self) -> StoreResult<Box<OpenFile>> {
+        let outcome = match &mut self.file_state {
+            FileState::Writing(work) => Some(work.await),
+            FileState::Idle(_) | FileState::Broken => None,
         };
-        let sink = std::mem::replace(&mut self.sink, Sink::Broken);
-        match (sink, outcome) {
-            (Sink::Here(target), _) => Ok(target),
-            (Sink::Working(_), Some(Ok((target, Ok(()))))) => Ok(target),
-            (Sink::Working(_), Some(Ok((_, Err(e))))) => Err(failed("write", &self.generation.path(), e)),
-            (Sink::Working(_), Some(Err(e))) => Err(StoreError::Backend(Box::new(e))),
-            (Sink::Broken | Sink::Working(_), _) => {
-                let told = format!("{} is not written on after a failure", self.generation.path());
-                Err(StoreError::Backend(told.into()))
+        let file_state = std::mem::replace(&mut self.file_state, FileState::Broken);
+        match (file_state, outcome) {
+            (FileState::Idle(file), _) => Ok(file),
+            (FileState::Writing(_), Some(Ok((file, Ok(()))))) => Ok(file),
+            (FileState::Writing(_), Some(Ok((_, Err(e))))) => Err(io_error("write", &self.generation.path(), e)),
+            (FileState::Writing(_), Some(Err(e))) => Err(StoreError::Backend(Box::new(e))),
+            (FileState::Broken | FileState::Writing(_), _) => {
+                let message = format!("{} is not written on after a failure", self.generation.path());
+                Err(StoreError::Backend(message.into()))
             }
         }
     }
 
-    /// Hands the batch over, followed by `then`, and does not wait for it.
-    async fn hand_over(
+    /// Starts writing the batch, followed by `then`, and does not wait for it.
+    async fn start_write(
         &mut self,
-        then: impl FnOnce(&mut Target) -> io::Result<()> + Send + 'static,
+        then: impl FnOnce(&mut OpenFile) -> io::Result<()> + Send + 'static,
     ) -> StoreResult<()> {
         self.inspection.take(self.batch.uninspected()).await?;
-        let mut target = self.settle().await?;
+        let mut file = self.wait().await?;
         let frames = self.batch.take();
-        self.sink = Sink::Working(tokio::task::spawn_blocking(move || {
-            let result = target.append(&frames).and_then(|()| then(&mut target));
-            // The frames' memory is freed before anyone hears of the result.
+        self.file_state = FileState::Writing(tokio::task::spawn_blocking(move || {
+            let result = file.append(&frames).and_then(|()| then(&mut file));
+            // Frees the frames' memory before the result is visible.
             drop(frames);
-            (target, result)
+            (file, result)
         }));
         Ok(())
     }
 
-    /// Everything written is in the file and on the disk, cut to its end; returns that, in bytes.
+    /// Makes everything written durable, truncates the file to it, and returns its size in bytes.
     async fn make_durable(&mut self) -> StoreResult<u64> {
-        self.early.settle(self.generation).await?;
-        self.hand_over(Target::make_durable).await?;
-        self.inspection.settle().await?;
-        let target = self.settle().await?;
-        let end = target.offset;
-        self.sink = Sink::Here(target);
+        self.early_sync.wait(self.generation).await?;
+        self.start_write(OpenFile::make_durable).await?;
+        self.inspection.wait().await?;
+        let file = self.wait().await?;
+        let end = file.offset;
+        self.file_state = FileState::Idle(file);
         Ok(end)
     }
 }
@@ -161,34 +164,34 @@ impl BlobWriter for FolderWriter {
         if self.batch.len < self.share.batch() {
             return Ok(());
         }
-        let target = self.settle().await?;
-        let start_early = self.early.advance(target.offset);
-        if let (true, Some(file)) = (start_early, &target.file) {
-            self.early.start(Arc::clone(file), self.generation).await?;
+        let file = self.wait().await?;
+        let start_early = self.early_sync.advance(file.offset);
+        if let (true, Some(file)) = (start_early, &file.file) {
+            self.early_sync.start(Arc::clone(file), self.generation).await?;
         }
-        self.sink = Sink::Here(target);
-        self.hand_over(|_| Ok(())).await
+        self.file_state = FileState::Idle(file);
+        self.start_write(|_| Ok(())).await
     }
 
     async fn inspected(&mut self) -> StoreResult<()> {
         self.inspection.take(self.batch.uninspected()).await?;
-        self.inspection.settle().await
+        self.inspection.wait().await
     }
 
     async fn checkpoint(&mut self, _next: Generation) -> StoreResult<WriterState> {
-        let target = self.settle().await?;
-        let (folder, nothing) = (Arc::clone(&target.folder), target.offset == 0 && self.batch.len == 0);
-        self.sink = Sink::Here(target);
+        let file = self.wait().await?;
+        let (folder, nothing) = (Arc::clone(&file.folder), file.offset == 0 && self.batch.len == 0);
+        self.file_state = FileState::Idle(file);
         if nothing {
-            // Not even a file, of which no row would know.
+            // Creates no file, because no row would name it.
             return Ok(WriterState::default());
         }
         self.make_durable().await?;
         if let Some(stale) = self.stale.take() {
-            blocking(move || folder.delete(stale)).await?.map_err(|e| failed("delete", &stale.path(), e))?;
+            blocking(move || folder.delete(stale)).await?.map_err(|e| io_error("delete", &stale.path(), e))?;
         }
         self.stale = self.replaced.take();
-        Progress { file: Some(self.generation), stale: self.stale }.encode()
+        FileProgress { file: Some(self.generation), stale: self.stale }.encode()
     }
 
     async fn finish(mut self: Box<Self>) -> StoreResult<Sealed> {
@@ -198,23 +201,23 @@ impl BlobWriter for FolderWriter {
     }
 
     async fn abandon(mut self: Box<Self>) {
-        // What fails here was to be given up anyway.
-        let _ = self.early.settle(self.generation).await;
-        let _ = self.settle().await;
+        // A failure does not matter, because the bytes are discarded.
+        let _ = self.early_sync.wait(self.generation).await;
+        let _ = self.wait().await;
     }
 }
 
-/// Frames that go to the file together.
+/// Frames to be written together.
 #[derive(Default)]
-struct Batch {
+struct FrameBatch {
     frames: Vec<Bytes>,
     small: BytesMut,
     len: usize,
-    /// How many of the frames are inspected, or about to be.
+    /// Number of frames whose inspection has started.
     inspected: usize,
 }
 
-impl Batch {
+impl FrameBatch {
     fn push(&mut self, bytes: Bytes) {
         self.len += bytes.len();
         if bytes.len() < SMALL_FRAME {
@@ -231,7 +234,7 @@ impl Batch {
         }
     }
 
-    /// The frames that were not inspected yet, which they are now.
+    /// Returns the frames that have not been inspected yet, and marks them as inspected.
     fn uninspected(&mut self) -> Vec<Bytes> {
         self.close_small();
         let frames = self.frames[self.inspected..].to_vec();
@@ -246,20 +249,20 @@ impl Batch {
     }
 }
 
-/// The file behind a writer. Every call blocks.
-struct Target {
-    folder: Arc<Folder>,
+/// The file of a writer. Every call blocks.
+struct OpenFile {
+    folder: Arc<BlobFolder>,
     generation: Generation,
-    /// Opened by the first call that needs it, so that a small blob takes one blocking call in all.
+    /// Opened by the first call that needs it, so that a small blob takes a single blocking call.
     file: Option<Arc<File>>,
-    /// Where the next bytes go.
+    /// Offset of the next bytes.
     offset: u64,
-    /// Whether the file's name is durable.
+    /// The file's name is durable.
     named: bool,
 }
 
-impl Target {
-    /// Opens what an earlier writer left and tells its length in bytes.
+impl OpenFile {
+    /// Opens the file of an earlier writer, and returns its size in bytes.
     fn open_existing(&mut self) -> io::Result<u64> {
         let file = self.folder.open(self.generation, OFlags::RDWR)?;
         let len = file.metadata()?.len();
@@ -267,11 +270,12 @@ impl Target {
         Ok(len)
     }
 
-    /// Begins this file with the acknowledged bytes of another, as far as that one has them; returns how many there are.
+    /// Copies the acknowledged bytes of another file to the beginning of this one, and returns how
+    /// many there were.
     fn copy_of(&mut self, other: Generation) -> io::Result<u64> {
         let source = self.folder.open(other, OFlags::RDONLY)?;
         let copy = self.file()?;
-        // By the kernel, which shares the blocks where the file system can.
+        // The kernel copies, and shares the blocks if the file system can.
         io::copy(&mut source.take(self.offset), &mut &*copy)
     }
 
@@ -279,7 +283,7 @@ impl Target {
         if let Some(file) = &self.file {
             return Ok(Arc::clone(file));
         }
-        // EXCL: what is there already was written by somebody else.
+        // EXCL: an existing file was written by someone else.
         let file = Arc::new(self.folder.open(self.generation, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
         self.file = Some(Arc::clone(&file));
         Ok(file)
@@ -287,7 +291,7 @@ impl Target {
 
     fn append(&mut self, frames: &[Bytes]) -> io::Result<()> {
         let file = self.file()?;
-        // Before they are written: what fills the reserve could not be deleted any more.
+        // Checked before the write: bytes that fill the reserve could not be deleted.
         let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
         self.folder.disk.admit(bytes).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
         for frames in frames.chunks(SLICES) {
@@ -310,7 +314,8 @@ impl Target {
 
     fn make_durable(&mut self) -> io::Result<()> {
         let file = self.file()?;
-        // A writer before may have left more than was acknowledged, of which nothing may show up in a finished blob.
+        // An earlier writer may have left more than was acknowledged, which must not be part of a
+        // finished blob.
         if file.metadata()?.len() != self.offset {
             file.set_len(self.offset)?;
         }
@@ -323,15 +328,15 @@ impl Target {
     }
 }
 
-/// Syncs behind the writer's back, so that the last sync of a large blob has little left to do.
+/// Syncs in the background, so that the last sync of a large blob is short.
 struct EarlySync {
-    /// How far the file had been written when the last one began.
+    /// Size of the file when the last sync began.
     from: u64,
     running: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl EarlySync {
-    /// Whether to begin another, now that the file reaches to `offset`.
+    /// Returns true if another sync is due, now that the file has `offset` bytes.
     fn advance(&mut self, offset: u64) -> bool {
         let due =
             offset.saturating_sub(self.from) >= EARLY_SYNC && self.running.as_ref().is_none_or(JoinHandle::is_finished);
@@ -342,36 +347,37 @@ impl EarlySync {
     }
 
     async fn start(&mut self, file: Arc<File>, generation: Generation) -> StoreResult<()> {
-        self.settle(generation).await?;
+        self.wait(generation).await?;
         self.running = Some(tokio::task::spawn_blocking(move || file.sync_data()));
         Ok(())
     }
 
-    /// Waits for the one under way. Its failure must be heard: the kernel tells it once per open file.
-    async fn settle(&mut self, generation: Generation) -> StoreResult<()> {
+    /// Waits for the running sync. Its error must be reported: the kernel reports it once per open
+    /// file.
+    async fn wait(&mut self, generation: Generation) -> StoreResult<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         let outcome = running.await;
         self.running = None;
-        outcome.map_err(|e| StoreError::Backend(Box::new(e)))?.map_err(|e| failed("sync", &generation.path(), e))
+        outcome.map_err(|e| StoreError::Backend(Box::new(e)))?.map_err(|e| io_error("sync", &generation.path(), e))
     }
 }
 
 /// One writer's share of the memory for batches.
-struct Share(Arc<AtomicUsize>);
+struct MemoryShare(Arc<AtomicUsize>);
 
-impl Share {
+impl MemoryShare {
     fn of(writers: &Arc<AtomicUsize>) -> Self {
         writers.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(writers))
     }
 
-    /// How many bytes to gather.
+    /// Returns the size of the writer's batches in bytes.
     fn batch(&self) -> usize {
         (ALL_BATCHES / self.0.load(Ordering::Relaxed).max(1)).clamp(SMALLEST_BATCH, BATCH)
     }
 }
 
-impl Drop for Share {
+impl Drop for MemoryShare {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -383,7 +389,7 @@ mod tests {
 
     #[test]
     fn frames_keep_their_order_and_small_ones_are_joined() {
-        let mut batch = Batch::default();
+        let mut batch = FrameBatch::default();
         let large = Bytes::from(vec![b'x'; SMALL_FRAME]);
         for frame in [Bytes::from("a"), Bytes::from("b"), large.clone(), Bytes::from("c")] {
             batch.push(frame);
@@ -397,11 +403,11 @@ mod tests {
     #[test]
     fn batches_shrink_as_writers_become_many() {
         let writers = Arc::default();
-        let first = Share::of(&writers);
+        let first = MemoryShare::of(&writers);
         assert_eq!(first.batch(), BATCH);
-        let more: Vec<_> = (1..64).map(|_| Share::of(&writers)).collect();
+        let more: Vec<_> = (1..64).map(|_| MemoryShare::of(&writers)).collect();
         assert_eq!(first.batch() * 64, ALL_BATCHES);
-        let most: Vec<_> = (0..1000).map(|_| Share::of(&writers)).collect();
+        let most: Vec<_> = (0..1000).map(|_| MemoryShare::of(&writers)).collect();
         assert_eq!(first.batch(), SMALLEST_BATCH);
         drop((more, most));
         assert_eq!(first.batch(), BATCH);

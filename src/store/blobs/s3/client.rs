@@ -1,4 +1,4 @@
-//! The client: how it reaches the bucket, what it signs with, and how long it goes on trying.
+//! The S3 client: endpoint, credentials and retries.
 
 use std::time::Duration;
 
@@ -9,17 +9,18 @@ use super::S3Credentials;
 use super::deadlines::Deadlines;
 use crate::store::{StoreError, StoreResult};
 
-/// How long to try for a connection, and how long a connection may stay silent. [`Deadlines`] is stricter where it can be.
+/// Timeouts of connecting and of reading. [`Deadlines`] is stricter where possible.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const SILENCE: Duration = Duration::from_secs(600);
-/// After how long a failed request is not sent again: long enough for a gateway's restart, short enough for a client.
+const READ_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a failed request is retried: long enough for a gateway's restart, short enough for a
+/// client.
 const RETRY_BUDGET: Duration = Duration::from_secs(12);
-/// The first pause before a request is sent again, and the longest. Each is jittered.
+/// First and longest pause before a retry, both jittered.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// What credentials are read from when none are configured: the variables that a pod's service account, a task or a shell
-/// has. Not the whole `AWS_*` environment: its endpoint may well be our own.
+/// The variables from which credentials are read if none are configured: those of a pod's service
+/// account, a task or a shell. Not all of `AWS_*`: its endpoint may be this server.
 const AMBIENT: [&str; 10] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -33,22 +34,22 @@ const AMBIENT: [&str; 10] = [
     "AWS_METADATA_ENDPOINT",
 ];
 
-/// Failed requests are sent again, with growing pauses, within [`RETRY_BUDGET`].
+/// Retries failed requests with growing pauses, within [`RETRY_BUDGET`].
 pub(super) fn retries() -> RetryConfig {
     let backoff = BackoffConfig { init_backoff: FIRST_PAUSE, max_backoff: LONGEST_PAUSE, base: 2.0 };
     // The time is the limit.
     RetryConfig { backoff, max_retries: 1000, retry_timeout: RETRY_BUDGET }
 }
 
-/// The first answer counts.
+/// Does not retry.
 pub(super) fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..retries() }
 }
 
-/// A client of one bucket.
+/// Builds a client of one bucket.
 ///
 /// # Errors
-/// When the endpoint is no URL or the environment's settings contradict each other.
+/// When the endpoint is not a URL, or the environment's settings contradict each other.
 pub(super) fn build(
     bucket: &str,
     region: &str,
@@ -72,10 +73,10 @@ pub(super) fn build(
     }
     let plain = endpoint.is_some_and(|url| url.starts_with("http://"));
     let options = ClientOptions::new()
-        // A pull takes as long as its client does; only silence ends it.
+        // A pull takes as long as its client needs; only silence ends it.
         .with_timeout_disabled()
         .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_read_timeout(SILENCE)
+        .with_read_timeout(READ_TIMEOUT)
         .with_allow_http(plain);
     builder = builder
         .with_client_options(options)
@@ -83,11 +84,13 @@ pub(super) fn build(
         .with_retry(retries)
         .with_bucket_name(bucket)
         .with_region(region)
-        // A dot in a bucket's name breaks the certificate's wildcard.
+        // The certificate's wildcard does not match a bucket's name with a dot.
         .with_virtual_hosted_style_request(endpoint.is_none() && !bucket.contains('.'))
-        // TLS protects the bytes already; hashing them once more for the signature would cost as much as our own hash.
+        // TLS protects the bytes already, and another hash for the signature would cost as much as
+        // our own.
         .with_unsigned_payload(!plain)
-        // One DELETE per object: bulk deletes are another permission, and not every server has them.
+        // One DELETE per object: bulk deletes need another permission, and not every server
+        // supports them.
         .with_disable_bulk_delete(true);
     if let Some(endpoint) = endpoint {
         builder = builder.with_endpoint(endpoint);

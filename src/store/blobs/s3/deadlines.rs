@@ -1,5 +1,6 @@
-//! How long S3 may take to answer one request, which the client's own timeouts can't say: a large part on a slow line takes
-//! minutes, and so does putting ten thousand of them together, but a server that says nothing at all is found in seconds.
+//! Timeouts of S3 requests that the client's own ones cannot express. A large part on a slow line
+//! takes minutes, and so does assembling ten thousand parts, but a silent server is detected in
+//! seconds.
 
 use std::fmt;
 use std::future::Future;
@@ -19,63 +20,66 @@ use object_store::client::{
 };
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-/// How long the head of an answer may take where the server has little to do: reads and deletions.
+/// How long the response's head may take where the server has little to do: reads and deletions.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the server may be silent towards every request before it is asked whether it is there.
-const SILENCE: Duration = Duration::from_secs(5);
-/// How long it may take to say anything to that.
+/// How long the server may answer no request at all before it is pinged.
+const PING_AFTER: Duration = Duration::from_secs(5);
+/// How long the response to a ping may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the rest of an answer may pause.
-const BODY_SILENCE: Duration = Duration::from_secs(10);
-/// How long a request with a body, or one that puts parts together, may take while the server answers others.
-const LONGEST: Duration = Duration::from_secs(600);
+/// How long a response's body may pause.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request with a body, or one that assembles parts, may take while the server answers
+/// others.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Makes clients that keep to these limits.
+/// Creates clients with these timeouts.
 #[derive(Debug)]
 pub(super) struct Deadlines;
 
 impl HttpConnector for Deadlines {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Timed { inner, heard: Mutex::new(Instant::now()) }))
+        Ok(HttpClient::new(TimedService { inner, last_answer: Mutex::new(Instant::now()) }))
     }
 }
 
-struct Timed {
+struct TimedService {
     inner: HttpClient,
-    /// When the server last answered anything.
-    heard: Mutex<Instant>,
+    /// When the server last answered any request.
+    last_answer: Mutex<Instant>,
 }
 
-impl fmt::Debug for Timed {
+impl fmt::Debug for TimedService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timed").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("TimedService").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl HttpService for Timed {
+impl HttpService for TimedService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let works_long = matches!(*request.method(), Method::PUT | Method::POST);
         let ping = works_long.then(|| ping(&request));
         let answer = self.inner.execute(request);
         let answer = match ping {
-            None => timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| silent(ANSWER_TIMEOUT))??,
-            Some(ping) => timeout(LONGEST, self.while_there(ping, answer)).await.map_err(|_| silent(LONGEST))??,
+            None => timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| timed_out(ANSWER_TIMEOUT))??,
+            Some(ping) => timeout(REQUEST_TIMEOUT, self.while_alive(ping, answer))
+                .await
+                .map_err(|_| timed_out(REQUEST_TIMEOUT))??,
         };
-        self.hear();
-        let patience = if works_long { LONGEST } else { BODY_SILENCE };
-        Ok(answer.map(|body| HttpResponseBody::new(TimedBody { body, patience, silence: None })))
+        self.record_answer();
+        let timeout = if works_long { REQUEST_TIMEOUT } else { BODY_TIMEOUT };
+        Ok(answer.map(|body| HttpResponseBody::new(TimedBody { body, timeout, timer: None })))
     }
 }
 
-impl Timed {
-    fn hear(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+impl TimedService {
+    fn record_answer(&self) {
+        *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Waits for the answer as long as the server is there.
-    async fn while_there(
+    /// Waits for the response as long as the server answers pings.
+    async fn while_alive(
         &self,
         ping: HttpRequest,
         answer: impl Future<Output = Result<HttpResponse, HttpError>>,
@@ -83,12 +87,12 @@ impl Timed {
         let mut answer = pin!(answer);
         let mut since = Instant::now();
         loop {
-            if let Ok(answer) = timeout(SILENCE.saturating_sub(since.elapsed()), &mut answer).await {
+            if let Ok(answer) = timeout(PING_AFTER.saturating_sub(since.elapsed()), &mut answer).await {
                 return answer;
             }
-            let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-            if heard > since {
-                since = heard;
+            let last_answer = *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner);
+            if last_answer > since {
+                since = last_answer;
                 continue;
             }
             let pong = timeout(PING_TIMEOUT, self.inner.execute(ping.clone()));
@@ -96,9 +100,9 @@ impl Timed {
                 biased;
                 answer = &mut answer => return answer,
                 pong = pong => match pong {
-                    Ok(Ok(_)) => self.hear(),
+                    Ok(Ok(_)) => self.record_answer(),
                     Ok(Err(error)) => return Err(error),
-                    Err(_) => return Err(silent(SILENCE + PING_TIMEOUT)),
+                    Err(_) => return Err(timed_out(PING_AFTER + PING_TIMEOUT)),
                 }
             }
             since = Instant::now();
@@ -106,11 +110,12 @@ impl Timed {
     }
 }
 
-/// An answer's body, which ends in an error when it pauses for too long. The time in which nobody reads does not count.
+/// A response's body, which fails when it pauses for too long. Time in which nobody reads does not
+/// count.
 struct TimedBody {
     body: HttpResponseBody,
-    patience: Duration,
-    silence: Option<Pin<Box<Sleep>>>,
+    timeout: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Body for TimedBody {
@@ -120,12 +125,12 @@ impl Body for TimedBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.silence = None;
+            this.timer = None;
             return Poll::Ready(frame);
         }
-        let silence = this.silence.get_or_insert_with(|| Box::pin(sleep(this.patience)));
-        ready!(silence.as_mut().poll(cx));
-        Poll::Ready(Some(Err(silent(this.patience))))
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(this.timeout)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Some(Err(timed_out(this.timeout))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -137,7 +142,7 @@ impl Body for TimedBody {
     }
 }
 
-/// A question that every server answers at once, if only by a refusal: it is not signed.
+/// Builds an unsigned request, which every server answers at once, if only with a refusal.
 fn ping(request: &HttpRequest) -> HttpRequest {
     let uri = request.uri();
     let root = http::Uri::builder()
@@ -150,9 +155,9 @@ fn ping(request: &HttpRequest) -> HttpRequest {
     ping
 }
 
-fn silent(after: Duration) -> HttpError {
+fn timed_out(after: Duration) -> HttpError {
     #[derive(Debug, thiserror::Error)]
     #[error("no answer within {0:?}")]
-    struct Silent(Duration);
-    HttpError::new(HttpErrorKind::Timeout, Silent(after))
+    struct TimedOut(Duration);
+    HttpError::new(HttpErrorKind::Timeout, TimedOut(after))
 }

@@ -1,13 +1,14 @@
-//! What a failed request means, after the client has sent it again within its budget.
+//! Errors of S3 requests, after the client has retried them within its budget.
 //!
-//! The client's own errors tell few causes apart: a bucket that is gone and an object that is not there are one to it. S3's
-//! code is in the answer's body, which its messages quote. They hold no secret: they name the object and the answer.
+//! The client's own errors distinguish few causes: a missing bucket and a missing object are the
+//! same. S3's error code is in the response's body, which the client's messages quote. The messages
+//! contain no secret, only the object and the response.
 
 use object_store::Error;
 
 use crate::store::StoreError;
 
-/// Codes that say that the credentials are wrong, rather than what they may do.
+/// Error codes of invalid credentials, as opposed to missing permissions.
 const CREDENTIALS: [&str; 9] = [
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -20,32 +21,32 @@ const CREDENTIALS: [&str; 9] = [
     "InvalidClientTokenId",
 ];
 
-/// What a failure says is not there.
+/// What an error says is missing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Missing {
     /// The object.
     Object,
     /// The multipart upload.
     Upload,
-    /// The answer does not say what.
-    Something,
-    /// It says something else.
-    Nothing,
+    /// Something that the response does not name.
+    Unknown,
+    /// Nothing: it is another error.
+    None,
 }
 
-/// What a failure says is not there.
+/// What an error says is missing.
 pub(super) fn missing(error: &Error) -> Missing {
-    let Error::NotFound { .. } = error else { return Missing::Nothing };
+    let Error::NotFound { .. } = error else { return Missing::None };
     match code(&error.to_string()) {
         Some("NoSuchKey" | "NoSuchVersion") => Missing::Object,
         Some("NoSuchUpload") => Missing::Upload,
-        Some(_) => Missing::Nothing,
-        None => Missing::Something,
+        Some(_) => Missing::None,
+        None => Missing::Unknown,
     }
 }
 
-/// What a failure means to the store's callers.
-pub(super) fn failed(error: Error) -> StoreError {
+/// Converts an error of the client.
+pub(super) fn store_error(error: Error) -> StoreError {
     let text = error.to_string();
     let code = code(&text);
     match &error {
@@ -53,7 +54,8 @@ pub(super) fn failed(error: Error) -> StoreError {
         Error::NotFound { .. } => match code {
             Some("NoSuchUpload") => StoreError::Inconsistent(format!("a multipart upload is gone: {text}")),
             Some("NoSuchBucket") => StoreError::Unavailable(format!("the bucket does not exist: {text}")),
-            // What is missing though it was there: a bucket that was replaced, or a path that leads elsewhere.
+            // An object that should exist is missing: the bucket was replaced, or the path leads
+            // elsewhere.
             _ => StoreError::Backend(Box::new(error)),
         },
         Error::Generic { .. } => match (status(&text), code) {
@@ -62,23 +64,24 @@ pub(super) fn failed(error: Error) -> StoreError {
             (Some(status), _) if (400..500).contains(&status) && !matches!(status, 408 | 429) => {
                 StoreError::Backend(Box::new(error))
             }
-            // No connection, silence, SlowDown, a 5xx: all of them pass.
+            // No connection, a timeout, SlowDown and 5xx are all temporary.
             _ => StoreError::Unavailable(text),
         },
         _ => StoreError::Backend(Box::new(error)),
     }
 }
 
-/// A refusal passes when somebody mends the permissions; until then the log says which.
+/// Converts a refusal. It passes when the permissions are corrected; until then the log names the
+/// missing one.
 fn refused(code: Option<&str>, text: &str) -> StoreError {
     let what = match code {
-        Some(code) if CREDENTIALS.contains(&code) => format!("S3 does not take the credentials ({code})"),
+        Some(code) if CREDENTIALS.contains(&code) => format!("S3 rejects the credentials ({code})"),
         _ => format!("S3 refuses {}: check what the credentials may do to the bucket", permission(text)),
     };
     StoreError::Unavailable(format!("{what}: {text}"))
 }
 
-/// The permission that the request needs which a message is about.
+/// Returns the permission that the request of a message needs.
 fn permission(text: &str) -> &'static str {
     let request = text.split_once("Error performing ").map_or("", |(_, request)| request);
     let (method, rest) = request.split_once(' ').unwrap_or_default();
@@ -93,13 +96,13 @@ fn permission(text: &str) -> &'static str {
     }
 }
 
-/// S3's code of an error: its answer's `<Code>`.
+/// Returns S3's error code: the response's `<Code>`.
 fn code(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("<Code>")?;
     Some(rest.split_once("</Code>")?.0)
 }
 
-/// The answer's status.
+/// Returns the response's HTTP status.
 fn status(text: &str) -> Option<u16> {
     let (_, rest) = text.split_once("non-2xx status code: ")?;
     rest.get(..3)?.parse().ok()
@@ -130,19 +133,19 @@ mod tests {
     }
 
     #[test]
-    fn only_s3_itself_says_that_an_object_is_missing() {
+    fn only_s3s_error_code_says_that_an_object_is_missing() {
         let missing = |body: &str| missing(&error(not_found, "DELETE http://s3/b/k", "404 Not Found", body));
         assert_eq!(missing(&body("NoSuchKey")), Missing::Object);
         assert_eq!(missing(&body("NoSuchUpload")), Missing::Upload);
-        assert_eq!(missing(&body("NoSuchBucket")), Missing::Nothing);
-        assert_eq!(missing(""), Missing::Something);
-        assert_eq!(missing("<html>no such page</html>"), Missing::Something);
+        assert_eq!(missing(&body("NoSuchBucket")), Missing::None);
+        assert_eq!(missing(""), Missing::Unknown);
+        assert_eq!(missing("<html>no such page</html>"), Missing::Unknown);
     }
 
     #[test]
-    fn a_bucket_that_is_gone_may_be_back() {
+    fn a_missing_bucket_is_unavailable() {
         let gone = error(not_found, "DELETE http://s3/b/k", "404 Not Found", &body("NoSuchBucket"));
-        assert!(matches!(failed(gone), StoreError::Unavailable(_)));
+        assert!(matches!(store_error(gone), StoreError::Unavailable(_)));
     }
 
     #[test]
@@ -154,21 +157,21 @@ mod tests {
             ("DELETE http://s3/b/k", "s3:DeleteObject"),
             ("DELETE http://s3/b/k?uploadId=u", "s3:AbortMultipartUpload"),
         ] {
-            let told = failed(error(denied, request, "403 Forbidden", &body("AccessDenied")));
-            assert!(matches!(&told, StoreError::Unavailable(text) if text.contains(permission)), "{told}");
+            let converted = store_error(error(denied, request, "403 Forbidden", &body("AccessDenied")));
+            assert!(matches!(&converted, StoreError::Unavailable(text) if text.contains(permission)), "{converted}");
         }
         for (wrap, status, code) in [
             (denied as fn(String) -> Error, "403 Forbidden", "InvalidAccessKeyId"),
             (generic, "400 Bad Request", "ExpiredToken"),
         ] {
-            let told = failed(error(wrap, "GET http://s3/b/k", status, &body(code)));
-            let expected = format!("does not take the credentials ({code})");
-            assert!(matches!(&told, StoreError::Unavailable(text) if text.contains(&expected)), "{told}");
+            let converted = store_error(error(wrap, "GET http://s3/b/k", status, &body(code)));
+            let expected = format!("rejects the credentials ({code})");
+            assert!(matches!(&converted, StoreError::Unavailable(text) if text.contains(&expected)), "{converted}");
         }
     }
 
     #[test]
-    fn what_passes_is_unavailable_and_the_rest_is_a_fault() {
+    fn temporary_errors_are_unavailable_and_others_are_faults() {
         for (status, code) in [
             ("503 Service Unavailable", "SlowDown"),
             ("500 Internal Server Error", "InternalError"),
@@ -176,14 +179,14 @@ mod tests {
             ("429 Too Many Requests", "TooManyRequests"),
             ("400 Bad Request", "RequestTimeout"),
         ] {
-            let told = failed(error(generic, "PUT http://s3/b/k", status, &body(code)));
-            assert!(matches!(told, StoreError::Unavailable(_)), "{told}");
+            let converted = store_error(error(generic, "PUT http://s3/b/k", status, &body(code)));
+            assert!(matches!(converted, StoreError::Unavailable(_)), "{converted}");
         }
         let silent = generic("Error performing GET http://s3/b/k in 5s - HTTP error: no answer within 5s".into());
-        assert!(matches!(failed(silent), StoreError::Unavailable(_)));
-        let fault = failed(error(generic, "PUT http://s3/b/k", "400 Bad Request", &body("InvalidArgument")));
+        assert!(matches!(store_error(silent), StoreError::Unavailable(_)));
+        let fault = store_error(error(generic, "PUT http://s3/b/k", "400 Bad Request", &body("InvalidArgument")));
         assert!(matches!(fault, StoreError::Backend(_)), "{fault}");
-        let gone = failed(error(not_found, "PUT http://s3/b/k", "404 Not Found", &body("NoSuchUpload")));
+        let gone = store_error(error(not_found, "PUT http://s3/b/k", "404 Not Found", &body("NoSuchUpload")));
         assert!(matches!(gone, StoreError::Inconsistent(_)), "{gone}");
     }
 }

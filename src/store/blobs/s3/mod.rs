@@ -1,15 +1,18 @@
-//! Blobs in an S3 bucket: one object per generation, written by one PUT or as a multipart upload, read by range.
+//! Blobs in an S3 bucket: one object per generation, written by one PUT or as a multipart upload,
+//! read by range.
 //!
-//! Every object is written once: one PUT by the claim that has its generation, or one multipart upload, which names its own
-//! parts by their entity tags when it ends. So nothing here relies on conditional writes, which not every server has.
+//! Every object is written once: by one PUT of the claim that has its generation, or by one
+//! multipart upload, which names its own parts by their entity tags on completion. So nothing here
+//! needs conditional writes, which not every server supports.
 //!
-//! Parts of a multipart upload that a crash orphaned before anything remembered it stay until the bucket's own lifecycle
-//! rule (AbortIncompleteMultipartUpload) removes them: a bucket wants one, of a week or longer than uploads may last.
+//! If a crash comes before a row names a multipart upload, its parts are kept until the bucket's
+//! own lifecycle rule (AbortIncompleteMultipartUpload) removes them. A bucket needs such a rule, of
+//! at least a week and longer than uploads may last.
 
-mod admission;
 mod client;
 mod deadlines;
 mod failure;
+mod part_memory;
 mod state;
 mod write;
 
@@ -26,41 +29,44 @@ use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use self::admission::Admission;
-use self::failure::{Missing, failed};
-use self::state::{Progress, Tail};
+use self::failure::{Missing, store_error};
+use self::part_memory::PartMemory;
+use self::state::{ObjectProgress, TailLocation};
 use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
 use crate::store::{StoreError, StoreResult};
 
-/// How long the bucket may take to answer whether it is there.
+/// How long the readiness check may take.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the HTTP client has of an answer that is not read on: the chunk that was read and the buffer for the next one.
+/// Memory of the HTTP client for a response that is not read: the last chunk and the buffer for the
+/// next one.
 const READER_MEMORY: usize = 512 * 1024;
 
-/// Where the bucket is and how to reach it.
+/// The configuration of a bucket.
 #[derive(Debug, Clone)]
 pub struct S3Config {
-    /// The bucket's name.
+    /// Name of the bucket.
     pub bucket: String,
-    /// The region that requests are signed for.
+    /// Region that requests are signed for.
     pub region: String,
-    /// The server's URL where it isn't AWS; buckets are the first segment of its paths. `http://` is taken at its word.
+    /// URL of a server other than AWS. The bucket is the first segment of its paths. `http://` is
+    /// used without TLS.
     pub endpoint: Option<String>,
-    /// An access key; without one, what the environment has (web identity, container, instance or plain variables).
+    /// Access key; without one the credentials of the environment (web identity, container,
+    /// instance or plain variables).
     pub credentials: Option<S3Credentials>,
-    /// What the keys of all objects begin with; empty for none.
+    /// Prefix of all object keys; may be empty.
     pub prefix: String,
-    /// Whether clients may be sent to the bucket by presigned URLs instead of reading through this server.
+    /// Redirects clients to presigned URLs of the bucket instead of serving the bytes.
     pub redirect: bool,
 }
 
 /// A static access key.
 #[derive(Clone)]
 pub struct S3Credentials {
-    /// The key's id.
+    /// Id of the key.
     pub access_key: String,
-    /// The key's secret.
+    /// Secret of the key.
     pub secret_key: String,
 }
 
@@ -74,31 +80,31 @@ impl fmt::Debug for S3Credentials {
 #[derive(Clone)]
 pub struct S3Blobs(Arc<Bucket>);
 
-/// The bucket, which readers and writers share.
+/// The bucket, shared by readers and writers.
 struct Bucket {
     client: AmazonS3,
-    /// For questions whether the bucket answers.
+    /// Client of the readiness check.
     probe: AmazonS3,
     name: String,
     prefix: String,
     redirect: bool,
-    admission: Admission,
+    part_memory: PartMemory,
 }
 
 impl S3Blobs {
-    /// Prepares a client. Asks the bucket nothing yet: [`Blobs::ready`] does.
+    /// Creates a client. Sends no request yet: [`Blobs::ready`] does.
     ///
     /// # Errors
-    /// When the configuration does not name a bucket or its endpoint is no URL.
+    /// When the configuration does not name a bucket, or its endpoint is not a URL.
     pub fn new(config: S3Config) -> StoreResult<Self> {
         let S3Config { bucket, region, endpoint, credentials, prefix, redirect } = config;
         if bucket.is_empty() {
             return Err(StoreError::Backend("the S3 bucket has no name".into()));
         }
         let client = client::build(&bucket, &region, endpoint.as_deref(), credentials.as_ref(), client::retries())?;
-        // A client of its own shares neither connections nor retries with the work.
+        // A separate client shares neither connections nor retries with other operations.
         let probe = client::build(&bucket, &region, endpoint.as_deref(), credentials.as_ref(), client::no_retries())?;
-        Ok(Self(Arc::new(Bucket { client, probe, name: bucket, prefix, redirect, admission: Admission::default() })))
+        Ok(Self(Arc::new(Bucket { client, probe, name: bucket, prefix, redirect, part_memory: PartMemory::default() })))
     }
 }
 
@@ -119,18 +125,19 @@ impl Blobs for S3Blobs {
         inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Box<dyn BlobWriter>> {
         let fresh = key.as_stored()?;
-        let progress = Progress::decode(state, fresh)?;
+        let progress = ObjectProgress::decode(state, fresh)?;
         if progress.len() != offset {
             let held = progress.len();
-            let told = format!("an upload's state holds {held} bytes, of which {offset} were acknowledged");
-            return Err(StoreError::Inconsistent(told));
+            let message = format!("an upload's state holds {held} bytes, of which {offset} were acknowledged");
+            return Err(StoreError::Inconsistent(message));
         }
         Ok(Box::new(write::S3Writer::open(Arc::clone(&self.0), fresh, progress, inspect).await?))
     }
 
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {
-        let Ok(progress) = Progress::decode(state, Generation::random()) else { return Ok(None) };
-        let Progress { multipart: None, tail: Some(Tail::Saved { generation, len }), stale } = progress else {
+        let Ok(progress) = ObjectProgress::decode(state, Generation::random()) else { return Ok(None) };
+        let ObjectProgress { multipart: None, tail: Some(TailLocation::Saved { generation, len }), stale } = progress
+        else {
             return Ok(None);
         };
         if len != size || self.stored_size(generation).await? != Some(size) {
@@ -146,25 +153,26 @@ impl Blobs for S3Blobs {
         }
         let path = self.0.path(generation);
         if range.is_empty() {
-            self.0.expect(&path, size).await?;
+            self.0.check_object(&path, size).await?;
             return Ok(futures::stream::empty().boxed());
         }
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
         let found = match self.0.client.get_opts(&path, options).await {
             Ok(found) => found,
             Err(error @ object_store::Error::NotFound { .. }) => {
-                self.0.absent(error).await?;
+                self.0.ok_if_missing(error).await?;
                 return Err(missing(&path));
             }
-            // The object ends before the range begins; the client has no error of its own for that.
+            // The object ends before the range begins, for which the client has no error of its
+            // own.
             Err(e) if e.to_string().contains(StatusCode::RANGE_NOT_SATISFIABLE.as_str()) => {
-                self.0.expect(&path, size).await?;
-                return Err(failed(e));
+                self.0.check_object(&path, size).await?;
+                return Err(store_error(e));
             }
-            Err(e) => return Err(failed(e)),
+            Err(e) => return Err(store_error(e)),
         };
-        sized(&path, found.meta.size, size)?;
-        Ok(found.into_stream().map_err(failed).boxed())
+        check_size(&path, found.meta.size, size)?;
+        Ok(found.into_stream().map_err(store_error).boxed())
     }
 
     fn reader_memory(&self) -> usize {
@@ -172,14 +180,14 @@ impl Blobs for S3Blobs {
     }
 
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
-        Ok(self.0.look(&self.0.path(generation)).await?.map(|found| found.size))
+        Ok(self.0.head(&self.0.path(generation)).await?.map(|found| found.size))
     }
 
-    fn named(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
-        let Progress { multipart, tail, stale } = Progress::decode(state, generation)?;
+    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
+        let ObjectProgress { multipart, tail, stale } = ObjectProgress::decode(state, generation)?;
         let tail = match tail {
-            Some(Tail::Saved { generation, .. }) => Some(generation),
-            Some(Tail::Inline(_)) | None => None,
+            Some(TailLocation::Saved { generation, .. }) => Some(generation),
+            Some(TailLocation::Inline(_)) | None => None,
         };
         let own_tail = (!generation.is_tail()).then(|| generation.tail());
         let multipart = multipart.map(|multipart| multipart.generation);
@@ -187,13 +195,13 @@ impl Blobs for S3Blobs {
     }
 
     async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
-        if let Some(multipart) = Progress::decode(state, generation)?.multipart {
+        if let Some(multipart) = ObjectProgress::decode(state, generation)?.multipart {
             let path = self.0.path(multipart.generation);
-            self.0.gone(self.0.client.abort_multipart(&path, &multipart.id).await).await?;
+            self.0.ignore_missing(self.0.client.abort_multipart(&path, &multipart.id).await).await?;
         }
-        for doomed in self.named(generation, state)? {
-            if !live.contains(&doomed) {
-                self.0.delete(doomed).await?;
+        for generation in self.generations_to_delete(generation, state)? {
+            if !live.contains(&generation) {
+                self.0.delete(generation).await?;
             }
         }
         Ok(())
@@ -204,7 +212,7 @@ impl Blobs for S3Blobs {
             return Ok(None);
         }
         let path = self.0.path(key.generation);
-        let url = self.0.client.signed_url(Method::GET, &path, valid_for).await.map_err(failed)?;
+        let url = self.0.client.signed_url(Method::GET, &path, valid_for).await.map_err(store_error)?;
         Ok(Some(url.into()))
     }
 
@@ -222,63 +230,64 @@ impl Bucket {
         Path::from(format!("{}/{key}", self.prefix))
     }
 
-    /// That the object is there and has `size` bytes.
-    async fn expect(&self, path: &Path, size: u64) -> StoreResult<()> {
-        match self.look(path).await? {
-            Some(found) => sized(path, found.size, size),
+    /// Checks that the object exists and has `size` bytes.
+    async fn check_object(&self, path: &Path, size: u64) -> StoreResult<()> {
+        match self.head(path).await? {
+            Some(found) => check_size(path, found.size, size),
             None => Err(missing(path)),
         }
     }
 
-    /// The object's size and dates; none when it is not there.
-    async fn look(&self, path: &Path) -> StoreResult<Option<ObjectMeta>> {
+    /// Returns the object's size and dates; none if it does not exist.
+    async fn head(&self, path: &Path) -> StoreResult<Option<ObjectMeta>> {
         match self.client.head(path).await {
             Ok(found) => Ok(Some(found)),
-            Err(error) => self.absent(error).await.map(|()| None),
+            Err(error) => self.ok_if_missing(error).await.map(|()| None),
         }
     }
 
-    /// Whether the bucket answers and may be listed.
+    /// Checks that the bucket answers and may be listed.
     async fn ready(&self) -> StoreResult<()> {
-        // Below this prefix there never is anything: the answer is short.
+        // No object has this prefix, so the response is short.
         let nothing = self.at("ready");
         let mut listed = self.probe.list(Some(&nothing));
         let unavailable =
             |why: String| StoreError::Unavailable(format!("the bucket {} is not ready: {why}", self.name));
         match tokio::time::timeout(READY_TIMEOUT, listed.try_next()).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(unavailable(failed(error).to_string())),
+            Ok(Err(error)) => Err(unavailable(store_error(error).to_string())),
             Err(_) => Err(unavailable(format!("no answer within {} s", READY_TIMEOUT.as_secs()))),
         }
     }
 
-    /// The outcome of a deletion, for which nothing needs to have been there.
-    async fn gone(&self, outcome: object_store::Result<()>) -> StoreResult<()> {
+    /// Converts the result of a deletion, which succeeds if nothing existed.
+    async fn ignore_missing(&self, outcome: object_store::Result<()>) -> StoreResult<()> {
         match outcome {
             Ok(()) => Ok(()),
-            Err(error) => self.absent(error).await,
+            Err(error) => self.ok_if_missing(error).await,
         }
     }
 
-    /// That an error says that an object or a multipart upload is not there, in a bucket that is.
+    /// Succeeds if an error says that an object or a multipart upload does not exist, in a bucket
+    /// that does.
     ///
     /// # Errors
-    /// What else the error means. A 404 alone proves nothing: a bucket that is gone, or something between here and the
-    /// bucket, answers so, too, and the answer to a HEAD does not say which it is.
-    async fn absent(&self, error: object_store::Error) -> StoreResult<()> {
+    /// Any other meaning of the error. A 404 alone proves nothing: a missing bucket, or a proxy on
+    /// the way, answers the same, and the response to a HEAD does not distinguish them.
+    async fn ok_if_missing(&self, error: object_store::Error) -> StoreResult<()> {
         match failure::missing(&error) {
             Missing::Object | Missing::Upload => Ok(()),
-            Missing::Something => self.ready().await,
-            Missing::Nothing => Err(failed(error)),
+            Missing::Unknown => self.ready().await,
+            Missing::None => Err(store_error(error)),
         }
     }
 
     async fn delete(&self, generation: Generation) -> StoreResult<()> {
-        self.gone(self.client.delete(&self.path(generation)).await).await
+        self.ignore_missing(self.client.delete(&self.path(generation)).await).await
     }
 }
 
-fn sized(path: &Path, found: u64, expected: u64) -> StoreResult<()> {
+fn check_size(path: &Path, found: u64, expected: u64) -> StoreResult<()> {
     if found == expected {
         return Ok(());
     }

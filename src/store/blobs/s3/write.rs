@@ -1,8 +1,8 @@
-//! Writing: bytes gather into parts; full parts are uploaded by tasks of their own while the next one fills. What never
-//! fills a part is a single PUT.
+//! Writing. Bytes are collected into parts, and each full part is sent by its own task while the
+//! next one fills. A blob smaller than a part is a single PUT.
 //!
-//! At a checkpoint the bytes that do not fill a part become an object of their own, which the next writer reads back. If
-//! there is no part yet, that object is already the whole blob.
+//! At a checkpoint the bytes that do not fill a part become an object of their own, which the next
+//! writer reads back. Without any part, that object is already the whole blob.
 
 use std::sync::Arc;
 
@@ -12,68 +12,69 @@ use object_store::multipart::{MultipartStore, PartId};
 use object_store::{ObjectStoreExt, PutPayload, PutPayloadMut};
 use tokio::task::JoinSet;
 
-use super::state::{self, MOST_PARTS, Multipart, PART, Progress};
-use super::{Bucket, admission, failed, missing, sized};
+use super::state::{self, MAX_PARTS, Multipart, ObjectProgress, PART};
+use super::{Bucket, check_size, missing, part_memory, store_error};
 use crate::budget::Account;
 use crate::store::blobs::inspect::{Inspect, Inspection};
 use crate::store::{BlobWriter, Generation, Sealed, StoreError, StoreResult, WriterState};
 
-/// Parts of one object that are on their way at once.
+/// Maximum number of parts of one object in flight.
 const IN_FLIGHT: usize = 3;
 
-/// A part's bytes are gathered in blocks of this size.
+/// Size of the blocks of a part's buffer.
 const BLOCK: usize = 64 * 1024;
 
 /// Writes one object.
 pub(super) struct S3Writer {
     bucket: Arc<Bucket>,
     inspection: Inspection,
-    /// Where nobody but this writer writes.
+    /// Generation to which only this writer writes.
     fresh: Generation,
-    upload: Option<Upload>,
-    tail: Tail,
-    /// The object that has the tail's bytes already: they need not be in memory until more come.
-    saved: Option<Saved>,
-    /// What the row names as not needed any more: gone before the next checkpoint.
+    upload: Option<OpenMultipart>,
+    tail: TailBuffer,
+    /// Object that already has the tail's bytes, which need not be in memory until more arrive.
+    saved: Option<SavedTail>,
+    /// Objects that the row names as no longer needed, to be deleted before the next checkpoint.
     stale: Vec<Generation>,
-    /// What this writer has replaced since.
+    /// Objects that this writer has replaced since the last checkpoint.
     replaced: Vec<Generation>,
-    /// The size of the multipart upload's object, when an earlier writer has finished it, which never became a blob.
+    /// Size of the multipart upload's object, if an earlier writer finished it and it did not
+    /// become a blob.
     finished: Option<u64>,
-    flights: JoinSet<(usize, object_store::Result<PartId>)>,
+    in_flight: JoinSet<(usize, object_store::Result<PartId>)>,
 }
 
-/// A multipart upload under way.
-struct Upload {
+/// A multipart upload in progress.
+struct OpenMultipart {
     generation: Generation,
     id: String,
-    /// The parts' entity tags; none for a part that is on its way.
+    /// Entity tags of the parts; none for a part in flight.
     parts: Vec<Option<String>>,
     recovered: bool,
-    /// Whether nobody but this writer knows of it, so that nobody else would ever abort it.
-    untold: bool,
+    /// Only this writer knows of it, so that nobody else would abort it.
+    unrecorded: bool,
 }
 
 /// An object with the bytes of a tail.
 #[derive(Clone, Copy)]
-struct Saved {
+struct SavedTail {
     generation: Generation,
     len: u64,
 }
 
 /// The bytes that do not fill a part yet.
-struct Tail {
+struct TailBuffer {
     bytes: PutPayloadMut,
     account: Option<Account>,
 }
 
-impl Default for Tail {
+impl Default for TailBuffer {
     fn default() -> Self {
         Self { bytes: PutPayloadMut::new().with_block_size(BLOCK), account: None }
     }
 }
 
-impl Tail {
+impl TailBuffer {
     fn len(&self) -> u64 {
         self.bytes.content_length() as u64
     }
@@ -83,44 +84,44 @@ impl S3Writer {
     pub(super) async fn open(
         bucket: Arc<Bucket>,
         fresh: Generation,
-        progress: Progress,
+        progress: ObjectProgress,
         inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Self> {
-        let Progress { multipart, tail, stale } = progress;
-        let upload = multipart.map(|Multipart { generation, id, parts, recovered }| Upload {
+        let ObjectProgress { multipart, tail, stale } = progress;
+        let upload = multipart.map(|Multipart { generation, id, parts, recovered }| OpenMultipart {
             generation,
             id,
             parts: parts.into_iter().map(Some).collect(),
             recovered,
-            untold: false,
+            unrecorded: false,
         });
         let mut writer = Self {
             bucket,
             inspection: Inspection::new(inspect),
             fresh,
             upload,
-            tail: Tail::default(),
+            tail: TailBuffer::default(),
             saved: None,
             stale,
             replaced: Vec::new(),
             finished: None,
-            flights: JoinSet::new(),
+            in_flight: JoinSet::new(),
         };
         match tail {
             None => {}
-            Some(state::Tail::Saved { generation, len }) => writer.saved = Some(Saved { generation, len }),
-            Some(state::Tail::Inline(bytes)) => {
+            Some(state::TailLocation::Saved { generation, len }) => writer.saved = Some(SavedTail { generation, len }),
+            Some(state::TailLocation::Inline(bytes)) => {
                 writer.admit(bytes.len() as u64).await?;
                 writer.tail.bytes.push(bytes.into());
             }
         }
         if let Some(upload) = &writer.upload {
             let path = writer.bucket.path(upload.generation);
-            writer.finished = writer.bucket.look(&path).await?.map(|found| found.size);
+            writer.finished = writer.bucket.head(&path).await?.map(|found| found.size);
             let held = upload.parts.len() as u64 * PART;
             if let Some(found) = writer.finished.filter(|found| *found < held) {
-                let told = format!("{path} has {found} bytes, of which {held} were acknowledged");
-                return Err(StoreError::Inconsistent(told));
+                let message = format!("{path} has {found} bytes, of which {held} were acknowledged");
+                return Err(StoreError::Inconsistent(message));
             }
         }
         Ok(writer)
@@ -134,27 +135,29 @@ impl S3Writer {
         self.upload.as_ref().map_or(0, |upload| upload.parts.len() as u64) * PART + tail
     }
 
-    /// Asks for room for `more` bytes in the tail.
+    /// Waits for memory for `more` bytes in the tail.
     async fn admit(&mut self, more: u64) -> StoreResult<()> {
         let bytes = self.tail.len() + more;
-        let account = self.tail.account.get_or_insert_with(|| self.bucket.admission.open());
-        admission::admit(account, bytes).await
+        let account = self.tail.account.get_or_insert_with(|| self.bucket.part_memory.open());
+        part_memory::admit(account, bytes).await
     }
 
-    /// Reads a saved tail back, so that bytes can follow it.
+    /// Reads a saved tail back, so that bytes can be appended.
     async fn load(&mut self) -> StoreResult<()> {
-        let Some(Saved { generation, len }) = self.saved else { return Ok(()) };
+        let Some(SavedTail { generation, len }) = self.saved else { return Ok(()) };
         if self.tail.len() == 0 {
             self.admit(len).await?;
             let path = self.bucket.path(generation);
             let found = match self.bucket.client.get(&path).await {
                 Ok(found) => found,
-                // A bucket that is away is not a tail that is lost.
-                Err(error) => return Err(self.bucket.absent(error).await.err().unwrap_or_else(|| missing(&path))),
+                // A missing bucket does not mean a lost tail.
+                Err(error) => {
+                    return Err(self.bucket.ok_if_missing(error).await.err().unwrap_or_else(|| missing(&path)));
+                }
             };
-            sized(&path, found.meta.size, len)?;
+            check_size(&path, found.meta.size, len)?;
             let mut chunks = found.into_stream();
-            while let Some(chunk) = chunks.try_next().await.map_err(failed)? {
+            while let Some(chunk) = chunks.try_next().await.map_err(store_error)? {
                 self.tail.bytes.extend_from_slice(&chunk);
             }
             if self.tail.len() != len {
@@ -164,34 +167,34 @@ impl S3Writer {
         Ok(())
     }
 
-    /// The multipart upload, begun when there is none.
-    async fn upload(&mut self) -> StoreResult<&mut Upload> {
+    /// Returns the multipart upload, and begins one if there is none.
+    async fn upload(&mut self) -> StoreResult<&mut OpenMultipart> {
         if self.upload.is_none() {
             self.upload = Some(self.begin(0, false).await?);
         }
         self.upload.as_mut().ok_or_else(|| StoreError::Backend("a multipart upload vanished".into()))
     }
 
-    /// A new multipart upload with room for `parts`.
-    async fn begin(&self, parts: usize, recovered: bool) -> StoreResult<Upload> {
+    /// Begins a multipart upload with `parts` parts to come.
+    async fn begin(&self, parts: usize, recovered: bool) -> StoreResult<OpenMultipart> {
         let path = self.bucket.path(self.fresh);
-        let id = self.bucket.client.create_multipart(&path).await.map_err(failed)?;
-        Ok(Upload { generation: self.fresh, id, parts: vec![None; parts], recovered, untold: true })
+        let id = self.bucket.client.create_multipart(&path).await.map_err(store_error)?;
+        Ok(OpenMultipart { generation: self.fresh, id, parts: vec![None; parts], recovered, unrecorded: true })
     }
 
-    /// Sends the tail off as the next part.
+    /// Sends the tail as the next part.
     async fn send_part(&mut self) -> StoreResult<()> {
-        self.land(IN_FLIGHT - 1).await?;
+        self.wait_for_parts(IN_FLIGHT - 1).await?;
         let upload = self.upload().await?;
         let (generation, id, index) = (upload.generation, upload.id.clone(), upload.parts.len());
-        if index == MOST_PARTS {
-            let most = PART * MOST_PARTS as u64;
-            return Err(StoreError::Backend(format!("{} would be larger than {most} bytes", generation.path()).into()));
+        if index == MAX_PARTS {
+            let max = PART * MAX_PARTS as u64;
+            return Err(StoreError::Backend(format!("{} would be larger than {max} bytes", generation.path()).into()));
         }
         upload.parts.push(None);
-        let Tail { bytes, account } = std::mem::take(&mut self.tail);
+        let TailBuffer { bytes, account } = std::mem::take(&mut self.tail);
         let (bucket, path) = (Arc::clone(&self.bucket), self.bucket.path(generation));
-        self.flights.spawn(async move {
+        self.in_flight.spawn(async move {
             let part = bucket.client.put_part(&path, &id, index, bytes.freeze()).await;
             drop(account);
             (index, part)
@@ -199,35 +202,35 @@ impl S3Writer {
         Ok(())
     }
 
-    /// Waits until no more than `most` parts are on their way.
-    async fn land(&mut self, most: usize) -> StoreResult<()> {
-        while self.flights.len() > most {
-            let Some(landed) = self.flights.join_next().await else { break };
-            let (index, part) = landed.map_err(|e| StoreError::Backend(Box::new(e)))?;
+    /// Waits until at most `max` parts are in flight.
+    async fn wait_for_parts(&mut self, max: usize) -> StoreResult<()> {
+        while self.in_flight.len() > max {
+            let Some(sent) = self.in_flight.join_next().await else { break };
+            let (index, part) = sent.map_err(|e| StoreError::Backend(Box::new(e)))?;
             let part = match part {
                 Ok(part) => part,
-                Err(error) => return Err(self.refused(error).await),
+                Err(error) => return Err(self.multipart_error(error).await),
             };
-            if let Some(place) = self.upload.as_mut().and_then(|upload| upload.parts.get_mut(index)) {
-                *place = Some(part.content_id);
+            if let Some(slot) = self.upload.as_mut().and_then(|upload| upload.parts.get_mut(index)) {
+                *slot = Some(part.content_id);
             }
         }
         Ok(())
     }
 
-    /// What it means that the multipart upload takes no part or does not end.
-    async fn refused(&self, error: object_store::Error) -> StoreError {
+    /// Converts an error of sending a part or of completing the multipart upload.
+    async fn multipart_error(&self, error: object_store::Error) -> StoreError {
         let text = error.to_string();
-        let gone = match &error {
-            // A bucket that is missing is another matter.
+        let missing_upload = match &error {
+            // A missing bucket is another error.
             object_store::Error::NotFound { .. } => !text.contains("NoSuchBucket"),
             // Another writer has overwritten a part, or the server lost it.
             _ => text.contains("InvalidPart"),
         };
-        let Some(upload) = self.upload.as_ref().filter(|_| gone) else { return failed(error) };
+        let Some(upload) = self.upload.as_ref().filter(|_| missing_upload) else { return store_error(error) };
         let path = self.bucket.path(upload.generation);
-        match self.bucket.look(&path).await {
-            // Who comes next finds it and goes on from there.
+        match self.bucket.head(&path).await {
+            // The next writer finds it and continues from there.
             Ok(Some(_)) => {
                 StoreError::Unavailable(format!("another request has finished the multipart upload of {path}"))
             }
@@ -236,15 +239,16 @@ impl S3Writer {
         }
     }
 
-    /// All parts' entity tags, once none is on its way. A part that failed leaves a gap for good.
+    /// Returns the entity tags of all parts, none of which is in flight. A failed part leaves a
+    /// permanent gap.
     fn parts(&self) -> StoreResult<Vec<String>> {
         let parts = self.upload.iter().flat_map(|upload| &upload.parts).cloned().collect::<Option<_>>();
         parts.ok_or_else(|| StoreError::Backend(format!("a part at {} was not written", self.fresh.path()).into()))
     }
 
-    /// Goes on in a new multipart upload when an earlier writer has finished the old one. Its first parts are copied, since
-    /// what followed them may now be other bytes.
-    async fn begin_again(&mut self) -> StoreResult<()> {
+    /// Continues in a new multipart upload if an earlier writer has finished the old one. Its
+    /// acknowledged parts are copied, because other bytes may have followed them.
+    async fn restart_multipart(&mut self) -> StoreResult<()> {
         let Some((old, acknowledged)) = self.upload.as_ref().map(|upload| (upload.generation, upload.parts.len()))
         else {
             return Ok(());
@@ -258,16 +262,16 @@ impl S3Writer {
         let client = &self.bucket.client;
         for (index, part) in upload.parts.iter_mut().enumerate() {
             let start = index as u64 * PART;
-            // One part beyond what was admitted, for something so rare.
-            let bytes = client.get_range(&from, start..start + PART).await.map_err(failed)?;
-            let copied = client.put_part(&to, &upload.id, index, bytes.into()).await.map_err(failed)?;
+            // One part more than was admitted, in a rare case.
+            let bytes = client.get_range(&from, start..start + PART).await.map_err(store_error)?;
+            let copied = client.put_part(&to, &upload.id, index, bytes.into()).await.map_err(store_error)?;
             *part = Some(copied.content_id);
         }
         self.replaced.push(old);
         Ok(())
     }
 
-    /// Turns the parts into the object of `stored_size` bytes, the last part being the one that may be short.
+    /// Completes the object of `stored_size` bytes; only the last part may be short.
     async fn complete(&mut self, stored_size: u64) -> StoreResult<Sealed> {
         let parts = self.parts()?.into_iter().map(|content_id| PartId { content_id }).collect();
         let upload = self.upload().await?;
@@ -275,26 +279,27 @@ impl S3Writer {
         let path = self.bucket.path(generation);
         match self.bucket.client.complete_multipart(&path, &id, parts).await {
             Ok(_) => {}
-            // An answer was lost and the request was sent again, or another writer was faster: the digest tells.
-            Err(gone @ object_store::Error::NotFound { .. }) => {
-                if self.bucket.look(&path).await?.is_none_or(|found| found.size != stored_size) {
-                    return Err(self.refused(gone).await);
+            // A response was lost and the request retried, or another writer was faster: the digest
+            // decides.
+            Err(error @ object_store::Error::NotFound { .. }) => {
+                if self.bucket.head(&path).await?.is_none_or(|found| found.size != stored_size) {
+                    return Err(self.multipart_error(error).await);
                 }
                 recovered = true;
             }
-            Err(e) => return Err(self.refused(e).await),
+            Err(e) => return Err(self.multipart_error(e).await),
         }
-        self.upload().await?.untold = false;
+        self.upload().await?.unrecorded = false;
         Ok(Sealed { generation, stored_size, leftover: self.leftover(), recovered })
     }
 
-    /// What is not needed any more once the object is there.
+    /// Returns the objects that are no longer needed once the object exists.
     fn leftover(&mut self) -> Vec<Generation> {
         let saved = self.saved.take().map(|saved| saved.generation);
         self.stale.drain(..).chain(self.replaced.drain(..)).chain(saved).collect()
     }
 
-    /// The tail as a request's payload; it stays in memory, too.
+    /// Returns the tail as a request's payload, and keeps it in memory.
     fn payload(&mut self) -> PutPayload {
         let payload = std::mem::take(&mut self.tail.bytes).freeze();
         self.tail.bytes = PutPayloadMut::new().with_block_size(BLOCK);
@@ -305,8 +310,8 @@ impl S3Writer {
     }
 
     /// Aborts a multipart upload that nobody else knows of.
-    async fn abort_untold(bucket: &Bucket, upload: Option<Upload>) {
-        let Some(Upload { generation, id, untold: true, .. }) = upload else { return };
+    async fn abort_unrecorded(bucket: &Bucket, upload: Option<OpenMultipart>) {
+        let Some(OpenMultipart { generation, id, unrecorded: true, .. }) = upload else { return };
         let path = bucket.path(generation);
         if let Err(error) = bucket.client.abort_multipart(&path, &id).await {
             tracing::warn!(%path, %error, "an abandoned multipart upload was not aborted; the bucket's own rule must");
@@ -321,14 +326,15 @@ impl BlobWriter for S3Writer {
             return Ok(());
         }
         self.inspection.take(vec![bytes.clone()]).await?;
-        self.begin_again().await?;
+        self.restart_multipart().await?;
         self.load().await?;
         self.replaced.extend(self.saved.take().map(|saved| saved.generation));
         while !bytes.is_empty() {
             let room = usize::try_from(PART.saturating_sub(self.tail.len())).unwrap_or(usize::MAX);
             let next = bytes.split_to(room.min(bytes.len()));
             self.admit(next.len() as u64).await?;
-            // Copied, because a part gathers for long and a frame keeps the whole receive buffer that it is a slice of.
+            // Copied, because a part may take long to fill, and a frame keeps alive the receive
+            // buffer of which it is a slice.
             self.tail.bytes.extend_from_slice(&next);
             if self.tail.len() >= PART {
                 self.send_part().await?;
@@ -338,43 +344,43 @@ impl BlobWriter for S3Writer {
     }
 
     async fn inspected(&mut self) -> StoreResult<()> {
-        self.inspection.settle().await
+        self.inspection.wait().await
     }
 
     async fn checkpoint(&mut self, next: Generation) -> StoreResult<WriterState> {
         self.inspected().await?;
-        self.land(0).await?;
+        self.wait_for_parts(0).await?;
         let parts = self.parts()?;
         for stale in self.stale.drain(..) {
             self.bucket.delete(stale).await?;
         }
         let len = self.tail.len();
         if self.saved.is_none() && len > 0 {
-            // The multipart upload may have begun at this very generation.
+            // The multipart upload may have begun at this generation.
             let taken = self.upload.as_ref().is_some_and(|upload| upload.generation == self.fresh);
             let generation = if taken { self.fresh.tail() } else { self.fresh };
             let payload = self.payload();
-            self.bucket.client.put(&self.bucket.path(generation), payload).await.map_err(failed)?;
-            self.saved = Some(Saved { generation, len });
+            self.bucket.client.put(&self.bucket.path(generation), payload).await.map_err(store_error)?;
+            self.saved = Some(SavedTail { generation, len });
         }
         self.stale = std::mem::take(&mut self.replaced);
-        let multipart = self.upload.as_ref().map(|Upload { generation, id, recovered, .. }| Multipart {
+        let multipart = self.upload.as_ref().map(|OpenMultipart { generation, id, recovered, .. }| Multipart {
             generation: *generation,
             id: id.clone(),
             parts,
             recovered: *recovered,
         });
-        let tail = self.saved.map(|Saved { generation, len }| state::Tail::Saved { generation, len });
-        let state = Progress { multipart, tail, stale: self.stale.clone() }.encode()?;
+        let tail = self.saved.map(|SavedTail { generation, len }| state::TailLocation::Saved { generation, len });
+        let state = ObjectProgress { multipart, tail, stale: self.stale.clone() }.encode()?;
         if let Some(upload) = &mut self.upload {
-            upload.untold = false;
+            upload.unrecorded = false;
         }
         self.fresh = next;
         Ok(state)
     }
 
     async fn finish(mut self: Box<Self>) -> StoreResult<Sealed> {
-        self.land(0).await?;
+        self.wait_for_parts(0).await?;
         let stored_size = self.written();
         if let (Some(upload), Some(finished)) = (&self.upload, self.finished)
             && finished == stored_size
@@ -382,14 +388,14 @@ impl BlobWriter for S3Writer {
             let generation = upload.generation;
             return Ok(Sealed { generation, stored_size, leftover: self.leftover(), recovered: true });
         }
-        self.begin_again().await?;
+        self.restart_multipart().await?;
         if self.upload.is_none() {
-            if let Some(Saved { generation, .. }) = self.saved.take() {
+            if let Some(SavedTail { generation, .. }) = self.saved.take() {
                 let leftover = self.leftover();
                 return Ok(Sealed { generation, stored_size, leftover, recovered: false });
             }
             let whole: PutPayload = std::mem::take(&mut self.tail.bytes).freeze();
-            self.bucket.client.put(&self.bucket.path(self.fresh), whole).await.map_err(failed)?;
+            self.bucket.client.put(&self.bucket.path(self.fresh), whole).await.map_err(store_error)?;
             let leftover = self.leftover();
             return Ok(Sealed { generation: self.fresh, stored_size, leftover, recovered: false });
         }
@@ -398,24 +404,24 @@ impl BlobWriter for S3Writer {
         if self.tail.len() > 0 {
             self.send_part().await?;
         }
-        self.land(0).await?;
+        self.wait_for_parts(0).await?;
         self.complete(stored_size).await
     }
 
     async fn abandon(mut self: Box<Self>) {
-        while self.flights.join_next().await.is_some() {}
-        Self::abort_untold(&self.bucket, self.upload.take()).await;
+        while self.in_flight.join_next().await.is_some() {}
+        Self::abort_unrecorded(&self.bucket, self.upload.take()).await;
     }
 }
 
 impl Drop for S3Writer {
-    /// An abandoned upload that nobody else knows of is aborted, as far as that can be done from here.
+    /// Aborts an abandoned upload that nobody else knows of, if a runtime is there to do so.
     fn drop(&mut self) {
-        self.flights.abort_all();
-        let Some(upload) = self.upload.take().filter(|upload| upload.untold) else { return };
+        self.in_flight.abort_all();
+        let Some(upload) = self.upload.take().filter(|upload| upload.unrecorded) else { return };
         let bucket = Arc::clone(&self.bucket);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { Self::abort_untold(&bucket, Some(upload)).await });
+            runtime.spawn(async move { Self::abort_unrecorded(&bucket, Some(upload)).await });
         }
     }
 }

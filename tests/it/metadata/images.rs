@@ -1,4 +1,4 @@
-//! Listings: keyset pages in the order of their key, filters.
+//! Lists of images and tags, and recorded pulls.
 
 use wharfage::store::images::{
     ImageFilter, ImageIdentifier, ImageStatus, LastTag, ReferrerFilter, StorageClass, TagStatusFilter,
@@ -6,7 +6,7 @@ use wharfage::store::images::{
 
 use super::*;
 
-/// Reads every page of `limit` and checks that none is longer, nor empty before the end.
+/// Reads every page of `limit`, and checks that none is longer and that only the last is shorter.
 async fn pages<T: Clone>(limit: usize, read: impl AsyncFn(Option<T>) -> Vec<T>) -> Vec<T> {
     let mut all: Vec<T> = Vec::new();
     loop {
@@ -20,7 +20,7 @@ async fn pages<T: Clone>(limit: usize, read: impl AsyncFn(Option<T>) -> Vec<T>) 
     }
 }
 
-/// An active image with two tags, an active one without, an archived one with one tag, an archived one without.
+/// Creates active and archived images, with and without tags.
 async fn mixed(store: &Fixture) -> Repository {
     let repository = store.repository_named("app").await;
     store.image(&repository, "active tagged", &["b", "a"]).await;
@@ -38,32 +38,33 @@ fn sorted<T: Ord>(items: impl IntoIterator<Item = T>) -> Vec<T> {
     items
 }
 
-pub async fn tags_come_in_byte_order_and_in_pages(store: Fixture) {
+pub async fn tags_are_listed_in_byte_order_in_pages(store: Fixture) {
     let repository = store.repository_named("app").await;
     store.image(&repository, "image", &["b", "B", "a-1", "a.1", "a_1", "_x", "10", "9"]).await;
     let expected = tags(&["10", "9", "B", "_x", "a-1", "a.1", "a_1", "b"]);
     for limit in [1, 3, 8, 100] {
-        let read =
-            async |after: Option<Tag>| store.tags(repository.id, after.as_ref().map(Tag::as_str), limit).await.unwrap();
+        let read = async |after: Option<Tag>| {
+            store.list_tags(repository.id, after.as_ref().map(Tag::as_str), limit).await.unwrap()
+        };
         assert_eq!(pages(limit, read).await, expected);
     }
-    assert_eq!(store.tags(repository.id, Some("a"), 2).await.unwrap(), tags(&["a-1", "a.1"]), "no tag itself");
-    assert_eq!(store.tags(repository.id, None, 0).await.unwrap(), []);
+    assert_eq!(store.list_tags(repository.id, Some("a"), 2).await.unwrap(), tags(&["a-1", "a.1"]), "no tag itself");
+    assert_eq!(store.list_tags(repository.id, None, 0).await.unwrap(), []);
 }
 
 pub async fn tags_of_archived_images_are_not_listed(store: Fixture) {
     let repository = mixed(&store).await;
-    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&["a", "b"]));
+    assert_eq!(store.list_tags(repository.id, None, 10).await.unwrap(), tags(&["a", "b"]));
 }
 
-pub async fn a_tag_is_listed_while_the_image_that_it_points_at_is_active(store: Fixture) {
+pub async fn a_tag_is_listed_while_its_image_is_active(store: Fixture) {
     let repository = store.repository_named("app").await;
     let (one, two) =
         (store.image(&repository, "one", &["a", "b", "c"]).await, store.image(&repository, "two", &["d"]).await);
     let set = async |image: &Digest, class: StorageClass| {
         store.set_storage_class(repository.id, image, class, at(1)).await.unwrap()
     };
-    let listed = async || store.tags(repository.id, None, 10).await.unwrap();
+    let listed = async || store.list_tags(repository.id, None, 10).await.unwrap();
     set(&one, StorageClass::Archive).await;
     assert_eq!(listed().await, tags(&["d"]));
     store.image(&repository, "two", &["b"]).await;
@@ -84,19 +85,23 @@ pub async fn tags_that_the_oci_api_cannot_name_are_not_listed(store: Fixture) {
     let repository = store.repository_named("app").await;
     let (short, long) = ("t".repeat(128), "t".repeat(129));
     store.image(&repository, "image", &[&short, &long, "u"]).await;
-    assert_eq!(store.tags(repository.id, None, 10).await.unwrap(), tags(&[&short, "u"]));
-    assert_eq!(store.tags(repository.id, Some(&short), 1).await.unwrap(), tags(&["u"]), "a page is full without them");
+    assert_eq!(store.list_tags(repository.id, None, 10).await.unwrap(), tags(&[&short, "u"]));
+    assert_eq!(
+        store.list_tags(repository.id, Some(&short), 1).await.unwrap(),
+        tags(&["u"]),
+        "a page is full without them"
+    );
     let found = store.image_of(&repository, &digest("image")).await.unwrap();
     assert_eq!(found.tags.len(), 3);
 }
 
-pub async fn images_are_asked_for_by_reference_in_the_order_given(store: Fixture) {
+pub async fn images_are_found_by_reference_in_the_order_given(store: Fixture) {
     let repository = mixed(&store).await;
     let references: Vec<Reference> =
         ["c", "nothing", digest("active untagged").as_str(), "a", digest("nothing").as_str(), "a"]
             .map(reference_to)
             .into();
-    let found = store.images(repository.id, &references).await.unwrap();
+    let found = store.find_images(repository.id, &references).await.unwrap();
     let found: Vec<_> = found.into_iter().map(|image| image.map(|it| (it.image.digest, it.tags))).collect();
     let tagged = Some((digest("active tagged"), tags(&["a", "b"])));
     assert_eq!(
@@ -110,10 +115,10 @@ pub async fn images_are_asked_for_by_reference_in_the_order_given(store: Fixture
             tagged
         ]
     );
-    assert_eq!(store.images(repository.id, &[]).await.unwrap(), []);
+    assert_eq!(store.find_images(repository.id, &[]).await.unwrap(), []);
 }
 
-pub async fn images_come_in_pages_with_their_tags(store: Fixture) {
+pub async fn images_are_listed_in_pages_with_their_tags(store: Fixture) {
     let repository = store.repository_named("app").await;
     let mut expected = Vec::new();
     for number in 0..7 {
@@ -133,7 +138,7 @@ pub async fn images_come_in_pages_with_their_tags(store: Fixture) {
     }
 }
 
-/// Each filter with the payloads that it lets through.
+/// Returns each filter with the payloads that match it.
 fn filters() -> [(TagStatusFilter, Option<ImageStatus>, &'static [&'static str]); 8] {
     use ImageStatus::{Activating, Active, Archived};
     use TagStatusFilter::{Any, Tagged, Untagged};
@@ -164,7 +169,7 @@ pub async fn images_are_filtered_by_tag_and_by_status(store: Fixture) {
     }
 }
 
-pub async fn image_ids_come_in_pages_that_split_an_image(store: Fixture) {
+pub async fn pages_of_image_ids_may_split_an_image(store: Fixture) {
     let repository = store.repository_named("app").await;
     let mut expected = Vec::new();
     for (payload, names) in [("one", &["b", "a", "c"][..]), ("two", &[]), ("three", &["x", "y"])] {
@@ -182,7 +187,7 @@ pub async fn image_ids_come_in_pages_that_split_an_image(store: Fixture) {
         };
         assert_eq!(pages(limit, read).await, expected);
     }
-    // Between two pages the untagged image got a tag: it is not lost.
+    // An untagged image that gets a tag between two pages is not lost.
     let after = ImageIdentifier { digest: digest("two"), tag: None };
     store.image(&repository, "two", &["late"]).await;
     let next = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 1).await.unwrap();
@@ -214,7 +219,7 @@ pub async fn image_ids_are_filtered_by_tag_and_by_status(store: Fixture) {
     }
 }
 
-pub async fn index_edges_come_in_pages(store: Fixture) {
+pub async fn index_edges_are_listed_in_pages(store: Fixture) {
     let repository = store.repository_named("app").await;
     let mut expected = Vec::new();
     let images: Vec<Digest> = {
@@ -234,13 +239,13 @@ pub async fn index_edges_come_in_pages(store: Fixture) {
     expected.sort();
     for limit in [1, 2, 100] {
         let read = async |after: Option<(Digest, Digest)>| {
-            store.index_edges(repository.id, after.as_ref(), limit).await.unwrap()
+            store.list_index_edges(repository.id, after.as_ref(), limit).await.unwrap()
         };
         assert_eq!(pages(limit, read).await, expected);
     }
 }
 
-pub async fn referrers_come_in_pages_and_are_filtered(store: Fixture) {
+pub async fn referrers_are_listed_in_pages_and_filtered(store: Fixture) {
     let repository = store.repository_named("app").await;
     let subject = digest("a subject that was never pushed");
     for (payload, artifact_type, config) in [
@@ -276,7 +281,7 @@ pub async fn referrers_come_in_pages_and_are_filtered(store: Fixture) {
         let filter = ReferrerFilter { artifact_types, status };
         for limit in [1, 100] {
             let read = async |after: Option<Digest>| {
-                let page = store.referrers(repository.id, &subject, &filter, after.as_ref(), limit).await.unwrap();
+                let page = store.list_referrers(repository.id, &subject, &filter, after.as_ref(), limit).await.unwrap();
                 for image in &page {
                     assert_eq!(digest(&image.annotations["of"]), image.digest);
                 }
@@ -287,19 +292,19 @@ pub async fn referrers_come_in_pages_and_are_filtered(store: Fixture) {
         }
     }
     let all = ReferrerFilter { artifact_types: Vec::new(), status: None };
-    assert_eq!(store.referrers(repository.id, &digest("sbom"), &all, None, 10).await.unwrap(), []);
+    assert_eq!(store.list_referrers(repository.id, &digest("sbom"), &all, None, 10).await.unwrap(), []);
 }
 
-pub async fn listings_keep_to_their_repository(store: Fixture) {
+pub async fn listings_show_one_repository_only(store: Fixture) {
     let full = mixed(&store).await;
     let empty = store.repository_named("empty").await;
     store.index(&full, &[&digest("active tagged")], &[]).await;
     let everything = ImageFilter::EVERYTHING;
-    assert_eq!(store.tags(empty.id, None, 10).await.unwrap(), []);
+    assert_eq!(store.list_tags(empty.id, None, 10).await.unwrap(), []);
     assert_eq!(store.list_images(empty.id, everything, None, 10).await.unwrap(), []);
     assert_eq!(store.list_image_ids(empty.id, everything, None, 10).await.unwrap(), []);
-    assert_eq!(store.index_edges(empty.id, None, 10).await.unwrap(), []);
-    assert_eq!(store.images(empty.id, &[reference_to("a")]).await.unwrap(), [None]);
+    assert_eq!(store.list_index_edges(empty.id, None, 10).await.unwrap(), []);
+    assert_eq!(store.find_images(empty.id, &[reference_to("a")]).await.unwrap(), [None]);
 }
 
 pub async fn an_image_counts_as_tagged_while_a_tag_points_at_it(store: Fixture) {
@@ -312,7 +317,7 @@ pub async fn an_image_counts_as_tagged_while_a_tag_points_at_it(store: Fixture) 
     };
     use TagStatusFilter::{Tagged, Untagged};
     assert_eq!((of(Tagged).await, of(Untagged).await), (vec![one.clone()], vec![two.clone()]));
-    // A tag that moves leaves the other; the second leaves nothing.
+    // The first move leaves another tag on the image, the second none.
     store.image(&repository, "two", &["x"]).await;
     assert_eq!((of(Tagged).await, of(Untagged).await), (sorted([one.clone(), two.clone()]), vec![]));
     store.image(&repository, "two", &["y", "x"]).await;
@@ -347,4 +352,18 @@ pub async fn a_page_of_ids_ends_within_an_images_many_tags(store: Fixture) {
             assert_eq!(pages(limit, read).await, wanted.cloned().collect::<Vec<_>>(), "{limit} of {filter:?}");
         }
     }
+}
+
+pub async fn a_recorded_pull_time_never_decreases(store: Fixture) {
+    let repository = store.repository_named("app").await;
+    let (one, two) = (store.image(&repository, "one", &[]).await, store.image(&repository, "two", &[]).await);
+    let id = async |digest: &Digest| store.image_of(&repository, digest).await.unwrap().image.id;
+    let (first, second) = (id(&one).await, id(&two).await);
+    store.record_pulls(&[(first, at(20)), (second, at(5))]).await.unwrap();
+    store.record_pulls(&[(first, at(10)), (second, at(6)), (second, at(4))]).await.unwrap();
+    store.delete_image(repository.id, &two, Referrers::Stay, at(30)).await.unwrap();
+    store.record_pulls(&[(second, at(40))]).await.unwrap();
+    assert_eq!(store.image_of(&repository, &one).await.unwrap().image.last_pulled_at, Some(at(20)));
+    let Lookup::Found(found) = store.found(&repository, one.as_str()).await else { panic!("the manifest is found") };
+    assert_eq!(found.last_pulled_at, Some(at(20)));
 }

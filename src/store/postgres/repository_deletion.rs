@@ -1,26 +1,27 @@
-//! Deleting a repository: it is gone at once, and a job empties it in batches.
+//! Deletion of a repository: it disappears at once, and a job deletes its rows in batches.
 
 use jiff::Timestamp;
 use sqlx::{PgConnection, PgPool};
 
-use super::failure::{Attempt, Failure};
+use super::error::{TxError, TxResult};
 use super::rows::{self, millis};
 use super::{jobs, previews, uploads};
 use crate::store::jobs::{DeleteRepository, JobPayload as _};
 use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
-use crate::store::usage::of_repository;
+use crate::store::usage::repository_scope;
 
-pub(super) async fn mark(
+pub(super) async fn delete(
     pool: &PgPool,
     id: RepositoryId,
     force: bool,
     now: Timestamp,
-) -> Attempt<(), DeleteRepositoryError> {
+) -> TxResult<(), DeleteRepositoryError> {
     let mut tx = pool.begin().await?;
-    // Whatever puts something into the repository holds FOR KEY SHARE: this waits for it, and it for this.
+    // Transactions that add something to the repository hold FOR KEY SHARE, which conflicts with
+    // this lock.
     let found = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR UPDATE").bind(id.0);
     if found.fetch_optional(&mut *tx).await?.is_none() {
-        return Err(Failure::Refused(DeleteRepositoryError::NotFound));
+        return Err(TxError::Refused(DeleteRepositoryError::NotFound));
     }
     if !force {
         let images: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM manifest WHERE repository_id = $1)")
@@ -28,7 +29,7 @@ pub(super) async fn mark(
             .fetch_one(&mut *tx)
             .await?;
         if images {
-            return Err(Failure::Refused(DeleteRepositoryError::NotEmpty));
+            return Err(TxError::Refused(DeleteRepositoryError::NotEmpty));
         }
     }
     sqlx::query(
@@ -39,24 +40,24 @@ pub(super) async fn mark(
     .bind(millis(now))
     .execute(&mut *tx)
     .await?;
-    jobs::enqueue(&mut tx, &[DeleteRepository { repository: id }.job(now)]).await?;
+    jobs::enqueue_all(&mut tx, &[DeleteRepository { repository: id }.job(now)]).await?;
     tx.commit().await?;
     Ok(())
 }
 
-pub(super) async fn empty(pool: &PgPool, id: RepositoryId, limit: usize, now: Timestamp) -> Attempt<bool> {
+pub(super) async fn empty(pool: &PgPool, id: RepositoryId, limit: usize, now: Timestamp) -> TxResult<bool> {
     let mut tx = pool.begin().await?;
     let marked = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NOT NULL FOR UPDATE").bind(id.0);
     if marked.fetch_optional(&mut *tx).await?.is_none() {
         return Ok(true);
     }
-    let did = uploads::discard(&mut tx, id, limit, now).await? > 0
-        || images(&mut tx, id, limit).await?
-        || rest(&mut tx, id, limit).await?;
+    let did = uploads::cancel_all(&mut tx, id, limit, now).await? > 0
+        || delete_images(&mut tx, id, limit).await?
+        || delete_rest(&mut tx, id, limit).await?;
     if !did {
         for (sql, of) in [
-            ("DELETE FROM usage_delta WHERE scope = $1", of_repository(id)),
-            ("DELETE FROM usage WHERE scope = $1", of_repository(id)),
+            ("DELETE FROM usage_delta WHERE scope = $1", repository_scope(id)),
+            ("DELETE FROM usage WHERE scope = $1", repository_scope(id)),
         ] {
             sqlx::query(sql).bind(of).execute(&mut *tx).await?;
         }
@@ -66,8 +67,9 @@ pub(super) async fn empty(pool: &PgPool, id: RepositoryId, limit: usize, now: Ti
     Ok(!did)
 }
 
-/// Deletes images and the edges to and from them, whatever holds them: nothing of the repository is seen any more.
-async fn images(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> Attempt<bool> {
+/// Deletes images with their tags and edges, even if indexes hold them: the repository is invisible
+/// already.
+async fn delete_images(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> TxResult<bool> {
     let images: Vec<i64> =
         sqlx::query_scalar("SELECT id FROM manifest WHERE repository_id = $1 ORDER BY digest LIMIT $2 FOR UPDATE")
             .bind(id.0)
@@ -86,8 +88,8 @@ async fn images(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> Attemp
 }
 
 /// Deletes preview results, then links. The blobs await the collector.
-async fn rest(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> Attempt<bool> {
-    if previews::discard_results(&mut *tx, id, None, limit).await? > 0 {
+async fn delete_rest(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> TxResult<bool> {
+    if previews::delete_results(&mut *tx, id, None, limit).await? > 0 {
         return Ok(true);
     }
     let links = sqlx::query(

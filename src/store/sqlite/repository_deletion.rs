@@ -1,19 +1,19 @@
-//! Deleting a repository: it is gone at once, and a job empties it in batches.
+//! Deletion of a repository: it disappears at once, and a job deletes its rows in batches.
 
 use jiff::Timestamp;
 use rusqlite::params;
 
 use super::db::Db;
-use super::{jobs, previews, repositories, uploads};
+use super::{jobs, previews, repositories, rows, uploads};
+use crate::store::StoreResult;
 use crate::store::jobs::{DeleteRepository, JobPayload as _};
 use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
-use crate::store::usage::of_repository;
-use crate::store::{StoreResult, rows};
+use crate::store::usage::repository_scope;
 
-/// Tags and edges that a batch deletes for each image that it may delete.
-const ROWS_OF_AN_IMAGE: usize = 10;
+/// How many tags and edges a batch may delete for each image that it may delete.
+const ROWS_PER_IMAGE: usize = 10;
 
-pub(super) fn mark(db: Db<'_>, id: RepositoryId, force: bool, now: Timestamp) -> Result<(), DeleteRepositoryError> {
+pub(super) fn delete(db: Db<'_>, id: RepositoryId, force: bool, now: Timestamp) -> Result<(), DeleteRepositoryError> {
     if !repositories::exists(db, id)? {
         return Err(DeleteRepositoryError::NotFound);
     }
@@ -31,21 +31,22 @@ pub(super) fn empty(db: Db<'_>, id: RepositoryId, limit: usize, now: Timestamp) 
     if !db.exists("SELECT 1 FROM repository WHERE id = ?1 AND deleted_at IS NOT NULL", [id.0])? {
         return Ok(true);
     }
-    let did = uploads::discard(db, id, limit, now)? > 0 || images(db, id, limit)? || rest(db, id, limit)?;
+    let did =
+        uploads::cancel_all(db, id, limit, now)? > 0 || delete_images(db, id, limit)? || delete_rest(db, id, limit)?;
     if !did {
-        db.run("DELETE FROM usage WHERE scope = ?1", [of_repository(id)])?;
+        db.run("DELETE FROM usage WHERE scope = ?1", [repository_scope(id)])?;
         db.run("DELETE FROM repository WHERE id = ?1", [id.0])?;
     }
     Ok(!did)
 }
 
-/// Deletes images and what belongs to them, whatever holds them: nothing of the repository is seen any more. The writer works
-/// for nobody else meanwhile, and one image may have ten thousands of tags and of indexes that hold it: so what belongs to
-/// them counts, too.
-fn images(db: Db<'_>, id: RepositoryId, limit: usize) -> StoreResult<bool> {
+/// Deletes images with their tags and edges, even if indexes hold them: the repository is invisible
+/// already. The writer is blocked meanwhile, and one image may have tens of thousands of tags and
+/// of indexes that hold it. So tags and edges count as well.
+fn delete_images(db: Db<'_>, id: RepositoryId, limit: usize) -> StoreResult<bool> {
     let sql = "SELECT id FROM manifest WHERE repository_id = ?1 ORDER BY digest LIMIT ?2";
     let images: Vec<i64> = db.all(sql, [id.0, rows::limit(limit)], |row| Ok(row.get(0)?))?;
-    let mut left = limit * ROWS_OF_AN_IMAGE;
+    let mut left = limit * ROWS_PER_IMAGE;
     for image in &images {
         for sql in [
             "DELETE FROM manifest_child WHERE (parent_id, child_id) IN
@@ -62,15 +63,15 @@ fn images(db: Db<'_>, id: RepositoryId, limit: usize) -> StoreResult<bool> {
                 return Ok(true);
             }
         }
-        // The payload goes with it.
+        // Deletes the payload too, by cascade.
         db.run("DELETE FROM manifest WHERE id = ?1", [image])?;
     }
     Ok(!images.is_empty())
 }
 
 /// Deletes preview results, then links. The blobs await the collector.
-fn rest(db: Db<'_>, id: RepositoryId, limit: usize) -> StoreResult<bool> {
-    if previews::discard_results(db, id, None, limit)? > 0 {
+fn delete_rest(db: Db<'_>, id: RepositoryId, limit: usize) -> StoreResult<bool> {
+    if previews::delete_results(db, id, None, limit)? > 0 {
         return Ok(true);
     }
     let sql = "DELETE FROM repository_blob WHERE id IN \
@@ -85,9 +86,9 @@ mod tests {
     #[test]
     fn a_batch_changes_few_rows_whatever_an_image_has() {
         const LIMIT: usize = 5;
-        let connection = super::super::in_memory();
+        let connection = super::super::schema::in_memory();
         let db = Db(&connection);
-        // An image that 200 indexes hold, and that has 200 tags.
+        // An image with 200 tags that 200 indexes hold.
         let fill = "
             INSERT INTO repository (id, account_id, name, created_at, tag_mutability, exclusions, scan_on_push,
                                     encryption_type, deleted_at)
@@ -103,8 +104,8 @@ mod tests {
             let before = connection.total_changes();
             let done = empty(db, RepositoryId(1), LIMIT, Timestamp::UNIX_EPOCH).unwrap();
             let changed = connection.total_changes() - before;
-            // Triggers change another row with each that goes.
-            assert!(changed <= (LIMIT * 2 * (ROWS_OF_AN_IMAGE + 1)) as u64, "{changed} rows in one batch");
+            // Triggers change another row with each deleted one.
+            assert!(changed <= (LIMIT * 2 * (ROWS_PER_IMAGE + 1)) as u64, "{changed} rows in one batch");
             batches += 1;
             if done {
                 break;

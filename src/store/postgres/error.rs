@@ -1,46 +1,46 @@
-//! What can go wrong in an attempt at an operation, and which attempts are worth repeating.
+//! Errors of a transaction, and which of them are retried.
 //!
-//! Messages that leave this room name the SQL state and the server's words; they never hold the URL or its password.
+//! Messages contain the SQL state and the server's message, never the URL or its password.
 
 use sqlx::error::DatabaseError;
 
 use crate::store::StoreError;
 
-/// One attempt's result: an operation is a function that makes one attempt, in one transaction.
-pub(super) type Attempt<T, E = StoreError> = Result<T, Failure<E>>;
+/// The result of one attempt at an operation, in one transaction.
+pub(super) type TxResult<T, E = StoreError> = Result<T, TxError<E>>;
 
-/// Why an attempt failed.
+/// The error of one attempt.
 #[derive(Debug)]
-pub(super) enum Failure<E> {
-    /// The operation's own answer: nothing was written.
+pub(super) enum TxError<E> {
+    /// The operation's own error. Nothing was written.
     Refused(E),
     /// A row did not parse.
     Store(StoreError),
-    /// The database reported it.
+    /// The database reported an error.
     Database(sqlx::Error),
-    /// Another transaction changed what this one had read: the next attempt sees the new state.
+    /// Another transaction changed what this one had read. The next attempt sees the new state.
     Raced,
 }
 
-impl<E> From<sqlx::Error> for Failure<E> {
+impl<E> From<sqlx::Error> for TxError<E> {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(error)
     }
 }
 
-impl<E> From<StoreError> for Failure<E> {
+impl<E> From<StoreError> for TxError<E> {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl<E> Failure<E> {
-    /// Whether the same attempt may succeed at once, nothing having been written.
-    pub(super) fn passes(&self) -> bool {
+impl<E> TxError<E> {
+    /// Returns true if nothing was written and another attempt may succeed at once.
+    pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::Raced => true,
-            // serialization_failure, deadlock_detected: the transaction was rolled back whole. A key that another
-            // transaction inserted or removed under our feet is seen by the next attempt.
+            // serialization_failure, deadlock_detected: the whole transaction was rolled back. A key that
+            // another transaction inserted or removed in between is visible to the next attempt.
             Self::Database(error) => {
                 matches!(sql_state(error).as_deref(), Some("40001" | "40P01" | "23503" | "23505"))
             }
@@ -48,7 +48,7 @@ impl<E> Failure<E> {
         }
     }
 
-    /// Whether the connection broke, or its server ends.
+    /// Returns true if the connection broke, or if its server shuts down.
     pub(super) fn is_connection(&self) -> bool {
         match self {
             Self::Database(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) => true,
@@ -57,16 +57,17 @@ impl<E> Failure<E> {
         }
     }
 
-    /// Whether the database refused it because a row that it refers to, or that refers to it, is (not) there.
+    /// Returns true if a foreign key was violated: a referenced row is missing, or a row is still
+    /// referenced.
     pub(super) fn is_foreign_key(&self) -> bool {
         matches!(self, Self::Database(error)
             if error.as_database_error().is_some_and(DatabaseError::is_foreign_key_violation))
     }
 }
 
-impl<E: From<StoreError>> Failure<E> {
-    /// The contract's error.
-    pub(super) fn into_error(self) -> E {
+impl<E: From<StoreError>> TxError<E> {
+    /// Converts to the error of the contract.
+    pub(super) fn into_store_error(self) -> E {
         match self {
             Self::Refused(error) => error,
             Self::Store(error) => error.into(),
@@ -82,7 +83,7 @@ fn sql_state(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(DatabaseError::code).map(std::borrow::Cow::into_owned)
 }
 
-/// What a database error means to the store's callers.
+/// Converts a database error.
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     use sqlx::Error as E;
     match &error {
@@ -96,7 +97,7 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
             StoreError::Inconsistent(error.to_string())
         }
         E::Database(report) => match report.code().as_deref() {
-            Some(state) if passes_with_time(state) => {
+            Some(state) if is_transient(state) => {
                 StoreError::Unavailable(format!("PostgreSQL says {state}: {}", report.message()))
             }
             _ => StoreError::Backend(Box::new(error)),
@@ -105,9 +106,9 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// SQL states that say "not now": the connection or its authentication (08, 28), resources (53), a server that starts,
-/// stops, cancels or times out (57), a lock that was not free (55P03), a server that became a standby (25006) and
-/// conflicts that repeating did not solve (40).
-fn passes_with_time(state: &str) -> bool {
+/// Returns true for SQL states that may pass: the connection or its authentication (08, 28), resources
+/// (53), a server that starts, stops, cancels or times out (57), a lock that was not free (55P03), a
+/// server that became a standby (25006), and conflicts that retries did not resolve (40).
+fn is_transient(state: &str) -> bool {
     ["08", "28", "40", "53", "57"].iter().any(|class| state.starts_with(class)) || matches!(state, "55P03" | "25006")
 }
