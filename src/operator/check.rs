@@ -12,8 +12,8 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
 
-use super::access;
 use super::access::{Feature, Scope};
+use super::rbac;
 use crate::crd::{self, API_VERSION, GROUP, VERSION};
 
 /// One thing that the operator needs.
@@ -123,7 +123,7 @@ pub async fn check_permissions(client: &Client, expected: &Expected) -> anyhow::
 fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
     let Expected { namespace, without, secret_namespaces } = expected;
     let mut questions = Vec::new();
-    for rule in access().iter().filter(|rule| !without.contains(&rule.feature)) {
+    for rule in rbac::rules().iter().filter(|rule| !without.contains(&rule.feature)) {
         for name in rule.resources {
             let (resource, subresource) =
                 name.split_once('/').map_or((*name, None), |(resource, sub)| (resource, Some(sub)));

@@ -6,6 +6,18 @@
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
+use super::access::{Access, Feature, Scope};
+
+/// Permissions to emit events.
+pub(super) const ACCESS: &[Access] = &[Access {
+    group: "events.k8s.io",
+    resources: &["events"],
+    verbs: &["create", "patch"],
+    scope: Scope::Cluster,
+    feature: Feature::Core,
+    why: "events",
+}];
+
 /// What the API takes of a note, in bytes.
 pub const LONGEST_NOTE: usize = 1024;
 

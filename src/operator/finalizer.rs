@@ -11,7 +11,8 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::controllers::FINALIZER;
+/// The finalizer of every kind.
+pub const FINALIZER: &str = "wharfage.dev/finalizer";
 
 const FIELD_MANAGER: &str = "wharfage-finalizer";
 

@@ -2,7 +2,6 @@
 //!
 //! Everything that a plan decides is decided by name, so that a plan of such a slice is the whole plan's part about it.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,8 +9,9 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::core::PartialObjectMeta;
 
-use super::context::Stores;
 use super::session::Sessions;
+use super::stores::Stores;
+use crate::crd::common::older;
 use crate::crd::{LifecyclePolicy, Registry, Repository};
 use crate::names::RepositoryName;
 use crate::plan::Resources;
@@ -83,10 +83,4 @@ fn staying<K: kube::Resource>(mut objects: Vec<Arc<K>>) -> Vec<Arc<K>> {
     objects.retain(|it| it.meta().deletion_timestamp.is_none());
     objects.sort_by(|a, b| older(&**a, &**b));
     objects
-}
-
-/// Which of two resources has precedence: the older; of two of the same second the one that comes first by name.
-pub fn older<K: kube::Resource>(a: &K, b: &K) -> Ordering {
-    let key = |it: &K| (it.meta().creation_timestamp.clone().map(|it| it.0), it.namespace(), it.name_any());
-    key(a).cmp(&key(b))
 }

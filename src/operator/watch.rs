@@ -28,6 +28,16 @@ impl<K> Change<K> {
     }
 }
 
+impl<K: Resource> Change<K> {
+    /// The UID of the object, if it is gone.
+    pub fn deleted_uid(&self) -> Option<&str> {
+        match self {
+            Self { old: Some(old), new: None } => old.meta().uid.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// Keeps the objects that are followed, for others to read. Only [`follow`] writes to it.
 pub trait Keeper<K>
 where

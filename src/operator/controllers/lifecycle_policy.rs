@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::reflector::Store;
 use kube::{Api, ResourceExt as _};
 
-pub use memory::Memory;
-
-use super::{Done, Error, Past, WAIT, jittered, publish, refused_by_registry, registered, requested, show, unrepaired};
+use super::{
+    Done, Error, KindController, Past, WAIT, jittered, publish, refused_by_registry, registered, requested, show,
+    unrepaired,
+};
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
     Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Registry,
@@ -25,37 +27,73 @@ use crate::names::RepositoryName;
 use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::events::LONGEST_NOTE;
-use crate::operator::finalizer;
 use crate::operator::session::{Away, Freshness, Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::watch::Change;
+use crate::operator::{finalizer, in_use};
 use crate::plan::model::ApiError;
 use crate::plan::{Action, FieldChange, Object};
-use memory::{Kept, Turns};
+use memory::{Kept, Memory, Turns};
 use outcome::{Went, carried_out, counted, names, only, told};
 use turn::{Policing, Released, Turn};
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
 
-pub(in crate::operator) const KIND: &str = "LifecyclePolicy";
+const KIND: &str = "LifecyclePolicy";
 
 /// How soon a preview that goes on is looked at again, and how late at most.
 const PREVIEW: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Brings one LifecyclePolicy in line.
-pub(in crate::operator) async fn reconcile(policy: Arc<LifecyclePolicy>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let namespace = policy.namespace().unwrap_or_default();
-    let api: Api<LifecyclePolicy> = Api::namespaced(ctx.client.clone(), &namespace);
-    let object = Object { kind: KIND, namespace, name: policy.name_any() };
-    let work = Work { ctx: &ctx, api, policy: &policy, object };
-    if policy.metadata.deletion_timestamp.is_some() {
-        return work.let_go().await;
+/// Reconciles LifecyclePolicies.
+pub(in crate::operator) struct LifecyclePolicyController {
+    ctx: Arc<Context>,
+    /// The last results in the repositories of each policy.
+    turns: Memory,
+    /// Caches of in-use protection.
+    in_use: in_use::run::Shared,
+}
+
+impl LifecyclePolicyController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, turns: Memory::default(), in_use: in_use::run::Shared::default() }
     }
-    if policy.suspended() {
-        return work.rest().await;
+
+    /// Forgets a policy that is gone.
+    pub(in crate::operator) fn changed(&self, change: &Change<LifecyclePolicy>) {
+        if let Some(uid) = change.deleted_uid() {
+            self.turns.forget(uid);
+        }
     }
-    match work.bring_in_line().await? {
-        Some(outcome) => work.conclude(outcome).await,
-        None => Ok(Done::outdated()),
+}
+
+impl KindController for LifecyclePolicyController {
+    type Object = LifecyclePolicy;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 8;
+
+    fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    fn store(&self) -> Store<LifecyclePolicy> {
+        self.ctx.stores.lifecycle_policies.clone()
+    }
+
+    async fn reconcile(self: Arc<Self>, policy: Arc<LifecyclePolicy>) -> Result<Done, Error> {
+        let namespace = policy.namespace().unwrap_or_default();
+        let api = Api::namespaced(self.ctx.client.clone(), &namespace);
+        let object = Object { kind: KIND, namespace, name: policy.name_any() };
+        let work = Work { ctx: &self.ctx, turns: &self.turns, in_use: &self.in_use, api, policy: &policy, object };
+        if policy.metadata.deletion_timestamp.is_some() {
+            return work.let_go().await;
+        }
+        if policy.suspended() {
+            return work.rest().await;
+        }
+        match work.bring_in_line().await? {
+            Some(outcome) => work.conclude(outcome).await,
+            None => Ok(Done::outdated()),
+        }
     }
 }
 
@@ -78,6 +116,8 @@ impl Outcome {
 
 struct Work<'a> {
     ctx: &'a Context,
+    turns: &'a Memory,
+    in_use: &'a in_use::run::Shared,
     api: Api<LifecyclePolicy>,
     policy: &'a LifecyclePolicy,
     object: Object,
@@ -121,7 +161,7 @@ impl Work<'_> {
         let told = self.status().repositories.into_iter().filter_map(|it| it.name.parse().ok()).collect::<Vec<_>>();
         let cluster = &self.ctx.settings.cluster;
         let tagged = session.governed_by(|owner| owner.is(cluster, &self.object));
-        let had = told.into_iter().chain(self.ctx.turns.had(self.uid())).chain(tagged);
+        let had = told.into_iter().chain(self.turns.had(self.uid())).chain(tagged);
         had.filter(|name| !chosen.contains(name)).collect()
     }
 
@@ -131,6 +171,7 @@ impl Work<'_> {
         let asked = requested(self.policy, before.last_handled_reconcile_at.as_ref());
         Policing {
             ctx: self.ctx,
+            in_use: self.in_use,
             policy: self.policy,
             object: &self.object,
             registry,
@@ -172,10 +213,10 @@ impl Work<'_> {
         if let Some(missing) = self.missing(&chosen) {
             let findings =
                 Findings { references: Some(Err(missing.clone())), ..Findings::of(Standing::Waiting(missing)) };
-            self.ctx.turns.remember(self.uid(), self.generation(), Turns::new());
+            self.turns.remember(self.uid(), self.generation(), Turns::new());
             return Ok(Some(Outcome { outcomes: Some(Vec::new()), ..Outcome::of(findings, jittered(WAIT)) }));
         }
-        let before = self.ctx.turns.recall(self.uid(), self.generation(), &self.status());
+        let before = self.turns.recall(self.uid(), self.generation(), &self.status());
         for name in &chosen {
             match policing.turn(name, before.get(name)).await {
                 Ok(Some(turn)) => course.take(name, turn, before.get(name)),
@@ -189,14 +230,14 @@ impl Work<'_> {
                     }
                     self.tell(&course).await;
                     let outcomes = course.outcomes();
-                    self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
+                    self.turns.remember(self.uid(), self.generation(), course.turns);
                     return Ok(Some(self.away(&away, Some(outcomes))));
                 }
             }
         }
         self.tell(&course).await;
         let outcome = self.sum_up(&course, policing.past);
-        self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
+        self.turns.remember(self.uid(), self.generation(), course.turns);
         Ok(Some(outcome))
     }
 

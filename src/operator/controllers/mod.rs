@@ -31,8 +31,6 @@ use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, Desired, Observed, ObservedRepository, Refused};
 use crate::plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
-/// The finalizer of every kind.
-pub const FINALIZER: &str = "wharfage.dev/finalizer";
 /// Set by people: whenever its value changes, the resource is looked at anew.
 pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
 /// How long something that waits for another resource rests, if nothing wakes it.
@@ -81,57 +79,70 @@ impl Done {
     }
 }
 
-/// Runs a kind's controller until the term is asked to stop, then until what it is busy with has ended.
-///
-/// It is triggered by the wake queue alone: `dispatch` decides what wakes whom.
-pub(super) async fn run<K, F>(
-    kind: &'static str,
-    ctx: Arc<Context>,
-    store: Store<K>,
-    wake: impl Stream<Item = ObjectRef<K>> + Send + 'static,
-    concurrency: u16,
-    term: Term,
-    mut reconcile: impl FnMut(Arc<K>, Arc<Context>) -> F,
-) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-    F: Future<Output = Result<Done, Error>> + Send + 'static,
-{
-    let queue = Arc::new(ctx.metrics.queue(kind));
-    let (woken, begun, gone) = (Arc::clone(&queue), Arc::clone(&queue), queue);
-    let measured = move |object: Arc<K>, ctx: Arc<Context>| {
+/// The controller of one kind: the shared context, and what it remembers itself.
+pub(super) trait KindController: Send + Sync + 'static {
+    /// The kind that it reconciles.
+    type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static;
+    /// The kind's name.
+    const KIND: &'static str;
+    /// How many reconciles run at once.
+    const CONCURRENCY: u16;
+
+    /// The context that all controllers share.
+    fn context(&self) -> &Context;
+
+    /// The store of its kind.
+    fn store(&self) -> Store<Self::Object>;
+
+    /// Reconciles one object.
+    fn reconcile(
+        self: Arc<Self>,
+        object: Arc<Self::Object>,
+    ) -> impl Future<Output = Result<Done, Error>> + Send + 'static;
+}
+
+/// Runs a controller until the term is asked to stop, then until its running reconciles have ended. Only its queue triggers it.
+pub(super) async fn run<C: KindController>(
+    controller: Arc<C>,
+    queue: impl Stream<Item = ObjectRef<C::Object>> + Send + 'static,
+    term: &Term,
+) {
+    let depth = Arc::new(controller.context().metrics.queue(C::KIND));
+    let (queued, begun, gone) = (Arc::clone(&depth), Arc::clone(&depth), depth);
+    let measured = move |object: Arc<C::Object>, controller: Arc<C>| {
         begun.taken(&(object.namespace(), object.name_any()));
         let began = Instant::now();
-        let old = ctx.written.is_ahead_of(&*object);
-        let work = reconcile(object, Arc::clone(&ctx));
         async move {
-            if old {
+            if controller.context().written.is_ahead_of(&*object) {
                 return Ok(Action::requeue(CATCH_UP));
             }
-            let done = work.await;
+            let done = Arc::clone(&controller).reconcile(object).await;
             let outcome = done.as_ref().map_or(Outcome::failed, |done| done.outcome);
-            ctx.metrics.reconciled(kind, outcome, began.elapsed());
+            controller.context().metrics.reconciled(C::KIND, outcome, began.elapsed());
             done.map(|done| done.next)
         }
     };
-    Controller::for_shared_stream(stream::pending(), store)
-        .with_config(Config::default().concurrency(concurrency))
-        .reconcile_on(wake.inspect(move |object| woken.woken((object.namespace.clone(), object.name.clone()))))
-        .graceful_shutdown_on(async move { term.stopping().await })
-        .run(measured, again, ctx)
+    let stopping = term.clone();
+    Controller::for_shared_stream(stream::pending(), controller.store())
+        .with_config(Config::default().concurrency(C::CONCURRENCY))
+        .reconcile_on(queue.inspect(move |object| queued.woken((object.namespace.clone(), object.name.clone()))))
+        .graceful_shutdown_on(async move { stopping.stopping().await })
+        .run(measured, error_policy, controller)
         .for_each(|outcome| {
             match outcome {
                 Ok(_) => {}
                 Err(ControllerError::ObjectNotFound(object)) => gone.taken(&(object.namespace, object.name)),
-                Err(error) => tracing::debug!(kind, %error, "a reconcile came to nothing"),
+                Err(error) => tracing::debug!(kind = C::KIND, %error, "a reconcile came to nothing"),
             }
             std::future::ready(())
         })
         .await;
 }
 
-/// When to try again after the API server did not take what it was given.
-fn again<K: Resource<DynamicType = ()>>(object: Arc<K>, error: &Error, _: Arc<Context>) -> Action {
-    tracing::warn!(kind = %K::kind(&()), namespace = object.namespace(), name = object.name_any(), %error, "the API server refused");
+/// Requeues an object after an error of the API server.
+fn error_policy<C: KindController>(object: Arc<C::Object>, error: &Error, _: Arc<C>) -> Action {
+    let kind = C::KIND;
+    tracing::warn!(kind, namespace = object.namespace(), name = object.name_any(), %error, "the API server refused");
     Action::requeue(jittered(Duration::from_secs(5)))
 }
 
@@ -347,6 +358,7 @@ mod tests {
 
     use super::*;
     use crate::crd::Repository;
+    use crate::operator::finalizer::FINALIZER;
     use crate::plan::ownership::{Manages, OnRemoval, Owner, Ownership};
     use crate::tag_mutability::TagMutability;
 

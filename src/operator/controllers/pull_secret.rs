@@ -10,12 +10,12 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, WAIT, away, jittered, next, publish, refused_by_registry, registry_missing, registry_not_ready,
-    requested,
+    Done, Error, KindController, WAIT, away, jittered, next, publish, refused_by_registry, registry_missing,
+    registry_not_ready, requested,
 };
 use crate::apply::{authorization_token, host as host_of};
 use crate::crd::{PullSecret, PullSecretStatus, Registry};
@@ -25,7 +25,7 @@ use crate::operator::finalizer;
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
 use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, decide};
 use crate::operator::pull_secrets::marks::{Held, Owner, source};
-use crate::operator::pull_secrets::tokens::{Issued, not_yet};
+use crate::operator::pull_secrets::tokens::{Issued, Tokens, not_yet};
 use crate::operator::session::{Session, Trouble};
 use crate::operator::status::{self, Because, Findings, Standing};
 use crate::operator::workload;
@@ -56,39 +56,67 @@ pub(in crate::operator) const ACCESS: &[Access] = &{
     ]
 };
 
-pub(in crate::operator) const KIND: &str = "PullSecret";
+const KIND: &str = "PullSecret";
 
 /// How soon a registry is asked again whose Pods are being replaced.
 const ROLLOUT: Duration = Duration::from_secs(10);
 /// Requests to the API server that are under way at once for one PullSecret.
 const AT_ONCE: usize = 8;
 
-/// Brings one PullSecret in line.
-pub(in crate::operator) async fn reconcile(pull_secret: Arc<PullSecret>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let work = Work {
-        api: Api::namespaced(ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
-        owner: Owner::of(&pull_secret),
-        secret_name: pull_secret.secret_name(),
-        service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
-        ctx: &ctx,
-        pull_secret: &pull_secret,
-    };
-    if !ctx.settings.has(Feature::PullSecrets) {
-        return work.go_without().await;
+/// Reconciles PullSecrets.
+pub(in crate::operator) struct PullSecretController {
+    ctx: Arc<Context>,
+    /// The tokens that go into Secrets.
+    tokens: Tokens,
+}
+
+impl PullSecretController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, tokens: Tokens::default() }
     }
-    if pull_secret.metadata.deletion_timestamp.is_some() {
-        return work.take_all_away().await;
+}
+
+impl KindController for PullSecretController {
+    type Object = PullSecret;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 4;
+
+    fn context(&self) -> &Context {
+        &self.ctx
     }
-    if pull_secret.suspended() {
-        return work.rest().await;
+
+    fn store(&self) -> Store<PullSecret> {
+        self.ctx.stores.pull_secrets.clone()
     }
-    finalizer::add(&work.api, &pull_secret).await?;
-    let outcome = work.bring_in_line().await?;
-    work.conclude(outcome).await
+
+    async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<Done, Error> {
+        let work = Work {
+            api: Api::namespaced(self.ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
+            owner: Owner::of(&pull_secret),
+            secret_name: pull_secret.secret_name(),
+            service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
+            ctx: &self.ctx,
+            tokens: &self.tokens,
+            pull_secret: &pull_secret,
+        };
+        if !self.ctx.settings.has(Feature::PullSecrets) {
+            return work.go_without().await;
+        }
+        if pull_secret.metadata.deletion_timestamp.is_some() {
+            return work.take_all_away().await;
+        }
+        if pull_secret.suspended() {
+            return work.rest().await;
+        }
+        finalizer::add(&work.api, &pull_secret).await?;
+        let outcome = work.bring_in_line().await?;
+        work.conclude(outcome).await
+    }
 }
 
 struct Work<'a> {
     ctx: &'a Context,
+    tokens: &'a Tokens,
     api: Api<PullSecret>,
     pull_secret: &'a PullSecret,
     owner: Owner,
@@ -113,7 +141,7 @@ impl Work<'_> {
         let marked: Vec<Held> = self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).collect();
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
         let asked = requested(self.pull_secret, self.status().last_handled_reconcile_at.as_ref());
-        let issued = self.ctx.tokens.get(&self.owner);
+        let issued = self.tokens.get(&self.owner);
         // New credentials, or a request that the token at hand doesn't answer yet.
         let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
             session.as_ref().is_some_and(|it| it.fingerprint() != issued.session)
@@ -326,7 +354,7 @@ impl Work<'_> {
                 }
                 let source = source(session.ecr().identity(), host);
                 let issued = Issued::new(&token, &self.owner, source, session.fingerprint(), asked, now);
-                self.ctx.tokens.put(self.owner.clone(), issued.clone());
+                self.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
             Err(Trouble::Away(it)) => {
@@ -480,7 +508,7 @@ impl Work<'_> {
             return Ok(Done::standing(&Standing::Waiting(because), MOMENT));
         }
         finalizer::remove(&self.api, self.pull_secret).await?;
-        self.ctx.tokens.remove(&self.owner);
+        self.tokens.remove(&self.owner);
         Ok(Done::resting())
     }
 

@@ -10,32 +10,34 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt as _};
 use secrecy::SecretString;
 
-use super::{Done, Error, WAIT, away, jittered, next, refused_by_registry, requested};
+use super::{Done, Error, KindController, WAIT, away, jittered, next, refused_by_registry, requested};
 use crate::apply::{Access as Reach, Ecr, Identity, ImageUsage, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
 use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
 use crate::crd::{DeletionPolicy, Registry, RegistryStatus, condition};
-use crate::operator::Settings;
 use crate::operator::access::{Access, Feature, own_kind};
 use crate::operator::calls::Calls;
 use crate::operator::context::Context;
-use crate::operator::dispatch;
-use crate::operator::finalizer;
-use crate::operator::secrets::{self, SecretName};
+use crate::operator::secrets::{self, SecretName, SecretWatches};
 use crate::operator::session::{Session, Totals, Trouble};
+use crate::operator::settings::Settings;
 use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::watch::Change;
+use crate::operator::{finalizer, triggers};
 use crate::plan::{desired_settings, unenforced_settings};
+use managed::Applied;
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["registries"], &["registries/status"]);
 
 /// What managed registries take.
-pub(in crate::operator) use managed::{ACCESS as MANAGED_ACCESS, Applied, follow_workloads};
+pub(in crate::operator) use managed::{ACCESS as MANAGED_ACCESS, watch_workloads};
 
-pub(in crate::operator) const KIND: &str = "Registry";
+const KIND: &str = "Registry";
 
 /// How often a workload that isn't there yet is looked at: why its pods don't run is told by them alone.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -46,43 +48,101 @@ const PULSE: Duration = Duration::from_secs(60);
 /// Repositories that ECR lets a registry have.
 const REPOSITORIES_LIMIT: i64 = 100_000;
 
-/// Brings one Registry in line.
-pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let name = registry.name_any();
-    if registry.metadata.deletion_timestamp.is_some() {
-        return let_go(&ctx, &registry).await;
+/// Reconciles Registries.
+pub(in crate::operator) struct RegistryController {
+    ctx: Arc<Context>,
+    /// Watches of the Secrets that Registries name.
+    secrets: SecretWatches,
+    /// The last applied objects of managed registries.
+    applied: Applied,
+}
+
+impl RegistryController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, secrets: SecretWatches::default(), applied: Applied::default() }
     }
-    let wanted = referenced(&registry, &ctx.settings.namespace);
-    ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &wanted);
+
+    /// Drops what is known of a registry that a Registry does not point to any more.
+    pub(in crate::operator) fn changed(&self, change: &Change<Registry>) {
+        let Some(registry) = change.either() else { return };
+        // The namespaces that the Registry allows now may not use what was known at the old place.
+        if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
+            self.ctx.sessions.remove(&registry.name_any());
+        }
+        if change.new.is_none() {
+            self.forget(&registry.name_any());
+        }
+    }
+
+    /// Forgets a Registry that is gone.
+    fn forget(&self, name: &str) {
+        self.ctx.sessions.forget(name);
+        self.ctx.metrics.forget_registry(name);
+        self.secrets.follow(&self.ctx.client, &self.ctx.triggers, name, &BTreeSet::new());
+    }
+}
+
+/// Identifies a Registry and the place that its spec points to.
+fn place(registry: &Registry) -> impl PartialEq + use<> {
+    let spec = registry.spec.clone();
+    (registry.uid(), spec.region, spec.registry_id, spec.endpoint, spec.aws)
+}
+
+impl KindController for RegistryController {
+    type Object = Registry;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 8;
+
+    fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    fn store(&self) -> Store<Registry> {
+        self.ctx.stores.registries.clone()
+    }
+
+    async fn reconcile(self: Arc<Self>, registry: Arc<Registry>) -> Result<Done, Error> {
+        reconcile(&self, &registry).await
+    }
+}
+
+async fn reconcile(controller: &RegistryController, registry: &Registry) -> Result<Done, Error> {
+    let (ctx, name) = (&*controller.ctx, registry.name_any());
+    if registry.metadata.deletion_timestamp.is_some() {
+        return let_go(controller, registry).await;
+    }
+    let wanted = referenced(registry, &ctx.settings.namespace);
+    controller.secrets.follow(&ctx.client, &ctx.triggers, &name, &wanted);
     let mut outcome = match &registry.spec.managed {
-        Some(managed) => run(&ctx, &registry, managed).await?,
-        None => match reach(&ctx, &registry, &wanted).await? {
-            Ok(reached) => serve(&ctx, &registry, reached).await,
+        Some(managed) => run(controller, registry, managed).await?,
+        None => match reach(ctx, registry, &wanted).await? {
+            Ok(reached) => serve(ctx, registry, reached).await,
             Err(findings) => {
-                end_session(&ctx, &name);
+                end_session(ctx, &name);
                 ctx.metrics.registry_down(&name);
                 Outcome { findings: *findings, ..Outcome::default() }
             }
         },
     };
-    let notes = unenforced_settings(&registry, &desired_settings(&registry, &ctx.settings.cluster));
+    let notes = unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
     outcome.findings.standing = outcome.findings.standing.with_notes(&notes);
     // It went meanwhile, and was forgotten before all of this was made.
     if ctx.stores.registry(&name).is_none_or(|it| it.uid() != registry.uid()) {
-        dispatch::forget_registry(&ctx, &name);
+        controller.forget(&name);
         return Ok(Done::resting());
     }
-    conclude(&ctx, &registry, outcome).await
+    conclude(ctx, registry, outcome).await
 }
 
 /// The Registry goes. What it manages goes with it, or stays; no other registry is touched.
-async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
+async fn let_go(controller: &RegistryController, registry: &Registry) -> Result<Done, Error> {
+    let ctx = &*controller.ctx;
     if !finalizer::has(registry) {
         return Ok(Done::resting());
     }
     if let Some(managed) = &registry.spec.managed {
         if ctx.settings.has(Feature::ManagedRegistries) {
-            if let Some(findings) = managed::let_go(ctx, registry, managed).await? {
+            if let Some(findings) = managed::let_go(controller, registry, managed).await? {
                 let retry = Some(jittered(STUCK));
                 return conclude(ctx, registry, Outcome { findings, retry, ..Outcome::default() }).await;
             }
@@ -97,14 +157,19 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
 }
 
 /// Sees to a managed registry's workload, and to its session once a replica serves.
-async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Outcome, Error> {
+async fn run(
+    controller: &RegistryController,
+    registry: &Registry,
+    managed: &ManagedRegistry,
+) -> Result<Outcome, Error> {
+    let ctx = &*controller.ctx;
     let name = registry.name_any();
     if !ctx.settings.has(Feature::ManagedRegistries) {
         end_session(ctx, &name);
         return Ok(without_managed_registries());
     }
     finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
-    let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
+    let managed::Managed { standing, endpoint, way } = managed::reconcile(controller, registry, managed).await?;
     let (Some(place), Some(way)) = (&endpoint, way) else {
         end_session(ctx, &name);
         // Nobody asks it, so that no call tells.
@@ -151,7 +216,7 @@ fn without_managed_registries() -> Outcome {
 /// The registry cannot be asked any more: what is in it waits from now on, and says so.
 fn end_session(ctx: &Context, registry: &str) {
     if ctx.sessions.remove(registry) {
-        dispatch::all_in(&ctx.stores, &ctx.wake, registry);
+        triggers::requeue_registry(&ctx.stores, &ctx.triggers, registry);
     }
 }
 
@@ -301,17 +366,17 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
                     return Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() };
                 }
             };
-            let (stores, wake, registry) = (ctx.stores.clone(), ctx.wake.clone(), name.clone());
+            let (stores, triggers, registry) = (ctx.stores.clone(), ctx.triggers.clone(), name.clone());
             let recovered = move || {
-                wake.registry(kube::runtime::reflector::ObjectRef::new(&registry));
-                dispatch::all_in(&stores, &wake, &registry);
+                triggers.registry(ObjectRef::new(&registry));
+                triggers::requeue_registry(&stores, &triggers, &registry);
             };
             let session = Arc::new(Session::new(&name, ecr, fingerprint, recovered));
             if let Some(before) = ctx.sessions.last(&name) {
                 session.take_over(&before, &place).await;
             }
             ctx.sessions.put(&name, Arc::clone(&session));
-            dispatch::all_in(&ctx.stores, &ctx.wake, &name);
+            triggers::requeue_registry(&ctx.stores, &ctx.triggers, &name);
             session
         }
     };

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::reflector::Store;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    Done, Error, Past, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal, refused_by_registry,
-    registered, requested, show, step_for, unrepaired,
+    Done, Error, KindController, Past, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal,
+    refused_by_registry, registered, requested, show, step_for, unrepaired,
 };
 use crate::apply::{Listed, RepositoryNeeds};
 use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus};
@@ -18,28 +19,52 @@ use crate::operator::context::Context;
 use crate::operator::session::{Freshness, Held, Session, Trouble};
 use crate::operator::slice::Slice;
 use crate::operator::status::{self, Because, Findings, Standing};
-use crate::operator::{dispatch, finalizer};
+use crate::operator::{finalizer, triggers};
 use crate::plan::model::{Desired, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
 use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
 
 pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["repositories"], &["repositories/status"]);
 
-pub(in crate::operator) const KIND: &str = "Repository";
+const KIND: &str = "Repository";
 
-/// Brings one Repository in line.
-pub(in crate::operator) async fn reconcile(repository: Arc<Repository>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let api: Api<Repository> = Api::namespaced(ctx.client.clone(), &repository.namespace().unwrap_or_default());
-    let work = Work { ctx: &ctx, api, repository: &repository, object: object(&repository) };
-    if repository.metadata.deletion_timestamp.is_some() {
-        return work.let_go().await;
+/// Reconciles Repositories.
+pub(in crate::operator) struct RepositoryController {
+    ctx: Arc<Context>,
+}
+
+impl RepositoryController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx }
     }
-    if repository.suspended() {
-        return work.rest().await;
+}
+
+impl KindController for RepositoryController {
+    type Object = Repository;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 32;
+
+    fn context(&self) -> &Context {
+        &self.ctx
     }
-    match work.bring_in_line().await? {
-        Some(outcome) => work.conclude(outcome).await,
-        None => Ok(Done::outdated()),
+
+    fn store(&self) -> Store<Repository> {
+        self.ctx.stores.repositories.clone()
+    }
+
+    async fn reconcile(self: Arc<Self>, repository: Arc<Repository>) -> Result<Done, Error> {
+        let api = Api::namespaced(self.ctx.client.clone(), &repository.namespace().unwrap_or_default());
+        let work = Work { ctx: &self.ctx, api, repository: &repository, object: object(&repository) };
+        if repository.metadata.deletion_timestamp.is_some() {
+            return work.let_go().await;
+        }
+        if repository.suspended() {
+            return work.rest().await;
+        }
+        match work.bring_in_line().await? {
+            Some(outcome) => work.conclude(outcome).await,
+            None => Ok(Done::outdated()),
+        }
     }
 }
 
@@ -355,7 +380,7 @@ impl Work<'_> {
         let status = (self.repository.status.as_ref(), &after);
         publish(KIND, self.ctx, &self.api, self.repository, status, &before.conditions, &findings).await?;
         if let (false, Standing::Ready(_)) = (status::is_ready(&before.conditions), &findings.standing) {
-            dispatch::repository_stands(self.ctx, self.repository);
+            triggers::repository_ready(&self.ctx.stores, &self.ctx.triggers, self.repository);
         }
         Ok(Done::standing(&findings.standing, next))
     }

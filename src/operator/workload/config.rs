@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 
-use super::{OPERATIONS_PORT, Plan, REGISTRY_PORT, Shape, pods, public_url};
+use super::{OPERATIONS_PORT, Plan, REGISTRY_PORT, Shape, public_url};
 
+/// Where the volume is mounted: where the image has its data folder.
+pub(super) const DATA: &str = "/var/lib/wharfage";
+/// Where the certificate is mounted.
+pub(super) const TLS: &str = "/etc/wharfage/tls";
 /// How long running transfers may go on once a pod takes nothing new.
 pub(super) const GRACE_SECONDS: u16 = 60;
 /// How long a pod that is to end goes on taking requests where others serve beside it: until the cluster's proxies have
@@ -34,11 +38,11 @@ impl Plan<'_> {
         ]);
         match self.shape() {
             Shape::Replicated => variables.insert("WHARFAGE_SHUTDOWN_DELAY", DELAY_SECONDS.to_string()),
-            Shape::Single(_) => variables.insert("WHARFAGE_DATA", pods::DATA.to_owned()),
+            Shape::Single(_) => variables.insert("WHARFAGE_DATA", DATA.to_owned()),
         };
         if self.managed.tls.is_some() {
-            variables.insert("WHARFAGE_TLS_CERT", format!("{}/tls.crt", pods::TLS));
-            variables.insert("WHARFAGE_TLS_KEY", format!("{}/tls.key", pods::TLS));
+            variables.insert("WHARFAGE_TLS_CERT", format!("{}/tls.crt", TLS));
+            variables.insert("WHARFAGE_TLS_KEY", format!("{}/tls.key", TLS));
         } else {
             variables.insert("WHARFAGE_ALLOW_PLAIN_HTTP", true.to_string());
         }

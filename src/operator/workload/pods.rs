@@ -10,15 +10,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use secrecy::ExposeSecret as _;
 
-use super::config::{DELAY_SECONDS, GRACE_SECONDS};
+use super::config::{DATA, DELAY_SECONDS, GRACE_SECONDS, TLS};
 use super::secrets::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 use super::volume::TEMPLATE;
 use super::{OPERATIONS_PORT, Plan, REGISTRY_PORT, Shape, given, listed, tls_secret};
 
-/// Where the volume is mounted: where the image has its data folder.
-pub(super) const DATA: &str = "/var/lib/wharfage";
-/// Where the certificate is mounted.
-pub(super) const TLS: &str = "/etc/wharfage/tls";
 /// The names of the ports.
 pub(super) const REGISTRY: &str = "registry";
 /// See [`REGISTRY`].

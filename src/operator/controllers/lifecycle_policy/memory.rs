@@ -52,7 +52,7 @@ pub(super) type Turns = HashMap<RepositoryName, Kept>;
 
 /// What is remembered of all policies, by their uid.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<HashMap<String, (Option<i64>, Turns)>>);
+pub(super) struct Memory(Mutex<HashMap<String, (Option<i64>, Turns)>>);
 
 impl Memory {
     /// What is remembered of a policy; for another generation nothing. What a status from before the start says counts.
@@ -78,7 +78,7 @@ impl Memory {
     }
 
     /// A policy is gone.
-    pub fn forget(&self, uid: &str) {
+    pub(super) fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }

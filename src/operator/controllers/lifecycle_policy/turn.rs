@@ -17,7 +17,7 @@ use crate::names::RepositoryName;
 use crate::operator::context::Context;
 use crate::operator::controllers::{Past, is_outdated, plan_for, refusal, refused_by_registry, step_for};
 use crate::operator::in_use::references::Hosts;
-use crate::operator::in_use::run::{Done, Failure, Run};
+use crate::operator::in_use::run::{Done, Failure, Run, Shared};
 use crate::operator::in_use::workloads::{CannotTell, Scope};
 use crate::operator::session::{Away, Freshness, Held, Session, Trouble};
 use crate::operator::slice::Slice;
@@ -33,6 +33,8 @@ const NEEDS: RepositoryNeeds = RepositoryNeeds { policy: false, lifecycle_policy
 /// A policy in its registry.
 pub(super) struct Policing<'a> {
     pub(super) ctx: &'a Context,
+    /// Caches of in-use protection.
+    pub(super) in_use: &'a Shared,
     pub(super) policy: &'a LifecyclePolicy,
     pub(super) object: &'a Object,
     pub(super) registry: &'a Registry,
@@ -291,7 +293,7 @@ impl Policing<'_> {
             policy: rules,
             client: &self.ctx.client,
             scope: &scope,
-            shared: &self.ctx.in_use,
+            shared: self.in_use,
             anew: self.asked.is_some() || !before.is_some_and(Kept::is_evaluated),
         };
         let decision = match run.preview().await {

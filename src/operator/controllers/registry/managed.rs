@@ -21,19 +21,18 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::super::Error;
-use super::{kept_away, missing};
+use super::{RegistryController, kept_away, missing};
 use crate::access_key::AccessKey;
 use crate::crd::registry::ManagedRegistry;
 use crate::crd::{DeletionPolicy, Registry};
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::context::Context;
-use crate::operator::dispatch;
 use crate::operator::secrets::SecretName;
 use crate::operator::status::{Because, FIELD_MANAGER, Findings, Standing};
-use crate::operator::watch;
 use crate::operator::workload::{
     self, Backends, Claim, Inputs, KeyPair, Names, Object, Pods, Progress, REGISTRY_LABEL, certificate_kind, reach,
 };
+use crate::operator::{triggers, watch};
 
 /// The verbs that what is applied, found again and taken away takes.
 const KEEP: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
@@ -73,7 +72,7 @@ const fn rule(
 
 /// Follows what managed registries are made of, so that what somebody changes there is put right at once. Their Secrets are
 /// followed by name, like those that a Registry names.
-pub(in crate::operator) fn follow_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
+pub(in crate::operator) fn watch_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
     macro_rules! follow {
         ($($kind:ty),*) => {$({
             let (api, follower) = (Api::<PartialObjectMeta<$kind>>::all(ctx.client.clone()), Arc::clone(ctx));
@@ -81,7 +80,7 @@ pub(in crate::operator) fn follow_workloads(ctx: &Arc<Context>, watches: &mut Jo
             let ours = watcher::Config::default().labels(REGISTRY_LABEL);
             watches.spawn(watch::follow(api, ours, writer, watch::everything, move |change| {
                 if let Some(object) = change.either() {
-                    dispatch::workload_changed(&follower, object.labels());
+                    triggers::workload_changed(&follower.stores, &follower.triggers, object.labels());
                 }
             }));
         })*};
@@ -131,8 +130,12 @@ pub(super) fn secrets(registry: &Registry, managed: &ManagedRegistry, operator: 
 }
 
 /// Brings a managed Registry's workload about, and says how it stands.
-pub(super) async fn reconcile(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Managed, Error> {
-    let work = Work::new(ctx, registry, managed);
+pub(super) async fn reconcile(
+    controller: &RegistryController,
+    registry: &Registry,
+    managed: &ManagedRegistry,
+) -> Result<Managed, Error> {
+    let work = Work::new(controller, registry, managed);
     let (pods, mut standing) = match work.bring_about().await {
         Ok(pods) => {
             let standing = work.judge(&pods).await.or_else(Obstacle::told)?;
@@ -161,11 +164,11 @@ pub(super) async fn reconcile(ctx: &Context, registry: &Registry, managed: &Mana
 /// The Registry goes: its workload goes with it, or is left alone, as its deletionPolicy says. Its root key, like its volume
 /// and its bucket, stays in any case. What keeps it from going, if something does.
 pub(super) async fn let_go(
-    ctx: &Context,
+    controller: &RegistryController,
     registry: &Registry,
     managed: &ManagedRegistry,
 ) -> Result<Option<Findings>, Error> {
-    let work = Work::new(ctx, registry, managed);
+    let work = Work::new(controller, registry, managed);
     let done = match registry.deletion_policy() {
         DeletionPolicy::Delete => work.take_away().await,
         DeletionPolicy::Retain => work.leave().await,
@@ -178,7 +181,7 @@ pub(super) async fn let_go(
 
 /// What was applied last: what is as it was then isn't applied again, so that a cluster at rest is only read.
 #[derive(Default)]
-pub(in crate::operator) struct Applied(Mutex<HashMap<(String, String, String), Mark>>);
+pub(super) struct Applied(Mutex<HashMap<(String, String, String), Mark>>);
 
 /// What was applied, and what the object became by it.
 #[derive(PartialEq, Eq)]
@@ -261,10 +264,11 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(ctx: &'a Context, registry: &'a Registry, managed: &'a ManagedRegistry) -> Self {
+    fn new(controller: &'a RegistryController, registry: &'a Registry, managed: &'a ManagedRegistry) -> Self {
+        let ctx = &controller.ctx;
         Self {
             client: &ctx.client,
-            applied: &ctx.applied,
+            applied: &controller.applied,
             registry,
             managed,
             operator_namespace: &ctx.settings.namespace,

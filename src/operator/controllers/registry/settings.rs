@@ -7,11 +7,11 @@ use kube::ResourceExt as _;
 
 use super::super::{Past, refusal, refused_by_registry, show, unrepaired};
 use crate::apply::{carry_out, observe_settings};
+use crate::crd::common::older;
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Registry, condition};
 use crate::operator::context::Context;
 use crate::operator::session::{Session, Trouble, is_away};
-use crate::operator::slice::older;
 use crate::operator::status::{Because, Standing, is_ready};
 use crate::plan::model::Observed;
 use crate::plan::{Desired, FieldChange, Step, contested, desired_settings, plan};

@@ -1,77 +1,112 @@
-//! What the resources of a kind are looked up by, so that a reconcile costs the same however many there are.
+//! The watched objects, and the keys by which they are found, so that a reconcile costs the same however many objects there are.
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
-use kube::runtime::reflector::ObjectRef;
+use kube::core::PartialObjectMeta;
+use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 
-use super::context::Stores;
-use crate::crd::{LifecyclePolicy, Repository};
+use super::access::Feature;
+use super::index::{Index, IndexedWriter, indexed_store};
+use super::pull_secrets::accounts::WatchedServiceAccount;
+use super::pull_secrets::marks::WatchedSecret;
+use super::settings::Settings;
+use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 use crate::names::RepositoryName;
 
-/// What a Repository is looked up by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum RepositoryKey {
-    /// The Registry that it is in.
-    Registry(String),
-    /// Its namespace.
-    Namespace(String),
-    /// The name that it asks for, in whatever Registry.
-    Asks(RepositoryName),
+/// The watched objects. Controllers start when the first list of every kind is complete.
+#[derive(Clone)]
+pub struct Stores {
+    /// Registries.
+    pub registries: Store<Registry>,
+    /// Repositories.
+    pub repositories: Store<Repository>,
+    /// Repositories by their keys.
+    repositories_by: Index<Repository, RepositoryKey>,
+    /// Lifecycle policies.
+    pub lifecycle_policies: Store<LifecyclePolicy>,
+    /// Lifecycle policies by their keys.
+    lifecycle_policies_by: Index<LifecyclePolicy, LifecyclePolicyKey>,
+    /// Pull secrets.
+    pub pull_secrets: Store<PullSecret>,
+    /// Secrets that pull secrets made.
+    pub pulled: Store<WatchedSecret>,
+    /// Service accounts.
+    pub service_accounts: Store<WatchedServiceAccount>,
+    /// Namespaces: their labels are all that is needed.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
 }
 
-impl RepositoryKey {
-    /// All keys of a Repository.
-    pub fn of(repository: &Repository) -> Vec<Self> {
-        let registry = &repository.spec.registry_ref.name;
-        let asks = repository.repository_name().map(Self::Asks);
-        let is_in = [Self::Registry(registry.clone()), Self::Namespace(repository.namespace().unwrap_or_default())];
-        is_in.into_iter().chain(asks).collect()
-    }
-}
-
-/// What a LifecyclePolicy is looked up by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum LifecyclePolicyKey {
-    /// The Registry whose repositories it is for.
-    Registry(String),
-    /// Its namespace.
-    Namespace(String),
-    /// Whom it may be about.
-    MayApplyTo {
-        /// Its namespace.
-        namespace: String,
-        /// Its Registry.
-        registry: String,
-        /// The Repository that it names; nothing if it chooses by labels.
-        repository: Option<String>,
-    },
-}
-
-impl LifecyclePolicyKey {
-    /// All keys of a LifecyclePolicy.
-    pub fn of(policy: &LifecyclePolicy) -> Vec<Self> {
-        let (namespace, registry) = (policy.namespace().unwrap_or_default(), policy.spec.registry_ref.name.clone());
-        let repository = policy.spec.repository_ref.as_ref().map(|it| it.name.clone());
-        vec![
-            Self::Registry(registry.clone()),
-            Self::Namespace(namespace.clone()),
-            Self::MayApplyTo { namespace, registry, repository },
-        ]
-    }
-
-    /// The keys of those that may be about a Repository.
-    fn about(repository: &Repository) -> [Self; 2] {
-        let (namespace, registry) = (repository.namespace().unwrap_or_default(), &repository.spec.registry_ref.name);
-        [Some(repository.name_any()), None].map(|repository| Self::MayApplyTo {
-            namespace: namespace.clone(),
-            registry: registry.clone(),
-            repository,
-        })
-    }
+/// The writing ends of the stores.
+pub(super) struct Writers {
+    pub(super) registries: Writer<Registry>,
+    pub(super) repositories: IndexedWriter<Repository, RepositoryKey>,
+    pub(super) lifecycle_policies: IndexedWriter<LifecyclePolicy, LifecyclePolicyKey>,
+    pub(super) pull_secrets: Writer<PullSecret>,
+    pub(super) pulled: Writer<WatchedSecret>,
+    pub(super) service_accounts: Writer<WatchedServiceAccount>,
+    pub(super) namespaces: Writer<PartialObjectMeta<Namespace>>,
 }
 
 impl Stores {
+    pub(super) fn new() -> (Self, Writers) {
+        let (registries, registries_writer) = store();
+        let (repositories, repositories_by, repositories_writer) = indexed_store(RepositoryKey::of);
+        let (lifecycle_policies, lifecycle_policies_by, lifecycle_policies_writer) =
+            indexed_store(LifecyclePolicyKey::of);
+        let (pull_secrets, pull_secrets_writer) = store();
+        let (pulled, pulled_writer) = store();
+        let (service_accounts, service_accounts_writer) = store();
+        let (namespaces, namespaces_writer) = store();
+        (
+            Self {
+                registries,
+                repositories,
+                repositories_by,
+                lifecycle_policies,
+                lifecycle_policies_by,
+                pull_secrets,
+                pulled,
+                service_accounts,
+                namespaces,
+            },
+            Writers {
+                registries: registries_writer,
+                repositories: repositories_writer,
+                lifecycle_policies: lifecycle_policies_writer,
+                pull_secrets: pull_secrets_writer,
+                pulled: pulled_writer,
+                service_accounts: service_accounts_writer,
+                namespaces: namespaces_writer,
+            },
+        )
+    }
+
+    /// Waits for the first complete list of every watched kind.
+    pub(super) async fn ready(&self, settings: &Settings) -> anyhow::Result<()> {
+        self.registries.wait_until_ready().await?;
+        self.repositories.wait_until_ready().await?;
+        self.lifecycle_policies.wait_until_ready().await?;
+        self.namespaces.wait_until_ready().await?;
+        self.pull_secrets.wait_until_ready().await?;
+        if settings.has(Feature::PullSecrets) {
+            self.pulled.wait_until_ready().await?;
+            self.service_accounts.wait_until_ready().await?;
+        }
+        Ok(())
+    }
+
+    /// A Registry by its name.
+    pub fn registry(&self, name: &str) -> Option<Arc<Registry>> {
+        self.registries.get(&ObjectRef::new(name))
+    }
+
+    /// A namespace by its name.
+    pub fn namespace(&self, name: &str) -> Option<Arc<PartialObjectMeta<Namespace>>> {
+        self.namespaces.get(&ObjectRef::new(name))
+    }
+
     /// The Repositories of a Registry.
     pub fn repositories_in(&self, registry: &str) -> Vec<Arc<Repository>> {
         self.repositories_by.with(RepositoryKey::Registry(registry.to_owned()))
@@ -116,6 +151,68 @@ impl Stores {
         let mut about = self.lifecycle_policies_by.any_of(&keys);
         about.retain(|policy| repositories.iter().any(|it| policy.applies_to(it)));
         about
+    }
+}
+
+/// Index keys of a Repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum RepositoryKey {
+    /// The Registry that it is in.
+    Registry(String),
+    /// Its namespace.
+    Namespace(String),
+    /// The name that it asks for, in whatever Registry.
+    Asks(RepositoryName),
+}
+
+impl RepositoryKey {
+    /// All keys of a Repository.
+    pub fn of(repository: &Repository) -> Vec<Self> {
+        let registry = &repository.spec.registry_ref.name;
+        let asks = repository.repository_name().map(Self::Asks);
+        let is_in = [Self::Registry(registry.clone()), Self::Namespace(repository.namespace().unwrap_or_default())];
+        is_in.into_iter().chain(asks).collect()
+    }
+}
+
+/// Index keys of a LifecyclePolicy.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LifecyclePolicyKey {
+    /// The Registry whose repositories it is for.
+    Registry(String),
+    /// Its namespace.
+    Namespace(String),
+    /// Whom it may be about.
+    MayApplyTo {
+        /// Its namespace.
+        namespace: String,
+        /// Its Registry.
+        registry: String,
+        /// The Repository that it names; nothing if it chooses by labels.
+        repository: Option<String>,
+    },
+}
+
+impl LifecyclePolicyKey {
+    /// All keys of a LifecyclePolicy.
+    pub fn of(policy: &LifecyclePolicy) -> Vec<Self> {
+        let (namespace, registry) = (policy.namespace().unwrap_or_default(), policy.spec.registry_ref.name.clone());
+        let repository = policy.spec.repository_ref.as_ref().map(|it| it.name.clone());
+        vec![
+            Self::Registry(registry.clone()),
+            Self::Namespace(namespace.clone()),
+            Self::MayApplyTo { namespace, registry, repository },
+        ]
+    }
+
+    /// The keys of those that may be about a Repository.
+    fn about(repository: &Repository) -> [Self; 2] {
+        let (namespace, registry) = (repository.namespace().unwrap_or_default(), &repository.spec.registry_ref.name);
+        [Some(repository.name_any()), None].map(|repository| Self::MayApplyTo {
+            namespace: namespace.clone(),
+            registry: registry.clone(),
+            repository,
+        })
     }
 }
 
