@@ -9,6 +9,7 @@ use aws_sdk_ecr::types::{
 };
 
 use super::client::{Ecr, api_error};
+use super::error::client_error;
 use super::observe::Listed;
 use super::settings;
 use crate::names::RepositoryName;
@@ -171,8 +172,4 @@ fn scanning(scan_on_push: bool) -> ImageScanningConfiguration {
 fn tags(wanted: &BTreeMap<String, String>) -> Result<Vec<Tag>, ApiError> {
     let tag = |(key, value): (&String, &String)| Tag::builder().key(key).value(value).build();
     wanted.iter().map(tag).collect::<Result<_, _>>().map_err(|error| client_error(error.to_string()))
-}
-
-pub(super) fn client_error(message: String) -> ApiError {
-    ApiError { name: "ClientError".to_owned(), message }
 }

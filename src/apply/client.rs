@@ -215,15 +215,6 @@ impl ResolveDns for Elsewhere {
     }
 }
 
-/// Names that registries give to operations which they do not have.
-const UNKNOWN_OPERATION: [&str; 5] = [
-    "UnknownOperationException",
-    "UnknownOperation",
-    "UnsupportedOperationException",
-    "NotImplemented",
-    "InvalidAction",
-];
-
 /// An error of the SDK as its name and message. What never reached the registry has a name of ours.
 pub(super) fn api_error<E>(error: &SdkError<E>) -> ApiError
 where
@@ -232,24 +223,25 @@ where
     if let Some(error) = lacking(error) {
         return error;
     }
-    let (name, message) = match error {
-        SdkError::ServiceError(refused) => {
-            let Some(name) = refused.err().code() else {
-                let message =
-                    format!("HTTP status {} without an error's name: is this an ECR API?", refused.raw().status());
-                return ApiError { name: "UnexpectedResponse".to_owned(), message };
-            };
-            let message = refused.err().message().map_or_else(|| refused.err().to_string(), str::to_owned);
-            return ApiError { name: name.to_owned(), message };
-        }
-        SdkError::TimeoutError(_) => ("RegistryUnavailable", "it did not answer in time".to_owned()),
+    match error {
+        SdkError::ServiceError(refused) => match refused.err().code() {
+            Some(name) => {
+                let message = refused.err().message().map_or_else(|| refused.err().to_string(), str::to_owned);
+                super::error::named(name, message)
+            }
+            None => {
+                let status = refused.raw().status();
+                let message = format!("HTTP status {status} without an error's name: is this an ECR API?");
+                super::error::unexpected_response(message)
+            }
+        },
+        SdkError::TimeoutError(_) => super::error::unavailable("it did not answer in time"),
         SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() || is_of_http(error) => {
-            ("RegistryUnavailable", format!("it does not answer, so is it running? ({})", cause(error)))
+            super::error::unavailable(format!("it does not answer, so is it running? ({})", cause(error)))
         }
-        SdkError::ResponseError(_) => ("UnexpectedResponse", causes(error)),
-        _ => ("ClientError", causes(error)),
-    };
-    ApiError { name: name.to_owned(), message }
+        SdkError::ResponseError(_) => super::error::unexpected_response(causes(error)),
+        _ => super::error::client_error(causes(error)),
+    }
 }
 
 /// Whether it is HTTP's: a connection that broke, an answer that is none.
@@ -267,11 +259,6 @@ fn causes(error: &dyn std::error::Error) -> String {
 fn cause(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(Some(error), |error| error.source());
     chain.last().map(ToString::to_string).unwrap_or_default()
-}
-
-/// Whether the registry has no such operation.
-pub fn is_unknown_operation(error: &ApiError) -> bool {
-    UNKNOWN_OPERATION.contains(&error.name.as_str())
 }
 
 #[cfg(test)]

@@ -11,11 +11,8 @@ use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
 use aws_smithy_types::error::ErrorMetadata;
 
-use super::meter::is_throttling;
-use crate::plan::model::ApiError;
-
-/// The name of the error when nobody gives credentials, and that may get better by itself.
-pub const CREDENTIALS_UNAVAILABLE: &str = "CredentialsUnavailable";
+use super::error::{CREDENTIALS_UNAVAILABLE, kind_of};
+use crate::plan::model::{ApiError, ErrorKind};
 
 /// How long credentials are waited for. The SDK's cache gives up after five seconds, with an error that does not say of what.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -73,7 +70,7 @@ impl Answer {
     fn refusal(&self) -> Option<&str> {
         // It asked an identity provider, which did not answer it.
         const OF_OTHERS: &str = "IDPCommunicationError";
-        let refuses = |code: &&str| self.status < 500 && !is_throttling(code) && *code != OF_OTHERS;
+        let refuses = |code: &&str| self.status < 500 && kind_of(code) != ErrorKind::Throttled && *code != OF_OTHERS;
         self.code.as_deref().filter(refuses)
     }
 }
@@ -87,7 +84,8 @@ pub(super) fn lacking(error: &(dyn Error + 'static)) -> Option<ApiError> {
         && let Some(code) = answer.refusal()
     {
         let message = format!("STS refuses the credentials: {}", answer.message);
-        return Some(ApiError { name: code.to_owned(), message });
+        // Of the credentials, not of the registry.
+        return Some(ApiError::new(ErrorKind::Other, code, message));
     }
     let why = match answer {
         Some(Answer { status, code, .. }) => {
@@ -98,7 +96,7 @@ pub(super) fn lacking(error: &(dyn Error + 'static)) -> Option<ApiError> {
         None => chain(error).last().map(words).unwrap_or_default(),
     };
     let message = format!("there are no credentials to ask it with, so are they configured, and is STS there? ({why})");
-    Some(ApiError { name: CREDENTIALS_UNAVAILABLE.to_owned(), message })
+    Some(ApiError::new(ErrorKind::CredentialsUnavailable, CREDENTIALS_UNAVAILABLE, message))
 }
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

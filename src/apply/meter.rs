@@ -15,6 +15,8 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpResponse, Metadata};
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 
 use super::client::Ecr;
+use super::error::{CLIENT_ERROR, UNAVAILABLE, UNEXPECTED_RESPONSE, kind_of};
+use crate::plan::model::ErrorKind;
 
 /// Who is told of a client's calls.
 pub trait CallObserver: Debug + Send + Sync {
@@ -23,9 +25,9 @@ pub trait CallObserver: Debug + Send + Sync {
         true
     }
 
-    /// An attempt has ended. `code` is `200`, the name of the error that was answered, or `RegistryUnavailable`, `UnexpectedResponse`
-    /// and `ClientError` for what got no answer, none of an ECR API's, or was not sent; `throttled` says that it came too fast.
-    fn called(&self, operation: &str, code: &str, throttled: bool, took: Duration);
+    /// An attempt has ended. `code` is its HTTP status, the name of the error that was answered, or one of the names in
+    /// [`error`](super::error); `kind` is the error's, and absent after success.
+    fn called(&self, operation: &str, code: &str, kind: Option<ErrorKind>, took: Duration);
 }
 
 impl Ecr {
@@ -92,8 +94,8 @@ impl Intercept for Meter {
         let Some(sent) = cfg.load::<Sent>().and_then(|sent| sent.0) else { return Ok(()) };
         let operation = cfg.load::<Metadata>().map_or("Unknown", Metadata::name);
         let code = code(context.inner());
-        let throttled = is_throttling(&code);
-        self.0.called(operation, &code, throttled, sent.elapsed());
+        let failed = matches!(context.inner().output_or_error(), Some(Err(_)));
+        self.0.called(operation, &code, failed.then(|| kind_of(&code)), sent.elapsed());
         // The next attempt may end before it is sent.
         cfg.interceptor_state().store_put(Sent(None));
         Ok(())
@@ -107,14 +109,14 @@ fn code(context: &InterceptorContext) -> String {
     match context.output_or_error() {
         Some(Err(error)) if error.is_operation_error() => {
             let success = response.is_some_and(|response| response.status().is_success());
-            let unnamed = if success { "UnexpectedResponse".to_owned() } else { status };
+            let unnamed = if success { UNEXPECTED_RESPONSE.to_owned() } else { status };
             response.and_then(error_name).unwrap_or(unnamed)
         }
-        Some(Err(error)) if error.is_response_error() => "UnexpectedResponse".to_owned(),
+        Some(Err(error)) if error.is_response_error() => UNEXPECTED_RESPONSE.to_owned(),
         Some(Err(error)) => {
             let connector = error.as_connector_error();
             let away = error.is_timeout_error() || connector.is_some_and(|error| error.is_io() || error.is_timeout());
-            if away { "RegistryUnavailable".to_owned() } else { "ClientError".to_owned() }
+            if away { UNAVAILABLE.to_owned() } else { CLIENT_ERROR.to_owned() }
         }
         _ => status,
     }
@@ -129,12 +131,6 @@ fn error_name(response: &HttpResponse) -> Option<String> {
     }
     let Answer { name } = serde_json::from_slice(response.body().bytes()?).ok()?;
     Some(name.rsplit('#').next().unwrap_or_default().to_owned())
-}
-
-/// Whether an attempt that ended with this code, or an error of this name, came too fast.
-pub fn is_throttling(code: &str) -> bool {
-    code.starts_with("Throttl")
-        || matches!(code, "429" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown")
 }
 
 /// Mends what the SDK takes for throttling. ECR's LimitExceededException is a quota that is used up: asking again is of no use, and
@@ -199,7 +195,8 @@ mod tests {
             !self.holds_back
         }
 
-        fn called(&self, operation: &str, code: &str, throttled: bool, _took: Duration) {
+        fn called(&self, operation: &str, code: &str, kind: Option<ErrorKind>, _took: Duration) {
+            let throttled = kind == Some(ErrorKind::Throttled);
             self.calls.lock().unwrap().push((operation.to_owned(), code.to_owned(), throttled));
         }
     }

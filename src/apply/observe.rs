@@ -16,10 +16,11 @@ use futures::{StreamExt as _, stream};
 use serde_json::Value;
 
 use super::client::{Ecr, api_error};
+use super::error::unexpected_response;
 use super::settings::observe_settings;
 use crate::names::RepositoryName;
 use crate::plan::model::{
-    ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, Observed, ObservedRepository,
+    ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, ErrorKind, LifecycleMode, Observed, ObservedRepository,
 };
 use crate::plan::ownership::Ownership;
 use crate::tag_mutability::{Mutability, TagMutability};
@@ -282,7 +283,7 @@ fn id_in(answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>
     let answer = answer.map_err(|error| api_error(&error))?;
     answer.registry_id().map(str::to_owned).ok_or_else(|| {
         let message = "DescribeRegistry was answered without a registryId: is this an ECR API?".to_owned();
-        ApiError { name: "UnexpectedResponse".to_owned(), message }
+        unexpected_response(message)
     })
 }
 
@@ -359,5 +360,5 @@ pub(super) fn document(field: &str, text: Option<&str>) -> Result<Option<Value>,
 pub(super) fn unexpected(field: &str, value: &str) -> ApiError {
     let value: String = value.chars().take(100).collect();
     // About this one value: the registry as such answers.
-    ApiError { name: "UnexpectedValue".to_owned(), message: format!("the registry says {field} is {value:?}") }
+    ApiError::new(ErrorKind::Other, "UnexpectedValue", format!("the registry says {field} is {value:?}"))
 }

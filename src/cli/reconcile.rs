@@ -14,7 +14,7 @@ use crate::apply::{self, Access, Ecr, Progress, Report, observe};
 use crate::crd::Registry;
 use crate::datadir::DataDir;
 use crate::manifests::{LoadError, Manifests, Problem};
-use crate::plan::model::{ApiError, Refused};
+use crate::plan::model::{ApiError, ErrorKind, Refused};
 use crate::plan::{Desired, Plan, desired, plan, unresolved};
 use crate::telemetry::is_capable_terminal;
 
@@ -149,7 +149,7 @@ impl Target {
 
     fn explain(&self, error: ApiError) -> anyhow::Error {
         // A proxy's refusal looks like a registry that makes no sense, and its silence like one that is away.
-        let by_proxy = ["RegistryUnavailable", "UnexpectedResponse", "ClientError"].contains(&error.name.as_str());
+        let by_proxy = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::UnexpectedResponse | ErrorKind::Client);
         match self.ecr.proxy().filter(|_| by_proxy) {
             Some(proxy) => anyhow::anyhow!(
                 "Registry {} ({}), through the proxy {proxy}: {error}. To ask no proxy, add the host to NO_PROXY",

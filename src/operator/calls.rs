@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::leader::Term;
 use super::metrics::OperatorMetrics;
 use crate::apply::CallObserver;
+use crate::plan::model::ErrorKind;
 
 /// The calls of one registry.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl CallObserver for Calls {
         self.term.lasts()
     }
 
-    fn called(&self, operation: &str, code: &str, throttled: bool, took: Duration) {
-        self.metrics.called(&self.registry, operation, code, throttled, took);
+    fn called(&self, operation: &str, code: &str, kind: Option<ErrorKind>, took: Duration) {
+        self.metrics.called(&self.registry, operation, code, kind, took);
     }
 }

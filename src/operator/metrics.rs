@@ -18,6 +18,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
 
+use crate::crd::Reason;
+use crate::plan::model::ErrorKind;
+
 /// How many names of errors are told apart; further ones are counted as [`OTHER`].
 const NAMES: usize = 100;
 /// What stands for names that are not told apart.
@@ -214,8 +217,8 @@ impl OperatorMetrics {
     }
 
     /// Counts a reconcile that ended in no good, under the reason that its condition gives.
-    pub fn failed(&self, kind: &'static str, reason: &str) {
-        self.errors.get_or_create(&ErrorLabels { kind, reason: self.name(reason) }).inc();
+    pub fn failed(&self, kind: &'static str, reason: &Reason) {
+        self.errors.get_or_create(&ErrorLabels { kind, reason: self.name(reason.as_str()) }).inc();
     }
 
     /// Counts properties that were found otherwise than asked for.
@@ -249,7 +252,7 @@ impl OperatorMetrics {
     }
 
     /// Counts one attempt to call a registry's API.
-    pub fn called(&self, registry: &str, operation: &str, code: &str, throttled: bool, took: Duration) {
+    pub fn called(&self, registry: &str, operation: &str, code: &str, kind: Option<ErrorKind>, took: Duration) {
         let mut registries = self.registries();
         let Some(of_registry) = registries.get_mut(registry) else { return };
         let labels =
@@ -258,10 +261,10 @@ impl OperatorMetrics {
         of_registry.calls.insert(labels);
         let label = RegistryLabel { registry: registry.to_owned() };
         self.call_durations.get_or_create(&label).observe(took.as_secs_f64());
-        if throttled {
+        if kind == Some(ErrorKind::Throttled) {
             self.throttles.get_or_create(&label).inc();
         }
-        let away = matches!(code, "RegistryUnavailable" | "UnexpectedResponse") || code.starts_with('5');
+        let away = matches!(kind, Some(ErrorKind::Unavailable | ErrorKind::UnexpectedResponse));
         self.up.get_or_create(&label).set(i64::from(!away));
     }
 
@@ -428,6 +431,7 @@ impl Collector for CensusTaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::error::kind_of;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -451,11 +455,11 @@ mod tests {
     fn every_metric_is_in_the_documentation() {
         let metrics = Arc::new(OperatorMetrics::new());
         metrics.reconciled("Repository", Outcome::ready, SECOND);
-        metrics.failed("Repository", "OwnedByAnother");
+        metrics.failed("Repository", &Reason::OwnedByAnother);
         metrics.know_registry("home");
         metrics.drift_found("Repository", "home", 1);
         metrics.drift_repaired("Repository", "home", 1);
-        metrics.called("home", "ListImages", "ThrottlingException", true, SECOND);
+        metrics.called("home", "ListImages", "ThrottlingException", Some(ErrorKind::Throttled), SECOND);
         metrics.kubernetes_answered(&http::Method::GET, http::StatusCode::OK);
         metrics.queue::<&str>("Repository");
         let text = metrics.encode().unwrap();
@@ -475,16 +479,16 @@ mod tests {
     fn names_that_anybody_may_make_up_are_bounded() {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
-        metrics.called("home", "ListImages", "not a name\"", false, SECOND);
+        metrics.called("home", "ListImages", "not a name\"", Some(ErrorKind::Other), SECOND);
         for number in 0..1000 {
-            metrics.called("home", "ListImages", &format!("Madeup{number}"), false, SECOND);
+            metrics.called("home", "ListImages", &format!("Madeup{number}"), Some(ErrorKind::Other), SECOND);
         }
         let text = metrics.encode().unwrap();
         let codes = text.lines().filter(|line| line.starts_with("wharfage_operator_api_calls_total")).count();
         assert_eq!(codes, NAMES + 1, "{text}");
         assert!(!text.contains("not a name"));
         // What was known before is still told apart.
-        metrics.called("home", "ListImages", "Madeup0", false, SECOND);
+        metrics.called("home", "ListImages", "Madeup0", Some(ErrorKind::Other), SECOND);
         let line = r#"wharfage_operator_api_calls_total{registry="home",operation="ListImages",code="Madeup0"} 2"#;
         assert!(has(&metrics, line));
     }
@@ -494,14 +498,14 @@ mod tests {
         let metrics = OperatorMetrics::new();
         for registry in ["home", "away"] {
             metrics.know_registry(registry);
-            metrics.called(registry, "ListImages", "ThrottlingException", true, SECOND);
-            metrics.called(registry, "ListImages", "200", false, SECOND);
+            metrics.called(registry, "ListImages", "ThrottlingException", Some(ErrorKind::Throttled), SECOND);
+            metrics.called(registry, "ListImages", "200", None, SECOND);
             metrics.drift_found("Repository", registry, 3);
             metrics.drift_repaired("Repository", registry, 2);
         }
         assert!(has(&metrics, r#"wharfage_operator_api_throttles_total{registry="away"} 1"#));
         metrics.forget_registry("away");
-        metrics.called("away", "ListImages", "200", false, SECOND);
+        metrics.called("away", "ListImages", "200", None, SECOND);
         let text = metrics.encode().unwrap();
         assert!(!text.contains("away"), "{text}");
         assert!(has(&metrics, r#"wharfage_operator_drift_found_total{kind="Repository",registry="home"} 3"#));
@@ -548,7 +552,7 @@ mod tests {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
         for (code, up) in [("200", 1), ("RegistryUnavailable", 0), ("AccessDeniedException", 1), ("503", 0)] {
-            metrics.called("home", "ListImages", code, false, SECOND);
+            metrics.called("home", "ListImages", code, (code != "200").then(|| kind_of(code)), SECOND);
             assert!(has(&metrics, &format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#)), "{code}");
         }
     }
@@ -559,7 +563,7 @@ mod tests {
         let up = |up: u8| format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#);
         metrics.registry_down("home");
         assert!(has(&metrics, &up(0)), "one that never served");
-        metrics.called("home", "ListImages", "200", false, SECOND);
+        metrics.called("home", "ListImages", "200", None, SECOND);
         assert!(has(&metrics, &up(1)));
         metrics.registry_down("home");
         assert!(has(&metrics, &up(0)), "one that served");
@@ -575,9 +579,9 @@ mod tests {
         let metrics = OperatorMetrics::new();
         metrics.reconciled("Repository", Outcome::ready, SECOND);
         metrics.reconciled("Repository", Outcome::stalled, SECOND);
-        metrics.failed("Repository", "OwnedByAnother");
+        metrics.failed("Repository", &Reason::OwnedByAnother);
         assert!(has(&metrics, r#"wharfage_operator_reconciles_total{kind="Repository",outcome="ready"} 1"#));
-        assert!(has(&metrics, r#"wharfage_operator_errors_total{kind="Repository",reason="OwnedByAnother"} 1"#));
+        assert!(has(&metrics, r#"wharfage_operator_errors_total{kind="Repository",reason=&Reason::OwnedByAnother} 1"#));
         assert!(has(&metrics, r#"wharfage_operator_reconcile_duration_seconds_count{kind="Repository"} 2"#));
     }
 }

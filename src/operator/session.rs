@@ -15,11 +15,10 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::apply::{
-    CREDENTIALS_UNAVAILABLE, Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, is_throttling, list,
-    look, pulse, registry_id, usage,
+    Ecr, ImageUsage, Listed, Listing, RepositoryNeeds, carry_out, find, list, look, pulse, registry_id, usage,
 };
 use crate::names::RepositoryName;
-use crate::plan::model::{ApiError, ObservedRepository};
+use crate::plan::model::{ApiError, ErrorKind, ObservedRepository};
 use crate::plan::ownership::{LifecycleOwner, Ownership};
 use crate::plan::{Call, Step};
 
@@ -64,26 +63,9 @@ impl Away {
     }
 }
 
-/// Errors that say nothing of the request: the registry is not well, or it never gets this one operation right.
-const UNWELL: [&str; 8] = [
-    "RegistryUnavailable",
-    // Nobody can ask it.
-    CREDENTIALS_UNAVAILABLE,
-    "UnexpectedResponse",
-    "ServerException",
-    "InternalFailure",
-    "InternalServerError",
-    "ServiceUnavailable",
-    "ServiceUnavailableException",
-];
-
-fn is_unwell(error: &ApiError) -> bool {
-    UNWELL.contains(&error.name.as_str())
-}
-
 /// Whether it is not well, or wants to be left alone for a while.
 pub fn is_away(error: &ApiError) -> bool {
-    is_unwell(error) || is_throttling(&error.name)
+    error.kind.is_server_fault() || error.kind == ErrorKind::Throttled
 }
 
 /// Whether the registry answers.
@@ -327,11 +309,13 @@ impl Session {
             self.pulse().await?;
         }
         match question.await {
-            Err(error) if is_unwell(&error) && finds_out => {
+            Err(error) if error.kind.is_server_fault() && finds_out => {
                 self.answered();
                 Err(Trouble::Refused(error))
             }
-            Err(error) if is_unwell(&error) && self.answers_otherwise().await => Err(Trouble::Refused(error)),
+            Err(error) if error.kind.is_server_fault() && self.answers_otherwise().await => {
+                Err(Trouble::Refused(error))
+            }
             answer => self.note(answer),
         }
     }
@@ -355,8 +339,8 @@ impl Session {
     fn note<T>(&self, answer: Result<T, ApiError>) -> Result<T, Trouble> {
         match answer {
             Err(error) if is_away(&error) => {
-                let message = match error.name.as_str() {
-                    "RegistryUnavailable" | CREDENTIALS_UNAVAILABLE => error.message,
+                let message = match error.kind {
+                    ErrorKind::Unavailable | ErrorKind::CredentialsUnavailable => error.message,
                     _ => error.to_string(),
                 };
                 tracing::debug!(registry = self.name, message, "the registry is away");

@@ -17,7 +17,7 @@ use super::stores::Stores;
 use super::watch::Change;
 use super::workload::{self, Names, REGISTRY_LABEL};
 use crate::crd::conditions::ConditionType;
-use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository, condition};
+use crate::crd::{LifecyclePolicy, PullSecret, Reason, Registry, Repository, condition};
 
 /// The sending ends of the controllers' queues. Requeueing an object that is gone does nothing.
 #[derive(Clone)]
@@ -91,7 +91,7 @@ pub(super) fn registry_changed(
     // Settings that this Registry held may be theirs now.
     let contested = |it: &Registry| {
         let conditions = it.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
-        condition(conditions, ConditionType::Ready).is_some_and(|it| it.reason == "OwnedByAnother")
+        condition(conditions, ConditionType::Ready).is_some_and(|it| it.has_reason(&Reason::OwnedByAnother))
     };
     for other in stores.registries.state().iter().filter(|it| contested(it)) {
         triggers.registry(ObjectRef::from_obj(&**other));

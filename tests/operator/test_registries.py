@@ -118,11 +118,11 @@ class TestSettings:
         ecr.put_registry_scanning_configuration(scanType="BASIC", rules=[])
         ecr.put_account_setting(name="BLOB_MOUNTING", value="DISABLED")
         repaired = namespace.reconcile("Registry", name)
-        assert conditions(repaired)["Drifted"]["reason"] == "Repaired"
+        assert conditions(repaired)["Drifted"]["reason"] == "DriftCorrected"
         assert json.loads(ecr.get_registry_policy()["policyText"]) == POLICY
         assert ecr.get_registry_scanning_configuration()["scanningConfiguration"] == SCANNING
         assert ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"
-        assert "DriftRepaired" in [event["reason"] for event in namespace.events("Registry", name)]
+        assert "DriftCorrected" in [event["reason"] for event in namespace.events("Registry", name)]
 
         namespace.patch("Registry", name, {"spec": {"accountSettings": {"BLOB_MOUNTING": "DISABLED"}}})
         namespace.ready("Registry", name, "Serving")
@@ -189,10 +189,10 @@ class TestSettings:
             found = namespace.reconcile("Registry", name)
             assert standing(found, "Stalled", "AccessDeniedException")
             drifted = conditions(found)["Drifted"]
-            assert (drifted["status"], drifted["reason"]) == ("True", "Differs") and "BLOB_MOUNTING" in drifted["message"]
+            assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected") and "BLOB_MOUNTING" in drifted["message"]
         front.heal()
         drifted = conditions(namespace.reconcile("Registry", name))["Drifted"]
-        assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+        assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
         assert drift(operator, name, "Registry") == (1, 1)
 
     def test_a_policy_without_sense_is_refused(self, namespace, registry, operator):

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
-    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Registry,
+    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason, Registry,
 };
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
@@ -28,10 +28,9 @@ use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::events::LONGEST_NOTE;
 use crate::operator::session::{Away, Freshness, Session, Trouble};
-use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::status::{self, Cause, Findings, Standing};
 use crate::operator::watch::Change;
 use crate::operator::{finalizer, in_use};
-use crate::plan::model::ApiError;
 use crate::plan::{Action, FieldChange, Object};
 use memory::{Kept, Memory, Turns};
 use outcome::{Went, carried_out, counted, names, only, told};
@@ -204,8 +203,8 @@ impl Work<'_> {
                     Ok(Released::Outdated) => return self.outdated(&course).await,
                     Err(Trouble::Away(away)) => return Ok(Some(self.away(&away, None))),
                     Err(Trouble::Refused(error)) => {
-                        let message = format!("{name} cannot be let go of: {}", error.message);
-                        course.troubles.push(refused_by_registry(ApiError { message, ..error }));
+                        let error = error.with_prefix(format_args!("{name} cannot be released"));
+                        course.troubles.push(refused_by_registry(error));
                     }
                 }
             }
@@ -248,7 +247,7 @@ impl Work<'_> {
     }
 
     /// What `repositoryRef` names, if it isn't there.
-    fn missing(&self, chosen: &BTreeSet<RepositoryName>) -> Option<Because> {
+    fn missing(&self, chosen: &BTreeSet<RepositoryName>) -> Option<Cause> {
         let reference = self.policy.spec.repository_ref.as_ref().filter(|_| chosen.is_empty())?;
         let message = format!(
             "Repository {}/{} does not exist in Registry {}: make it, or correct repositoryRef",
@@ -256,11 +255,11 @@ impl Work<'_> {
             reference.name,
             self.registry_name()
         );
-        Some(Because::new("ReferenceNotFound", message))
+        Some(Cause::new(Reason::ReferenceNotFound, message))
     }
 
     /// Whether all that it names is there, once its Registry is.
-    fn references(&self, chosen: &BTreeSet<RepositoryName>) -> Result<(), Because> {
+    fn references(&self, chosen: &BTreeSet<RepositoryName>) -> Result<(), Cause> {
         self.missing(chosen).map_or(Ok(()), Err)
     }
 
@@ -277,9 +276,9 @@ impl Work<'_> {
             if pending > 0 && self.policy.management_policy() == ManagementPolicy::Full {
                 let all = counted(course.turns.len(), "repository", "repositories");
                 let message = format!("the registry still evaluates the policy for {pending} of {all}");
-                return Standing::Waiting(Because::new("Previewing", message));
+                return Standing::Waiting(Cause::new(Reason::Previewing, message));
             }
-            Standing::Ready(Because::new(self.reason(), self.in_words(course)))
+            Standing::Ready(Cause::new(self.reason(), self.in_words(course)))
         });
         let mut findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
         findings.drifted = self.drifted(course, past);
@@ -289,11 +288,11 @@ impl Work<'_> {
         Outcome { outcomes: Some(course.outcomes()), answers: found.answers && begun.is_none(), ..found }
     }
 
-    fn reason(&self) -> &'static str {
+    fn reason(&self) -> Reason {
         match (self.policy.management_policy(), self.policy.mode()) {
-            (ManagementPolicy::Observe, _) => "Observed",
-            (ManagementPolicy::Full, Mode::Preview) => "Previewed",
-            (ManagementPolicy::Full, Mode::Enforce) => "InSync",
+            (ManagementPolicy::Observe, _) => Reason::Observed,
+            (ManagementPolicy::Full, Mode::Preview) => Reason::Previewed,
+            (ManagementPolicy::Full, Mode::Enforce) => Reason::InSync,
         }
     }
 
@@ -312,13 +311,13 @@ impl Work<'_> {
         }
     }
 
-    fn drifted(&self, course: &Course, past: Past) -> Option<(bool, Because)> {
+    fn drifted(&self, course: &Course, past: Past) -> Option<(bool, Cause)> {
         let Course { drift, unrepaired: left, troubles, .. } = course;
         if self.policy.management_policy() == ManagementPolicy::Observe {
             return Some(if drift.is_empty() {
-                (false, Because::new("InSync", "it is as this resource says"))
+                (false, Cause::new(Reason::InSync, "it is as this resource says"))
             } else {
-                (true, Because::new("Differs", format!("it is not as this resource says: {}", show(drift))))
+                (true, Cause::new(Reason::DriftDetected, format!("it is not as this resource says: {}", show(drift))))
             });
         }
         if !left.is_empty() {
@@ -326,13 +325,13 @@ impl Work<'_> {
         }
         if !drift.is_empty() {
             let message = format!("somebody else changed it, and it was put back: {}", show(drift));
-            return Some((false, Because::new("Repaired", message)));
+            return Some((false, Cause::new(Reason::DriftCorrected, message)));
         }
         if past == Past::Drifted && !troubles.is_empty() {
             // Whether that is put back by now could not be looked at.
             return None;
         }
-        let in_sync = || (false, Because::new("InSync", "nobody else changed it"));
+        let in_sync = || (false, Cause::new(Reason::InSync, "nobody else changed it"));
         Some(past.still_told(&self.status().conditions).unwrap_or_else(in_sync))
     }
 
@@ -348,24 +347,24 @@ impl Work<'_> {
             let repaired = u64::try_from(course.drift.len()).unwrap_or(u64::MAX);
             self.ctx.metrics.drift_repaired(KIND, self.registry_name(), repaired);
             let note = format!("changed by somebody else, and put back: {}", show(&course.drift));
-            events.warning(self.policy, "DriftRepaired", note).await;
+            events.warning(self.policy, Reason::DriftCorrected, note).await;
         }
         for (action, repositories) in &course.done {
             let (reason, done) = match action {
-                Action::Create => ("Created", "now governs"),
-                Action::Adopt => ("Adopted", "took over"),
-                Action::Update => ("Updated", "changed its policy in"),
-                Action::Preview => ("PreviewStarted", "is previewed in"),
+                Action::Create => (Reason::Created, "now governs"),
+                Action::Adopt => (Reason::Adopted, "took over"),
+                Action::Update => (Reason::Updated, "changed its policy in"),
+                Action::Preview => (Reason::PreviewStarted, "is previewed in"),
                 Action::Retain | Action::Delete => continue,
             };
             events.normal(self.policy, reason, format!("{done} {}", names(repositories.iter()))).await;
         }
         if !course.released.is_empty() {
             let note = format!("is no more for {}", names(course.released.iter()));
-            events.normal(self.policy, "Released", note).await;
+            events.normal(self.policy, Reason::Released, note).await;
         }
         if !course.ran.is_empty() {
-            events.normal(self.policy, "CarriedOut", carried_out(&course.ran, LONGEST_NOTE)).await;
+            events.normal(self.policy, Reason::Enforced, carried_out(&course.ran, LONGEST_NOTE)).await;
         }
     }
 
@@ -443,8 +442,7 @@ impl Work<'_> {
                 Ok(Released::Outdated) => return Ok(false),
                 Err(Trouble::Away(away)) => return Err(self.away(&away, None)),
                 Err(Trouble::Refused(error)) => {
-                    let message = format!("{name} cannot be let go of: {}", error.message);
-                    let standing = refused_by_registry(ApiError { message, ..error });
+                    let standing = refused_by_registry(error.with_prefix(format_args!("{name} cannot be released")));
                     let next =
                         super::next(&standing, &self.status().conditions, self.policy.interval(), Timestamp::now());
                     return Err(Outcome::of(Findings::of(standing), next));
@@ -513,7 +511,7 @@ impl Course {
                 format!("{}; {others} of {registry} in trouble, see status.repositories", because.message)
             }
         };
-        let because = Because::new(because.reason.clone(), message);
+        let because = Cause::new(because.reason.clone(), message);
         Some(match worst {
             Standing::Stalled(_) => Standing::Stalled(because),
             _ => Standing::Waiting(because),
@@ -527,9 +525,9 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_tried_once_in_an_interval_and_a_preview_is_looked_at_sooner() {
-        let stalled = Standing::Stalled(Because::new("LimitExceededException", "no"));
-        let waits = Standing::Waiting(Because::new("ReferenceNotFound", "no"));
-        let ready = Standing::Ready(Because::new("InSync", "yes"));
+        let stalled = Standing::Stalled(Cause::new(Reason::of_error("LimitExceededException"), "no"));
+        let waits = Standing::Waiting(Cause::new(Reason::ReferenceNotFound, "no"));
+        let ready = Standing::Ready(Cause::new(Reason::InSync, "yes"));
         let hour = Duration::from_secs(3600);
         let going_on = |seconds| Some(Duration::from_secs(seconds));
         for (begun, standing, interval, expected) in [

@@ -23,12 +23,12 @@ use super::context::Context;
 use super::leader::Term;
 use super::metrics::Outcome;
 use super::session::{Away, Session};
-use super::status::{self, Because, Findings, Standing};
-use crate::apply::CREDENTIALS_UNAVAILABLE;
+use super::status::{self, Cause, Findings, Standing};
+use crate::apply::error::named;
 use crate::crd::conditions::{ConditionStatus, ConditionType};
-use crate::crd::{Condition, Registry, condition};
+use crate::crd::{Condition, Reason, Registry, condition};
 use crate::names::RepositoryName;
-use crate::plan::model::{ApiError, Desired, Observed, ObservedRepository, Refused};
+use crate::plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
 use crate::plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
 /// Set by people: whenever its value changes, the resource is looked at anew.
@@ -38,8 +38,6 @@ pub const WAIT: Duration = Duration::from_secs(60);
 
 /// How long one operation rests that a registry does not get right, at first.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// The reason of what waits for a registry's answer.
-const UNAVAILABLE: &str = "RegistryUnavailable";
 
 /// How soon an object is looked at again whose watch has not brought yet what was written to it.
 const CATCH_UP: Duration = Duration::from_millis(100);
@@ -154,7 +152,7 @@ pub(super) fn jittered(interval: Duration) -> Duration {
 /// A resource refers to a Registry that isn't there.
 pub(super) fn registry_missing(name: &str) -> Findings {
     let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
-    let because = Because::new("ReferenceNotFound", message);
+    let because = Cause::new(Reason::ReferenceNotFound, message);
     Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) }
 }
 
@@ -171,35 +169,35 @@ pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
     let message =
         format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not looked at yet"));
-    let standing = Standing::Waiting(Because::new("RegistryNotReady", message));
+    let standing = Standing::Waiting(Cause::new(Reason::RegistryNotReady, message));
     Findings { references: Some(Ok(())), ..Findings::of(standing) }
 }
 
 /// A resource waits for its registry: how it stands, and when to try again. Not all at once.
 pub(super) fn away(away: &Away, registry: &str) -> (Standing, Duration) {
-    let because = Because::new(UNAVAILABLE, away.message(registry));
+    let because = Cause::new(Reason::RegistryUnavailable, away.message(registry));
     (Standing::Waiting(because), away.retry.mul_f64(1.0 + fastrand::f64()))
 }
 
 /// What a plan's refusal means for the resource: things that may come by themselves are waited for.
 pub(super) fn refusal(refused: &Refused) -> Standing {
     let Refused { reason, message, .. } = refused;
-    match reason.as_ref() {
-        "ReferenceNotFound" | "NotFound" => Standing::Waiting(Because::new(&**reason, message)),
-        _ => refused_by_registry(ApiError { name: reason.to_string(), message: message.clone() }),
+    match reason {
+        Reason::ReferenceNotFound | Reason::NotFound => Standing::Waiting(Cause::new(reason.clone(), message)),
+        // It may be the name of an error that the registry answered when it was looked at.
+        _ => refused_by_registry(named(reason.as_str(), message)),
     }
 }
 
 /// What a registry's refusal means for the resource. One that answers otherwise, but not this, is waited for; the rest takes
 /// somebody to change something.
-pub(super) fn refused_by_registry(ApiError { name, message }: ApiError) -> Standing {
-    match name.as_str() {
-        "RegistryUnavailable"
-        | CREDENTIALS_UNAVAILABLE
-        | "UnexpectedResponse"
-        | "ServiceUnavailable"
-        | "ServiceUnavailableException" => Standing::Waiting(Because::new(UNAVAILABLE, message)),
-        _ => Standing::Stalled(Because::new(name, message)),
+pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) -> Standing {
+    match kind {
+        ErrorKind::Unavailable
+        | ErrorKind::CredentialsUnavailable
+        | ErrorKind::UnexpectedResponse
+        | ErrorKind::ServiceUnavailable => Standing::Waiting(Cause::new(Reason::RegistryUnavailable, message)),
+        _ => Standing::Stalled(Cause::new(Reason::of_error(&name), message)),
     }
 }
 
@@ -208,8 +206,9 @@ pub(super) fn refused_by_registry(ApiError { name, message }: ApiError) -> Stand
 pub(super) fn next(standing: &Standing, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
     match standing {
         Standing::Ready(_) | Standing::Stalled(_) => jittered(interval),
-        Standing::Waiting(because) if because.reason == UNAVAILABLE => {
-            let waiting = condition(before, ConditionType::Ready).filter(|it| it.reason == UNAVAILABLE);
+        Standing::Waiting(because) if because.reason == Reason::RegistryUnavailable => {
+            let waiting =
+                condition(before, ConditionType::Ready).filter(|it| it.has_reason(&Reason::RegistryUnavailable));
             let since = waiting.map(|it| now.duration_since(it.last_transition_time.0));
             let waited = since.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
             jittered(waited.clamp(FIRST_RETRY, WAIT))
@@ -295,17 +294,17 @@ impl Past {
     }
 
     /// What was repaired stays told until something else is to be told.
-    pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Because)> {
-        let told = condition(conditions, ConditionType::Drifted).filter(|it| it.reason == "Repaired");
+    pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
+        let told = condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
         let told = told.filter(|_| self == Self::Settled)?;
-        Some((false, Because::new("Repaired", &*told.message)))
+        Some((false, Cause::new(Reason::DriftCorrected, &*told.message)))
     }
 }
 
 /// The condition of what somebody else changed, and what could not be put back.
-pub(super) fn unrepaired(changes: &[FieldChange]) -> (bool, Because) {
+pub(super) fn unrepaired(changes: &[FieldChange]) -> (bool, Cause) {
     let message = format!("somebody else changed it, and it could not be put back yet: {}", show(changes));
-    (true, Because::new("Differs", message))
+    (true, Cause::new(Reason::DriftDetected, message))
 }
 
 /// Nothing is done for a suspended resource. `status` is what it was and what it is.
@@ -315,7 +314,7 @@ where
     S: Serialize + PartialEq,
 {
     if status.0 != Some(status.1) {
-        ctx.events.normal(object, "Suspended", "nothing is done for it until suspend is false").await;
+        ctx.events.normal(object, Reason::Suspended, "nothing is done for it until suspend is false").await;
     }
     status::write(&ctx.written, api, object, status.0, status.1).await?;
     Ok(Done::resting())
@@ -337,10 +336,10 @@ where
     S: Serialize + PartialEq,
 {
     let (was, is) = (condition(conditions, ConditionType::Ready), findings.standing.because());
-    let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
+    let news = was.is_none_or(|was| !was.has_reason(&is.reason) || was.message != is.message);
     // Whoever waited for the status finds the event.
     if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
-        ctx.events.warning(object, &because.reason, &because.message).await;
+        ctx.events.warning(object, because.reason.clone(), &because.message).await;
     }
     status::write(&ctx.written, api, object, status.0, status.1).await?;
     if !matches!(findings.standing, Standing::Ready(_)) {
@@ -414,18 +413,21 @@ mod tests {
     }
 
     fn error(name: &str) -> ApiError {
-        ApiError { name: name.to_owned(), message: "no".to_owned() }
+        named(name, "no")
     }
 
     #[test]
     fn what_comes_by_itself_is_waited_for_and_the_rest_stalls() {
         for name in
-            ["RegistryUnavailable", CREDENTIALS_UNAVAILABLE, "UnexpectedResponse", "ServiceUnavailableException"]
+            ["RegistryUnavailable", "CredentialsUnavailable", "UnexpectedResponse", "ServiceUnavailableException"]
         {
-            assert_eq!(refused_by_registry(error(name)), Standing::Waiting(Because::new("RegistryUnavailable", "no")));
+            assert_eq!(
+                refused_by_registry(error(name)),
+                Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "no"))
+            );
         }
         for name in ["ServerException", "LimitExceededException", "AccessDeniedException"] {
-            assert_eq!(refused_by_registry(error(name)), Standing::Stalled(Because::new(name, "no")));
+            assert_eq!(refused_by_registry(error(name)), Standing::Stalled(Cause::new(Reason::of_error(name), "no")));
         }
     }
 
@@ -449,9 +451,12 @@ mod tests {
     #[test]
     fn what_differs_is_drift_if_it_was_in_line_as_of_this_generation() {
         let conditions = |generation, ready: bool, drifted| {
-            let because = Because::new("Some", "");
+            let because = Cause::new(Reason::of_error("Some"), "");
             let standing = if ready { Standing::Ready(because) } else { Standing::Stalled(because) };
-            let told = Some((drifted, Because::new(if drifted { "Differs" } else { "Repaired" }, "mutability")));
+            let told = Some((
+                drifted,
+                Cause::new(if drifted { Reason::DriftDetected } else { Reason::DriftCorrected }, "mutability"),
+            ));
             let findings = Findings { drifted: told, ..Findings::of(standing) };
             status::conditions(&[], Some(generation), &findings, &Time(Timestamp::UNIX_EPOCH))
         };
@@ -463,14 +468,17 @@ mod tests {
         assert_eq!(past(Some(2), &conditions(1, false, true)), Past::Unsettled, "what another spec's look had found");
         assert_eq!(past(None, &[]), Past::Unsettled);
         let repaired = conditions(2, true, false);
-        assert_eq!(Past::Settled.still_told(&repaired), Some((false, Because::new("Repaired", "mutability"))));
+        assert_eq!(
+            Past::Settled.still_told(&repaired),
+            Some((false, Cause::new(Reason::DriftCorrected, "mutability")))
+        );
         assert_eq!(Past::Drifted.still_told(&conditions(2, false, true)), None);
         assert_eq!(Past::Unsettled.still_told(&repaired), None);
     }
 
     #[test]
     fn what_waits_for_something_else_is_looked_at_in_an_interval_or_a_minute() {
-        let waits = Standing::Waiting(Because::new("ReferenceNotFound", "no"));
+        let waits = Standing::Waiting(Cause::new(Reason::ReferenceNotFound, "no"));
         for (interval, expected) in [(1, 1.0), (600, 60.0)] {
             let pause = next(&waits, &[], Duration::from_secs(interval), Timestamp::now()).as_secs_f64();
             assert!((expected * 0.9..expected * 1.1).contains(&pause), "{pause}");

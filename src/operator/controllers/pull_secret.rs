@@ -18,7 +18,7 @@ use super::{
     registry_not_ready, requested,
 };
 use crate::apply::{authorization_token, host as host_of};
-use crate::crd::{PullSecret, PullSecretStatus, Registry};
+use crate::crd::{PullSecret, PullSecretStatus, Reason, Registry};
 use crate::operator::access::{Access, Feature, Scope, own_kind};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
@@ -27,7 +27,7 @@ use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, deci
 use crate::operator::pull_secrets::marks::{Held, Owner, source};
 use crate::operator::pull_secrets::tokens::{Issued, Tokens, not_yet};
 use crate::operator::session::{Session, Trouble};
-use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::status::{self, Cause, Findings, Standing};
 use crate::operator::workload;
 use objects::Place;
 use outcome::{MOMENT, Outcome, some};
@@ -177,7 +177,7 @@ impl Work<'_> {
             let message = format!(
                 "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
             );
-            outcome.why_not = Some(Findings::of(Standing::Stalled(Because::new("NotAllowed", message))));
+            outcome.why_not = Some(Findings::of(Standing::Stalled(Cause::new(Reason::NotAllowed, message))));
         }
         let named_still = self.clear(decision.detach, decision.delete, &mut outcome).await?;
         let write = decision.write.into_iter().filter(|due| world.is_due(due, &named_still));
@@ -278,7 +278,7 @@ impl Work<'_> {
                 gone.insert(format!("{}/{}", doomed.namespace, doomed.name));
             }
         }
-        self.tell("Deleted", "deleted", &gone).await;
+        self.tell(Reason::Deleted, "deleted", &gone).await;
         Ok(named_still)
     }
 
@@ -406,8 +406,8 @@ impl Work<'_> {
                 Why::ServiceAccounts => false,
             };
         }
-        self.tell("Created", "made in", &created).await;
-        self.tell("Renewed", "given a new token in", &renewed).await;
+        self.tell(Reason::Created, "made in", &created).await;
+        self.tell(Reason::Renewed, "given a new token in", &renewed).await;
         if !repaired.is_empty() {
             let secrets = u64::try_from(repaired.len()).unwrap_or(u64::MAX);
             let registry = &self.pull_secret.registry_ref().name;
@@ -418,12 +418,12 @@ impl Work<'_> {
                 self.secret_name,
                 some(&repaired)
             );
-            self.ctx.events.warning(self.pull_secret, "DriftRepaired", note).await;
+            self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }
         Ok(done_in)
     }
 
-    async fn tell(&self, reason: &str, done: &str, places: &BTreeSet<String>) {
+    async fn tell(&self, reason: Reason, done: &str, places: &BTreeSet<String>) {
         if !places.is_empty() {
             let note = format!("Secret {} was {done} {}", self.secret_name, some(places));
             self.ctx.events.normal(self.pull_secret, reason, note).await;
@@ -457,13 +457,13 @@ impl Work<'_> {
     async fn go_without(&self) -> Result<Done, Error> {
         let message = "this operator goes without PullSecrets: switch them on where it was installed";
         if self.pull_secret.metadata.deletion_timestamp.is_none() {
-            let because = Because::new("PullSecretsDisabled", message);
+            let because = Cause::new(Reason::PullSecretsDisabled, message);
             let why_not = Some(Findings::of(Standing::Stalled(because)));
             return self.conclude(Outcome { why_not, ..Outcome::default() }).await;
         }
         if finalizer::has(self.pull_secret) {
             let note = format!("{message}; the Secrets that it made stay until somebody deletes them");
-            self.ctx.events.warning(self.pull_secret, "PullSecretsDisabled", note).await;
+            self.ctx.events.warning(self.pull_secret, Reason::PullSecretsDisabled, note).await;
             finalizer::remove(&self.api, self.pull_secret).await?;
         }
         Ok(Done::resting())
@@ -504,7 +504,7 @@ impl Work<'_> {
             return self.stay(Findings::of(Standing::Stalled(because)), jittered(WAIT)).await;
         }
         if outcome.unsettled {
-            let because = Because::new("Deleting", "its Secrets are being taken away");
+            let because = Cause::new(Reason::Deleting, "its Secrets are being taken away");
             return Ok(Done::standing(&Standing::Waiting(because), MOMENT));
         }
         finalizer::remove(&self.api, self.pull_secret).await?;

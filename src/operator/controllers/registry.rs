@@ -15,18 +15,19 @@ use kube::{Api, ResourceExt as _};
 use secrecy::SecretString;
 
 use super::{Done, Error, KindController, WAIT, away, jittered, next, refused_by_registry, requested};
+use crate::apply::error::named;
 use crate::apply::{Access as Reach, Ecr, Identity, ImageUsage, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
 use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
-use crate::crd::{DeletionPolicy, Registry, RegistryStatus, condition};
+use crate::crd::{DeletionPolicy, Reason, Registry, RegistryStatus, condition};
 use crate::operator::access::{Access, Feature, own_kind};
 use crate::operator::calls::Calls;
 use crate::operator::context::Context;
 use crate::operator::secrets::{self, SecretName, SecretWatches};
 use crate::operator::session::{Session, Totals, Trouble};
 use crate::operator::settings::Settings;
-use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::status::{self, Cause, Findings, Standing};
 use crate::operator::watch::Change;
 use crate::operator::{finalizer, triggers};
 use crate::plan::{desired_settings, unenforced_settings};
@@ -209,7 +210,7 @@ async fn run(
 
 fn without_managed_registries() -> Outcome {
     let message = "this operator goes without managed registries: switch them on where it was installed";
-    let because = Because::new("ManagedRegistriesDisabled", message);
+    let because = Cause::new(Reason::ManagedRegistriesDisabled, message);
     Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() }
 }
 
@@ -271,7 +272,7 @@ async fn reach(
 }
 
 fn missing(message: String) -> Box<Findings> {
-    let because = Because::new("ReferenceNotFound", message);
+    let because = Cause::new(Reason::ReferenceNotFound, message);
     Box::new(Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) })
 }
 
@@ -281,7 +282,7 @@ fn kept_away(namespace: &str, said: &str) -> Box<Findings> {
         "the operator may not read Secrets in namespace {namespace}: add it to rbac.secretNamespaces of the operator's \
          chart, or use one that is in that list: {said}"
     );
-    Box::new(Findings::of(Standing::Stalled(Because::new("Forbidden", message))))
+    Box::new(Findings::of(Standing::Stalled(Cause::new(Reason::Forbidden, message))))
 }
 
 /// Pure: from the spec and the data of its Secrets to a way.
@@ -331,7 +332,10 @@ fn assemble(
         }
         (None, None) => {
             let message = "it is neither managed, nor an endpoint, nor aws: give one of them".to_owned();
-            return Err(Box::new(Findings::of(Standing::Stalled(Because::new("InvalidParameterException", message)))));
+            return Err(Box::new(Findings::of(Standing::Stalled(Cause::new(
+                Reason::InvalidParameterException,
+                message,
+            )))));
         }
     };
     // Secrets go into the hash, and no further.
@@ -362,7 +366,7 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
                 Ok(ecr) => ecr.observed_by(Arc::new(Calls::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone()))),
                 Err(error) => {
                     end_session(ctx, &name);
-                    let because = Because::new("InvalidParameterException", format!("{error:#}"));
+                    let because = Cause::new(Reason::InvalidParameterException, format!("{error:#}"));
                     return Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() };
                 }
             };
@@ -382,7 +386,7 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
     };
     match pulse(ctx, &session, registry, &place).await {
         Ok((usage, quotas, settled)) => {
-            let serving = || Standing::Ready(Because::new("Serving", format!("{place} answers")));
+            let serving = || Standing::Ready(Cause::new(Reason::Serving, format!("{place} answers")));
             let before = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
             let retry = settled.refused.as_ref().map(|standing| next(standing, before, PULSE, Timestamp::now()));
             let findings = Findings {
@@ -421,7 +425,7 @@ async fn pulse(
         let message = format!(
             "the credentials belong to registry {answered}, not to {meant}: correct registryId, or the credentials"
         );
-        return Err(Trouble::Refused(crate::plan::model::ApiError { name: "RegistryIdMismatch".to_owned(), message }));
+        return Err(Trouble::Refused(named(Reason::RegistryIdMismatch.as_str(), message)));
     }
     session.found(place, &answered);
     let handled = registry.status.as_ref().and_then(|it| it.last_handled_reconcile_at.as_ref());
@@ -463,13 +467,13 @@ async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Resul
         conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),
     };
     let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
-    let news = was.is_none_or(|was| was.reason != is.reason);
+    let news = was.is_none_or(|was| !was.has_reason(&is.reason));
     let api: Api<Registry> = Api::all(ctx.client.clone());
     // Whoever waited for the status finds the event.
     match &findings.standing {
-        Standing::Ready(because) if news => ctx.events.normal(registry, &because.reason, &because.message).await,
+        Standing::Ready(because) if news => ctx.events.normal(registry, because.reason.clone(), &because.message).await,
         Standing::Waiting(because) | Standing::Stalled(because) if news => {
-            ctx.events.warning(registry, &because.reason, &because.message).await;
+            ctx.events.warning(registry, because.reason.clone(), &because.message).await;
         }
         _ => {}
     }

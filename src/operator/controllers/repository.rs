@@ -12,15 +12,15 @@ use super::{
     refused_by_registry, registered, requested, show, step_for, unrepaired,
 };
 use crate::apply::{Listed, RepositoryNeeds};
-use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus};
+use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
 use crate::names::RepositoryName;
 use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::session::{Freshness, Held, Session, Trouble};
 use crate::operator::slice::Slice;
-use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::status::{self, Cause, Findings, Standing};
 use crate::operator::{finalizer, triggers};
-use crate::plan::model::{Desired, ObservedRepository, Refused};
+use crate::plan::model::{Desired, ErrorKind, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
 use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
 
@@ -125,7 +125,7 @@ impl Work<'_> {
         let name = match self.repository.repository_name() {
             Ok(name) => name,
             Err(error) => {
-                let because = Because::new("InvalidParameterException", format!("{error}: set repositoryName"));
+                let because = Cause::new(Reason::InvalidParameterException, format!("{error}: set repositoryName"));
                 return Ok(Some(Outcome::of(Standing::Stalled(because), jittered(interval))));
             }
         };
@@ -237,10 +237,7 @@ impl Work<'_> {
                 // The listing was old: it is there already, or gone.
                 Err(Trouble::Refused(error))
                     if tries == 1
-                        && matches!(
-                            error.name.as_str(),
-                            "RepositoryAlreadyExistsException" | "RepositoryNotFoundException"
-                        ) =>
+                        && matches!(error.kind, ErrorKind::RepositoryAlreadyExists | ErrorKind::RepositoryNotFound) =>
                 {
                     found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
                     continue;
@@ -259,14 +256,17 @@ impl Work<'_> {
             found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
         }
         let message = format!("{name} in {} is as this resource says", registry.name_any());
-        let mut findings = Findings::of(Standing::Ready(Because::new("InSync", message)).with_notes(&notes));
+        let mut findings = Findings::of(Standing::Ready(Cause::new(Reason::InSync, message)).with_notes(&notes));
         findings.drifted = Some(if drift.is_empty() {
-            let in_sync = || (false, Because::new("InSync", "nobody else changed it"));
+            let in_sync = || (false, Cause::new(Reason::InSync, "nobody else changed it"));
             past.still_told(&before.conditions).unwrap_or_else(in_sync)
         } else {
             (
                 false,
-                Because::new("Repaired", format!("somebody else changed it, and it was put back: {}", show(&drift))),
+                Cause::new(
+                    Reason::DriftCorrected,
+                    format!("somebody else changed it, and it was put back: {}", show(&drift)),
+                ),
             )
         });
         Ok(Some(findings))
@@ -303,11 +303,11 @@ impl Work<'_> {
             _ => Vec::new(),
         };
         let message = format!("{name} in {} is observed, and never changed", registry.name_any());
-        let mut findings = Findings::of(Standing::Ready(Because::new("Observed", message)));
+        let mut findings = Findings::of(Standing::Ready(Cause::new(Reason::Observed, message)));
         findings.drifted = Some(if changes.is_empty() {
-            (false, Because::new("InSync", "it is as this resource says"))
+            (false, Cause::new(Reason::InSync, "it is as this resource says"))
         } else {
-            (true, Because::new("Differs", format!("it is not as this resource says: {}", show(&changes))))
+            (true, Cause::new(Reason::DriftDetected, format!("it is not as this resource says: {}", show(&changes))))
         });
         Ok(Some(findings))
     }
@@ -333,15 +333,15 @@ impl Work<'_> {
             }
             self.ctx.metrics.drift_repaired(KIND, registry, properties(step));
             let note = format!("{name} was changed by somebody else, and put back{changes}");
-            events.warning(self.repository, "DriftRepaired", note).await;
+            events.warning(self.repository, Reason::DriftCorrected, note).await;
             return;
         }
         let (reason, done) = match step.action {
-            Action::Create => ("Created", "created"),
-            Action::Adopt => ("Adopted", "taken over"),
-            Action::Delete => ("Deleted", "deleted"),
-            Action::Retain => ("Retained", "let go of, and stays in the registry"),
-            Action::Update | Action::Preview => ("Updated", "updated"),
+            Action::Create => (Reason::Created, "created"),
+            Action::Adopt => (Reason::Adopted, "taken over"),
+            Action::Delete => (Reason::Deleted, "deleted"),
+            Action::Retain => (Reason::Retained, "let go of, and stays in the registry"),
+            Action::Update | Action::Preview => (Reason::Updated, "updated"),
         };
         events.normal(self.repository, reason, format!("{name} was {done}{changes}")).await;
     }

@@ -14,11 +14,12 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::decision::{Act, Decision, UnreadableIndex, decide, selects_anything};
 use super::references::{Hosts, InUse};
 use super::workloads::{CannotTell, Scope, in_use};
+use crate::apply::error::named;
 use crate::apply::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
 use crate::lifecycle::{Action, ImageStatus, Policy};
 use crate::names::{Digest, RepositoryName, Tag};
 use crate::operator::session::{Session, Trouble};
-use crate::plan::model::ApiError;
+use crate::plan::model::{ApiError, ErrorKind};
 
 /// Children of indexes that are remembered, over all registries: some ten MiB at most.
 const REMEMBERED_CHILDREN: u64 = 50_000;
@@ -26,9 +27,6 @@ const REMEMBERED_CHILDREN: u64 = 50_000;
 const LISTED_LATELY: Duration = Duration::from_secs(30);
 /// Failures that are told.
 const FAILURES: usize = 10;
-
-/// What UpdateImageStorageClass says of one image that is no more what it was; all else is about the registry.
-const ABOUT_ONE_IMAGE: [&str; 2] = ["ImageNotFoundException", "ImageStorageClassUpdateNotSupportedException"];
 
 /// Why a run came to nothing. Nothing was deleted since.
 #[derive(Debug)]
@@ -259,7 +257,7 @@ impl Run<'_> {
                 None => done.acts.push(act.clone()),
                 Some(Undeleted { digest, code, reason }) => {
                     kept.insert(digest.clone());
-                    done.note(ApiError { name: code.clone(), message: format!("{digest}: {reason}") });
+                    done.note(named(code, format!("{digest}: {reason}")));
                 }
             }
         }
@@ -267,9 +265,9 @@ impl Run<'_> {
             let digest = &act.image.digest;
             match self.session.ask(archive(ecr, self.name, digest)).await {
                 Ok(()) => done.acts.push(act.clone()),
-                Err(Trouble::Refused(error)) if ABOUT_ONE_IMAGE.contains(&error.name.as_str()) => {
+                Err(Trouble::Refused(error)) if is_about_one_image(&error) => {
                     kept.insert(digest.clone());
-                    done.note(ApiError { message: format!("{digest}: {}", error.message), ..error });
+                    done.note(error.with_prefix(digest));
                 }
                 Err(trouble) => return Err(trouble.into()),
             }
@@ -281,15 +279,21 @@ impl Run<'_> {
 impl Done {
     /// What the registry says of an image that it lets be.
     fn note(&mut self, error: ApiError) {
-        match error.name.as_str() {
-            "ImageReferencedByManifestList" => self.held += 1,
-            "ImageNotFound" | "ImageTagDoesNotMatchDigest" => self.changed += 1,
-            // It is archived already, or an index holds it: which of the two is not said.
-            name if ABOUT_ONE_IMAGE.contains(&name) => self.changed += 1,
+        match error.kind {
+            ErrorKind::ImageReferenced => self.held += 1,
+            // Without support for the new class it is archived already, or an index holds it: which of the two is not said.
+            ErrorKind::ImageNotFound | ErrorKind::ImageTagMoved | ErrorKind::StorageClassNotSupported => {
+                self.changed += 1;
+            }
             _ if self.failures.len() < FAILURES => self.failures.push(error),
             _ => {}
         }
     }
+}
+
+/// Whether UpdateImageStorageClass refuses one image that is no longer what it was. All else is about the registry.
+fn is_about_one_image(error: &ApiError) -> bool {
+    matches!(error.kind, ErrorKind::ImageNotFound | ErrorKind::StorageClassNotSupported)
 }
 
 /// Whether an image is still what was decided about. That an index was pulled doesn't count: we did that ourselves.

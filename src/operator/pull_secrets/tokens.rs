@@ -10,7 +10,8 @@ use super::docker_config::render;
 use super::marks::{Owner, TokenMark, digest};
 use super::renewal::renews_at;
 use crate::apply::AuthorizationToken;
-use crate::operator::status::Because;
+use crate::crd::Reason;
+use crate::operator::status::Cause;
 
 /// A token as it is put into Secrets.
 #[derive(Debug, Clone)]
@@ -53,12 +54,12 @@ impl Issued {
 }
 
 /// Why a token is none to hand out yet: the registry doesn't say that it is for `host`, which is where the Registry has it.
-pub fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Because> {
+pub fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Cause> {
     let host = host.filter(|host| !token.hosts.contains(*host))?;
     let message = format!(
         "Registry {registry} doesn't say yet that it is at {host}: its Pods are being replaced, and are asked again until then"
     );
-    Some(Because::new("RegistryNotReady", message))
+    Some(Cause::new(Reason::RegistryNotReady, message))
 }
 
 /// One token for each PullSecret.
@@ -95,7 +96,7 @@ mod tests {
             hosts: ["old.example.com".to_owned()].into(),
         };
         let why = not_yet(&token, Some("new.example.com:8443"), "home").unwrap();
-        assert_eq!(why.reason, "RegistryNotReady");
+        assert_eq!(why.reason, Reason::RegistryNotReady);
         assert!(
             why.message.starts_with("Registry home doesn't say yet that it is at new.example.com:8443:"),
             "{why:?}"

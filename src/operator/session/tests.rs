@@ -95,7 +95,7 @@ fn a_refusal_to_list_serves_for_longer_and_longer() {
     let start = Instant::now();
     let ago = |seconds| start.checked_sub(Duration::from_secs(seconds)).unwrap();
     let serves = |times, seconds: u64, max_age| {
-        let error = ApiError { name: "AccessDeniedException".to_owned(), message: "no".to_owned() };
+        let error = ApiError::new(ErrorKind::Other, "AccessDeniedException", "no");
         let refused = Some(NotListed { at: ago(seconds), times, error });
         Listings { last: None, refused }.serve(start, max_age).is_some()
     };

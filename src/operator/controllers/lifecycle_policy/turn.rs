@@ -11,7 +11,7 @@ use super::memory::Kept;
 use super::outcome;
 use crate::apply::{PreviewedPolicy, RepositoryNeeds, preview};
 use crate::crd::lifecycle_policy::{Mode, OutcomeState};
-use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Registry};
+use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Reason, Registry};
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
 use crate::operator::context::Context;
@@ -21,9 +21,9 @@ use crate::operator::in_use::run::{Done, Failure, Run, Shared};
 use crate::operator::in_use::workloads::{CannotTell, Scope};
 use crate::operator::session::{Away, Freshness, Held, Session, Trouble};
 use crate::operator::slice::Slice;
-use crate::operator::status::{Because, Standing};
+use crate::operator::status::{Cause, Standing};
 use crate::operator::workload::{self, Names};
-use crate::plan::model::{ApiError, Desired, ObservedRepository, Refused};
+use crate::plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
 use crate::plan::ownership::{LifecycleOwner, Ownership};
 use crate::plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, equivalent_policies};
 
@@ -150,11 +150,11 @@ impl Policing<'_> {
             match held.carry_out(&step).await {
                 Ok(()) => {}
                 // What is listed is old, or somebody's preview goes on.
-                Err(Trouble::Refused(error)) if attempt == 0 && error.name == "RepositoryNotFoundException" => {
+                Err(Trouble::Refused(error)) if attempt == 0 && error.kind == ErrorKind::RepositoryNotFound => {
                     looked = held.look(NEEDS, Freshness { now: true, ..self.freshness }).await?;
                     continue;
                 }
-                Err(Trouble::Refused(error)) if error.name == "LifecyclePolicyPreviewInProgressException" => {
+                Err(Trouble::Refused(error)) if error.kind == ErrorKind::PreviewInProgress => {
                     return Ok(Some(Turn::of(Kept::awaiting(name, before))));
                 }
                 Err(Trouble::Refused(error)) if self.is_drift(&step, looked.as_ref()) => {
@@ -246,7 +246,7 @@ impl Policing<'_> {
         if found.is_none() && !self.observes() {
             // The Repository's own controller makes it.
             let message = format!("the repository {name} is not there yet in {}", desired.registry);
-            return Err(Refused::new(self.object, "ReferenceNotFound", message));
+            return Err(Refused::new(self.object, Reason::ReferenceNotFound, message));
         }
         step_for(plan_for(desired, name, found), self.object)
     }
@@ -283,7 +283,10 @@ impl Policing<'_> {
         }
         let Some(rules) = &self.rules else {
             let message = "the rules have no sense that the operator knows: leave inUseProtection out to give them to the registry";
-            return Ok(Some(Turn::failed(name, Standing::Stalled(Because::new("InvalidParameterException", message)))));
+            return Ok(Some(Turn::failed(
+                name,
+                Standing::Stalled(Cause::new(Reason::InvalidParameterException, message)),
+            )));
         };
         let (hosts, scope) = (self.hosts(held), scope(self.policy));
         let run = Run {
@@ -322,10 +325,10 @@ impl Policing<'_> {
             Ok(done) => {
                 let told = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
                 let mut turn = Turn::of(Kept::new(told));
-                if let Some(ApiError { name: reason, message }) = done.failures.first() {
+                if let Some(ApiError { name: reason, message, .. }) = done.failures.first() {
                     turn.kept.outcome.state = OutcomeState::Failed;
                     let message = format!("{name}: {message}");
-                    turn.trouble = Some(Standing::Stalled(Because::new(reason.clone(), message)));
+                    turn.trouble = Some(Standing::Stalled(Cause::new(Reason::of_error(reason), message)));
                 }
                 turn.ran = Some(done);
                 Ok(Some(turn))
@@ -345,7 +348,7 @@ impl Policing<'_> {
     ) -> Result<Option<Turn>, Trouble> {
         let Some(found) = looked else {
             let message = format!("the repository {name} is not there, and managementPolicy is Observe");
-            return Ok(Some(Turn::failed(name, Standing::Waiting(Because::new("ReferenceNotFound", message)))));
+            return Ok(Some(Turn::failed(name, Standing::Waiting(Cause::new(Reason::ReferenceNotFound, message)))));
         };
         if self.by_operator() {
             return self.evaluate(name, held, before, due).await;
@@ -389,7 +392,7 @@ impl Policing<'_> {
         let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(Released::Nothing) };
         match held.carry_out(&step).await {
             Ok(()) => Ok(Released::Repository),
-            Err(Trouble::Refused(error)) if error.name == "RepositoryNotFoundException" => Ok(Released::Nothing),
+            Err(Trouble::Refused(error)) if error.kind == ErrorKind::RepositoryNotFound => Ok(Released::Nothing),
             Err(trouble) => Err(trouble),
         }
     }
@@ -410,29 +413,27 @@ fn scope(policy: &LifecyclePolicy) -> Scope {
 
 /// Nothing was let go.
 fn spared(name: &RepositoryName, failure: Failure) -> Result<Turn, Trouble> {
-    const REASON: &str = "InUseUnknown";
+    const REASON: Reason = Reason::InUseUnknown;
     let standing = match failure {
         Failure::Registry(trouble) => return Err(trouble),
         Failure::CannotTell(error @ CannotTell::Unlisted { .. }) => {
-            Standing::Waiting(Because::new(REASON, format!("nothing of {name} is let go: {error}")))
+            Standing::Waiting(Cause::new(REASON, format!("nothing of {name} is let go: {error}")))
         }
         Failure::CannotTell(error) => {
-            Standing::Stalled(Because::new(REASON, format!("nothing of {name} is let go: {error}")))
+            Standing::Stalled(Cause::new(REASON, format!("nothing of {name} is let go: {error}")))
         }
-        Failure::Index(error) => {
-            Standing::Stalled(Because::new(REASON, format!("nothing of {name} is let go: {error}")))
-        }
+        Failure::Index(error) => Standing::Stalled(Cause::new(REASON, format!("nothing of {name} is let go: {error}"))),
     };
     Ok(Turn::failed(name, standing))
 }
 
 /// Operations that the registry doesn't have are told as that.
 fn refused(name: &RepositoryName, error: ApiError) -> Standing {
-    if crate::apply::is_unknown_operation(&error) {
+    if error.kind == ErrorKind::UnsupportedOperation {
         let message = format!("{name}: this registry has no such operation ({error})");
-        return Standing::Stalled(Because::new("UnsupportedByRegistry", message));
+        return Standing::Stalled(Cause::new(Reason::UnsupportedByRegistry, message));
     }
-    refused_by_registry(ApiError { message: format!("{name}: {}", error.message), ..error })
+    refused_by_registry(error.with_prefix(name))
 }
 
 /// The hosts by which a Pod may name a registry, as its Registry has them, and its listing: the account and a `repositoryUri`.

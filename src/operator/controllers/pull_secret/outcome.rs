@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::crd::Reason;
 use crate::crd::common::DEFAULT_INTERVAL;
 use crate::operator::controllers::{Error, WAIT, jittered};
 use crate::operator::pull_secrets::marks::{Owner, TokenMark};
-use crate::operator::status::{Because, Findings, Standing};
+use crate::operator::status::{Cause, Findings, Standing};
 
 /// How long to wait for what changed at the same moment.
 pub(super) const MOMENT: Duration = Duration::from_secs(2);
@@ -65,11 +66,11 @@ impl Outcome {
     }
 
     /// What the API server refused, if it refused anything: of several always the same, so that it is told once.
-    pub(super) fn refusal(&self) -> Option<Because> {
+    pub(super) fn refusal(&self) -> Option<Cause> {
         let (namespace, status) =
             self.refused.iter().min_by_key(|(namespace, it)| (namespace, &it.reason, &it.message))?;
         let message = format!("the API server refused a change in namespace {namespace}: {}", status.message);
-        Some(Because::new(status.reason.clone(), message))
+        Some(Cause::new(Reason::of_error(&status.reason), message))
     }
 
     /// The first of these times of all tokens that there are to pull with.
@@ -95,7 +96,7 @@ impl Outcome {
         if let Some(why_not) = why_not {
             let mut findings = why_not.clone();
             if let Some(end) = self.first(|it| it.expires_at) {
-                let add = |it: Because| Because::new(it.reason, format!("{}; {served} until {end}", it.message));
+                let add = |it: Cause| Cause::new(it.reason, format!("{}; {served} until {end}", it.message));
                 findings.standing = match findings.standing {
                     Standing::Ready(it) => Standing::Ready(add(it)),
                     Standing::Waiting(it) => Standing::Waiting(add(it)),
@@ -105,18 +106,18 @@ impl Outcome {
             return findings;
         }
         let standing = if let Some(message) = conflict(secret, taken) {
-            Standing::Stalled(Because::new("OwnedByAnother", format!("{message}; {served}")))
-        } else if let Some(Because { reason, message }) = self.refusal() {
-            Standing::Waiting(Because::new(reason, format!("{message}; {served}")))
+            Standing::Stalled(Cause::new(Reason::OwnedByAnother, format!("{message}; {served}")))
+        } else if let Some(Cause { reason, message }) = self.refusal() {
+            Standing::Waiting(Cause::new(reason, format!("{message}; {served}")))
         } else if *unsettled {
             let message = format!("something changed at the same moment, and is looked at again; {served}");
-            Standing::Waiting(Because::new("Progressing", message))
+            Standing::Waiting(Cause::new(Reason::Progressing, message))
         } else {
             let mut message = if have.is_empty() { "no namespace is chosen yet".to_owned() } else { served };
             if !not_allowed.is_empty() {
                 message += &format!("; chosen, but not allowed to use Registry {registry}: {}", some(not_allowed));
             }
-            Standing::Ready(Because::new("InSync", message))
+            Standing::Ready(Cause::new(Reason::InSync, message))
         };
         Findings { references: Some(Ok(())), ..Findings::of(standing) }
     }
@@ -184,7 +185,7 @@ mod tests {
             message(&Outcome { not_allowed, ..having(&["a", "b"]) }),
             "ready InSync: Secret pull is in 2 namespaces; chosen, but not allowed to use Registry home: web"
         );
-        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "it is away")));
+        let away = Findings::of(Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "it is away")));
         assert_eq!(
             message(&Outcome { why_not: Some(away.clone()), ..having(&["a"]) }),
             "waiting RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
@@ -225,7 +226,7 @@ mod tests {
         };
         let told =
             |namespaces: [&str; 2]| Outcome { refused: namespaces.map(refused).into(), ..Outcome::default() }.refusal();
-        let because = Because::new("Forbidden", "the API server refused a change in namespace a: no");
+        let because = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
         assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(because.clone()), Some(because)));
         assert_eq!(Outcome::default().refusal(), None);
     }
@@ -241,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_due_and_waits_is_not_tried_without_pause() {
-        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "")));
+        let away = Findings::of(Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "")));
         let outcome = Outcome { why_not: Some(away), ..having(&["a"]) };
         assert!(outcome.next(&outcome.findings("pull", "home").standing, at(600)) > Duration::from_secs(30));
     }

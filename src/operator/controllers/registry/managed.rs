@@ -24,11 +24,11 @@ use super::super::Error;
 use super::{RegistryController, kept_away, missing};
 use crate::access_key::AccessKey;
 use crate::crd::registry::ManagedRegistry;
-use crate::crd::{DeletionPolicy, Registry};
+use crate::crd::{DeletionPolicy, Reason, Registry};
 use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::context::Context;
 use crate::operator::secrets::SecretName;
-use crate::operator::status::{Because, FIELD_MANAGER, Findings, Standing};
+use crate::operator::status::{Cause, FIELD_MANAGER, Findings, Standing};
 use crate::operator::workload::{
     self, Backends, Claim, Inputs, KeyPair, Names, Object, Pods, Progress, REGISTRY_LABEL, certificate_kind, reach,
 };
@@ -219,7 +219,7 @@ impl From<kube::Error> for Obstacle {
         match &error {
             kube::Error::Api(status) if status.code == 403 => {
                 let message = format!("give the operator the permissions of its chart: {}", status.message);
-                Self::stalled("Forbidden", message)
+                Self::stalled(Reason::Forbidden, message)
             }
             _ => Self::Api(error),
         }
@@ -227,12 +227,12 @@ impl From<kube::Error> for Obstacle {
 }
 
 impl Obstacle {
-    fn waiting(reason: &str, message: impl Into<String>) -> Self {
-        Self::Stands(Box::new(Findings::of(Standing::Waiting(Because::new(reason, message)))))
+    fn waiting(reason: Reason, message: impl Into<String>) -> Self {
+        Self::Stands(Box::new(Findings::of(Standing::Waiting(Cause::new(reason, message)))))
     }
 
-    fn stalled(reason: &str, message: impl Into<String>) -> Self {
-        Self::Stands(Box::new(Findings::of(Standing::Stalled(Because::new(reason, message)))))
+    fn stalled(reason: Reason, message: impl Into<String>) -> Self {
+        Self::Stands(Box::new(Findings::of(Standing::Stalled(Cause::new(reason, message)))))
     }
 
     fn not_found(message: impl Into<String>) -> Self {
@@ -283,7 +283,7 @@ impl<'a> Work<'a> {
         let image = self.image.ok_or_else(|| {
             let message =
                 "it is not known what the pods are to run: set managed.image, or the operator's --registry-image";
-            Obstacle::stalled("ImageMissing", message)
+            Obstacle::stalled(Reason::ImageMissing, message)
         })?;
         let found = self.find().await?;
         self.stay(&found).await?;
@@ -346,10 +346,10 @@ impl<'a> Work<'a> {
             Some(secret) => secret,
             None => {
                 let account = self.registry.registry_id().ok_or_else(|| {
-                    Obstacle::stalled("InvalidParameterException", "a managed registry needs a registryId")
+                    Obstacle::stalled(Reason::InvalidParameterException, "a managed registry needs a registryId")
                 })?;
                 let key = AccessKey::generate(account)
-                    .map_err(|error| Obstacle::waiting("Progressing", format!("no root key: {error}")))?;
+                    .map_err(|error| Obstacle::waiting(Reason::Progressing, format!("no root key: {error}")))?;
                 let made = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
                 let new = workload::root_key_secret(&self.names, &self.namespace, &key);
                 let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -406,7 +406,7 @@ impl<'a> Work<'a> {
             "{object} is this registry, which would begin empty in namespace {}: {way_out}; or delete {object} first",
             self.namespace
         );
-        Err(Obstacle::stalled("WorkloadElsewhere", message))
+        Err(Obstacle::stalled(Reason::WorkloadElsewhere, message))
     }
 
     /// What makes pods of this registry in other namespaces, by their names. Only what we applied counts.
@@ -437,7 +437,7 @@ impl<'a> Work<'a> {
             };
             if there.is_some_and(|it| !was_ours(&it)) {
                 return Err(Obstacle::stalled(
-                    "OwnedByAnother",
+                    Reason::OwnedByAnother,
                     format!(
                         "{} {}/{name} is there and isn't this Registry's: remove it, or make a Registry of another name \
                          or in another namespace",
@@ -459,7 +459,7 @@ impl<'a> Work<'a> {
         let Some(current) = claim else { return Ok(Ok(())) };
         let change = match workload::claim(&volume, &current) {
             Claim::Keep => return Ok(Ok(())),
-            Claim::Refuse(why) => return Ok(Err(Obstacle::stalled("VolumeUnchangeable", why))),
+            Claim::Refuse(why) => return Ok(Err(Obstacle::stalled(Reason::VolumeUnchangeable, why))),
             Claim::Grow(size) => json!({ "resources": { "requests": { "storage": size } } }),
             Claim::Classify(class) => json!({ "storageClassName": class }),
         };
@@ -601,8 +601,8 @@ impl<'a> Work<'a> {
     async fn judge(&self, pods: &Pods) -> Result<Findings, Obstacle> {
         let stands = |standing| Findings { references: Some(Ok(())), ..Findings::of(standing) };
         match workload::progress(pods, &[], None) {
-            Progress::Serving(message) => return Ok(stands(Standing::Ready(Because::new("Serving", message)))),
-            Progress::Stopped(message) => return Ok(stands(Standing::Waiting(Because::new("Stopped", message)))),
+            Progress::Serving(message) => return Ok(stands(Standing::Ready(Cause::new(Reason::Serving, message)))),
+            Progress::Stopped(message) => return Ok(stands(Standing::Waiting(Cause::new(Reason::Stopped, message)))),
             Progress::Progressing(_) => {}
         }
         // Pods can't start without their certificate.
@@ -612,7 +612,7 @@ impl<'a> Work<'a> {
         let (there, claim) = (there.list(&self.ours()).await?.items, claims.get_opt(&self.names.claim()).await?);
         let (Progress::Serving(message) | Progress::Stopped(message) | Progress::Progressing(message)) =
             workload::progress(pods, &there, claim.as_ref());
-        Ok(stands(Standing::Waiting(Because::new("Progressing", message))))
+        Ok(stands(Standing::Waiting(Cause::new(Reason::Progressing, message))))
     }
 
     /// The Secret with the certificate that the registry serves with, if it serves with one; or why it isn't there.
@@ -715,8 +715,8 @@ fn refused(error: kube::Error, kind: &str, namespace: &str, name: &str) -> Obsta
         404 => {
             Obstacle::not_found(format!("Namespace {namespace} does not exist: make it, or correct managed.namespace"))
         }
-        409 => Obstacle::waiting("Progressing", message()),
-        400 | 403 | 422 => Obstacle::stalled(&status.reason, message()),
+        409 => Obstacle::waiting(Reason::Progressing, message()),
+        400 | 403 | 422 => Obstacle::stalled(Reason::of_error(&status.reason), message()),
         _ => Obstacle::Api(error),
     }
 }

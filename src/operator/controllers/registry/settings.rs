@@ -9,22 +9,19 @@ use super::super::{Past, refusal, refused_by_registry, show, unrepaired};
 use crate::apply::{carry_out, observe_settings};
 use crate::crd::common::older;
 use crate::crd::conditions::ConditionType;
-use crate::crd::{Registry, condition};
+use crate::crd::{Reason, Registry, condition};
 use crate::operator::context::Context;
 use crate::operator::session::{Session, Trouble, is_away};
-use crate::operator::status::{Because, Standing, is_ready};
+use crate::operator::status::{Cause, Standing, is_ready};
 use crate::plan::model::Observed;
 use crate::plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
-
-/// The reason of a Registry whose settings another one has.
-const CONTESTED: &str = "OwnedByAnother";
 
 /// What became of the settings.
 pub(super) struct Settled {
     /// What the registry, or the plan, has against them.
     pub(super) refused: Option<Standing>,
     /// Whether somebody else had changed them; nothing if the Registry speaks of none.
-    pub(super) drifted: Option<(bool, Because)>,
+    pub(super) drifted: Option<(bool, Cause)>,
 }
 
 /// Brings the settings in line.
@@ -42,8 +39,8 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
         Claim::Unknown => {
             // What was said of it stands until that is known.
             let conditions = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
-            let told = condition(conditions, ConditionType::Ready).filter(|it| it.reason == CONTESTED);
-            let refused = told.map(|it| Standing::Stalled(Because::new(CONTESTED, &*it.message)));
+            let told = condition(conditions, ConditionType::Ready).filter(|it| it.has_reason(&Reason::OwnedByAnother));
+            let refused = told.map(|it| Standing::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
             return Ok(Settled { refused, drifted: None });
         }
         Claim::Contested(refused) => return Ok(Settled { refused: Some(refused), drifted: None }),
@@ -74,12 +71,12 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
     let refused = plan.refused.first().map(refusal);
     let drifted = if past.is_drift() && !repaired.is_empty() {
         let message = format!("somebody else changed it, and it was put back: {}", show(&repaired));
-        Some((false, Because::new("Repaired", message)))
+        Some((false, Cause::new(Reason::DriftCorrected, message)))
     } else if refused.is_some() {
         // What was not looked at is not told of.
         None
     } else {
-        let in_sync = || (false, Because::new("InSync", "nobody else changed its settings"));
+        let in_sync = || (false, Cause::new(Reason::InSync, "nobody else changed its settings"));
         Some(past.still_told(&before.conditions).unwrap_or_else(in_sync))
     };
     Ok(Settled { refused, drifted })
@@ -123,7 +120,7 @@ fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desire
                     "{field} is what Registry {name} has, too, with another value: it is the same registry, and {name} is older; \
                      leave {field} to one of them. No setting of this one is applied"
                 );
-                return Claim::Contested(Standing::Stalled(Because::new(CONTESTED, message)));
+                return Claim::Contested(Standing::Stalled(Cause::new(Reason::OwnedByAnother, message)));
             }
             // It stood well before this operator began, so it will say.
             None if other
@@ -149,8 +146,8 @@ async fn tell(ctx: &Context, registry: &Registry, step: &Step, past: Past) {
         }
         ctx.metrics.drift_repaired(super::KIND, name, properties);
         let note = format!("its settings were changed by somebody else, and put back: {changes}");
-        ctx.events.warning(registry, "DriftRepaired", note).await;
+        ctx.events.warning(registry, Reason::DriftCorrected, note).await;
     } else {
-        ctx.events.normal(registry, "Updated", format!("its settings were changed: {changes}")).await;
+        ctx.events.normal(registry, Reason::Updated, format!("its settings were changed: {changes}")).await;
     }
 }
