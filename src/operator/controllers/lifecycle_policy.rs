@@ -10,14 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector::Store;
 use kube::{Api, ResourceExt as _};
 
-use super::{
-    Done, Error, KindController, Past, WAIT, jittered, publish, refused_by_registry, registered, requested, show,
-    unrepaired,
-};
+use super::converge::{Drift, corrected, failed, observed, uncorrected};
+use super::finish::{KindObject as _, Outcome, finish, suspend};
+use super::{Done, Error, KindController, Past, WAIT, jittered, refused_by_registry, registered, show};
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
     Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason, Registry,
@@ -28,7 +26,7 @@ use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::events::LONGEST_NOTE;
 use crate::operator::session::{Away, Freshness, Session, Trouble};
-use crate::operator::status::{self, Cause, Findings, Standing};
+use crate::operator::status::{Cause, Findings, Standing};
 use crate::operator::watch::Change;
 use crate::operator::{finalizer, in_use};
 use crate::plan::{Action, FieldChange, Object};
@@ -82,38 +80,23 @@ impl KindController for LifecyclePolicyController {
         let namespace = policy.namespace().unwrap_or_default();
         let api = Api::namespaced(self.ctx.client.clone(), &namespace);
         let object = Object { kind: KIND, namespace, name: policy.name_any() };
-        let work = Work { ctx: &self.ctx, turns: &self.turns, in_use: &self.in_use, api, policy: &policy, object };
+        let (ctx, turns, in_use) = (&*self.ctx, &self.turns, &self.in_use);
+        let reconcile = PolicyReconcile { ctx, turns, in_use, api, policy: &policy, object };
         if policy.metadata.deletion_timestamp.is_some() {
-            return work.let_go().await;
+            return reconcile.cleanup().await;
         }
         if policy.suspended() {
-            return work.rest().await;
+            return suspend(ctx, &reconcile.api, &*policy).await;
         }
-        match work.bring_in_line().await? {
-            Some(outcome) => work.conclude(outcome).await,
+        match reconcile.run().await? {
+            Some(outcome) => finish(ctx, &reconcile.api, &*policy, outcome).await,
             None => Ok(Done::outdated()),
         }
     }
 }
 
-/// What a reconcile found out.
-struct Outcome {
-    findings: Findings,
-    /// What the policy came to in all its repositories, if that was looked at.
-    outcomes: Option<Vec<RepositoryOutcome>>,
-    /// Whether a request for a look is answered by it.
-    answers: bool,
-    next: Duration,
-}
-
-impl Outcome {
-    fn of(findings: Findings, next: Duration) -> Self {
-        let answers = !matches!(findings.standing, Standing::Waiting(_));
-        Self { findings, outcomes: None, answers, next }
-    }
-}
-
-struct Work<'a> {
+/// One reconcile of a LifecyclePolicy.
+struct PolicyReconcile<'a> {
     ctx: &'a Context,
     turns: &'a Memory,
     in_use: &'a in_use::run::Shared,
@@ -122,11 +105,7 @@ struct Work<'a> {
     object: Object,
 }
 
-impl Work<'_> {
-    fn status(&self) -> LifecyclePolicyStatus {
-        self.policy.status.clone().unwrap_or_default()
-    }
-
+impl PolicyReconcile<'_> {
     fn generation(&self) -> Option<i64> {
         self.policy.metadata.generation
     }
@@ -157,7 +136,13 @@ impl Work<'_> {
 
     /// The repositories that it has, or may have had, and is for no more.
     fn left(&self, session: &Session, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
-        let told = self.status().repositories.into_iter().filter_map(|it| it.name.parse().ok()).collect::<Vec<_>>();
+        let told = self
+            .policy
+            .status_or_default()
+            .repositories
+            .into_iter()
+            .filter_map(|it| it.name.parse().ok())
+            .collect::<Vec<_>>();
         let cluster = &self.ctx.settings.cluster;
         let tagged = session.governed_by(|owner| owner.is(cluster, &self.object));
         let had = told.into_iter().chain(self.turns.had(self.uid())).chain(tagged);
@@ -165,9 +150,8 @@ impl Work<'_> {
     }
 
     fn policing<'a>(&'a self, registry: &'a Registry, session: &'a Arc<Session>) -> Policing<'a> {
-        let before = self.status();
         let document = self.policy.document();
-        let asked = requested(self.policy, before.last_handled_reconcile_at.as_ref());
+        let asked = self.policy.requested();
         Policing {
             ctx: self.ctx,
             in_use: self.in_use,
@@ -179,15 +163,15 @@ impl Work<'_> {
             document,
             freshness: Freshness { interval: self.policy.interval(), now: asked.is_some() },
             asked,
-            past: Past::of(self.generation(), before.observed_generation, &before.conditions),
+            past: self.policy.past(),
         }
     }
 
     /// Nothing if the policy is another one by now.
-    async fn bring_in_line(&self) -> Result<Option<Outcome>, Error> {
+    async fn run(&self) -> Result<Option<Outcome<LifecyclePolicyStatus>>, Error> {
         let (registry, session) = match self.registry() {
             Ok(found) => found,
-            Err(findings) => return Ok(Some(Outcome::of(*findings, jittered(WAIT)))),
+            Err(findings) => return Ok(Some(Outcome::new(*findings, jittered(WAIT)))),
         };
         if self.policy.management_policy() == ManagementPolicy::Full {
             finalizer::add(&self.api, self.policy).await?;
@@ -201,7 +185,7 @@ impl Work<'_> {
                     Ok(Released::Repository) => course.released.push(name),
                     Ok(Released::Nothing) => {}
                     Ok(Released::Outdated) => return self.outdated(&course).await,
-                    Err(Trouble::Away(away)) => return Ok(Some(self.away(&away, None))),
+                    Err(Trouble::Away(away)) => return Ok(Some(self.unavailable(&away))),
                     Err(Trouble::Refused(error)) => {
                         let error = error.with_prefix(format_args!("{name} cannot be released"));
                         course.troubles.push(refused_by_registry(error));
@@ -213,9 +197,9 @@ impl Work<'_> {
             let findings =
                 Findings { references: Some(Err(missing.clone())), ..Findings::of(Standing::Waiting(missing)) };
             self.turns.remember(self.uid(), self.generation(), Turns::new());
-            return Ok(Some(Outcome { outcomes: Some(Vec::new()), ..Outcome::of(findings, jittered(WAIT)) }));
+            return Ok(Some(Outcome::new(findings, jittered(WAIT)).with_status(|status| tell(status, Vec::new()))));
         }
-        let before = self.turns.recall(self.uid(), self.generation(), &self.status());
+        let before = self.turns.recall(self.uid(), self.generation(), &self.policy.status_or_default());
         for name in &chosen {
             match policing.turn(name, before.get(name)).await {
                 Ok(Some(turn)) => course.take(name, turn, before.get(name)),
@@ -227,22 +211,23 @@ impl Work<'_> {
                         let kept = known.unwrap_or_else(|| Kept::new(only(name, OutcomeState::Pending)));
                         course.turns.insert(name.clone(), kept);
                     }
-                    self.tell(&course).await;
+                    self.emit_events(&course).await;
                     let outcomes = course.outcomes();
                     self.turns.remember(self.uid(), self.generation(), course.turns);
-                    return Ok(Some(self.away(&away, Some(outcomes))));
+                    let outcome = self.unavailable(&away);
+                    return Ok(Some(outcome.with_status(|status| tell(status, outcomes))));
                 }
             }
         }
-        self.tell(&course).await;
-        let outcome = self.sum_up(&course, policing.past);
+        self.emit_events(&course).await;
+        let outcome = self.summarize(&course, policing.past);
         self.turns.remember(self.uid(), self.generation(), course.turns);
         Ok(Some(outcome))
     }
 
     /// The policy is another one by now: what was done for it until then is told, as the next look finds it done.
-    async fn outdated(&self, course: &Course) -> Result<Option<Outcome>, Error> {
-        self.tell(course).await;
+    async fn outdated(&self, course: &Course) -> Result<Option<Outcome<LifecyclePolicyStatus>>, Error> {
+        self.emit_events(course).await;
         Ok(None)
     }
 
@@ -263,14 +248,15 @@ impl Work<'_> {
         self.missing(chosen).map_or(Ok(()), Err)
     }
 
-    fn away(&self, away: &Away, outcomes: Option<Vec<RepositoryOutcome>>) -> Outcome {
+    /// The registry is unavailable.
+    fn unavailable(&self, away: &Away) -> Outcome<LifecyclePolicyStatus> {
         let (standing, next) = super::away(away, self.registry_name());
         let findings = Findings { references: Some(self.references(&self.chosen())), ..Findings::of(standing) };
-        Outcome { outcomes, ..Outcome::of(findings, next) }
+        Outcome::new(findings, next)
     }
 
     /// How the policy stands when all its repositories had their turn.
-    fn sum_up(&self, course: &Course, past: Past) -> Outcome {
+    fn summarize(&self, course: &Course, past: Past) -> Outcome<LifecyclePolicyStatus> {
         let standing = course.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
             let pending = course.turns.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
             if pending > 0 && self.policy.management_policy() == ManagementPolicy::Full {
@@ -283,9 +269,10 @@ impl Work<'_> {
         let mut findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
         findings.drifted = self.drifted(course, past);
         let begun = course.turns.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
-        let next = next(begun, &findings.standing, &self.status().conditions, self.policy.interval());
-        let found = Outcome::of(findings, next);
-        Outcome { outcomes: Some(course.outcomes()), answers: found.answers && begun.is_none(), ..found }
+        let next = next(begun, &findings.standing, self.policy.conditions(), self.policy.interval());
+        let outcomes = course.outcomes();
+        let outcome = Outcome::new(findings, next).with_status(|status| tell(status, outcomes));
+        Outcome { answers: begun.is_none(), ..outcome }
     }
 
     fn reason(&self) -> Reason {
@@ -312,42 +299,32 @@ impl Work<'_> {
     }
 
     fn drifted(&self, course: &Course, past: Past) -> Option<(bool, Cause)> {
-        let Course { drift, unrepaired: left, troubles, .. } = course;
+        let Course { drift, unrepaired, troubles, .. } = course;
         if self.policy.management_policy() == ManagementPolicy::Observe {
-            return Some(if drift.is_empty() {
-                (false, Cause::new(Reason::InSync, "it is as this resource says"))
-            } else {
-                (true, Cause::new(Reason::DriftDetected, format!("it is not as this resource says: {}", show(drift))))
-            });
+            return Some(observed(drift));
         }
-        if !left.is_empty() {
-            return Some(unrepaired(left));
+        if !unrepaired.is_empty() {
+            return Some(uncorrected(unrepaired));
         }
-        if !drift.is_empty() {
-            let message = format!("somebody else changed it, and it was put back: {}", show(drift));
-            return Some((false, Cause::new(Reason::DriftCorrected, message)));
-        }
-        if past == Past::Drifted && !troubles.is_empty() {
-            // Whether that is put back by now could not be looked at.
+        if drift.is_empty() && past == Past::Drifted && !troubles.is_empty() {
+            // Whether it is corrected by now could not be read.
             return None;
         }
-        let in_sync = || (false, Cause::new(Reason::InSync, "nobody else changed it"));
-        Some(past.still_told(&self.status().conditions).unwrap_or_else(in_sync))
+        Some(corrected(past, self.policy.conditions(), drift))
     }
 
-    /// Events about what was done: one for each sort of thing, however many repositories.
-    async fn tell(&self, course: &Course) {
+    /// Emits one event for each sort of thing that was done, however many repositories.
+    async fn emit_events(&self, course: &Course) {
         let events = &self.ctx.events;
-        let manages = self.policy.management_policy() == ManagementPolicy::Full;
-        if manages && course.found > 0 {
-            let found = u64::try_from(course.found).unwrap_or(u64::MAX);
-            self.ctx.metrics.drift_found(KIND, self.registry_name(), found);
-        }
-        if manages && !course.drift.is_empty() {
-            let repaired = u64::try_from(course.drift.len()).unwrap_or(u64::MAX);
-            self.ctx.metrics.drift_repaired(KIND, self.registry_name(), repaired);
-            let note = format!("changed by somebody else, and put back: {}", show(&course.drift));
-            events.warning(self.policy, Reason::DriftCorrected, note).await;
+        if self.policy.management_policy() == ManagementPolicy::Full {
+            let drift = Drift { ctx: self.ctx, kind: KIND, registry: self.registry_name() };
+            drift.detected(course.found);
+            if !course.drift.is_empty() {
+                // Detected above, together with what could not be corrected.
+                drift.corrected(Past::Drifted, course.drift.len());
+                let note = format!("drift was corrected: {}", show(&course.drift));
+                events.warning(self.policy, Reason::DriftCorrected, note).await;
+            }
         }
         for (action, repositories) in &course.done {
             let (reason, done) = match action {
@@ -368,89 +345,56 @@ impl Work<'_> {
         }
     }
 
-    /// Writes the status, tells what is new in it, and says when to look again.
-    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
-        let Outcome { findings, outcomes, answers, next } = outcome;
-        let before = self.status();
-        let now = Time(Timestamp::now());
-        let mut after = LifecyclePolicyStatus {
-            observed_generation: self.generation(),
-            conditions: status::conditions(&before.conditions, self.generation(), &findings, &now),
-            ..before.clone()
-        };
-        if let Some(outcomes) = outcomes {
-            let (repositories, totals) = told(outcomes, &before.repositories);
-            after.repositories = repositories;
-            after.totals = Some(totals);
-        }
-        if let Some(asked) = requested(self.policy, before.last_handled_reconcile_at.as_ref())
-            && answers
-        {
-            after.last_handled_reconcile_at = Some(asked);
-        }
-        if after != before {
-            // A look that finds nothing new is not written down: that would be a write for every resource and interval.
-            after.last_sync_time = Some(now);
-        }
-        let status = (self.policy.status.as_ref(), &after);
-        publish(KIND, self.ctx, &self.api, self.policy, status, &before.conditions, &findings).await?;
-        Ok(Done::standing(&findings.standing, next))
-    }
-
-    /// Nothing is done for a suspended resource.
-    async fn rest(&self) -> Result<Done, Error> {
-        let before = self.status();
-        let after = LifecyclePolicyStatus {
-            observed_generation: self.generation(),
-            conditions: status::suspended(&before.conditions),
-            ..before.clone()
-        };
-        super::rest(self.ctx, &self.api, self.policy, (self.policy.status.as_ref(), &after)).await
-    }
-
-    /// The resource goes: its repositories are let go of, and lose the policy if it says so.
-    async fn let_go(&self) -> Result<Done, Error> {
+    /// The resource is being deleted: its repositories are released, and lose the policy if it says so.
+    async fn cleanup(&self) -> Result<Done, Error> {
         if !finalizer::has(self.policy) {
             return Ok(Done::resting());
         }
         let deletes = self.policy.deletion_policy() == DeletionPolicy::Delete && !self.policy.suspended();
         match self.release().await {
-            Err(outcome) if deletes => return self.conclude(outcome).await,
+            Ok(true) => {}
+            Ok(false) => return Ok(Done::outdated()),
+            Err(outcome) if deletes => return finish(self.ctx, &self.api, self.policy, outcome).await,
             Err(outcome) => {
                 // What stays in the registry needs no word from it: a tag of a policy that is gone holds nobody up.
                 let why = &outcome.findings.standing.because().message;
-                tracing::info!(object = %self.object, why, "let go of without the registry");
+                tracing::info!(object = %self.object, why, "released without the registry");
             }
-            Ok(false) => return Ok(Done::outdated()),
-            Ok(true) => {}
         }
         finalizer::remove(&self.api, self.policy).await?;
         Ok(Done::resting())
     }
 
-    /// Lets go of its repositories; false if what the policy says changed meanwhile, and not all were let go of.
-    async fn release(&self) -> Result<bool, Outcome> {
+    /// Releases its repositories; false if what the policy says changed meanwhile, and not all were released.
+    async fn release(&self) -> Result<bool, Outcome<LifecyclePolicyStatus>> {
         if self.policy.management_policy() == ManagementPolicy::Observe || self.policy.suspended() {
             return Ok(true);
         }
-        let (registry, session) = self.registry().map_err(|findings| Outcome::of(*findings, jittered(WAIT)))?;
+        let (registry, session) = self.registry().map_err(|findings| Outcome::new(*findings, jittered(WAIT)))?;
         let policing = self.policing(&registry, &session);
         let all = self.chosen();
         for name in self.left(&session, &all).into_iter().chain(all) {
             match policing.let_go(&name).await {
                 Ok(Released::Repository | Released::Nothing) => {}
                 Ok(Released::Outdated) => return Ok(false),
-                Err(Trouble::Away(away)) => return Err(self.away(&away, None)),
+                Err(Trouble::Away(away)) => return Err(self.unavailable(&away)),
                 Err(Trouble::Refused(error)) => {
-                    let standing = refused_by_registry(error.with_prefix(format_args!("{name} cannot be released")));
-                    let next =
-                        super::next(&standing, &self.status().conditions, self.policy.interval(), Timestamp::now());
-                    return Err(Outcome::of(Findings::of(standing), next));
+                    let trouble = Trouble::Refused(error.with_prefix(format_args!("{name} cannot be released")));
+                    let (conditions, interval) = (self.policy.conditions(), self.policy.interval());
+                    let (standing, next) = failed(&trouble, self.registry_name(), conditions, interval);
+                    return Err(Outcome::new(Findings::of(standing), next));
                 }
             }
         }
         Ok(true)
     }
+}
+
+/// Sets what the policy came to in its repositories.
+fn tell(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutcome>) {
+    let (repositories, totals) = told(outcomes, &status.repositories);
+    status.repositories = repositories;
+    status.totals = Some(totals);
 }
 
 /// When to look again, `begun` ago the oldest preview that goes on was started.

@@ -1,12 +1,13 @@
 //! One file for each kind: what a resource of it comes to. What they share is here.
 
+mod converge;
+mod finish;
 pub mod lifecycle_policy;
 pub mod pull_secret;
 pub mod registry;
 pub mod repository;
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Resource, ResourceExt as _};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+
+use finish::KindObject;
 
 use super::context::Context;
 use super::leader::Term;
@@ -80,7 +81,7 @@ impl Done {
 /// The controller of one kind: the shared context, and what it remembers itself.
 pub(super) trait KindController: Send + Sync + 'static {
     /// The kind that it reconciles.
-    type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static;
+    type Object: KindObject;
     /// The kind's name.
     const KIND: &'static str;
     /// How many reconciles run at once.
@@ -217,12 +218,6 @@ pub(super) fn next(standing: &Standing, before: &[Condition], interval: Duration
     }
 }
 
-/// Whether somebody asked for a look just now: the value of the annotation, if it was not acted on yet.
-pub(super) fn requested<K: Resource>(object: &K, handled: Option<&String>) -> Option<String> {
-    let asked = object.meta().annotations.as_ref()?.get(REQUESTED_AT)?;
-    (Some(asked) != handled).then(|| asked.clone())
-}
-
 /// Changes in a line.
 pub(super) fn show(changes: &[FieldChange]) -> String {
     let none = || "(none)".to_owned();
@@ -299,53 +294,6 @@ impl Past {
         let told = told.filter(|_| self == Self::Settled)?;
         Some((false, Cause::new(Reason::DriftCorrected, &*told.message)))
     }
-}
-
-/// The condition of what somebody else changed, and what could not be put back.
-pub(super) fn unrepaired(changes: &[FieldChange]) -> (bool, Cause) {
-    let message = format!("somebody else changed it, and it could not be put back yet: {}", show(changes));
-    (true, Cause::new(Reason::DriftDetected, message))
-}
-
-/// Nothing is done for a suspended resource. `status` is what it was and what it is.
-pub(super) async fn rest<K, S>(ctx: &Context, api: &Api<K>, object: &K, status: (Option<&S>, &S)) -> Result<Done, Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    S: Serialize + PartialEq,
-{
-    if status.0 != Some(status.1) {
-        ctx.events.normal(object, Reason::Suspended, "nothing is done for it until suspend is false").await;
-    }
-    status::write(&ctx.written, api, object, status.0, status.1).await?;
-    Ok(Done::resting())
-}
-
-/// Writes the status, tells what stalls the resource when that is news, and counts why it isn't ready. `status` is what it was
-/// and what it is, `conditions` are those that were there.
-pub(super) async fn publish<K, S>(
-    kind: &'static str,
-    ctx: &Context,
-    api: &Api<K>,
-    object: &K,
-    status: (Option<&S>, &S),
-    conditions: &[Condition],
-    findings: &Findings,
-) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    S: Serialize + PartialEq,
-{
-    let (was, is) = (condition(conditions, ConditionType::Ready), findings.standing.because());
-    let news = was.is_none_or(|was| !was.has_reason(&is.reason) || was.message != is.message);
-    // Whoever waited for the status finds the event.
-    if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
-        ctx.events.warning(object, because.reason.clone(), &because.message).await;
-    }
-    status::write(&ctx.written, api, object, status.0, status.1).await?;
-    if !matches!(findings.standing, Standing::Ready(_)) {
-        ctx.metrics.failed(kind, &is.reason);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -13,10 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt as _};
 
-use super::{
-    Done, Error, KindController, WAIT, away, jittered, next, publish, refused_by_registry, registry_missing,
-    registry_not_ready, requested,
-};
+use super::converge::{Drift, failed};
+use super::finish::{KindObject as _, Outcome, finish, suspend};
+use super::{Done, Error, KindController, Past, WAIT, jittered, registry_missing, registry_not_ready};
 use crate::apply::{authorization_token, host as host_of};
 use crate::crd::{PullSecret, PullSecretStatus, Reason, Registry};
 use crate::operator::access::{Access, Feature, Scope, own_kind};
@@ -27,10 +26,10 @@ use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, deci
 use crate::operator::pull_secrets::marks::{Held, Owner, source};
 use crate::operator::pull_secrets::tokens::{Issued, Tokens, not_yet};
 use crate::operator::session::{Session, Trouble};
-use crate::operator::status::{self, Cause, Findings, Standing};
+use crate::operator::status::{Cause, Findings, Standing};
 use crate::operator::workload;
 use objects::Place;
-use outcome::{MOMENT, Outcome, some};
+use outcome::{MOMENT, Secrets, some};
 
 pub(in crate::operator) const ACCESS: &[Access] = &{
     let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);
@@ -90,7 +89,7 @@ impl KindController for PullSecretController {
     }
 
     async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<Done, Error> {
-        let work = Work {
+        let reconcile = PullSecretReconcile {
             api: Api::namespaced(self.ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
             owner: Owner::of(&pull_secret),
             secret_name: pull_secret.secret_name(),
@@ -100,21 +99,22 @@ impl KindController for PullSecretController {
             pull_secret: &pull_secret,
         };
         if !self.ctx.settings.has(Feature::PullSecrets) {
-            return work.go_without().await;
+            return reconcile.disabled().await;
         }
         if pull_secret.metadata.deletion_timestamp.is_some() {
-            return work.take_all_away().await;
+            return reconcile.cleanup().await;
         }
         if pull_secret.suspended() {
-            return work.rest().await;
+            return suspend(&self.ctx, &reconcile.api, &*pull_secret).await;
         }
-        finalizer::add(&work.api, &pull_secret).await?;
-        let outcome = work.bring_in_line().await?;
-        work.conclude(outcome).await
+        finalizer::add(&reconcile.api, &*pull_secret).await?;
+        let secrets = reconcile.run().await?;
+        reconcile.finish(secrets).await
     }
 }
 
-struct Work<'a> {
+/// One reconcile of a PullSecret.
+struct PullSecretReconcile<'a> {
     ctx: &'a Context,
     tokens: &'a Tokens,
     api: Api<PullSecret>,
@@ -124,12 +124,8 @@ struct Work<'a> {
     service_accounts: BTreeSet<String>,
 }
 
-impl Work<'_> {
-    fn status(&self) -> PullSecretStatus {
-        self.pull_secret.status.clone().unwrap_or_default()
-    }
-
-    async fn bring_in_line(&self) -> Result<Outcome, Error> {
+impl PullSecretReconcile<'_> {
+    async fn run(&self) -> Result<Secrets, Error> {
         let now = Timestamp::now();
         let registry = self.ctx.stores.registry(&self.pull_secret.registry_ref().name);
         let session = self.ctx.sessions.get(&self.pull_secret.registry_ref().name);
@@ -140,7 +136,7 @@ impl Work<'_> {
 
         let marked: Vec<Held> = self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).collect();
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
-        let asked = requested(self.pull_secret, self.status().last_handled_reconcile_at.as_ref());
+        let asked = self.pull_secret.requested();
         let issued = self.tokens.get(&self.owner);
         // New credentials, or a request that the token at hand doesn't answer yet.
         let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
@@ -165,19 +161,19 @@ impl Work<'_> {
         let decision = decide(&world);
 
         let (have, spent) = world.there();
-        let mut outcome = Outcome {
+        let mut outcome = Secrets {
             have,
             spent,
             taken: taken.into_iter().map(|(namespace, owner)| (namespace, Some(owner))).collect(),
             not_allowed,
-            ..Outcome::default()
+            ..Secrets::default()
         };
         if refused {
             let (own, name) = (&self.owner.namespace, &self.pull_secret.registry_ref().name);
             let message = format!(
                 "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
             );
-            outcome.why_not = Some(Findings::of(Standing::Stalled(Cause::new(Reason::NotAllowed, message))));
+            outcome.why_not = Some(registry_exists(Standing::Stalled(Cause::new(Reason::NotAllowed, message))));
         }
         let named_still = self.clear(decision.detach, decision.delete, &mut outcome).await?;
         let write = decision.write.into_iter().filter(|due| world.is_due(due, &named_still));
@@ -256,7 +252,7 @@ impl Work<'_> {
     }
 
     /// Names out of service accounts, then Secrets away. Gives the names that couldn't be taken out.
-    async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Outcome) -> Result<Vec<Entry>, Error> {
+    async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Secrets) -> Result<Vec<Entry>, Error> {
         let mut named_still = Vec::new();
         for (entry, done) in self.in_accounts(detach, false).await {
             if !outcome.note(&entry.namespace, done)? {
@@ -278,7 +274,7 @@ impl Work<'_> {
                 gone.insert(format!("{}/{}", doomed.namespace, doomed.name));
             }
         }
-        self.tell(Reason::Deleted, "deleted", &gone).await;
+        self.emit_event(Reason::Deleted, "deleted", &gone).await;
         Ok(named_still)
     }
 
@@ -298,7 +294,7 @@ impl Work<'_> {
         &self,
         world: &World<'_>,
         write: Vec<Due>,
-        outcome: &mut Outcome,
+        outcome: &mut Secrets,
     ) -> Result<Vec<Due>, Error> {
         let looked: Vec<_> = stream::iter(write)
             .map(|due| async move {
@@ -350,22 +346,17 @@ impl Work<'_> {
         match session.ask(authorization_token(session.ecr())).await {
             Ok(token) => {
                 if let Some(why) = not_yet(&token, host, name) {
-                    return Err((Findings::of(Standing::Waiting(why)), Some(jittered(ROLLOUT))));
+                    return Err((registry_exists(Standing::Waiting(why)), Some(jittered(ROLLOUT))));
                 }
                 let source = source(session.ecr().identity(), host);
                 let issued = Issued::new(&token, &self.owner, source, session.fingerprint(), asked, now);
                 self.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
-            Err(Trouble::Away(it)) => {
-                let (standing, retry) = away(&it, name);
-                Err((Findings::of(standing), Some(retry)))
-            }
-            Err(Trouble::Refused(error)) => {
-                let standing = refused_by_registry(error);
-                let retry = matches!(standing, Standing::Waiting(_));
-                let retry = retry.then(|| next(&standing, &self.status().conditions, WAIT, now));
-                Err((Findings::of(standing), retry))
+            Err(trouble) => {
+                let (standing, retry) = failed(&trouble, name, self.pull_secret.conditions(), WAIT);
+                let retry = matches!(standing, Standing::Waiting(_)).then_some(retry);
+                Err((registry_exists(standing), retry))
             }
         }
     }
@@ -379,7 +370,7 @@ impl Work<'_> {
         &self,
         due: Vec<(BTreeSet<String>, Due)>,
         issued: &Issued,
-        outcome: &mut Outcome,
+        outcome: &mut Secrets,
     ) -> Result<BTreeSet<String>, Error> {
         let written: Vec<_> = stream::iter(due)
             .map(|(accounts, due)| async move {
@@ -406,60 +397,45 @@ impl Work<'_> {
                 Why::ServiceAccounts => false,
             };
         }
-        self.tell(Reason::Created, "made in", &created).await;
-        self.tell(Reason::Renewed, "given a new token in", &renewed).await;
+        self.emit_event(Reason::Created, "made in", &created).await;
+        self.emit_event(Reason::Renewed, "given a new token in", &renewed).await;
         if !repaired.is_empty() {
-            let secrets = u64::try_from(repaired.len()).unwrap_or(u64::MAX);
             let registry = &self.pull_secret.registry_ref().name;
-            self.ctx.metrics.drift_found(KIND, registry, secrets);
-            self.ctx.metrics.drift_repaired(KIND, registry, secrets);
-            let note = format!(
-                "Secret {} was changed by somebody else, and put back in {}",
-                self.secret_name,
-                some(&repaired)
-            );
+            Drift { ctx: self.ctx, kind: KIND, registry }.corrected(Past::Settled, repaired.len());
+            let note = format!("drift of Secret {} was corrected in {}", self.secret_name, some(&repaired));
             self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }
         Ok(done_in)
     }
 
-    async fn tell(&self, reason: Reason, done: &str, places: &BTreeSet<String>) {
+    async fn emit_event(&self, reason: Reason, done: &str, places: &BTreeSet<String>) {
         if !places.is_empty() {
             let note = format!("Secret {} was {done} {}", self.secret_name, some(places));
             self.ctx.events.normal(self.pull_secret, reason, note).await;
         }
     }
 
-    /// Writes the status, tells what is new in it, and says when to look again.
-    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
-        let registry = &self.pull_secret.registry_ref().name;
-        let findings = outcome.findings(&self.secret_name, registry);
-        let before = self.status();
-        let generation = self.pull_secret.metadata.generation;
-        let now = Timestamp::now();
-        let waits = matches!(findings.standing, Standing::Waiting(_));
-        let asked = requested(self.pull_secret, before.last_handled_reconcile_at.as_ref()).filter(|_| !waits);
-        let after = PullSecretStatus {
-            observed_generation: generation,
-            secret_name: Some(self.secret_name.clone()),
-            namespaces: Some(i64::try_from(outcome.have.len()).unwrap_or(i64::MAX)),
-            expires_at: outcome.ends().map(Time),
-            renews_at: outcome.first(|it| it.renews_at).map(Time),
-            last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
-            conditions: status::conditions(&before.conditions, generation, &findings, &Time(now)),
-        };
-        let status = (self.pull_secret.status.as_ref(), &after);
-        publish(KIND, self.ctx, &self.api, self.pull_secret, status, &before.conditions, &findings).await?;
-        Ok(Done::standing(&findings.standing, outcome.next(&findings.standing, now)))
+    /// Writes the status, and says when to reconcile again.
+    async fn finish(&self, secrets: Secrets) -> Result<Done, Error> {
+        let findings = secrets.findings(&self.secret_name, &self.pull_secret.registry_ref().name);
+        let next = secrets.next(&findings.standing, Timestamp::now());
+        let secret_name = self.secret_name.clone();
+        let outcome = Outcome::new(findings, next).with_status(move |status: &mut PullSecretStatus| {
+            status.secret_name = Some(secret_name);
+            status.namespaces = Some(i64::try_from(secrets.have.len()).unwrap_or(i64::MAX));
+            status.expires_at = secrets.ends().map(Time);
+            status.renews_at = secrets.first(|it| it.renews_at).map(Time);
+        });
+        finish(self.ctx, &self.api, self.pull_secret, outcome).await
     }
 
     /// This operator may not touch Secrets. One that goes isn't held up by that: what it made stays until its token ends.
-    async fn go_without(&self) -> Result<Done, Error> {
+    async fn disabled(&self) -> Result<Done, Error> {
         let message = "this operator goes without PullSecrets: switch them on where it was installed";
         if self.pull_secret.metadata.deletion_timestamp.is_none() {
             let because = Cause::new(Reason::PullSecretsDisabled, message);
             let why_not = Some(Findings::of(Standing::Stalled(because)));
-            return self.conclude(Outcome { why_not, ..Outcome::default() }).await;
+            return self.finish(Secrets { why_not, ..Secrets::default() }).await;
         }
         if finalizer::has(self.pull_secret) {
             let note = format!("{message}; the Secrets that it made stay until somebody deletes them");
@@ -469,19 +445,8 @@ impl Work<'_> {
         Ok(Done::resting())
     }
 
-    /// Nothing is done for a suspended resource.
-    async fn rest(&self) -> Result<Done, Error> {
-        let before = self.status();
-        let after = PullSecretStatus {
-            observed_generation: self.pull_secret.metadata.generation,
-            conditions: status::suspended(&before.conditions),
-            ..before.clone()
-        };
-        super::rest(self.ctx, &self.api, self.pull_secret, (self.pull_secret.status.as_ref(), &after)).await
-    }
-
-    /// The resource goes, and takes everything with it, whatever has become of its Registry.
-    async fn take_all_away(&self) -> Result<Done, Error> {
+    /// The resource is being deleted, and everything it made with it, whatever has become of its Registry.
+    async fn cleanup(&self) -> Result<Done, Error> {
         if !finalizer::has(self.pull_secret) {
             return Ok(Done::resting());
         }
@@ -498,10 +463,11 @@ impl Work<'_> {
         let detach = detach.collect();
         let delete =
             held.into_iter().map(|Held { namespace, name, uid, .. }| Doomed { namespace, name, uid }).collect();
-        let mut outcome = Outcome::default();
+        let mut outcome = Secrets::default();
         self.clear(detach, delete, &mut outcome).await?;
         if let Some(because) = outcome.refusal() {
-            return self.stay(Findings::of(Standing::Stalled(because)), jittered(WAIT)).await;
+            let outcome = Outcome::new(Findings::of(Standing::Stalled(because)), jittered(WAIT));
+            return finish(self.ctx, &self.api, self.pull_secret, outcome).await;
         }
         if outcome.unsettled {
             let because = Cause::new(Reason::Deleting, "its Secrets are being taken away");
@@ -511,18 +477,9 @@ impl Work<'_> {
         self.tokens.remove(&self.owner);
         Ok(Done::resting())
     }
+}
 
-    /// Why a resource that is to go is there still, told once.
-    async fn stay(&self, findings: Findings, next: Duration) -> Result<Done, Error> {
-        let before = self.status();
-        let generation = self.pull_secret.metadata.generation;
-        let after = PullSecretStatus {
-            observed_generation: generation,
-            conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),
-            ..before.clone()
-        };
-        let status = (self.pull_secret.status.as_ref(), &after);
-        publish(KIND, self.ctx, &self.api, self.pull_secret, status, &before.conditions, &findings).await?;
-        Ok(Done::standing(&findings.standing, next))
-    }
+/// How a PullSecret stands whose Registry exists.
+fn registry_exists(standing: Standing) -> Findings {
+    Findings { references: Some(Ok(())), ..Findings::of(standing) }
 }

@@ -9,25 +9,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt as _};
 use secrecy::SecretString;
 
-use super::{Done, Error, KindController, WAIT, away, jittered, next, refused_by_registry, requested};
+use super::converge::failed;
+use super::finish::{KindObject as _, Outcome, finish};
+use super::{Done, Error, KindController, WAIT, jittered, next};
 use crate::apply::error::named;
 use crate::apply::{Access as Reach, Ecr, Identity, ImageUsage, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
-use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
-use crate::crd::{DeletionPolicy, Reason, Registry, RegistryStatus, condition};
+use crate::crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
 use crate::operator::access::{Access, Feature, own_kind};
 use crate::operator::calls::Calls;
 use crate::operator::context::Context;
 use crate::operator::secrets::{self, SecretName, SecretWatches};
 use crate::operator::session::{Session, Totals, Trouble};
 use crate::operator::settings::Settings;
-use crate::operator::status::{self, Cause, Findings, Standing};
+use crate::operator::status::{Cause, Findings, Standing};
 use crate::operator::watch::Change;
 use crate::operator::{finalizer, triggers};
 use crate::plan::{desired_settings, unenforced_settings};
@@ -121,7 +121,7 @@ async fn reconcile(controller: &RegistryController, registry: &Registry) -> Resu
             Err(findings) => {
                 end_session(ctx, &name);
                 ctx.metrics.registry_down(&name);
-                Outcome { findings: *findings, ..Outcome::default() }
+                outcome(*findings, None)
             }
         },
     };
@@ -144,8 +144,7 @@ async fn let_go(controller: &RegistryController, registry: &Registry) -> Result<
     if let Some(managed) = &registry.spec.managed {
         if ctx.settings.has(Feature::ManagedRegistries) {
             if let Some(findings) = managed::let_go(controller, registry, managed).await? {
-                let retry = Some(jittered(STUCK));
-                return conclude(ctx, registry, Outcome { findings, retry, ..Outcome::default() }).await;
+                return conclude(ctx, registry, outcome(findings, Some(jittered(STUCK)))).await;
             }
         } else if registry.deletion_policy() == DeletionPolicy::Delete {
             return conclude(ctx, registry, without_managed_registries()).await;
@@ -162,7 +161,7 @@ async fn run(
     controller: &RegistryController,
     registry: &Registry,
     managed: &ManagedRegistry,
-) -> Result<Outcome, Error> {
+) -> Result<Outcome<RegistryStatus>, Error> {
     let ctx = &*controller.ctx;
     let name = registry.name_any();
     if !ctx.settings.has(Feature::ManagedRegistries) {
@@ -179,8 +178,8 @@ async fn run(
             _ => ctx.metrics.registry_down(&name),
         }
         let waits = matches!(standing.standing, Standing::Waiting(_));
-        let retry = Some(jittered(if waits { PROGRESS } else { STUCK }));
-        return Ok(Outcome { findings: standing, endpoint, retry, ..Outcome::default() });
+        let retry = jittered(if waits { PROGRESS } else { STUCK });
+        return Ok(outcome(standing, Some(retry)).with_status(move |status| set_endpoint(status, endpoint)));
     };
     let mut hasher = DefaultHasher::new();
     (&way, registry.region().as_str()).hash(&mut hasher);
@@ -201,17 +200,17 @@ async fn run(
         (Standing::Ready(_), _) => {}
         (Standing::Waiting(_), _) => {
             outcome.findings = standing;
-            outcome.retry = Some(jittered(PROGRESS));
+            outcome.next = jittered(PROGRESS);
         }
         (Standing::Stalled(_), _) => outcome.findings = standing,
     }
     Ok(outcome)
 }
 
-fn without_managed_registries() -> Outcome {
+fn without_managed_registries() -> Outcome<RegistryStatus> {
     let message = "this operator goes without managed registries: switch them on where it was installed";
     let because = Cause::new(Reason::ManagedRegistriesDisabled, message);
-    Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() }
+    outcome(Findings::of(Standing::Stalled(because)), None)
 }
 
 /// The registry cannot be asked any more: what is in it waits from now on, and says so.
@@ -346,17 +345,18 @@ fn assemble(
     Ok(Reached { how, place, fingerprint: hasher.finish() })
 }
 
-#[derive(Default)]
-struct Outcome {
-    findings: Findings,
-    endpoint: Option<String>,
-    usage: Option<Usage>,
-    quotas: Option<Vec<Quota>>,
-    retry: Option<Duration>,
+/// How a Registry stands, and when to reconcile it again: at `retry`, else sooner while something is waited for.
+fn outcome(findings: Findings, retry: Option<Duration>) -> Outcome<RegistryStatus> {
+    let next = match (retry, &findings.standing) {
+        (Some(retry), _) => retry,
+        (None, Standing::Waiting(_)) => jittered(WAIT),
+        (None, _) => jittered(PULSE),
+    };
+    Outcome::new(findings, next)
 }
 
 /// Sees to the session, and asks whether the registry serves.
-async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome {
+async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome<RegistryStatus> {
     let name = registry.name_any();
     let Reached { how, place, fingerprint } = reached;
     let session = match ctx.sessions.get(&name).filter(|it| it.fingerprint() == fingerprint) {
@@ -367,7 +367,7 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
                 Err(error) => {
                     end_session(ctx, &name);
                     let because = Cause::new(Reason::InvalidParameterException, format!("{error:#}"));
-                    return Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() };
+                    return outcome(Findings::of(Standing::Stalled(because)), None);
                 }
             };
             let (stores, triggers, registry) = (ctx.stores.clone(), ctx.triggers.clone(), name.clone());
@@ -387,29 +387,31 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome 
     match pulse(ctx, &session, registry, &place).await {
         Ok((usage, quotas, settled)) => {
             let serving = || Standing::Ready(Cause::new(Reason::Serving, format!("{place} answers")));
-            let before = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
-            let retry = settled.refused.as_ref().map(|standing| next(standing, before, PULSE, Timestamp::now()));
+            let retry = settled.refused.as_ref().map(|it| next(it, registry.conditions(), PULSE, Timestamp::now()));
             let findings = Findings {
                 standing: settled.refused.unwrap_or_else(serving),
                 references: Some(Ok(())),
                 drifted: settled.drifted,
             };
-            Outcome { findings, endpoint: Some(place), usage: Some(usage), quotas: Some(quotas), retry }
+            outcome(findings, retry).with_status(move |status: &mut RegistryStatus| {
+                set_endpoint(status, Some(place));
+                status.usage = Some(usage);
+                status.quotas = quotas;
+            })
         }
         Err(trouble) => {
-            let (standing, retry) = match trouble {
-                // It is the Registry that finds out for what is in it.
-                Trouble::Away(it) => (away(&it, &name).0, it.retry),
-                Trouble::Refused(error) => {
-                    let standing = refused_by_registry(error);
-                    let before = registry.status.as_ref().map_or(&[][..], |it| it.conditions.as_slice());
-                    let retry = next(&standing, before, PULSE, Timestamp::now());
-                    (standing, retry)
-                }
-            };
+            let (standing, retry) = failed(&trouble, &name, registry.conditions(), PULSE);
+            // The Registry's own reconcile finds out for all resources in it whether the registry is back.
+            let retry = if let Trouble::Away(it) = trouble { it.retry } else { retry };
             let findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
-            Outcome { findings, endpoint: Some(place), retry: Some(retry), ..Outcome::default() }
+            outcome(findings, Some(retry)).with_status(move |status| set_endpoint(status, Some(place)))
         }
+    }
+}
+
+fn set_endpoint(status: &mut RegistryStatus, endpoint: Option<String>) {
+    if endpoint.is_some() {
+        status.endpoint = endpoint;
     }
 }
 
@@ -428,8 +430,7 @@ async fn pulse(
         return Err(Trouble::Refused(named(Reason::RegistryIdMismatch.as_str(), message)));
     }
     session.found(place, &answered);
-    let handled = registry.status.as_ref().and_then(|it| it.last_handled_reconcile_at.as_ref());
-    let max_age = if requested(registry, handled).is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
+    let max_age = if registry.requested().is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
     let before = registry.status.as_ref().filter(|it| it.endpoint.as_deref() == Some(place)).and_then(|it| it.usage);
     let usage = usage(&session.totals(max_age).await?, before);
     let quota = Quota { name: "repositories".to_owned(), used: usage.repositories, limit: REPOSITORIES_LIMIT };
@@ -451,42 +452,11 @@ fn capabilities(settings: &Settings) -> Vec<String> {
     protects.then(|| "InUseProtection".to_owned()).into_iter().collect()
 }
 
-async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Result<Done, Error> {
-    let Outcome { findings, endpoint, usage, quotas, retry } = outcome;
-    let before = registry.status.clone().unwrap_or_default();
-    let generation = registry.metadata.generation;
-    let asked = requested(registry, before.last_handled_reconcile_at.as_ref())
-        .filter(|_| !matches!(findings.standing, Standing::Waiting(_)));
-    let after = RegistryStatus {
-        observed_generation: generation,
-        last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
-        endpoint: endpoint.or_else(|| before.endpoint.clone()),
-        capabilities: capabilities(&ctx.settings),
-        usage: usage.or(before.usage),
-        quotas: quotas.unwrap_or_else(|| before.quotas.clone()),
-        conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),
-    };
-    let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
-    let news = was.is_none_or(|was| !was.has_reason(&is.reason));
-    let api: Api<Registry> = Api::all(ctx.client.clone());
-    // Whoever waited for the status finds the event.
-    match &findings.standing {
-        Standing::Ready(because) if news => ctx.events.normal(registry, because.reason.clone(), &because.message).await,
-        Standing::Waiting(because) | Standing::Stalled(because) if news => {
-            ctx.events.warning(registry, because.reason.clone(), &because.message).await;
-        }
-        _ => {}
-    }
-    status::write(&ctx.written, &api, registry, registry.status.as_ref(), &after).await?;
-    if !matches!(findings.standing, Standing::Ready(_)) {
-        ctx.metrics.failed(KIND, &findings.standing.because().reason);
-    }
-    let next = match (&findings.standing, retry) {
-        (_, Some(retry)) => retry,
-        (Standing::Waiting(_), None) => jittered(WAIT),
-        _ => jittered(PULSE),
-    };
-    Ok(Done::standing(&findings.standing, next))
+/// Ends a reconcile.
+async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome<RegistryStatus>) -> Result<Done, Error> {
+    let capabilities = capabilities(&ctx.settings);
+    let outcome = outcome.with_status(move |status| status.capabilities = capabilities);
+    finish(ctx, &Api::all(ctx.client.clone()), registry, outcome).await
 }
 
 #[cfg(test)]

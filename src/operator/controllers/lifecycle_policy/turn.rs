@@ -15,6 +15,7 @@ use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, 
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
 use crate::operator::context::Context;
+use crate::operator::controllers::converge::{Converge, Convergence, Correction, Ending, converge};
 use crate::operator::controllers::{Past, is_outdated, plan_for, refusal, refused_by_registry, step_for};
 use crate::operator::in_use::references::Hosts;
 use crate::operator::in_use::run::{Done, Failure, Run, Shared};
@@ -128,50 +129,32 @@ impl Policing<'_> {
             // Whether a policy is there decides.
             looked = held.look(NEEDS, Freshness { now: true, ..self.freshness }).await?;
         }
+        let rules = RepositoryPolicy { policing: self, name, due };
+        let Convergence { executed, found: looked, ending } = converge(&rules, held, self.freshness, looked).await;
+        match ending {
+            Ending::InSync => {}
+            Ending::Outdated => return Ok(None),
+            Ending::Refused(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
+            // Somebody's preview goes on.
+            Ending::Failed(_, Trouble::Refused(error)) if error.kind == ErrorKind::PreviewInProgress => {
+                return Ok(Some(Turn::of(Kept::awaiting(name, before))));
+            }
+            Ending::Failed(Correction { step, is_drift: true }, Trouble::Refused(error)) => {
+                let mut turn = Turn::failed(name, refused(name, error));
+                turn.drift = step.changes;
+                turn.kept.differs = true;
+                return Ok(Some(turn));
+            }
+            Ending::Failed(_, trouble) | Ending::Unread(trouble) => return Err(trouble),
+        }
         let (mut done, mut drift) = (None, Vec::new());
-        for attempt in 0.. {
-            let Some(desired) = self.wanted(name) else { return Ok(None) };
-            let step = match self.decide(&desired, name, looked.clone(), due) {
-                Err(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
-                Ok(None) => break,
-                Ok(Some(step)) => step,
-            };
-            let step = if self.may_be_old(&step, looked.as_ref()) {
-                // What was read a while ago may have become somebody else's.
-                looked = held.look_before_change(NEEDS).await?;
-                match self.decide(&desired, name, looked.clone(), due) {
-                    Err(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
-                    Ok(None) => break,
-                    Ok(Some(step)) => step,
-                }
-            } else {
-                step
-            };
-            match held.carry_out(&step).await {
-                Ok(()) => {}
-                // What is listed is old, or somebody's preview goes on.
-                Err(Trouble::Refused(error)) if attempt == 0 && error.kind == ErrorKind::RepositoryNotFound => {
-                    looked = held.look(NEEDS, Freshness { now: true, ..self.freshness }).await?;
-                    continue;
-                }
-                Err(Trouble::Refused(error)) if error.kind == ErrorKind::PreviewInProgress => {
-                    return Ok(Some(Turn::of(Kept::awaiting(name, before))));
-                }
-                Err(Trouble::Refused(error)) if self.is_drift(&step, looked.as_ref()) => {
-                    let mut turn = Turn::failed(name, refused(name, error));
-                    turn.drift = step.changes;
-                    turn.kept.differs = true;
-                    return Ok(Some(turn));
-                }
-                Err(trouble) => return Err(trouble),
-            }
-            if self.is_drift(&step, looked.as_ref()) {
-                drift.clone_from(&step.changes);
-            }
+        if let Some(Correction { step, is_drift }) = executed.into_iter().next_back() {
             // That it is previewed again after an interval is no news: telling it would be a write for each policy and interval.
             let again = step.action == Action::Preview && before.is_some_and(Kept::is_evaluated);
             done = (!again).then_some(step.action);
-            break;
+            if is_drift {
+                drift = step.changes;
+            }
         }
         let turn = if self.observes() {
             self.observe(name, held, looked.as_ref(), before, due).await?
@@ -395,6 +378,40 @@ impl Policing<'_> {
             Err(Trouble::Refused(error)) if error.kind == ErrorKind::RepositoryNotFound => Ok(Released::Nothing),
             Err(trouble) => Err(trouble),
         }
+    }
+}
+
+/// What a LifecyclePolicy asks of one repository.
+struct RepositoryPolicy<'a> {
+    policing: &'a Policing<'a>,
+    name: &'a RepositoryName,
+    due: bool,
+}
+
+impl Converge for RepositoryPolicy<'_> {
+    fn needs(&self) -> RepositoryNeeds {
+        NEEDS
+    }
+
+    fn decide(&self, found: Option<ObservedRepository>) -> Option<Result<Option<Step>, Refused>> {
+        let desired = self.policing.wanted(self.name)?;
+        Some(self.policing.decide(&desired, self.name, found, self.due))
+    }
+
+    fn must_refresh(&self, step: &Step, found: Option<&ObservedRepository>) -> bool {
+        self.policing.may_be_old(step, found)
+    }
+
+    fn is_stale(&self, error: &ApiError) -> bool {
+        error.kind == ErrorKind::RepositoryNotFound
+    }
+
+    fn is_drift(&self, step: &Step, found: Option<&ObservedRepository>) -> bool {
+        self.policing.is_drift(step, found)
+    }
+
+    fn must_verify(&self, _step: &Step) -> bool {
+        false
     }
 }
 

@@ -18,7 +18,7 @@ const NAMED: usize = 5;
 
 /// What a reconcile came to.
 #[derive(Default)]
-pub(super) struct Outcome {
+pub(super) struct Secrets {
     /// Namespaces that have the Secret, with the token that is in it.
     pub(super) have: BTreeMap<String, TokenMark>,
     /// Namespaces whose Secret has a token that has ended or is of another registry, as there was none to write in its place.
@@ -37,7 +37,7 @@ pub(super) struct Outcome {
     pub(super) unsettled: bool,
 }
 
-impl Outcome {
+impl Secrets {
     /// Remembers what didn't work, and says whether it did. What the API server refuses in one namespace keeps no other from
     /// being served; that it can't be reached is an error.
     pub(super) fn note(&mut self, namespace: &str, done: Result<bool, kube::Error>) -> Result<bool, Error> {
@@ -166,12 +166,12 @@ mod tests {
         TokenMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
     }
 
-    fn having(namespaces: &[&str]) -> Outcome {
+    fn having(namespaces: &[&str]) -> Secrets {
         let have = namespaces.iter().zip(1..).map(|(name, number)| ((*name).to_owned(), mark(1000 * number))).collect();
-        Outcome { have, ..Outcome::default() }
+        Secrets { have, ..Secrets::default() }
     }
 
-    fn message(outcome: &Outcome) -> String {
+    fn message(outcome: &Secrets) -> String {
         let findings = outcome.findings("pull", "home");
         let because = findings.standing.because();
         format!("{} {}: {}", findings.standing.as_str(), because.reason, because.message)
@@ -179,31 +179,31 @@ mod tests {
 
     #[test]
     fn it_says_how_it_stands_and_what_to_do() {
-        assert_eq!(message(&Outcome::default()), "ready InSync: no namespace is chosen yet");
+        assert_eq!(message(&Secrets::default()), "ready InSync: no namespace is chosen yet");
         let not_allowed = ["web".to_owned()].into();
         assert_eq!(
-            message(&Outcome { not_allowed, ..having(&["a", "b"]) }),
+            message(&Secrets { not_allowed, ..having(&["a", "b"]) }),
             "ready InSync: Secret pull is in 2 namespaces; chosen, but not allowed to use Registry home: web"
         );
         let away = Findings::of(Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "it is away")));
         assert_eq!(
-            message(&Outcome { why_not: Some(away.clone()), ..having(&["a"]) }),
+            message(&Secrets { why_not: Some(away.clone()), ..having(&["a"]) }),
             "waiting RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
         );
         assert_eq!(
-            message(&Outcome { why_not: Some(away), ..Outcome::default() }),
+            message(&Secrets { why_not: Some(away), ..Secrets::default() }),
             "waiting RegistryUnavailable: it is away"
         );
         let older = Owner { namespace: "team".to_owned(), name: "older".to_owned() };
         let taken: BTreeMap<_, _> = [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
         assert_eq!(
-            message(&Outcome { taken: taken.clone(), ..having(&["c"]) }),
+            message(&Secrets { taken: taken.clone(), ..having(&["c"]) }),
             "stalled OwnedByAnother: Secret pull in a and 1 more is managed by PullSecret team/older: set another secretName, \
              or choose other namespaces; Secret pull is in 1 namespace"
         );
         let taken = taken.into_iter().chain((0..7).map(|number| (format!("n{number}"), None))).collect();
         assert_eq!(
-            message(&Outcome { taken, ..Outcome::default() }),
+            message(&Secrets { taken, ..Secrets::default() }),
             "stalled OwnedByAnother: a Secret pull that is not this PullSecret's is in n0, n1, n2, n3, n4 and 2 more: delete it \
              there, or set another secretName; Secret pull is in 0 namespaces"
         );
@@ -214,7 +214,7 @@ mod tests {
         let outcome = having(&["a", "b"]);
         let ready = outcome.findings("pull", "home").standing;
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
-        let unsettled = Outcome { unsettled: true, ..having(&["a"]) };
+        let unsettled = Secrets { unsettled: true, ..having(&["a"]) };
         assert_eq!(unsettled.next(&unsettled.findings("pull", "home").standing, at(100)), MOMENT);
     }
 
@@ -225,10 +225,10 @@ mod tests {
             (namespace.to_owned(), status)
         };
         let told =
-            |namespaces: [&str; 2]| Outcome { refused: namespaces.map(refused).into(), ..Outcome::default() }.refusal();
+            |namespaces: [&str; 2]| Secrets { refused: namespaces.map(refused).into(), ..Secrets::default() }.refusal();
         let because = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
         assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(because.clone()), Some(because)));
-        assert_eq!(Outcome::default().refusal(), None);
+        assert_eq!(Secrets::default().refusal(), None);
     }
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_due_and_waits_is_not_tried_without_pause() {
         let away = Findings::of(Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "")));
-        let outcome = Outcome { why_not: Some(away), ..having(&["a"]) };
+        let outcome = Secrets { why_not: Some(away), ..having(&["a"]) };
         assert!(outcome.next(&outcome.findings("pull", "home").standing, at(600)) > Duration::from_secs(30));
     }
 }

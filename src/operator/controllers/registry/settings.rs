@@ -5,9 +5,11 @@ use std::cmp::Ordering;
 
 use kube::ResourceExt as _;
 
-use super::super::{Past, refusal, refused_by_registry, show, unrepaired};
+use super::super::converge::{Drift, corrected, failed, uncorrected};
+use super::super::finish::KindObject as _;
+use super::super::{Past, refusal, show};
 use crate::apply::{carry_out, observe_settings};
-use crate::crd::common::older;
+use crate::crd::common::{DEFAULT_INTERVAL, older};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Reason, Registry, condition};
 use crate::operator::context::Context;
@@ -38,8 +40,8 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
         Claim::Free => {}
         Claim::Unknown => {
             // What was said of it stands until that is known.
-            let conditions = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
-            let told = condition(conditions, ConditionType::Ready).filter(|it| it.has_reason(&Reason::OwnedByAnother));
+            let told = condition(registry.conditions(), ConditionType::Ready)
+                .filter(|it| it.has_reason(&Reason::OwnedByAnother));
             let refused = told.map(|it| Standing::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
             return Ok(Settled { refused, drifted: None });
         }
@@ -47,38 +49,29 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
     }
     let observed = observe(session, &desired).await?;
     let plan = plan(&desired, &observed);
-    let before = registry.status.clone().unwrap_or_default();
-    let past = Past::of(registry.metadata.generation, before.observed_generation, &before.conditions);
-    let mut repaired: Vec<FieldChange> = Vec::new();
+    let (past, name) = (registry.past(), registry.name_any());
+    let drift = Drift { ctx, kind: super::KIND, registry: &name };
+    let mut changed: Vec<FieldChange> = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
         match session.ask(carry_out(session.ecr(), step, None, |_, _| {})).await {
-            Ok(()) => tell(ctx, registry, step, past).await,
-            Err(Trouble::Refused(error)) if past.is_drift() => {
+            Ok(()) => emit_events(&drift, registry, step, past).await,
+            Err(trouble @ Trouble::Refused(_)) if past.is_drift() => {
                 let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
                 if past == Past::Settled {
-                    ctx.metrics.drift_found(
-                        super::KIND,
-                        &registry.name_any(),
-                        u64::try_from(left.len()).unwrap_or(u64::MAX),
-                    );
+                    drift.detected(left.len());
                 }
-                return Ok(Settled { refused: Some(refused_by_registry(error)), drifted: Some(unrepaired(&left)) });
+                let (refused, _) = failed(&trouble, &name, registry.conditions(), DEFAULT_INTERVAL);
+                return Ok(Settled { refused: Some(refused), drifted: Some(uncorrected(&left)) });
             }
             Err(trouble) => return Err(trouble),
         }
-        repaired.extend(step.changes.iter().cloned());
+        changed.extend(step.changes.iter().cloned());
     }
     let refused = plan.refused.first().map(refusal);
-    let drifted = if past.is_drift() && !repaired.is_empty() {
-        let message = format!("somebody else changed it, and it was put back: {}", show(&repaired));
-        Some((false, Cause::new(Reason::DriftCorrected, message)))
-    } else if refused.is_some() {
-        // What was not looked at is not told of.
-        None
-    } else {
-        let in_sync = || (false, Cause::new(Reason::InSync, "nobody else changed its settings"));
-        Some(past.still_told(&before.conditions).unwrap_or_else(in_sync))
-    };
+    let corrections = if past.is_drift() { changed } else { Vec::new() };
+    // Of settings that could not be read nothing is told.
+    let drifted =
+        (refused.is_none() || !corrections.is_empty()).then(|| corrected(past, registry.conditions(), &corrections));
     Ok(Settled { refused, drifted })
 }
 
@@ -136,18 +129,14 @@ fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desire
     claim
 }
 
-async fn tell(ctx: &Context, registry: &Registry, step: &Step, past: Past) {
-    let changes = show(&step.changes);
+async fn emit_events(drift: &Drift<'_>, registry: &Registry, step: &Step, past: Past) {
+    let (events, changes) = (&drift.ctx.events, show(&step.changes));
     if past.is_drift() {
-        let name = registry.metadata.name.as_deref().unwrap_or_default();
-        let properties = u64::try_from(step.changes.len()).unwrap_or(u64::MAX);
-        if past == Past::Settled {
-            ctx.metrics.drift_found(super::KIND, name, properties);
-        }
-        ctx.metrics.drift_repaired(super::KIND, name, properties);
-        let note = format!("its settings were changed by somebody else, and put back: {changes}");
-        ctx.events.warning(registry, Reason::DriftCorrected, note).await;
+        drift.corrected(past, step.changes.len());
+        events
+            .warning(registry, Reason::DriftCorrected, format!("drift of its settings was corrected: {changes}"))
+            .await;
     } else {
-        ctx.events.normal(registry, Reason::Updated, format!("its settings were changed: {changes}")).await;
+        events.normal(registry, Reason::Updated, format!("its settings were changed: {changes}")).await;
     }
 }
