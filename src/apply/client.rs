@@ -22,14 +22,14 @@ use rustls_pki_types::pem::PemObject as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
-use super::credentials::{Timely, lacking};
-use super::meter::of_its_own;
+use super::credentials::{CredentialsWithTimeout, credentials_error};
+use super::retry::isolated_rate_limiter;
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
 
 /// How a registry's API is reached.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub struct Connection {
     /// Its URL; Amazon ECR's if there is none.
     pub endpoint: Option<String>,
     /// The region that requests are signed for.
@@ -44,7 +44,7 @@ pub struct Access {
     pub host: Option<String>,
 }
 
-impl Access {
+impl Connection {
     /// With an access key of the registry's own.
     pub fn with_key(endpoint: String, region: Region, id: String, secret: SecretString) -> Self {
         let identity = Identity::Key { id, secret, session_token: None };
@@ -83,7 +83,7 @@ impl Ecr {
     ///
     /// # Errors
     /// When `ca_bundle` holds no certificates.
-    pub async fn new(access: Access, registry_id: Option<&AccountId>) -> anyhow::Result<Self> {
+    pub async fn new(connection: Connection, registry_id: Option<&AccountId>) -> anyhow::Result<Self> {
         let retries = RetryConfig::adaptive()
             .with_max_attempts(5)
             .with_initial_backoff(Duration::from_millis(200))
@@ -94,7 +94,7 @@ impl Ecr {
             // Its attempts together: who waits for a registry that answers nothing is to be told so.
             .operation_timeout(Duration::from_secs(45))
             .build();
-        let Access { endpoint, region, identity, role, ca_bundle, host } = access;
+        let Connection { endpoint, region, identity, role, ca_bundle, host } = connection;
         let registry_id = registry_id.map(ToString::to_string);
         let key = match &identity {
             Identity::Key { id, .. } => Some(id),
@@ -147,11 +147,13 @@ impl Ecr {
         }
         if let Some(role) = role {
             let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
-            config = config.credentials_provider(Timely::new(SharedCredentialsProvider::new(assumed.build().await)));
+            config = config.credentials_provider(CredentialsWithTimeout::new(SharedCredentialsProvider::new(
+                assumed.build().await,
+            )));
         } else if let Some(ambient) = base.credentials_provider() {
-            config = config.credentials_provider(Timely::new(ambient));
+            config = config.credentials_provider(CredentialsWithTimeout::new(ambient));
         }
-        let config = of_its_own(config).retry_config(retries).timeout_config(timeouts).build();
+        let config = isolated_rate_limiter(config).retry_config(retries).timeout_config(timeouts).build();
         Ok(Self { client: Client::from_conf(config), registry_id, identity: known, proxy })
     }
 
@@ -220,7 +222,7 @@ pub(super) fn api_error<E>(error: &SdkError<E>) -> ApiError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    if let Some(error) = lacking(error) {
+    if let Some(error) = credentials_error(error) {
         return error;
     }
     match error {

@@ -15,29 +15,29 @@ use super::error::{CREDENTIALS_UNAVAILABLE, kind_of};
 use crate::plan::model::{ApiError, ErrorKind};
 
 /// How long credentials are waited for. The SDK's cache gives up after five seconds, with an error that does not say of what.
-const PATIENCE: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Credentials, or an error that says that there are none, in time.
 #[derive(Debug)]
-pub(super) struct Timely {
+pub(super) struct CredentialsWithTimeout {
     provider: SharedCredentialsProvider,
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl Timely {
+impl CredentialsWithTimeout {
     pub(super) fn new(provider: SharedCredentialsProvider) -> Self {
-        Self { provider, patience: PATIENCE }
+        Self { provider, timeout: TIMEOUT }
     }
 }
 
-impl ProvideCredentials for Timely {
+impl ProvideCredentials for CredentialsWithTimeout {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let answer = tokio::time::timeout(self.patience, self.provider.provide_credentials()).await;
-            let late = || CredentialsError::provider_timed_out(self.patience);
+            let answer = tokio::time::timeout(self.timeout, self.provider.provide_credentials()).await;
+            let late = || CredentialsError::provider_timed_out(self.timeout);
             answer.unwrap_or_else(|_| self.fallback_on_interrupt().ok_or_else(late))
         })
     }
@@ -77,8 +77,8 @@ impl Answer {
 
 /// What is wrong with the credentials, if that is why nothing was sent. The message is the same at each try: what STS says has the
 /// request's id beside it, which is not told.
-pub(super) fn lacking(error: &(dyn Error + 'static)) -> Option<ApiError> {
-    let lacking = chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
+pub(super) fn credentials_error(error: &(dyn Error + 'static)) -> Option<ApiError> {
+    let found = chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
     let answer = chain(error).find_map(Answer::of);
     if let Some(answer) = &answer
         && let Some(code) = answer.refusal()
@@ -92,7 +92,7 @@ pub(super) fn lacking(error: &(dyn Error + 'static)) -> Option<ApiError> {
             format!("STS answers {}", code.unwrap_or_else(|| format!("HTTP status {status}")))
         }
         // A file that makes no sense gets no better by itself: that is told as what the client has against it.
-        None if matches!(lacking, CredentialsError::InvalidConfiguration(_)) => return None,
+        None if matches!(found, CredentialsError::InvalidConfiguration(_)) => return None,
         None => chain(error).last().map(words).unwrap_or_default(),
     };
     let message = format!("there are no credentials to ask it with, so are they configured, and is STS there? ({why})");
@@ -121,7 +121,7 @@ mod tests {
     use aws_smithy_runtime_api::http::StatusCode;
 
     use super::*;
-    use crate::apply::{Access, Ecr, list};
+    use crate::apply::{Connection, Ecr, list};
     use secrecy::SecretString;
 
     /// What STS answers to the nth request: another request id each time.
@@ -135,15 +135,15 @@ mod tests {
     /// What a client says whose credentials come to this, asked twice.
     async fn told(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
         let (region, key) = ("eu-home-1".parse().unwrap(), SecretString::from("secret"));
-        let access = Access::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
-        let mut ecr = Ecr::new(access, None).await.unwrap();
+        let connection = Connection::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
+        let mut ecr = Ecr::new(connection, None).await.unwrap();
         let asked = AtomicUsize::new(0);
         let provider = provide_credentials_fn(move || {
             let error = error(asked.fetch_add(1, Ordering::SeqCst));
             async { Err(error) }
         });
         let config = ecr.client.config().to_builder();
-        let config = config.credentials_provider(Timely::new(SharedCredentialsProvider::new(provider)));
+        let config = config.credentials_provider(CredentialsWithTimeout::new(SharedCredentialsProvider::new(provider)));
         ecr.client = aws_sdk_ecr::Client::from_conf(config.build());
         let first = list(&ecr).await.unwrap_err();
         assert_eq!(list(&ecr).await.unwrap_err(), first, "each try would be a write");
@@ -200,9 +200,9 @@ mod tests {
             Err(CredentialsError::not_loaded_no_source())
         });
         let provider = SharedCredentialsProvider::new(provider);
-        let timely = Timely { provider, patience: Duration::from_millis(10) };
+        let timely = CredentialsWithTimeout { provider, timeout: Duration::from_millis(10) };
         let late = timely.provide_credentials().await.unwrap_err();
         assert!(matches!(late, CredentialsError::ProviderTimedOut(_)), "{late}");
-        assert_eq!(lacking(&late).unwrap().name, CREDENTIALS_UNAVAILABLE);
+        assert_eq!(credentials_error(&late).unwrap().name, CREDENTIALS_UNAVAILABLE);
     }
 }

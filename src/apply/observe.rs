@@ -43,7 +43,7 @@ pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError>
             let needs = needs.of_repository(name);
             async move {
                 let found = match listed {
-                    Ok(listed) => look(ecr, name, listed, needs).await,
+                    Ok(listed) => observe_repository(ecr, name, listed, needs).await,
                     Err(error) => Err(error.clone()),
                 };
                 (name.clone(), found)
@@ -201,7 +201,7 @@ impl RepositoryNeeds {
 ///
 /// # Errors
 /// When the registry refuses, or cannot be reached.
-pub async fn look(
+pub async fn observe_repository(
     ecr: &Ecr,
     name: &RepositoryName,
     listed: &Listed,
@@ -287,16 +287,16 @@ fn id_in(answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>
     })
 }
 
-/// How long a registry may take to answer a [`pulse`].
-const PULSE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a registry may take to answer a [`ping`].
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether the registry answers at all: asked once, and not waited for as long as for other things.
 ///
 /// # Errors
 /// When it refuses to say, or cannot be reached.
-pub async fn pulse(ecr: &Ecr) -> Result<(), ApiError> {
-    let patience = TimeoutConfig::builder().operation_timeout(PULSE_PATIENCE).build();
-    let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(patience);
+pub async fn ping(ecr: &Ecr) -> Result<(), ApiError> {
+    let timeout = TimeoutConfig::builder().operation_timeout(PING_TIMEOUT).build();
+    let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(timeout);
     id_in(ecr.client.describe_registry().customize().config_override(once).send().await).map(drop)
 }
 

@@ -55,11 +55,11 @@ async fn result(ecr: &Ecr, name: &RepositoryName) -> Result<Previewed, ApiError>
             None => Err(Wait::Running),
         }
     };
-    let patience = ExponentialBuilder::default()
+    let backoff = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_secs(2))
         .without_max_times();
-    match look.retry(patience).when(|wait| matches!(wait, Wait::Running)).await {
+    match look.retry(backoff).when(|wait| matches!(wait, Wait::Running)).await {
         Ok(previewed) => Ok(previewed),
         Err(Wait::Failed(error)) => Err(error),
         Err(Wait::Running) => Err(failed(name, "still running")),

@@ -12,7 +12,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
 
-use super::access::{Feature, Scope};
+use super::policy_rule::{Feature, RuleScope};
 use super::rbac;
 use crate::crd::{self, API_VERSION, GROUP, VERSION};
 
@@ -128,11 +128,11 @@ fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
             let (resource, subresource) =
                 name.split_once('/').map_or((*name, None), |(resource, sub)| (resource, Some(sub)));
             let places: Vec<Option<&String>> = match rule.scope {
-                Scope::OwnNamespace => vec![Some(namespace)],
-                Scope::Cluster if resource == "secrets" && !secret_namespaces.is_empty() => {
+                RuleScope::OwnNamespace => vec![Some(namespace)],
+                RuleScope::Cluster if resource == "secrets" && !secret_namespaces.is_empty() => {
                     secret_namespaces.iter().map(Some).collect()
                 }
-                Scope::Cluster => vec![None],
+                RuleScope::Cluster => vec![None],
             };
             for (place, verb) in places.iter().flat_map(|place| rule.verbs.iter().map(move |verb| (place, verb))) {
                 questions.push(ResourceAttributes {

@@ -7,12 +7,12 @@ use kube::{Client, Resource};
 use super::events::Events;
 use super::leader::Term;
 use super::metrics::OperatorMetrics;
-use super::session::Sessions;
+use super::registry_client::RegistryClients;
 use super::settings::Settings;
+use super::stale_cache::StaleCache;
 use super::stores::Stores;
 use super::triggers::Triggers;
 use super::watch::Change;
-use super::written::Written;
 
 /// The context that all controllers share.
 pub struct Context {
@@ -23,7 +23,7 @@ pub struct Context {
     /// The watched objects.
     pub stores: Stores,
     /// The registries.
-    pub sessions: Sessions,
+    pub registry_clients: RegistryClients,
     /// The queues by which resources are requeued.
     pub triggers: Triggers,
     /// Emits Kubernetes events.
@@ -33,14 +33,14 @@ pub struct Context {
     /// The leadership term in which the controllers run.
     pub term: Term,
     /// Objects whose last write has not come back through a watch yet.
-    pub written: Written,
+    pub stale_cache: StaleCache,
 }
 
 impl Context {
     /// Forgets an object if the change says that it is gone.
     pub(super) fn forget_deleted<K: Resource>(&self, change: &Change<K>) {
         if let Some(uid) = change.deleted_uid() {
-            self.written.forget(uid);
+            self.stale_cache.forget(uid);
         }
     }
 }

@@ -6,17 +6,17 @@
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
-use super::access::{Access, Feature, Scope};
+use super::policy_rule::{Feature, PolicyRule, RuleScope};
 use crate::crd::Reason;
 
 /// Permissions to emit events.
-pub(super) const ACCESS: &[Access] = &[Access {
+pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     group: "events.k8s.io",
     resources: &["events"],
     verbs: &["create", "patch"],
-    scope: Scope::Cluster,
+    scope: RuleScope::Cluster,
     feature: Feature::Core,
-    why: "events",
+    reason: "events",
 }];
 
 /// What the API takes of a note, in bytes.

@@ -6,7 +6,6 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
 
-use super::access::{Access, Feature, Scope};
 use super::context::Context;
 use super::controllers;
 use super::controllers::lifecycle_policy::LifecyclePolicyController;
@@ -15,22 +14,23 @@ use super::controllers::registry::{RegistryController, watch_workloads};
 use super::controllers::repository::RepositoryController;
 use super::events::Events;
 use super::leader::Term;
-use super::metrics::{Census, OperatorMetrics};
-use super::session::Sessions;
+use super::metrics::{OperatorMetrics, StateSource};
+use super::policy_rule::{Feature, PolicyRule, RuleScope};
+use super::registry_client::RegistryClients;
 use super::settings::Settings;
+use super::stale_cache::StaleCache;
 use super::stores::{Stores, Writers};
 use super::triggers::{self, Triggers};
-use super::written::Written;
 use super::{pull_secrets, watch};
 
 /// Permissions to watch what selectors and `allowedNamespaces` read.
-pub(super) const ACCESS: &[Access] = &[Access {
+pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     group: "",
     resources: &["namespaces"],
     verbs: &["list", "watch"],
-    scope: Scope::Cluster,
+    scope: RuleScope::Cluster,
     feature: Feature::Core,
-    why: "labels, for allowedNamespaces and selectors",
+    reason: "labels, for allowedNamespaces and selectors",
 }];
 
 /// The controllers of all kinds.
@@ -66,11 +66,11 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetric
         client,
         settings,
         stores,
-        sessions: Sessions::default(),
+        registry_clients: RegistryClients::default(),
         triggers,
         metrics,
         term: term.clone(),
-        written: Written::default(),
+        stale_cache: StaleCache::default(),
     });
     let controllers = Controllers::new(&ctx);
     // Dropped with this future, so that no watch outlives the term.
@@ -84,10 +84,10 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetric
         registries = ctx.stores.registries.len(),
         repositories = ctx.stores.repositories.len(),
         lifecycle_policies = ctx.stores.lifecycle_policies.len(),
-        "everything is known: reconciling begins"
+        "stores are complete; starting the controllers"
     );
-    let census: Weak<dyn Census> = Arc::<Context>::downgrade(&ctx);
-    ctx.metrics.ask(census);
+    let source: Weak<dyn StateSource> = Arc::<Context>::downgrade(&ctx);
+    ctx.metrics.observe_state(source);
     tokio::join!(
         controllers::run(controllers.registry, queues.registries, &term),
         controllers::run(controllers.repository, queues.repositories, &term),
@@ -101,41 +101,42 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetric
 fn watch_all(ctx: &Arc<Context>, controllers: &Controllers, writers: Writers, watches: &mut JoinSet<()>) {
     /// Watches one kind.
     macro_rules! watch_kind {
-        ($writer:expr, $means:path, $on_change:expr) => {
-            watch_kind!($writer, $means, $on_change, watcher::Config::default())
+        ($writer:expr, $predicate:path, $on_change:expr) => {
+            watch_kind!($writer, $predicate, $on_change, watcher::Config::default())
         };
-        ($writer:expr, $means:path, $on_change:expr, $selection:expr) => {{
+        ($writer:expr, $predicate:path, $on_change:expr, $selection:expr) => {{
             let (api, ctx, on_change) = (Api::all(ctx.client.clone()), Arc::clone(ctx), $on_change);
-            watches.spawn(watch::follow(api, $selection, $writer, $means, move |change| on_change(&ctx, change)));
+            watches
+                .spawn(watch::watch_kind(api, $selection, $writer, $predicate, move |change| on_change(&ctx, change)));
         }};
     }
     let registry = Arc::clone(&controllers.registry);
-    watch_kind!(writers.registries, watch::meta, move |ctx: &Context, change| {
+    watch_kind!(writers.registries, watch::spec_or_metadata, move |ctx: &Context, change| {
         ctx.forget_deleted(&change);
         registry.changed(&change);
         triggers::registry_changed(&ctx.stores, &ctx.triggers, &ctx.settings.namespace, &change);
     });
-    watch_kind!(writers.repositories, watch::meta, |ctx: &Context, change| {
+    watch_kind!(writers.repositories, watch::spec_or_metadata, |ctx: &Context, change| {
         ctx.forget_deleted(&change);
         triggers::repository_changed(&ctx.stores, &ctx.triggers, &change);
     });
     let lifecycle_policy = Arc::clone(&controllers.lifecycle_policy);
-    watch_kind!(writers.lifecycle_policies, watch::meta, move |ctx: &Context, change| {
+    watch_kind!(writers.lifecycle_policies, watch::spec_or_metadata, move |ctx: &Context, change| {
         ctx.forget_deleted(&change);
         lifecycle_policy.changed(&change);
         triggers::lifecycle_policy_changed(&ctx.stores, &ctx.triggers, &change);
     });
-    watch_kind!(writers.namespaces, watch::meta, |ctx: &Context, change| {
+    watch_kind!(writers.namespaces, watch::spec_or_metadata, |ctx: &Context, change| {
         triggers::namespace_changed(&ctx.stores, &ctx.triggers, &change);
     });
-    watch_kind!(writers.pull_secrets, watch::meta, |ctx: &Context, change| {
+    watch_kind!(writers.pull_secrets, watch::spec_or_metadata, |ctx: &Context, change| {
         ctx.forget_deleted(&change);
         triggers::pull_secret_changed(&ctx.stores, &ctx.triggers, &change);
     });
     if ctx.settings.has(Feature::PullSecrets) {
-        let labeled = watcher::Config::default().labels(pull_secrets::marks::LABEL);
+        let labeled = watcher::Config::default().labels(pull_secrets::annotations::LABEL);
         let on_change = |ctx: &Context, change| triggers::pulled_changed(&ctx.stores, &ctx.triggers, &change);
-        watch_kind!(writers.pulled, watch::everything, on_change, labeled);
+        watch_kind!(writers.pulled, watch::any_change, on_change, labeled);
         let on_change = |ctx: &Context, change| triggers::service_account_changed(&ctx.stores, &ctx.triggers, &change);
         watch_kind!(writers.service_accounts, pull_secrets::accounts::meaning, on_change);
     }

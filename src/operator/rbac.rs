@@ -1,21 +1,21 @@
 //! The operator's permissions as the chart takes them: what the rooms say of themselves, each rule with its reason.
 
-use super::access::Access;
+use super::policy_rule::PolicyRule;
 use super::{controllers, events, in_use, leader, manager, secrets};
 
 /// All permissions of the operator.
-pub fn rules() -> Vec<Access> {
+pub fn rules() -> Vec<PolicyRule> {
     [
-        manager::ACCESS,
-        events::ACCESS,
-        leader::ACCESS,
-        secrets::ACCESS,
-        controllers::registry::ACCESS,
-        controllers::registry::MANAGED_ACCESS,
-        controllers::repository::ACCESS,
-        controllers::lifecycle_policy::ACCESS,
-        in_use::ACCESS,
-        controllers::pull_secret::ACCESS,
+        manager::RULES,
+        events::RULES,
+        leader::RULES,
+        secrets::RULES,
+        controllers::registry::RULES,
+        controllers::registry::MANAGED_RULES,
+        controllers::repository::RULES,
+        controllers::lifecycle_policy::RULES,
+        in_use::RULES,
+        controllers::pull_secret::RULES,
     ]
     .concat()
 }
@@ -48,7 +48,7 @@ mod tests {
         for rule in rules() {
             let words = rule.resources.iter().chain(rule.verbs).chain([&rule.group]);
             assert!(words.clone().all(|word| !word.contains('*')), "{rule:?}");
-            assert!(!rule.resources.is_empty() && !rule.verbs.is_empty() && !rule.why.is_empty(), "{rule:?}");
+            assert!(!rule.resources.is_empty() && !rule.verbs.is_empty() && !rule.reason.is_empty(), "{rule:?}");
         }
     }
 

@@ -11,10 +11,10 @@ use kube::client::Body;
 use kube::{Client, Config};
 use tokio::task::JoinSet;
 
+use super::health::Health;
 use super::leader::{self, Election};
 use super::manager;
 use super::metrics::OperatorMetrics;
-use super::operations::Health;
 use super::settings::Settings;
 use crate::listener::bind;
 use crate::operations;

@@ -11,19 +11,19 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::AbortHandle;
 
-use super::access::{Access, Feature, Scope};
+use super::policy_rule::{Feature, PolicyRule, RuleScope};
 use super::triggers::Triggers;
-use super::watch::{everything, follow};
+use super::watch::{any_change, watch_kind};
 use crate::crd::Registry;
 
 /// What the following and reading of named Secrets takes.
-pub(super) const ACCESS: &[Access] = &[Access {
+pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     group: "",
     resources: &["secrets"],
     verbs: &["get", "list", "watch"],
-    scope: Scope::Cluster,
+    scope: RuleScope::Cluster,
     feature: Feature::Core,
-    why: "credentials and certificates that Registries name; only those are read",
+    reason: "credentials and certificates that Registries name; only those are read",
 }];
 
 /// A Secret's namespace and name.
@@ -52,7 +52,7 @@ impl SecretWatches {
                     let api: Api<PartialObjectMeta<Secret>> = Api::namespaced(client, &namespace);
                     let selection = watcher::Config::default().fields(&format!("metadata.name={name}"));
                     let (_reader, writer) = store();
-                    follow(api, selection, writer, everything, |_| triggers.registry(object.clone())).await;
+                    watch_kind(api, selection, writer, any_change, |_| triggers.registry(object.clone())).await;
                 });
                 task.abort_handle()
             });

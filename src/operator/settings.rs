@@ -1,6 +1,6 @@
 //! The operator's settings, from its flags.
 
-use super::access::Feature;
+use super::policy_rule::Feature;
 
 /// The operator's settings.
 #[derive(Debug, Clone)]

@@ -7,10 +7,10 @@ use kube::ResourceExt as _;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 
-use super::access::Feature;
 use super::index::{Index, IndexedWriter, indexed_store};
+use super::policy_rule::Feature;
 use super::pull_secrets::accounts::WatchedServiceAccount;
-use super::pull_secrets::marks::WatchedSecret;
+use super::pull_secrets::annotations::WatchedSecret;
 use super::settings::Settings;
 use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 use crate::names::RepositoryName;

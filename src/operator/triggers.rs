@@ -11,7 +11,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 
 use super::pull_secrets::accounts::WatchedServiceAccount;
-use super::pull_secrets::marks::{Owner, WatchedSecret};
+use super::pull_secrets::annotations::{Owner, WatchedSecret};
 use super::status::is_ready;
 use super::stores::Stores;
 use super::watch::Change;

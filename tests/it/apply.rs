@@ -10,7 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use wharfage::apply::{Access, Ecr, Verdict, apply, observe, observe_settings};
+use wharfage::apply::{Connection, Ecr, Verdict, apply, observe, observe_settings};
 use wharfage::plan::model::Desired;
 use wharfage::plan::{Plan, desired, plan};
 
@@ -93,8 +93,8 @@ async fn imitation_for(registry_id: Option<&str>) -> (Ecr, Calls) {
         }
     });
     let region = "eu-1".parse().unwrap();
-    let access = Access::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), SecretString::from("secret"));
-    (Ecr::new(access, registry_id.map(|it| it.parse().unwrap()).as_ref()).await.unwrap(), calls)
+    let connection = Connection::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), SecretString::from("secret"));
+    (Ecr::new(connection, registry_id.map(|it| it.parse().unwrap()).as_ref()).await.unwrap(), calls)
 }
 
 fn wanted() -> Desired {

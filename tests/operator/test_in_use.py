@@ -32,7 +32,7 @@ class Here:
     def enforce(self, rules=None, **protection):
         """Has the policy carried out, and returns it."""
         policy(self.namespace, self.registry, rules=rules, inUseProtection=IN_USE | protection)
-        return self.namespace.ready("LifecyclePolicy", KEEP, "InSync", "carried out by the operator")
+        return self.namespace.ready("LifecyclePolicy", KEEP, "InSync", "enforced by the operator")
 
     @property
     def left(self):

@@ -62,7 +62,7 @@ def test_what_somebody_else_changed_is_put_back(namespace, either):
     assert document(server, name) == {"rules": [rule(3)]}
     drifted = conditions(found)["Drifted"]
     assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
-    assert drifted["message"] == f"somebody else changed it, and it was put back: {CHANGED}"
+    assert drifted["message"] == f"drift corrected: {CHANGED}"
     assert "DriftCorrected" in reasons(namespace)
     server.ecr.delete_lifecycle_policy(repositoryName=name)
     namespace.reconcile("LifecyclePolicy", KEEP)
@@ -82,7 +82,7 @@ def test_drift_that_cannot_be_put_back_is_told(namespace, registry, front, opera
         assert standing(found, "Stalled", "AccessDeniedException")
         drifted = conditions(found)["Drifted"]
         assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected")
-        assert drifted["message"] == f"somebody else changed it, and it could not be put back yet: {CHANGED}"
+        assert drifted["message"] == f"drift detected, and not corrected yet: {CHANGED}"
         assert outcome(found, other)["state"] == "Enforced"
         assert drift(operator, home, "LifecyclePolicy") == (1, 0)
     front.heal()
@@ -465,7 +465,7 @@ def test_a_registry_that_is_away_is_waited_for(namespace, registry, home):
     namespace.ready("LifecyclePolicy", KEEP)
     registry.stop()
     policy(namespace, home, rules=[rule(5)])
-    namespace.waiting("LifecyclePolicy", KEEP, "RegistryUnavailable", "does not answer since")
+    namespace.waiting("LifecyclePolicy", KEEP, "RegistryUnavailable", "has been unreachable since")
     registry.start()
     namespace.ready("LifecyclePolicy", KEEP)
     assert document(registry, name) == {"rules": [rule(5)]}

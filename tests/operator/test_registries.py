@@ -170,7 +170,7 @@ class TestSettings:
         namespace.ready("Registry", name)
         front.throttle("GetRegistryPolicy")
         namespace.patch("Registry", name, {"spec": {"scanningConfiguration": SCANNING}})
-        namespace.waiting("Registry", name, "RegistryUnavailable", "does not answer since .*: ThrottlingException")
+        namespace.waiting("Registry", name, "RegistryUnavailable", "has been unreachable since .*: ThrottlingException")
         front.heal()
         namespace.ready("Registry", name, "Serving")
 

@@ -573,7 +573,7 @@ class TestTrouble:
         front.fail(status=503, body="away")
         # The only one that asks, and what it asks for never works again.
         declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
-        namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} does not answer since")
+        namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} has been unreachable since")
         never(front, "SetRepositoryPolicy", how)
         front.heal(".*")
         declare(namespace, name, "other")
@@ -603,7 +603,7 @@ class TestTrouble:
             # It takes the client's patience to find out; meanwhile the resource is simply not looked at yet.
             assert not standing(namespace.get("Repository", "app"), "Ready")
         else:
-            namespace.waiting("Repository", "app", "RegistryUnavailable", f"Registry {name} does not answer since")
+            namespace.waiting("Repository", "app", "RegistryUnavailable", f"Registry {name} has been unreachable since")
         match how:
             case "frozen":
                 registry.thaw()

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Past, away, next, refused_by_registry, show};
+use super::{LastSync, away, next, refused_by_registry, show};
 use crate::apply::RepositoryNeeds;
 use crate::crd::{Condition, Reason};
 use crate::operator::context::Context;
-use crate::operator::session::{Freshness, Held, Trouble};
-use crate::operator::status::{Cause, Standing};
+use crate::operator::registry_client::{Freshness, LockedRepository, RegistryError};
+use crate::operator::status::{Cause, ReadyState};
 use crate::plan::model::{ApiError, ObservedRepository, Refused};
 use crate::plan::{FieldChange, Step};
 
@@ -47,9 +47,9 @@ pub(super) enum Ending {
     /// The plan refuses the resource.
     Refused(Refused),
     /// The repository could not be read.
-    Unread(Trouble),
+    Unread(RegistryError),
     /// A step failed.
-    Failed(Correction, Trouble),
+    Failed(Correction, RegistryError),
 }
 
 /// What converging did.
@@ -65,7 +65,7 @@ pub(super) struct Convergence {
 /// Converges a locked repository, of which `found` was read before.
 pub(super) async fn converge<C: Converge>(
     rules: &C,
-    held: &mut Held,
+    held: &mut LockedRepository,
     freshness: Freshness,
     found: Option<ObservedRepository>,
 ) -> Convergence {
@@ -79,10 +79,10 @@ pub(super) async fn converge<C: Converge>(
 
 async fn run<C: Converge>(
     rules: &C,
-    held: &mut Held,
+    held: &mut LockedRepository,
     freshness: Freshness,
     convergence: &mut Convergence,
-) -> Result<Ending, Trouble> {
+) -> Result<Ending, RegistryError> {
     let needs = rules.needs();
     let anew = Freshness { now: true, ..freshness };
     let Convergence { executed, found, .. } = convergence;
@@ -92,7 +92,7 @@ async fn run<C: Converge>(
         if let Ok(Some(step)) = &decision
             && rules.must_refresh(step, found.as_ref())
         {
-            *found = held.look_before_change(needs).await?;
+            *found = held.refresh_before_write(needs).await?;
             let Some(refreshed) = rules.decide(found.clone()) else { return Ok(Ending::Outdated) };
             decision = refreshed;
         }
@@ -103,10 +103,10 @@ async fn run<C: Converge>(
         };
         attempts += 1;
         let is_drift = rules.is_drift(&step, found.as_ref());
-        match held.carry_out(&step).await {
+        match held.execute(&step).await {
             Ok(()) => {}
-            Err(Trouble::Refused(error)) if attempts == 1 && rules.is_stale(&error) => {
-                *found = held.look(needs, anew).await?;
+            Err(RegistryError::Rejected(error)) if attempts == 1 && rules.is_stale(&error) => {
+                *found = held.observe(needs, anew).await?;
                 continue;
             }
             Err(trouble) => return Ok(Ending::Failed(Correction { step, is_drift }, trouble)),
@@ -116,23 +116,23 @@ async fn run<C: Converge>(
         if !verify {
             return Ok(Ending::InSync);
         }
-        *found = held.look(needs, anew).await?;
+        *found = held.observe(needs, anew).await?;
     }
 }
 
 /// How a resource stands whose registry did not do what was asked, and when to try again.
 pub(super) fn failed(
-    trouble: &Trouble,
+    trouble: &RegistryError,
     registry: &str,
     before: &[Condition],
     interval: Duration,
-) -> (Standing, Duration) {
+) -> (ReadyState, Duration) {
     match trouble {
-        Trouble::Away(it) => away(it, registry),
-        Trouble::Refused(error) => {
-            let standing = refused_by_registry(error.clone());
-            let retry = next(&standing, before, interval, jiff::Timestamp::now());
-            (standing, retry)
+        RegistryError::Unavailable(it) => away(it, registry),
+        RegistryError::Rejected(error) => {
+            let state = refused_by_registry(error.clone());
+            let retry = next(&state, before, interval, jiff::Timestamp::now());
+            (state, retry)
         }
     }
 }
@@ -150,20 +150,20 @@ impl Drift<'_> {
         if properties == 0 {
             return;
         }
-        self.ctx.metrics.drift_found(self.kind, self.registry, u64::try_from(properties).unwrap_or(u64::MAX));
+        self.ctx.metrics.drift_detected(self.kind, self.registry, u64::try_from(properties).unwrap_or(u64::MAX));
     }
 
     /// Counts properties that were corrected. Drift that was told before is not detected again.
-    pub(super) fn corrected(&self, past: Past, properties: usize) {
-        if past == Past::Settled {
+    pub(super) fn corrected(&self, past: LastSync, properties: usize) {
+        if past == LastSync::InSync {
             self.detected(properties);
         }
-        self.ctx.metrics.drift_repaired(self.kind, self.registry, u64::try_from(properties).unwrap_or(u64::MAX));
+        self.ctx.metrics.drift_corrected(self.kind, self.registry, u64::try_from(properties).unwrap_or(u64::MAX));
     }
 }
 
 /// The condition of a resource whose drift was corrected, or that had none. A correction stays told until there is other news.
-pub(super) fn corrected(past: Past, conditions: &[Condition], drift: &[FieldChange]) -> (bool, Cause) {
+pub(super) fn corrected(past: LastSync, conditions: &[Condition], drift: &[FieldChange]) -> (bool, Cause) {
     if drift.is_empty() {
         let in_sync = || (false, Cause::new(Reason::InSync, "no drift"));
         return past.still_told(conditions).unwrap_or_else(in_sync);

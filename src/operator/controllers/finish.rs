@@ -10,13 +10,13 @@ use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Done, Error, Past, REQUESTED_AT};
+use super::{Error, LastSync, REQUESTED_AT, ReconcileResult};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{
     Condition, LifecyclePolicyStatus, PullSecretStatus, Reason, RegistryStatus, RepositoryStatus, condition,
 };
 use crate::operator::context::Context;
-use crate::operator::status::{self, Findings, Standing};
+use crate::operator::status::{self, ConditionSet, ReadyState};
 
 /// The fields that the statuses of all kinds have.
 pub(in crate::operator) trait StatusFields:
@@ -99,9 +99,9 @@ pub(in crate::operator) trait KindObject:
     }
 
     /// What is known of the object from its last reconcile.
-    fn past(&self) -> Past {
+    fn past(&self) -> LastSync {
         let observed = self.status().and_then(StatusFields::observed_generation);
-        Past::of(self.meta().generation, observed, self.conditions())
+        LastSync::of(self.meta().generation, observed, self.conditions())
     }
 }
 
@@ -120,7 +120,7 @@ impl<K> KindObject for K where
 /// What a reconcile found out.
 pub(super) struct Outcome<S> {
     /// How the resource stands.
-    pub(super) findings: Findings,
+    pub(super) findings: ConditionSet,
     /// When to reconcile again, if nothing requeues the resource before.
     pub(super) next: Duration,
     /// Whether a request to reconcile is answered by it. What is waited for answers none in any case.
@@ -131,7 +131,7 @@ pub(super) struct Outcome<S> {
 
 impl<S> Outcome<S> {
     /// Only how the resource stands.
-    pub(super) fn new(findings: Findings, next: Duration) -> Self {
+    pub(super) fn new(findings: ConditionSet, next: Duration) -> Self {
         Self { findings, next, answers: true, updates: Vec::new() }
     }
 
@@ -148,7 +148,7 @@ pub(super) async fn finish<K: KindObject>(
     api: &Api<K>,
     object: &K,
     outcome: Outcome<K::Status>,
-) -> Result<Done, Error> {
+) -> Result<ReconcileResult, Error> {
     let Outcome { findings, next, answers, updates } = outcome;
     let before = object.status_or_default();
     let (generation, now) = (object.meta().generation, Time(Timestamp::now()));
@@ -157,7 +157,7 @@ pub(super) async fn finish<K: KindObject>(
         update(&mut after);
     }
     after.set(generation, status::conditions(before.conditions(), generation, &findings, &now));
-    let waits = matches!(findings.standing, Standing::Waiting(_));
+    let waits = matches!(findings.state, ReadyState::Reconciling(_));
     if let Some(request) = object.requested().filter(|_| answers && !waits) {
         after.set_last_handled(request);
     }
@@ -166,27 +166,27 @@ pub(super) async fn finish<K: KindObject>(
         after.set_last_sync(now);
     }
     // The event comes first, so that whoever waited for the status finds it.
-    announce(ctx, object, before.conditions(), &findings.standing).await;
-    status::write(&ctx.written, api, object, object.status(), &after).await?;
-    if !matches!(findings.standing, Standing::Ready(_)) {
-        ctx.metrics.failed(kind::<K>(), &findings.standing.because().reason);
+    announce(ctx, object, before.conditions(), &findings.state).await;
+    status::write(&ctx.stale_cache, api, object, object.status(), &after).await?;
+    if !matches!(findings.state, ReadyState::Ready(_)) {
+        ctx.metrics.failed(kind::<K>(), &findings.state.cause().reason);
     }
-    Ok(Done::standing(&findings.standing, next))
+    Ok(ReconcileResult::of(&findings.state, next))
 }
 
 /// Emits an event if a condition says something new.
-async fn announce<K: KindObject>(ctx: &Context, object: &K, before: &[Condition], standing: &Standing) {
-    let (was, cause) = (condition(before, ConditionType::Ready), standing.because());
+async fn announce<K: KindObject>(ctx: &Context, object: &K, before: &[Condition], state: &ReadyState) {
+    let (was, cause) = (condition(before, ConditionType::Ready), state.cause());
     let new_reason = was.is_none_or(|was| !was.has_reason(&cause.reason));
     let new_message = new_reason || was.is_some_and(|was| was.message != cause.message);
-    match standing {
-        Standing::Stalled(_) if new_message => {
+    match state {
+        ReadyState::Stalled(_) if new_message => {
             ctx.events.warning(object, cause.reason.clone(), &cause.message).await;
         }
-        Standing::Waiting(_) if new_reason && K::Status::EVENT_ON_NEW_REASON => {
+        ReadyState::Reconciling(_) if new_reason && K::Status::EVENT_ON_NEW_REASON => {
             ctx.events.warning(object, cause.reason.clone(), &cause.message).await;
         }
-        Standing::Ready(_) if new_reason && K::Status::EVENT_ON_NEW_REASON => {
+        ReadyState::Ready(_) if new_reason && K::Status::EVENT_ON_NEW_REASON => {
             ctx.events.normal(object, cause.reason.clone(), &cause.message).await;
         }
         _ => {}
@@ -194,15 +194,15 @@ async fn announce<K: KindObject>(ctx: &Context, object: &K, before: &[Condition]
 }
 
 /// Ends the reconcile of a suspended resource: nothing is done for it.
-pub(super) async fn suspend<K: KindObject>(ctx: &Context, api: &Api<K>, object: &K) -> Result<Done, Error> {
+pub(super) async fn suspend<K: KindObject>(ctx: &Context, api: &Api<K>, object: &K) -> Result<ReconcileResult, Error> {
     let before = object.status_or_default();
     let mut after = before.clone();
     after.set(object.meta().generation, status::suspended(before.conditions()));
     if object.status() != Some(&after) {
         ctx.events.normal(object, Reason::Suspended, "reconciliation is suspended").await;
     }
-    status::write(&ctx.written, api, object, object.status(), &after).await?;
-    Ok(Done::resting())
+    status::write(&ctx.stale_cache, api, object, object.status(), &after).await?;
+    Ok(ReconcileResult::resting())
 }
 
 /// The name of a kind, which is a constant for all kinds of ours.

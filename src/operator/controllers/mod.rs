@@ -22,9 +22,9 @@ use finish::KindObject;
 
 use super::context::Context;
 use super::leader::Term;
-use super::metrics::Outcome;
-use super::session::{Away, Session};
-use super::status::{self, Cause, Findings, Standing};
+use super::metrics::ResultLabel;
+use super::registry_client::{RegistryClient, Unavailable};
+use super::status::{self, Cause, ConditionSet, ReadyState};
 use crate::apply::error::named;
 use crate::crd::conditions::{ConditionStatus, ConditionType};
 use crate::crd::{Condition, Reason, Registry, condition};
@@ -35,13 +35,13 @@ use crate::plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 /// Set by people: whenever its value changes, the resource is looked at anew.
 pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
 /// How long something that waits for another resource rests, if nothing wakes it.
-pub const WAIT: Duration = Duration::from_secs(60);
+pub const REQUEUE_WAITING: Duration = Duration::from_secs(60);
 
 /// How long one operation rests that a registry does not get right, at first.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
 /// How soon an object is looked at again whose watch has not brought yet what was written to it.
-const CATCH_UP: Duration = Duration::from_millis(100);
+const REQUEUE_STALE: Duration = Duration::from_millis(100);
 
 /// What kept a resource from being reconciled: the API server, as everything else ends in its status.
 #[derive(Debug, thiserror::Error)]
@@ -49,32 +49,32 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 pub struct Error(#[from] kube::Error);
 
 /// How a reconcile ended.
-pub struct Done {
+pub struct ReconcileResult {
     /// When to look again.
     pub next: Action,
     /// For the metrics.
-    pub outcome: Outcome,
+    pub outcome: ResultLabel,
 }
 
-impl Done {
+impl ReconcileResult {
     /// It stands so, and is looked at again after this long.
-    pub fn standing(standing: &Standing, next: Duration) -> Self {
-        let outcome = match standing {
-            Standing::Ready(_) => Outcome::ready,
-            Standing::Waiting(_) => Outcome::waiting,
-            Standing::Stalled(_) => Outcome::stalled,
+    pub fn of(state: &ReadyState, next: Duration) -> Self {
+        let outcome = match state {
+            ReadyState::Ready(_) => ResultLabel::ready,
+            ReadyState::Reconciling(_) => ResultLabel::reconciling,
+            ReadyState::Stalled(_) => ResultLabel::stalled,
         };
         Self { next: Action::requeue(next), outcome }
     }
 
     /// It became another one meanwhile, and is looked at as that.
     pub fn outdated() -> Self {
-        Self { next: Action::requeue(Duration::ZERO), outcome: Outcome::waiting }
+        Self { next: Action::requeue(Duration::ZERO), outcome: ResultLabel::reconciling }
     }
 
     /// Nothing is to be done until it changes.
     pub fn resting() -> Self {
-        Self { next: Action::await_change(), outcome: Outcome::ready }
+        Self { next: Action::await_change(), outcome: ResultLabel::ready }
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) trait KindController: Send + Sync + 'static {
     fn reconcile(
         self: Arc<Self>,
         object: Arc<Self::Object>,
-    ) -> impl Future<Output = Result<Done, Error>> + Send + 'static;
+    ) -> impl Future<Output = Result<ReconcileResult, Error>> + Send + 'static;
 }
 
 /// Runs a controller until the term is asked to stop, then until its running reconciles have ended. Only its queue triggers it.
@@ -112,11 +112,11 @@ pub(super) async fn run<C: KindController>(
         begun.taken(&(object.namespace(), object.name_any()));
         let began = Instant::now();
         async move {
-            if controller.context().written.is_ahead_of(&*object) {
-                return Ok(Action::requeue(CATCH_UP));
+            if controller.context().stale_cache.is_stale(&*object) {
+                return Ok(Action::requeue(REQUEUE_STALE));
             }
             let done = Arc::clone(&controller).reconcile(object).await;
-            let outcome = done.as_ref().map_or(Outcome::failed, |done| done.outcome);
+            let outcome = done.as_ref().map_or(ResultLabel::failed, |done| done.outcome);
             controller.context().metrics.reconciled(C::KIND, outcome, began.elapsed());
             done.map(|done| done.next)
         }
@@ -131,7 +131,7 @@ pub(super) async fn run<C: KindController>(
             match outcome {
                 Ok(_) => {}
                 Err(ControllerError::ObjectNotFound(object)) => gone.taken(&(object.namespace, object.name)),
-                Err(error) => tracing::debug!(kind = C::KIND, %error, "a reconcile came to nothing"),
+                Err(error) => tracing::debug!(kind = C::KIND, %error, "reconcile failed"),
             }
             std::future::ready(())
         })
@@ -151,40 +151,40 @@ pub(super) fn jittered(interval: Duration) -> Duration {
 }
 
 /// A resource refers to a Registry that isn't there.
-pub(super) fn registry_missing(name: &str) -> Findings {
+pub(super) fn registry_missing(name: &str) -> ConditionSet {
     let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
-    let because = Cause::new(Reason::ReferenceNotFound, message);
-    Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) }
+    let cause = Cause::new(Reason::ReferenceNotFound, message);
+    ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) }
 }
 
-/// The Registry that a resource refers to, and its session, or why there is none.
-pub(super) fn registered(ctx: &Context, name: &str) -> Result<(Arc<Registry>, Arc<Session>), Box<Findings>> {
+/// The Registry that a resource refers to, and its client, or why there is none.
+pub(super) fn registered(ctx: &Context, name: &str) -> Result<(Arc<Registry>, Arc<RegistryClient>), Box<ConditionSet>> {
     let registry = ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
-    let session = ctx.sessions.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
-    Ok((registry, session))
+    let registry_client = ctx.registry_clients.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
+    Ok((registry, registry_client))
 }
 
-/// A resource refers to a Registry that has no session.
-pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
+/// A resource refers to a Registry that has no client.
+pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
     let message =
-        format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not looked at yet"));
-    let standing = Standing::Waiting(Cause::new(Reason::RegistryNotReady, message));
-    Findings { references: Some(Ok(())), ..Findings::of(standing) }
+        format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not reconciled yet"));
+    let state = ReadyState::Reconciling(Cause::new(Reason::RegistryNotReady, message));
+    ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }
 
 /// A resource waits for its registry: how it stands, and when to try again. Not all at once.
-pub(super) fn away(away: &Away, registry: &str) -> (Standing, Duration) {
-    let because = Cause::new(Reason::RegistryUnavailable, away.message(registry));
-    (Standing::Waiting(because), away.retry.mul_f64(1.0 + fastrand::f64()))
+pub(super) fn away(away: &Unavailable, registry: &str) -> (ReadyState, Duration) {
+    let cause = Cause::new(Reason::RegistryUnavailable, away.message(registry));
+    (ReadyState::Reconciling(cause), away.retry.mul_f64(1.0 + fastrand::f64()))
 }
 
 /// What a plan's refusal means for the resource: things that may come by themselves are waited for.
-pub(super) fn refusal(refused: &Refused) -> Standing {
+pub(super) fn refusal(refused: &Refused) -> ReadyState {
     let Refused { reason, message, .. } = refused;
     match reason {
-        Reason::ReferenceNotFound | Reason::NotFound => Standing::Waiting(Cause::new(reason.clone(), message)),
+        Reason::ReferenceNotFound | Reason::NotFound => ReadyState::Reconciling(Cause::new(reason.clone(), message)),
         // It may be the name of an error that the registry answered when it was looked at.
         _ => refused_by_registry(named(reason.as_str(), message)),
     }
@@ -192,29 +192,29 @@ pub(super) fn refusal(refused: &Refused) -> Standing {
 
 /// What a registry's refusal means for the resource. One that answers otherwise, but not this, is waited for; the rest takes
 /// somebody to change something.
-pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) -> Standing {
+pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) -> ReadyState {
     match kind {
         ErrorKind::Unavailable
         | ErrorKind::CredentialsUnavailable
         | ErrorKind::UnexpectedResponse
-        | ErrorKind::ServiceUnavailable => Standing::Waiting(Cause::new(Reason::RegistryUnavailable, message)),
-        _ => Standing::Stalled(Cause::new(Reason::of_error(&name), message)),
+        | ErrorKind::ServiceUnavailable => ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, message)),
+        _ => ReadyState::Stalled(Cause::new(Reason::of_error(&name), message)),
     }
 }
 
 /// When to look again at a resource that stands so and had these conditions before: in an interval, or sooner at what is waited
 /// for. One operation that does not answer is tried after as long again as it has not answered.
-pub(super) fn next(standing: &Standing, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
-    match standing {
-        Standing::Ready(_) | Standing::Stalled(_) => jittered(interval),
-        Standing::Waiting(because) if because.reason == Reason::RegistryUnavailable => {
+pub(super) fn next(state: &ReadyState, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
+    match state {
+        ReadyState::Ready(_) | ReadyState::Stalled(_) => jittered(interval),
+        ReadyState::Reconciling(cause) if cause.reason == Reason::RegistryUnavailable => {
             let waiting =
                 condition(before, ConditionType::Ready).filter(|it| it.has_reason(&Reason::RegistryUnavailable));
             let since = waiting.map(|it| now.duration_since(it.last_transition_time.0));
             let waited = since.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
-            jittered(waited.clamp(FIRST_RETRY, WAIT))
+            jittered(waited.clamp(FIRST_RETRY, REQUEUE_WAITING))
         }
-        Standing::Waiting(_) => jittered(interval.min(WAIT)),
+        ReadyState::Reconciling(_) => jittered(interval.min(REQUEUE_WAITING)),
     }
 }
 
@@ -259,39 +259,39 @@ pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<O
 
 /// What is known of a resource from its last look: whether what differs now is somebody else's doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Past {
+pub(super) enum LastSync {
     /// It was in line.
-    Settled,
+    InSync,
     /// Somebody else had changed what was in line. It was told, and could not be put back.
     Drifted,
     /// It never came to what it asks for now.
-    Unsettled,
+    NeverSynced,
 }
 
-impl Past {
+impl LastSync {
     /// What it is for an object of this generation, whose status is about `observed` and has these conditions.
     pub(super) fn of(generation: Option<i64>, observed: Option<i64>, conditions: &[Condition]) -> Self {
         let drifted = || condition(conditions, ConditionType::Drifted).filter(|it| it.status == ConditionStatus::True);
         if observed != generation {
-            Self::Unsettled
+            Self::NeverSynced
         } else if status::is_ready(conditions) {
-            Self::Settled
+            Self::InSync
         } else if drifted().is_some_and(|it| it.observed_generation == generation) {
             Self::Drifted
         } else {
-            Self::Unsettled
+            Self::NeverSynced
         }
     }
 
     /// Whether a change is drift: of what was in line, and of what nobody asked for.
     pub(super) fn is_drift(self) -> bool {
-        self != Self::Unsettled
+        self != Self::NeverSynced
     }
 
     /// What was repaired stays told until something else is to be told.
     pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
         let told = condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
-        let told = told.filter(|_| self == Self::Settled)?;
+        let told = told.filter(|_| self == Self::InSync)?;
         Some((false, Cause::new(Reason::DriftCorrected, &*told.message)))
     }
 }
@@ -371,11 +371,11 @@ mod tests {
         {
             assert_eq!(
                 refused_by_registry(error(name)),
-                Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "no"))
+                ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "no"))
             );
         }
         for name in ["ServerException", "LimitExceededException", "AccessDeniedException"] {
-            assert_eq!(refused_by_registry(error(name)), Standing::Stalled(Cause::new(Reason::of_error(name), "no")));
+            assert_eq!(refused_by_registry(error(name)), ReadyState::Stalled(Cause::new(Reason::of_error(name), "no")));
         }
     }
 
@@ -385,7 +385,7 @@ mod tests {
         let waits = refused_by_registry(error("RegistryUnavailable"));
         let next = |seconds: i64| {
             let since = Time(now - Duration::from_secs(seconds.unsigned_abs()));
-            let before = status::conditions(&[], Some(1), &Findings::of(waits.clone()), &since);
+            let before = status::conditions(&[], Some(1), &ConditionSet::of(waits.clone()), &since);
             next(&waits, &before, Duration::from_secs(600), now).as_secs_f64()
         };
         for (waited, expected) in [(0, 5.0), (3, 5.0), (20, 20.0), (3600, 60.0)] {
@@ -399,34 +399,38 @@ mod tests {
     #[test]
     fn what_differs_is_drift_if_it_was_in_line_as_of_this_generation() {
         let conditions = |generation, ready: bool, drifted| {
-            let because = Cause::new(Reason::of_error("Some"), "");
-            let standing = if ready { Standing::Ready(because) } else { Standing::Stalled(because) };
+            let cause = Cause::new(Reason::of_error("Some"), "");
+            let state = if ready { ReadyState::Ready(cause) } else { ReadyState::Stalled(cause) };
             let told = Some((
                 drifted,
                 Cause::new(if drifted { Reason::DriftDetected } else { Reason::DriftCorrected }, "mutability"),
             ));
-            let findings = Findings { drifted: told, ..Findings::of(standing) };
+            let findings = ConditionSet { drifted: told, ..ConditionSet::of(state) };
             status::conditions(&[], Some(generation), &findings, &Time(Timestamp::UNIX_EPOCH))
         };
-        let past = |observed, conditions: &[Condition]| Past::of(Some(2), observed, conditions);
-        assert_eq!(past(Some(2), &conditions(2, true, false)), Past::Settled);
-        assert_eq!(past(Some(2), &conditions(2, false, true)), Past::Drifted);
-        assert_eq!(past(Some(2), &conditions(2, false, false)), Past::Unsettled, "it was never in line");
-        assert_eq!(past(Some(1), &conditions(1, true, false)), Past::Unsettled, "another spec");
-        assert_eq!(past(Some(2), &conditions(1, false, true)), Past::Unsettled, "what another spec's look had found");
-        assert_eq!(past(None, &[]), Past::Unsettled);
+        let past = |observed, conditions: &[Condition]| LastSync::of(Some(2), observed, conditions);
+        assert_eq!(past(Some(2), &conditions(2, true, false)), LastSync::InSync);
+        assert_eq!(past(Some(2), &conditions(2, false, true)), LastSync::Drifted);
+        assert_eq!(past(Some(2), &conditions(2, false, false)), LastSync::NeverSynced, "it was never in line");
+        assert_eq!(past(Some(1), &conditions(1, true, false)), LastSync::NeverSynced, "another spec");
+        assert_eq!(
+            past(Some(2), &conditions(1, false, true)),
+            LastSync::NeverSynced,
+            "what another spec's look had found"
+        );
+        assert_eq!(past(None, &[]), LastSync::NeverSynced);
         let repaired = conditions(2, true, false);
         assert_eq!(
-            Past::Settled.still_told(&repaired),
+            LastSync::InSync.still_told(&repaired),
             Some((false, Cause::new(Reason::DriftCorrected, "mutability")))
         );
-        assert_eq!(Past::Drifted.still_told(&conditions(2, false, true)), None);
-        assert_eq!(Past::Unsettled.still_told(&repaired), None);
+        assert_eq!(LastSync::Drifted.still_told(&conditions(2, false, true)), None);
+        assert_eq!(LastSync::NeverSynced.still_told(&repaired), None);
     }
 
     #[test]
     fn what_waits_for_something_else_is_looked_at_in_an_interval_or_a_minute() {
-        let waits = Standing::Waiting(Cause::new(Reason::ReferenceNotFound, "no"));
+        let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         for (interval, expected) in [(1, 1.0), (600, 60.0)] {
             let pause = next(&waits, &[], Duration::from_secs(interval), Timestamp::now()).as_secs_f64();
             assert!((expected * 0.9..expected * 1.1).contains(&pause), "{pause}");

@@ -15,42 +15,44 @@ use kube::{Api, ResourceExt as _};
 
 use super::converge::{Drift, failed};
 use super::finish::{KindObject as _, Outcome, finish, suspend};
-use super::{Done, Error, KindController, Past, WAIT, jittered, registry_missing, registry_not_ready};
+use super::{
+    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, jittered, registry_missing, registry_not_ready,
+};
 use crate::apply::{authorization_token, host as host_of};
 use crate::crd::{PullSecret, PullSecretStatus, Reason, Registry};
-use crate::operator::access::{Access, Feature, Scope, own_kind};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
+use crate::operator::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
+use crate::operator::pull_secrets::annotations::{HeldSecret, Owner, source};
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
-use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, decide};
-use crate::operator::pull_secrets::marks::{Held, Owner, source};
+use crate::operator::pull_secrets::decide::{Entry, SecretDeletion, SecretInputs, SecretWrite, WriteReason, decide};
 use crate::operator::pull_secrets::tokens::{Issued, Tokens, not_yet};
-use crate::operator::session::{Session, Trouble};
-use crate::operator::status::{Cause, Findings, Standing};
+use crate::operator::registry_client::{RegistryClient, RegistryError};
+use crate::operator::status::{Cause, ConditionSet, ReadyState};
 use crate::operator::workload;
-use objects::Place;
-use outcome::{MOMENT, Secrets, some};
+use objects::SecretPlace;
+use outcome::{REQUEUE_CONFLICT, Secrets, some};
 
-pub(in crate::operator) const ACCESS: &[Access] = &{
+pub(in crate::operator) const RULES: &[PolicyRule] = &{
     let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);
     [
         objects,
         status,
-        Access {
+        PolicyRule {
             group: "",
             resources: &["secrets"],
             verbs: &["get", "list", "watch", "create", "patch", "delete"],
-            scope: Scope::Cluster,
+            scope: RuleScope::Cluster,
             feature: Feature::PullSecrets,
-            why: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
+            reason: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
         },
-        Access {
+        PolicyRule {
             group: "",
             resources: &["serviceaccounts"],
             verbs: &["get", "list", "watch", "patch"],
-            scope: Scope::Cluster,
+            scope: RuleScope::Cluster,
             feature: Feature::PullSecrets,
-            why: "imagePullSecrets of the service accounts that PullSecrets name",
+            reason: "imagePullSecrets of the service accounts that PullSecrets name",
         },
     ]
 };
@@ -58,9 +60,9 @@ pub(in crate::operator) const ACCESS: &[Access] = &{
 const KIND: &str = "PullSecret";
 
 /// How soon a registry is asked again whose Pods are being replaced.
-const ROLLOUT: Duration = Duration::from_secs(10);
+const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Requests to the API server that are under way at once for one PullSecret.
-const AT_ONCE: usize = 8;
+const CONCURRENT_REQUESTS: usize = 8;
 
 /// Reconciles PullSecrets.
 pub(in crate::operator) struct PullSecretController {
@@ -88,7 +90,7 @@ impl KindController for PullSecretController {
         self.ctx.stores.pull_secrets.clone()
     }
 
-    async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<Done, Error> {
+    async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<ReconcileResult, Error> {
         let reconcile = PullSecretReconcile {
             api: Api::namespaced(self.ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
             owner: Owner::of(&pull_secret),
@@ -128,25 +130,27 @@ impl PullSecretReconcile<'_> {
     async fn run(&self) -> Result<Secrets, Error> {
         let now = Timestamp::now();
         let registry = self.ctx.stores.registry(&self.pull_secret.registry_ref().name);
-        let session = self.ctx.sessions.get(&self.pull_secret.registry_ref().name);
-        let session = session.filter(|_| registry.is_some());
+        let registry_client = self.ctx.registry_clients.get(&self.pull_secret.registry_ref().name);
+        let registry_client = registry_client.filter(|_| registry.is_some());
         let host = registry.as_ref().and_then(|it| workload::told_url(it, &self.ctx.settings.namespace));
         let host = host.and_then(|url| host_of(&url));
-        let source = session.as_ref().map(|session| source(session.ecr().identity(), host.as_deref()));
+        let source =
+            registry_client.as_ref().map(|registry_client| source(registry_client.ecr().identity(), host.as_deref()));
 
-        let marked: Vec<Held> = self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).collect();
+        let marked: Vec<HeldSecret> =
+            self.ctx.stores.pulled.state().iter().filter_map(|it| HeldSecret::read(it)).collect();
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
         let asked = self.pull_secret.requested();
         let issued = self.tokens.get(&self.owner);
         // New credentials, or a request that the token at hand doesn't answer yet.
         let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
-            session.as_ref().is_some_and(|it| it.fingerprint() != issued.session)
+            registry_client.as_ref().is_some_and(|it| it.fingerprint() != issued.registry_client)
                 || (asked.is_some() && asked != issued.asked)
         });
         let at_hand = issued.filter(|issued| !anew && issued.serves(source.as_deref(), now));
         let held = self.held(marked, &served);
         let accounts = self.accounts(&held, &served);
-        let world = World {
+        let world = SecretInputs {
             owner: &self.owner,
             secret_name: &self.secret_name,
             service_accounts: &self.service_accounts,
@@ -173,10 +177,10 @@ impl PullSecretReconcile<'_> {
             let message = format!(
                 "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
             );
-            outcome.why_not = Some(registry_exists(Standing::Stalled(Cause::new(Reason::NotAllowed, message))));
+            outcome.why_not = Some(registry_exists(ReadyState::Stalled(Cause::new(Reason::NotAllowed, message))));
         }
-        let named_still = self.clear(decision.detach, decision.delete, &mut outcome).await?;
-        let write = decision.write.into_iter().filter(|due| world.is_due(due, &named_still));
+        let undetached = self.clear(decision.detach, decision.delete, &mut outcome).await?;
+        let write = decision.write.into_iter().filter(|due| world.is_due(due, &undetached));
         let due = self.settle_places(&world, write.collect(), &mut outcome).await?;
         let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.namespace.clone()).collect();
         if registry.is_none() {
@@ -185,11 +189,13 @@ impl PullSecretReconcile<'_> {
         if !due.is_empty() {
             let issued = match &at_hand {
                 Some(issued) => Ok(issued.clone()),
-                None => self.issue((registry.as_deref(), session.as_deref(), host.as_deref()), asked, now).await,
+                None => {
+                    self.issue((registry.as_deref(), registry_client.as_deref(), host.as_deref()), asked, now).await
+                }
             };
             match issued {
                 Ok(issued) => {
-                    let due = due.into_iter().map(|due| (world.marks(&due.namespace, &named_still), due));
+                    let due = due.into_iter().map(|due| (world.marks(&due.namespace, &undetached), due));
                     for namespace in self.write(due.collect(), &issued, &mut outcome).await? {
                         unwritten.remove(&namespace);
                     }
@@ -211,7 +217,7 @@ impl PullSecretReconcile<'_> {
     }
 
     /// What it wants, and may.
-    fn claims(&self, marked: &[Held]) -> Claims {
+    fn claims(&self, marked: &[HeldSecret]) -> Claims {
         let stores = &self.ctx.stores;
         let pull_secrets = stores.pull_secrets.state();
         let registries: HashMap<String, Arc<Registry>> =
@@ -230,8 +236,8 @@ impl PullSecretReconcile<'_> {
     }
 
     /// The marked Secrets that are this PullSecret's, or where its own are to be.
-    fn held(&self, marked: Vec<Held>, served: &BTreeSet<String>) -> Vec<Held> {
-        let concerns = |held: &Held| {
+    fn held(&self, marked: Vec<HeldSecret>, served: &BTreeSet<String>) -> Vec<HeldSecret> {
+        let concerns = |held: &HeldSecret| {
             held.owner.as_ref() == Some(&self.owner)
                 || held.name == self.secret_name && served.contains(&held.namespace)
         };
@@ -239,7 +245,7 @@ impl PullSecretReconcile<'_> {
     }
 
     /// What the service accounts that matter name.
-    fn accounts(&self, held: &[Held], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
+    fn accounts(&self, held: &[HeldSecret], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
         let wanted = served.iter().flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
         let patched =
             held.iter().flat_map(|it| it.service_accounts.iter().map(move |account| (&it.namespace, account)));
@@ -252,20 +258,26 @@ impl PullSecretReconcile<'_> {
     }
 
     /// Names out of service accounts, then Secrets away. Gives the names that couldn't be taken out.
-    async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Secrets) -> Result<Vec<Entry>, Error> {
-        let mut named_still = Vec::new();
+    async fn clear(
+        &self,
+        detach: Vec<Entry>,
+        delete: Vec<SecretDeletion>,
+        outcome: &mut Secrets,
+    ) -> Result<Vec<Entry>, Error> {
+        let mut undetached = Vec::new();
         for (entry, done) in self.in_accounts(detach, false).await {
             if !outcome.note(&entry.namespace, done)? {
-                named_still.push(entry);
+                undetached.push(entry);
             }
         }
         // A Secret says which accounts name it: it goes last.
-        let names_it =
-            |it: &Doomed| named_still.iter().any(|entry| entry.namespace == it.namespace && entry.secret == it.name);
-        let free: Vec<Doomed> = delete.into_iter().filter(|it| !names_it(it)).collect();
+        let names_it = |it: &SecretDeletion| {
+            undetached.iter().any(|entry| entry.namespace == it.namespace && entry.secret == it.name)
+        };
+        let free: Vec<SecretDeletion> = delete.into_iter().filter(|it| !names_it(it)).collect();
         let deleted: Vec<_> = stream::iter(free)
             .map(|doomed| async move { (objects::delete(&self.ctx.client, &doomed).await, doomed) })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let mut gone = BTreeSet::new();
@@ -275,7 +287,7 @@ impl PullSecretReconcile<'_> {
             }
         }
         self.emit_event(Reason::Deleted, "deleted", &gone).await;
-        Ok(named_still)
+        Ok(undetached)
     }
 
     async fn in_accounts(&self, entries: Vec<Entry>, named: bool) -> Vec<(Entry, Result<bool, kube::Error>)> {
@@ -284,7 +296,7 @@ impl PullSecretReconcile<'_> {
                 let done = objects::name_in_account(&self.ctx.client, &entry, named).await;
                 (entry, done)
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await
     }
@@ -292,37 +304,39 @@ impl PullSecretReconcile<'_> {
     /// Looks at the names where Secrets are to be made: those that somebody else has are left out.
     async fn settle_places(
         &self,
-        world: &World<'_>,
-        write: Vec<Due>,
+        world: &SecretInputs<'_>,
+        write: Vec<SecretWrite>,
         outcome: &mut Secrets,
-    ) -> Result<Vec<Due>, Error> {
+    ) -> Result<Vec<SecretWrite>, Error> {
         let looked: Vec<_> = stream::iter(write)
             .map(|due| async move {
                 let place = match &due.uid {
-                    Some(_) => Ok(Place::Free),
+                    Some(_) => Ok(SecretPlace::Free),
                     None => objects::place(&self.ctx.client, &due.namespace, &self.secret_name, &self.owner).await,
                 };
                 (due, place)
             })
-            .buffered(AT_ONCE)
+            .buffered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let mut due = Vec::with_capacity(looked.len());
         for (one, place) in looked {
             match place {
-                Ok(Place::Free) => due.push(one),
-                Ok(Place::Own(held)) => {
+                Ok(SecretPlace::Free) => due.push(one),
+                Ok(SecretPlace::Own(held)) => {
                     let why = world.due(Some(&held));
-                    let Held { token, uid, .. } = *held;
+                    let HeldSecret { token, uid, .. } = *held;
                     match (why, token) {
                         (None, Some(token)) => {
                             outcome.has(one.namespace, token);
                         }
-                        (why, _) => due.push(Due { uid: Some(uid), why: why.unwrap_or(Why::Edited), ..one }),
+                        (why, _) => {
+                            due.push(SecretWrite { uid: Some(uid), why: why.unwrap_or(WriteReason::Edited), ..one })
+                        }
                     }
                 }
-                Ok(Place::Passing) => outcome.unsettled = true,
-                Ok(Place::Taken) => {
+                Ok(SecretPlace::Passing) => outcome.unsettled = true,
+                Ok(SecretPlace::Taken) => {
                     outcome.taken.insert(one.namespace, None);
                 }
                 Err(error) => {
@@ -336,39 +350,39 @@ impl PullSecretReconcile<'_> {
     /// Gets a new token, for this host if it is known which, or says why there is none, and when to try again.
     async fn issue(
         &self,
-        (registry, session, host): (Option<&Registry>, Option<&Session>, Option<&str>),
+        (registry, registry_client, host): (Option<&Registry>, Option<&RegistryClient>, Option<&str>),
         asked: Option<String>,
         now: Timestamp,
-    ) -> Result<Issued, (Findings, Option<Duration>)> {
+    ) -> Result<Issued, (ConditionSet, Option<Duration>)> {
         let name = &self.pull_secret.registry_ref().name;
         let Some(registry) = registry else { return Err((self.registry_missing(), None)) };
-        let Some(session) = session else { return Err((registry_not_ready(registry), None)) };
-        match session.ask(authorization_token(session.ecr())).await {
+        let Some(registry_client) = registry_client else { return Err((registry_not_ready(registry), None)) };
+        match registry_client.ask(authorization_token(registry_client.ecr())).await {
             Ok(token) => {
                 if let Some(why) = not_yet(&token, host, name) {
-                    return Err((registry_exists(Standing::Waiting(why)), Some(jittered(ROLLOUT))));
+                    return Err((registry_exists(ReadyState::Reconciling(why)), Some(jittered(TOKEN_RETRY_INTERVAL))));
                 }
-                let source = source(session.ecr().identity(), host);
-                let issued = Issued::new(&token, &self.owner, source, session.fingerprint(), asked, now);
+                let source = source(registry_client.ecr().identity(), host);
+                let issued = Issued::new(&token, &self.owner, source, registry_client.fingerprint(), asked, now);
                 self.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
             Err(trouble) => {
-                let (standing, retry) = failed(&trouble, name, self.pull_secret.conditions(), WAIT);
-                let retry = matches!(standing, Standing::Waiting(_)).then_some(retry);
-                Err((registry_exists(standing), retry))
+                let (state, retry) = failed(&trouble, name, self.pull_secret.conditions(), REQUEUE_WAITING);
+                let retry = matches!(state, ReadyState::Reconciling(_)).then_some(retry);
+                Err((registry_exists(state), retry))
             }
         }
     }
 
-    fn registry_missing(&self) -> Findings {
+    fn registry_missing(&self) -> ConditionSet {
         registry_missing(&self.pull_secret.registry_ref().name)
     }
 
     /// Writes Secrets, each with the service accounts that it is to say name it. Gives the namespaces in which that was done.
     async fn write(
         &self,
-        due: Vec<(BTreeSet<String>, Due)>,
+        due: Vec<(BTreeSet<String>, SecretWrite)>,
         issued: &Issued,
         outcome: &mut Secrets,
     ) -> Result<BTreeSet<String>, Error> {
@@ -379,29 +393,32 @@ impl PullSecretReconcile<'_> {
                 let done = objects::write(&self.ctx.client, namespace, &self.secret_name, uid, issued, whose).await;
                 (due, done)
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let (mut created, mut repaired, mut renewed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut done_in = BTreeSet::new();
-        for (Due { namespace, uid: _, why }, done) in written {
+        for (SecretWrite { namespace, uid: _, why }, done) in written {
             if !outcome.note(&namespace, done)? {
                 continue;
             }
             outcome.has(namespace.clone(), issued.mark.clone());
             done_in.insert(namespace.clone());
             match why {
-                Why::Missing => created.insert(namespace),
-                Why::Edited => repaired.insert(namespace),
-                Why::SourceChanged | Why::Renewal | Why::Requested | Why::Superseded => renewed.insert(namespace),
-                Why::ServiceAccounts => false,
+                WriteReason::Missing => created.insert(namespace),
+                WriteReason::Edited => repaired.insert(namespace),
+                WriteReason::SourceChanged
+                | WriteReason::Renewal
+                | WriteReason::Requested
+                | WriteReason::Superseded => renewed.insert(namespace),
+                WriteReason::ServiceAccounts => false,
             };
         }
         self.emit_event(Reason::Created, "made in", &created).await;
         self.emit_event(Reason::Renewed, "given a new token in", &renewed).await;
         if !repaired.is_empty() {
             let registry = &self.pull_secret.registry_ref().name;
-            Drift { ctx: self.ctx, kind: KIND, registry }.corrected(Past::Settled, repaired.len());
+            Drift { ctx: self.ctx, kind: KIND, registry }.corrected(LastSync::InSync, repaired.len());
             let note = format!("drift of Secret {} was corrected in {}", self.secret_name, some(&repaired));
             self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }
@@ -416,9 +433,9 @@ impl PullSecretReconcile<'_> {
     }
 
     /// Writes the status, and says when to reconcile again.
-    async fn finish(&self, secrets: Secrets) -> Result<Done, Error> {
+    async fn finish(&self, secrets: Secrets) -> Result<ReconcileResult, Error> {
         let findings = secrets.findings(&self.secret_name, &self.pull_secret.registry_ref().name);
-        let next = secrets.next(&findings.standing, Timestamp::now());
+        let next = secrets.next(&findings.state, Timestamp::now());
         let secret_name = self.secret_name.clone();
         let outcome = Outcome::new(findings, next).with_status(move |status: &mut PullSecretStatus| {
             status.secret_name = Some(secret_name);
@@ -430,11 +447,11 @@ impl PullSecretReconcile<'_> {
     }
 
     /// This operator may not touch Secrets. One that goes isn't held up by that: what it made stays until its token ends.
-    async fn disabled(&self) -> Result<Done, Error> {
-        let message = "this operator goes without PullSecrets: switch them on where it was installed";
+    async fn disabled(&self) -> Result<ReconcileResult, Error> {
+        let message = "PullSecrets are disabled in this operator: enable them where it was installed";
         if self.pull_secret.metadata.deletion_timestamp.is_none() {
-            let because = Cause::new(Reason::PullSecretsDisabled, message);
-            let why_not = Some(Findings::of(Standing::Stalled(because)));
+            let cause = Cause::new(Reason::PullSecretsDisabled, message);
+            let why_not = Some(ConditionSet::of(ReadyState::Stalled(cause)));
             return self.finish(Secrets { why_not, ..Secrets::default() }).await;
         }
         if finalizer::has(self.pull_secret) {
@@ -442,13 +459,13 @@ impl PullSecretReconcile<'_> {
             self.ctx.events.warning(self.pull_secret, Reason::PullSecretsDisabled, note).await;
             finalizer::remove(&self.api, self.pull_secret).await?;
         }
-        Ok(Done::resting())
+        Ok(ReconcileResult::resting())
     }
 
     /// The resource is being deleted, and everything it made with it, whatever has become of its Registry.
-    async fn cleanup(&self) -> Result<Done, Error> {
+    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
         if !finalizer::has(self.pull_secret) {
-            return Ok(Done::resting());
+            return Ok(ReconcileResult::resting());
         }
         // Asked for now: a Secret that a watch has yet to tell of goes, too.
         let held = objects::all_of(&self.ctx.client, &self.owner).await?;
@@ -461,25 +478,27 @@ impl PullSecretReconcile<'_> {
             it.service_accounts.iter().map(entry).collect::<Vec<_>>()
         });
         let detach = detach.collect();
-        let delete =
-            held.into_iter().map(|Held { namespace, name, uid, .. }| Doomed { namespace, name, uid }).collect();
+        let delete = held
+            .into_iter()
+            .map(|HeldSecret { namespace, name, uid, .. }| SecretDeletion { namespace, name, uid })
+            .collect();
         let mut outcome = Secrets::default();
         self.clear(detach, delete, &mut outcome).await?;
-        if let Some(because) = outcome.refusal() {
-            let outcome = Outcome::new(Findings::of(Standing::Stalled(because)), jittered(WAIT));
+        if let Some(cause) = outcome.refusal() {
+            let outcome = Outcome::new(ConditionSet::of(ReadyState::Stalled(cause)), jittered(REQUEUE_WAITING));
             return finish(self.ctx, &self.api, self.pull_secret, outcome).await;
         }
         if outcome.unsettled {
-            let because = Cause::new(Reason::Deleting, "its Secrets are being taken away");
-            return Ok(Done::standing(&Standing::Waiting(because), MOMENT));
+            let cause = Cause::new(Reason::Deleting, "its Secrets are being deleted");
+            return Ok(ReconcileResult::of(&ReadyState::Reconciling(cause), REQUEUE_CONFLICT));
         }
         finalizer::remove(&self.api, self.pull_secret).await?;
         self.tokens.remove(&self.owner);
-        Ok(Done::resting())
+        Ok(ReconcileResult::resting())
     }
 }
 
 /// How a PullSecret stands whose Registry exists.
-fn registry_exists(standing: Standing) -> Findings {
-    Findings { references: Some(Ok(())), ..Findings::of(standing) }
+fn registry_exists(state: ReadyState) -> ConditionSet {
+    ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }

@@ -12,22 +12,23 @@ use super::converge::{
 };
 use super::finish::{KindObject as _, Outcome, finish, suspend};
 use super::{
-    Done, Error, KindController, Past, WAIT, is_outdated, jittered, next, plan_for, refusal, registered, show, step_for,
+    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, is_outdated, jittered, next, plan_for, refusal,
+    registered, show, step_for,
 };
 use crate::apply::RepositoryNeeds;
 use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
 use crate::names::RepositoryName;
-use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
-use crate::operator::session::{Freshness, Held, Session, Trouble};
-use crate::operator::slice::Slice;
-use crate::operator::status::{self, Cause, Findings, Standing};
+use crate::operator::plan_input::PlanInput;
+use crate::operator::policy_rule::{PolicyRule, own_kind};
+use crate::operator::registry_client::{Freshness, LockedRepository, RegistryClient, RegistryError};
+use crate::operator::status::{self, Cause, ConditionSet, ReadyState};
 use crate::operator::{finalizer, triggers};
 use crate::plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
 use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
 
-pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["repositories"], &["repositories/status"]);
+pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["repositories"], &["repositories/status"]);
 
 const KIND: &str = "Repository";
 
@@ -55,7 +56,7 @@ impl KindController for RepositoryController {
         self.ctx.stores.repositories.clone()
     }
 
-    async fn reconcile(self: Arc<Self>, repository: Arc<Repository>) -> Result<Done, Error> {
+    async fn reconcile(self: Arc<Self>, repository: Arc<Repository>) -> Result<ReconcileResult, Error> {
         let ctx = &*self.ctx;
         let api = Api::namespaced(ctx.client.clone(), &repository.namespace().unwrap_or_default());
         let reconcile = RepositoryReconcile { ctx, api, repository: &repository, object: object(&repository) };
@@ -67,7 +68,7 @@ impl KindController for RepositoryController {
         }
         match reconcile.run().await? {
             Some(outcome) => finish_repository(&reconcile, outcome).await,
-            None => Ok(Done::outdated()),
+            None => Ok(ReconcileResult::outdated()),
         }
     }
 }
@@ -77,8 +78,8 @@ fn object(repository: &Repository) -> Object {
 }
 
 /// It has a Registry, and stands so.
-fn outcome(standing: Standing, next: Duration) -> Outcome<RepositoryStatus> {
-    Outcome::new(Findings { references: Some(Ok(())), ..Findings::of(standing) }, next)
+fn outcome(state: ReadyState, next: Duration) -> Outcome<RepositoryStatus> {
+    Outcome::new(ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }, next)
 }
 
 /// One reconcile of a Repository.
@@ -98,14 +99,15 @@ impl RepositoryReconcile<'_> {
         Drift { ctx: self.ctx, kind: KIND, registry: self.registry_name() }
     }
 
-    /// The Registry and its session, or why there is none.
-    fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Outcome<RepositoryStatus>>> {
-        registered(self.ctx, self.registry_name()).map_err(|findings| Box::new(Outcome::new(*findings, jittered(WAIT))))
+    /// The Registry and its client, or why there is none.
+    fn registry(&self) -> Result<(Arc<Registry>, Arc<RegistryClient>), Box<Outcome<RepositoryStatus>>> {
+        registered(self.ctx, self.registry_name())
+            .map_err(|findings| Box::new(Outcome::new(*findings, jittered(REQUEUE_WAITING))))
     }
 
     /// Nothing if the resource is another one by now.
     async fn run(&self) -> Result<Option<Outcome<RepositoryStatus>>, Error> {
-        let (registry, session) = match self.registry() {
+        let (registry, registry_client) = match self.registry() {
             Ok(found) => found,
             Err(outcome) => return Ok(Some(*outcome)),
         };
@@ -114,14 +116,14 @@ impl RepositoryReconcile<'_> {
             Ok(name) => name,
             Err(error) => {
                 let cause = Cause::new(Reason::InvalidParameterException, format!("{error}: set repositoryName"));
-                return Ok(Some(outcome(Standing::Stalled(cause), jittered(interval))));
+                return Ok(Some(outcome(ReadyState::Stalled(cause), jittered(interval))));
             }
         };
         let observe = self.repository.management_policy() == ManagementPolicy::Observe;
         if !observe {
             finalizer::add(&self.api, self.repository).await?;
         }
-        let mut held = session.repository(&name).await;
+        let mut held = registry_client.repository(&name).await;
         let freshness = Freshness { interval, now: self.repository.requested().is_some() };
         let looked = if observe {
             self.observe(&registry, &name, &mut held, freshness).await
@@ -135,18 +137,18 @@ impl RepositoryReconcile<'_> {
         };
         findings.references = Some(Ok(()));
         let (mut listed, mut images) = (None, None);
-        if !matches!(findings.standing, Standing::Stalled(_)) {
+        if !matches!(findings.state, ReadyState::Stalled(_)) {
             listed = held.as_listed();
             if listed.is_some() {
                 match held.usage(freshness).await {
                     Ok(usage) => images = Some(usage),
-                    Err(trouble @ Trouble::Away(_)) => return Ok(Some(self.failed(&trouble))),
+                    Err(trouble @ RegistryError::Unavailable(_)) => return Ok(Some(self.failed(&trouble))),
                     // Counting images takes a permission of its own: a registry that does not give it is not counted.
-                    Err(Trouble::Refused(error)) => tracing::debug!(%name, %error, "images cannot be counted"),
+                    Err(RegistryError::Rejected(error)) => tracing::debug!(%name, %error, "images cannot be counted"),
                 }
             }
         }
-        let next = next(&findings.standing, self.repository.conditions(), interval, Timestamp::now());
+        let next = next(&findings.state, self.repository.conditions(), interval, Timestamp::now());
         let update = move |status: &mut RepositoryStatus| {
             if let Some(listed) = listed {
                 status.repository_arn = Some(listed.arn);
@@ -163,18 +165,18 @@ impl RepositoryReconcile<'_> {
     }
 
     /// The registry did not do what was asked.
-    fn failed(&self, trouble: &Trouble) -> Outcome<RepositoryStatus> {
-        let (standing, next) =
+    fn failed(&self, trouble: &RegistryError) -> Outcome<RepositoryStatus> {
+        let (state, next) =
             failed(trouble, self.registry_name(), self.repository.conditions(), self.repository.interval());
-        outcome(standing, next)
+        outcome(state, next)
     }
 
     /// What is wanted of this name, by whoever asks for it; nothing if this resource is another one by now.
     fn wanted(&self, registry: &Registry, name: &RepositoryName) -> Option<Desired> {
-        let slice = Slice::new(&self.ctx.stores, &self.ctx.sessions, registry, name);
-        // Whatever the slice was made of, a change of this resource that is in it is seen here.
+        let input = PlanInput::new(&self.ctx.stores, &self.ctx.registry_clients, registry, name);
+        // Whatever the input was made of, a change of this resource that is in it is seen here.
         let outdated = is_outdated(&self.ctx.stores.repositories, self.repository);
-        (!outdated).then(|| desired_in_cluster(&slice, registry, &self.ctx.settings.cluster))
+        (!outdated).then(|| desired_in_cluster(&input, registry, &self.ctx.settings.cluster))
     }
 
     fn needs(&self) -> RepositoryNeeds {
@@ -182,12 +184,16 @@ impl RepositoryReconcile<'_> {
     }
 
     /// What is there. Where nothing is made that is not there, a listing that is a while old does not do.
-    async fn look(&self, held: &mut Held, freshness: Freshness) -> Result<Option<ObservedRepository>, Trouble> {
-        let found = held.look(self.needs(), freshness).await?;
+    async fn observe_repository(
+        &self,
+        held: &mut LockedRepository,
+        freshness: Freshness,
+    ) -> Result<Option<ObservedRepository>, RegistryError> {
+        let found = held.observe(self.needs(), freshness).await?;
         let makes = self.repository.management_policy() == ManagementPolicy::Full
             && self.repository.adoption_policy() != AdoptionPolicy::Adopt;
         match found {
-            None if !makes => held.look(self.needs(), Freshness { now: true, ..freshness }).await,
+            None if !makes => held.observe(self.needs(), Freshness { now: true, ..freshness }).await,
             found => Ok(found),
         }
     }
@@ -196,11 +202,11 @@ impl RepositoryReconcile<'_> {
         &self,
         registry: &Registry,
         name: &RepositoryName,
-        held: &mut Held,
+        held: &mut LockedRepository,
         freshness: Freshness,
-    ) -> Result<Option<Findings>, Trouble> {
+    ) -> Result<Option<ConditionSet>, RegistryError> {
         let past = self.repository.past();
-        let found = self.look(held, freshness).await?;
+        let found = self.observe_repository(held, freshness).await?;
         let rules = ManagedRepository { reconcile: self, registry, name, past };
         let Convergence { executed, ending, .. } = converge(&rules, held, freshness, found).await;
         for Correction { step, is_drift } in &executed {
@@ -209,7 +215,7 @@ impl RepositoryReconcile<'_> {
         match ending {
             Ending::InSync => {}
             Ending::Outdated => return Ok(None),
-            Ending::Refused(refused) => return Ok(Some(Findings::of(refusal(&refused)))),
+            Ending::Refused(refused) => return Ok(Some(ConditionSet::of(refusal(&refused)))),
             Ending::Failed(Correction { step, is_drift: true }, trouble) => {
                 return Ok(Some(self.uncorrected(&trouble, &step, past)));
             }
@@ -219,33 +225,33 @@ impl RepositoryReconcile<'_> {
         let wanted = desired.repositories.iter().find(|it| it.object == self.object);
         let notes = wanted.map(|wanted| unenforced(registry, wanted)).unwrap_or_default();
         let message = format!("{name} in {} is as this resource says", registry.name_any());
-        let mut findings = Findings::of(Standing::Ready(Cause::new(Reason::InSync, message)).with_notes(&notes));
+        let mut findings = ConditionSet::of(ReadyState::Ready(Cause::new(Reason::InSync, message)).with_notes(&notes));
         let drift = executed.iter().rfind(|it| it.is_drift).map(|it| drifted(&it.step)).unwrap_or_default();
         findings.drifted = Some(corrected(past, self.repository.conditions(), &drift));
         Ok(Some(findings))
     }
 
     /// Somebody else changed the repository, and the step failed to correct it.
-    fn uncorrected(&self, trouble: &Trouble, step: &Step, past: Past) -> Findings {
-        if past == Past::Settled {
+    fn uncorrected(&self, trouble: &RegistryError, step: &Step, past: LastSync) -> ConditionSet {
+        if past == LastSync::InSync {
             self.drift().detected(drifted(step).len());
         }
         let interval = self.repository.interval();
-        let (standing, _) = failed(trouble, self.registry_name(), self.repository.conditions(), interval);
-        Findings { drifted: Some(uncorrected(&drifted(step))), ..Findings::of(standing) }
+        let (state, _) = failed(trouble, self.registry_name(), self.repository.conditions(), interval);
+        ConditionSet { drifted: Some(uncorrected(&drifted(step))), ..ConditionSet::of(state) }
     }
 
     async fn observe(
         &self,
         registry: &Registry,
         name: &RepositoryName,
-        held: &mut Held,
+        held: &mut LockedRepository,
         freshness: Freshness,
-    ) -> Result<Option<Findings>, Trouble> {
-        let found = self.look(held, freshness).await?;
+    ) -> Result<Option<ConditionSet>, RegistryError> {
+        let found = self.observe_repository(held, freshness).await?;
         let Some(desired) = self.wanted(registry, name) else { return Ok(None) };
         if let Err(refused) = step_for(plan_for(&desired, name, found.clone()), &self.object) {
-            return Ok(Some(Findings::of(refusal(&refused))));
+            return Ok(Some(ConditionSet::of(refusal(&refused))));
         }
         let wanted = desired.repositories.iter().find(|it| it.object == self.object);
         let changes = match (wanted, found) {
@@ -253,12 +259,12 @@ impl RepositoryReconcile<'_> {
             _ => Vec::new(),
         };
         let message = format!("{name} in {} is observed, and never changed", registry.name_any());
-        let findings = Findings::of(Standing::Ready(Cause::new(Reason::Observed, message)));
-        Ok(Some(Findings { drifted: Some(observed(&changes)), ..findings }))
+        let findings = ConditionSet::of(ReadyState::Ready(Cause::new(Reason::Observed, message)));
+        Ok(Some(ConditionSet { drifted: Some(observed(&changes)), ..findings }))
     }
 
     /// Emits the event of an executed step. `drift` is what was known before of a resource whose drift the step corrected.
-    async fn emit_events(&self, step: &Step, drift: Option<Past>) {
+    async fn emit_events(&self, step: &Step, drift: Option<LastSync>) {
         let events = &self.ctx.events;
         let name = step.repository.as_ref().map(ToString::to_string).unwrap_or_default();
         let changes = if step.changes.is_empty() { String::new() } else { format!(": {}", show(&step.changes)) };
@@ -279,24 +285,24 @@ impl RepositoryReconcile<'_> {
     }
 
     /// The resource is being deleted: its repository is released, or deleted if it says so.
-    async fn cleanup(&self) -> Result<Done, Error> {
+    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
         if !finalizer::has(self.repository) {
-            return Ok(Done::resting());
+            return Ok(ReconcileResult::resting());
         }
         let deletes = self.repository.deletes() && !self.repository.suspended();
         match self.release().await {
             Ok(true) => {}
-            Ok(false) => return Ok(Done::outdated()),
+            Ok(false) => return Ok(ReconcileResult::outdated()),
             Err(outcome) if deletes => return finish_repository(self, *outcome).await,
             Err(outcome) => {
                 // What stays in the registry needs no word from it: what could not be untagged there is nobody's all the same,
                 // once this resource is gone.
-                let why = &outcome.findings.standing.because().message;
+                let why = &outcome.findings.state.cause().message;
                 tracing::info!(object = %self.object, why, "released without the registry");
             }
         }
         finalizer::remove(&self.api, self.repository).await?;
-        Ok(Done::resting())
+        Ok(ReconcileResult::resting())
     }
 
     /// Releases its repository, or deletes it; false if what the resource says changed meanwhile, and nothing was done.
@@ -304,11 +310,11 @@ impl RepositoryReconcile<'_> {
         if self.repository.management_policy() == ManagementPolicy::Observe || self.repository.suspended() {
             return Ok(true);
         }
-        let (registry, session) = self.registry()?;
+        let (registry, registry_client) = self.registry()?;
         let Ok(name) = self.repository.repository_name() else { return Ok(true) };
-        let mut held = session.repository(&name).await;
+        let mut held = registry_client.repository(&name).await;
         let freshness = Freshness { interval: self.repository.interval(), now: true };
-        let looked = held.look(RepositoryNeeds::default(), freshness).await;
+        let looked = held.observe(RepositoryNeeds::default(), freshness).await;
         let mut found = looked.map_err(|trouble| Box::new(self.failed(&trouble)))?;
         if let Some(found) = &mut found {
             // The tags say what the manifest said of its removal when it was last applied; it may have been changed since.
@@ -321,7 +327,7 @@ impl RepositoryReconcile<'_> {
         desired.declared.remove(&self.object);
         let steps = plan_for(&desired, &name, found).steps;
         for step in steps.into_iter().filter(|it| it.object == self.object) {
-            held.carry_out(&step).await.map_err(|trouble| Box::new(self.failed(&trouble)))?;
+            held.execute(&step).await.map_err(|trouble| Box::new(self.failed(&trouble)))?;
             self.emit_events(&step, None).await;
         }
         Ok(true)
@@ -333,7 +339,7 @@ struct ManagedRepository<'a> {
     reconcile: &'a RepositoryReconcile<'a>,
     registry: &'a Registry,
     name: &'a RepositoryName,
-    past: Past,
+    past: LastSync,
 }
 
 impl Converge for ManagedRepository<'_> {
@@ -368,9 +374,9 @@ impl Converge for ManagedRepository<'_> {
 async fn finish_repository(
     reconcile: &RepositoryReconcile<'_>,
     outcome: Outcome<RepositoryStatus>,
-) -> Result<Done, Error> {
+) -> Result<ReconcileResult, Error> {
     let RepositoryReconcile { ctx, api, repository, .. } = reconcile;
-    let is_ready = matches!(outcome.findings.standing, Standing::Ready(_));
+    let is_ready = matches!(outcome.findings.state, ReadyState::Ready(_));
     let done = finish(ctx, api, *repository, outcome).await?;
     if is_ready && !status::is_ready(repository.conditions()) {
         triggers::repository_ready(&ctx.stores, &ctx.triggers, repository);

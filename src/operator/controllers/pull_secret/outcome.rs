@@ -7,12 +7,12 @@ use jiff::Timestamp;
 
 use crate::crd::Reason;
 use crate::crd::common::DEFAULT_INTERVAL;
-use crate::operator::controllers::{Error, WAIT, jittered};
-use crate::operator::pull_secrets::marks::{Owner, TokenMark};
-use crate::operator::status::{Cause, Findings, Standing};
+use crate::operator::controllers::{Error, REQUEUE_WAITING, jittered};
+use crate::operator::pull_secrets::annotations::{Owner, TokenMark};
+use crate::operator::status::{Cause, ConditionSet, ReadyState};
 
 /// How long to wait for what changed at the same moment.
-pub(super) const MOMENT: Duration = Duration::from_secs(2);
+pub(super) const REQUEUE_CONFLICT: Duration = Duration::from_secs(2);
 /// Names in a message; the rest is counted.
 const NAMED: usize = 5;
 
@@ -30,7 +30,7 @@ pub(super) struct Secrets {
     /// What the API server refused: the namespace, and the error.
     pub(super) refused: Vec<(String, kube::core::Status)>,
     /// Why there is no token where one is needed, or none should be.
-    pub(super) why_not: Option<Findings>,
+    pub(super) why_not: Option<ConditionSet>,
     /// When the registry may be asked again.
     pub(super) retry: Option<Duration>,
     /// Whether something changed at the same moment, so that it is to be looked at again.
@@ -79,47 +79,47 @@ impl Secrets {
     }
 
     /// When to look again, if nothing wakes it before.
-    pub(super) fn next(&self, standing: &Standing, now: Timestamp) -> Duration {
-        let rest = if matches!(standing, Standing::Ready(_)) { None } else { Some(jittered(WAIT)) };
+    pub(super) fn next(&self, state: &ReadyState, now: Timestamp) -> Duration {
+        let rest = if matches!(state, ReadyState::Ready(_)) { None } else { Some(jittered(REQUEUE_WAITING)) };
         // What is due already waits for something else.
         let renewal = self.first(|it| it.renews_at).filter(|renews_at| *renews_at > now);
         let renewal = renewal.and_then(|it| Duration::try_from(it.duration_since(now)).ok());
-        let moment = self.unsettled.then_some(MOMENT);
+        let moment = self.unsettled.then_some(REQUEUE_CONFLICT);
         let times = [self.retry.or(rest), renewal, moment];
         times.into_iter().flatten().min().unwrap_or_else(|| jittered(DEFAULT_INTERVAL))
     }
 
     /// How it stands, for a Secret of this name that is to be pulled with from this Registry.
-    pub(super) fn findings(&self, secret: &str, registry: &str) -> Findings {
+    pub(super) fn findings(&self, secret: &str, registry: &str) -> ConditionSet {
         let Self { have, spent: _, taken, not_allowed, refused: _, why_not, retry: _, unsettled } = self;
         let served = format!("Secret {secret} is in {}", namespaces(have.len()));
         if let Some(why_not) = why_not {
             let mut findings = why_not.clone();
             if let Some(end) = self.first(|it| it.expires_at) {
                 let add = |it: Cause| Cause::new(it.reason, format!("{}; {served} until {end}", it.message));
-                findings.standing = match findings.standing {
-                    Standing::Ready(it) => Standing::Ready(add(it)),
-                    Standing::Waiting(it) => Standing::Waiting(add(it)),
-                    Standing::Stalled(it) => Standing::Stalled(add(it)),
+                findings.state = match findings.state {
+                    ReadyState::Ready(it) => ReadyState::Ready(add(it)),
+                    ReadyState::Reconciling(it) => ReadyState::Reconciling(add(it)),
+                    ReadyState::Stalled(it) => ReadyState::Stalled(add(it)),
                 };
             }
             return findings;
         }
-        let standing = if let Some(message) = conflict(secret, taken) {
-            Standing::Stalled(Cause::new(Reason::OwnedByAnother, format!("{message}; {served}")))
+        let state = if let Some(message) = conflict(secret, taken) {
+            ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, format!("{message}; {served}")))
         } else if let Some(Cause { reason, message }) = self.refusal() {
-            Standing::Waiting(Cause::new(reason, format!("{message}; {served}")))
+            ReadyState::Reconciling(Cause::new(reason, format!("{message}; {served}")))
         } else if *unsettled {
-            let message = format!("something changed at the same moment, and is looked at again; {served}");
-            Standing::Waiting(Cause::new(Reason::Progressing, message))
+            let message = format!("something changed at the same moment, and is reconciled again; {served}");
+            ReadyState::Reconciling(Cause::new(Reason::Progressing, message))
         } else {
             let mut message = if have.is_empty() { "no namespace is chosen yet".to_owned() } else { served };
             if !not_allowed.is_empty() {
                 message += &format!("; chosen, but not allowed to use Registry {registry}: {}", some(not_allowed));
             }
-            Standing::Ready(Cause::new(Reason::InSync, message))
+            ReadyState::Ready(Cause::new(Reason::InSync, message))
         };
-        Findings { references: Some(Ok(())), ..Findings::of(standing) }
+        ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
     }
 }
 
@@ -173,8 +173,8 @@ mod tests {
 
     fn message(outcome: &Secrets) -> String {
         let findings = outcome.findings("pull", "home");
-        let because = findings.standing.because();
-        format!("{} {}: {}", findings.standing.as_str(), because.reason, because.message)
+        let cause = findings.state.cause();
+        format!("{} {}: {}", findings.state.as_str(), cause.reason, cause.message)
     }
 
     #[test]
@@ -185,14 +185,14 @@ mod tests {
             message(&Secrets { not_allowed, ..having(&["a", "b"]) }),
             "ready InSync: Secret pull is in 2 namespaces; chosen, but not allowed to use Registry home: web"
         );
-        let away = Findings::of(Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "it is away")));
+        let away = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away")));
         assert_eq!(
             message(&Secrets { why_not: Some(away.clone()), ..having(&["a"]) }),
-            "waiting RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
+            "reconciling RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
         );
         assert_eq!(
             message(&Secrets { why_not: Some(away), ..Secrets::default() }),
-            "waiting RegistryUnavailable: it is away"
+            "reconciling RegistryUnavailable: it is away"
         );
         let older = Owner { namespace: "team".to_owned(), name: "older".to_owned() };
         let taken: BTreeMap<_, _> = [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
@@ -212,10 +212,10 @@ mod tests {
     #[test]
     fn it_is_looked_at_again_when_the_first_token_is_to_be_renewed() {
         let outcome = having(&["a", "b"]);
-        let ready = outcome.findings("pull", "home").standing;
+        let ready = outcome.findings("pull", "home").state;
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
         let unsettled = Secrets { unsettled: true, ..having(&["a"]) };
-        assert_eq!(unsettled.next(&unsettled.findings("pull", "home").standing, at(100)), MOMENT);
+        assert_eq!(unsettled.next(&unsettled.findings("pull", "home").state, at(100)), REQUEUE_CONFLICT);
     }
 
     #[test]
@@ -226,8 +226,8 @@ mod tests {
         };
         let told =
             |namespaces: [&str; 2]| Secrets { refused: namespaces.map(refused).into(), ..Secrets::default() }.refusal();
-        let because = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
-        assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(because.clone()), Some(because)));
+        let cause = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
+        assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(cause.clone()), Some(cause)));
         assert_eq!(Secrets::default().refusal(), None);
     }
 
@@ -242,8 +242,8 @@ mod tests {
 
     #[test]
     fn what_is_due_and_waits_is_not_tried_without_pause() {
-        let away = Findings::of(Standing::Waiting(Cause::new(Reason::RegistryUnavailable, "")));
+        let away = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
         let outcome = Secrets { why_not: Some(away), ..having(&["a"]) };
-        assert!(outcome.next(&outcome.findings("pull", "home").standing, at(600)) > Duration::from_secs(30));
+        assert!(outcome.next(&outcome.findings("pull", "home").state, at(600)) > Duration::from_secs(30));
     }
 }

@@ -1,4 +1,4 @@
-//! A managed Registry's workload: applied, repaired, what is wanted no more taken away, and judged. What its objects say is
+//! A managed Registry's workload: applied, repaired, what is wanted no more taken away, and its rollout reported. What its objects say is
 //! [`workload`]'s part.
 
 use secrecy::ExposeSecret as _;
@@ -25,19 +25,20 @@ use super::{RegistryController, kept_away, missing};
 use crate::access_key::AccessKey;
 use crate::crd::registry::ManagedRegistry;
 use crate::crd::{DeletionPolicy, Reason, Registry};
-use crate::operator::access::{Access, Feature, Scope};
 use crate::operator::context::Context;
+use crate::operator::policy_rule::{Feature, PolicyRule, RuleScope};
 use crate::operator::secrets::SecretName;
-use crate::operator::status::{Cause, FIELD_MANAGER, Findings, Standing};
+use crate::operator::status::{Cause, ConditionSet, FIELD_MANAGER, ReadyState};
 use crate::operator::workload::{
-    self, Backends, Claim, Inputs, KeyPair, Names, Object, Pods, Progress, REGISTRY_LABEL, certificate_kind, reach,
+    self, Backends, Inputs, KeyPair, Names, Pods, REGISTRY_LABEL, Rollout, VolumeChange, WorkloadObject,
+    certificate_kind, connection,
 };
 use crate::operator::{triggers, watch};
 
 /// The verbs that what is applied, found again and taken away takes.
 const KEEP: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
-pub(in crate::operator) const ACCESS: &[Access] = &[
+pub(in crate::operator) const RULES: &[PolicyRule] = &[
     rule("apps", &["deployments", "statefulsets"], KEEP, "the pods of managed registries"),
     rule("", &["services", "configmaps"], KEEP, "the way to managed registries, and their settings"),
     // Read by the rule for the Secrets that Registries name.
@@ -65,9 +66,9 @@ const fn rule(
     group: &'static str,
     resources: &'static [&'static str],
     verbs: &'static [&'static str],
-    why: &'static str,
-) -> Access {
-    Access { group, resources, verbs, scope: Scope::Cluster, feature: Feature::ManagedRegistries, why }
+    reason: &'static str,
+) -> PolicyRule {
+    PolicyRule { group, resources, verbs, scope: RuleScope::Cluster, feature: Feature::ManagedRegistries, reason }
 }
 
 /// Follows what managed registries are made of, so that what somebody changes there is put right at once. Their Secrets are
@@ -78,7 +79,7 @@ pub(in crate::operator) fn watch_workloads(ctx: &Arc<Context>, watches: &mut Joi
             let (api, follower) = (Api::<PartialObjectMeta<$kind>>::all(ctx.client.clone()), Arc::clone(ctx));
             let (_reader, writer) = store();
             let ours = watcher::Config::default().labels(REGISTRY_LABEL);
-            watches.spawn(watch::follow(api, ours, writer, watch::everything, move |change| {
+            watches.spawn(watch::watch_kind(api, ours, writer, watch::any_change, move |change| {
                 if let Some(object) = change.either() {
                     triggers::workload_changed(&follower.stores, &follower.triggers, object.labels());
                 }
@@ -89,18 +90,18 @@ pub(in crate::operator) fn watch_workloads(ctx: &Arc<Context>, watches: &mut Joi
 }
 
 /// How a managed registry stands.
-pub(super) struct Managed {
-    /// By its workload alone: whether it answers is for its session to say.
-    pub standing: Findings,
+pub(super) struct ManagedState {
+    /// By its workload alone: whether it answers is for its client to say.
+    pub state: ConditionSet,
     /// Where clients reach it, once there is something to reach.
     pub endpoint: Option<String>,
     /// Where the operator reaches it, once a replica serves.
-    pub way: Option<Way>,
+    pub way: Option<ManagedConnection>,
 }
 
 /// How the operator reaches a managed registry.
 #[derive(Hash)]
-pub(super) struct Way {
+pub(super) struct ManagedConnection {
     /// Its URL, with the name that its certificate is for.
     pub url: String,
     /// Where to connect to, if the URL's host isn't that.
@@ -134,44 +135,44 @@ pub(super) async fn reconcile(
     controller: &RegistryController,
     registry: &Registry,
     managed: &ManagedRegistry,
-) -> Result<Managed, Error> {
-    let work = Work::new(controller, registry, managed);
-    let (pods, mut standing) = match work.bring_about().await {
+) -> Result<ManagedState, Error> {
+    let work = WorkloadReconcile::new(controller, registry, managed);
+    let (pods, mut state) = match work.apply_all().await {
         Ok(pods) => {
-            let standing = work.judge(&pods).await.or_else(Obstacle::told)?;
-            (Some(pods), standing)
+            let state = work.rollout_status(&pods).await.or_else(ReconcileError::told)?;
+            (Some(pods), state)
         }
         // What runs goes on, and is reached as before.
         Err(obstacle) => (work.pods().await?, obstacle.told()?),
     };
     let mut way = None;
     if pods.as_ref().is_some_and(|pods| pods.ready > 0) {
-        match work.way().await {
+        match work.connection().await {
             Ok(found) => way = Some(found),
             Err(obstacle) => {
                 let why = obstacle.told()?;
                 // Nothing in it is seen to without a way to it, however many replicas serve.
-                if matches!(standing.standing, Standing::Ready(_)) {
-                    standing = why;
+                if matches!(state.state, ReadyState::Ready(_)) {
+                    state = why;
                 }
             }
         }
     }
     let endpoint = pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
-    Ok(Managed { standing, endpoint, way })
+    Ok(ManagedState { state, endpoint, way })
 }
 
 /// The Registry goes: its workload goes with it, or is left alone, as its deletionPolicy says. Its root key, like its volume
 /// and its bucket, stays in any case. What keeps it from going, if something does.
-pub(super) async fn let_go(
+pub(super) async fn cleanup(
     controller: &RegistryController,
     registry: &Registry,
     managed: &ManagedRegistry,
-) -> Result<Option<Findings>, Error> {
-    let work = Work::new(controller, registry, managed);
+) -> Result<Option<ConditionSet>, Error> {
+    let work = WorkloadReconcile::new(controller, registry, managed);
     let done = match registry.deletion_policy() {
-        DeletionPolicy::Delete => work.take_away().await,
-        DeletionPolicy::Retain => work.leave().await,
+        DeletionPolicy::Delete => work.delete_all().await,
+        DeletionPolicy::Retain => work.release().await,
     };
     match done {
         Ok(()) => Ok(None),
@@ -181,11 +182,11 @@ pub(super) async fn let_go(
 
 /// What was applied last: what is as it was then isn't applied again, so that a cluster at rest is only read.
 #[derive(Default)]
-pub(super) struct Applied(Mutex<HashMap<(String, String, String), Mark>>);
+pub(super) struct Applied(Mutex<HashMap<(String, String, String), LastApplied>>);
 
 /// What was applied, and what the object became by it.
 #[derive(PartialEq, Eq)]
-struct Mark {
+struct LastApplied {
     body: u64,
     resource_version: Option<String>,
 }
@@ -195,7 +196,7 @@ impl Applied {
         (kind.plural.clone(), namespace.to_owned(), name.to_owned())
     }
 
-    fn marks(&self) -> MutexGuard<'_, HashMap<(String, String, String), Mark>> {
+    fn marks(&self) -> MutexGuard<'_, HashMap<(String, String, String), LastApplied>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -207,14 +208,14 @@ fn fingerprint(body: &Value) -> u64 {
 }
 
 /// What ends a reconcile before its end.
-enum Obstacle {
+enum ReconcileError {
     /// It stands so.
-    Stands(Box<Findings>),
+    Stands(Box<ConditionSet>),
     /// The API server can't be asked, or not now.
     Api(kube::Error),
 }
 
-impl From<kube::Error> for Obstacle {
+impl From<kube::Error> for ReconcileError {
     fn from(error: kube::Error) -> Self {
         match &error {
             kube::Error::Api(status) if status.code == 403 => {
@@ -226,13 +227,13 @@ impl From<kube::Error> for Obstacle {
     }
 }
 
-impl Obstacle {
+impl ReconcileError {
     fn waiting(reason: Reason, message: impl Into<String>) -> Self {
-        Self::Stands(Box::new(Findings::of(Standing::Waiting(Cause::new(reason, message)))))
+        Self::Stands(Box::new(ConditionSet::of(ReadyState::Reconciling(Cause::new(reason, message)))))
     }
 
     fn stalled(reason: Reason, message: impl Into<String>) -> Self {
-        Self::Stands(Box::new(Findings::of(Standing::Stalled(Cause::new(reason, message)))))
+        Self::Stands(Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(reason, message)))))
     }
 
     fn not_found(message: impl Into<String>) -> Self {
@@ -240,7 +241,7 @@ impl Obstacle {
     }
 
     /// What is to be told of it.
-    fn told(self) -> Result<Findings, kube::Error> {
+    fn told(self) -> Result<ConditionSet, kube::Error> {
         match self {
             Self::Stands(findings) => Ok(*findings),
             Self::Api(error) => Err(error),
@@ -249,10 +250,10 @@ impl Obstacle {
 }
 
 /// An object of the workload as it was found.
-type Found = PartialObjectMeta<DynamicObject>;
+type FoundObject = PartialObjectMeta<DynamicObject>;
 
 #[derive(Clone)]
-struct Work<'a> {
+struct WorkloadReconcile<'a> {
     client: &'a Client,
     applied: &'a Applied,
     registry: &'a Registry,
@@ -263,7 +264,7 @@ struct Work<'a> {
     namespace: String,
 }
 
-impl<'a> Work<'a> {
+impl<'a> WorkloadReconcile<'a> {
     fn new(controller: &'a RegistryController, registry: &'a Registry, managed: &'a ManagedRegistry) -> Self {
         let ctx = &controller.ctx;
         Self {
@@ -279,14 +280,14 @@ impl<'a> Work<'a> {
     }
 
     /// Makes the cluster hold what the Registry asks for; how the pods stand then.
-    async fn bring_about(&self) -> Result<Pods, Obstacle> {
+    async fn apply_all(&self) -> Result<Pods, ReconcileError> {
         let image = self.image.ok_or_else(|| {
             let message =
                 "it is not known what the pods are to run: set managed.image, or the operator's --registry-image";
-            Obstacle::stalled(Reason::ImageMissing, message)
+            ReconcileError::stalled(Reason::ImageMissing, message)
         })?;
         let found = self.find().await?;
-        self.stay(&found).await?;
+        self.check_namespace(&found).await?;
         let inputs = Inputs {
             operator_namespace: self.operator_namespace.to_owned(),
             image: image.to_owned(),
@@ -294,7 +295,7 @@ impl<'a> Work<'a> {
             root_key: self.root_key().await?,
         };
         let mut wanted = workload::objects(self.registry, self.managed, &inputs)
-            .map_err(|error| Obstacle::Api(kube::Error::SerdeError(error)))?;
+            .map_err(|error| ReconcileError::Api(kube::Error::SerdeError(error)))?;
         self.leave_others_alone(&wanted, &found).await?;
         let volume = self.keep_volume(&mut wanted).await?;
         for object in &wanted {
@@ -313,7 +314,7 @@ impl<'a> Work<'a> {
     }
 
     /// What opens database and bucket, from where the Registry says.
-    async fn backends(&self) -> Result<Backends, Obstacle> {
+    async fn backends(&self) -> Result<Backends, ReconcileError> {
         let postgres = self.managed.database.as_ref().and_then(|it| it.postgres.as_ref());
         let s3 = self.managed.storage.as_ref().and_then(|it| it.s3.as_ref()?.credentials_secret_ref.as_ref());
         let mut backends = Backends::default();
@@ -328,28 +329,30 @@ impl<'a> Work<'a> {
         Ok(backends)
     }
 
-    async fn named_secret(&self, namespace: &str, name: &str) -> Result<Secret, Obstacle> {
+    async fn named_secret(&self, namespace: &str, name: &str) -> Result<Secret, ReconcileError> {
         self.secret(namespace, name).await?.ok_or_else(|| {
-            Obstacle::not_found(format!("Secret {namespace}/{name} does not exist: make it, or correct the reference"))
+            ReconcileError::not_found(format!(
+                "Secret {namespace}/{name} does not exist: make it, or correct the reference"
+            ))
         })
     }
 
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Obstacle> {
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ReconcileError> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         secrets.get_opt(name).await.map_err(|error| unreadable(error, namespace))
     }
 
     /// The root key: the one that is there, or a new one. It is never written over.
-    async fn root_key(&self) -> Result<KeyPair, Obstacle> {
+    async fn root_key(&self) -> Result<KeyPair, ReconcileError> {
         let name = self.names.root_key();
         let secret = match self.secret(&self.namespace, &name).await? {
             Some(secret) => secret,
             None => {
                 let account = self.registry.registry_id().ok_or_else(|| {
-                    Obstacle::stalled(Reason::InvalidParameterException, "a managed registry needs a registryId")
+                    ReconcileError::stalled(Reason::InvalidParameterException, "a managed registry needs a registryId")
                 })?;
                 let key = AccessKey::generate(account)
-                    .map_err(|error| Obstacle::waiting(Reason::Progressing, format!("no root key: {error}")))?;
+                    .map_err(|error| ReconcileError::waiting(Reason::Progressing, format!("no root key: {error}")))?;
                 let made = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
                 let new = workload::root_key_secret(&self.names, &self.namespace, &key);
                 let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -372,13 +375,13 @@ impl<'a> Work<'a> {
     }
 
     /// What is there of the workload, by its label.
-    async fn find(&self) -> Result<Vec<(ApiResource, Found)>, Obstacle> {
+    async fn find(&self) -> Result<Vec<(ApiResource, FoundObject)>, ReconcileError> {
         let found = try_join_all(kinds().into_iter().map(async |kind| self.find_of(&kind).await)).await?;
         Ok(found.into_iter().flatten().collect())
     }
 
     /// What is there of the workload that is of this kind.
-    async fn find_of(&self, kind: &ApiResource) -> Result<Vec<(ApiResource, Found)>, Obstacle> {
+    async fn find_of(&self, kind: &ApiResource) -> Result<Vec<(ApiResource, FoundObject)>, ReconcileError> {
         match self.objects_of(kind).list_metadata(&self.ours()).await {
             Ok(found) => Ok(found.items.into_iter().map(|object| (kind.clone(), object)).collect()),
             // A cluster without cert-manager has no such kind.
@@ -390,7 +393,7 @@ impl<'a> Work<'a> {
 
     /// A registry that runs in another namespace isn't begun here anew, and empty: the operator's own namespace, which is the
     /// default, may have become another, and managed.namespace may be given at any time.
-    async fn stay(&self, found: &[(ApiResource, Found)]) -> Result<(), Obstacle> {
+    async fn check_namespace(&self, found: &[(ApiResource, FoundObject)]) -> Result<(), ReconcileError> {
         let makers = makers_of_pods();
         if found.iter().any(|(kind, _)| makers.contains(kind)) {
             return Ok(());
@@ -399,18 +402,18 @@ impl<'a> Work<'a> {
         let way_out = match self.managed.namespace {
             None => format!("set managed.namespace to {elsewhere}"),
             Some(_) => format!(
-                "delete this Registry with deletionPolicy Retain, and make it anew with managed.namespace {elsewhere}"
+                "delete this Registry with deletionPolicy Retain, and create it again with managed.namespace {elsewhere}"
             ),
         };
         let message = format!(
             "{object} is this registry, which would begin empty in namespace {}: {way_out}; or delete {object} first",
             self.namespace
         );
-        Err(Obstacle::stalled(Reason::WorkloadElsewhere, message))
+        Err(ReconcileError::stalled(Reason::WorkloadElsewhere, message))
     }
 
     /// What makes pods of this registry in other namespaces, by their names. Only what we applied counts.
-    async fn elsewhere(&self) -> Result<BTreeMap<String, String>, Obstacle> {
+    async fn elsewhere(&self) -> Result<BTreeMap<String, String>, ReconcileError> {
         let mut elsewhere = BTreeMap::new();
         for kind in makers_of_pods() {
             let everywhere: Api<DynamicObject> = Api::all_with(self.client.clone(), &kind);
@@ -425,8 +428,12 @@ impl<'a> Work<'a> {
     }
 
     /// What somebody else made under a name that is needed here is not taken over.
-    async fn leave_others_alone(&self, wanted: &[Object], found: &[(ApiResource, Found)]) -> Result<(), Obstacle> {
-        for Object { kind, name, .. } in wanted {
+    async fn leave_others_alone(
+        &self,
+        wanted: &[WorkloadObject],
+        found: &[(ApiResource, FoundObject)],
+    ) -> Result<(), ReconcileError> {
+        for WorkloadObject { kind, name, .. } in wanted {
             if found.iter().any(|(of, object)| of == kind && object.name_any() == *name) {
                 continue;
             }
@@ -436,7 +443,7 @@ impl<'a> Work<'a> {
                 there => there?,
             };
             if there.is_some_and(|it| !was_ours(&it)) {
-                return Err(Obstacle::stalled(
+                return Err(ReconcileError::stalled(
                     Reason::OwnedByAnother,
                     format!(
                         "{} {}/{name} is there and isn't this Registry's: remove it, or make a Registry of another name \
@@ -451,24 +458,24 @@ impl<'a> Work<'a> {
 
     /// Has the volume become what is asked for, as far as it can, and the StatefulSet with it. The inner error is told once
     /// everything else is done.
-    async fn keep_volume(&self, wanted: &mut [Object]) -> Result<Result<(), Obstacle>, Obstacle> {
+    async fn keep_volume(&self, wanted: &mut [WorkloadObject]) -> Result<Result<(), ReconcileError>, ReconcileError> {
         let Some(volume) = workload::volume(self.managed) else { return Ok(Ok(())) };
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
         let claim = claims.get_opt(&self.names.claim()).await?;
         self.keep_templates(wanted, claim.as_ref()).await?;
         let Some(current) = claim else { return Ok(Ok(())) };
         let change = match workload::claim(&volume, &current) {
-            Claim::Keep => return Ok(Ok(())),
-            Claim::Refuse(why) => return Ok(Err(Obstacle::stalled(Reason::VolumeUnchangeable, why))),
-            Claim::Grow(size) => json!({ "resources": { "requests": { "storage": size } } }),
-            Claim::Classify(class) => json!({ "storageClassName": class }),
+            VolumeChange::Keep => return Ok(Ok(())),
+            VolumeChange::Refuse(why) => return Ok(Err(ReconcileError::stalled(Reason::VolumeUnchangeable, why))),
+            VolumeChange::Grow(size) => json!({ "resources": { "requests": { "storage": size } } }),
+            VolumeChange::Classify(class) => json!({ "storageClassName": class }),
         };
         let (name, patch) = (current.name_any(), json!({ "spec": change }));
         match claims.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(_) => Ok(Ok(())),
             Err(error) => match refused(error, "PersistentVolumeClaim", &self.namespace, &name) {
-                Obstacle::Stands(findings) => Ok(Err(Obstacle::Stands(findings))),
-                error @ Obstacle::Api(_) => Err(error),
+                ReconcileError::Stands(findings) => Ok(Err(ReconcileError::Stands(findings))),
+                error @ ReconcileError::Api(_) => Err(error),
             },
         }
     }
@@ -477,9 +484,9 @@ impl<'a> Work<'a> {
     /// applied anew: else a claim that somebody deletes would come back as it was.
     async fn keep_templates(
         &self,
-        wanted: &mut [Object],
+        wanted: &mut [WorkloadObject],
         claim: Option<&PersistentVolumeClaim>,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), ReconcileError> {
         let kind = ApiResource::erase::<StatefulSet>(&());
         let Some(set) = wanted.iter_mut().find(|it| it.kind == kind) else { return Ok(()) };
         let sets = self.objects_of(&kind);
@@ -500,21 +507,25 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    async fn apply(&self, Object { kind, name, body }: &Object, there: Option<&Found>) -> Result<(), Obstacle> {
+    async fn apply(
+        &self,
+        WorkloadObject { kind, name, body }: &WorkloadObject,
+        there: Option<&FoundObject>,
+    ) -> Result<(), ReconcileError> {
         let key = Applied::key(kind, &self.namespace, name);
         let body_now = fingerprint(body);
-        let as_it_was = there.map(|it| Mark { body: body_now, resource_version: it.resource_version() });
+        let as_it_was = there.map(|it| LastApplied { body: body_now, resource_version: it.resource_version() });
         if as_it_was.is_some() && self.applied.marks().get(&key) == as_it_was.as_ref() {
             return Ok(());
         }
         let params = PatchParams::apply(FIELD_MANAGER).force();
         match self.objects_of(kind).patch_metadata(name, &params, &Patch::Apply(body)).await {
             Ok(applied) => {
-                let mark = Mark { body: body_now, resource_version: applied.resource_version() };
+                let mark = LastApplied { body: body_now, resource_version: applied.resource_version() };
                 self.applied.marks().insert(key, mark);
                 Ok(())
             }
-            Err(error) if *kind == certificate_kind() && is_api(&error, 404) => Err(Obstacle::not_found(
+            Err(error) if *kind == certificate_kind() && is_api(&error, 404) => Err(ReconcileError::not_found(
                 "there is no cert-manager in this cluster: install it, or give tls.secretName a certificate of your own",
             )),
             Err(error) => Err(refused(error, &kind.kind, &self.namespace, name)),
@@ -522,7 +533,7 @@ impl<'a> Work<'a> {
     }
 
     /// Deletes all that goes with the Registry.
-    async fn take_away(&self) -> Result<(), Obstacle> {
+    async fn delete_all(&self) -> Result<(), ReconcileError> {
         for (kind, object) in self.find().await?.iter().filter(|(kind, object)| self.may_go(kind, object)) {
             self.delete(kind, object).await?;
         }
@@ -530,7 +541,7 @@ impl<'a> Work<'a> {
     }
 
     /// Takes the Registry from the owners of all that is there. Where the operator may not look, nothing is to be done by it.
-    async fn leave(&self) -> Result<(), Obstacle> {
+    async fn release(&self) -> Result<(), ReconcileError> {
         let elsewhere = if_allowed(self.elsewhere().await)?;
         for namespace in elsewhere.into_keys().chain([self.namespace.clone()]) {
             let there = Self { namespace, ..self.clone() };
@@ -541,14 +552,14 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    async fn disown_all(&self, kind: &ApiResource) -> Result<(), Obstacle> {
+    async fn disown_all(&self, kind: &ApiResource) -> Result<(), ReconcileError> {
         for (kind, object) in self.find_of(kind).await?.iter().filter(|(kind, object)| self.may_go(kind, object)) {
             self.disown(kind, object).await?;
         }
         Ok(())
     }
 
-    async fn delete(&self, kind: &ApiResource, object: &Found) -> Result<(), kube::Error> {
+    async fn delete(&self, kind: &ApiResource, object: &FoundObject) -> Result<(), kube::Error> {
         self.applied.marks().remove(&Applied::key(kind, &self.namespace, &object.name_any()));
         match self.objects_of(kind).delete(&object.name_any(), &DeleteParams::background()).await {
             Err(error) if !is_api(&error, 404) => Err(error),
@@ -557,7 +568,7 @@ impl<'a> Work<'a> {
     }
 
     /// Takes the Registry from an object's owners, so that the object outlives it.
-    async fn disown(&self, kind: &ApiResource, object: &Found) -> Result<(), kube::Error> {
+    async fn disown(&self, kind: &ApiResource, object: &FoundObject) -> Result<(), kube::Error> {
         let owners = object.owner_references();
         let others: Vec<_> = owners.iter().filter(|it| Some(&it.uid) != self.registry.metadata.uid.as_ref()).collect();
         if others.len() == owners.len() {
@@ -576,7 +587,7 @@ impl<'a> Work<'a> {
 
     /// Whether an object with our label goes once it isn't wanted. A copy that somebody made has the label, too, but we didn't
     /// apply it; and the root key stays whatever goes.
-    fn may_go(&self, kind: &ApiResource, object: &Found) -> bool {
+    fn may_go(&self, kind: &ApiResource, object: &FoundObject) -> bool {
         let is_root_key = *kind == ApiResource::erase::<Secret>(&()) && object.name_any() == self.names.root_key();
         was_applied(object) && !is_root_key
     }
@@ -598,32 +609,34 @@ impl<'a> Work<'a> {
     }
 
     /// How the registry stands by its pods.
-    async fn judge(&self, pods: &Pods) -> Result<Findings, Obstacle> {
-        let stands = |standing| Findings { references: Some(Ok(())), ..Findings::of(standing) };
-        match workload::progress(pods, &[], None) {
-            Progress::Serving(message) => return Ok(stands(Standing::Ready(Cause::new(Reason::Serving, message)))),
-            Progress::Stopped(message) => return Ok(stands(Standing::Waiting(Cause::new(Reason::Stopped, message)))),
-            Progress::Progressing(_) => {}
+    async fn rollout_status(&self, pods: &Pods) -> Result<ConditionSet, ReconcileError> {
+        let stands = |state| ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
+        match workload::rollout(pods, &[], None) {
+            Rollout::Serving(message) => return Ok(stands(ReadyState::Ready(Cause::new(Reason::Serving, message)))),
+            Rollout::Stopped(message) => {
+                return Ok(stands(ReadyState::Reconciling(Cause::new(Reason::Stopped, message))));
+            }
+            Rollout::Progressing(_) => {}
         }
         // Pods can't start without their certificate.
         self.certificate().await?;
         let there: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
         let (there, claim) = (there.list(&self.ours()).await?.items, claims.get_opt(&self.names.claim()).await?);
-        let (Progress::Serving(message) | Progress::Stopped(message) | Progress::Progressing(message)) =
-            workload::progress(pods, &there, claim.as_ref());
-        Ok(stands(Standing::Waiting(Cause::new(Reason::Progressing, message))))
+        let (Rollout::Serving(message) | Rollout::Stopped(message) | Rollout::Progressing(message)) =
+            workload::rollout(pods, &there, claim.as_ref());
+        Ok(stands(ReadyState::Reconciling(Cause::new(Reason::Progressing, message))))
     }
 
     /// The Secret with the certificate that the registry serves with, if it serves with one; or why it isn't there.
-    async fn certificate(&self) -> Result<Option<Secret>, Obstacle> {
+    async fn certificate(&self) -> Result<Option<Secret>, ReconcileError> {
         let Some(name) = workload::tls_secret(self.managed, &self.names) else { return Ok(None) };
         if let Some(secret) = self.secret(&self.namespace, &name).await? {
             return Ok(Some(secret));
         }
         let issued = self.managed.tls.as_ref().is_some_and(|tls| tls.cert_manager.is_some());
         if !issued {
-            return Err(Obstacle::not_found(format!(
+            return Err(ReconcileError::not_found(format!(
                 "Secret {}/{name} does not exist: put a certificate of type kubernetes.io/tls there, or correct \
                  tls.secretName",
                 self.namespace
@@ -633,17 +646,17 @@ impl<'a> Work<'a> {
         let why = certificate.and_then(|it| workload::certificate_trouble(&it.data));
         let why = why.unwrap_or_else(|| "cert-manager has said nothing yet".to_owned());
         let named = format!("Certificate {}/{}", self.namespace, self.names.workload());
-        Err(Obstacle::not_found(format!("{named} is not issued: {why}")))
+        Err(ReconcileError::not_found(format!("{named} is not issued: {why}")))
     }
 
     /// How the registry is reached from here, or why it isn't: one of its Secrets is missing.
-    async fn way(&self) -> Result<Way, Obstacle> {
+    async fn connection(&self) -> Result<ManagedConnection, ReconcileError> {
         let root_key = self.named_secret(&self.namespace, &self.names.root_key()).await?;
         let key = workload::key_pair(&root_key).map_err(unusable)?;
         let certificate = self.certificate().await?;
-        let reach::Reach { url, host, ca_bundle } =
-            reach::reach(self.managed, &self.names, &self.namespace, certificate.as_ref());
-        Ok(Way { url, host, ca_bundle, id: key.id, secret: key.secret.expose_secret().to_owned() })
+        let connection::Address { url, host, ca_bundle } =
+            connection::address(self.managed, &self.names, &self.namespace, certificate.as_ref());
+        Ok(ManagedConnection { url, host, ca_bundle, id: key.id, secret: key.secret.expose_secret().to_owned() })
     }
 }
 
@@ -670,7 +683,7 @@ fn kinds() -> [ApiResource; 8] {
 }
 
 /// Whether we applied an object.
-fn was_applied(object: &Found) -> bool {
+fn was_applied(object: &FoundObject) -> bool {
     let applied = |it: &ManagedFieldsEntry| {
         it.manager.as_deref() == Some(FIELD_MANAGER) && it.operation.as_deref() == Some("Apply")
     };
@@ -678,28 +691,28 @@ fn was_applied(object: &Found) -> bool {
 }
 
 /// Whether an object without our label was applied by us all the same: then somebody took the label away.
-fn was_ours(object: &Found) -> bool {
+fn was_ours(object: &FoundObject) -> bool {
     !object.labels().contains_key(REGISTRY_LABEL) && was_applied(object)
 }
 
 /// What the operator may not see or do stands in nobody's way.
-fn if_allowed<T: Default>(done: Result<T, Obstacle>) -> Result<T, Obstacle> {
+fn if_allowed<T: Default>(done: Result<T, ReconcileError>) -> Result<T, ReconcileError> {
     match done {
-        Err(Obstacle::Stands(_)) => Ok(T::default()),
+        Err(ReconcileError::Stands(_)) => Ok(T::default()),
         done => done,
     }
 }
 
 /// Why Secrets of a namespace can't be read.
-fn unreadable(error: kube::Error, namespace: &str) -> Obstacle {
+fn unreadable(error: kube::Error, namespace: &str) -> ReconcileError {
     match &error {
-        kube::Error::Api(status) if status.code == 403 => Obstacle::Stands(kept_away(namespace, &status.message)),
-        _ => Obstacle::Api(error),
+        kube::Error::Api(status) if status.code == 403 => ReconcileError::Stands(kept_away(namespace, &status.message)),
+        _ => ReconcileError::Api(error),
     }
 }
 
-fn unusable(error: workload::InvalidSecret) -> Obstacle {
-    Obstacle::not_found(error.to_string())
+fn unusable(error: workload::InvalidSecret) -> ReconcileError {
+    ReconcileError::not_found(error.to_string())
 }
 
 fn is_api(error: &kube::Error, code: u16) -> bool {
@@ -708,15 +721,15 @@ fn is_api(error: &kube::Error, code: u16) -> bool {
 
 /// What the API server's refusal of an object means: what a person must change, what comes by itself, or nothing in
 /// particular.
-fn refused(error: kube::Error, kind: &str, namespace: &str, name: &str) -> Obstacle {
-    let kube::Error::Api(status) = &error else { return Obstacle::Api(error) };
+fn refused(error: kube::Error, kind: &str, namespace: &str, name: &str) -> ReconcileError {
+    let kube::Error::Api(status) = &error else { return ReconcileError::Api(error) };
     let message = || format!("{kind} {namespace}/{name}: {}", status.message);
     match status.code {
-        404 => {
-            Obstacle::not_found(format!("Namespace {namespace} does not exist: make it, or correct managed.namespace"))
-        }
-        409 => Obstacle::waiting(Reason::Progressing, message()),
-        400 | 403 | 422 => Obstacle::stalled(Reason::of_error(&status.reason), message()),
-        _ => Obstacle::Api(error),
+        404 => ReconcileError::not_found(format!(
+            "Namespace {namespace} does not exist: make it, or correct managed.namespace"
+        )),
+        409 => ReconcileError::waiting(Reason::Progressing, message()),
+        400 | 403 | 422 => ReconcileError::stalled(Reason::of_error(&status.reason), message()),
+        _ => ReconcileError::Api(error),
     }
 }

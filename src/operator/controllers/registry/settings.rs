@@ -7,61 +7,65 @@ use kube::ResourceExt as _;
 
 use super::super::converge::{Drift, corrected, failed, uncorrected};
 use super::super::finish::KindObject as _;
-use super::super::{Past, refusal, show};
-use crate::apply::{carry_out, observe_settings};
+use super::super::{LastSync, refusal, show};
+use crate::apply::{execute, observe_settings};
 use crate::crd::common::{DEFAULT_INTERVAL, older};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{Reason, Registry, condition};
 use crate::operator::context::Context;
-use crate::operator::session::{Session, Trouble, is_away};
-use crate::operator::status::{Cause, Standing, is_ready};
+use crate::operator::registry_client::{RegistryClient, RegistryError, is_unavailable};
+use crate::operator::status::{Cause, ReadyState, is_ready};
 use crate::plan::model::Observed;
 use crate::plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
 
 /// What became of the settings.
-pub(super) struct Settled {
+pub(super) struct SettingsState {
     /// What the registry, or the plan, has against them.
-    pub(super) refused: Option<Standing>,
+    pub(super) refused: Option<ReadyState>,
     /// Whether somebody else had changed them; nothing if the Registry speaks of none.
     pub(super) drifted: Option<(bool, Cause)>,
 }
 
 /// Brings the settings in line.
-pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session) -> Result<Settled, Trouble> {
+pub(super) async fn settle(
+    ctx: &Context,
+    registry: &Registry,
+    registry_client: &RegistryClient,
+) -> Result<SettingsState, RegistryError> {
     let desired = desired_settings(registry, &ctx.settings.cluster);
     let spoken_of = !desired.account_settings.is_empty()
         || desired.policy.is_some()
         || desired.scanning_configuration.is_some()
         || !desired.refused.is_empty();
     if !spoken_of {
-        return Ok(Settled { refused: None, drifted: None });
+        return Ok(SettingsState { refused: None, drifted: None });
     }
-    match claim(ctx, registry, session, &desired) {
-        Claim::Free => {}
-        Claim::Unknown => {
+    match claim(ctx, registry, registry_client, &desired) {
+        SettingsClaim::Free => {}
+        SettingsClaim::Unknown => {
             // What was said of it stands until that is known.
             let told = condition(registry.conditions(), ConditionType::Ready)
                 .filter(|it| it.has_reason(&Reason::OwnedByAnother));
-            let refused = told.map(|it| Standing::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
-            return Ok(Settled { refused, drifted: None });
+            let refused = told.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
+            return Ok(SettingsState { refused, drifted: None });
         }
-        Claim::Contested(refused) => return Ok(Settled { refused: Some(refused), drifted: None }),
+        SettingsClaim::Contested(refused) => return Ok(SettingsState { refused: Some(refused), drifted: None }),
     }
-    let observed = observe(session, &desired).await?;
+    let observed = observe(registry_client, &desired).await?;
     let plan = plan(&desired, &observed);
     let (past, name) = (registry.past(), registry.name_any());
     let drift = Drift { ctx, kind: super::KIND, registry: &name };
     let mut changed: Vec<FieldChange> = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
-        match session.ask(carry_out(session.ecr(), step, None, |_, _| {})).await {
+        match registry_client.ask(execute(registry_client.ecr(), step, None, |_, _| {})).await {
             Ok(()) => emit_events(&drift, registry, step, past).await,
-            Err(trouble @ Trouble::Refused(_)) if past.is_drift() => {
+            Err(trouble @ RegistryError::Rejected(_)) if past.is_drift() => {
                 let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
-                if past == Past::Settled {
+                if past == LastSync::InSync {
                     drift.detected(left.len());
                 }
                 let (refused, _) = failed(&trouble, &name, registry.conditions(), DEFAULT_INTERVAL);
-                return Ok(Settled { refused: Some(refused), drifted: Some(uncorrected(&left)) });
+                return Ok(SettingsState { refused: Some(refused), drifted: Some(uncorrected(&left)) });
             }
             Err(trouble) => return Err(trouble),
         }
@@ -72,48 +76,48 @@ pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session
     // Of settings that could not be read nothing is told.
     let drifted =
         (refused.is_none() || !corrections.is_empty()).then(|| corrected(past, registry.conditions(), &corrections));
-    Ok(Settled { refused, drifted })
+    Ok(SettingsState { refused, drifted })
 }
 
 /// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is away.
-async fn observe(session: &Session, desired: &Desired) -> Result<Observed, Trouble> {
+async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<Observed, RegistryError> {
     let mut observed = Observed::default();
-    let looked = session.ask(async {
-        observed = observe_settings(session.ecr(), desired).await;
+    let looked = registry_client.ask(async {
+        observed = observe_settings(registry_client.ecr(), desired).await;
         let Observed { account_settings, policy, scanning_configuration, .. } = &observed;
         let errors = [account_settings.as_ref().err(), policy.as_ref().err(), scanning_configuration.as_ref().err()];
-        errors.into_iter().flatten().find(|it| is_away(it)).map_or(Ok(()), |error| Err(error.clone()))
+        errors.into_iter().flatten().find(|it| is_unavailable(it)).map_or(Ok(()), |error| Err(error.clone()))
     });
     match looked.await {
-        Err(trouble @ Trouble::Away(_)) => Err(trouble),
+        Err(trouble @ RegistryError::Unavailable(_)) => Err(trouble),
         // It answers otherwise: only this one it never gets right.
-        Ok(()) | Err(Trouble::Refused(_)) => Ok(observed),
+        Ok(()) | Err(RegistryError::Rejected(_)) => Ok(observed),
     }
 }
 
 /// Whether a Registry's settings are its own.
-enum Claim {
+enum SettingsClaim {
     Free,
     /// An older Registry at the same place wants something else, and did not say yet whose registry it is.
     Unknown,
     /// An older one is the same registry, and wants something else of it: that one has it, and neither is fought.
-    Contested(Standing),
+    Contested(ReadyState),
 }
 
-fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desired) -> Claim {
-    let Some(own) = session.registry() else { return Claim::Unknown };
+fn claim(ctx: &Context, registry: &Registry, registry_client: &RegistryClient, desired: &Desired) -> SettingsClaim {
+    let Some(own) = registry_client.registry() else { return SettingsClaim::Unknown };
     let precedes = |it: &Registry| it.metadata.deletion_timestamp.is_none() && older(it, registry) == Ordering::Less;
-    let mut claim = Claim::Free;
+    let mut claim = SettingsClaim::Free;
     for other in ctx.stores.registries.state_filter(precedes) {
         let Some(field) = contested(desired, &desired_settings(&other, &ctx.settings.cluster)) else { continue };
         let name = other.name_any();
-        match ctx.sessions.get(&name).and_then(|it| it.registry().cloned()) {
+        match ctx.registry_clients.get(&name).and_then(|it| it.registry().cloned()) {
             Some(its) if its == *own => {
                 let message = format!(
-                    "{field} is what Registry {name} has, too, with another value: it is the same registry, and {name} is older; \
+                    "{field} conflicts with Registry {name}, which points to the same registry and is older; \
                      leave {field} to one of them. No setting of this one is applied"
                 );
-                return Claim::Contested(Standing::Stalled(Cause::new(Reason::OwnedByAnother, message)));
+                return SettingsClaim::Contested(ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, message)));
             }
             // It stood well before this operator began, so it will say.
             None if other
@@ -121,7 +125,7 @@ fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desire
                 .as_ref()
                 .is_some_and(|it| is_ready(&it.conditions) && it.endpoint.as_ref() == Some(&own.0)) =>
             {
-                claim = Claim::Unknown;
+                claim = SettingsClaim::Unknown;
             }
             _ => {}
         }
@@ -129,7 +133,7 @@ fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desire
     claim
 }
 
-async fn emit_events(drift: &Drift<'_>, registry: &Registry, step: &Step, past: Past) {
+async fn emit_events(drift: &Drift<'_>, registry: &Registry, step: &Step, past: LastSync) {
     let (events, changes) = (&drift.ctx.events, show(&step.changes));
     if past.is_drift() {
         drift.corrected(past, step.changes.len());

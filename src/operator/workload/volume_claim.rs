@@ -33,7 +33,7 @@ pub struct Volume {
 
 /// What is to be done about the claim that is there.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Claim {
+pub enum VolumeChange {
     /// It is as wanted.
     Keep,
     /// It is to ask for this size.
@@ -80,13 +80,13 @@ pub fn has_volume(claim: &PersistentVolumeClaim) -> bool {
 }
 
 /// What is to be done about the claim `current` for it to be `wanted`.
-pub fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> Claim {
+pub fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeChange {
     let there = has_volume(current);
     let anew = |is: &str, wanted: &str| {
         let (namespace, name) = (current.namespace().unwrap_or_default(), current.name_any());
-        Claim::Refuse(format!(
+        VolumeChange::Refuse(format!(
             "PersistentVolumeClaim {namespace}/{name} waits for a volume of {is} and can't ask for {wanted} instead: nothing is \
-             in it yet, so delete it, and it is made anew"
+             in it yet, so delete it, and it is created again"
         ))
     };
     let spec = current.spec.as_ref();
@@ -97,7 +97,7 @@ pub fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> Claim {
         if !there {
             return anew(&format!("StorageClass {class}"), wanted);
         }
-        return Claim::Refuse(format!(
+        return VolumeChange::Refuse(format!(
             "the volume is of StorageClass {class} and can't become one of {wanted}: set storageClassName back, or make \
              another Registry and replicate to it"
         ));
@@ -108,20 +108,22 @@ pub fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> Claim {
             (Some(wanted_amount), Some(amount)) if wanted_amount != amount && !there => {
                 return anew(&size.0, &wanted.size.0);
             }
-            (Some(wanted_amount), Some(amount)) if wanted_amount > amount => return Claim::Grow(wanted.size.clone()),
+            (Some(wanted_amount), Some(amount)) if wanted_amount > amount => {
+                return VolumeChange::Grow(wanted.size.clone());
+            }
             (Some(wanted_amount), Some(amount)) if wanted_amount < amount => {
-                return Claim::Refuse(format!(
+                return VolumeChange::Refuse(format!(
                     "the volume has {} and can't shrink to {}: set size back, or make another Registry and replicate to it",
                     size.0, wanted.size.0
                 ));
             }
             (Some(_), _) => {}
-            (None, _) => return Claim::Refuse(format!("{:?} is no size: write it as 100Gi", wanted.size.0)),
+            (None, _) => return VolumeChange::Refuse(format!("{:?} is no size: write it as 100Gi", wanted.size.0)),
         }
     }
     match (&wanted.class, class) {
-        (Some(wanted), None) if !there => Claim::Classify(wanted.clone()),
-        _ => Claim::Keep,
+        (Some(wanted), None) if !there => VolumeChange::Classify(wanted.clone()),
+        _ => VolumeChange::Keep,
     }
 }
 
@@ -200,9 +202,9 @@ mod tests {
     #[test]
     fn a_volume_grows_and_never_shrinks() {
         let there = current("100Gi", "fast");
-        assert_eq!(claim(&wanted(Some("200Gi"), None), &there), Claim::Grow(Quantity("200Gi".to_owned())));
-        assert_eq!(claim(&wanted(Some("107374182400"), None), &there), Claim::Keep);
-        let Claim::Refuse(why) = claim(&wanted(Some("50Gi"), None), &there) else { panic!("it shrinks") };
+        assert_eq!(claim(&wanted(Some("200Gi"), None), &there), VolumeChange::Grow(Quantity("200Gi".to_owned())));
+        assert_eq!(claim(&wanted(Some("107374182400"), None), &there), VolumeChange::Keep);
+        let VolumeChange::Refuse(why) = claim(&wanted(Some("50Gi"), None), &there) else { panic!("it shrinks") };
         assert_eq!(
             why,
             "the volume has 100Gi and can't shrink to 50Gi: set size back, or make another Registry and replicate to it"
@@ -211,34 +213,36 @@ mod tests {
 
     #[test]
     fn a_size_that_is_no_longer_given_leaves_the_volume_as_it_is() {
-        assert_eq!(claim(&wanted(None, None), &current("100Gi", "fast")), Claim::Keep);
+        assert_eq!(claim(&wanted(None, None), &current("100Gi", "fast")), VolumeChange::Keep);
     }
 
     #[test]
     fn a_volume_does_not_change_its_class() {
-        assert_eq!(claim(&wanted(None, Some("fast")), &current("1Gi", "fast")), Claim::Keep);
-        let Claim::Refuse(why) = claim(&wanted(None, Some("slow")), &current("1Gi", "fast")) else { panic!("it does") };
+        assert_eq!(claim(&wanted(None, Some("fast")), &current("1Gi", "fast")), VolumeChange::Keep);
+        let VolumeChange::Refuse(why) = claim(&wanted(None, Some("slow")), &current("1Gi", "fast")) else {
+            panic!("it does")
+        };
         assert!(why.contains("StorageClass fast") && why.contains("slow"), "{why}");
     }
 
     #[test]
     fn a_claim_without_class_and_volume_gets_its_class() {
-        let fast = Claim::Classify("fast".to_owned());
+        let fast = VolumeChange::Classify("fast".to_owned());
         assert_eq!(claim(&wanted(None, Some("fast")), &pending("10Gi", None)), fast);
         assert_eq!(claim(&wanted(Some("10Gi"), Some("fast")), &pending("10Gi", None)), fast);
-        assert_eq!(claim(&wanted(None, None), &pending("10Gi", None)), Claim::Keep);
+        assert_eq!(claim(&wanted(None, None), &pending("10Gi", None)), VolumeChange::Keep);
         let mut bound = current("10Gi", "");
         bound.spec.as_mut().unwrap().storage_class_name = None;
-        assert_eq!(claim(&wanted(None, Some("fast")), &bound), Claim::Keep);
+        assert_eq!(claim(&wanted(None, Some("fast")), &bound), VolumeChange::Keep);
     }
 
     #[test]
     fn a_claim_without_a_volume_that_is_to_be_another_is_a_persons_to_delete() {
         let refused = |wanted: &Volume, class| match claim(wanted, &pending("10Gi", class)) {
-            Claim::Refuse(why) => why,
+            VolumeChange::Refuse(why) => why,
             other => panic!("{other:?}"),
         };
-        let last = "nothing is in it yet, so delete it, and it is made anew";
+        let last = "nothing is in it yet, so delete it, and it is created again";
         assert_eq!(
             refused(&wanted(None, Some("fast")), Some("fsat")),
             format!(
@@ -255,8 +259,8 @@ mod tests {
         }
         // Both at once: by the size alone, as the claim that is made anew has the class.
         assert!(refused(&wanted(Some("5Gi"), Some("fast")), None).contains("can't ask for 5Gi"));
-        assert_eq!(claim(&wanted(Some("10240Mi"), Some("fast")), &pending("10Gi", Some("fast"))), Claim::Keep);
-        assert_eq!(claim(&wanted(None, None), &pending("100Gi", Some("fast"))), Claim::Keep);
+        assert_eq!(claim(&wanted(Some("10240Mi"), Some("fast")), &pending("10Gi", Some("fast"))), VolumeChange::Keep);
+        assert_eq!(claim(&wanted(None, None), &pending("100Gi", Some("fast"))), VolumeChange::Keep);
     }
 
     #[test]
@@ -310,6 +314,6 @@ mod tests {
         for text in ["", "many", "Gi", "nan", "inf", "1Zi"] {
             assert_eq!(amount(&Quantity(text.to_owned())), None, "{text}");
         }
-        assert!(matches!(claim(&wanted(Some("much"), None), &current("1Gi", "fast")), Claim::Refuse(_)));
+        assert!(matches!(claim(&wanted(Some("much"), None), &current("1Gi", "fast")), VolumeChange::Refuse(_)));
     }
 }

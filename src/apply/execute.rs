@@ -22,7 +22,7 @@ use crate::tag_mutability::TagMutability;
 ///
 /// # Errors
 /// What the registry said to the first call that failed.
-pub async fn carry_out(
+pub async fn execute(
     ecr: &Ecr,
     step: &Step,
     arn: Option<&str>,

@@ -1,4 +1,4 @@
-//! What the turns of repositories came to, so that a policy that is looked at again asks only for what may have changed. A
+//! What the results of repositories came to, so that a policy that is looked at again asks only for what may have changed. A
 //! status has room for a hundred repositories; here are all. After a start it is what the status says.
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use crate::names::RepositoryName;
 
 /// What one repository's last turn came to.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Kept {
+pub(super) struct LastResult {
     /// What is told of it.
     pub(super) outcome: RepositoryOutcome,
     /// When that was found out.
@@ -27,7 +27,7 @@ pub(super) struct Kept {
     pub(super) differs: bool,
 }
 
-impl Kept {
+impl LastResult {
     /// Found out now.
     pub(super) fn new(outcome: RepositoryOutcome) -> Self {
         Self { outcome, at: Instant::now(), begun: None, asked: None, differs: false }
@@ -48,33 +48,33 @@ impl Kept {
 }
 
 /// The repositories of one policy, as of one generation of its spec.
-pub(super) type Turns = HashMap<RepositoryName, Kept>;
+pub(super) type LastResults = HashMap<RepositoryName, LastResult>;
 
 /// What is remembered of all policies, by their uid.
 #[derive(Debug, Default)]
-pub(super) struct Memory(Mutex<HashMap<String, (Option<i64>, Turns)>>);
+pub(super) struct ResultCache(Mutex<HashMap<String, (Option<i64>, LastResults)>>);
 
-impl Memory {
+impl ResultCache {
     /// What is remembered of a policy; for another generation nothing. What a status from before the start says counts.
-    pub(super) fn recall(&self, uid: &str, generation: Option<i64>, status: &LifecyclePolicyStatus) -> Turns {
-        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match memory.get(uid) {
-            Some((of, turns)) if *of == generation => turns.clone(),
-            Some(_) => Turns::new(),
+    pub(super) fn recall(&self, uid: &str, generation: Option<i64>, status: &LifecyclePolicyStatus) -> LastResults {
+        let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match result_cache.get(uid) {
+            Some((of, results)) if *of == generation => results.clone(),
+            Some(_) => LastResults::new(),
             None if status.observed_generation == generation => from_status(status),
-            None => Turns::new(),
+            None => LastResults::new(),
         }
     }
 
     /// The repositories that a policy had, whatever its spec said then.
     pub(super) fn had(&self, uid: &str) -> Vec<RepositoryName> {
-        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.get(uid).map(|(_, turns)| turns.keys().cloned().collect()).unwrap_or_default()
+        let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        result_cache.get(uid).map(|(_, results)| results.keys().cloned().collect()).unwrap_or_default()
     }
 
-    pub(super) fn remember(&self, uid: &str, generation: Option<i64>, turns: Turns) {
-        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.insert(uid.to_owned(), (generation, turns));
+    pub(super) fn remember(&self, uid: &str, generation: Option<i64>, results: LastResults) {
+        let mut result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        result_cache.insert(uid.to_owned(), (generation, results));
     }
 
     /// A policy is gone.
@@ -83,7 +83,7 @@ impl Memory {
     }
 }
 
-fn from_status(status: &LifecyclePolicyStatus) -> Turns {
+fn from_status(status: &LifecyclePolicyStatus) -> LastResults {
     let now = (Instant::now(), Timestamp::now());
     let kept = status.repositories.iter().filter_map(|outcome| {
         let name: RepositoryName = outcome.name.parse().ok()?;
@@ -91,7 +91,7 @@ fn from_status(status: &LifecyclePolicyStatus) -> Turns {
         let age = Duration::try_from(age).unwrap_or_default();
         // A machine that runs for less than that counts it as found out at its start.
         let at = now.0.checked_sub(age).unwrap_or(now.0);
-        Some((name, Kept { at, ..Kept::new(outcome.clone()) }))
+        Some((name, LastResult { at, ..LastResult::new(outcome.clone()) }))
     });
     kept.collect()
 }
@@ -114,33 +114,33 @@ mod tests {
 
     #[test]
     fn after_a_start_the_status_is_what_is_remembered() {
-        let (memory, name) = (Memory::default(), "aa".parse().unwrap());
-        let turns = memory.recall("u", Some(3), &status(3, Some(0)));
-        assert!(turns[&name].is_evaluated());
-        assert!(memory.recall("u", Some(4), &status(3, Some(0))).is_empty(), "another spec");
-        assert!(memory.recall("u", Some(3), &status(3, None)).is_empty(), "never evaluated");
+        let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
+        let results = result_cache.recall("u", Some(3), &status(3, Some(0)));
+        assert!(results[&name].is_evaluated());
+        assert!(result_cache.recall("u", Some(4), &status(3, Some(0))).is_empty(), "another spec");
+        assert!(result_cache.recall("u", Some(3), &status(3, None)).is_empty(), "never evaluated");
     }
 
     #[test]
     fn what_a_preview_told_is_told_until_the_next_one_is_over() {
-        let (memory, name) = (Memory::default(), "aa".parse().unwrap());
-        let told = memory.recall("u", Some(3), &status(3, Some(0)))[&name].clone();
-        let awaiting = Kept::awaiting(&name, Some(&told));
+        let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
+        let told = result_cache.recall("u", Some(3), &status(3, Some(0)))[&name].clone();
+        let awaiting = LastResult::awaiting(&name, Some(&told));
         assert_eq!(awaiting.outcome, told.outcome);
         assert!(awaiting.begun.is_some());
-        assert_eq!(Kept::awaiting(&name, Some(&awaiting)).begun, awaiting.begun, "it goes on since then");
-        assert_eq!(Kept::awaiting(&name, None).outcome.state, OutcomeState::Pending);
+        assert_eq!(LastResult::awaiting(&name, Some(&awaiting)).begun, awaiting.begun, "it goes on since then");
+        assert_eq!(LastResult::awaiting(&name, None).outcome.state, OutcomeState::Pending);
     }
 
     #[test]
     fn what_another_spec_came_to_is_not_remembered_but_whom_it_was_about() {
-        let (memory, name) = (Memory::default(), "aa".parse::<RepositoryName>().unwrap());
-        let kept = Kept::new(only(&name, OutcomeState::Enforced));
-        memory.remember("u", Some(1), Turns::from([(name.clone(), kept)]));
-        assert_eq!(memory.recall("u", Some(1), &LifecyclePolicyStatus::default()).len(), 1);
-        assert!(memory.recall("u", Some(2), &status(2, Some(0))).is_empty());
-        assert_eq!(memory.had("u"), [name]);
-        memory.forget("u");
-        assert!(memory.had("u").is_empty());
+        let (result_cache, name) = (ResultCache::default(), "aa".parse::<RepositoryName>().unwrap());
+        let kept = LastResult::new(only(&name, OutcomeState::Enforced));
+        result_cache.remember("u", Some(1), LastResults::from([(name.clone(), kept)]));
+        assert_eq!(result_cache.recall("u", Some(1), &LifecyclePolicyStatus::default()).len(), 1);
+        assert!(result_cache.recall("u", Some(2), &status(2, Some(0))).is_empty());
+        assert_eq!(result_cache.had("u"), [name]);
+        result_cache.forget("u");
+        assert!(result_cache.had("u").is_empty());
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 /// Where a rule holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum Scope {
+pub enum RuleScope {
     /// In every namespace, and for what has none.
     Cluster,
     /// In the operator's own namespace.
@@ -27,9 +27,20 @@ pub enum Feature {
 }
 
 /// What the controller of a kind of ours takes for that kind: its resource, and the status of it.
-pub const fn own_kind(objects: &'static [&'static str], status: &'static [&'static str]) -> [Access; 2] {
-    const fn of(resources: &'static [&'static str], verbs: &'static [&'static str], why: &'static str) -> Access {
-        Access { group: "wharfage.dev", resources, verbs, scope: Scope::Cluster, feature: Feature::Core, why }
+pub const fn own_kind(objects: &'static [&'static str], status: &'static [&'static str]) -> [PolicyRule; 2] {
+    const fn of(
+        resources: &'static [&'static str],
+        verbs: &'static [&'static str],
+        reason: &'static str,
+    ) -> PolicyRule {
+        PolicyRule {
+            group: "wharfage.dev",
+            resources,
+            verbs,
+            scope: RuleScope::Cluster,
+            feature: Feature::Core,
+            reason,
+        }
     }
     [
         of(objects, &["get", "list", "watch", "patch"], "watched; patched for the finalizer only"),
@@ -39,7 +50,7 @@ pub const fn own_kind(objects: &'static [&'static str], status: &'static [&'stat
 
 /// One rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Access {
+pub struct PolicyRule {
     /// The API group; empty for the core group.
     pub group: &'static str,
     /// The resources, subresources included.
@@ -47,9 +58,9 @@ pub struct Access {
     /// The verbs.
     pub verbs: &'static [&'static str],
     /// Where.
-    pub scope: Scope,
+    pub scope: RuleScope,
     /// What for.
     pub feature: Feature,
     /// Why, as one line beside the rule.
-    pub why: &'static str,
+    pub reason: &'static str,
 }

@@ -7,9 +7,9 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Plan, pods};
+use super::{WorkloadBuilder, pod_template};
 
-impl Plan<'_> {
+impl WorkloadBuilder<'_> {
     /// Replicas go one at a time. There is none for a single pod: it would keep a node from ever being drained.
     pub(super) fn disruption_budget(&self) -> PodDisruptionBudget {
         PodDisruptionBudget {
@@ -41,9 +41,9 @@ impl Plan<'_> {
                 pod_selector: Some(self.chosen_pods()),
                 policy_types: Some(vec!["Ingress".to_owned()]),
                 ingress: Some(vec![
-                    NetworkPolicyIngressRule { ports: Some(vec![port(pods::REGISTRY)]), from: None },
+                    NetworkPolicyIngressRule { ports: Some(vec![port(pod_template::REGISTRY)]), from: None },
                     NetworkPolicyIngressRule {
-                        ports: Some(vec![port(pods::OPERATIONS)]),
+                        ports: Some(vec![port(pod_template::OPERATIONS)]),
                         from: Some(vec![the_cluster]),
                     },
                 ]),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 
-use super::{OPERATIONS_PORT, Plan, REGISTRY_PORT, Shape, public_url};
+use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, public_url};
 
 /// Where the volume is mounted: where the image has its data folder.
 pub(super) const DATA: &str = "/var/lib/wharfage";
@@ -17,7 +17,7 @@ pub(super) const GRACE_SECONDS: u16 = 60;
 /// heard that it is to get none.
 pub(super) const DELAY_SECONDS: u16 = 5;
 
-impl Plan<'_> {
+impl WorkloadBuilder<'_> {
     pub(super) fn config(&self) -> ConfigMap {
         ConfigMap { metadata: self.metadata(self.names.config()), data: Some(self.variables()), ..ConfigMap::default() }
     }

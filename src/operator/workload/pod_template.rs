@@ -10,10 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use secrecy::ExposeSecret as _;
 
-use super::config::{DATA, DELAY_SECONDS, GRACE_SECONDS, TLS};
+use super::config_map::{DATA, DELAY_SECONDS, GRACE_SECONDS, TLS};
 use super::secrets::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
-use super::volume::TEMPLATE;
-use super::{OPERATIONS_PORT, Plan, REGISTRY_PORT, Shape, given, listed, tls_secret};
+use super::volume_claim::TEMPLATE;
+use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, given, listed, tls_secret};
 
 /// The names of the ports.
 pub(super) const REGISTRY: &str = "registry";
@@ -27,7 +27,7 @@ const MARGIN_SECONDS: i64 = 10;
 /// The annotation by which pods differ whose settings or secrets differ: it makes a change of those a rollout.
 const SETTINGS: &str = "wharfage.dev/settings";
 
-impl Plan<'_> {
+impl WorkloadBuilder<'_> {
     /// The template of the pods.
     pub(super) fn pods(&self) -> PodTemplateSpec {
         let pod = self.managed.pod.clone().unwrap_or_default();

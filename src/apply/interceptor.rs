@@ -1,21 +1,20 @@
-//! Watches calls of a registry's API as they are sent and answered, each attempt by itself: for metrics, and to hold calls back.
-//! Also what throttling is, and what isn't: each registry has a limiter of its own, which adapts to it.
+//! Intercepts calls of a registry's API, each attempt by itself: for metrics, and to hold calls back.
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aws_sdk_ecr::config::interceptors::{
     BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef, InterceptorContext,
 };
-use aws_sdk_ecr::config::retry::{ClassifyRetry, ClientRateLimiter, RetryAction, RetryPartition};
-use aws_sdk_ecr::config::{Builder, ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_ecr::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_ecr::error::BoxError;
-use aws_smithy_runtime_api::client::orchestrator::{HttpResponse, Metadata};
+use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 
 use super::client::Ecr;
 use super::error::{CLIENT_ERROR, UNAVAILABLE, UNEXPECTED_RESPONSE, kind_of};
+use super::retry::error_name;
 use crate::plan::model::ErrorKind;
 
 /// Who is told of a client's calls.
@@ -34,20 +33,10 @@ impl Ecr {
     /// The same client, the limiter included, with somebody who is told of its calls.
     #[must_use]
     pub fn observed_by(mut self, observer: Arc<dyn CallObserver>) -> Self {
-        let config = self.client.config().to_builder().interceptor(Meter(observer)).build();
+        let config = self.client.config().to_builder().interceptor(CallInterceptor(observer)).build();
         self.client = aws_sdk_ecr::Client::from_conf(config);
         self
     }
-}
-
-/// Gives a client a limiter and a retry quota of its own. The SDK's default is one of each for all clients of a region in the process,
-/// however many registries they are of.
-pub(super) fn of_its_own(config: Builder) -> Builder {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let limiter = ClientRateLimiter::new(now.as_secs_f64());
-    config
-        .retry_partition(RetryPartition::custom("registry").client_rate_limiter(limiter).build())
-        .retry_classifier(Throttling)
 }
 
 /// The call is held back by its observer.
@@ -65,11 +54,11 @@ impl Storable for Sent {
 
 /// Tells an observer of each attempt.
 #[derive(Debug)]
-struct Meter(Arc<dyn CallObserver>);
+struct CallInterceptor(Arc<dyn CallObserver>);
 
-impl Intercept for Meter {
+impl Intercept for CallInterceptor {
     fn name(&self) -> &'static str {
-        "Meter"
+        "CallInterceptor"
     }
 
     fn read_before_transmit(
@@ -122,41 +111,6 @@ fn code(context: &InterceptorContext) -> String {
     }
 }
 
-/// The name of the error that was answered, without its namespace.
-fn error_name(response: &HttpResponse) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        #[serde(rename = "__type")]
-        name: String,
-    }
-    let Answer { name } = serde_json::from_slice(response.body().bytes()?).ok()?;
-    Some(name.rsplit('#').next().unwrap_or_default().to_owned())
-}
-
-/// Mends what the SDK takes for throttling. ECR's LimitExceededException is a quota that is used up: asking again is of no use, and
-/// slowing everything else down less so. A 429 that names no error, from a proxy, is throttling.
-#[derive(Debug)]
-struct Throttling;
-
-impl ClassifyRetry for Throttling {
-    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
-        let Some(response) = context.response().filter(|_| context.is_failed()) else {
-            return RetryAction::NoActionIndicated;
-        };
-        if error_name(response).as_deref() == Some("LimitExceededException") {
-            RetryAction::RetryForbidden
-        } else if response.status().as_u16() == 429 {
-            RetryAction::throttling_error()
-        } else {
-            RetryAction::NoActionIndicated
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        "Throttling"
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -165,14 +119,14 @@ mod tests {
     use tokio::net::TcpSocket;
 
     use super::*;
-    use crate::apply::answering::{Answering, client};
+    use crate::apply::fake_ecr::{FakeEcr, client};
 
     const LISTING: &str = r#"{"repositories":[]}"#;
     const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
 
     /// Answers the nth request, from 0, with a status and a body.
-    async fn answering(answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static) -> Answering {
-        crate::apply::answering::answering(move |nth, _| {
+    async fn fake_ecr(answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static) -> FakeEcr {
+        crate::apply::fake_ecr::fake_ecr(move |nth, _| {
             let (status, body) = answer(nth);
             (status, body.to_owned())
         })
@@ -209,7 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_attempt_is_told_with_its_operation_and_code() {
-        let registry = answering(|nth| match nth {
+        let registry = fake_ecr(|nth| match nth {
             0 => (503, "<html>"),
             1 => (200, LISTING),
             2 => (400, r#"{"__type":"com.amazonaws#InvalidParameterException","message":"no"}"#),
@@ -241,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_held_back_is_not_sent() {
-        let registry = answering(|_| (200, LISTING)).await;
+        let registry = fake_ecr(|_| (200, LISTING)).await;
         let notes = Arc::new(Notes { holds_back: true, ..Notes::default() });
         assert!(!list(&registry.client().await.observed_by(notes.clone())).await);
         assert_eq!((registry.asked().len(), notes.codes().len()), (0, 0));
@@ -249,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_quota_that_is_used_up_is_no_throttling() {
-        let registry = answering(|nth| match nth {
+        let registry = fake_ecr(|nth| match nth {
             0 => (400, r#"{"__type":"LimitExceededException","message":"too many"}"#),
             _ => (200, LISTING),
         });
@@ -289,8 +243,8 @@ mod tests {
     /// Two registries of one region. One throttles: its client slows down, all its clones with it, and the other's does not.
     #[tokio::test]
     async fn each_registry_has_a_limiter_of_its_own() {
-        let throttling = answering(|nth| if nth == 0 { (400, THROTTLED) } else { (200, LISTING) }).await;
-        let willing = answering(|_| (200, LISTING)).await;
+        let throttling = fake_ecr(|nth| if nth == 0 { (400, THROTTLED) } else { (200, LISTING) }).await;
+        let willing = fake_ecr(|_| (200, LISTING)).await;
         let slowed = throttling.client().await;
         assert!(list(&slowed).await);
         assert_eq!(throttling.asked().len(), 2);
@@ -307,7 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_429_without_a_name_slows_down_too() {
-        let registry = answering(|nth| if nth == 0 { (429, "slow down") } else { (200, LISTING) }).await;
+        let registry = fake_ecr(|nth| if nth == 0 { (429, "slow down") } else { (200, LISTING) }).await;
         let notes = Arc::new(Notes::default());
         assert!(list(&registry.client().await.observed_by(notes.clone())).await);
         assert_eq!(notes.codes(), [("429".to_owned(), true), ("200".to_owned(), false)]);

@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use serde_json::Value;
 
-use super::memory::Kept;
 use super::outcome;
+use super::result_cache::LastResult;
 use crate::apply::{PreviewedPolicy, RepositoryNeeds, preview};
 use crate::crd::lifecycle_policy::{Mode, OutcomeState};
 use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Reason, Registry};
@@ -16,13 +16,13 @@ use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
 use crate::operator::context::Context;
 use crate::operator::controllers::converge::{Converge, Convergence, Correction, Ending, converge};
-use crate::operator::controllers::{Past, is_outdated, plan_for, refusal, refused_by_registry, step_for};
+use crate::operator::controllers::{LastSync, is_outdated, plan_for, refusal, refused_by_registry, step_for};
 use crate::operator::in_use::references::Hosts;
-use crate::operator::in_use::run::{Done, Failure, Run, Shared};
-use crate::operator::in_use::workloads::{CannotTell, Scope};
-use crate::operator::session::{Away, Freshness, Held, Session, Trouble};
-use crate::operator::slice::Slice;
-use crate::operator::status::{Cause, Standing};
+use crate::operator::in_use::run::{Failure, Run, RunReport, Shared};
+use crate::operator::in_use::workloads::{CannotTell, ImageScope};
+use crate::operator::plan_input::PlanInput;
+use crate::operator::registry_client::{Freshness, LockedRepository, RegistryClient, RegistryError, Unavailable};
+use crate::operator::status::{Cause, ReadyState};
 use crate::operator::workload::{self, Names};
 use crate::plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
 use crate::plan::ownership::{LifecycleOwner, Ownership};
@@ -32,14 +32,14 @@ use crate::plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, e
 const NEEDS: RepositoryNeeds = RepositoryNeeds { policy: false, lifecycle_policy: true, preview: false };
 
 /// A policy in its registry.
-pub(super) struct Policing<'a> {
+pub(super) struct PolicyRun<'a> {
     pub(super) ctx: &'a Context,
     /// Caches of in-use protection.
     pub(super) in_use: &'a Shared,
     pub(super) policy: &'a LifecyclePolicy,
     pub(super) object: &'a Object,
     pub(super) registry: &'a Registry,
-    pub(super) session: &'a Arc<Session>,
+    pub(super) registry_client: &'a Arc<RegistryClient>,
     /// The policy's document.
     pub(super) document: Value,
     /// The same, read. What the registry may understand and we don't is nothing.
@@ -48,33 +48,33 @@ pub(super) struct Policing<'a> {
     /// The request for a look that is not answered yet.
     pub(super) asked: Option<String>,
     /// Whether what is not in line now somebody else changed.
-    pub(super) past: Past,
+    pub(super) past: LastSync,
 }
 
 /// What became of a repository's turn.
-pub(super) struct Turn {
-    pub(super) kept: Kept,
+pub(super) struct RepositoryResult {
+    pub(super) kept: LastResult,
     /// Why the policy is not ready because of it.
-    pub(super) trouble: Option<Standing>,
+    pub(super) trouble: Option<ReadyState>,
     /// What somebody else had changed: put back, or found where only looked, or where `kept` differs.
     pub(super) drift: Vec<FieldChange>,
     /// What was done to the repository's policy.
     pub(super) done: Option<Action>,
     /// What the operator let go.
-    pub(super) ran: Option<Done>,
+    pub(super) ran: Option<RunReport>,
 }
 
-impl Turn {
-    fn of(kept: Kept) -> Self {
+impl RepositoryResult {
+    fn of(kept: LastResult) -> Self {
         Self { kept, trouble: None, drift: Vec::new(), done: None, ran: None }
     }
 
-    fn failed(name: &RepositoryName, standing: Standing) -> Self {
-        let state = match standing {
-            Standing::Waiting(_) => OutcomeState::Pending,
-            Standing::Stalled(_) | Standing::Ready(_) => OutcomeState::Failed,
+    fn failed(name: &RepositoryName, state: ReadyState) -> Self {
+        let told = match state {
+            ReadyState::Reconciling(_) => OutcomeState::Pending,
+            ReadyState::Stalled(_) | ReadyState::Ready(_) => OutcomeState::Failed,
         };
-        Self { trouble: Some(standing), ..Self::of(Kept::new(outcome::only(name, state))) }
+        Self { trouble: Some(state), ..Self::of(LastResult::new(outcome::only(name, told))) }
     }
 }
 
@@ -88,14 +88,18 @@ pub(super) enum Released {
     Outdated,
 }
 
-impl Policing<'_> {
+impl PolicyRun<'_> {
     /// Brings one repository in line. `before` is what its last turn came to. Nothing if the policy is another one by now.
     ///
     /// # Errors
     /// When the registry is away: then no other repository's turn would come to more.
-    pub(super) async fn turn(&self, name: &RepositoryName, before: Option<&Kept>) -> Result<Option<Turn>, Away> {
-        let mut held = self.session.repository(name).await;
-        match self.bring_in_line(name, &mut held, before).await {
+    pub(super) async fn run(
+        &self,
+        name: &RepositoryName,
+        before: Option<&LastResult>,
+    ) -> Result<Option<RepositoryResult>, Unavailable> {
+        let mut held = self.registry_client.repository(name).await;
+        match self.converge_repository(name, &mut held, before).await {
             Ok(Some(mut turn)) => {
                 if self.asked.is_some() {
                     turn.kept.asked.clone_from(&self.asked);
@@ -103,8 +107,8 @@ impl Policing<'_> {
                 Ok(Some(turn))
             }
             Ok(None) => Ok(None),
-            Err(Trouble::Away(away)) => Err(away),
-            Err(Trouble::Refused(error)) => Ok(Some(Turn::failed(name, refused(name, error)))),
+            Err(RegistryError::Unavailable(away)) => Err(away),
+            Err(RegistryError::Rejected(error)) => Ok(Some(RepositoryResult::failed(name, refused(name, error)))),
         }
     }
 
@@ -116,31 +120,31 @@ impl Policing<'_> {
         self.policy.management_policy() == ManagementPolicy::Observe
     }
 
-    async fn bring_in_line(
+    async fn converge_repository(
         &self,
         name: &RepositoryName,
-        held: &mut Held,
-        before: Option<&Kept>,
-    ) -> Result<Option<Turn>, Trouble> {
+        held: &mut LockedRepository,
+        before: Option<&LastResult>,
+    ) -> Result<Option<RepositoryResult>, RegistryError> {
         let due = self.is_due(before);
-        let mut looked = held.look(NEEDS, self.freshness).await?;
+        let mut looked = held.observe(NEEDS, self.freshness).await?;
         let governs = looked.as_ref().is_some_and(|it| self.governs(it));
         if !governs && self.policy.adoption_policy() != AdoptionPolicy::AdoptOrCreate {
             // Whether a policy is there decides.
-            looked = held.look(NEEDS, Freshness { now: true, ..self.freshness }).await?;
+            looked = held.observe(NEEDS, Freshness { now: true, ..self.freshness }).await?;
         }
-        let rules = RepositoryPolicy { policing: self, name, due };
+        let rules = RepositoryPolicy { policy_run: self, name, due };
         let Convergence { executed, found: looked, ending } = converge(&rules, held, self.freshness, looked).await;
         match ending {
             Ending::InSync => {}
             Ending::Outdated => return Ok(None),
-            Ending::Refused(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
+            Ending::Refused(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
             // Somebody's preview goes on.
-            Ending::Failed(_, Trouble::Refused(error)) if error.kind == ErrorKind::PreviewInProgress => {
-                return Ok(Some(Turn::of(Kept::awaiting(name, before))));
+            Ending::Failed(_, RegistryError::Rejected(error)) if error.kind == ErrorKind::PreviewInProgress => {
+                return Ok(Some(RepositoryResult::of(LastResult::awaiting(name, before))));
             }
-            Ending::Failed(Correction { step, is_drift: true }, Trouble::Refused(error)) => {
-                let mut turn = Turn::failed(name, refused(name, error));
+            Ending::Failed(Correction { step, is_drift: true }, RegistryError::Rejected(error)) => {
+                let mut turn = RepositoryResult::failed(name, refused(name, error));
                 turn.drift = step.changes;
                 turn.kept.differs = true;
                 return Ok(Some(turn));
@@ -150,7 +154,7 @@ impl Policing<'_> {
         let (mut done, mut drift) = (None, Vec::new());
         if let Some(Correction { step, is_drift }) = executed.into_iter().next_back() {
             // That it is previewed again after an interval is no news: telling it would be a write for each policy and interval.
-            let again = step.action == Action::Preview && before.is_some_and(Kept::is_evaluated);
+            let again = step.action == Action::Preview && before.is_some_and(LastResult::is_evaluated);
             done = (!again).then_some(step.action);
             if is_drift {
                 drift = step.changes;
@@ -162,7 +166,7 @@ impl Policing<'_> {
             self.evaluate(name, held, before, due).await?
         } else {
             Some(match self.policy.mode() {
-                Mode::Enforce => Turn::of(Kept::new(outcome::only(name, OutcomeState::Enforced))),
+                Mode::Enforce => RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Enforced))),
                 Mode::Preview => self.previewed(name, before, due).await?,
             })
         };
@@ -188,12 +192,12 @@ impl Policing<'_> {
 
     /// Whether it is to be evaluated again: it never was, it was asked for, or that is an interval ago. In a registry with many
     /// repositories they take turns.
-    fn is_due(&self, before: Option<&Kept>) -> bool {
+    fn is_due(&self, before: Option<&LastResult>) -> bool {
         let Some(before) = before.filter(|it| it.is_evaluated() || it.begun.is_some()) else { return true };
         if before.begun.is_some() {
             return false;
         }
-        let rest = self.freshness.interval.saturating_mul(self.session.rotation());
+        let rest = self.freshness.interval.saturating_mul(self.registry_client.rotation());
         // One repository may have its answer while the request waits for another's.
         let asked = self.asked.is_some() && self.asked != before.asked;
         asked || before.at.elapsed() >= rest
@@ -210,10 +214,10 @@ impl Policing<'_> {
 
     /// What is wanted of this name, by whoever asks for it; nothing if this policy is another one by now.
     fn wanted(&self, name: &RepositoryName) -> Option<Desired> {
-        let slice = Slice::with_policies(&self.ctx.stores, &self.ctx.sessions, self.registry, name);
-        // Whatever the slice was made of, a change of this policy that is in it is seen here.
+        let input = PlanInput::with_policies(&self.ctx.stores, &self.ctx.registry_clients, self.registry, name);
+        // Whatever the input was made of, a change of this policy that is in it is seen here.
         let outdated = is_outdated(&self.ctx.stores.lifecycle_policies, self.policy);
-        (!outdated).then(|| desired_in_cluster(&slice, self.registry, &self.ctx.settings.cluster))
+        (!outdated).then(|| desired_in_cluster(&input, self.registry, &self.ctx.settings.cluster))
     }
 
     /// What the plan says for this policy. Whether a preview is to be started is known better here than there.
@@ -235,20 +239,25 @@ impl Policing<'_> {
     }
 
     /// What the registry's own preview says.
-    async fn previewed(&self, name: &RepositoryName, before: Option<&Kept>, due: bool) -> Result<Turn, Trouble> {
+    async fn previewed(
+        &self,
+        name: &RepositoryName,
+        before: Option<&LastResult>,
+        due: bool,
+    ) -> Result<RepositoryResult, RegistryError> {
         if let Some(before) = before.filter(|it| !due && it.begun.is_none()) {
-            return Ok(Turn::of(before.clone()));
+            return Ok(RepositoryResult::of(before.clone()));
         }
-        match self.session.ask(preview(self.session.ecr(), name)).await {
+        match self.registry_client.ask(preview(self.registry_client.ecr(), name)).await {
             Ok(Some(PreviewedPolicy { document, previewed, bytes }))
                 if equivalent_policies(&document, &self.document) =>
             {
-                Ok(Turn::of(Kept::new(outcome::previewed(name, &previewed, bytes, now()))))
+                Ok(RepositoryResult::of(LastResult::new(outcome::previewed(name, &previewed, bytes, now()))))
             }
             // Somebody else's: ours is started when that one is over.
-            Ok(Some(_)) => Ok(Turn::of(Kept::new(outcome::only(name, OutcomeState::Pending)))),
-            Ok(None) => Ok(Turn::of(Kept::awaiting(name, before))),
-            Err(Trouble::Refused(error)) => Ok(Turn::failed(name, refused(name, error))),
+            Ok(Some(_)) => Ok(RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Pending)))),
+            Ok(None) => Ok(RepositoryResult::of(LastResult::awaiting(name, before))),
+            Err(RegistryError::Rejected(error)) => Ok(RepositoryResult::failed(name, refused(name, error))),
             Err(away) => Err(away),
         }
     }
@@ -257,30 +266,31 @@ impl Policing<'_> {
     async fn evaluate(
         &self,
         name: &RepositoryName,
-        held: &mut Held,
-        before: Option<&Kept>,
+        held: &mut LockedRepository,
+        before: Option<&LastResult>,
         due: bool,
-    ) -> Result<Option<Turn>, Trouble> {
+    ) -> Result<Option<RepositoryResult>, RegistryError> {
         if let Some(before) = before.filter(|it| !due && it.is_evaluated()) {
-            return Ok(Some(Turn::of(before.clone())));
+            return Ok(Some(RepositoryResult::of(before.clone())));
         }
         let Some(rules) = &self.rules else {
-            let message = "the rules have no sense that the operator knows: leave inUseProtection out to give them to the registry";
-            return Ok(Some(Turn::failed(
+            let message =
+                "the operator cannot evaluate these rules: remove inUseProtection to let the registry evaluate them";
+            return Ok(Some(RepositoryResult::failed(
                 name,
-                Standing::Stalled(Cause::new(Reason::InvalidParameterException, message)),
+                ReadyState::Stalled(Cause::new(Reason::InvalidParameterException, message)),
             )));
         };
         let (hosts, scope) = (self.hosts(held), scope(self.policy));
         let run = Run {
-            session: self.session,
+            registry_client: self.registry_client,
             name,
             hosts: &hosts,
             policy: rules,
             client: &self.ctx.client,
             scope: &scope,
             shared: self.in_use,
-            anew: self.asked.is_some() || !before.is_some_and(Kept::is_evaluated),
+            anew: self.asked.is_some() || !before.is_some_and(LastResult::is_evaluated),
         };
         let decision = match run.preview().await {
             Ok(decision) => decision,
@@ -293,25 +303,27 @@ impl Policing<'_> {
                 _ => OutcomeState::Previewed,
             };
             let told = outcome::acted(name, state, &decision.acts, decision.protected, now());
-            return Ok(Some(Turn::of(Kept::new(told))));
+            return Ok(Some(RepositoryResult::of(LastResult::new(told))));
         }
         // What is let go must be ours to let go of, now.
-        let looked = held.look_before_change(NEEDS).await?;
+        let looked = held.refresh_before_write(NEEDS).await?;
         let Some(desired) = self.wanted(name) else { return Ok(None) };
         match self.decide(&desired, name, looked, false) {
-            Err(refused) => return Ok(Some(Turn::failed(name, refusal(&refused)))),
+            Err(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
             // The registry has got a policy meanwhile: the next turn takes it away first.
-            Ok(Some(_)) => return Ok(Some(Turn::of(Kept::new(outcome::only(name, OutcomeState::Pending))))),
+            Ok(Some(_)) => {
+                return Ok(Some(RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Pending)))));
+            }
             Ok(None) => {}
         }
-        match run.carry_out().await {
+        match run.enforce().await {
             Ok(done) => {
                 let told = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
-                let mut turn = Turn::of(Kept::new(told));
+                let mut turn = RepositoryResult::of(LastResult::new(told));
                 if let Some(ApiError { name: reason, message, .. }) = done.failures.first() {
                     turn.kept.outcome.state = OutcomeState::Failed;
                     let message = format!("{name}: {message}");
-                    turn.trouble = Some(Standing::Stalled(Cause::new(Reason::of_error(reason), message)));
+                    turn.trouble = Some(ReadyState::Stalled(Cause::new(Reason::of_error(reason), message)));
                 }
                 turn.ran = Some(done);
                 Ok(Some(turn))
@@ -324,14 +336,17 @@ impl Policing<'_> {
     async fn observe(
         &self,
         name: &RepositoryName,
-        held: &mut Held,
+        held: &mut LockedRepository,
         looked: Option<&ObservedRepository>,
-        before: Option<&Kept>,
+        before: Option<&LastResult>,
         due: bool,
-    ) -> Result<Option<Turn>, Trouble> {
+    ) -> Result<Option<RepositoryResult>, RegistryError> {
         let Some(found) = looked else {
             let message = format!("the repository {name} is not there, and managementPolicy is Observe");
-            return Ok(Some(Turn::failed(name, Standing::Waiting(Cause::new(Reason::ReferenceNotFound, message)))));
+            return Ok(Some(RepositoryResult::failed(
+                name,
+                ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, message)),
+            )));
         };
         if self.by_operator() {
             return self.evaluate(name, held, before, due).await;
@@ -339,7 +354,7 @@ impl Policing<'_> {
         let put = found.lifecycle_policy.as_ref();
         let is_put = put.is_some_and(|put| equivalent_policies(put, &self.document));
         let state = if is_put { OutcomeState::Enforced } else { OutcomeState::Pending };
-        let mut turn = Turn::of(Kept::new(outcome::only(name, state)));
+        let mut turn = RepositoryResult::of(LastResult::new(outcome::only(name, state)));
         if !is_put && self.policy.mode() == Mode::Enforce {
             let field = format!("lifecyclePolicy of {name}");
             let from = put.map(|_| "another one".to_owned());
@@ -349,7 +364,7 @@ impl Policing<'_> {
     }
 
     /// The hosts by which a Pod may name this registry.
-    fn hosts(&self, held: &Held) -> Hosts {
+    fn hosts(&self, held: &LockedRepository) -> Hosts {
         let listed = held.as_listed();
         let told = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
         hosts(self.registry, &self.ctx.settings.namespace, told)
@@ -359,9 +374,9 @@ impl Policing<'_> {
     ///
     /// # Errors
     /// When the registry is away, or refuses.
-    pub(super) async fn let_go(&self, name: &RepositoryName) -> Result<Released, Trouble> {
-        let mut held = self.session.repository(name).await;
-        let Some(mut found) = held.look_before_change(NEEDS).await? else { return Ok(Released::Nothing) };
+    pub(super) async fn release_repository(&self, name: &RepositoryName) -> Result<Released, RegistryError> {
+        let mut held = self.registry_client.repository(name).await;
+        let Some(mut found) = held.refresh_before_write(NEEDS).await? else { return Ok(Released::Nothing) };
         let lifecycle = LifecycleOwner::read(&found.tags);
         let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else { return Ok(Released::Nothing) };
         // What the resource says now holds, whatever it said when the tag was written.
@@ -373,9 +388,9 @@ impl Policing<'_> {
         let lets_go =
             |it: &Step| it.object.kind == self.object.kind && matches!(it.action, Action::Retain | Action::Delete);
         let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(Released::Nothing) };
-        match held.carry_out(&step).await {
+        match held.execute(&step).await {
             Ok(()) => Ok(Released::Repository),
-            Err(Trouble::Refused(error)) if error.kind == ErrorKind::RepositoryNotFound => Ok(Released::Nothing),
+            Err(RegistryError::Rejected(error)) if error.kind == ErrorKind::RepositoryNotFound => Ok(Released::Nothing),
             Err(trouble) => Err(trouble),
         }
     }
@@ -383,7 +398,7 @@ impl Policing<'_> {
 
 /// What a LifecyclePolicy asks of one repository.
 struct RepositoryPolicy<'a> {
-    policing: &'a Policing<'a>,
+    policy_run: &'a PolicyRun<'a>,
     name: &'a RepositoryName,
     due: bool,
 }
@@ -394,12 +409,12 @@ impl Converge for RepositoryPolicy<'_> {
     }
 
     fn decide(&self, found: Option<ObservedRepository>) -> Option<Result<Option<Step>, Refused>> {
-        let desired = self.policing.wanted(self.name)?;
-        Some(self.policing.decide(&desired, self.name, found, self.due))
+        let desired = self.policy_run.wanted(self.name)?;
+        Some(self.policy_run.decide(&desired, self.name, found, self.due))
     }
 
     fn must_refresh(&self, step: &Step, found: Option<&ObservedRepository>) -> bool {
-        self.policing.may_be_old(step, found)
+        self.policy_run.may_be_old(step, found)
     }
 
     fn is_stale(&self, error: &ApiError) -> bool {
@@ -407,7 +422,7 @@ impl Converge for RepositoryPolicy<'_> {
     }
 
     fn is_drift(&self, step: &Step, found: Option<&ObservedRepository>) -> bool {
-        self.policing.is_drift(step, found)
+        self.policy_run.is_drift(step, found)
     }
 
     fn must_verify(&self, _step: &Step) -> bool {
@@ -420,35 +435,37 @@ fn now() -> Time {
 }
 
 /// Whose images are in use.
-fn scope(policy: &LifecyclePolicy) -> Scope {
+fn scope(policy: &LifecyclePolicy) -> ImageScope {
     let protection = policy.spec.in_use_protection.as_ref();
-    Scope {
+    ImageScope {
         namespaces: protection.and_then(|it| it.namespace_selector.clone()),
         keep_previous: protection.and_then(|it| usize::try_from(it.keep_previous?).ok()).unwrap_or_default(),
     }
 }
 
 /// Nothing was let go.
-fn spared(name: &RepositoryName, failure: Failure) -> Result<Turn, Trouble> {
+fn spared(name: &RepositoryName, failure: Failure) -> Result<RepositoryResult, RegistryError> {
     const REASON: Reason = Reason::InUseUnknown;
-    let standing = match failure {
+    let state = match failure {
         Failure::Registry(trouble) => return Err(trouble),
         Failure::CannotTell(error @ CannotTell::Unlisted { .. }) => {
-            Standing::Waiting(Cause::new(REASON, format!("nothing of {name} is let go: {error}")))
+            ReadyState::Reconciling(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
         }
         Failure::CannotTell(error) => {
-            Standing::Stalled(Cause::new(REASON, format!("nothing of {name} is let go: {error}")))
+            ReadyState::Stalled(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
         }
-        Failure::Index(error) => Standing::Stalled(Cause::new(REASON, format!("nothing of {name} is let go: {error}"))),
+        Failure::Index(error) => {
+            ReadyState::Stalled(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
+        }
     };
-    Ok(Turn::failed(name, standing))
+    Ok(RepositoryResult::failed(name, state))
 }
 
 /// Operations that the registry doesn't have are told as that.
-fn refused(name: &RepositoryName, error: ApiError) -> Standing {
+fn refused(name: &RepositoryName, error: ApiError) -> ReadyState {
     if error.kind == ErrorKind::UnsupportedOperation {
         let message = format!("{name}: this registry has no such operation ({error})");
-        return Standing::Stalled(Cause::new(Reason::UnsupportedByRegistry, message));
+        return ReadyState::Stalled(Cause::new(Reason::UnsupportedByRegistry, message));
     }
     refused_by_registry(error.with_prefix(name))
 }

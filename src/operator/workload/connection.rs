@@ -11,7 +11,7 @@ use crate::crd::registry::ManagedRegistry;
 
 /// How a registry is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reach {
+pub struct Address {
     /// Its URL, with a name that its certificate is for.
     pub url: String,
     /// The name of its Service, if the URL's host is another one: connect to that.
@@ -23,9 +23,9 @@ pub struct Reach {
 /// How a managed registry is reached that shows the certificate of this Secret, if it has one.
 ///
 /// A certificate is for the name that clients use, and mostly not for the Service's as well.
-pub fn reach(managed: &ManagedRegistry, names: &Names, namespace: &str, certificate: Option<&Secret>) -> Reach {
+pub fn address(managed: &ManagedRegistry, names: &Names, namespace: &str, certificate: Option<&Secret>) -> Address {
     let url = cluster_url(managed, names, namespace);
-    let Some(certificate) = certificate else { return Reach { url, host: None, ca_bundle: None } };
+    let Some(certificate) = certificate else { return Address { url, host: None, ca_bundle: None } };
     let host = service::host(names, namespace);
     let public = managed.public_url.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
     let public = public.as_ref().and_then(http::Uri::host).filter(|public| *public != host);
@@ -37,9 +37,9 @@ pub fn reach(managed: &ManagedRegistry, names: &Names, namespace: &str, certific
     let ca_bundle = Some([entry("ca.crt").unwrap_or_default(), shown].join("\n"));
     match public {
         Some(public) if is_for(shown, public) && !is_for(shown, &host) => {
-            Reach { url: url.replacen(&host, public, 1), host: Some(host), ca_bundle }
+            Address { url: url.replacen(&host, public, 1), host: Some(host), ca_bundle }
         }
-        _ => Reach { url, host: None, ca_bundle },
+        _ => Address { url, host: None, ca_bundle },
     }
 }
 
@@ -68,14 +68,14 @@ mod tests {
         Secret { data: Some(data), ..Secret::default() }
     }
 
-    fn reached(managed: serde_json::Value, certificate: Option<&Secret>) -> Reach {
-        reach(&serde_json::from_value(managed).unwrap(), &Names::of("home"), "wharfage", certificate)
+    fn reached(managed: serde_json::Value, certificate: Option<&Secret>) -> Address {
+        address(&serde_json::from_value(managed).unwrap(), &Names::of("home"), "wharfage", certificate)
     }
 
     #[test]
     fn a_plain_registry_is_reached_by_its_service() {
         let plain = reached(json!({ "publicUrl": "https://r.example.com" }), None);
-        assert_eq!(plain, Reach { url: "http://home.wharfage.svc".into(), host: None, ca_bundle: None });
+        assert_eq!(plain, Address { url: "http://home.wharfage.svc".into(), host: None, ca_bundle: None });
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::sync::{Mutex, PoisonError};
 
 use kube::{Resource, ResourceExt as _};
 
-/// The newest version of objects that their status was written to, until it is seen. Who decides about an older one would take
-/// a status that is no longer there for the one that is, and leave it so.
+/// Guards reads against a stale watch cache: the version of each object that was written last, until a watch brings it.
+///
+/// Reconciling an older version would compare against a status that has since been replaced, and leave the wrong one in place.
 #[derive(Debug, Default)]
-pub struct Written(Mutex<HashMap<String, u64>>);
+pub struct StaleCache(Mutex<HashMap<String, u64>>);
 
-impl Written {
+impl StaleCache {
     /// An object came out of a write.
     pub fn wrote<K: Resource>(&self, object: &K) {
         if let (Some(uid), Some(version)) = (object.uid(), version(object)) {
@@ -19,7 +20,7 @@ impl Written {
     }
 
     /// Whether this is older than what was written.
-    pub fn is_ahead_of<K: Resource>(&self, object: &K) -> bool {
+    pub fn is_stale<K: Resource>(&self, object: &K) -> bool {
         let (Some(uid), Some(version)) = (object.uid(), version(object)) else { return false };
         let mut versions = self.versions();
         let ahead = versions.get(&uid).is_some_and(|written| version < *written);
@@ -62,14 +63,14 @@ mod tests {
 
     #[test]
     fn what_was_read_before_the_write_is_old_until_the_write_is_seen() {
-        let written = Written::default();
-        assert!(!written.is_ahead_of(&object("a", "9")));
-        written.wrote(&object("a", "10"));
-        assert!(written.is_ahead_of(&object("a", "9")));
-        assert!(!written.is_ahead_of(&object("b", "9")));
-        assert!(!written.is_ahead_of(&object("a", "10")));
+        let written = StaleCache::default();
+        assert!(!written.is_stale(&object("a", "9")));
+        written.record_write(&object("a", "10"));
+        assert!(written.is_stale(&object("a", "9")));
+        assert!(!written.is_stale(&object("b", "9")));
+        assert!(!written.is_stale(&object("a", "10")));
         assert!(written.versions().is_empty());
-        written.wrote(&object("a", "11"));
+        written.record_write(&object("a", "11"));
         written.forget("a");
         assert!(written.versions().is_empty());
     }

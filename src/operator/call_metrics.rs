@@ -10,13 +10,13 @@ use crate::plan::model::ErrorKind;
 
 /// The calls of one registry.
 #[derive(Debug)]
-pub struct Calls {
+pub struct CallMetrics {
     registry: String,
     metrics: Arc<OperatorMetrics>,
     term: Term,
 }
 
-impl Calls {
+impl CallMetrics {
     /// Those of the Registry with this name, within a term.
     pub fn new(registry: &str, metrics: Arc<OperatorMetrics>, term: Term) -> Self {
         metrics.know_registry(registry);
@@ -24,7 +24,7 @@ impl Calls {
     }
 }
 
-impl CallObserver for Calls {
+impl CallObserver for CallMetrics {
     fn allows(&self) -> bool {
         self.term.lasts()
     }

@@ -26,7 +26,7 @@ pub struct Pods {
 
 /// How a workload stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
+pub enum Rollout {
     /// All that is wanted serves.
     Serving(String),
     /// Nothing is wanted, nothing serves.
@@ -71,15 +71,15 @@ impl From<&StatefulSet> for Pods {
 }
 
 /// How a workload stands: by its numbers, and where they fall short by its pods and its claim.
-pub fn progress(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeClaim>) -> Progress {
+pub fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeClaim>) -> Rollout {
     let Pods { wanted, updated, total, ready, current, failure } = numbers;
     let serve = format!("{ready} of {wanted} replicas serve");
     let settled = *current && updated >= wanted && total <= wanted;
     if settled && *wanted == 0 {
-        return Progress::Stopped("managed.replicas is 0, so nothing serves".to_owned());
+        return Rollout::Stopped("managed.replicas is 0, so nothing serves".to_owned());
     }
     if settled && ready >= wanted {
-        return Progress::Serving(serve);
+        return Rollout::Serving(serve);
     }
     let mut pods: Vec<_> = pods.iter().collect();
     pods.sort_by_key(|pod| pod.name_any());
@@ -92,7 +92,7 @@ pub fn progress(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeCla
         [] => None,
         troubles => Some(troubles.join("; ")),
     };
-    Progress::Progressing(why.map_or(serve.clone(), |why| format!("{serve}: {why}")))
+    Rollout::Progressing(why.map_or(serve.clone(), |why| format!("{serve}: {why}")))
 }
 
 /// Why a pod doesn't serve, if it says so.
@@ -136,7 +136,7 @@ fn claim_trouble(claim: &PersistentVolumeClaim) -> Option<String> {
     pending.then(|| match class {
         Some(class) => {
             format!(
-                "PersistentVolumeClaim {} waits for a volume of StorageClass {class}; deleted meanwhile, it is made anew as size \
+                "PersistentVolumeClaim {} waits for a volume of StorageClass {class}; deleted meanwhile, it is created again as size \
                  and storageClassName say",
                 claim.name_any()
             )
@@ -193,8 +193,8 @@ mod tests {
     #[test]
     fn all_replicas_of_the_newest_template_serve_or_it_is_not_there_yet() {
         let whole = json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 3 });
-        let served = Progress::Serving("3 of 3 replicas serve".into());
-        assert_eq!(progress(&deployment(3, whole.clone()), &[], None), served);
+        let served = Rollout::Serving("3 of 3 replicas serve".into());
+        assert_eq!(rollout(&deployment(3, whole.clone()), &[], None), served);
         for (what, field, value, message) in [
             ("an old look", "observedGeneration", 1, "3 of 3 replicas serve: a change is being rolled out"),
             ("an old template", "updatedReplicas", 2, "3 of 3 replicas serve: a change is being rolled out"),
@@ -204,24 +204,24 @@ mod tests {
         ] {
             let mut status = whole.clone();
             status[field] = json!(value);
-            let expected = Progress::Progressing(message.into());
-            assert_eq!(progress(&deployment(3, status), &[], None), expected, "{what}");
+            let expected = Rollout::Progressing(message.into());
+            assert_eq!(rollout(&deployment(3, status), &[], None), expected, "{what}");
         }
     }
 
     #[test]
     fn where_no_pod_is_there_it_is_said() {
         let none = deployment(1, json!({ "observedGeneration": 2 }));
-        let said = Progress::Progressing("0 of 1 replicas serve: no Pod is there yet".into());
-        assert_eq!(progress(&none, &[], None), said);
+        let said = Rollout::Progressing("0 of 1 replicas serve: no Pod is there yet".into());
+        assert_eq!(rollout(&none, &[], None), said);
     }
 
     #[test]
     fn a_registry_of_no_replicas_is_stopped() {
-        let stopped = progress(&deployment(0, json!({ "observedGeneration": 2 })), &[], None);
-        assert!(matches!(stopped, Progress::Stopped(_)), "{stopped:?}");
-        let stopping = progress(&deployment(0, json!({ "observedGeneration": 2, "replicas": 1 })), &[], None);
-        assert!(matches!(stopping, Progress::Progressing(_)), "{stopping:?}");
+        let stopped = rollout(&deployment(0, json!({ "observedGeneration": 2 })), &[], None);
+        assert!(matches!(stopped, Rollout::Stopped(_)), "{stopped:?}");
+        let stopping = rollout(&deployment(0, json!({ "observedGeneration": 2, "replicas": 1 })), &[], None);
+        assert!(matches!(stopping, Rollout::Progressing(_)), "{stopping:?}");
     }
 
     #[test]
@@ -233,18 +233,18 @@ mod tests {
                 "status": { "observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "updatedReplicas": updated,
                     "currentRevision": current, "updateRevision": "home-b" },
             });
-            progress(&Pods::from(&serde_json::from_value::<StatefulSet>(set).unwrap()), &[], None)
+            rollout(&Pods::from(&serde_json::from_value::<StatefulSet>(set).unwrap()), &[], None)
         };
-        assert_eq!(set("home-b", 1), Progress::Serving("1 of 1 replicas serve".into()));
-        assert_eq!(set("home-b", 0), Progress::Serving("1 of 1 replicas serve".into()));
-        assert!(matches!(set("home-a", 0), Progress::Progressing(_)));
+        assert_eq!(set("home-b", 1), Rollout::Serving("1 of 1 replicas serve".into()));
+        assert_eq!(set("home-b", 0), Rollout::Serving("1 of 1 replicas serve".into()));
+        assert!(matches!(set("home-a", 0), Rollout::Progressing(_)));
     }
 
     #[test]
     fn the_reason_why_a_pod_does_not_serve_is_told() {
         let none = deployment(1, json!({ "observedGeneration": 2, "replicas": 1, "updatedReplicas": 1 }));
-        let told = |status: serde_json::Value| match progress(&none, &[pod("home-0", status)], None) {
-            Progress::Progressing(message) => message,
+        let told = |status: serde_json::Value| match rollout(&none, &[pod("home-0", status)], None) {
+            Rollout::Progressing(message) => message,
             other => panic!("{other:?}"),
         };
         assert_eq!(
@@ -282,10 +282,10 @@ mod tests {
         let claim = json!({ "metadata": { "name": "data-home-0" }, "spec": { "storageClassName": "fast" },
             "status": { "phase": "Pending" } });
         assert_eq!(
-            progress(&none, &[], Some(&serde_json::from_value(claim).unwrap())),
-            Progress::Progressing(
+            rollout(&none, &[], Some(&serde_json::from_value(claim).unwrap())),
+            Rollout::Progressing(
                 "0 of 1 replicas serve: PersistentVolumeClaim data-home-0 waits for a volume of StorageClass fast; deleted \
-                 meanwhile, it is made anew as size and storageClassName say"
+                 meanwhile, it is created again as size and storageClassName say"
                     .into()
             )
         );
@@ -295,8 +295,8 @@ mod tests {
                 "message": "pods \"home-1\" is forbidden: exceeded quota: q" }] }),
         );
         assert_eq!(
-            progress(&refused, &[], None),
-            Progress::Progressing("0 of 1 replicas serve: pods \"home-1\" is forbidden: exceeded quota: q".into())
+            rollout(&refused, &[], None),
+            Rollout::Progressing("0 of 1 replicas serve: pods \"home-1\" is forbidden: exceeded quota: q".into())
         );
     }
 }

@@ -77,7 +77,7 @@ impl Operated for Health {
     async fn ready(&self) -> Result<Cow<'static, str>, String> {
         if self.stopping.load(Ordering::Relaxed) {
             Err("stopping".into())
-        } else if self.term().is_some() && !self.metrics.knows() {
+        } else if self.term().is_some() && !self.metrics.knows_state() {
             Err("leading, and reading what there is".into())
         } else {
             Ok(OK)
@@ -91,12 +91,12 @@ impl Operated for Health {
 
 #[cfg(test)]
 mod tests {
-    use super::super::metrics::{Census, Resources, TokenEnd};
+    use super::super::metrics::{Resources, StateSource, TokenEnd};
     use super::*;
 
     struct Nothing;
 
-    impl Census for Nothing {
+    impl StateSource for Nothing {
         fn resources(&self) -> Vec<Resources> {
             Vec::new()
         }
@@ -113,8 +113,8 @@ mod tests {
         assert_eq!(health.ready().await, Ok(OK));
         let leading = health.leading(&Term::unlimited());
         assert_eq!(health.ready().await.unwrap_err(), "leading, and reading what there is");
-        let census: Arc<dyn Census> = Arc::new(Nothing);
-        metrics.ask(Arc::downgrade(&census));
+        let source: Arc<dyn StateSource> = Arc::new(Nothing);
+        metrics.observe_state(Arc::downgrade(&source));
         assert_eq!(health.ready().await, Ok(OK));
         drop(leading);
         assert_eq!(health.ready().await, Ok(OK));

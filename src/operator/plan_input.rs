@@ -1,6 +1,6 @@
 //! The part of the world that a decision about one repository name needs: all who ask for the name, the older first.
 //!
-//! Everything that a plan decides is decided by name, so that a plan of such a slice is the whole plan's part about it.
+//! Everything that a plan decides is decided by name, so that a plan of such a input is the whole plan's part about it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::core::PartialObjectMeta;
 
-use super::session::Sessions;
+use super::registry_client::RegistryClients;
 use super::stores::Stores;
 use crate::crd::common::older;
 use crate::crd::{LifecyclePolicy, Registry, Repository};
@@ -17,7 +17,7 @@ use crate::names::RepositoryName;
 use crate::plan::Resources;
 
 /// Who asks for a repository name in a registry.
-pub struct Slice<'a> {
+pub struct PlanInput<'a> {
     registry: &'a Registry,
     same: Vec<Arc<Registry>>,
     holders: Vec<Arc<Repository>>,
@@ -26,10 +26,15 @@ pub struct Slice<'a> {
     namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
 }
 
-impl<'a> Slice<'a> {
+impl<'a> PlanInput<'a> {
     /// The Registry and the Repositories that ask for this name in it, or in another Registry that is the same registry, without
     /// those that are being deleted.
-    pub fn new(stores: &Stores, sessions: &Sessions, registry: &'a Registry, name: &RepositoryName) -> Self {
+    pub fn new(
+        stores: &Stores,
+        registry_clients: &RegistryClients,
+        registry: &'a Registry,
+        name: &RepositoryName,
+    ) -> Self {
         let own = registry.name_any();
         let (mut same, mut holders, mut repositories) = (BTreeMap::new(), Vec::new(), Vec::new());
         for repository in staying(stores.repositories_that_ask_for(name)) {
@@ -38,7 +43,7 @@ impl<'a> Slice<'a> {
                 repositories.push(repository);
                 continue;
             }
-            match (sessions.same_registry(&own, other), stores.registry(other)) {
+            match (registry_clients.same_registry(&own, other), stores.registry(other)) {
                 (Some(false), _) => {}
                 (Some(true), Some(registry)) => {
                     same.insert(other.clone(), registry);
@@ -53,27 +58,32 @@ impl<'a> Slice<'a> {
     }
 
     /// The same, with the LifecyclePolicies of the Repositories in it.
-    pub fn with_policies(stores: &Stores, sessions: &Sessions, registry: &'a Registry, name: &RepositoryName) -> Self {
-        let slice = Self::new(stores, sessions, registry, name);
-        let repositories: Vec<_> = slice.repositories.iter().map(|it| &**it).collect();
+    pub fn with_policies(
+        stores: &Stores,
+        registry_clients: &RegistryClients,
+        registry: &'a Registry,
+        name: &RepositoryName,
+    ) -> Self {
+        let input = Self::new(stores, registry_clients, registry, name);
+        let repositories: Vec<_> = input.repositories.iter().map(|it| &**it).collect();
         let lifecycle_policies = staying(stores.lifecycle_policies_about(&repositories));
-        Self { lifecycle_policies, ..slice }
+        Self { lifecycle_policies, ..input }
     }
 }
 
-impl<'a> From<&'a Slice<'_>> for Resources<'a> {
-    fn from(slice: &'a Slice<'_>) -> Self {
+impl<'a> From<&'a PlanInput<'_>> for Resources<'a> {
+    fn from(input: &'a PlanInput<'_>) -> Self {
         let labels = |it: &'a Arc<PartialObjectMeta<Namespace>>| {
             Some((it.metadata.name.as_deref()?, it.metadata.labels.as_ref()?))
         };
         Self {
-            registries: vec![slice.registry],
-            same: slice.same.iter().map(|it| &**it).collect(),
-            holders: slice.holders.iter().map(|it| &**it).collect(),
-            repositories: slice.repositories.iter().map(|it| &**it).collect(),
-            lifecycle_policies: slice.lifecycle_policies.iter().map(|it| &**it).collect(),
+            registries: vec![input.registry],
+            same: input.same.iter().map(|it| &**it).collect(),
+            holders: input.holders.iter().map(|it| &**it).collect(),
+            repositories: input.repositories.iter().map(|it| &**it).collect(),
+            lifecycle_policies: input.lifecycle_policies.iter().map(|it| &**it).collect(),
             pull_secrets: Vec::new(),
-            namespaces: slice.namespaces.iter().filter_map(labels).collect(),
+            namespaces: input.namespaces.iter().filter_map(labels).collect(),
         }
     }
 }

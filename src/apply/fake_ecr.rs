@@ -10,10 +10,10 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::{Access, Ecr};
+use super::{Connection, Ecr};
 
 /// Who answers, as long as it lives.
-pub(crate) struct Answering {
+pub(crate) struct FakeEcr {
     endpoint: String,
     asked: Arc<Mutex<Vec<Asked>>>,
     _task: JoinSet<()>,
@@ -27,7 +27,7 @@ pub(crate) struct Asked {
 }
 
 /// Answers the nth request, from 0, with a status and a body.
-pub(crate) async fn answering(answer: impl Fn(usize, &Asked) -> (u16, String) + Send + Sync + 'static) -> Answering {
+pub(crate) async fn fake_ecr(answer: impl Fn(usize, &Asked) -> (u16, String) + Send + Sync + 'static) -> FakeEcr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
@@ -63,10 +63,10 @@ pub(crate) async fn answering(answer: impl Fn(usize, &Asked) -> (u16, String) + 
             });
         }
     });
-    Answering { endpoint, asked, _task: task }
+    FakeEcr { endpoint, asked, _task: task }
 }
 
-impl Answering {
+impl FakeEcr {
     pub(crate) async fn client(&self) -> Ecr {
         client(&self.endpoint).await
     }
@@ -84,6 +84,6 @@ impl Answering {
 /// A client of whoever is there.
 pub(crate) async fn client(endpoint: &str) -> Ecr {
     let region = "eu-home-1".parse().unwrap();
-    let access = Access::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
-    Ecr::new(access, None).await.unwrap()
+    let connection = Connection::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
+    Ecr::new(connection, None).await.unwrap()
 }

@@ -112,7 +112,7 @@ fn digest_of_content<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 
 /// A Secret that is marked as ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldSecret {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -162,7 +162,7 @@ pub fn annotations(owner: &Owner, token: &TokenMark, service_accounts: &BTreeSet
     .into()
 }
 
-impl Held {
+impl HeldSecret {
     /// What a Secret says of itself. Nothing if it isn't marked as ours, or goes already.
     pub fn read(secret: &WatchedSecret) -> Option<Self> {
         let labels = secret.labels();
@@ -240,15 +240,15 @@ mod tests {
     }
 
     /// What is read of a Secret that the API server sends.
-    fn read(secret: Secret) -> Option<Held> {
+    fn read(secret: Secret) -> Option<HeldSecret> {
         let watched: WatchedSecret = serde_json::from_value(serde_json::to_value(secret).unwrap()).unwrap();
-        Held::read(&watched)
+        HeldSecret::read(&watched)
     }
 
     #[test]
     fn a_secret_says_what_was_written_on_it() {
         let held = read(secret(b"content")).unwrap();
-        let expected = Held {
+        let expected = HeldSecret {
             namespace: "shop".to_owned(),
             name: "pull".to_owned(),
             uid: "u1".to_owned(),

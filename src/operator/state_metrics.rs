@@ -3,23 +3,23 @@
 use kube::ResourceExt as _;
 
 use super::context::Context;
-use super::metrics::{Census, Resources, TokenEnd};
+use super::metrics::{Resources, StateSource, TokenEnd};
 use crate::crd::PullSecret;
 use crate::crd::conditions::{Condition, ConditionStatus, ConditionType, condition};
 
-impl Census for Context {
+impl StateSource for Context {
     fn resources(&self) -> Vec<Resources> {
         /// Counts a store's objects by how they stand.
         macro_rules! count {
             ($kind:literal, $store:ident) => {{
-                let mut counted = [("ready", 0), ("waiting", 0), ("stalled", 0)];
+                let mut counted = [("ready", 0), ("reconciling", 0), ("stalled", 0)];
                 for object in self.stores.$store.state() {
-                    let standing = standing(object.status.as_ref().map_or(&[], |status| &status.conditions));
-                    for (_, count) in counted.iter_mut().filter(|(name, _)| *name == standing) {
+                    let state = state(object.status.as_ref().map_or(&[], |status| &status.conditions));
+                    for (_, count) in counted.iter_mut().filter(|(name, _)| *name == state) {
                         *count += 1;
                     }
                 }
-                counted.map(|(standing, count)| Resources { kind: $kind, standing, count })
+                counted.map(|(state, count)| Resources { kind: $kind, state, count })
             }};
         }
         [
@@ -41,13 +41,13 @@ impl Census for Context {
 }
 
 /// How a resource with these conditions stands. One without waits for its first reconcile.
-fn standing(conditions: &[Condition]) -> &'static str {
+fn state(conditions: &[Condition]) -> &'static str {
     let holds = |type_| condition(conditions, type_).is_some_and(|it| it.status == ConditionStatus::True);
     if holds(ConditionType::Stalled) {
         "stalled"
     } else if holds(ConditionType::Ready) {
         "ready"
     } else {
-        "waiting"
+        "reconciling"
     }
 }

@@ -4,8 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
+use std::time::Duration;
+
+use super::health::*;
+use super::listing::*;
 use super::*;
-use crate::apply::answering::{Answering, Asked, answering, client};
+use crate::apply::fake_ecr::{Asked, FakeEcr, client, fake_ecr};
 use crate::plan::{Action, Object};
 use crate::tag_mutability::TagMutability;
 
@@ -16,8 +20,8 @@ const EVERY_HOUR: Freshness = Freshness { interval: HOUR, now: false };
 async fn registry(
     names: impl Fn() -> Vec<String> + Send + Sync + 'static,
     refused: impl Fn(&Asked) -> Option<&'static str> + Send + Sync + 'static,
-) -> Answering {
-    answering(move |_, asked| {
+) -> FakeEcr {
+    fake_ecr(move |_, asked| {
         let refuse = |name: &str| (400, json!({ "__type": name, "message": "no" }).to_string());
         if let Some(error) = refused(asked) {
             return refuse(error);
@@ -45,13 +49,13 @@ async fn registry(
     .await
 }
 
-async fn session(registry: &Answering) -> Arc<Session> {
-    Arc::new(Session::new("home", registry.client().await, 1, || {}))
+async fn registry_client(registry: &FakeEcr) -> Arc<RegistryClient> {
+    Arc::new(RegistryClient::new("home", registry.client().await, 1, || {}))
 }
 
-async fn look(session: &Arc<Session>, name: &str) -> Result<bool, Trouble> {
-    let mut held = session.repository(&name.parse().unwrap()).await;
-    Ok(held.look(RepositoryNeeds::default(), EVERY_HOUR).await?.is_some())
+async fn look(registry_client: &Arc<RegistryClient>, name: &str) -> Result<bool, RegistryError> {
+    let mut held = registry_client.repository(&name.parse().unwrap()).await;
+    Ok(held.observe(RepositoryNeeds::default(), EVERY_HOUR).await?.is_some())
 }
 
 /// Those that ask while somebody asks get his answer, whatever it is.
@@ -74,19 +78,23 @@ async fn a_registry_that_does_not_list_is_asked_by_one_for_all() {
             woken.fetch_add(1, Ordering::SeqCst);
         }
     };
-    let session = Arc::new(Session::new("home", registry.client().await, 1, recovered));
+    let registry_client = Arc::new(RegistryClient::new("home", registry.client().await, 1, recovered));
     let names: Vec<String> = (0..32).map(|number| format!("shop/{number}")).collect();
-    let looks = join_all(names.iter().map(|name| look(&session, name))).await;
-    assert!(looks.iter().all(|it| matches!(it, Err(Trouble::Refused(error)) if error.name == "AccessDeniedException")));
+    let looks = join_all(names.iter().map(|name| look(&registry_client, name))).await;
+    assert!(
+        looks
+            .iter()
+            .all(|it| matches!(it, Err(RegistryError::Rejected(error)) if error.name == "AccessDeniedException"))
+    );
     assert_eq!(registry.count("DescribeRepositories"), 1);
 
     refuses.store(0, Ordering::SeqCst);
-    let listed = join_all((0..8).map(|_| session.totals(Duration::ZERO))).await;
+    let listed = join_all((0..8).map(|_| registry_client.totals(Duration::ZERO))).await;
     assert!(listed.iter().all(Result::is_ok), "who wants it now gets it");
     let asked = registry.count("DescribeRepositories");
     assert!(asked <= 3, "{asked}: what had begun when they asked does not serve them, the next serves all");
     assert_eq!(woken.load(Ordering::SeqCst), 1);
-    assert!(look(&session, "aa").await.unwrap());
+    assert!(look(&registry_client, "aa").await.unwrap());
     assert_eq!(registry.count("DescribeRepositories"), asked);
 }
 
@@ -115,10 +123,10 @@ async fn a_refused_change_is_that_repositorys_matter_alone() {
         |asked| (asked.operation == "CreateRepository").then_some("LimitExceededException"),
     )
     .await;
-    let session = session(&registry).await;
-    assert!(look(&session, "aa").await.unwrap());
+    let registry_client = registry_client(&registry).await;
+    assert!(look(&registry_client, "aa").await.unwrap());
     for refused in 1..=3 {
-        assert!(!look(&session, "bb").await.unwrap());
+        assert!(!look(&registry_client, "bb").await.unwrap());
         let create = Call::CreateRepository {
             tag_mutability: TagMutability::MUTABLE,
             scan_on_push: false,
@@ -133,9 +141,9 @@ async fn a_refused_change_is_that_repositorys_matter_alone() {
             changes: Vec::new(),
             calls: vec![create],
         };
-        let outcome = session.repository(&"bb".parse().unwrap()).await.carry_out(&step).await;
-        assert!(matches!(outcome, Err(Trouble::Refused(error)) if error.name == "LimitExceededException"));
-        assert!(look(&session, "aa").await.unwrap());
+        let outcome = registry_client.repository(&"bb".parse().unwrap()).await.execute(&step).await;
+        assert!(matches!(outcome, Err(RegistryError::Rejected(error)) if error.name == "LimitExceededException"));
+        assert!(look(&registry_client, "aa").await.unwrap());
         let asked = registry.asked();
         let (found, listed): (Vec<_>, Vec<_>) = asked
             .iter()
@@ -155,18 +163,18 @@ async fn images_that_nobody_counts_are_counted_in_turns() {
     let names: Vec<String> = (0..25).map(|number| format!("shop/{number}")).collect();
     let denied = |asked: &Asked| asked.operation == "DescribeImages" && asked.body.contains("\"shop/7\"");
     let registry = registry(move || names.clone(), move |asked| denied(asked).then_some("AccessDeniedException")).await;
-    let session = session(&registry).await;
+    let registry_client = registry_client(&registry).await;
     // A resource's own counts, too.
-    assert!(look(&session, "shop/0").await.unwrap());
-    session.repository(&"shop/0".parse().unwrap()).await.usage(EVERY_HOUR).await.unwrap();
+    assert!(look(&registry_client, "shop/0").await.unwrap());
+    registry_client.repository(&"shop/0".parse().unwrap()).await.usage(EVERY_HOUR).await.unwrap();
     let mut told = Vec::new();
     for minute in 0..5 {
         // As if a minute had gone by.
         let then = Instant::now().checked_sub(Duration::from_secs(60));
         if minute != 1 {
-            *session.counting.lock().unwrap() = then;
+            *registry_client.counting.lock().unwrap() = then;
         }
-        let Totals { repositories, images, all_counted } = session.totals(HOUR).await.unwrap();
+        let Totals { repositories, images, all_counted } = registry_client.totals(HOUR).await.unwrap();
         assert_eq!((repositories, images.bytes), (25, images.images * 10));
         told.push((registry.count("DescribeImages"), images.images, all_counted));
     }
@@ -181,39 +189,39 @@ async fn images_that_nobody_counts_are_counted_in_turns() {
 #[tokio::test]
 async fn what_is_known_of_a_registry_outlives_its_session() {
     let registry = registry(|| vec!["aa".to_owned()], |_| None).await;
-    let sessions = Sessions::default();
-    let first = session(&registry).await;
+    let registry_clients = RegistryClients::default();
+    let first = registry_client(&registry).await;
     first.found("https://registry.example.com", "123456789012");
     assert!(look(&first, "aa").await.unwrap());
-    sessions.put("home", first);
-    assert!(sessions.remove("home") && !sessions.remove("home"));
-    assert!(sessions.get("home").is_none());
-    let before = sessions.last("home").unwrap();
+    registry_clients.put("home", first);
+    assert!(registry_clients.remove("home") && !registry_clients.remove("home"));
+    assert!(registry_clients.get("home").is_none());
+    let before = registry_clients.last("home").unwrap();
 
-    let next = session(&registry).await;
+    let next = registry_client(&registry).await;
     next.take_over(&before, "https://registry.example.com").await;
     assert!(look(&next, "aa").await.unwrap());
     assert_eq!(registry.count("DescribeRepositories"), 2, "what is there is listed anew");
     assert_eq!(registry.count("ListTagsForResource"), 1, "what it is like is known");
 
-    let elsewhere = session(&registry).await;
+    let elsewhere = registry_client(&registry).await;
     elsewhere.take_over(&before, "https://other.example.com").await;
     assert!(look(&elsewhere, "aa").await.unwrap());
     assert_eq!(registry.count("ListTagsForResource"), 2);
 
-    let another = session(&registry).await;
+    let another = registry_client(&registry).await;
     another.found("https://registry.example.com", "210987654321");
     assert!(look(&another, "aa").await.unwrap());
-    let accounts = session(&registry).await;
+    let accounts = registry_client(&registry).await;
     accounts.take_over(&another, "https://registry.example.com").await;
     assert!(accounts.places().is_empty(), "another account's");
-    sessions.forget("home");
-    assert!(sessions.last("home").is_none());
+    registry_clients.forget("home");
+    assert!(registry_clients.last("home").is_none());
 }
 
 #[test]
 fn a_registry_that_is_away_is_asked_once_per_pause() {
-    let (mut health, start) = (Health::default(), Instant::now());
+    let (mut health, start) = (CircuitBreaker::default(), Instant::now());
     assert_eq!(health.admit(start).ok(), Some(false));
     let away = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
     assert_eq!(away.retry, FIRST_PAUSE);
@@ -232,7 +240,7 @@ fn a_registry_that_is_away_is_asked_once_per_pause() {
 #[test]
 fn what_was_read_together_is_read_again_in_turns() {
     let (start, interval) = (Instant::now(), Duration::from_secs(60));
-    let turns: Vec<Turn> = (0..5000).map(|_| Turn::of(start)).collect();
+    let turns: Vec<RefreshDue> = (0..5000).map(|_| RefreshDue::of(start)).collect();
     let over = |intervals: u32, rotation| {
         let now = start + interval * intervals;
         turns.iter().filter(|turn| turn.is_over(now, interval, rotation)).count()
@@ -245,20 +253,20 @@ fn what_was_read_together_is_read_again_in_turns() {
 
 #[tokio::test]
 async fn who_is_busy_with_a_repository_hides_nothing_of_it() {
-    let session = Arc::new(Session::new("home", client("http://127.0.0.1:9").await, 1, || {}));
+    let registry_client = Arc::new(RegistryClient::new("home", client("http://127.0.0.1:9").await, 1, || {}));
     let name = "shop/api".parse().unwrap();
     let usage = ImageUsage { images: 3, ..ImageUsage::default() };
 
-    let mut held = session.repository(&name).await;
-    held.known.usage = Some((Turn::of(Instant::now()), usage));
-    assert_eq!(session.counted().images, 0, "told when it is let go of");
+    let mut held = registry_client.repository(&name).await;
+    held.known.usage = Some((RefreshDue::of(Instant::now()), usage));
+    assert_eq!(registry_client.counted().images, 0, "told when it is let go of");
     drop(held);
-    assert_eq!(session.counted().images, 3);
-    let mut held = session.repository(&name).await;
+    assert_eq!(registry_client.counted().images, 3);
+    let mut held = registry_client.repository(&name).await;
     held.known.usage = None;
-    assert_eq!(session.counted().images, 3, "somebody is busy with it");
+    assert_eq!(registry_client.counted().images, 3, "somebody is busy with it");
     drop(held);
-    assert_eq!(session.counted().images, 0);
+    assert_eq!(registry_client.counted().images, 0);
 }
 
 #[test]

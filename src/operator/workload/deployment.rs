@@ -7,9 +7,9 @@ use k8s_openapi::api::apps::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Plan, Volume};
+use super::{Volume, WorkloadBuilder};
 
-impl Plan<'_> {
+impl WorkloadBuilder<'_> {
     /// Pods that keep nothing: a new one serves before an old one ends.
     pub(super) fn deployment(&self) -> Deployment {
         Deployment {

@@ -4,7 +4,10 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Freshness, LOOKS_PER_INTERVAL, Session, Trouble, Turn};
+use super::RegistryClient;
+use super::cache::{Freshness, RefreshDue};
+use super::health::RegistryError;
+use super::listing::LOOKS_PER_INTERVAL;
 use crate::apply::{ImageUsage, Listing};
 use crate::crd::common::DEFAULT_INTERVAL;
 use crate::names::RepositoryName;
@@ -19,7 +22,7 @@ pub struct Totals {
     pub repositories: usize,
     /// What is known of their images.
     pub images: ImageUsage,
-    /// Whether each of them was counted since the session began.
+    /// Whether each of them was counted since the client began.
     pub all_counted: bool,
 }
 
@@ -33,16 +36,16 @@ fn allowance(since: Duration) -> usize {
     looks
 }
 
-impl Session {
+impl RegistryClient {
     /// What it holds, by a listing at most this old; meanwhile some images are counted whose turn it is.
     ///
     /// # Errors
     /// When the repositories cannot be listed.
-    pub async fn totals(self: &Arc<Self>, max_age: Duration) -> Result<Totals, Trouble> {
+    pub async fn totals(self: &Arc<Self>, max_age: Duration) -> Result<Totals, RegistryError> {
         let listing = self.listing(max_age).await?;
         self.count(&listing.repositories).await;
         let places = self.places();
-        let is_counted = |name| places.get(name).is_some_and(|it| it.told.usage.is_some());
+        let is_counted = |name| places.get(name).is_some_and(|it| it.summary.usage.is_some());
         let all_counted = listing.repositories.keys().all(is_counted);
         drop(places);
         Ok(Totals { repositories: listing.repositories.len(), images: self.counted(), all_counted })
@@ -50,7 +53,7 @@ impl Session {
 
     pub(super) fn counted(&self) -> ImageUsage {
         let places = self.places();
-        let usages = places.values().filter_map(|it| it.told.usage.clone());
+        let usages = places.values().filter_map(|it| it.summary.usage.clone());
         usages.fold(ImageUsage::default(), |sum, (_, usage)| sum.and(usage))
     }
 
@@ -69,13 +72,13 @@ impl Session {
             let Some(mut held) = self.idle_repository(&name) else { continue };
             match held.usage(Freshness { interval: DEFAULT_INTERVAL, now: false }).await {
                 Ok(_) => {}
-                Err(Trouble::Away(_)) => return,
-                Err(Trouble::Refused(error)) => {
+                Err(RegistryError::Unavailable(_)) => return,
+                Err(RegistryError::Rejected(error)) => {
                     tracing::debug!(registry = self.name, %name, %error, "images cannot be counted");
                     drop(held);
                     // As good as none, until its next turn: others are to have theirs.
-                    if let Some(place) = self.places().get_mut(&name) {
-                        place.told.usage = Some((Turn::of(now), ImageUsage::default()));
+                    if let Some(entry) = self.places().get_mut(&name) {
+                        entry.summary.usage = Some((RefreshDue::of(now), ImageUsage::default()));
                     }
                 }
             }
@@ -88,7 +91,7 @@ impl Session {
         let places = self.places();
         let mut due: Vec<(Option<Instant>, &RepositoryName)> = listed
             .keys()
-            .map(|name| (places.get(name).and_then(|it| it.told.usage.as_ref()).map(|(turn, _)| *turn), name))
+            .map(|name| (places.get(name).and_then(|it| it.summary.usage.as_ref()).map(|(turn, _)| *turn), name))
             .filter(|(turn, _)| turn.is_none_or(|turn| turn.is_over(now, DEFAULT_INTERVAL, rotation)))
             .map(|(turn, name)| (turn.map(|it| it.at), name))
             .collect();
