@@ -1,6 +1,6 @@
 //! Events: what happened to a resource, for those who look at it with `kubectl describe`.
 //!
-//! They are told when something changes, not when it is looked at again; what happens again is counted on the event that is
+//! They are emitted when something changes, not at each reconcile; what happens again is counted on the event that is
 //! there. An event that cannot be written is logged, and nothing else stops for it.
 
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};

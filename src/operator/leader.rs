@@ -10,7 +10,7 @@
 //!
 //! Writes of the lease are replacements of one resourceVersion, so that of two candidates one wins. What a leader does goes through its
 //! [`Term`], which refuses what is sent after the deadline: a process that was stopped in the middle of its work and goes on after
-//! another has taken over finds nothing that it could still write with.
+//! another has adopted finds nothing that it could still write with.
 
 use std::future::Future;
 use std::pin::pin;

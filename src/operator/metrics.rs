@@ -329,7 +329,7 @@ impl OperatorMetrics {
     }
 
     /// Whether everything that is there is known.
-    pub fn knows(&self) -> bool {
+    pub fn knows_state(&self) -> bool {
         self.source.get().is_some()
     }
 
@@ -349,7 +349,7 @@ impl OperatorMetrics {
     }
 }
 
-/// The resources of a kind that were woken and whose reconcile has not begun.
+/// The resources of a kind that were requeued and whose reconcile has not begun.
 #[derive(Debug)]
 pub struct Queue<T> {
     depth: Gauge,
@@ -357,7 +357,7 @@ pub struct Queue<T> {
 }
 
 impl<T: Eq + Hash> Queue<T> {
-    /// A resource was woken; once more, if it waits already.
+    /// A resource was requeued; once more, if it waits already.
     pub fn woken(&self, resource: T) {
         self.change(|waiting| {
             waiting.insert(resource);
@@ -514,7 +514,7 @@ mod tests {
         metrics.called("away", "ListImages", "200", None, SECOND);
         let text = metrics.encode().unwrap();
         assert!(!text.contains("away"), "{text}");
-        assert!(has(&metrics, r#"wharfage_operator_drift_found_total{kind="Repository",registry="home"} 3"#));
+        assert!(has(&metrics, r#"wharfage_operator_drift_detected_total{kind="Repository",registry="home"} 3"#));
     }
 
     #[test]
@@ -587,7 +587,7 @@ mod tests {
         metrics.reconciled("Repository", ResultLabel::stalled, SECOND);
         metrics.failed("Repository", &Reason::OwnedByAnother);
         assert!(has(&metrics, r#"wharfage_operator_reconciles_total{kind="Repository",outcome="ready"} 1"#));
-        assert!(has(&metrics, r#"wharfage_operator_errors_total{kind="Repository",reason=&Reason::OwnedByAnother} 1"#));
+        assert!(has(&metrics, r#"wharfage_operator_errors_total{kind="Repository",reason="OwnedByAnother"} 1"#));
         assert!(has(&metrics, r#"wharfage_operator_reconcile_duration_seconds_count{kind="Repository"} 2"#));
     }
 }

@@ -1,6 +1,6 @@
-//! The part of the world that a decision about one repository name needs: all who ask for the name, the older first.
+//! The input of a plan about one repository name: every resource that claims the name, the older first.
 //!
-//! Everything that a plan decides is decided by name, so that a plan of such a input is the whole plan's part about it.
+//! A plan decides per name, so a plan of this input is the whole plan's part about the name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +19,10 @@ use crate::plan::Resources;
 /// Who asks for a repository name in a registry.
 pub struct PlanInput<'a> {
     registry: &'a Registry,
-    same: Vec<Arc<Registry>>,
-    holders: Vec<Arc<Repository>>,
+    /// Registries that are the same registry.
+    aliases: Vec<Arc<Registry>>,
+    /// Repositories of Registries of which it is not known yet whether they are the same registry.
+    pending_owners: Vec<Arc<Repository>>,
     repositories: Vec<Arc<Repository>>,
     lifecycle_policies: Vec<Arc<LifecyclePolicy>>,
     namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
@@ -36,7 +38,7 @@ impl<'a> PlanInput<'a> {
         name: &RepositoryName,
     ) -> Self {
         let own = registry.name_any();
-        let (mut same, mut holders, mut repositories) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let (mut aliases, mut pending_owners, mut repositories) = (BTreeMap::new(), Vec::new(), Vec::new());
         for repository in staying(stores.repositories_that_ask_for(name)) {
             let other = &repository.spec.registry_ref.name;
             if *other == own {
@@ -46,15 +48,15 @@ impl<'a> PlanInput<'a> {
             match (registry_clients.same_registry(&own, other), stores.registry(other)) {
                 (Some(false), _) => {}
                 (Some(true), Some(registry)) => {
-                    same.insert(other.clone(), registry);
+                    aliases.insert(other.clone(), registry);
                     repositories.push(repository);
                 }
-                (Some(true), None) | (None, _) => holders.push(repository),
+                (Some(true), None) | (None, _) => pending_owners.push(repository),
             }
         }
         let namespaces = repositories.iter().filter_map(|it| stores.namespace(&it.namespace()?)).collect();
-        let same = same.into_values().collect();
-        Self { registry, same, holders, repositories, lifecycle_policies: Vec::new(), namespaces }
+        let aliases = aliases.into_values().collect();
+        Self { registry, aliases, pending_owners, repositories, lifecycle_policies: Vec::new(), namespaces }
     }
 
     /// The same, with the LifecyclePolicies of the Repositories in it.
@@ -78,8 +80,8 @@ impl<'a> From<&'a PlanInput<'_>> for Resources<'a> {
         };
         Self {
             registries: vec![input.registry],
-            same: input.same.iter().map(|it| &**it).collect(),
-            holders: input.holders.iter().map(|it| &**it).collect(),
+            same: input.aliases.iter().map(|it| &**it).collect(),
+            holders: input.pending_owners.iter().map(|it| &**it).collect(),
             repositories: input.repositories.iter().map(|it| &**it).collect(),
             lifecycle_policies: input.lifecycle_policies.iter().map(|it| &**it).collect(),
             pull_secrets: Vec::new(),

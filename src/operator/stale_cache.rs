@@ -13,7 +13,7 @@ pub struct StaleCache(Mutex<HashMap<String, u64>>);
 
 impl StaleCache {
     /// An object came out of a write.
-    pub fn wrote<K: Resource>(&self, object: &K) {
+    pub fn record_write<K: Resource>(&self, object: &K) {
         if let (Some(uid), Some(version)) = (object.uid(), version(object)) {
             self.versions().insert(uid, version);
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use wharfage::apply::{Connection, Ecr, Identity, registry_id};
 
 use crate::bad_input::target::Target;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{LastSync, away, next, refused_by_registry, show};
+use super::{LastSync, next, refused_by_registry, show, unavailable};
 use crate::apply::RepositoryNeeds;
 use crate::crd::{Condition, Reason};
 use crate::operator::context::Context;
@@ -128,7 +128,7 @@ pub(super) fn failed(
     interval: Duration,
 ) -> (ReadyState, Duration) {
     match trouble {
-        RegistryError::Unavailable(it) => away(it, registry),
+        RegistryError::Unavailable(it) => unavailable(it, registry),
         RegistryError::Rejected(error) => {
             let state = refused_by_registry(error.clone());
             let retry = next(&state, before, interval, jiff::Timestamp::now());

@@ -117,6 +117,9 @@ impl<K> KindObject for K where
 {
 }
 
+/// Sets fields of a status.
+type Update<S> = Box<dyn FnOnce(&mut S) + Send>;
+
 /// What a reconcile found out.
 pub(super) struct Outcome<S> {
     /// How the resource stands.
@@ -126,7 +129,7 @@ pub(super) struct Outcome<S> {
     /// Whether a request to reconcile is answered by it. What is waited for answers none in any case.
     pub(super) answers: bool,
     /// Set the fields of the kind.
-    updates: Vec<Box<dyn FnOnce(&mut S) + Send>>,
+    updates: Vec<Update<S>>,
 }
 
 impl<S> Outcome<S> {

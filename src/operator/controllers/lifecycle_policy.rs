@@ -16,7 +16,8 @@ use kube::{Api, ResourceExt as _};
 use super::converge::{Drift, corrected, failed, observed, uncorrected};
 use super::finish::{KindObject as _, Outcome, finish, suspend};
 use super::{
-    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, jittered, refused_by_registry, registered, show,
+    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, jittered, refused_by_registry,
+    registered, show,
 };
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
@@ -40,7 +41,7 @@ pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["lifecyclepolic
 
 const KIND: &str = "LifecyclePolicy";
 
-/// How soon a preview that goes on is looked at again, and how late at most.
+/// How soon a preview that goes on is reconciled again, and how late at most.
 const PREVIEW_POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Reconciles LifecyclePolicies.
@@ -121,7 +122,7 @@ impl PolicyReconcile<'_> {
     }
 
     /// The Registry and its client, or why there is none.
-    fn registry(&self) -> Result<(Arc<Registry>, Arc<RegistryClient>), Box<ConditionSet>> {
+    fn registry(&self) -> Result<Registered, Box<ConditionSet>> {
         registered(self.ctx, self.registry_name()).map_err(|mut findings| {
             // A Registry that is there need not be ready to tell whether the Repository is.
             findings.references = findings.references.map(|it| it.and_then(|()| self.references(&self.chosen())));
@@ -187,7 +188,7 @@ impl PolicyReconcile<'_> {
                     Ok(Released::Repository) => summary.released.push(name),
                     Ok(Released::Nothing) => {}
                     Ok(Released::Outdated) => return self.outdated(&summary).await,
-                    Err(RegistryError::Unavailable(away)) => return Ok(Some(self.unavailable(&away))),
+                    Err(RegistryError::Unavailable(unavailable)) => return Ok(Some(self.unavailable(&unavailable))),
                     Err(RegistryError::Rejected(error)) => {
                         let error = error.with_prefix(format_args!("{name} cannot be released"));
                         summary.troubles.push(refused_by_registry(error));
@@ -210,7 +211,7 @@ impl PolicyReconcile<'_> {
             match policy_run.run(name, before.get(name)).await {
                 Ok(Some(turn)) => summary.take(name, turn, before.get(name)),
                 Ok(None) => return self.outdated(&summary).await,
-                Err(away) => {
+                Err(unavailable) => {
                     // What is known of the others stays.
                     for name in chosen.iter().filter(|name| !summary.results.contains_key(*name)).collect::<Vec<_>>() {
                         let known = before.get(name).cloned();
@@ -220,7 +221,7 @@ impl PolicyReconcile<'_> {
                     self.emit_events(&summary).await;
                     let outcomes = summary.outcomes();
                     self.results.remember(self.uid(), self.generation(), summary.results);
-                    let outcome = self.unavailable(&away);
+                    let outcome = self.unavailable(&unavailable);
                     return Ok(Some(outcome.with_status(|status| tell(status, outcomes))));
                 }
             }
@@ -255,8 +256,8 @@ impl PolicyReconcile<'_> {
     }
 
     /// The registry is unavailable.
-    fn unavailable(&self, away: &Unavailable) -> Outcome<LifecyclePolicyStatus> {
-        let (state, next) = super::away(away, self.registry_name());
+    fn unavailable(&self, unavailable: &Unavailable) -> Outcome<LifecyclePolicyStatus> {
+        let (state, next) = super::unavailable(unavailable, self.registry_name());
         let findings = ConditionSet { references: Some(self.references(&self.chosen())), ..ConditionSet::of(state) };
         Outcome::new(findings, next)
     }
@@ -277,8 +278,9 @@ impl PolicyReconcile<'_> {
         let begun = summary.results.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
         let next = next(begun, &findings.state, self.policy.conditions(), self.policy.interval());
         let outcomes = summary.outcomes();
-        let outcome = Outcome::new(findings, next).with_status(|status| tell(status, outcomes));
-        Outcome { answers: begun.is_none(), ..outcome }
+        let mut outcome = Outcome::new(findings, next).with_status(|status| tell(status, outcomes));
+        outcome.answers = begun.is_none();
+        outcome
     }
 
     fn reason(&self) -> Reason {
@@ -384,7 +386,7 @@ impl PolicyReconcile<'_> {
             match policy_run.release_repository(&name).await {
                 Ok(Released::Repository | Released::Nothing) => {}
                 Ok(Released::Outdated) => return Ok(false),
-                Err(RegistryError::Unavailable(away)) => return Err(self.unavailable(&away)),
+                Err(RegistryError::Unavailable(unavailable)) => return Err(self.unavailable(&unavailable)),
                 Err(RegistryError::Rejected(error)) => {
                     let trouble = RegistryError::Rejected(error.with_prefix(format_args!("{name} cannot be released")));
                     let (conditions, interval) = (self.policy.conditions(), self.policy.interval());
@@ -417,9 +419,9 @@ fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], inter
 struct RunSummary {
     results: LastResults,
     troubles: Vec<ReadyState>,
-    /// What somebody else had changed, and what is put back.
+    /// What somebody else had changed, and what is corrected.
     drift: Vec<FieldChange>,
-    /// What somebody else had changed, and what could not be put back.
+    /// What somebody else had changed, and what could not be corrected.
     uncorrected_drift: Vec<FieldChange>,
     /// How much of both was not known before.
     found: usize,

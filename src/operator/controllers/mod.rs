@@ -1,4 +1,4 @@
-//! One file for each kind: what a resource of it comes to. What they share is here.
+//! The controllers: one file for each kind, and here what they share.
 
 mod converge;
 mod finish;
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Resource, ResourceExt as _};
 
 use finish::KindObject;
 
@@ -32,32 +32,32 @@ use crate::names::RepositoryName;
 use crate::plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
 use crate::plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
-/// Set by people: whenever its value changes, the resource is looked at anew.
+/// The annotation by which people request a reconcile: each new value requests one.
 pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
-/// How long something that waits for another resource rests, if nothing wakes it.
+/// The delay after which a resource that waits for another one is reconciled again, if nothing requeues it before.
 pub const REQUEUE_WAITING: Duration = Duration::from_secs(60);
 
-/// How long one operation rests that a registry does not get right, at first.
+/// The first delay after an operation that a registry does not get right.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
-/// How soon an object is looked at again whose watch has not brought yet what was written to it.
+/// The delay after which an object is reconciled again whose last write has not come back through the watch.
 const REQUEUE_STALE: Duration = Duration::from_millis(100);
 
-/// What kept a resource from being reconciled: the API server, as everything else ends in its status.
+/// An error of the API server. Everything else ends in the resource's status.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(#[from] kube::Error);
 
 /// How a reconcile ended.
 pub struct ReconcileResult {
-    /// When to look again.
+    /// When to reconcile again.
     pub next: Action,
-    /// For the metrics.
+    /// The label of the metrics.
     pub outcome: ResultLabel,
 }
 
 impl ReconcileResult {
-    /// It stands so, and is looked at again after this long.
+    /// The resource is in this state, and is reconciled again after this delay.
     pub fn of(state: &ReadyState, next: Duration) -> Self {
         let outcome = match state {
             ReadyState::Ready(_) => ResultLabel::ready,
@@ -67,12 +67,12 @@ impl ReconcileResult {
         Self { next: Action::requeue(next), outcome }
     }
 
-    /// It became another one meanwhile, and is looked at as that.
+    /// The resource changed meanwhile, and is reconciled again at once.
     pub fn outdated() -> Self {
         Self { next: Action::requeue(Duration::ZERO), outcome: ResultLabel::reconciling }
     }
 
-    /// Nothing is to be done until it changes.
+    /// Nothing is to be done until the resource changes.
     pub fn resting() -> Self {
         Self { next: Action::await_change(), outcome: ResultLabel::ready }
     }
@@ -145,26 +145,29 @@ fn error_policy<C: KindController>(object: Arc<C::Object>, error: &Error, _: Arc
     Action::requeue(jittered(Duration::from_secs(5)))
 }
 
-/// A tenth more or less, so that what began together does not come back together.
+/// Adds or takes a tenth, so that reconciles that began together do not recur together.
 pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// A resource refers to a Registry that isn't there.
+/// The conditions of a resource whose Registry does not exist.
 pub(super) fn registry_missing(name: &str) -> ConditionSet {
     let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
     let cause = Cause::new(Reason::ReferenceNotFound, message);
     ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) }
 }
 
-/// The Registry that a resource refers to, and its client, or why there is none.
-pub(super) fn registered(ctx: &Context, name: &str) -> Result<(Arc<Registry>, Arc<RegistryClient>), Box<ConditionSet>> {
+/// A Registry and its client.
+type Registered = (Arc<Registry>, Arc<RegistryClient>);
+
+/// Returns the Registry that a resource refers to and its client, or the conditions of a resource that has none.
+pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Box<ConditionSet>> {
     let registry = ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
     let registry_client = ctx.registry_clients.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
     Ok((registry, registry_client))
 }
 
-/// A resource refers to a Registry that has no client.
+/// The conditions of a resource whose Registry has no client.
 pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
@@ -174,13 +177,13 @@ pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }
 
-/// A resource waits for its registry: how it stands, and when to try again. Not all at once.
-pub(super) fn away(away: &Unavailable, registry: &str) -> (ReadyState, Duration) {
-    let cause = Cause::new(Reason::RegistryUnavailable, away.message(registry));
-    (ReadyState::Reconciling(cause), away.retry.mul_f64(1.0 + fastrand::f64()))
+/// The state of a resource whose registry is unavailable, and when to try again. Delays are jittered.
+pub(super) fn unavailable(unavailable: &Unavailable, registry: &str) -> (ReadyState, Duration) {
+    let cause = Cause::new(Reason::RegistryUnavailable, unavailable.message(registry));
+    (ReadyState::Reconciling(cause), unavailable.retry.mul_f64(1.0 + fastrand::f64()))
 }
 
-/// What a plan's refusal means for the resource: things that may come by themselves are waited for.
+/// The state of a resource that a plan refuses. A missing object is waited for.
 pub(super) fn refusal(refused: &Refused) -> ReadyState {
     let Refused { reason, message, .. } = refused;
     match reason {
@@ -190,7 +193,7 @@ pub(super) fn refusal(refused: &Refused) -> ReadyState {
     }
 }
 
-/// What a registry's refusal means for the resource. One that answers otherwise, but not this, is waited for; the rest takes
+/// The state of a resource whose request failed. A registry that answers other requests is waited for; anything else needs
 /// somebody to change something.
 pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) -> ReadyState {
     match kind {
@@ -202,8 +205,8 @@ pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) ->
     }
 }
 
-/// When to look again at a resource that stands so and had these conditions before: in an interval, or sooner at what is waited
-/// for. One operation that does not answer is tried after as long again as it has not answered.
+/// When to reconcile a resource in this state again, that had these conditions before: after an interval, or sooner while it
+/// waits. A failing operation is retried with exponential backoff: the next delay equals the time it has been failing.
 pub(super) fn next(state: &ReadyState, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
     match state {
         ReadyState::Ready(_) | ReadyState::Stalled(_) => jittered(interval),
@@ -218,7 +221,7 @@ pub(super) fn next(state: &ReadyState, before: &[Condition], interval: Duration,
     }
 }
 
-/// Changes in a line.
+/// Shows changes in one line.
 pub(super) fn show(changes: &[FieldChange]) -> String {
     let none = || "(none)".to_owned();
     let show = |change: &FieldChange| match change.sides() {
@@ -241,8 +244,8 @@ where
     store.get(&ObjectRef::from_obj(object)).is_none_or(|it| whose(&it) != whose(object))
 }
 
-/// What a plan does for a resource that stays. Letting go and deleting is never for it: what the tags say of that may be old, and
-/// only the resource that goes knows what it said last.
+/// Returns a plan's step for a resource that is not being deleted. Never returns a Retain or Delete step: the removal policy
+/// stored in tags may be stale, and only the resource being deleted knows the current one.
 pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refused> {
     let stays = |it: &Step| it.object == *object && !matches!(it.action, Effect::Retain | Effect::Delete);
     match plan.refused.into_iter().find(|it| it.object == *object) {
@@ -251,20 +254,20 @@ pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refu
     }
 }
 
-/// A plan about one repository.
+/// Plans for one repository.
 pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
     let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
 
-/// What is known of a resource from its last look: whether what differs now is somebody else's doing.
+/// The state of a resource after its last reconcile, which says whether a difference found now is drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LastSync {
-    /// It was in line.
+    /// The registry was as the resource asks.
     InSync,
-    /// Somebody else had changed what was in line. It was told, and could not be put back.
+    /// Drift was reported, and could not be corrected.
     Drifted,
-    /// It never came to what it asks for now.
+    /// The registry was never as the current spec asks.
     NeverSynced,
 }
 
@@ -283,12 +286,12 @@ impl LastSync {
         }
     }
 
-    /// Whether a change is drift: of what was in line, and of what nobody asked for.
+    /// Returns whether a difference is drift.
     pub(super) fn is_drift(self) -> bool {
         self != Self::NeverSynced
     }
 
-    /// What was repaired stays told until something else is to be told.
+    /// Returns the condition of an earlier correction, which stays until there is other news.
     pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
         let told = condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
         let told = told.filter(|_| self == Self::InSync)?;

@@ -1,4 +1,4 @@
-//! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and taken away again.
+//! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and removed again.
 
 mod objects;
 mod outcome;
@@ -27,7 +27,7 @@ use crate::operator::pull_secrets::annotations::{HeldSecret, Owner, source};
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
 use crate::operator::pull_secrets::decide::{Entry, SecretDeletion, SecretInputs, SecretWrite, WriteReason, decide};
 use crate::operator::pull_secrets::tokens::{Issued, Tokens, not_yet};
-use crate::operator::registry_client::{RegistryClient, RegistryError};
+use crate::operator::registry_client::RegistryClient;
 use crate::operator::status::{Cause, ConditionSet, ReadyState};
 use crate::operator::workload;
 use objects::SecretPlace;

@@ -12,8 +12,8 @@ use super::converge::{
 };
 use super::finish::{KindObject as _, Outcome, finish, suspend};
 use super::{
-    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, is_outdated, jittered, next, plan_for, refusal,
-    registered, show, step_for,
+    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, is_outdated, jittered, next,
+    plan_for, refusal, registered, show, step_for,
 };
 use crate::apply::RepositoryNeeds;
 use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
@@ -21,7 +21,7 @@ use crate::names::RepositoryName;
 use crate::operator::context::Context;
 use crate::operator::plan_input::PlanInput;
 use crate::operator::policy_rule::{PolicyRule, own_kind};
-use crate::operator::registry_client::{Freshness, LockedRepository, RegistryClient, RegistryError};
+use crate::operator::registry_client::{Freshness, LockedRepository, RegistryError};
 use crate::operator::status::{self, Cause, ConditionSet, ReadyState};
 use crate::operator::{finalizer, triggers};
 use crate::plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
@@ -100,7 +100,7 @@ impl RepositoryReconcile<'_> {
     }
 
     /// The Registry and its client, or why there is none.
-    fn registry(&self) -> Result<(Arc<Registry>, Arc<RegistryClient>), Box<Outcome<RepositoryStatus>>> {
+    fn registry(&self) -> Result<Registered, Box<Outcome<RepositoryStatus>>> {
         registered(self.ctx, self.registry_name())
             .map_err(|findings| Box::new(Outcome::new(*findings, jittered(REQUEUE_WAITING))))
     }

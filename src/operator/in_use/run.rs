@@ -1,7 +1,7 @@
 //! Carries a lifecycle policy out in one repository, or tells what it would do, and spares what is in use. What goes is
 //! [`decide`]'s decision alone; this file loads, looks once more, and acts.
 //!
-//! Nothing is kept between two runs but what indexes hold, which their digests fix. Each run reads the rest anew.
+//! Nothing is kept between two runs but what indexes hold, which their digests fix. Each run reads the rest again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const FAILURES: usize = 10;
 /// Why a run came to nothing. Nothing was deleted since.
 #[derive(Debug)]
 pub enum Failure {
-    /// The registry is away, or refuses.
+    /// The registry is unavailable, or refuses.
     Registry(RegistryError),
     /// It can't be told what is in use.
     CannotTell(CannotTell),
@@ -158,7 +158,7 @@ impl Run<'_> {
     /// Does it.
     ///
     /// # Errors
-    /// When it can't be told what is in use: then nothing is done. When the registry is away: then what was done is done, and
+    /// When it can't be told what is in use: then nothing is done. When the registry is unavailable: then what was done is done, and
     /// the next run goes on.
     pub async fn enforce(&self) -> Result<RunReport, Failure> {
         let now = Timestamp::now();
@@ -222,7 +222,7 @@ impl Run<'_> {
         Ok(evaluating(|| decide(self.policy, &looked.stored, &looked.children, &used, now))?)
     }
 
-    /// Acts on images of which none holds another, or refers to another. What is not as it was is let be, and so is then what
+    /// Acts on images of which none holds another, or refers to another. What is not as it was is left unchanged, and so is then what
     /// it holds, and what refers to it.
     async fn act(
         &self,
@@ -251,11 +251,11 @@ impl Run<'_> {
             }
         }
 
-        let named = expiring.iter().map(|ImageAction { image, .. }| match image.tags.as_slice() {
+        let by_tags = expiring.iter().map(|ImageAction { image, .. }| match image.tags.as_slice() {
             tags if by_digest && tags.len() > 1 => (&image.digest, [].as_slice()),
             tags => (&image.digest, tags),
         });
-        let images: Vec<(&Digest, &[Tag])> = named.collect();
+        let images: Vec<(&Digest, &[Tag])> = by_tags.collect();
         let undeleted = self.registry_client.ask(delete(ecr, self.name, &images)).await?;
         for act in expiring {
             match undeleted.iter().find(|it| it.digest == act.image.digest) {

@@ -196,7 +196,7 @@ impl Listed {
 struct Found(HashMap<String, HashSet<UsedImage>>);
 
 impl Found {
-    /// Names that no ECR repository can have are let be: nobody can run what they name from one.
+    /// Ignores names that cannot be ECR repositories.
     fn add<'a>(&mut self, namespace: &str, images: impl IntoIterator<Item = &'a str>) {
         let images = images.into_iter().filter_map(UsedImage::parse);
         match self.0.get_mut(namespace) {

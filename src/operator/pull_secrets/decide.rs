@@ -118,7 +118,7 @@ pub fn decide(world: &SecretInputs<'_>) -> Decision {
             there.insert(held.namespace.as_str(), held);
             decision.detach(world, held, world.service_accounts);
         } else {
-            // One of another type can only be made anew; the deletion is what wakes us to do so.
+            // One of another type can only be made again; the deletion is what requeues us to do so.
             decision.detach(world, held, &BTreeSet::new());
             let HeldSecret { namespace, name, uid, .. } = held.clone();
             decision.delete.push(SecretDeletion { namespace, name, uid });
@@ -187,7 +187,7 @@ impl SecretInputs<'_> {
         of_it.any(|it| it.service_accounts.contains(&entry.account))
     }
 
-    /// The tokens in its Secrets, by namespace: those to pull with, whether or not they are to be written anew, and those that
+    /// The tokens in its Secrets, by namespace: those to pull with, whether or not they are to be written again, and those that
     /// have ended or are of another registry.
     pub fn there(&self) -> (BTreeMap<String, TokenMark>, BTreeMap<String, TokenMark>) {
         let own = self.held.iter().filter(|it| {

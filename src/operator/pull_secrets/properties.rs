@@ -146,7 +146,7 @@ proptest! {
     #[test]
     fn what_is_decided_leads_to_what_is_wanted(mut cluster in cluster(), wanted in wanted()) {
         let before = cluster.clone();
-        // A Secret of another type is deleted first and made anew by the next look.
+        // A Secret of another type is deleted first and made again by the next look.
         for _ in 0..2 {
             let decision = cluster.decide(&wanted);
             cluster.carry_out(&wanted, &decision);

@@ -10,7 +10,7 @@ use crate::apply::ping;
 use crate::plan::model::{ApiError, ErrorKind};
 
 /// The first pause after a registry did not answer; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -35,7 +35,7 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
-    /// The sentence for a condition. It stays the same while the registry is away, so that it is written once.
+    /// The sentence for a condition. It stays the same while the registry is unavailable, so that it is written once.
     pub fn message(&self, registry: &str) -> String {
         let Self { since, message, retry: _ } = self;
         let since = since.strftime("%H:%M:%SZ on %F");
@@ -68,7 +68,7 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    pub(super) fn away(&self, now: Instant) -> Unavailable {
+    pub(super) fn unavailable(&self, now: Instant) -> Unavailable {
         Unavailable {
             since: self.since,
             message: self.message.clone(),
@@ -86,7 +86,7 @@ impl CircuitBreaker {
             down.probed = true;
             return Ok(true);
         }
-        Err(down.away(now))
+        Err(down.unavailable(now))
     }
 
     /// Of requests that were under way together only the first that fails counts.
@@ -102,7 +102,7 @@ impl CircuitBreaker {
                 down.message = message;
             }
         }
-        down.away(now)
+        down.unavailable(now)
     }
 
     /// Whether this is news.
@@ -116,11 +116,11 @@ pub(super) fn pause(failures: u32) -> Duration {
 }
 
 impl RegistryClient {
-    /// Asks the registry something, unless it is known to be away. What it never gets right, while it answers otherwise, is
+    /// Asks the registry something, unless it is known to be unavailable. What it never gets right, while it answers otherwise, is
     /// refused with the error's name.
     ///
     /// # Errors
-    /// When it is away, or refuses.
+    /// When it is unavailable, or refuses.
     pub async fn ask<T>(&self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, RegistryError> {
         let finds_out = self.health().admit(Instant::now()).map_err(RegistryError::Unavailable)?;
         if finds_out {
@@ -179,7 +179,7 @@ impl RegistryClient {
         }
     }
 
-    pub(super) fn health(&self) -> std::sync::MutexGuard<'_, CircuitBreaker> {
+    pub(super) fn health(&self) -> MutexGuard<'_, CircuitBreaker> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

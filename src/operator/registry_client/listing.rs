@@ -89,11 +89,11 @@ impl RegistryClient {
                 Err(RegistryError::Rejected(error))
             }
             // All learn of that from its health.
-            Err(RegistryError::Unavailable(away)) => Err(RegistryError::Unavailable(away)),
+            Err(RegistryError::Unavailable(unavailable)) => Err(RegistryError::Unavailable(unavailable)),
         }
     }
 
-    pub(super) fn listings(&self) -> std::sync::MutexGuard<'_, Listings> {
+    pub(super) fn listings(&self) -> MutexGuard<'_, Listings> {
         self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -16,25 +16,6 @@ use crate::plan::{Call, Step};
 
 /// What was read this recently is what is there: a change may be based on it.
 const JUST_READ: Duration = Duration::from_secs(5);
-/// A registry.
-pub struct RegistryClient {
-    name: String,
-    ecr: Ecr,
-    /// Of what it was made: a Registry that asks for something else gets another client.
-    fingerprint: u64,
-    listings: Mutex<Listings>,
-    /// Held by whoever lists, for all.
-    listing: AsyncMutex<()>,
-    repositories: Mutex<HashMap<RepositoryName, CacheEntry>>,
-    health: Mutex<CircuitBreaker>,
-    /// Where it is and which account's, once it answered that.
-    registry: OnceLock<(String, String)>,
-    /// When images were counted last that nobody else counts.
-    counting: Mutex<Option<Instant>>,
-    /// Held by whoever finds out whether it is the registry that fails, or one operation.
-    doubting: AsyncMutex<()>,
-    recovered: Box<dyn Fn() + Send + Sync>,
-}
 
 /// A repository that nobody else looks at or changes meanwhile.
 pub struct LockedRepository {
@@ -56,7 +37,7 @@ impl LockedRepository {
     /// What the repository is like; nothing if there is none.
     ///
     /// # Errors
-    /// When the registry is away, or refuses to say.
+    /// When the registry is unavailable, or refuses to say.
     pub async fn observe(
         &mut self,
         needs: RepositoryNeeds,
@@ -86,7 +67,7 @@ impl LockedRepository {
     /// Reads tags and policies, unless that was done just now: what is to be changed must be ours still.
     ///
     /// # Errors
-    /// When the registry is away, or refuses to say.
+    /// When the registry is unavailable, or refuses to say.
     pub async fn refresh_before_write(
         &mut self,
         needs: RepositoryNeeds,
@@ -162,7 +143,7 @@ impl LockedRepository {
     /// Carries a step out, and remembers what it did.
     ///
     /// # Errors
-    /// When the registry is away, or refuses.
+    /// When the registry is unavailable, or refuses.
     pub async fn execute(&mut self, step: &Step) -> Result<(), RegistryError> {
         let (registry_client, at) = (Arc::clone(&self.registry_client), Instant::now());
         let mut listed = self.as_listed();
@@ -197,7 +178,7 @@ impl LockedRepository {
     /// Its images, counted within the rotation; nothing if nobody counted yet.
     ///
     /// # Errors
-    /// When the registry is away, or refuses to say.
+    /// When the registry is unavailable, or refuses to say.
     pub async fn usage(&mut self, freshness: Freshness) -> Result<ImageUsage, RegistryError> {
         let rotation = self.registry_client.rotation();
         if let Some((turn, usage)) = &self.known.usage

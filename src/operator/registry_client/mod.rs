@@ -122,7 +122,7 @@ impl RegistryClient {
     }
 
     /// Takes over what another client knows of repositories, if both are of the same registry by what it answers. The listing
-    /// it makes anew: that tells what is there still.
+    /// it makes again: that tells what is there still.
     pub async fn take_over(&self, other: &Self, place: &str) {
         let Some((its_place, account)) = other.registry() else { return };
         if its_place == place && self.ask(registry_id(&self.ecr)).await.is_ok_and(|answered| answered == *account) {

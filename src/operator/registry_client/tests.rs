@@ -4,13 +4,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::health::*;
-use super::listing::*;
+use jiff::Timestamp;
+
+use super::cache::RefreshDue;
+use super::health::{FIRST_PAUSE, pause};
+use super::listing::{NotListed, Snapshot};
 use super::*;
 use crate::apply::fake_ecr::{Asked, FakeEcr, client, fake_ecr};
-use crate::plan::{Action, Object};
+use crate::apply::{ImageUsage, Listing, RepositoryNeeds};
+use crate::plan::model::{ApiError, ErrorKind};
+use crate::plan::{Action, Call, Object, Step};
 use crate::tag_mutability::TagMutability;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -223,15 +228,15 @@ async fn what_is_known_of_a_registry_outlives_its_session() {
 fn a_registry_that_is_away_is_asked_once_per_pause() {
     let (mut health, start) = (CircuitBreaker::default(), Instant::now());
     assert_eq!(health.admit(start).ok(), Some(false));
-    let away = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
-    assert_eq!(away.retry, FIRST_PAUSE);
+    let unavailable = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
+    assert_eq!(unavailable.retry, FIRST_PAUSE);
     // Those that were under way at the same time change nothing.
     health.failed(start + Duration::from_millis(10), Timestamp::UNIX_EPOCH, "refused".to_owned());
     let later = start + Duration::from_millis(1020);
     assert_eq!(health.admit(later).ok(), Some(true), "one finds out");
     assert!(health.admit(later).is_err(), "the others wait");
-    let away = health.failed(later, Timestamp::UNIX_EPOCH, "refused".to_owned());
-    assert_eq!((away.retry, away.since), (FIRST_PAUSE * 2, Timestamp::UNIX_EPOCH));
+    let unavailable = health.failed(later, Timestamp::UNIX_EPOCH, "refused".to_owned());
+    assert_eq!((unavailable.retry, unavailable.since), (FIRST_PAUSE * 2, Timestamp::UNIX_EPOCH));
     assert!(health.answered());
     assert!(!health.answered());
     assert_eq!(health.admit(later).ok(), Some(false));

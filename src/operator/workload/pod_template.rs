@@ -49,7 +49,7 @@ impl WorkloadBuilder<'_> {
             spec: Some(PodSpec {
                 automount_service_account_token: Some(false),
                 enable_service_links: Some(false),
-                // Always said: one that is taken away again is remembered by its old name, serviceAccount.
+                // Always said: one that is removed again is remembered by its old name, serviceAccount.
                 service_account_name: Some(pod.service_account_name.unwrap_or_else(|| "default".to_owned())),
                 image_pull_secrets: listed(&pod.image_pull_secrets),
                 priority_class_name: pod.priority_class_name,

@@ -1,8 +1,8 @@
 //! The volume of a single pod: its claim's template, and what becomes of the claim when the Registry's wishes change.
 //!
-//! A StatefulSet's templates can't be changed, and one that is made anew takes the claim that is there. So a volume grows by
+//! A StatefulSet's templates can't be changed, and one that is created again takes the claim that is there. So a volume grows by
 //! its claim, and the template stays as it was. As long as there is no volume, nothing can be lost: then the StatefulSet is
-//! made anew for another template, and the claim, which is a person's to delete, comes back as that says.
+//! made again for another template, and the claim, which is a person's to delete, comes back as that says.
 
 use std::collections::BTreeMap;
 
@@ -135,7 +135,7 @@ pub fn claims_otherwise(wanted: &Value, current: &Value) -> bool {
         (spec["storageClassName"].as_str().map(str::to_owned), size.as_ref().and_then(amount))
     };
     let wanted = asked(wanted);
-    // What is no size is for the API server to refuse, with nothing taken away for it.
+    // What is no size is for the API server to refuse, with nothing removed for it.
     wanted.1.is_some() && wanted != asked(current)
 }
 
@@ -257,7 +257,7 @@ mod tests {
                 )
             );
         }
-        // Both at once: by the size alone, as the claim that is made anew has the class.
+        // Both at once: by the size alone, as the claim that is created again has the class.
         assert!(refused(&wanted(Some("5Gi"), Some("fast")), None).contains("can't ask for 5Gi"));
         assert_eq!(claim(&wanted(Some("10240Mi"), Some("fast")), &pending("10Gi", Some("fast"))), VolumeChange::Keep);
         assert_eq!(claim(&wanted(None, None), &pending("100Gi", Some("fast"))), VolumeChange::Keep);

@@ -56,7 +56,7 @@ pub(super) struct RepositoryResult {
     pub(super) kept: LastResult,
     /// Why the policy is not ready because of it.
     pub(super) trouble: Option<ReadyState>,
-    /// What somebody else had changed: put back, or found where only looked, or where `kept` differs.
+    /// What somebody else had changed: corrected, or found where only looked, or where `kept` differs.
     pub(super) drift: Vec<FieldChange>,
     /// What was done to the repository's policy.
     pub(super) done: Option<Action>,
@@ -80,7 +80,7 @@ impl RepositoryResult {
 
 /// What became of a repository that the policy is for no more.
 pub(super) enum Released {
-    /// It was let go of.
+    /// It was released.
     Repository,
     /// It is gone, or not the policy's.
     Nothing,
@@ -92,7 +92,7 @@ impl PolicyRun<'_> {
     /// Brings one repository in line. `before` is what its last turn came to. Nothing if the policy is another one by now.
     ///
     /// # Errors
-    /// When the registry is away: then no other repository's turn would come to more.
+    /// When the registry is unavailable: then no other repository's turn would come to more.
     pub(super) async fn run(
         &self,
         name: &RepositoryName,
@@ -107,7 +107,7 @@ impl PolicyRun<'_> {
                 Ok(Some(turn))
             }
             Ok(None) => Ok(None),
-            Err(RegistryError::Unavailable(away)) => Err(away),
+            Err(RegistryError::Unavailable(unavailable)) => Err(unavailable),
             Err(RegistryError::Rejected(error)) => Ok(Some(RepositoryResult::failed(name, refused(name, error)))),
         }
     }
@@ -258,7 +258,7 @@ impl PolicyRun<'_> {
             Ok(Some(_)) => Ok(RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Pending)))),
             Ok(None) => Ok(RepositoryResult::of(LastResult::awaiting(name, before))),
             Err(RegistryError::Rejected(error)) => Ok(RepositoryResult::failed(name, refused(name, error))),
-            Err(away) => Err(away),
+            Err(unavailable) => Err(unavailable),
         }
     }
 
@@ -305,7 +305,7 @@ impl PolicyRun<'_> {
             let told = outcome::acted(name, state, &decision.acts, decision.protected, now());
             return Ok(Some(RepositoryResult::of(LastResult::new(told))));
         }
-        // What is let go must be ours to let go of, now.
+        // Only images of a repository that this policy still governs are deleted.
         let looked = held.refresh_before_write(NEEDS).await?;
         let Some(desired) = self.wanted(name) else { return Ok(None) };
         match self.decide(&desired, name, looked, false) {
@@ -370,10 +370,10 @@ impl PolicyRun<'_> {
         hosts(self.registry, &self.ctx.settings.namespace, told)
     }
 
-    /// Lets go of a repository that the policy is for no more.
+    /// Releases a repository that the policy is for no more.
     ///
     /// # Errors
-    /// When the registry is away, or refuses.
+    /// When the registry is unavailable, or refuses.
     pub(super) async fn release_repository(&self, name: &RepositoryName) -> Result<Released, RegistryError> {
         let mut held = self.registry_client.repository(name).await;
         let Some(mut found) = held.refresh_before_write(NEEDS).await? else { return Ok(Released::Nothing) };

@@ -1,4 +1,4 @@
-//! What the results of repositories came to, so that a policy that is looked at again asks only for what may have changed. A
+//! What the results of repositories came to, so that a policy that is reconciled again asks only for what may have changed. A
 //! status has room for a hundred repositories; here are all. After a start it is what the status says.
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ pub(super) struct LastResult {
     pub(super) begun: Option<Instant>,
     /// The request for a look that it answered.
     pub(super) asked: Option<String>,
-    /// Whether somebody else had changed it, and it could not be put back.
+    /// Whether somebody else had changed it, and it could not be corrected.
     pub(super) differs: bool,
 }
 

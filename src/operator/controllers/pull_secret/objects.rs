@@ -117,7 +117,7 @@ fn unless_it_is_gone(outcome: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// What is gone, or has become something else, is not an error: a look at what is there now decides anew.
+/// What is gone, or has become something else, is not an error: a look at what is there now decides again.
 fn unless_it_changed(outcome: Result<(), Error>) -> Result<bool, Error> {
     match outcome {
         Ok(()) => Ok(true),

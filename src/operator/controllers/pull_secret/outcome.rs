@@ -33,7 +33,7 @@ pub(super) struct Secrets {
     pub(super) why_not: Option<ConditionSet>,
     /// When the registry may be asked again.
     pub(super) retry: Option<Duration>,
-    /// Whether something changed at the same moment, so that it is to be looked at again.
+    /// Whether something changed at the same moment, so that it is to be reconciled again.
     pub(super) unsettled: bool,
 }
 
@@ -60,7 +60,7 @@ impl Secrets {
         self.have.insert(namespace, token);
     }
 
-    /// When the first of the tokens ends, or has ended: whoever is warned of that is not to be told that it is over.
+    /// The earliest expiry of all tokens, including expired ones, so that the alert does not clear when a token expires.
     pub(super) fn ends(&self) -> Option<Timestamp> {
         self.have.values().chain(self.spent.values()).map(|it| it.expires_at).min()
     }
@@ -78,7 +78,7 @@ impl Secrets {
         self.have.values().map(time).min()
     }
 
-    /// When to look again, if nothing wakes it before.
+    /// When to look again, if nothing requeues it before.
     pub(super) fn next(&self, state: &ReadyState, now: Timestamp) -> Duration {
         let rest = if matches!(state, ReadyState::Ready(_)) { None } else { Some(jittered(REQUEUE_WAITING)) };
         // What is due already waits for something else.
@@ -185,13 +185,14 @@ mod tests {
             message(&Secrets { not_allowed, ..having(&["a", "b"]) }),
             "ready InSync: Secret pull is in 2 namespaces; chosen, but not allowed to use Registry home: web"
         );
-        let away = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away")));
+        let unavailable =
+            ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away")));
         assert_eq!(
-            message(&Secrets { why_not: Some(away.clone()), ..having(&["a"]) }),
+            message(&Secrets { why_not: Some(unavailable.clone()), ..having(&["a"]) }),
             "reconciling RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
         );
         assert_eq!(
-            message(&Secrets { why_not: Some(away), ..Secrets::default() }),
+            message(&Secrets { why_not: Some(unavailable), ..Secrets::default() }),
             "reconciling RegistryUnavailable: it is away"
         );
         let older = Owner { namespace: "team".to_owned(), name: "older".to_owned() };
@@ -242,8 +243,8 @@ mod tests {
 
     #[test]
     fn what_is_due_and_waits_is_not_tried_without_pause() {
-        let away = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
-        let outcome = Secrets { why_not: Some(away), ..having(&["a"]) };
+        let unavailable = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
+        let outcome = Secrets { why_not: Some(unavailable), ..having(&["a"]) };
         assert!(outcome.next(&outcome.findings("pull", "home").state, at(600)) > Duration::from_secs(30));
     }
 }

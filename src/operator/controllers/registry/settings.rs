@@ -1,5 +1,5 @@
 //! A registry's own settings: its policy, its scanning configuration, its account's settings. What the Registry does not speak
-//! of is let be.
+//! of is left unchanged.
 
 use std::cmp::Ordering;
 
@@ -79,7 +79,7 @@ pub(super) async fn settle(
     Ok(SettingsState { refused, drifted })
 }
 
-/// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is away.
+/// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is unavailable.
 async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<Observed, RegistryError> {
     let mut observed = Observed::default();
     let looked = registry_client.ask(async {
