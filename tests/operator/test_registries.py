@@ -135,7 +135,7 @@ class TestSettings:
         # Which is older is told in whole seconds.
         time.sleep(1)
         younger = namespace.declare(registry, accountSettings={"BLOB_MOUNTING": "DISABLED"}, scanningConfiguration=SCANNING)
-        namespace.stalled("Registry", younger, "OwnedByAnother", f"accountSettings.BLOB_MOUNTING is what Registry {older} has")
+        namespace.stalled("Registry", younger, "OwnedByAnother", f"accountSettings.BLOB_MOUNTING conflicts with Registry {older}")
         assert settings(name="BLOB_MOUNTING")["value"] == "ENABLED"
         namespace.reconcile("Registry", older)
         assert standing(namespace.reconcile("Registry", younger), "Stalled", "OwnedByAnother")
