@@ -22,14 +22,14 @@ use rustls_pki_types::pem::PemObject as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
-use super::credentials::{Timely, lacking};
-use super::meter::of_its_own;
+use super::credentials::{CredentialsWithTimeout, credentials_error};
+use super::retry::isolated_rate_limiter;
 use crate::names::{AccountId, Region};
 use crate::plan::model::ApiError;
 
 /// How a registry's API is reached.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub struct Connection {
     /// Its URL; Amazon ECR's if there is none.
     pub endpoint: Option<String>,
     /// The region that requests are signed for.
@@ -44,7 +44,7 @@ pub struct Access {
     pub host: Option<String>,
 }
 
-impl Access {
+impl Connection {
     /// With an access key of the registry's own.
     pub fn with_key(endpoint: String, region: Region, id: String, secret: SecretString) -> Self {
         let identity = Identity::Key { id, secret, session_token: None };
@@ -83,7 +83,7 @@ impl Ecr {
     ///
     /// # Errors
     /// When `ca_bundle` holds no certificates.
-    pub async fn new(access: Access, registry_id: Option<&AccountId>) -> anyhow::Result<Self> {
+    pub async fn new(connection: Connection, registry_id: Option<&AccountId>) -> anyhow::Result<Self> {
         let retries = RetryConfig::adaptive()
             .with_max_attempts(5)
             .with_initial_backoff(Duration::from_millis(200))
@@ -94,7 +94,7 @@ impl Ecr {
             // Its attempts together: who waits for a registry that answers nothing is to be told so.
             .operation_timeout(Duration::from_secs(45))
             .build();
-        let Access { endpoint, region, identity, role, ca_bundle, host } = access;
+        let Connection { endpoint, region, identity, role, ca_bundle, host } = connection;
         let registry_id = registry_id.map(ToString::to_string);
         let key = match &identity {
             Identity::Key { id, .. } => Some(id),
@@ -147,11 +147,13 @@ impl Ecr {
         }
         if let Some(role) = role {
             let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
-            config = config.credentials_provider(Timely::new(SharedCredentialsProvider::new(assumed.build().await)));
+            config = config.credentials_provider(CredentialsWithTimeout::new(SharedCredentialsProvider::new(
+                assumed.build().await,
+            )));
         } else if let Some(ambient) = base.credentials_provider() {
-            config = config.credentials_provider(Timely::new(ambient));
+            config = config.credentials_provider(CredentialsWithTimeout::new(ambient));
         }
-        let config = of_its_own(config).retry_config(retries).timeout_config(timeouts).build();
+        let config = isolated_rate_limiter(config).retry_config(retries).timeout_config(timeouts).build();
         Ok(Self { client: Client::from_conf(config), registry_id, identity: known, proxy })
     }
 
@@ -215,41 +217,33 @@ impl ResolveDns for Elsewhere {
     }
 }
 
-/// Names that registries give to operations which they do not have.
-const UNKNOWN_OPERATION: [&str; 5] = [
-    "UnknownOperationException",
-    "UnknownOperation",
-    "UnsupportedOperationException",
-    "NotImplemented",
-    "InvalidAction",
-];
-
 /// An error of the SDK as its name and message. What never reached the registry has a name of ours.
 pub(super) fn api_error<E>(error: &SdkError<E>) -> ApiError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    if let Some(error) = lacking(error) {
+    if let Some(error) = credentials_error(error) {
         return error;
     }
-    let (name, message) = match error {
-        SdkError::ServiceError(refused) => {
-            let Some(name) = refused.err().code() else {
-                let message =
-                    format!("HTTP status {} without an error's name: is this an ECR API?", refused.raw().status());
-                return ApiError { name: "UnexpectedResponse".to_owned(), message };
-            };
-            let message = refused.err().message().map_or_else(|| refused.err().to_string(), str::to_owned);
-            return ApiError { name: name.to_owned(), message };
-        }
-        SdkError::TimeoutError(_) => ("RegistryUnavailable", "it did not answer in time".to_owned()),
+    match error {
+        SdkError::ServiceError(refused) => match refused.err().code() {
+            Some(name) => {
+                let message = refused.err().message().map_or_else(|| refused.err().to_string(), str::to_owned);
+                super::error::named(name, message)
+            }
+            None => {
+                let status = refused.raw().status();
+                let message = format!("HTTP status {status} without an error's name: is this an ECR API?");
+                super::error::unexpected_response(message)
+            }
+        },
+        SdkError::TimeoutError(_) => super::error::unavailable("it did not answer in time"),
         SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() || is_of_http(error) => {
-            ("RegistryUnavailable", format!("it does not answer, so is it running? ({})", cause(error)))
+            super::error::unavailable(format!("it does not answer, so is it running? ({})", cause(error)))
         }
-        SdkError::ResponseError(_) => ("UnexpectedResponse", causes(error)),
-        _ => ("ClientError", causes(error)),
-    };
-    ApiError { name: name.to_owned(), message }
+        SdkError::ResponseError(_) => super::error::unexpected_response(causes(error)),
+        _ => super::error::client_error(causes(error)),
+    }
 }
 
 /// Whether it is HTTP's: a connection that broke, an answer that is none.
@@ -267,11 +261,6 @@ fn causes(error: &dyn std::error::Error) -> String {
 fn cause(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(Some(error), |error| error.source());
     chain.last().map(ToString::to_string).unwrap_or_default()
-}
-
-/// Whether the registry has no such operation.
-pub fn is_unknown_operation(error: &ApiError) -> bool {
-    UNKNOWN_OPERATION.contains(&error.name.as_str())
 }
 
 #[cfg(test)]

@@ -11,36 +11,33 @@ use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
 use aws_smithy_types::error::ErrorMetadata;
 
-use super::meter::is_throttling;
-use crate::plan::model::ApiError;
-
-/// The name of the error when nobody gives credentials, and that may get better by itself.
-pub const CREDENTIALS_UNAVAILABLE: &str = "CredentialsUnavailable";
+use super::error::{CREDENTIALS_UNAVAILABLE, kind_of};
+use crate::plan::model::{ApiError, ErrorKind};
 
 /// How long credentials are waited for. The SDK's cache gives up after five seconds, with an error that does not say of what.
-const PATIENCE: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Credentials, or an error that says that there are none, in time.
 #[derive(Debug)]
-pub(super) struct Timely {
+pub(super) struct CredentialsWithTimeout {
     provider: SharedCredentialsProvider,
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl Timely {
+impl CredentialsWithTimeout {
     pub(super) fn new(provider: SharedCredentialsProvider) -> Self {
-        Self { provider, patience: PATIENCE }
+        Self { provider, timeout: TIMEOUT }
     }
 }
 
-impl ProvideCredentials for Timely {
+impl ProvideCredentials for CredentialsWithTimeout {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let answer = tokio::time::timeout(self.patience, self.provider.provide_credentials()).await;
-            let late = || CredentialsError::provider_timed_out(self.patience);
+            let answer = tokio::time::timeout(self.timeout, self.provider.provide_credentials()).await;
+            let late = || CredentialsError::provider_timed_out(self.timeout);
             answer.unwrap_or_else(|_| self.fallback_on_interrupt().ok_or_else(late))
         })
     }
@@ -73,32 +70,33 @@ impl Answer {
     fn refusal(&self) -> Option<&str> {
         // It asked an identity provider, which did not answer it.
         const OF_OTHERS: &str = "IDPCommunicationError";
-        let refuses = |code: &&str| self.status < 500 && !is_throttling(code) && *code != OF_OTHERS;
+        let refuses = |code: &&str| self.status < 500 && kind_of(code) != ErrorKind::Throttled && *code != OF_OTHERS;
         self.code.as_deref().filter(refuses)
     }
 }
 
 /// What is wrong with the credentials, if that is why nothing was sent. The message is the same at each try: what STS says has the
 /// request's id beside it, which is not told.
-pub(super) fn lacking(error: &(dyn Error + 'static)) -> Option<ApiError> {
-    let lacking = chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
+pub(super) fn credentials_error(error: &(dyn Error + 'static)) -> Option<ApiError> {
+    let found = chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
     let answer = chain(error).find_map(Answer::of);
     if let Some(answer) = &answer
         && let Some(code) = answer.refusal()
     {
         let message = format!("STS refuses the credentials: {}", answer.message);
-        return Some(ApiError { name: code.to_owned(), message });
+        // Of the credentials, not of the registry.
+        return Some(ApiError::new(ErrorKind::Other, code, message));
     }
     let why = match answer {
         Some(Answer { status, code, .. }) => {
             format!("STS answers {}", code.unwrap_or_else(|| format!("HTTP status {status}")))
         }
         // A file that makes no sense gets no better by itself: that is told as what the client has against it.
-        None if matches!(lacking, CredentialsError::InvalidConfiguration(_)) => return None,
+        None if matches!(found, CredentialsError::InvalidConfiguration(_)) => return None,
         None => chain(error).last().map(words).unwrap_or_default(),
     };
     let message = format!("there are no credentials to ask it with, so are they configured, and is STS there? ({why})");
-    Some(ApiError { name: CREDENTIALS_UNAVAILABLE.to_owned(), message })
+    Some(ApiError::new(ErrorKind::CredentialsUnavailable, CREDENTIALS_UNAVAILABLE, message))
 }
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -123,7 +121,7 @@ mod tests {
     use aws_smithy_runtime_api::http::StatusCode;
 
     use super::*;
-    use crate::apply::{Access, Ecr, list};
+    use crate::apply::{Connection, Ecr, list};
     use secrecy::SecretString;
 
     /// What STS answers to the nth request: another request id each time.
@@ -137,15 +135,15 @@ mod tests {
     /// What a client says whose credentials come to this, asked twice.
     async fn told(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
         let (region, key) = ("eu-home-1".parse().unwrap(), SecretString::from("secret"));
-        let access = Access::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
-        let mut ecr = Ecr::new(access, None).await.unwrap();
+        let connection = Connection::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
+        let mut ecr = Ecr::new(connection, None).await.unwrap();
         let asked = AtomicUsize::new(0);
         let provider = provide_credentials_fn(move || {
             let error = error(asked.fetch_add(1, Ordering::SeqCst));
             async { Err(error) }
         });
         let config = ecr.client.config().to_builder();
-        let config = config.credentials_provider(Timely::new(SharedCredentialsProvider::new(provider)));
+        let config = config.credentials_provider(CredentialsWithTimeout::new(SharedCredentialsProvider::new(provider)));
         ecr.client = aws_sdk_ecr::Client::from_conf(config.build());
         let first = list(&ecr).await.unwrap_err();
         assert_eq!(list(&ecr).await.unwrap_err(), first, "each try would be a write");
@@ -202,9 +200,9 @@ mod tests {
             Err(CredentialsError::not_loaded_no_source())
         });
         let provider = SharedCredentialsProvider::new(provider);
-        let timely = Timely { provider, patience: Duration::from_millis(10) };
+        let timely = CredentialsWithTimeout { provider, timeout: Duration::from_millis(10) };
         let late = timely.provide_credentials().await.unwrap_err();
         assert!(matches!(late, CredentialsError::ProviderTimedOut(_)), "{late}");
-        assert_eq!(lacking(&late).unwrap().name, CREDENTIALS_UNAVAILABLE);
+        assert_eq!(credentials_error(&late).unwrap().name, CREDENTIALS_UNAVAILABLE);
     }
 }

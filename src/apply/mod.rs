@@ -1,27 +1,30 @@
 //! Carries a plan out through the ECR API, and looks at what is there: all I/O of reconciling, and no decision of it.
 
-#[cfg(test)]
-pub(crate) mod answering;
-mod carry_out;
 mod client;
 mod credentials;
+pub mod error;
+mod execute;
+#[cfg(test)]
+pub(crate) mod fake_ecr;
 mod images;
-mod meter;
+mod interceptor;
 mod observe;
 mod previews;
 mod report;
+mod retry;
 mod settings;
 mod token;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-pub use carry_out::carry_out;
-pub use client::{Access, Ecr, Identity, is_loopback, is_unknown_operation};
-pub use credentials::CREDENTIALS_UNAVAILABLE;
+pub use client::{Connection, Ecr, Identity, is_loopback};
+pub use execute::execute;
 pub use images::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
-pub use meter::{CallObserver, is_throttling};
-pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, look, observe, pulse, registry_id, usage};
+pub use interceptor::CallObserver;
+pub use observe::{
+    ImageUsage, Listed, Listing, RepositoryNeeds, find, list, observe, observe_repository, ping, registry_id, usage,
+};
 pub use previews::{PreviewedPolicy, preview};
 pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
 pub use settings::observe_settings;
@@ -31,7 +34,7 @@ use crate::names::RepositoryName;
 use crate::plan::{Call, Plan, Step};
 
 /// How long previews may take all together before the report goes on without them.
-const PREVIEW_PATIENCE: Duration = Duration::from_secs(30);
+const PREVIEW_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How far an apply has come.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ pub async fn apply(ecr: &Ecr, plan: &Plan, mut progress: impl FnMut(Progress<'_>
                         arns.insert(name, made.arn);
                     }
                 };
-                match carry_out(ecr, step, arn.as_deref(), remember).await {
+                match execute(ecr, step, arn.as_deref(), remember).await {
                     Ok(()) => Verdict::Done,
                     Err(error) => Verdict::Failed(error),
                 }
@@ -96,7 +99,7 @@ pub async fn apply(ecr: &Ecr, plan: &Plan, mut progress: impl FnMut(Progress<'_>
     if !previews.is_empty() {
         progress(Progress::Previewing(previews.len()));
         let names = previews.iter().filter_map(|index| outcomes[*index].repository.clone()).collect();
-        let mut results = previews::results(ecr, names, PREVIEW_PATIENCE).await;
+        let mut results = previews::results(ecr, names, PREVIEW_TIMEOUT).await;
         for index in previews {
             let outcome: &mut Outcome = &mut outcomes[index];
             match outcome.repository.as_ref().and_then(|name| results.remove(name)) {

@@ -16,10 +16,11 @@ use futures::{StreamExt as _, stream};
 use serde_json::Value;
 
 use super::client::{Ecr, api_error};
+use super::error::unexpected_response;
 use super::settings::observe_settings;
 use crate::names::RepositoryName;
 use crate::plan::model::{
-    ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, Observed, ObservedRepository,
+    ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, ErrorKind, LifecycleMode, Observed, ObservedRepository,
 };
 use crate::plan::ownership::Ownership;
 use crate::tag_mutability::{Mutability, TagMutability};
@@ -42,7 +43,7 @@ pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError>
             let needs = needs.of_repository(name);
             async move {
                 let found = match listed {
-                    Ok(listed) => look(ecr, name, listed, needs).await,
+                    Ok(listed) => observe_repository(ecr, name, listed, needs).await,
                     Err(error) => Err(error.clone()),
                 };
                 (name.clone(), found)
@@ -200,7 +201,7 @@ impl RepositoryNeeds {
 ///
 /// # Errors
 /// When the registry refuses, or cannot be reached.
-pub async fn look(
+pub async fn observe_repository(
     ecr: &Ecr,
     name: &RepositoryName,
     listed: &Listed,
@@ -282,20 +283,20 @@ fn id_in(answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>
     let answer = answer.map_err(|error| api_error(&error))?;
     answer.registry_id().map(str::to_owned).ok_or_else(|| {
         let message = "DescribeRegistry was answered without a registryId: is this an ECR API?".to_owned();
-        ApiError { name: "UnexpectedResponse".to_owned(), message }
+        unexpected_response(message)
     })
 }
 
-/// How long a registry may take to answer a [`pulse`].
-const PULSE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a registry may take to answer a [`ping`].
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether the registry answers at all: asked once, and not waited for as long as for other things.
 ///
 /// # Errors
 /// When it refuses to say, or cannot be reached.
-pub async fn pulse(ecr: &Ecr) -> Result<(), ApiError> {
-    let patience = TimeoutConfig::builder().operation_timeout(PULSE_PATIENCE).build();
-    let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(patience);
+pub async fn ping(ecr: &Ecr) -> Result<(), ApiError> {
+    let timeout = TimeoutConfig::builder().operation_timeout(PING_TIMEOUT).build();
+    let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(timeout);
     id_in(ecr.client.describe_registry().customize().config_override(once).send().await).map(drop)
 }
 
@@ -359,5 +360,5 @@ pub(super) fn document(field: &str, text: Option<&str>) -> Result<Option<Value>,
 pub(super) fn unexpected(field: &str, value: &str) -> ApiError {
     let value: String = value.chars().take(100).collect();
     // About this one value: the registry as such answers.
-    ApiError { name: "UnexpectedValue".to_owned(), message: format!("the registry says {field} is {value:?}") }
+    ApiError::new(ErrorKind::Other, "UnexpectedValue", format!("the registry says {field} is {value:?}"))
 }

@@ -14,7 +14,7 @@ use super::client::{Ecr, api_error};
 use super::images::{MOST_IMAGE_IDS, images, images_again};
 use super::report::{Previewed, PreviewedImage};
 use crate::names::{Digest, RepositoryName};
-use crate::plan::model::ApiError;
+use crate::plan::model::{ApiError, ErrorKind};
 
 /// Previews that are waited for at once.
 const CONCURRENCY: usize = 8;
@@ -55,11 +55,11 @@ async fn result(ecr: &Ecr, name: &RepositoryName) -> Result<Previewed, ApiError>
             None => Err(Wait::Running),
         }
     };
-    let patience = ExponentialBuilder::default()
+    let backoff = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_secs(2))
         .without_max_times();
-    match look.retry(patience).when(|wait| matches!(wait, Wait::Running)).await {
+    match look.retry(backoff).when(|wait| matches!(wait, Wait::Running)).await {
         Ok(previewed) => Ok(previewed),
         Err(Wait::Failed(error)) => Err(error),
         Err(Wait::Running) => Err(failed(name, "still running")),
@@ -67,7 +67,7 @@ async fn result(ecr: &Ecr, name: &RepositoryName) -> Result<Previewed, ApiError>
 }
 
 fn failed(name: &RepositoryName, status: &str) -> ApiError {
-    ApiError { name: "PreviewFailed".to_owned(), message: format!("the preview of {name} is {status}") }
+    ApiError::new(ErrorKind::Other, "PreviewFailed", format!("the preview of {name} is {status}"))
 }
 
 /// A page of a preview's results; nothing while it goes on.

@@ -159,6 +159,7 @@ impl fmt::Display for Subject<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::model::ErrorKind;
 
     fn outcome(verdict: Verdict, preview: Option<Previewed>) -> Outcome {
         let object = Object { kind: "LifecyclePolicy", namespace: "shop".to_owned(), name: "keep".to_owned() };
@@ -180,7 +181,7 @@ mod tests {
                      EXPIRE sha256:ab (v1) by rule 1
                      and 2 more
         ");
-        let error = ApiError { name: "LimitExceededException".to_owned(), message: "too many".to_owned() };
+        let error = ApiError::new(ErrorKind::Other, "LimitExceededException", "too many");
         insta::assert_snapshot!(
             outcome(Verdict::Failed(error.clone()), None),
             @"failed     to preview LifecyclePolicy shop/keep (shop/api): LimitExceededException: too many"

@@ -9,11 +9,12 @@ use aws_sdk_ecr::types;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::Value;
 
-use super::carry_out::client_error;
-use super::client::{Ecr, api_error, is_unknown_operation};
+use super::client::{Ecr, api_error};
+use super::error::client_error;
 use super::observe::{document, registry_id, unexpected};
+use crate::crd::Reason;
 use crate::plan::Call;
-use crate::plan::model::{ApiError, Desired, Observed};
+use crate::plan::model::{ApiError, Desired, ErrorKind, Observed};
 use crate::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 
 /// What is there of the settings that `desired` speaks of, and nothing of the repositories.
@@ -55,15 +56,15 @@ async fn own_registry(ecr: &Ecr) -> Result<(), ApiError> {
         "the credentials belong to registry {own}, not to {meant}, and a registry's settings are its own account's matter: \
          correct registryId, or the credentials"
     );
-    Err(ApiError { name: "RegistryIdMismatch".to_owned(), message })
+    Err(ApiError::new(ErrorKind::Other, Reason::RegistryIdMismatch.as_str(), message))
 }
 
 fn lacking(error: ApiError, what: &str) -> ApiError {
-    if !is_unknown_operation(&error) {
+    if error.kind != ErrorKind::UnsupportedOperation {
         return error;
     }
     let message = format!("this registry has no {what} ({error}): take that out of the manifest");
-    ApiError { name: "UnsupportedByRegistry".to_owned(), message }
+    ApiError::new(ErrorKind::UnsupportedOperation, Reason::UnsupportedByRegistry.as_str(), message)
 }
 
 async fn account_settings(

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::client::{Ecr, api_error};
+use super::error::unexpected_response;
 use crate::plan::model::ApiError;
 
 /// What a container runtime logs in with.
@@ -78,7 +79,7 @@ pub fn host(place: &str) -> Option<String> {
 }
 
 fn unexpected(what: &str) -> ApiError {
-    ApiError { name: "UnexpectedResponse".to_owned(), message: format!("GetAuthorizationToken gave {what}") }
+    unexpected_response(format!("GetAuthorizationToken gave {what}"))
 }
 
 #[cfg(test)]

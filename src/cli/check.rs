@@ -6,9 +6,9 @@ use anyhow::bail;
 use kube::Client;
 
 use super::output::say;
-use crate::operator::access::Feature;
 use crate::operator::check::{Expected, Finding, check_kinds, check_leader, check_permissions};
 use crate::operator::cluster;
+use crate::operator::policy_rule::Feature;
 
 /// The flags of `wharfage check`.
 #[derive(Debug, clap::Args)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::StopSignals;
 use super::identity::cluster_name;
-use crate::operator::access::Feature;
+use crate::operator::policy_rule::Feature;
 use crate::operator::{Process, Settings, cluster, run};
 
 /// The flags of `wharfage operator`.
@@ -19,7 +19,7 @@ Examples:
 In a cluster it is installed by its Helm chart, which gives it the permissions that it needs. Without a cluster,
 `wharfage up FOLDER` does the same for a folder of manifests.")]
 pub struct Operator {
-    /// The name of the cluster: it is written on what its resources own, and what another cluster owns is never touched
+    /// Name recorded as the owner of what this cluster manages; what another cluster owns is never changed
     #[arg(long, env = "WHARFAGE_CLUSTER", default_value = "local", value_parser = cluster_name, value_name = "NAME")]
     cluster: String,
 
@@ -52,7 +52,7 @@ pub struct Operator {
     #[arg(long, env = "WHARFAGE_REGISTRY_IMAGE", value_name = "IMAGE")]
     registry_image: Option<String>,
 
-    /// Goes without a feature, and needs no permissions for it then; may be repeated
+    /// Disable a feature, which then needs no permissions; may be repeated
     #[arg(long, value_enum, value_name = "FEATURE")]
     without: Vec<Feature>,
 

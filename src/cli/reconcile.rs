@@ -10,11 +10,11 @@ use serde::Serialize;
 use super::identity::{Identity, Planner};
 use super::output::{print_error, say, say_error};
 use crate::apply::Identity::Ambient;
-use crate::apply::{self, Access, Ecr, Progress, Report, observe};
+use crate::apply::{self, Connection, Ecr, Progress, Report, observe};
 use crate::crd::Registry;
 use crate::datadir::DataDir;
 use crate::manifests::{LoadError, Manifests, Problem};
-use crate::plan::model::{ApiError, Refused};
+use crate::plan::model::{ApiError, ErrorKind, Refused};
 use crate::plan::{Desired, Plan, desired, plan, unresolved};
 use crate::telemetry::is_capable_terminal;
 
@@ -120,8 +120,8 @@ impl Target {
             format!("Registry {name} was not started from {}: run wharfage up FOLDER first", data.path().display())
         })?;
         let (id, secret) = data.access_key(&started.name)?;
-        let access = Access::with_key(started.endpoint.clone(), started.region, id, secret);
-        Ok(Self { name, place: started.endpoint, ecr: Ecr::new(access, None).await? })
+        let connection = Connection::with_key(started.endpoint.clone(), started.region, id, secret);
+        Ok(Self { name, place: started.endpoint, ecr: Ecr::new(connection, None).await? })
     }
 
     /// A registry that runs elsewhere, by the environment's AWS configuration.
@@ -132,8 +132,8 @@ impl Target {
             (None, Some(aws)) => (format!("Amazon ECR in {region}"), None, aws.role_arn.clone()),
             (None, None) => bail!("Registry {name} is neither managed nor an endpoint nor aws"),
         };
-        let access = Access { endpoint, region, identity: Ambient, role, ca_bundle: None, host: None };
-        let ecr = Ecr::new(access, registry.registry_id().as_ref()).await?;
+        let connection = Connection { endpoint, region, identity: Ambient, role, ca_bundle: None, host: None };
+        let ecr = Ecr::new(connection, registry.registry_id().as_ref()).await?;
         Ok(Self { name, place, ecr })
     }
 
@@ -149,7 +149,7 @@ impl Target {
 
     fn explain(&self, error: ApiError) -> anyhow::Error {
         // A proxy's refusal looks like a registry that makes no sense, and its silence like one that is away.
-        let by_proxy = ["RegistryUnavailable", "UnexpectedResponse", "ClientError"].contains(&error.name.as_str());
+        let by_proxy = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::UnexpectedResponse | ErrorKind::Client);
         match self.ecr.proxy().filter(|_| by_proxy) {
             Some(proxy) => anyhow::anyhow!(
                 "Registry {} ({}), through the proxy {proxy}: {error}. To ask no proxy, add the host to NO_PROXY",

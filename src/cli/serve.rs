@@ -338,5 +338,5 @@ pub(super) fn database_url(file: Option<&Path>) -> anyhow::Result<Option<SecretS
         }
         None => std::env::var("WHARFAGE_DATABASE_URL").ok(),
     };
-    Ok(url.map(|url| SecretString::from(url)))
+    Ok(url.map(SecretString::from))
 }

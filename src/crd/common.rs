@@ -1,9 +1,11 @@
 //! What several kinds share: references, policies of management, documents.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::ResourceExt as _;
 use kube::core::{Rule, Selector, SelectorExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -172,4 +174,10 @@ pub(crate) use managed;
 pub fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels.unwrap_or(&NONE)))
+}
+
+/// Orders resources by precedence: the older first, and of two made in the same second the one that comes first by name.
+pub fn older<K: kube::Resource>(a: &K, b: &K) -> Ordering {
+    let key = |it: &K| (it.meta().creation_timestamp.clone().map(|it| it.0), it.namespace(), it.name_any());
+    key(a).cmp(&key(b))
 }

@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::reason::Reason;
+
 /// The conditions that Wharfage sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionType {
@@ -56,6 +58,13 @@ pub struct Condition {
     pub observed_generation: Option<i64>,
     /// When the status last changed.
     pub last_transition_time: Time,
+}
+
+impl Condition {
+    /// Returns whether the condition has this reason.
+    pub fn has_reason(&self, reason: &Reason) -> bool {
+        self.reason == reason.as_str()
+    }
 }
 
 /// The condition of this type, if the resource has it.

@@ -12,8 +12,8 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
 
-use super::access;
-use super::access::{Feature, Scope};
+use super::policy_rule::{Feature, RuleScope};
+use super::rbac;
 use crate::crd::{self, API_VERSION, GROUP, VERSION};
 
 /// One thing that the operator needs.
@@ -123,16 +123,16 @@ pub async fn check_permissions(client: &Client, expected: &Expected) -> anyhow::
 fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
     let Expected { namespace, without, secret_namespaces } = expected;
     let mut questions = Vec::new();
-    for rule in access().iter().filter(|rule| !without.contains(&rule.feature)) {
+    for rule in rbac::rules().iter().filter(|rule| !without.contains(&rule.feature)) {
         for name in rule.resources {
             let (resource, subresource) =
                 name.split_once('/').map_or((*name, None), |(resource, sub)| (resource, Some(sub)));
             let places: Vec<Option<&String>> = match rule.scope {
-                Scope::OwnNamespace => vec![Some(namespace)],
-                Scope::Cluster if resource == "secrets" && !secret_namespaces.is_empty() => {
+                RuleScope::OwnNamespace => vec![Some(namespace)],
+                RuleScope::Cluster if resource == "secrets" && !secret_namespaces.is_empty() => {
                     secret_namespaces.iter().map(Some).collect()
                 }
-                Scope::Cluster => vec![None],
+                RuleScope::Cluster => vec![None],
             };
             for (place, verb) in places.iter().flat_map(|place| rule.verbs.iter().map(move |verb| (place, verb))) {
                 questions.push(ResourceAttributes {

@@ -1,10 +1,23 @@
 //! Events: what happened to a resource, for those who look at it with `kubectl describe`.
 //!
-//! They are told when something changes, not when it is looked at again; what happens again is counted on the event that is
+//! They are emitted when something changes, not at each reconcile; what happens again is counted on the event that is
 //! there. An event that cannot be written is logged, and nothing else stops for it.
 
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
+
+use super::policy_rule::{Feature, PolicyRule, RuleScope};
+use crate::crd::Reason;
+
+/// Permissions to emit events.
+pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
+    group: "events.k8s.io",
+    resources: &["events"],
+    verbs: &["create", "patch"],
+    scope: RuleScope::Cluster,
+    feature: Feature::Core,
+    reason: "events",
+}];
 
 /// What the API takes of a note, in bytes.
 pub const LONGEST_NOTE: usize = 1024;
@@ -21,26 +34,26 @@ impl Events {
     }
 
     /// Something was done.
-    pub async fn normal<K: Resource<DynamicType = ()>>(&self, object: &K, reason: &str, note: impl Into<String>) {
+    pub async fn normal<K: Resource<DynamicType = ()>>(&self, object: &K, reason: Reason, note: impl Into<String>) {
         self.publish(object, EventType::Normal, reason, note.into()).await;
     }
 
     /// Something is wrong.
-    pub async fn warning<K: Resource<DynamicType = ()>>(&self, object: &K, reason: &str, note: impl Into<String>) {
+    pub async fn warning<K: Resource<DynamicType = ()>>(&self, object: &K, reason: Reason, note: impl Into<String>) {
         self.publish(object, EventType::Warning, reason, note.into()).await;
     }
 
-    async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, type_: EventType, reason: &str, note: String) {
+    async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, type_: EventType, reason: Reason, note: String) {
         let note = cut(note);
         let event = Event {
             type_,
-            reason: reason.to_owned(),
+            reason: reason.to_string(),
             note: Some(note),
             action: "Reconcile".to_owned(),
             secondary: None,
         };
         if let Err(error) = self.0.publish(&event, &object.object_ref(&())).await {
-            tracing::warn!(kind = %K::kind(&()), reason, %error, "an event could not be written");
+            tracing::warn!(kind = %K::kind(&()), %reason, %error, "an event could not be written");
         }
     }
 }

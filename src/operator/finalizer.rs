@@ -1,7 +1,7 @@
-//! The finalizer: put before the first call to a registry, taken away when nothing is left to do there.
+//! The finalizer: put before the first call to a registry, removed when nothing is left to do there.
 //!
 //! It is put by server-side apply with a field manager of its own, so that nobody else's finalizers are touched. The uid goes with
-//! it: an object that is gone meanwhile is not made again. It is taken away by value, whoever else wrote it, too: a manifest that
+//! it: an object that is gone meanwhile is not made again. It is removed by value, whoever else wrote it, too: a manifest that
 //! was exported and applied again, or comes from a backup, has it.
 
 use std::fmt::Debug;
@@ -11,7 +11,8 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::controllers::FINALIZER;
+/// The finalizer of every kind.
+pub const FINALIZER: &str = "wharfage.dev/finalizer";
 
 const FIELD_MANAGER: &str = "wharfage-finalizer";
 

@@ -94,7 +94,7 @@ where
 
     fn apply(&mut self, event: &Event<K>) {
         match event {
-            // What is listed anew is nobody's to see until all of it is there.
+            // What is listed again is nobody's to see until all of it is there.
             Event::Init | Event::InitApply(_) => self.writer.apply_watcher_event(event),
             Event::InitDone => {
                 let mut keyed = self.index.0.write().unwrap_or_else(PoisonError::into_inner);

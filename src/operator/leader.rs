@@ -10,7 +10,7 @@
 //!
 //! Writes of the lease are replacements of one resourceVersion, so that of two candidates one wins. What a leader does goes through its
 //! [`Term`], which refuses what is sent after the deadline: a process that was stopped in the middle of its work and goes on after
-//! another has taken over finds nothing that it could still write with.
+//! another has adopted finds nothing that it could still write with.
 
 use std::future::Future;
 use std::pin::pin;
@@ -30,30 +30,30 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::access::{Access, Feature, Scope};
+use super::policy_rule::{Feature, PolicyRule, RuleScope};
 
 /// What electing takes.
-pub(super) const ACCESS: &[Access] = &[Access {
+pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     group: "coordination.k8s.io",
     resources: &["leases"],
     verbs: &["get", "create", "update"],
-    scope: Scope::OwnNamespace,
+    scope: RuleScope::OwnNamespace,
     feature: Feature::Core,
-    why: "who works, of several replicas",
+    reason: "who works, of several replicas",
 }];
 
 /// How long a lease that isn't renewed keeps others out.
-const LASTS: Duration = Duration::from_secs(10);
+const LEASE_DURATION: Duration = Duration::from_secs(10);
 /// How long after it asked for its last renewal the leader may work.
-const DEADLINE: Duration = Duration::from_secs(6);
+const RENEW_DEADLINE: Duration = Duration::from_secs(6);
 /// How often the leader renews.
-const RENEW: Duration = Duration::from_secs(2);
+const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a candidate looks at the lease: a lease that was given back is taken up within this.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon the leader tries again after a renewal that failed.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY_PERIOD: Duration = Duration::from_millis(500);
 /// How long one request may take.
-const REQUEST: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is elected for, and who stands.
 #[derive(Debug, Clone)]
@@ -154,7 +154,7 @@ where
     let stop = stop.shared();
     let mut candidate = Candidate::new(client, election);
     loop {
-        let Some(until) = candidate.stand(stop.clone()).await else { return Ok(()) };
+        let Some(until) = candidate.campaign(stop.clone()).await else { return Ok(()) };
         tracing::info!(lease = %election.name, identity = %election.identity, "leading");
         let (term, ended) = (Term::new(Some(until)), CancellationToken::new());
         // A task of its own: work that keeps its task busy must not keep the lease from being renewed.
@@ -217,7 +217,7 @@ async fn until_stop(
 
 /// What to do about the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Decision {
+enum LeaseDecision {
     /// Nobody holds it: take it.
     Acquire,
     /// It is ours: renew it.
@@ -228,7 +228,7 @@ enum Decision {
 
 /// The lease as it was seen.
 #[derive(Debug, Clone, Default)]
-struct Seen {
+struct ObservedLease {
     /// As it is in the cluster, if it is there.
     lease: Option<Lease>,
     /// What it said last. A lease that is deleted by hand still counts for as long as it would have lasted: its holder works on
@@ -238,7 +238,7 @@ struct Seen {
     changed: Option<Instant>,
 }
 
-impl Seen {
+impl ObservedLease {
     /// Takes note of what was answered at `at`.
     fn note(&mut self, lease: Option<Lease>, at: Instant) {
         if let Some(spec) = lease.as_ref().map(|lease| lease.spec.clone().unwrap_or_default())
@@ -251,17 +251,17 @@ impl Seen {
     }
 
     /// What `me` should do at `now`.
-    fn decide(&self, me: &str, now: Instant) -> Decision {
+    fn decide(&self, me: &str, now: Instant) -> LeaseDecision {
         let holder = self.spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
         match (holder, self.changed) {
-            (None, _) | (_, None) => Decision::Acquire,
-            (Some(holder), _) if holder == me => Decision::Renew,
+            (None, _) | (_, None) => LeaseDecision::Acquire,
+            (Some(holder), _) if holder == me => LeaseDecision::Renew,
             (Some(_), Some(changed)) => {
                 let seconds = self.spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-                let lasts = seconds.map_or(LASTS, Duration::from_secs);
+                let lasts = seconds.map_or(LEASE_DURATION, Duration::from_secs);
                 match (changed + lasts).saturating_duration_since(now) {
-                    Duration::ZERO => Decision::Acquire,
-                    rest => Decision::Wait(rest),
+                    Duration::ZERO => LeaseDecision::Acquire,
+                    rest => LeaseDecision::Wait(rest),
                 }
             }
         }
@@ -273,7 +273,7 @@ impl Seen {
         let transitions = self.spec.lease_transitions.unwrap_or(0);
         LeaseSpec {
             holder_identity: Some(me.to_owned()),
-            lease_duration_seconds: Some(LASTS.as_secs() as i32),
+            lease_duration_seconds: Some(LEASE_DURATION.as_secs() as i32),
             acquire_time: if held_before { self.spec.acquire_time.clone() } else { Some(MicroTime(now)) },
             renew_time: Some(MicroTime(now)),
             // The first to hold it takes it from nobody.
@@ -301,14 +301,14 @@ enum Attempt {
     /// Another holds it, for so long at least.
     Taken(Duration),
     /// Somebody wrote it at the same time: look again.
-    Crossed,
+    Conflict,
 }
 
 /// One who stands for an election.
 struct Candidate {
     api: Api<Lease>,
     election: Election,
-    seen: Seen,
+    seen: ObservedLease,
     /// Whether `seen` is what we wrote ourselves last, so that renewing needs no reading.
     fresh: bool,
     /// Whether the last request failed: a failure is logged when it begins and when it ends.
@@ -320,21 +320,21 @@ impl Candidate {
         Self {
             api: Api::namespaced(client, &election.namespace),
             election: election.clone(),
-            seen: Seen::default(),
+            seen: ObservedLease::default(),
             fresh: false,
             failing: false,
         }
     }
 
     /// Waits to lead; the answer is until when. None: stopped before.
-    async fn stand(&mut self, stop: impl Future<Output = ()>) -> Option<Instant> {
+    async fn campaign(&mut self, stop: impl Future<Output = ()>) -> Option<Instant> {
         let mut stop = pin!(stop);
         loop {
             // A request is never cut off: it could make us the leader without our knowing.
-            let pause = match self.attempt(&[Decision::Acquire, Decision::Renew]).await {
-                Some(Attempt::Held(since)) => return Some(since + DEADLINE),
-                Some(Attempt::Taken(rest)) => rest.min(LOOK),
-                Some(Attempt::Crossed) | None => LOOK,
+            let pause = match self.attempt(&[LeaseDecision::Acquire, LeaseDecision::Renew]).await {
+                Some(Attempt::Held(since)) => return Some(since + RENEW_DEADLINE),
+                Some(Attempt::Taken(rest)) => rest.min(POLL_INTERVAL),
+                Some(Attempt::Conflict) | None => POLL_INTERVAL,
             };
             tokio::select! {
                 biased;
@@ -346,7 +346,7 @@ impl Candidate {
 
     /// Keeps the lease until `ended`, or until it is lost: to another, or for want of an answer.
     async fn renew(mut self, term: Term, ended: CancellationToken) -> Self {
-        let mut pause = RENEW;
+        let mut pause = RENEW_INTERVAL;
         loop {
             let Some(until) = term.until() else { return self };
             tokio::select! {
@@ -357,7 +357,7 @@ impl Candidate {
             }
             let attempt = tokio::select! {
                 biased;
-                attempt = self.attempt(&[Decision::Renew]) => attempt,
+                attempt = self.attempt(&[LeaseDecision::Renew]) => attempt,
                 () = sleep_until(until) => {
                     self.fresh = false;
                     return self;
@@ -365,18 +365,18 @@ impl Candidate {
             };
             pause = match attempt {
                 Some(Attempt::Held(since)) => {
-                    term.set_until(since + DEADLINE);
-                    RENEW
+                    term.set_until(since + RENEW_DEADLINE);
+                    RENEW_INTERVAL
                 }
                 Some(Attempt::Taken(_)) => return self,
-                Some(Attempt::Crossed) | None => RETRY,
+                Some(Attempt::Conflict) | None => RETRY_PERIOD,
             };
         }
     }
 
     /// One attempt to hold the lease, where what to do about it is one of `willing`. None: no answer, or a refusal.
-    async fn attempt(&mut self, willing: &[Decision]) -> Option<Attempt> {
-        let attempt = timeout(REQUEST, self.try_to_hold(willing)).await;
+    async fn attempt(&mut self, willing: &[LeaseDecision]) -> Option<Attempt> {
+        let attempt = timeout(REQUEST_TIMEOUT, self.try_to_hold(willing)).await;
         let failure = match attempt {
             Ok(Ok(attempt)) => {
                 if std::mem::take(&mut self.failing) {
@@ -398,14 +398,14 @@ impl Candidate {
         None
     }
 
-    async fn try_to_hold(&mut self, willing: &[Decision]) -> Result<Attempt, kube::Error> {
+    async fn try_to_hold(&mut self, willing: &[LeaseDecision]) -> Result<Attempt, kube::Error> {
         if !std::mem::take(&mut self.fresh) {
             let lease = self.api.get_opt(&self.election.name).await?;
             self.seen.note(lease, Instant::now());
         }
         let asked = Instant::now();
         let decision = self.seen.decide(&self.election.identity, asked);
-        if let Decision::Wait(rest) = decision {
+        if let LeaseDecision::Wait(rest) = decision {
             return Ok(Attempt::Taken(rest));
         }
         if !willing.contains(&decision) {
@@ -417,8 +417,8 @@ impl Candidate {
                 self.fresh = true;
                 Ok(Attempt::Held(asked))
             }
-            // Written, made or deleted by another in between.
-            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => Ok(Attempt::Crossed),
+            // StaleCache, made or deleted by another in between.
+            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => Ok(Attempt::Conflict),
             Err(error) => Err(error),
         }
     }
@@ -449,7 +449,7 @@ impl Candidate {
         }
         self.fresh = false;
         let spec = self.seen.released(Timestamp::now());
-        match timeout(REQUEST, self.write(spec)).await {
+        match timeout(REQUEST_TIMEOUT, self.write(spec)).await {
             Ok(Ok(())) => tracing::info!(lease = %self.election.name, "gave the lease back"),
             Ok(Err(error)) => tracing::warn!(lease = %self.election.name, %error, "cannot give the lease back"),
             Err(_elapsed) => {
@@ -483,58 +483,58 @@ mod tests {
     #[test]
     fn what_nobody_holds_is_taken_at_once() {
         let now = Instant::now();
-        let mut seen = Seen::default();
+        let mut seen = ObservedLease::default();
         seen.note(None, now);
-        assert_eq!(seen.decide("me", now), Decision::Acquire);
+        assert_eq!(seen.decide("me", now), LeaseDecision::Acquire);
         assert_eq!(seen.claimed("me", Timestamp::UNIX_EPOCH).lease_transitions, Some(0));
 
         seen.note(Some(held_by("", 3, 0)), now);
-        assert_eq!(seen.decide("me", now), Decision::Acquire);
+        assert_eq!(seen.decide("me", now), LeaseDecision::Acquire);
         assert_eq!(seen.claimed("me", Timestamp::UNIX_EPOCH).lease_transitions, Some(4));
 
-        let mut empty = Seen::default();
+        let mut empty = ObservedLease::default();
         empty.note(Some(Lease::default()), now);
-        assert_eq!(empty.decide("me", now), Decision::Acquire);
+        assert_eq!(empty.decide("me", now), LeaseDecision::Acquire);
     }
 
     #[test]
     fn anothers_lease_is_taken_when_it_has_not_changed_for_as_long_as_it_lasts() {
         let start = Instant::now();
-        let mut seen = Seen::default();
+        let mut seen = ObservedLease::default();
         seen.note(Some(held_by("other", 0, 100)), start);
         seen.note(Some(held_by("other", 0, 100)), start + seconds(4));
-        assert_eq!(seen.decide("me", start + seconds(4)), Decision::Wait(seconds(6)));
-        assert_eq!(seen.decide("me", start + seconds(10)), Decision::Acquire);
+        assert_eq!(seen.decide("me", start + seconds(4)), LeaseDecision::Wait(seconds(6)));
+        assert_eq!(seen.decide("me", start + seconds(10)), LeaseDecision::Acquire);
 
         seen.note(Some(held_by("other", 0, 102)), start + seconds(5));
-        assert_eq!(seen.decide("me", start + seconds(10)), Decision::Wait(seconds(5)));
+        assert_eq!(seen.decide("me", start + seconds(10)), LeaseDecision::Wait(seconds(5)));
     }
 
     #[test]
     fn the_holders_clock_does_not_count() {
         let now = Instant::now();
         for renewed in [0, 4_000_000_000] {
-            let mut seen = Seen::default();
+            let mut seen = ObservedLease::default();
             seen.note(Some(held_by("other", 0, renewed)), now);
-            assert_eq!(seen.decide("me", now), Decision::Wait(seconds(10)));
+            assert_eq!(seen.decide("me", now), LeaseDecision::Wait(seconds(10)));
         }
     }
 
     #[test]
     fn a_lease_that_is_deleted_by_hand_counts_until_it_would_have_ended() {
         let start = Instant::now();
-        let mut seen = Seen::default();
+        let mut seen = ObservedLease::default();
         seen.note(Some(held_by("other", 2, 100)), start);
         seen.note(None, start + seconds(3));
-        assert_eq!(seen.decide("me", start + seconds(3)), Decision::Wait(seconds(7)));
-        assert_eq!(seen.decide("me", start + seconds(10)), Decision::Acquire);
-        assert_eq!(seen.decide("other", start + seconds(3)), Decision::Renew);
+        assert_eq!(seen.decide("me", start + seconds(3)), LeaseDecision::Wait(seconds(7)));
+        assert_eq!(seen.decide("me", start + seconds(10)), LeaseDecision::Acquire);
+        assert_eq!(seen.decide("other", start + seconds(3)), LeaseDecision::Renew);
         assert_eq!(seen.claimed("other", Timestamp::UNIX_EPOCH).lease_transitions, Some(2));
     }
 
     #[test]
     fn renewing_changes_nothing_but_the_time() {
-        let mut seen = Seen::default();
+        let mut seen = ObservedLease::default();
         seen.note(Some(held_by("me", 2, 100)), Instant::now());
         let later = Timestamp::from_second(102).unwrap();
         let expected = LeaseSpec { renew_time: Some(MicroTime(later)), ..seen.spec.clone() };
@@ -544,23 +544,23 @@ mod tests {
     #[test]
     fn what_is_given_back_is_nobodys_and_keeps_its_count() {
         let now = Instant::now();
-        let mut seen = Seen::default();
+        let mut seen = ObservedLease::default();
         seen.note(Some(held_by("me", 2, 100)), now);
         let released = seen.released(Timestamp::UNIX_EPOCH);
         seen.note(Some(Lease { metadata: ObjectMeta::default(), spec: Some(released) }), now);
-        assert_eq!(seen.decide("other", now), Decision::Acquire);
+        assert_eq!(seen.decide("other", now), LeaseDecision::Acquire);
         assert_eq!(seen.claimed("other", Timestamp::UNIX_EPOCH).lease_transitions, Some(3));
     }
 
     #[test]
     fn a_leader_stops_well_before_another_may_begin() {
-        assert!(DEADLINE + REQUEST < LASTS && RENEW + REQUEST < DEADLINE);
+        assert!(RENEW_DEADLINE + REQUEST_TIMEOUT < LEASE_DURATION && RENEW_INTERVAL + REQUEST_TIMEOUT < RENEW_DEADLINE);
     }
 
     #[test]
     fn a_term_is_over_at_its_deadline() {
         let now = Instant::now();
-        assert!(Term::new(Some(now + DEADLINE)).lasts());
+        assert!(Term::new(Some(now + RENEW_DEADLINE)).lasts());
         assert!(!Term::new(Some(now)).lasts());
         assert!(Term::unlimited().lasts());
     }

@@ -18,6 +18,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
 
+use crate::crd::Reason;
+use crate::plan::model::ErrorKind;
+
 /// How many names of errors are told apart; further ones are counted as [`OTHER`].
 const NAMES: usize = 100;
 /// What stands for names that are not told apart.
@@ -26,11 +29,11 @@ const OTHER: &str = "Other";
 /// How a reconcile ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "the names are the label's values")]
-pub enum Outcome {
+pub enum ResultLabel {
     /// What the resource asks for holds.
     ready,
     /// It waits for something that may come by itself.
-    waiting,
+    reconciling,
     /// Nothing but a change of the resource or the registry will help.
     stalled,
     /// It ended in an error and is tried again.
@@ -45,7 +48,7 @@ struct KindLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReconcileLabels {
     kind: &'static str,
-    outcome: Outcome,
+    outcome: ResultLabel,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,9 +82,9 @@ struct KubernetesLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StandingLabels {
+struct StateLabels {
     kind: &'static str,
-    standing: &'static str,
+    state: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -102,8 +105,8 @@ struct OfRegistry {
 pub struct Resources {
     /// The kind.
     pub kind: &'static str,
-    /// `ready`, `waiting` or `stalled`.
-    pub standing: &'static str,
+    /// `ready`, `reconciling` or `stalled`.
+    pub state: &'static str,
     /// How many.
     pub count: usize,
 }
@@ -120,8 +123,8 @@ pub struct TokenEnd {
 }
 
 /// What is read from memory when the metrics are read, rather than counted as it happens.
-pub trait Census: Send + Sync {
-    /// All resources, by kind and standing.
+pub trait StateSource: Send + Sync {
+    /// All resources, by kind and state.
     fn resources(&self) -> Vec<Resources>;
     /// The tokens of all PullSecrets.
     fn tokens(&self) -> Vec<TokenEnd>;
@@ -134,8 +137,8 @@ pub struct OperatorMetrics {
     reconciles: Family<ReconcileLabels, Counter>,
     durations: Family<KindLabel, Histogram, fn() -> Histogram>,
     errors: Family<ErrorLabels, Counter>,
-    drift_found: Family<DriftLabels, Counter>,
-    drift_repaired: Family<DriftLabels, Counter>,
+    drift_detected: Family<DriftLabels, Counter>,
+    drift_corrected: Family<DriftLabels, Counter>,
     queued: Family<KindLabel, Gauge>,
     calls: Family<CallLabels, Counter>,
     call_durations: Family<RegistryLabel, Histogram, fn() -> Histogram>,
@@ -144,7 +147,7 @@ pub struct OperatorMetrics {
     leader: Gauge,
     terms: Counter,
     kubernetes_requests: Family<KubernetesLabels, Counter>,
-    census: Arc<CensusTaker>,
+    source: Arc<StateCollector>,
     /// The registries that there are, and which labels of each, to drop them with it.
     registries: Mutex<HashMap<String, OfRegistry>>,
     names: Mutex<HashSet<String>>,
@@ -170,8 +173,8 @@ impl OperatorMetrics {
             reconciles: Family::default(),
             durations,
             errors: Family::default(),
-            drift_found: Family::default(),
-            drift_repaired: Family::default(),
+            drift_detected: Family::default(),
+            drift_corrected: Family::default(),
             queued: Family::default(),
             calls: Family::default(),
             call_durations,
@@ -180,7 +183,7 @@ impl OperatorMetrics {
             leader: Gauge::default(),
             terms: Counter::default(),
             kubernetes_requests: Family::default(),
-            census: Arc::default(),
+            source: Arc::default(),
             registries: Mutex::default(),
             names: Mutex::default(),
         };
@@ -189,43 +192,51 @@ impl OperatorMetrics {
         metrics.register("reconciles", "Reconciles that ended", this.reconciles.clone());
         let help = "Time that a reconcile took";
         metrics.register_with_unit("reconcile_duration", help, Unit::Seconds, this.durations.clone());
-        metrics.register("errors", "Reconciles that ended in no good, by the reason given", this.errors.clone());
-        metrics.register("drift_found", "Properties found otherwise than asked for", this.drift_found.clone());
-        metrics.register("drift_repaired", "Properties made as asked for again", this.drift_repaired.clone());
+        metrics.register("errors", "Reconciles that did not end Ready, by condition reason", this.errors.clone());
+        metrics.register(
+            "drift_detected",
+            "Properties found to differ from their resource",
+            this.drift_detected.clone(),
+        );
+        metrics.register("drift_corrected", "Properties corrected", this.drift_corrected.clone());
         metrics.register("queue_depth", "Resources that wait for their reconcile", this.queued.clone());
-        metrics.register("api_calls", "Calls of a registry's API, each attempt", this.calls.clone());
+        metrics.register("api_calls", "CallMetrics of a registry's API, each attempt", this.calls.clone());
         let help = "Time that an attempt to call a registry's API took";
         metrics.register_with_unit("api_call_duration", help, Unit::Seconds, this.call_durations.clone());
-        metrics.register("api_throttles", "Calls that a registry refused for coming too fast", this.throttles.clone());
+        metrics.register(
+            "api_throttles",
+            "CallMetrics that a registry refused for coming too fast",
+            this.throttles.clone(),
+        );
         let help = "Whether the registry answered last (1), or did not or could not be asked (0)";
         metrics.register("registry_up", help, this.up.clone());
         metrics.register("leader", "Whether this replica leads (1) or stands by (0)", this.leader.clone());
         metrics.register("leader_terms", "How often this replica came to lead", this.terms.clone());
         let help = "Requests to the Kubernetes API that were answered";
         metrics.register("kubernetes_requests", help, this.kubernetes_requests.clone());
-        metrics.register_collector(Box::new(Arc::clone(&this.census)));
+        metrics.register_collector(Box::new(Arc::clone(&this.source)));
         Self { metrics, ..this }
     }
 
     /// Counts a reconcile that ended.
-    pub fn reconciled(&self, kind: &'static str, outcome: Outcome, took: Duration) {
+    pub fn reconciled(&self, kind: &'static str, outcome: ResultLabel, took: Duration) {
         self.reconciles.get_or_create(&ReconcileLabels { kind, outcome }).inc();
         self.durations.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
     }
 
     /// Counts a reconcile that ended in no good, under the reason that its condition gives.
-    pub fn failed(&self, kind: &'static str, reason: &str) {
-        self.errors.get_or_create(&ErrorLabels { kind, reason: self.name(reason) }).inc();
+    pub fn failed(&self, kind: &'static str, reason: &Reason) {
+        self.errors.get_or_create(&ErrorLabels { kind, reason: self.name(reason.as_str()) }).inc();
     }
 
     /// Counts properties that were found otherwise than asked for.
-    pub fn drift_found(&self, kind: &'static str, registry: &str, properties: u64) {
-        self.drift(&self.drift_found, kind, registry, properties);
+    pub fn drift_detected(&self, kind: &'static str, registry: &str, properties: u64) {
+        self.drift(&self.drift_detected, kind, registry, properties);
     }
 
     /// Counts properties that were made as asked for again.
-    pub fn drift_repaired(&self, kind: &'static str, registry: &str, properties: u64) {
-        self.drift(&self.drift_repaired, kind, registry, properties);
+    pub fn drift_corrected(&self, kind: &'static str, registry: &str, properties: u64) {
+        self.drift(&self.drift_corrected, kind, registry, properties);
     }
 
     fn drift(&self, family: &Family<DriftLabels, Counter>, kind: &'static str, registry: &str, properties: u64) {
@@ -249,7 +260,7 @@ impl OperatorMetrics {
     }
 
     /// Counts one attempt to call a registry's API.
-    pub fn called(&self, registry: &str, operation: &str, code: &str, throttled: bool, took: Duration) {
+    pub fn called(&self, registry: &str, operation: &str, code: &str, kind: Option<ErrorKind>, took: Duration) {
         let mut registries = self.registries();
         let Some(of_registry) = registries.get_mut(registry) else { return };
         let labels =
@@ -258,10 +269,10 @@ impl OperatorMetrics {
         of_registry.calls.insert(labels);
         let label = RegistryLabel { registry: registry.to_owned() };
         self.call_durations.get_or_create(&label).observe(took.as_secs_f64());
-        if throttled {
+        if kind == Some(ErrorKind::Throttled) {
             self.throttles.get_or_create(&label).inc();
         }
-        let away = matches!(code, "RegistryUnavailable" | "UnexpectedResponse") || code.starts_with('5');
+        let away = matches!(kind, Some(ErrorKind::Unavailable | ErrorKind::UnexpectedResponse));
         self.up.get_or_create(&label).set(i64::from(!away));
     }
 
@@ -285,8 +296,8 @@ impl OperatorMetrics {
             self.calls.remove(&labels);
         }
         for labels in drift {
-            self.drift_found.remove(&labels);
-            self.drift_repaired.remove(&labels);
+            self.drift_detected.remove(&labels);
+            self.drift_corrected.remove(&labels);
         }
         let label = RegistryLabel { registry: registry.to_owned() };
         self.call_durations.remove(&label);
@@ -313,13 +324,13 @@ impl OperatorMetrics {
     }
 
     /// Says whom to ask when the metrics are read, from when everything that is there is known until the term ends.
-    pub fn ask(&self, census: Weak<dyn Census>) {
-        self.census.set(Some(census));
+    pub fn observe_state(&self, source: Weak<dyn StateSource>) {
+        self.source.set(Some(source));
     }
 
     /// Whether everything that is there is known.
-    pub fn knows(&self) -> bool {
-        self.census.get().is_some()
+    pub fn knows_state(&self) -> bool {
+        self.source.get().is_some()
     }
 
     /// The metrics in OpenMetrics' text format.
@@ -338,7 +349,7 @@ impl OperatorMetrics {
     }
 }
 
-/// The resources of a kind that were woken and whose reconcile has not begun.
+/// The resources of a kind that were requeued and whose reconcile has not begun.
 #[derive(Debug)]
 pub struct Queue<T> {
     depth: Gauge,
@@ -346,7 +357,7 @@ pub struct Queue<T> {
 }
 
 impl<T: Eq + Hash> Queue<T> {
-    /// A resource was woken; once more, if it waits already.
+    /// A resource was requeued; once more, if it waits already.
     pub fn woken(&self, resource: T) {
         self.change(|waiting| {
             waiting.insert(resource);
@@ -376,47 +387,45 @@ pub struct Leading {
 impl Drop for Leading {
     fn drop(&mut self) {
         self.metrics.leader.set(0);
-        self.metrics.census.set(None);
+        self.metrics.source.set(None);
         // A queue ends with its term.
         self.metrics.queued.clear();
     }
 }
 
-/// Asks the census when the metrics are read; there is none while this replica stands by.
+/// Asks the source when the metrics are read; there is none while this replica stands by.
 #[derive(Default)]
-struct CensusTaker(Mutex<Option<Weak<dyn Census>>>);
+struct StateCollector(Mutex<Option<Weak<dyn StateSource>>>);
 
-impl CensusTaker {
-    fn set(&self, census: Option<Weak<dyn Census>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = census;
+impl StateCollector {
+    fn set(&self, source: Option<Weak<dyn StateSource>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = source;
     }
 
-    fn get(&self) -> Option<Arc<dyn Census>> {
+    fn get(&self) -> Option<Arc<dyn StateSource>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Weak::upgrade)
     }
 }
 
-impl Debug for CensusTaker {
+impl Debug for StateCollector {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("CensusTaker").finish_non_exhaustive()
+        formatter.debug_struct("StateCollector").finish_non_exhaustive()
     }
 }
 
-impl Collector for CensusTaker {
+impl Collector for StateCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let census = self.get();
-        let resources = Family::<StandingLabels, Gauge>::default();
-        for Resources { kind, standing, count } in census.iter().flat_map(|census| census.resources()) {
-            resources
-                .get_or_create(&StandingLabels { kind, standing })
-                .inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+        let source = self.get();
+        let resources = Family::<StateLabels, Gauge>::default();
+        for Resources { kind, state, count } in source.iter().flat_map(|source| source.resources()) {
+            resources.get_or_create(&StateLabels { kind, state }).inc_by(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        let help = "Resources, by how they stand";
+        let help = "Resources, by state";
         resources.encode(encoder.encode_descriptor("resources", help, None, resources.metric_type())?)?;
 
         let tokens = Family::<TokenLabels, Gauge>::default();
         let now = Timestamp::now();
-        for TokenEnd { namespace, name, ends } in census.iter().flat_map(|census| census.tokens()) {
+        for TokenEnd { namespace, name, ends } in source.iter().flat_map(|source| source.tokens()) {
             tokens.get_or_create(&TokenLabels { namespace, name }).set(ends.duration_since(now).as_secs());
         }
         let help = "Time until the first of a PullSecret's tokens ends; negative when it has ended";
@@ -428,6 +437,7 @@ impl Collector for CensusTaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::error::kind_of;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -437,9 +447,9 @@ mod tests {
 
     struct Two;
 
-    impl Census for Two {
+    impl StateSource for Two {
         fn resources(&self) -> Vec<Resources> {
-            vec![Resources { kind: "Repository", standing: "ready", count: 2 }]
+            vec![Resources { kind: "Repository", state: "ready", count: 2 }]
         }
 
         fn tokens(&self) -> Vec<TokenEnd> {
@@ -450,17 +460,17 @@ mod tests {
     #[test]
     fn every_metric_is_in_the_documentation() {
         let metrics = Arc::new(OperatorMetrics::new());
-        metrics.reconciled("Repository", Outcome::ready, SECOND);
-        metrics.failed("Repository", "OwnedByAnother");
+        metrics.reconciled("Repository", ResultLabel::ready, SECOND);
+        metrics.failed("Repository", &Reason::OwnedByAnother);
         metrics.know_registry("home");
-        metrics.drift_found("Repository", "home", 1);
-        metrics.drift_repaired("Repository", "home", 1);
-        metrics.called("home", "ListImages", "ThrottlingException", true, SECOND);
+        metrics.drift_detected("Repository", "home", 1);
+        metrics.drift_corrected("Repository", "home", 1);
+        metrics.called("home", "ListImages", "ThrottlingException", Some(ErrorKind::Throttled), SECOND);
         metrics.kubernetes_answered(&http::Method::GET, http::StatusCode::OK);
         metrics.queue::<&str>("Repository");
         let text = metrics.encode().unwrap();
         let told: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        // Families without a series are not told: all must have one here. The census is two more.
+        // Families without a series are not told: all must have one here. The source is two more.
         let registered = format!("{:?}", metrics.metrics).matches("Descriptor {").count();
         assert_eq!(told.len(), registered + 2, "{text}");
 
@@ -475,16 +485,16 @@ mod tests {
     fn names_that_anybody_may_make_up_are_bounded() {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
-        metrics.called("home", "ListImages", "not a name\"", false, SECOND);
+        metrics.called("home", "ListImages", "not a name\"", Some(ErrorKind::Other), SECOND);
         for number in 0..1000 {
-            metrics.called("home", "ListImages", &format!("Madeup{number}"), false, SECOND);
+            metrics.called("home", "ListImages", &format!("Madeup{number}"), Some(ErrorKind::Other), SECOND);
         }
         let text = metrics.encode().unwrap();
         let codes = text.lines().filter(|line| line.starts_with("wharfage_operator_api_calls_total")).count();
         assert_eq!(codes, NAMES + 1, "{text}");
         assert!(!text.contains("not a name"));
         // What was known before is still told apart.
-        metrics.called("home", "ListImages", "Madeup0", false, SECOND);
+        metrics.called("home", "ListImages", "Madeup0", Some(ErrorKind::Other), SECOND);
         let line = r#"wharfage_operator_api_calls_total{registry="home",operation="ListImages",code="Madeup0"} 2"#;
         assert!(has(&metrics, line));
     }
@@ -494,36 +504,36 @@ mod tests {
         let metrics = OperatorMetrics::new();
         for registry in ["home", "away"] {
             metrics.know_registry(registry);
-            metrics.called(registry, "ListImages", "ThrottlingException", true, SECOND);
-            metrics.called(registry, "ListImages", "200", false, SECOND);
-            metrics.drift_found("Repository", registry, 3);
-            metrics.drift_repaired("Repository", registry, 2);
+            metrics.called(registry, "ListImages", "ThrottlingException", Some(ErrorKind::Throttled), SECOND);
+            metrics.called(registry, "ListImages", "200", None, SECOND);
+            metrics.drift_detected("Repository", registry, 3);
+            metrics.drift_corrected("Repository", registry, 2);
         }
         assert!(has(&metrics, r#"wharfage_operator_api_throttles_total{registry="away"} 1"#));
         metrics.forget_registry("away");
-        metrics.called("away", "ListImages", "200", false, SECOND);
+        metrics.called("away", "ListImages", "200", None, SECOND);
         let text = metrics.encode().unwrap();
         assert!(!text.contains("away"), "{text}");
-        assert!(has(&metrics, r#"wharfage_operator_drift_found_total{kind="Repository",registry="home"} 3"#));
+        assert!(has(&metrics, r#"wharfage_operator_drift_detected_total{kind="Repository",registry="home"} 3"#));
     }
 
     #[test]
     fn only_the_leader_tells_of_resources_and_tokens() {
         let metrics = Arc::new(OperatorMetrics::new());
-        let census: Arc<dyn Census> = Arc::new(Two);
-        let resources = r#"wharfage_operator_resources{kind="Repository",standing="ready"} 2"#;
+        let source: Arc<dyn StateSource> = Arc::new(Two);
+        let resources = r#"wharfage_operator_resources{kind="Repository",state="ready"} 2"#;
         assert!(!has(&metrics, resources));
         let leading = metrics.leading();
-        assert!(!metrics.knows());
-        metrics.ask(Arc::downgrade(&census));
-        assert!(metrics.knows());
+        assert!(!metrics.knows_state());
+        metrics.observe_state(Arc::downgrade(&source));
+        assert!(metrics.knows_state());
         assert!(has(&metrics, resources));
         assert!(has(&metrics, "wharfage_operator_leader 1"));
         let text = metrics.encode().unwrap();
         let token = r#"wharfage_operator_pull_secret_token_remaining_seconds{namespace="shop",name="home"} -"#;
         assert!(text.contains(token), "{text}");
         drop(leading);
-        assert!(!metrics.knows() && !has(&metrics, resources));
+        assert!(!metrics.knows_state() && !has(&metrics, resources));
         assert!(has(&metrics, "wharfage_operator_leader 0"));
         assert!(has(&metrics, "wharfage_operator_leader_terms_total 1"));
     }
@@ -548,7 +558,7 @@ mod tests {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
         for (code, up) in [("200", 1), ("RegistryUnavailable", 0), ("AccessDeniedException", 1), ("503", 0)] {
-            metrics.called("home", "ListImages", code, false, SECOND);
+            metrics.called("home", "ListImages", code, (code != "200").then(|| kind_of(code)), SECOND);
             assert!(has(&metrics, &format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#)), "{code}");
         }
     }
@@ -559,7 +569,7 @@ mod tests {
         let up = |up: u8| format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#);
         metrics.registry_down("home");
         assert!(has(&metrics, &up(0)), "one that never served");
-        metrics.called("home", "ListImages", "200", false, SECOND);
+        metrics.called("home", "ListImages", "200", None, SECOND);
         assert!(has(&metrics, &up(1)));
         metrics.registry_down("home");
         assert!(has(&metrics, &up(0)), "one that served");
@@ -573,9 +583,9 @@ mod tests {
     #[test]
     fn reconciles_are_counted_by_kind_and_outcome() {
         let metrics = OperatorMetrics::new();
-        metrics.reconciled("Repository", Outcome::ready, SECOND);
-        metrics.reconciled("Repository", Outcome::stalled, SECOND);
-        metrics.failed("Repository", "OwnedByAnother");
+        metrics.reconciled("Repository", ResultLabel::ready, SECOND);
+        metrics.reconciled("Repository", ResultLabel::stalled, SECOND);
+        metrics.failed("Repository", &Reason::OwnedByAnother);
         assert!(has(&metrics, r#"wharfage_operator_reconciles_total{kind="Repository",outcome="ready"} 1"#));
         assert!(has(&metrics, r#"wharfage_operator_errors_total{kind="Repository",reason="OwnedByAnother"} 1"#));
         assert!(has(&metrics, r#"wharfage_operator_reconcile_duration_seconds_count{kind="Repository"} 2"#));

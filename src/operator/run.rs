@@ -11,10 +11,11 @@ use kube::client::Body;
 use kube::{Client, Config};
 use tokio::task::JoinSet;
 
+use super::health::Health;
 use super::leader::{self, Election};
+use super::manager;
 use super::metrics::OperatorMetrics;
-use super::operations::Health;
-use super::{Settings, work};
+use super::settings::Settings;
 use crate::listener::bind;
 use crate::operations;
 
@@ -69,7 +70,7 @@ pub async fn run(
     tracing::info!(version, server = %cluster.cluster_url, namespace = settings.namespace, cluster = settings.cluster, "starting");
     let reconcile = |term: leader::Term| {
         let leading = health.leading(&term);
-        let work = work(client.clone(), settings.clone(), Arc::clone(&metrics), term);
+        let work = manager::run(client.clone(), settings.clone(), Arc::clone(&metrics), term);
         async move {
             let outcome = work.await;
             drop(leading);

@@ -11,19 +11,19 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::AbortHandle;
 
-use super::access::{Access, Feature, Scope};
-use super::context::Wake;
-use super::watch::{everything, follow};
+use super::policy_rule::{Feature, PolicyRule, RuleScope};
+use super::triggers::Triggers;
+use super::watch::{any_change, watch_kind};
 use crate::crd::Registry;
 
 /// What the following and reading of named Secrets takes.
-pub(super) const ACCESS: &[Access] = &[Access {
+pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     group: "",
     resources: &["secrets"],
     verbs: &["get", "list", "watch"],
-    scope: Scope::Cluster,
+    scope: RuleScope::Cluster,
     feature: Feature::Core,
-    why: "credentials and certificates that Registries name; only those are read",
+    reason: "credentials and certificates that Registries name; only those are read",
 }];
 
 /// A Secret's namespace and name.
@@ -35,7 +35,7 @@ pub struct SecretWatches(Mutex<HashMap<(String, SecretName), AbortHandle>>);
 
 impl SecretWatches {
     /// Follows exactly these Secrets for a Registry from now on.
-    pub fn follow(&self, client: &Client, wake: &Wake, registry: &str, secrets: &BTreeSet<SecretName>) {
+    pub fn follow(&self, client: &Client, triggers: &Triggers, registry: &str, secrets: &BTreeSet<SecretName>) {
         let mut watches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         watches.retain(|(whose, secret), task| {
             let keep = whose != registry || secrets.contains(secret);
@@ -46,13 +46,13 @@ impl SecretWatches {
         });
         for secret in secrets {
             watches.entry((registry.to_owned(), secret.clone())).or_insert_with(|| {
-                let (client, wake, (namespace, name)) = (client.clone(), wake.clone(), secret.clone());
+                let (client, triggers, (namespace, name)) = (client.clone(), triggers.clone(), secret.clone());
                 let object = ObjectRef::<Registry>::new(registry);
                 let task = tokio::spawn(async move {
                     let api: Api<PartialObjectMeta<Secret>> = Api::namespaced(client, &namespace);
                     let selection = watcher::Config::default().fields(&format!("metadata.name={name}"));
                     let (_reader, writer) = store();
-                    follow(api, selection, writer, everything, |_| wake.registry(object.clone())).await;
+                    watch_kind(api, selection, writer, any_change, |_| triggers.registry(object.clone())).await;
                 });
                 task.abort_handle()
             });

@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::written::Written;
+use super::stale_cache::StaleCache;
 use crate::crd::conditions::{ConditionStatus, ConditionType, set_condition};
-use crate::crd::{Condition, condition};
+use crate::crd::{Condition, Reason, condition};
 
 /// The field manager of everything that the operator writes.
 pub const FIELD_MANAGER: &str = "wharfage";
@@ -22,26 +22,20 @@ pub const FIELD_MANAGER: &str = "wharfage";
 /// Longest message of a condition; a registry may say more than anybody reads.
 const LONGEST_MESSAGE: usize = 2048;
 
-/// A stable reason and a sentence.
+/// The cause of a condition: a reason for programs, and a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Because {
-    /// One CamelCase word.
-    pub reason: String,
+pub struct Cause {
+    /// The reason.
+    pub reason: Reason,
     /// The object, the value and what to do.
     pub message: String,
 }
 
-impl Because {
+impl Cause {
     /// A reason and its sentence.
-    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { reason: word(&reason.into()), message: cut(message.into()) }
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: cut(message.into()) }
     }
-}
-
-/// A condition's reason may hold no other characters than these; a registry's error name could.
-fn word(reason: &str) -> String {
-    let word: String = reason.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(256).collect();
-    if word.starts_with(|c: char| c.is_ascii_alphabetic()) { word } else { format!("Error{word}") }
 }
 
 fn cut(message: String) -> String {
@@ -53,20 +47,20 @@ fn cut(message: String) -> String {
 
 /// How a reconcile ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum ReadyState {
     /// As it should be.
-    Ready(Because),
+    Ready(Cause),
     /// Something is waited for, or work goes on: it gets better by itself.
-    Waiting(Because),
+    Reconciling(Cause),
     /// It gets better when somebody changes something; tried again slowly all the same.
-    Stalled(Because),
+    Stalled(Cause),
 }
 
-impl Standing {
+impl ReadyState {
     /// Why.
-    pub fn because(&self) -> &Because {
+    pub fn cause(&self) -> &Cause {
         match self {
-            Self::Ready(because) | Self::Waiting(because) | Self::Stalled(because) => because,
+            Self::Ready(cause) | Self::Reconciling(cause) | Self::Stalled(cause) => cause,
         }
     }
 
@@ -74,10 +68,10 @@ impl Standing {
     #[must_use]
     pub fn with_notes(self, notes: &[String]) -> Self {
         match self {
-            Self::Ready(Because { reason, message }) if !notes.is_empty() => {
-                Self::Ready(Because::new(reason, format!("{message}; {}", notes.join("; "))))
+            Self::Ready(Cause { reason, message }) if !notes.is_empty() => {
+                Self::Ready(Cause::new(reason, format!("{message}; {}", notes.join("; "))))
             }
-            standing => standing,
+            state => state,
         }
     }
 
@@ -85,7 +79,7 @@ impl Standing {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Ready(_) => "ready",
-            Self::Waiting(_) => "waiting",
+            Self::Reconciling(_) => "reconciling",
             Self::Stalled(_) => "stalled",
         }
     }
@@ -93,68 +87,73 @@ impl Standing {
 
 /// What a reconcile found out, beyond the kind's own fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Findings {
+pub struct ConditionSet {
     /// How it stands.
-    pub standing: Standing,
+    pub state: ReadyState,
     /// Whether all that it refers to is there; nothing if it was not looked at.
-    pub references: Option<Result<(), Because>>,
+    pub references: Option<Result<(), Cause>>,
     /// Whether somebody changed the registry behind its back; nothing if it was not looked at.
-    pub drifted: Option<(bool, Because)>,
+    pub drifted: Option<(bool, Cause)>,
 }
 
-impl Default for Findings {
+impl Default for ConditionSet {
     fn default() -> Self {
-        Self::of(Standing::Waiting(Because::new("Progressing", "it was not looked at yet")))
+        Self::of(ReadyState::Reconciling(Cause::new(Reason::Progressing, "it was not reconciled yet")))
     }
 }
 
-impl Findings {
+impl ConditionSet {
     /// Only how it stands.
-    pub fn of(standing: Standing) -> Self {
-        Self { standing, references: None, drifted: None }
+    pub fn of(state: ReadyState) -> Self {
+        Self { state, references: None, drifted: None }
     }
 }
 
 /// The conditions after `findings` about `generation`. One whose status stays keeps the time at which it began; what was not
 /// looked at stays as it was.
-pub fn conditions(before: &[Condition], generation: Option<i64>, findings: &Findings, now: &Time) -> Vec<Condition> {
+pub fn conditions(
+    before: &[Condition],
+    generation: Option<i64>,
+    findings: &ConditionSet,
+    now: &Time,
+) -> Vec<Condition> {
     let mut conditions = before.to_vec();
-    let mut set = |type_, status: ConditionStatus, because: &Because| {
+    let mut set = |type_, status: ConditionStatus, cause: &Cause| {
         set_condition(
             &mut conditions,
             Condition {
                 type_,
                 status,
-                reason: because.reason.clone(),
-                message: because.message.clone(),
+                reason: cause.reason.to_string(),
+                message: cause.message.clone(),
                 observed_generation: generation,
                 last_transition_time: now.clone(),
             },
         );
     };
-    let because = findings.standing.because();
-    set(ConditionType::Ready, matches!(findings.standing, Standing::Ready(_)).into(), because);
+    let cause = findings.state.cause();
+    set(ConditionType::Ready, matches!(findings.state, ReadyState::Ready(_)).into(), cause);
     match &findings.references {
         Some(Ok(())) => {
-            set(ConditionType::ReferencesResolved, true.into(), &Because::new("Resolved", "all references exist"));
+            set(ConditionType::ReferencesResolved, true.into(), &Cause::new(Reason::Resolved, "all references exist"));
         }
         Some(Err(missing)) => set(ConditionType::ReferencesResolved, false.into(), missing),
         None => {}
     }
-    if let Some((drifted, because)) = &findings.drifted {
-        set(ConditionType::Drifted, (*drifted).into(), because);
+    if let Some((drifted, cause)) = &findings.drifted {
+        set(ConditionType::Drifted, (*drifted).into(), cause);
     }
     for (type_, holds) in [
-        (ConditionType::Reconciling, matches!(findings.standing, Standing::Waiting(_))),
-        (ConditionType::Stalled, matches!(findings.standing, Standing::Stalled(_))),
+        (ConditionType::Reconciling, matches!(findings.state, ReadyState::Reconciling(_))),
+        (ConditionType::Stalled, matches!(findings.state, ReadyState::Stalled(_))),
     ] {
         if holds {
-            set(type_, true.into(), because);
+            set(type_, true.into(), cause);
         }
     }
     conditions.retain(|it| match it.type_ {
-        ConditionType::Reconciling => matches!(findings.standing, Standing::Waiting(_)),
-        ConditionType::Stalled => matches!(findings.standing, Standing::Stalled(_)),
+        ConditionType::Reconciling => matches!(findings.state, ReadyState::Reconciling(_)),
+        ConditionType::Stalled => matches!(findings.state, ReadyState::Stalled(_)),
         _ => true,
     });
     conditions.sort_by_key(|it| it.type_);
@@ -180,7 +179,7 @@ pub fn is_ready(conditions: &[Condition]) -> bool {
 /// # Errors
 /// What the API server said. An object that is gone needs no status.
 pub async fn write<K, S>(
-    written: &Written,
+    written: &StaleCache,
     api: &Api<K>,
     object: &K,
     before: Option<&S>,
@@ -203,7 +202,7 @@ where
     });
     match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await {
         Ok(object) => {
-            written.wrote(&object);
+            written.record_write(&object);
             Ok(true)
         }
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(false),
@@ -227,9 +226,9 @@ mod tests {
 
     #[test]
     fn reconciling_and_stalled_are_there_only_while_true() {
-        let waiting = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "it is away")));
-        let stalled = Findings::of(Standing::Stalled(Because::new("NotAllowed", "not yours")));
-        let ready = Findings::of(Standing::Ready(Because::new("InSync", "all is well")));
+        let waiting = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away")));
+        let stalled = ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::NotAllowed, "not yours")));
+        let ready = ConditionSet::of(ReadyState::Ready(Cause::new(Reason::InSync, "all is well")));
         let first = conditions(&[], Some(1), &waiting, &at(1));
         assert_eq!(types(&first), [ConditionType::Ready, ConditionType::Reconciling]);
         assert_eq!(first[0].status, ConditionStatus::False);
@@ -245,13 +244,13 @@ mod tests {
 
     #[test]
     fn what_was_not_looked_at_stays_as_it_was() {
-        let found = Findings {
-            standing: Standing::Ready(Because::new("InSync", "")),
+        let found = ConditionSet {
+            state: ReadyState::Ready(Cause::new(Reason::InSync, "")),
             references: Some(Ok(())),
-            drifted: Some((false, Because::new("InSync", ""))),
+            drifted: Some((false, Cause::new(Reason::InSync, ""))),
         };
         let first = conditions(&[], Some(1), &found, &at(1));
-        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "")));
+        let away = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
         let second = conditions(&first, Some(1), &away, &at(2));
         for type_ in [ConditionType::ReferencesResolved, ConditionType::Drifted] {
             assert_eq!(condition(&second, type_), condition(&first, type_));
@@ -265,20 +264,18 @@ mod tests {
     #[test]
     fn only_the_message_of_what_is_ready_gets_notes() {
         let notes = ["one".to_owned(), "two".to_owned()];
-        let because = Because::new("InSync", "all is well");
-        let noted = Standing::Ready(because.clone()).with_notes(&notes);
-        assert_eq!(noted, Standing::Ready(Because::new("InSync", "all is well; one; two")));
-        for standing in [Standing::Waiting(because.clone()), Standing::Stalled(because.clone())] {
-            assert_eq!(standing.clone().with_notes(&notes), standing);
+        let cause = Cause::new(Reason::InSync, "all is well");
+        let noted = ReadyState::Ready(cause.clone()).with_notes(&notes);
+        assert_eq!(noted, ReadyState::Ready(Cause::new(Reason::InSync, "all is well; one; two")));
+        for state in [ReadyState::Reconciling(cause.clone()), ReadyState::Stalled(cause.clone())] {
+            assert_eq!(state.clone().with_notes(&notes), state);
         }
-        assert_eq!(Standing::Ready(because.clone()).with_notes(&[]), Standing::Ready(because));
+        assert_eq!(ReadyState::Ready(cause.clone()).with_notes(&[]), ReadyState::Ready(cause));
     }
 
     #[test]
-    fn reasons_are_words_and_messages_have_an_end() {
-        let because = Because::new("com.example#Some Error", "x".repeat(5000));
-        assert_eq!(because.reason, "comexampleSomeError");
-        assert_eq!(because.message.chars().count(), LONGEST_MESSAGE + 1);
-        assert_eq!(Because::new("503", "").reason, "Error503");
+    fn messages_have_an_end() {
+        let cause = Cause::new(Reason::InSync, "x".repeat(5000));
+        assert_eq!(cause.message.chars().count(), LONGEST_MESSAGE + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Follows the objects of one kind: keeps a store of them, and tells of each change that means something.
+//! Follows the objects of one kind: keeps a store of them, and tells of each change that predicate something.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -28,7 +28,17 @@ impl<K> Change<K> {
     }
 }
 
-/// Keeps the objects that are followed, for others to read. Only [`follow`] writes to it.
+impl<K: Resource> Change<K> {
+    /// The UID of the object, if it is gone.
+    pub fn deleted_uid(&self) -> Option<&str> {
+        match self {
+            Self { old: Some(old), new: None } => old.meta().uid.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// Keeps the objects that are followed, for others to read. Only [`watch_kind`] writes to it.
 pub trait Keeper<K>
 where
     K: Lookup<DynamicType = ()> + Clone + 'static,
@@ -55,13 +65,13 @@ where
 
 /// Follows a kind for ever: a watch that breaks is begun again, with growing pauses. What went away in between is told, too.
 ///
-/// `means` is what of an object means something: a change of the rest (status, mostly) is kept in the store, but not told.
-pub async fn follow<K>(
+/// `predicate` is what of an object predicate something: a change of the rest (status, mostly) is kept in the store, but not told.
+pub async fn watch_kind<K>(
     api: Api<K>,
     selection: watcher::Config,
     mut keeper: impl Keeper<K>,
-    means: fn(&K) -> u64,
-    mut tell: impl FnMut(Change<K>),
+    predicate: fn(&K) -> u64,
+    mut on_change: impl FnMut(Change<K>),
 ) where
     K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
@@ -78,7 +88,7 @@ pub async fn follow<K>(
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(kind = %<K as Resource>::kind(&()), %error, "a watch broke: it is begun again");
+                tracing::warn!(kind = %<K as Resource>::kind(&()), %error, "watch failed; restarting it");
                 continue;
             }
         };
@@ -93,12 +103,12 @@ pub async fn follow<K>(
                     let key = ObjectRef::from_obj(&*new);
                     let old = before.get(&key).cloned();
                     there.insert(key);
-                    if old.as_ref().is_none_or(|old| means(old) != means(&new)) {
-                        tell(Change { old, new: Some(new) });
+                    if old.as_ref().is_none_or(|old| predicate(old) != predicate(&new)) {
+                        on_change(Change { old, new: Some(new) });
                     }
                 }
                 for (_, old) in before.into_iter().filter(|(key, _)| !there.contains(key)) {
-                    tell(Change { old: Some(old), new: None });
+                    on_change(Change { old: Some(old), new: None });
                 }
             }
             Event::Apply(ref object) => {
@@ -106,22 +116,22 @@ pub async fn follow<K>(
                 let old = reader.get(&key);
                 keeper.apply(&event);
                 let new = reader.get(&key);
-                if old.as_ref().map(|it| means(it)) != new.as_ref().map(|it| means(it)) {
-                    tell(Change { old, new });
+                if old.as_ref().map(|it| predicate(it)) != new.as_ref().map(|it| predicate(it)) {
+                    on_change(Change { old, new });
                 }
             }
             Event::Delete(ref object) => {
                 let old = reader.get(&ObjectRef::from_obj(object));
                 keeper.apply(&event);
-                tell(Change { old, new: None });
+                on_change(Change { old, new: None });
             }
         }
     }
 }
 
-/// What of an object of ours means something to its controller: all of it but its status and its finalizers, which the
+/// What of an object of ours predicate something to its controller: all of it but its status and its finalizers, which the
 /// controller writes itself.
-pub fn meta<K: ResourceExt>(object: &K) -> u64 {
+pub fn spec_or_metadata<K: ResourceExt>(object: &K) -> u64 {
     let meta = object.meta();
     let mut hasher = DefaultHasher::new();
     meta.uid.hash(&mut hasher);
@@ -132,8 +142,8 @@ pub fn meta<K: ResourceExt>(object: &K) -> u64 {
     hasher.finish()
 }
 
-/// Every change means something.
-pub fn everything<K: ResourceExt>(object: &K) -> u64 {
+/// Every change predicate something.
+pub fn any_change<K: ResourceExt>(object: &K) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.uid().hash(&mut hasher);
     object.resource_version().hash(&mut hasher);

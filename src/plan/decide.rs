@@ -10,6 +10,7 @@ use super::model::{
 use super::ownership::{LifecycleOwner, OnRemoval, Owner, Ownership, is_owner_tag};
 use super::{Action, Call, Object, Plan, Step, change};
 use super::{identity, repository, settings};
+use crate::crd::Reason;
 use crate::names::RepositoryName;
 
 /// Says what would have to change in a registry for it to be as the manifests want it.
@@ -215,7 +216,7 @@ fn lifecycle(world: &World, wanted: &DesiredLifecyclePolicy, name: &RepositoryNa
             "the repository {name} is not there in {registry}, or no Repository of namespace {namespace} has it: see the status of \
              the Repository"
         );
-        return Err(Refused::new(&wanted.object, "ReferenceNotFound", message));
+        return Err(Refused::new(&wanted.object, Reason::ReferenceNotFound, message));
     }
     if wanted.management != Management::Full {
         return Ok(None);
@@ -225,7 +226,7 @@ fn lifecycle(world: &World, wanted: &DesiredLifecyclePolicy, name: &RepositoryNa
             "{name} in {registry} has its lifecycle policy from {governor}: a repository has one, so join the rules, or choose \
              other repositories"
         );
-        return Err(Refused::new(&wanted.object, "OwnedByAnother", message));
+        return Err(Refused::new(&wanted.object, Reason::OwnedByAnother, message));
     }
     let taken_over = world.governor(name, LifecycleMode::Enforce).is_some();
     lifecycle_policy::decide(world.desired, wanted, name, world.observed.repositories.get(name), taken_over)

@@ -18,7 +18,9 @@ use crate::crd::common::selects;
 use crate::crd::lifecycle_policy::Mode;
 use crate::crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
 use crate::crd::repository::{EncryptionType, ImageTagMutability, Visibility};
-use crate::crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Registry, Repository};
+use crate::crd::{
+    AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Reason, Registry, Repository,
+};
 use crate::lifecycle;
 use crate::manifests::Manifests;
 use crate::policy::{self, Kind, Policy, Principal};
@@ -95,7 +97,7 @@ pub fn desired_settings(registry: &Registry, cluster: &str) -> Desired {
             Ok(()) => desired.policy = Some(Some(document)),
             Err(fault) => {
                 let message = format!("policy is not valid: {fault}");
-                desired.refused.push(Refused::new(&object(registry), "InvalidParameterException", message));
+                desired.refused.push(Refused::new(&object(registry), Reason::InvalidParameterException, message));
             }
         },
         None => {}
@@ -158,7 +160,7 @@ fn check_lifecycle_policy(document: &Value) -> Result<(), String> {
 pub fn unresolved(manifests: &Manifests) -> Vec<Refused> {
     let missing = |object: Object, registry: &str| {
         let message = format!("Registry {registry:?} does not exist: declare it, or correct registryRef");
-        manifests.registry(registry).is_none().then(|| Refused::new(&object, "ReferenceNotFound", message))
+        manifests.registry(registry).is_none().then(|| Refused::new(&object, Reason::ReferenceNotFound, message))
     };
     let repositories = manifests.repositories.iter().map(|it| (object(&it.resource), it.resource.registry_ref()));
     let policies = manifests.lifecycle_policies.iter().map(|it| (object(&it.resource), it.resource.registry_ref()));
@@ -225,7 +227,7 @@ impl Desired {
                 reference.name,
                 registry.name_any()
             );
-            self.refused.push(Refused::new(&object, "ReferenceNotFound", message));
+            self.refused.push(Refused::new(&object, Reason::ReferenceNotFound, message));
             return;
         }
         if repositories.is_empty() {
@@ -234,7 +236,7 @@ impl Desired {
         let document = policy.document();
         if let Err(fault) = check_lifecycle_policy(&document) {
             let message = format!("the rules together are not valid: {fault}");
-            self.refused.push(Refused::new(&object, "InvalidParameterException", message));
+            self.refused.push(Refused::new(&object, Reason::InvalidParameterException, message));
             return;
         }
         let mut mode = match policy.mode() {
@@ -250,7 +252,7 @@ impl Desired {
             if registry.spec.managed.is_none() {
                 const MESSAGE: &str = "inUseProtection needs Wharfage's operator, which sees the Pods: leave inUseProtection out, \
                                        or set mode to Preview";
-                self.refused.push(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
+                self.refused.push(Refused::new(&object, Reason::UnsupportedByRegistry, MESSAGE.to_owned()));
                 return;
             }
             mode = LifecycleMode::Preview;
@@ -277,18 +279,18 @@ fn repository(
     resource: &Repository,
 ) -> Result<DesiredRepository, Refused> {
     let object = object(resource);
-    let name = resource
-        .repository_name()
-        .map_err(|error| Refused::new(&object, "InvalidParameterException", format!("{error}: set repositoryName")))?;
+    let name = resource.repository_name().map_err(|error| {
+        Refused::new(&object, Reason::InvalidParameterException, format!("{error}: set repositoryName"))
+    })?;
     let labels = resources.namespace_labels(&object.namespace);
     if !registry.allows(Some(&labels), name.as_str()) {
-        return Err(Refused::new(&object, "NotAllowed", not_allowed(registry, &object, &labels, name.as_str())));
+        return Err(Refused::new(&object, Reason::NotAllowed, not_allowed(registry, &object, &labels, name.as_str())));
     }
     let spec = &resource.spec;
     if resource.visibility() == Visibility::Public {
         const MESSAGE: &str = "visibility Public is not possible on this registry yet: set it to Private, and let others pull by \
                                repositoryPolicy";
-        return Err(Refused::new(&object, "UnsupportedByRegistry", MESSAGE.to_owned()));
+        return Err(Refused::new(&object, Reason::UnsupportedByRegistry, MESSAGE.to_owned()));
     }
     let encryption = spec.encryption_configuration.as_ref();
     if let Some(encryption) = encryption.filter(|it| it.encryption_type != EncryptionType::Aes256)
@@ -298,12 +300,12 @@ fn repository(
             "encryptionType {} needs a key service, which a managed registry does not have yet: set it to AES256",
             encryption.encryption_type.as_str()
         );
-        return Err(Refused::new(&object, "UnsupportedByRegistry", message));
+        return Err(Refused::new(&object, Reason::UnsupportedByRegistry, message));
     }
     let policy = spec.repository_policy.as_ref().map(|document| document.to_value());
     if let Some(Err(fault)) = policy.as_ref().map(|document| check_policy(registry, Kind::Repository, document)) {
         let message = format!("repositoryPolicy is not valid: {fault}");
-        return Err(Refused::new(&object, "InvalidParameterException", message));
+        return Err(Refused::new(&object, Reason::InvalidParameterException, message));
     }
     let tag_mutability = spec.image_tag_mutability.map(|mode| TagMutability {
         mode: match mode {

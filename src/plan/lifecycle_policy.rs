@@ -10,6 +10,7 @@ use super::model::{
 };
 use super::ownership::{LifecycleOwner, MAX_TAGS, Ownership, is_lifecycle_tag, too_many_tags};
 use super::{Action, Call, FieldChange, Step, change};
+use crate::crd::Reason;
 use crate::lifecycle::{self, Count, Policy, Rule, TagSelection};
 use crate::names::RepositoryName;
 
@@ -54,18 +55,18 @@ fn enforce(
                 desired.registry,
                 desired.adoption_hint(&owner.cluster)
             );
-            return refused("OwnedByAnother", message);
+            return refused(Reason::OwnedByAnother, message);
         }
         None if current.is_some() && wanted.adoption == Adoption::Create => {
             let message =
                 format!("{name} has a lifecycle policy, and adoptionPolicy is Create: set AdoptOrCreate to replace it");
-            return refused("AlreadyExists", message);
+            return refused(Reason::AlreadyExists, message);
         }
         None if current.is_none() && wanted.adoption == Adoption::Adopt => {
             let message = format!(
                 "{name} has no lifecycle policy, and adoptionPolicy is Adopt: set AdoptOrCreate to give it one"
             );
-            return refused("NotFound", message);
+            return refused(Reason::NotFound, message);
         }
         _ => {}
     }
@@ -75,7 +76,7 @@ fn enforce(
     if let (None, Some(found)) = (&before, found)
         && found.tags.len() >= MAX_TAGS
     {
-        return refused("TooManyTagsException", too_many_tags(name, found.tags.len()));
+        return refused(Reason::TooManyTagsException, too_many_tags(name, found.tags.len()));
     }
     if let Some(before) = before.as_ref().filter(|before| before.delete != owner.delete) {
         let policy = |owner: &LifecycleOwner| Some((if owner.delete { "Delete" } else { "Retain" }).to_owned());

@@ -1,12 +1,12 @@
 //! What is wanted of one registry, and what was found there. Plain data.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::ownership::{LifecycleOwner, OnRemoval};
 use super::{Object, identity};
+use crate::crd::Reason;
 use crate::names::RepositoryName;
 use crate::scanning::ScanningConfiguration;
 use crate::tag_mutability::TagMutability;
@@ -71,16 +71,16 @@ impl Desired {
 pub struct Refused {
     /// The resource.
     pub object: Object,
-    /// CamelCase, as it will stand in a condition; the registry's own name for an error that is its own.
-    pub reason: Cow<'static, str>,
+    /// The reason, as it will stand in a condition.
+    pub reason: Reason,
     /// The sentence.
     pub message: String,
 }
 
 impl Refused {
-    /// A refusal with a reason of ours.
-    pub fn new(object: &Object, reason: &'static str, message: String) -> Self {
-        Self { object: object.clone(), reason: reason.into(), message }
+    /// A refusal of an object.
+    pub fn new(object: &Object, reason: Reason, message: String) -> Self {
+        Self { object: object.clone(), reason, message }
     }
 }
 
@@ -204,10 +204,71 @@ impl Default for Observed {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, thiserror::Error)]
 #[error("{name}: {message}")]
 pub struct ApiError {
+    /// The error's kind, which callers branch on.
+    #[serde(skip)]
+    pub kind: ErrorKind,
     /// The error's own name.
     pub name: String,
     /// What it says.
     pub message: String,
+}
+
+/// The kind of an error of a registry's API. `apply::error` is the one place that tells it from an error's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The registry cannot be reached, or did not answer in time.
+    Unavailable,
+    /// The answer is none of an ECR API's.
+    UnexpectedResponse,
+    /// The registry answers that it is unavailable.
+    ServiceUnavailable,
+    /// The registry failed to do what it was asked to.
+    ServerFault,
+    /// Nobody gives credentials for now.
+    CredentialsUnavailable,
+    /// Requests come too fast.
+    Throttled,
+    /// The request was not sent, for a reason of the client's.
+    Client,
+    /// The registry does not have the operation.
+    UnsupportedOperation,
+    /// There is no such repository.
+    RepositoryNotFound,
+    /// There is such a repository already.
+    RepositoryAlreadyExists,
+    /// A preview of a lifecycle policy goes on in the repository.
+    PreviewInProgress,
+    /// There is no such image.
+    ImageNotFound,
+    /// The image's tag belongs to another image by now.
+    ImageTagMoved,
+    /// An index holds the image.
+    ImageReferenced,
+    /// The image's storage class cannot be changed.
+    StorageClassNotSupported,
+    /// Anything else: the registry refuses the request.
+    Other,
+}
+
+impl ErrorKind {
+    /// Returns whether the error says nothing about the request: the registry is at fault, or nobody can ask it.
+    pub fn is_server_fault(self) -> bool {
+        use ErrorKind::{CredentialsUnavailable, ServerFault, ServiceUnavailable, Unavailable, UnexpectedResponse};
+        matches!(self, Unavailable | UnexpectedResponse | ServiceUnavailable | ServerFault | CredentialsUnavailable)
+    }
+}
+
+impl ApiError {
+    /// An error of a known kind.
+    pub fn new(kind: ErrorKind, name: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind, name: name.into(), message: message.into() }
+    }
+
+    /// The same error with text before its message.
+    #[must_use]
+    pub fn with_prefix(self, prefix: impl std::fmt::Display) -> Self {
+        Self { message: format!("{prefix}: {}", self.message), ..self }
+    }
 }
 
 /// One repository that was found.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::model::*;
 use super::ownership::{MAX_TAGS, OnRemoval, Ownership, PREFIX};
 use super::*;
+use crate::crd::Reason;
 use crate::scanning::{ScanFrequency, ScanType, ScanningRule};
 use crate::tag_mutability::Mutability;
 
@@ -221,7 +222,7 @@ fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
             let refused = waiting.into_iter().map(|(repository, index, other)| {
                 let (kind, letter) = if repository { ("Repository", 'r') } else { ("LifecyclePolicy", 'p') };
                 let object = object(kind, letter, index, other);
-                Refused::new(&object, "NotAllowed", String::new())
+                Refused::new(&object, Reason::NotAllowed, String::new())
             });
             let refused: Vec<Refused> = refused.collect();
             // A folder declares each resource once.
@@ -559,7 +560,7 @@ proptest! {
         apply(&desired, &mut registry);
         let again = plan(&desired, &registry);
         prop_assert!(again.is_empty(), "{}", again);
-        let refused = again.refused.iter().all(|it| it.reason == "TooManyTagsException" && foreign + after > 45);
+        let refused = again.refused.iter().all(|it| it.reason == Reason::TooManyTagsException && foreign + after > 45);
         prop_assert!(refused, "{}", again);
     }
 }

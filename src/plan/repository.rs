@@ -9,6 +9,7 @@ use super::ownership::{
     LifecycleOwner, MAX_TAGS, Manages, OWN_TAGS, Owner, Ownership, PREFIX, fingerprint, is_owner_tag, too_many_tags,
 };
 use super::{Action, Call, FieldChange, Object, Step, change};
+use crate::crd::Reason;
 use crate::names::RepositoryName;
 use crate::policy;
 use crate::tag_mutability::TagMutability;
@@ -85,12 +86,12 @@ fn owned_by_another(
     let message = format!(
         "{name} in {registry} is managed by {owner}: give this one another repositoryName, or remove that one{hint}"
     );
-    Refused::new(&wanted.object, "OwnedByAnother", message)
+    Refused::new(&wanted.object, Reason::OwnedByAnother, message)
 }
 
 fn unreadable_error(object: &Object, name: &RepositoryName, unreadable: &ApiError) -> Refused {
     let message = format!("{name} cannot be looked at: {}", unreadable.message);
-    Refused { object: object.clone(), reason: unreadable.name.clone().into(), message }
+    Refused { object: object.clone(), reason: Reason::of_error(&unreadable.name), message }
 }
 
 /// A Repository that may change nothing is refused only if there is nothing to look at.
@@ -107,7 +108,7 @@ fn look(
         let message = format!(
             "{name} does not exist, and managementPolicy is Observe: create it, or set managementPolicy to Full"
         );
-        return Err(Refused::new(&wanted.object, "NotFound", message));
+        return Err(Refused::new(&wanted.object, Reason::NotFound, message));
     }
     Ok(None)
 }
@@ -123,7 +124,7 @@ fn decide(
     let Some(found) = found else {
         if wanted.adoption == Adoption::Adopt {
             return refused(
-                "NotFound",
+                Reason::NotFound,
                 format!("{name} does not exist, and adoptionPolicy is Adopt: create it, or set AdoptOrCreate"),
             );
         }
@@ -134,7 +135,7 @@ fn decide(
         Hold::TakenOver => Action::Adopt,
         Hold::Nobodys if wanted.adoption == Adoption::Create => {
             return refused(
-                "AlreadyExists",
+                Reason::AlreadyExists,
                 format!("{name} exists, and adoptionPolicy is Create: set AdoptOrCreate to take it over"),
             );
         }
@@ -149,7 +150,7 @@ fn decide(
         };
         let (found, wanted) = (show(&found.encryption), show(encryption));
         return refused(
-            "Immutable",
+            Reason::Immutable,
             format!(
                 "{name} is encrypted with {found}, not {wanted}, and that cannot change: make another repository, and copy the \
                  images to it"
@@ -159,7 +160,7 @@ fn decide(
     let count = tags_of_its_own(wanted, found);
     let is_new = action == Action::Adopt || wanted.tags.keys().any(|key| !found.tags.contains_key(key));
     if is_new && count > MAX_TAGS - OWN_TAGS {
-        return refused("TooManyTagsException", too_many_tags(name, count));
+        return refused(Reason::TooManyTagsException, too_many_tags(name, count));
     }
     Ok(update(desired, wanted, found, action))
 }

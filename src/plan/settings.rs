@@ -5,6 +5,7 @@
 use super::diff::policy_changes;
 use super::model::{ApiError, Desired, Observed, Refused};
 use super::{Action, Call, FieldChange, Object, Step, change};
+use crate::crd::Reason;
 use crate::policy;
 
 /// The first setting of which two Registries want different things.
@@ -80,7 +81,7 @@ fn registry(desired: &Desired) -> Object {
 fn known<'o, T>(desired: &Desired, field: &str, found: &'o Result<T, ApiError>) -> Result<&'o T, Refused> {
     found.as_ref().map_err(|error| Refused {
         object: registry(desired),
-        reason: error.name.clone().into(),
+        reason: Reason::of_error(&error.name),
         message: format!("{field} cannot be looked at: {}", error.message),
     })
 }

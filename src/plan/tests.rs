@@ -6,7 +6,7 @@ use insta::assert_snapshot;
 
 use super::*;
 use crate::manifests::Manifests;
-use crate::plan::model::{ApiError, ObservedRepository};
+use crate::plan::model::{ApiError, ErrorKind, ObservedRepository};
 
 const FOLDER: &str = r#"
 apiVersion: wharfage.dev/v1alpha1
@@ -233,12 +233,12 @@ fn a_repository_that_cannot_be_looked_at_is_let_be_and_says_why() {
     let manifests = manifests();
     let mut observed = observed();
     observed.repositories.remove(&"ours".parse::<RepositoryName>().unwrap());
-    let denied = ApiError { name: "AccessDeniedException".to_owned(), message: "not for you".to_owned() };
+    let denied = ApiError::new(ErrorKind::Other, "AccessDeniedException", "not for you");
     observed.unreadable.insert("ours".parse().unwrap(), denied);
     let plan = plan(&desired(&manifests, &manifests.registries[0].resource, "local"), &observed);
     assert!(!plan.steps.iter().any(|step| step.object.name == "ours"));
     let refused = plan.refused.iter().find(|refused| refused.object.name == "ours").unwrap();
-    assert_eq!(refused.reason, "AccessDeniedException");
+    assert_eq!(refused.reason.as_str(), "AccessDeniedException");
     assert_eq!(refused.message, "ours cannot be looked at: not for you");
 }
 
@@ -296,7 +296,7 @@ fn a_policy_does_not_reach_into_another_namespace() {
         let plan = across_the_border(border, policy, "");
         assert!(plan.is_empty(), "{border}, {policy}: {plan}");
         let refused = plan.refused.iter().find(|it| it.object.kind == "LifecyclePolicy").unwrap();
-        assert_eq!((refused.object.namespace.as_str(), refused.reason.as_ref()), ("evil", "ReferenceNotFound"));
+        assert_eq!((refused.object.namespace.as_str(), refused.reason.as_str()), ("evil", "ReferenceNotFound"));
         let message = "the repository payments/api is not there in home, or no Repository of namespace evil has it: see the status \
                        of the Repository";
         assert_eq!(refused.message, message);

@@ -8,9 +8,9 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde_json::{Value, json};
-use wharfage::apply::{Access, Ecr, Verdict, apply, observe, observe_settings};
+use wharfage::apply::{Connection, Ecr, Verdict, apply, observe, observe_settings};
 use wharfage::plan::model::Desired;
 use wharfage::plan::{Plan, desired, plan};
 
@@ -93,8 +93,8 @@ async fn imitation_for(registry_id: Option<&str>) -> (Ecr, Calls) {
         }
     });
     let region = "eu-1".parse().unwrap();
-    let access = Access::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), SecretString::from("secret"));
-    (Ecr::new(access, registry_id.map(|it| it.parse().unwrap()).as_ref()).await.unwrap(), calls)
+    let connection = Connection::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), SecretString::from("secret"));
+    (Ecr::new(connection, registry_id.map(|it| it.parse().unwrap()).as_ref()).await.unwrap(), calls)
 }
 
 fn wanted() -> Desired {
@@ -138,7 +138,7 @@ async fn another_accounts_registry_is_not_taken_for_ones_own() {
     let observed = observe_settings(&ecr, &desired).await;
     let plan: Plan = plan(&Desired { repositories: Vec::new(), lifecycle_policies: Vec::new(), ..desired }, &observed);
     assert!(plan.is_empty(), "{plan}");
-    let refused: Vec<&str> = plan.refused.iter().map(|it| it.reason.as_ref()).collect();
+    let refused: Vec<&str> = plan.refused.iter().map(|it| it.reason.as_str()).collect();
     assert_eq!(refused, ["RegistryIdMismatch"; 3]);
     assert!(plan.refused[0].message.contains("belong to registry 123456789012, not to 210987654321"), "{plan}");
     assert_eq!(*calls.lock().unwrap(), ["DescribeRegistry"]);

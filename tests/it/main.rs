@@ -10,6 +10,7 @@ mod blobs;
 mod browsers;
 mod crash;
 mod file_mode;
+mod imports;
 mod jobs;
 mod kill_rounds;
 mod metadata;

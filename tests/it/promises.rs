@@ -4,9 +4,9 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde_json::{Value, json};
-use wharfage::apply::{Access, Ecr, apply, observe};
+use wharfage::apply::{Connection, Ecr, apply, observe};
 use wharfage::manifests::Loader;
 use wharfage::plan::{Action, desired, plan};
 
@@ -179,8 +179,9 @@ fn what_a_plan_accepts_the_registry_accepts() {
     let program = runtime.block_on(bed::wharfage().start());
     let ecr = runtime.block_on(async {
         let (id, secret) = program.root_key();
-        let access = Access::with_key(program.url(), "local-1".parse().unwrap(), id, SecretString::from(secret));
-        Ecr::new(access, None).await.unwrap()
+        let connection =
+            Connection::with_key(program.url(), "local-1".parse().unwrap(), id, SecretString::from(secret));
+        Ecr::new(connection, None).await.unwrap()
     });
     let (number, done) = (Cell::new(0), Cell::new(0));
     let mut runner = TestRunner::new(Config { cases: 48, max_shrink_iters: 60, ..Config::default() });

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret as _, SecretString};
-use wharfage::apply::{Access, Ecr, Identity, registry_id};
+use secrecy::SecretString;
+use wharfage::apply::{Connection, Ecr, Identity, registry_id};
 
 use crate::bad_input::target::Target;
 use crate::bed::tls::Certificate;
@@ -34,7 +34,7 @@ async fn start(folder: &Path) -> Wharfage {
 async fn ask(server: &Wharfage, trusted: &str, host: Option<&str>) -> Result<String, String> {
     let (id, secret) = server.root_key();
     let (_, port) = server.authority().rsplit_once(':').unwrap();
-    let access = Access {
+    let connection = Connection {
         endpoint: Some(format!("https://{NAME}:{port}")),
         region: "local-1".parse().unwrap(),
         identity: Identity::Key { id, secret: SecretString::from(secret), session_token: None },
@@ -42,7 +42,7 @@ async fn ask(server: &Wharfage, trusted: &str, host: Option<&str>) -> Result<Str
         ca_bundle: Some(trusted.to_owned()),
         host: host.map(str::to_owned),
     };
-    let ecr = Ecr::new(access, None).await.unwrap();
+    let ecr = Ecr::new(connection, None).await.unwrap();
     registry_id(&ecr).await.map_err(|error| error.to_string())
 }
 

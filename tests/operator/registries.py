@@ -263,9 +263,9 @@ class Front:
 
 
 def drift(operator, registry, kind):
-    """How many properties of a kind's resources in a Registry the operator found changed, and how many it repaired."""
+    """How many properties of a kind's resources in a Registry the operator detected as drifted, and how many it corrected."""
     metrics, labels = operator.metrics(), f'{{kind="{kind}",registry="{registry}"}}'
-    return tuple(metrics.get(f"wharfage_operator_drift_{what}_total{labels}", 0) for what in ("found", "repaired"))
+    return tuple(metrics.get(f"wharfage_operator_drift_{what}_total{labels}", 0) for what in ("detected", "corrected"))
 
 
 def password(registry):

@@ -33,7 +33,7 @@ class Here:
     def enforce(self, rules=None, **protection):
         """Has the policy carried out, and returns it."""
         policy(self.namespace, self.registry, rules=rules, inUseProtection=IN_USE | protection)
-        return self.namespace.ready("LifecyclePolicy", KEEP, "InSync", "carried out by the operator")
+        return self.namespace.ready("LifecyclePolicy", KEEP, "InSync", "enforced by the operator")
 
     @property
     def left(self):
@@ -86,7 +86,7 @@ def test_nothing_in_use_is_nothing_kept(here):
     told = outcome(found, here.name)
     assert (told["state"], told["expiring"], told["protected"]) == ("Enforced", 2, 0)
     assert {one["tags"][0] for one in told["sample"]} == {"v1", "v2"}
-    assert "CarriedOut" in reasons(here.namespace)
+    assert "Enforced" in reasons(here.namespace)
 
 
 @pytest.mark.parametrize("server", ["ours", "amazon"])
@@ -340,7 +340,7 @@ def test_the_policy_is_not_put_to_the_registry_and_a_tag_says_so(here):
     # What somebody puts there would not know what runs.
     here.ecr.put_lifecycle_policy(repositoryName=here.name, lifecyclePolicyText=json.dumps({"rules": [rule(9)]}, indent=8))
     found = here.namespace.reconcile("LifecyclePolicy", KEEP)
-    assert conditions(found)["Drifted"]["reason"] == "Repaired"
+    assert conditions(found)["Drifted"]["reason"] == "DriftCorrected"
     with pytest.raises(here.ecr.exceptions.LifecyclePolicyNotFoundException):
         here.ecr.get_lifecycle_policy(repositoryName=here.name)
     policy(here.namespace, here.registry)
@@ -372,7 +372,7 @@ def test_what_went_in_several_repositories_is_one_event_that_names_them_all(here
         for word in ("v1", "v2", "v3"):
             images.push(here.ecr, name, images.image(f"{name}-{word}"), word)
     here.enforce()
-    (event,) = [one for one in here.namespace.events("LifecyclePolicy", KEEP) if one["reason"] == "CarriedOut"]
+    (event,) = [one for one in here.namespace.events("LifecyclePolicy", KEEP) if one["reason"] == "Enforced"]
     assert not event.get("series"), event
     assert [line.split(" expired")[0] for line in event["message"].split("; ")] == [f"{name}: 2 images" for name in (here.name, *others)]
 

@@ -50,7 +50,7 @@ def test_a_policy_is_put_and_changed_in_place(namespace, either):
     policy(namespace, registry, rules=[rule(4)])
     namespace.ready("LifecyclePolicy", KEEP)
     assert document(server, name) == {"rules": [rule(4)]}
-    assert "Updated" in reasons(namespace) and "DriftRepaired" not in reasons(namespace)
+    assert "Updated" in reasons(namespace) and "DriftCorrected" not in reasons(namespace)
 
 
 def test_what_somebody_else_changed_is_put_back(namespace, either):
@@ -62,9 +62,9 @@ def test_what_somebody_else_changed_is_put_back(namespace, either):
     found = namespace.reconcile("LifecyclePolicy", KEEP)
     assert document(server, name) == {"rules": [rule(3)]}
     drifted = conditions(found)["Drifted"]
-    assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
-    assert drifted["message"] == f"somebody else changed it, and it was put back: {CHANGED}"
-    assert "DriftRepaired" in reasons(namespace)
+    assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
+    assert drifted["message"] == f"drift corrected: {CHANGED}"
+    assert "DriftCorrected" in reasons(namespace)
     server.ecr.delete_lifecycle_policy(repositoryName=name)
     namespace.reconcile("LifecyclePolicy", KEEP)
     assert document(server, name) == {"rules": [rule(3)]}
@@ -82,13 +82,13 @@ def test_drift_that_cannot_be_put_back_is_told(namespace, registry, front, opera
         found = namespace.reconcile("LifecyclePolicy", KEEP)
         assert standing(found, "Stalled", "AccessDeniedException")
         drifted = conditions(found)["Drifted"]
-        assert (drifted["status"], drifted["reason"]) == ("True", "Differs")
-        assert drifted["message"] == f"somebody else changed it, and it could not be put back yet: {CHANGED}"
+        assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected")
+        assert drifted["message"] == f"drift detected, and not corrected yet: {CHANGED}"
         assert outcome(found, other)["state"] == "Enforced"
         assert drift(operator, home, "LifecyclePolicy") == (1, 0)
     front.heal()
     drifted = conditions(namespace.reconcile("LifecyclePolicy", KEEP))["Drifted"]
-    assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+    assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
     assert drift(operator, home, "LifecyclePolicy") == (1, 1)
     assert document(registry, name) == {"rules": [rule(3)]}
 
@@ -403,7 +403,7 @@ def test_a_policy_that_observes_only_looks(namespace, registry, front, operator)
     start = len(front.calls)
     policy(namespace, home, managementPolicy="Observe")
     found = namespace.ready("LifecyclePolicy", KEEP, "Observed")
-    assert (conditions(found)["Drifted"]["status"], conditions(found)["Drifted"]["reason"]) == ("True", "Differs")
+    assert (conditions(found)["Drifted"]["status"], conditions(found)["Drifted"]["reason"]) == ("True", "DriftDetected")
     assert outcome(found, name)["state"] == "Pending"
     registry.ecr.put_lifecycle_policy(repositoryName=name, lifecyclePolicyText=json.dumps({"rules": [rule()]}, indent=8))
     found = namespace.reconcile("LifecyclePolicy", KEEP)
@@ -466,7 +466,7 @@ def test_a_registry_that_is_away_is_waited_for(namespace, registry, home):
     namespace.ready("LifecyclePolicy", KEEP)
     registry.stop()
     policy(namespace, home, rules=[rule(5)])
-    namespace.waiting("LifecyclePolicy", KEEP, "RegistryUnavailable", "does not answer since")
+    namespace.waiting("LifecyclePolicy", KEEP, "RegistryUnavailable", "has been unreachable since")
     registry.start()
     namespace.ready("LifecyclePolicy", KEEP)
     assert document(registry, name) == {"rules": [rule(5)]}

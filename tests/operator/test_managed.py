@@ -665,7 +665,7 @@ def test_a_registry_that_runs_elsewhere_is_not_begun_anew(namespace, operator, c
     settle(namespace, name)
     assert kube.get("StatefulSet", name, home)["metadata"]["ownerReferences"]
     declare("Delete", namespace=namespace.name)
-    way_out = f"delete this Registry with deletionPolicy Retain, and make it anew with managed.namespace {home}"
+    way_out = f"delete this Registry with deletionPolicy Retain, and create it again with managed.namespace {home}"
     namespace.stalled("Registry", name, "WorkloadElsewhere", f"{elsewhere} .* {way_out}; or delete {elsewhere} first")
     assert workload(namespace, name) == {}
     # Deleted so it leaves what runs, which nobody owns then.

@@ -38,15 +38,15 @@ def test_health_and_readiness(operator, home):
 
 
 def test_the_leader_tells_how_resources_stand(operator, namespace, home):
-    stalled = value(operator, "resources", kind="Repository", standing="stalled")
+    stalled = value(operator, "resources", kind="Repository", state="stalled")
     namespace.apply(repository(home))
     namespace.ready("Repository", "app")
     assert value(operator, "leader") == 1
     for kind in ("Repository", "Registry"):
-        operator.process.wait_until(lambda: value(operator, "resources", kind=kind, standing="ready") >= 1, "count")  # noqa: B023
+        operator.process.wait_until(lambda: value(operator, "resources", kind=kind, state="ready") >= 1, "count")  # noqa: B023
     namespace.apply(repository(home, "other", repositoryName="app"))
     namespace.stalled("Repository", "other", "OwnedByAnother")
-    operator.process.wait_until(lambda: value(operator, "resources", kind="Repository", standing="stalled") == stalled + 1, "count")
+    operator.process.wait_until(lambda: value(operator, "resources", kind="Repository", state="stalled") == stalled + 1, "count")
     operator.process.wait_until(lambda: value(operator, "errors_total", kind="Repository", reason="OwnedByAnother") >= 1, "count")
 
 
@@ -63,10 +63,10 @@ def test_reconciles_are_counted_and_leave_no_queue(operator, namespace, home):
 def test_drift_is_counted_by_registry(operator, namespace, registry, home):
     namespace.apply(repository(home, imageTagMutability="IMMUTABLE"))
     namespace.ready("Repository", "app")
-    assert not series(operator, "drift_found_total", registry=home)
+    assert not series(operator, "drift_detected_total", registry=home)
     registry.ecr.put_image_tag_mutability(repositoryName="app", imageTagMutability="MUTABLE")
     namespace.reconcile("Repository", "app")
-    for metric in ("drift_found_total", "drift_repaired_total"):
+    for metric in ("drift_detected_total", "drift_corrected_total"):
         assert value(operator, metric, kind="Repository", registry=home) == 1
 
 

@@ -369,7 +369,7 @@ def test_an_edit_is_put_back(namespace, declare, team, edit):
     shop.patch("Secret", NAME, edit)
     shop.until("Secret", NAME, as_before, "put back")
     assert written(shop)["metadata"]["uid"] == before["metadata"]["uid"]
-    namespace.until("PullSecret", "home", lambda _: "DriftRepaired" in reasons(namespace), "told")
+    namespace.until("PullSecret", "home", lambda _: "DriftCorrected" in reasons(namespace), "told")
 
 
 def test_what_others_put_on_the_secret_stays(namespace, declare, team):

@@ -120,11 +120,11 @@ class TestSettings:
         ecr.put_registry_scanning_configuration(scanType="BASIC", rules=[])
         ecr.put_account_setting(name="BLOB_MOUNTING", value="DISABLED")
         repaired = namespace.reconcile("Registry", name)
-        assert conditions(repaired)["Drifted"]["reason"] == "Repaired"
+        assert conditions(repaired)["Drifted"]["reason"] == "DriftCorrected"
         assert json.loads(ecr.get_registry_policy()["policyText"]) == POLICY
         assert ecr.get_registry_scanning_configuration()["scanningConfiguration"] == SCANNING
         assert ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"
-        assert "DriftRepaired" in [event["reason"] for event in namespace.events("Registry", name)]
+        assert "DriftCorrected" in [event["reason"] for event in namespace.events("Registry", name)]
 
         namespace.patch("Registry", name, {"spec": {"accountSettings": {"BLOB_MOUNTING": "DISABLED"}}})
         namespace.ready("Registry", name, "Serving")
@@ -137,7 +137,7 @@ class TestSettings:
         # Which is older is told in whole seconds.
         time.sleep(1)
         younger = namespace.declare(registry, accountSettings={"BLOB_MOUNTING": "DISABLED"}, scanningConfiguration=SCANNING)
-        namespace.stalled("Registry", younger, "OwnedByAnother", f"accountSettings.BLOB_MOUNTING is what Registry {older} has")
+        namespace.stalled("Registry", younger, "OwnedByAnother", f"accountSettings.BLOB_MOUNTING conflicts with Registry {older}")
         assert settings(name="BLOB_MOUNTING")["value"] == "ENABLED"
         namespace.reconcile("Registry", older)
         assert standing(namespace.reconcile("Registry", younger), "Stalled", "OwnedByAnother")
@@ -172,7 +172,7 @@ class TestSettings:
         namespace.ready("Registry", name)
         front.throttle("GetRegistryPolicy")
         namespace.patch("Registry", name, {"spec": {"scanningConfiguration": SCANNING}})
-        namespace.waiting("Registry", name, "RegistryUnavailable", "does not answer since .*: ThrottlingException")
+        namespace.waiting("Registry", name, "RegistryUnavailable", "has been unreachable since .*: ThrottlingException")
         front.heal()
         namespace.ready("Registry", name, "Serving")
 
@@ -193,10 +193,10 @@ class TestSettings:
             found = namespace.reconcile("Registry", name)
             assert standing(found, "Stalled", "AccessDeniedException")
             drifted = conditions(found)["Drifted"]
-            assert (drifted["status"], drifted["reason"]) == ("True", "Differs") and "BLOB_MOUNTING" in drifted["message"]
+            assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected") and "BLOB_MOUNTING" in drifted["message"]
         front.heal()
         drifted = conditions(namespace.reconcile("Registry", name))["Drifted"]
-        assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+        assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
         assert drift(operator, name, "Registry") == (1, 1)
 
     def test_a_policy_without_sense_is_refused(self, namespace, registry, operator):

@@ -124,8 +124,8 @@ def test_a_field_is_changed_and_kept_and_taken_back(namespace, where, field):
     repaired = namespace.reconcile("Repository", "app")
     assert holds(look(server, name))
     drifted = conditions(repaired)["Drifted"]
-    assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
-    assert "DriftRepaired" in reasons(namespace)
+    assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
+    assert "DriftCorrected" in reasons(namespace)
 
     # What the manifest no longer says is taken back.
     declare(namespace, registry)
@@ -146,14 +146,14 @@ def test_drift_that_cannot_be_repaired_is_told(namespace, front, operator):
         found = namespace.reconcile("Repository", "app")
         assert standing(found, "Stalled", "AccessDeniedException")
         drifted = conditions(found)["Drifted"]
-        assert (drifted["status"], drifted["reason"]) == ("True", "Differs")
+        assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected")
         assert "imageTagMutability: MUTABLE -> IMMUTABLE" in drifted["message"]
         assert drift(operator, registry, "Repository") == (1, 0)
     front.heal()
     drifted = conditions(namespace.reconcile("Repository", "app"))["Drifted"]
-    assert (drifted["status"], drifted["reason"]) == ("False", "Repaired")
+    assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
     assert drift(operator, registry, "Repository") == (1, 1)
-    assert "DriftRepaired" in reasons(namespace)
+    assert "DriftCorrected" in reasons(namespace)
 
 
 def test_drift_is_repaired_within_an_interval(namespace, where):
@@ -161,7 +161,7 @@ def test_drift_is_repaired_within_an_interval(namespace, where):
     declare(namespace, registry, imageTagMutability="IMMUTABLE", tags={"team": "blue"}, interval="1s")
     namespace.ready("Repository", "app")
     disturb(server, f"{namespace}/app", look(server, f"{namespace}/app"))
-    namespace.until("Repository", "app", lambda one: conditions(one)["Drifted"]["reason"] == "Repaired")
+    namespace.until("Repository", "app", lambda one: conditions(one)["Drifted"]["reason"] == "DriftCorrected")
     # A disturbance that comes in the middle of a look may take two.
     namespace.until("Repository", "app", lambda _: look(server, f"{namespace}/app")["tags"].get("team") == "blue")
     namespace.until("Repository", "app", lambda _: look(server, f"{namespace}/app")["imageTagMutability"] == "IMMUTABLE")
@@ -174,7 +174,7 @@ def test_one_that_was_deleted_behind_our_back_is_made_again(namespace, where):
     server.ecr.delete_repository(repositoryName=f"{namespace}/app")
     namespace.reconcile("Repository", "app")
     assert owner(server.repository(f"{namespace}/app"))[1:] == (namespace.name, "app")
-    assert "DriftRepaired" in reasons(namespace)
+    assert "DriftCorrected" in reasons(namespace)
 
 
 def test_order_makes_no_difference(namespace, where):
@@ -573,7 +573,7 @@ class TestTrouble:
         front.fail(status=503, body="away")
         # The only one that asks, and what it asks for never works again.
         declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
-        namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} does not answer since")
+        namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} has been unreachable since")
         never(front, "SetRepositoryPolicy", how)
         front.heal(".*")
         declare(namespace, name, "other")
@@ -603,7 +603,7 @@ class TestTrouble:
             # It takes the client's patience to find out; meanwhile the resource is simply not looked at yet.
             assert not standing(namespace.get("Repository", "app"), "Ready")
         else:
-            namespace.waiting("Repository", "app", "RegistryUnavailable", f"Registry {name} does not answer since")
+            namespace.waiting("Repository", "app", "RegistryUnavailable", f"Registry {name} has been unreachable since")
         match how:
             case "frozen":
                 registry.thaw()

@@ -13,7 +13,7 @@ use super::super::env::Shell;
 use super::super::output::say;
 use super::super::reconcile::Target;
 use crate::access_key::AccessKey;
-use crate::apply::{Access, Ecr};
+use crate::apply::{Connection, Ecr};
 use crate::crd::Registry;
 use crate::crd::registry::ManagedRegistry;
 use crate::datadir::{DataDir, StartedRegistry, root_key};
@@ -107,9 +107,9 @@ impl Fleet {
     pub(super) async fn targets(&self) -> anyhow::Result<Vec<Target>> {
         let target = |(_, started, key): &(Running, StartedRegistry, AccessKey)| {
             let (endpoint, region) = (started.endpoint.clone(), started.region.clone());
-            let access = Access::with_key(endpoint, region, key.id.to_string(), key.secret.clone());
+            let connection = Connection::with_key(endpoint, region, key.id.to_string(), key.secret.clone());
             let (name, place) = (started.name.to_string(), started.endpoint.clone());
-            async move { anyhow::Ok(Target { name, place, ecr: Ecr::new(access, None).await? }) }
+            async move { anyhow::Ok(Target { name, place, ecr: Ecr::new(connection, None).await? }) }
         };
         try_join_all(self.ships.iter().map(target)).await
     }

@@ -1,93 +1,114 @@
 //! LifecyclePolicy: put to the repositories that it chooses, previewed there, or, where images that run are to be kept, carried
 //! out by the operator itself.
 
-mod memory;
 mod outcome;
-mod turn;
+mod per_repository;
+mod result_cache;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::reflector::Store;
 use kube::{Api, ResourceExt as _};
 
-pub use memory::Memory;
-
-use super::{Done, Error, Past, WAIT, jittered, publish, refused_by_registry, registered, requested, show, unrepaired};
+use super::converge::{Drift, corrected, failed, observed, uncorrected};
+use super::finish::{KindObject as _, Outcome, finish, suspend};
+use super::{
+    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, jittered, refused_by_registry,
+    registered, show,
+};
 use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use crate::crd::{
-    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Registry,
+    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason, Registry,
 };
 use crate::lifecycle::Policy;
 use crate::names::RepositoryName;
-use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
 use crate::operator::events::LONGEST_NOTE;
-use crate::operator::finalizer;
-use crate::operator::session::{Away, Freshness, Session, Trouble};
-use crate::operator::status::{self, Because, Findings, Standing};
-use crate::plan::model::ApiError;
+use crate::operator::policy_rule::{PolicyRule, own_kind};
+use crate::operator::registry_client::{Freshness, RegistryClient, RegistryError, Unavailable};
+use crate::operator::status::{Cause, ConditionSet, ReadyState};
+use crate::operator::watch::Change;
+use crate::operator::{finalizer, in_use};
 use crate::plan::{Action, FieldChange, Object};
-use memory::{Kept, Turns};
-use outcome::{Went, carried_out, counted, names, only, told};
-use turn::{Policing, Released, Turn};
+use outcome::{Went, counted, enforced, names, only, told};
+use per_repository::{PolicyRun, Released, RepositoryResult};
+use result_cache::{LastResult, LastResults, ResultCache};
 
-pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
+pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
 
-pub(in crate::operator) const KIND: &str = "LifecyclePolicy";
+const KIND: &str = "LifecyclePolicy";
 
-/// How soon a preview that goes on is looked at again, and how late at most.
-const PREVIEW: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How soon a preview that goes on is reconciled again, and how late at most.
+const PREVIEW_POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Brings one LifecyclePolicy in line.
-pub(in crate::operator) async fn reconcile(policy: Arc<LifecyclePolicy>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let namespace = policy.namespace().unwrap_or_default();
-    let api: Api<LifecyclePolicy> = Api::namespaced(ctx.client.clone(), &namespace);
-    let object = Object { kind: KIND, namespace, name: policy.name_any() };
-    let work = Work { ctx: &ctx, api, policy: &policy, object };
-    if policy.metadata.deletion_timestamp.is_some() {
-        return work.let_go().await;
+/// Reconciles LifecyclePolicies.
+pub(in crate::operator) struct LifecyclePolicyController {
+    ctx: Arc<Context>,
+    /// The last results in the repositories of each policy.
+    results: ResultCache,
+    /// Caches of in-use protection.
+    in_use: in_use::run::Shared,
+}
+
+impl LifecyclePolicyController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, results: ResultCache::default(), in_use: in_use::run::Shared::default() }
     }
-    if policy.suspended() {
-        return work.rest().await;
-    }
-    match work.bring_in_line().await? {
-        Some(outcome) => work.conclude(outcome).await,
-        None => Ok(Done::outdated()),
+
+    /// Forgets a policy that is gone.
+    pub(in crate::operator) fn changed(&self, change: &Change<LifecyclePolicy>) {
+        if let Some(uid) = change.deleted_uid() {
+            self.results.forget(uid);
+        }
     }
 }
 
-/// What a reconcile found out.
-struct Outcome {
-    findings: Findings,
-    /// What the policy came to in all its repositories, if that was looked at.
-    outcomes: Option<Vec<RepositoryOutcome>>,
-    /// Whether a request for a look is answered by it.
-    answers: bool,
-    next: Duration,
-}
+impl KindController for LifecyclePolicyController {
+    type Object = LifecyclePolicy;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 8;
 
-impl Outcome {
-    fn of(findings: Findings, next: Duration) -> Self {
-        let answers = !matches!(findings.standing, Standing::Waiting(_));
-        Self { findings, outcomes: None, answers, next }
+    fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    fn store(&self) -> Store<LifecyclePolicy> {
+        self.ctx.stores.lifecycle_policies.clone()
+    }
+
+    async fn reconcile(self: Arc<Self>, policy: Arc<LifecyclePolicy>) -> Result<ReconcileResult, Error> {
+        let namespace = policy.namespace().unwrap_or_default();
+        let api = Api::namespaced(self.ctx.client.clone(), &namespace);
+        let object = Object { kind: KIND, namespace, name: policy.name_any() };
+        let (ctx, results, in_use) = (&*self.ctx, &self.results, &self.in_use);
+        let reconcile = PolicyReconcile { ctx, results, in_use, api, policy: &policy, object };
+        if policy.metadata.deletion_timestamp.is_some() {
+            return reconcile.cleanup().await;
+        }
+        if policy.suspended() {
+            return suspend(ctx, &reconcile.api, &*policy).await;
+        }
+        match reconcile.run().await? {
+            Some(outcome) => finish(ctx, &reconcile.api, &*policy, outcome).await,
+            None => Ok(ReconcileResult::outdated()),
+        }
     }
 }
 
-struct Work<'a> {
+/// One reconcile of a LifecyclePolicy.
+struct PolicyReconcile<'a> {
     ctx: &'a Context,
+    results: &'a ResultCache,
+    in_use: &'a in_use::run::Shared,
     api: Api<LifecyclePolicy>,
     policy: &'a LifecyclePolicy,
     object: Object,
 }
 
-impl Work<'_> {
-    fn status(&self) -> LifecyclePolicyStatus {
-        self.policy.status.clone().unwrap_or_default()
-    }
-
+impl PolicyReconcile<'_> {
     fn generation(&self) -> Option<i64> {
         self.policy.metadata.generation
     }
@@ -100,8 +121,8 @@ impl Work<'_> {
         &self.policy.spec.registry_ref.name
     }
 
-    /// The Registry and its session, or why there is none.
-    fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Findings>> {
+    /// The Registry and its client, or why there is none.
+    fn registry(&self) -> Result<Registered, Box<ConditionSet>> {
         registered(self.ctx, self.registry_name()).map_err(|mut findings| {
             // A Registry that is there need not be ready to tell whether the Repository is.
             findings.references = findings.references.map(|it| it.and_then(|()| self.references(&self.chosen())));
@@ -117,97 +138,108 @@ impl Work<'_> {
     }
 
     /// The repositories that it has, or may have had, and is for no more.
-    fn left(&self, session: &Session, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
-        let told = self.status().repositories.into_iter().filter_map(|it| it.name.parse().ok()).collect::<Vec<_>>();
+    fn left(&self, registry_client: &RegistryClient, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
+        let told = self
+            .policy
+            .status_or_default()
+            .repositories
+            .into_iter()
+            .filter_map(|it| it.name.parse().ok())
+            .collect::<Vec<_>>();
         let cluster = &self.ctx.settings.cluster;
-        let tagged = session.governed_by(|owner| owner.is(cluster, &self.object));
-        let had = told.into_iter().chain(self.ctx.turns.had(self.uid())).chain(tagged);
+        let tagged = registry_client.governed_by(|owner| owner.is(cluster, &self.object));
+        let had = told.into_iter().chain(self.results.had(self.uid())).chain(tagged);
         had.filter(|name| !chosen.contains(name)).collect()
     }
 
-    fn policing<'a>(&'a self, registry: &'a Registry, session: &'a Arc<Session>) -> Policing<'a> {
-        let before = self.status();
+    fn policy_run<'a>(&'a self, registry: &'a Registry, registry_client: &'a Arc<RegistryClient>) -> PolicyRun<'a> {
         let document = self.policy.document();
-        let asked = requested(self.policy, before.last_handled_reconcile_at.as_ref());
-        Policing {
+        let asked = self.policy.requested();
+        PolicyRun {
             ctx: self.ctx,
+            in_use: self.in_use,
             policy: self.policy,
             object: &self.object,
             registry,
-            session,
+            registry_client,
             rules: Policy::from_value(&document).ok(),
             document,
             freshness: Freshness { interval: self.policy.interval(), now: asked.is_some() },
             asked,
-            past: Past::of(self.generation(), before.observed_generation, &before.conditions),
+            past: self.policy.past(),
         }
     }
 
     /// Nothing if the policy is another one by now.
-    async fn bring_in_line(&self) -> Result<Option<Outcome>, Error> {
-        let (registry, session) = match self.registry() {
+    async fn run(&self) -> Result<Option<Outcome<LifecyclePolicyStatus>>, Error> {
+        let (registry, registry_client) = match self.registry() {
             Ok(found) => found,
-            Err(findings) => return Ok(Some(Outcome::of(*findings, jittered(WAIT)))),
+            Err(findings) => return Ok(Some(Outcome::new(*findings, jittered(REQUEUE_WAITING)))),
         };
         if self.policy.management_policy() == ManagementPolicy::Full {
             finalizer::add(&self.api, self.policy).await?;
         }
-        let policing = self.policing(&registry, &session);
+        let policy_run = self.policy_run(&registry, &registry_client);
         let chosen = self.chosen();
-        let mut course = Course::default();
+        let mut summary = RunSummary::default();
         if self.policy.management_policy() == ManagementPolicy::Full {
-            for name in self.left(&session, &chosen) {
-                match policing.let_go(&name).await {
-                    Ok(Released::Repository) => course.released.push(name),
+            for name in self.left(&registry_client, &chosen) {
+                match policy_run.release_repository(&name).await {
+                    Ok(Released::Repository) => summary.released.push(name),
                     Ok(Released::Nothing) => {}
-                    Ok(Released::Outdated) => return self.outdated(&course).await,
-                    Err(Trouble::Away(away)) => return Ok(Some(self.away(&away, None))),
-                    Err(Trouble::Refused(error)) => {
-                        let message = format!("{name} cannot be let go of: {}", error.message);
-                        course.troubles.push(refused_by_registry(ApiError { message, ..error }));
+                    Ok(Released::Outdated) => return self.outdated(&summary).await,
+                    Err(RegistryError::Unavailable(unavailable)) => return Ok(Some(self.unavailable(&unavailable))),
+                    Err(RegistryError::Rejected(error)) => {
+                        let error = error.with_prefix(format_args!("{name} cannot be released"));
+                        summary.troubles.push(refused_by_registry(error));
                     }
                 }
             }
         }
         if let Some(missing) = self.missing(&chosen) {
-            let findings =
-                Findings { references: Some(Err(missing.clone())), ..Findings::of(Standing::Waiting(missing)) };
-            self.ctx.turns.remember(self.uid(), self.generation(), Turns::new());
-            return Ok(Some(Outcome { outcomes: Some(Vec::new()), ..Outcome::of(findings, jittered(WAIT)) }));
+            let findings = ConditionSet {
+                references: Some(Err(missing.clone())),
+                ..ConditionSet::of(ReadyState::Reconciling(missing))
+            };
+            self.results.remember(self.uid(), self.generation(), LastResults::new());
+            return Ok(Some(
+                Outcome::new(findings, jittered(REQUEUE_WAITING)).with_status(|status| tell(status, Vec::new())),
+            ));
         }
-        let before = self.ctx.turns.recall(self.uid(), self.generation(), &self.status());
+        let before = self.results.recall(self.uid(), self.generation(), &self.policy.status_or_default());
         for name in &chosen {
-            match policing.turn(name, before.get(name)).await {
-                Ok(Some(turn)) => course.take(name, turn, before.get(name)),
-                Ok(None) => return self.outdated(&course).await,
-                Err(away) => {
+            match policy_run.run(name, before.get(name)).await {
+                Ok(Some(turn)) => summary.take(name, turn, before.get(name)),
+                Ok(None) => return self.outdated(&summary).await,
+                Err(unavailable) => {
                     // What is known of the others stays.
-                    for name in chosen.iter().filter(|name| !course.turns.contains_key(*name)).collect::<Vec<_>>() {
+                    for name in chosen.iter().filter(|name| !summary.results.contains_key(*name)).collect::<Vec<_>>() {
                         let known = before.get(name).cloned();
-                        let kept = known.unwrap_or_else(|| Kept::new(only(name, OutcomeState::Pending)));
-                        course.turns.insert(name.clone(), kept);
+                        let kept = known.unwrap_or_else(|| LastResult::new(only(name, OutcomeState::Pending)));
+                        summary.results.insert(name.clone(), kept);
                     }
-                    self.tell(&course).await;
-                    let outcomes = course.outcomes();
-                    self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
-                    return Ok(Some(self.away(&away, Some(outcomes))));
+                    self.emit_events(&summary).await;
+                    let outcomes = summary.outcomes();
+                    self.results.remember(self.uid(), self.generation(), summary.results);
+                    let outcome = self.unavailable(&unavailable);
+                    return Ok(Some(outcome.with_status(|status| tell(status, outcomes))));
                 }
             }
         }
-        self.tell(&course).await;
-        let outcome = self.sum_up(&course, policing.past);
-        self.ctx.turns.remember(self.uid(), self.generation(), course.turns);
+        self.emit_events(&summary).await;
+        let outcome = self.summarize(&summary, policy_run.past);
+        self.results.remember(self.uid(), self.generation(), summary.results);
         Ok(Some(outcome))
     }
 
     /// The policy is another one by now: what was done for it until then is told, as the next look finds it done.
-    async fn outdated(&self, course: &Course) -> Result<Option<Outcome>, Error> {
-        self.tell(course).await;
+    async fn outdated(&self, summary: &RunSummary) -> Result<Option<Outcome<LifecyclePolicyStatus>>, Error> {
+        self.emit_events(summary).await;
         Ok(None)
     }
 
     /// What `repositoryRef` names, if it isn't there.
-    fn missing(&self, chosen: &BTreeSet<RepositoryName>) -> Option<Because> {
+    fn missing(&self, chosen: &BTreeSet<RepositoryName>) -> Option<Cause> {
         let reference = self.policy.spec.repository_ref.as_ref().filter(|_| chosen.is_empty())?;
         let message = format!(
             "Repository {}/{} does not exist in Registry {}: make it, or correct repositoryRef",
@@ -215,198 +247,151 @@ impl Work<'_> {
             reference.name,
             self.registry_name()
         );
-        Some(Because::new("ReferenceNotFound", message))
+        Some(Cause::new(Reason::ReferenceNotFound, message))
     }
 
     /// Whether all that it names is there, once its Registry is.
-    fn references(&self, chosen: &BTreeSet<RepositoryName>) -> Result<(), Because> {
+    fn references(&self, chosen: &BTreeSet<RepositoryName>) -> Result<(), Cause> {
         self.missing(chosen).map_or(Ok(()), Err)
     }
 
-    fn away(&self, away: &Away, outcomes: Option<Vec<RepositoryOutcome>>) -> Outcome {
-        let (standing, next) = super::away(away, self.registry_name());
-        let findings = Findings { references: Some(self.references(&self.chosen())), ..Findings::of(standing) };
-        Outcome { outcomes, ..Outcome::of(findings, next) }
+    /// The registry is unavailable.
+    fn unavailable(&self, unavailable: &Unavailable) -> Outcome<LifecyclePolicyStatus> {
+        let (state, next) = super::unavailable(unavailable, self.registry_name());
+        let findings = ConditionSet { references: Some(self.references(&self.chosen())), ..ConditionSet::of(state) };
+        Outcome::new(findings, next)
     }
 
     /// How the policy stands when all its repositories had their turn.
-    fn sum_up(&self, course: &Course, past: Past) -> Outcome {
-        let standing = course.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
-            let pending = course.turns.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
+    fn summarize(&self, summary: &RunSummary, past: LastSync) -> Outcome<LifecyclePolicyStatus> {
+        let state = summary.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
+            let pending = summary.results.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
             if pending > 0 && self.policy.management_policy() == ManagementPolicy::Full {
-                let all = counted(course.turns.len(), "repository", "repositories");
+                let all = counted(summary.results.len(), "repository", "repositories");
                 let message = format!("the registry still evaluates the policy for {pending} of {all}");
-                return Standing::Waiting(Because::new("Previewing", message));
+                return ReadyState::Reconciling(Cause::new(Reason::Previewing, message));
             }
-            Standing::Ready(Because::new(self.reason(), self.in_words(course)))
+            ReadyState::Ready(Cause::new(self.reason(), self.in_words(summary)))
         });
-        let mut findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
-        findings.drifted = self.drifted(course, past);
-        let begun = course.turns.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
-        let next = next(begun, &findings.standing, &self.status().conditions, self.policy.interval());
-        let found = Outcome::of(findings, next);
-        Outcome { outcomes: Some(course.outcomes()), answers: found.answers && begun.is_none(), ..found }
+        let mut findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
+        findings.drifted = self.drifted(summary, past);
+        let begun = summary.results.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
+        let next = next(begun, &findings.state, self.policy.conditions(), self.policy.interval());
+        let outcomes = summary.outcomes();
+        let mut outcome = Outcome::new(findings, next).with_status(|status| tell(status, outcomes));
+        outcome.answers = begun.is_none();
+        outcome
     }
 
-    fn reason(&self) -> &'static str {
+    fn reason(&self) -> Reason {
         match (self.policy.management_policy(), self.policy.mode()) {
-            (ManagementPolicy::Observe, _) => "Observed",
-            (ManagementPolicy::Full, Mode::Preview) => "Previewed",
-            (ManagementPolicy::Full, Mode::Enforce) => "InSync",
+            (ManagementPolicy::Observe, _) => Reason::Observed,
+            (ManagementPolicy::Full, Mode::Preview) => Reason::Previewed,
+            (ManagementPolicy::Full, Mode::Enforce) => Reason::InSync,
         }
     }
 
-    fn in_words(&self, course: &Course) -> String {
-        let repositories = counted(course.turns.len(), "repository", "repositories");
-        if course.turns.is_empty() {
+    fn in_words(&self, summary: &RunSummary) -> String {
+        let repositories = counted(summary.results.len(), "repository", "repositories");
+        if summary.results.is_empty() {
             return "repositorySelector chooses no Repository of this namespace yet".to_owned();
         }
         match (self.policy.management_policy(), self.policy.mode(), self.policy.protects_in_use()) {
             (ManagementPolicy::Observe, ..) => format!("observed in {repositories}, and never changed"),
-            (_, Mode::Preview, _) => format!("previewed in {repositories}: nothing is let go"),
+            (_, Mode::Preview, _) => format!("previewed in {repositories}: nothing is deleted"),
             (_, Mode::Enforce, false) => format!("put to {repositories}"),
             (_, Mode::Enforce, true) => {
-                format!("carried out by the operator in {repositories}; what runs in other clusters is not seen")
+                format!("enforced by the operator in {repositories}; what runs in other clusters is not seen")
             }
         }
     }
 
-    fn drifted(&self, course: &Course, past: Past) -> Option<(bool, Because)> {
-        let Course { drift, unrepaired: left, troubles, .. } = course;
+    fn drifted(&self, summary: &RunSummary, past: LastSync) -> Option<(bool, Cause)> {
+        let RunSummary { drift, uncorrected_drift, troubles, .. } = summary;
         if self.policy.management_policy() == ManagementPolicy::Observe {
-            return Some(if drift.is_empty() {
-                (false, Because::new("InSync", "it is as this resource says"))
-            } else {
-                (true, Because::new("Differs", format!("it is not as this resource says: {}", show(drift))))
-            });
+            return Some(observed(drift));
         }
-        if !left.is_empty() {
-            return Some(unrepaired(left));
+        if !uncorrected_drift.is_empty() {
+            return Some(uncorrected(uncorrected_drift));
         }
-        if !drift.is_empty() {
-            let message = format!("somebody else changed it, and it was put back: {}", show(drift));
-            return Some((false, Because::new("Repaired", message)));
-        }
-        if past == Past::Drifted && !troubles.is_empty() {
-            // Whether that is put back by now could not be looked at.
+        if drift.is_empty() && past == LastSync::Drifted && !troubles.is_empty() {
+            // Whether it is corrected by now could not be read.
             return None;
         }
-        let in_sync = || (false, Because::new("InSync", "nobody else changed it"));
-        Some(past.still_told(&self.status().conditions).unwrap_or_else(in_sync))
+        Some(corrected(past, self.policy.conditions(), drift))
     }
 
-    /// Events about what was done: one for each sort of thing, however many repositories.
-    async fn tell(&self, course: &Course) {
+    /// Emits one event for each sort of thing that was done, however many repositories.
+    async fn emit_events(&self, summary: &RunSummary) {
         let events = &self.ctx.events;
-        let manages = self.policy.management_policy() == ManagementPolicy::Full;
-        if manages && course.found > 0 {
-            let found = u64::try_from(course.found).unwrap_or(u64::MAX);
-            self.ctx.metrics.drift_found(KIND, self.registry_name(), found);
+        if self.policy.management_policy() == ManagementPolicy::Full {
+            let drift = Drift { ctx: self.ctx, kind: KIND, registry: self.registry_name() };
+            drift.detected(summary.found);
+            if !summary.drift.is_empty() {
+                // Detected above, together with what could not be corrected.
+                drift.corrected(LastSync::Drifted, summary.drift.len());
+                let note = format!("drift was corrected: {}", show(&summary.drift));
+                events.warning(self.policy, Reason::DriftCorrected, note).await;
+            }
         }
-        if manages && !course.drift.is_empty() {
-            let repaired = u64::try_from(course.drift.len()).unwrap_or(u64::MAX);
-            self.ctx.metrics.drift_repaired(KIND, self.registry_name(), repaired);
-            let note = format!("changed by somebody else, and put back: {}", show(&course.drift));
-            events.warning(self.policy, "DriftRepaired", note).await;
-        }
-        for (action, repositories) in &course.done {
+        for (action, repositories) in &summary.done {
             let (reason, done) = match action {
-                Action::Create => ("Created", "now governs"),
-                Action::Adopt => ("Adopted", "took over"),
-                Action::Update => ("Updated", "changed its policy in"),
-                Action::Preview => ("PreviewStarted", "is previewed in"),
+                Action::Create => (Reason::Created, "now governs"),
+                Action::Adopt => (Reason::Adopted, "adopted"),
+                Action::Update => (Reason::Updated, "changed its policy in"),
+                Action::Preview => (Reason::PreviewStarted, "is previewed in"),
                 Action::Retain | Action::Delete => continue,
             };
             events.normal(self.policy, reason, format!("{done} {}", names(repositories.iter()))).await;
         }
-        if !course.released.is_empty() {
-            let note = format!("is no more for {}", names(course.released.iter()));
-            events.normal(self.policy, "Released", note).await;
+        if !summary.released.is_empty() {
+            let note = format!("no longer applies to {}", names(summary.released.iter()));
+            events.normal(self.policy, Reason::Released, note).await;
         }
-        if !course.ran.is_empty() {
-            events.normal(self.policy, "CarriedOut", carried_out(&course.ran, LONGEST_NOTE)).await;
+        if !summary.ran.is_empty() {
+            events.normal(self.policy, Reason::Enforced, enforced(&summary.ran, LONGEST_NOTE)).await;
         }
     }
 
-    /// Writes the status, tells what is new in it, and says when to look again.
-    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
-        let Outcome { findings, outcomes, answers, next } = outcome;
-        let before = self.status();
-        let now = Time(Timestamp::now());
-        let mut after = LifecyclePolicyStatus {
-            observed_generation: self.generation(),
-            conditions: status::conditions(&before.conditions, self.generation(), &findings, &now),
-            ..before.clone()
-        };
-        if let Some(outcomes) = outcomes {
-            let (repositories, totals) = told(outcomes, &before.repositories);
-            after.repositories = repositories;
-            after.totals = Some(totals);
-        }
-        if let Some(asked) = requested(self.policy, before.last_handled_reconcile_at.as_ref())
-            && answers
-        {
-            after.last_handled_reconcile_at = Some(asked);
-        }
-        if after != before {
-            // A look that finds nothing new is not written down: that would be a write for every resource and interval.
-            after.last_sync_time = Some(now);
-        }
-        let status = (self.policy.status.as_ref(), &after);
-        publish(KIND, self.ctx, &self.api, self.policy, status, &before.conditions, &findings).await?;
-        Ok(Done::standing(&findings.standing, next))
-    }
-
-    /// Nothing is done for a suspended resource.
-    async fn rest(&self) -> Result<Done, Error> {
-        let before = self.status();
-        let after = LifecyclePolicyStatus {
-            observed_generation: self.generation(),
-            conditions: status::suspended(&before.conditions),
-            ..before.clone()
-        };
-        super::rest(self.ctx, &self.api, self.policy, (self.policy.status.as_ref(), &after)).await
-    }
-
-    /// The resource goes: its repositories are let go of, and lose the policy if it says so.
-    async fn let_go(&self) -> Result<Done, Error> {
+    /// The resource is being deleted: its repositories are released, and lose the policy if it says so.
+    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
         if !finalizer::has(self.policy) {
-            return Ok(Done::resting());
+            return Ok(ReconcileResult::resting());
         }
         let deletes = self.policy.deletion_policy() == DeletionPolicy::Delete && !self.policy.suspended();
         match self.release().await {
-            Err(outcome) if deletes => return self.conclude(outcome).await,
+            Ok(true) => {}
+            Ok(false) => return Ok(ReconcileResult::outdated()),
+            Err(outcome) if deletes => return finish(self.ctx, &self.api, self.policy, outcome).await,
             Err(outcome) => {
                 // What stays in the registry needs no word from it: a tag of a policy that is gone holds nobody up.
-                let why = &outcome.findings.standing.because().message;
-                tracing::info!(object = %self.object, why, "let go of without the registry");
+                let why = &outcome.findings.state.cause().message;
+                tracing::info!(object = %self.object, why, "released without the registry");
             }
-            Ok(false) => return Ok(Done::outdated()),
-            Ok(true) => {}
         }
         finalizer::remove(&self.api, self.policy).await?;
-        Ok(Done::resting())
+        Ok(ReconcileResult::resting())
     }
 
-    /// Lets go of its repositories; false if what the policy says changed meanwhile, and not all were let go of.
-    async fn release(&self) -> Result<bool, Outcome> {
+    /// Releases its repositories; false if what the policy says changed meanwhile, and not all were released.
+    async fn release(&self) -> Result<bool, Outcome<LifecyclePolicyStatus>> {
         if self.policy.management_policy() == ManagementPolicy::Observe || self.policy.suspended() {
             return Ok(true);
         }
-        let (registry, session) = self.registry().map_err(|findings| Outcome::of(*findings, jittered(WAIT)))?;
-        let policing = self.policing(&registry, &session);
+        let (registry, registry_client) =
+            self.registry().map_err(|findings| Outcome::new(*findings, jittered(REQUEUE_WAITING)))?;
+        let policy_run = self.policy_run(&registry, &registry_client);
         let all = self.chosen();
-        for name in self.left(&session, &all).into_iter().chain(all) {
-            match policing.let_go(&name).await {
+        for name in self.left(&registry_client, &all).into_iter().chain(all) {
+            match policy_run.release_repository(&name).await {
                 Ok(Released::Repository | Released::Nothing) => {}
                 Ok(Released::Outdated) => return Ok(false),
-                Err(Trouble::Away(away)) => return Err(self.away(&away, None)),
-                Err(Trouble::Refused(error)) => {
-                    let message = format!("{name} cannot be let go of: {}", error.message);
-                    let standing = refused_by_registry(ApiError { message, ..error });
-                    let next =
-                        super::next(&standing, &self.status().conditions, self.policy.interval(), Timestamp::now());
-                    return Err(Outcome::of(Findings::of(standing), next));
+                Err(RegistryError::Unavailable(unavailable)) => return Err(self.unavailable(&unavailable)),
+                Err(RegistryError::Rejected(error)) => {
+                    let trouble = RegistryError::Rejected(error.with_prefix(format_args!("{name} cannot be released")));
+                    let (conditions, interval) = (self.policy.conditions(), self.policy.interval());
+                    let (state, next) = failed(&trouble, self.registry_name(), conditions, interval);
+                    return Err(Outcome::new(ConditionSet::of(state), next));
                 }
             }
         }
@@ -414,23 +399,30 @@ impl Work<'_> {
     }
 }
 
+/// Sets what the policy came to in its repositories.
+fn tell(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutcome>) {
+    let (repositories, totals) = told(outcomes, &status.repositories);
+    status.repositories = repositories;
+    status.totals = Some(totals);
+}
+
 /// When to look again, `begun` ago the oldest preview that goes on was started.
-fn next(begun: Option<Duration>, standing: &Standing, before: &[Condition], interval: Duration) -> Duration {
+fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], interval: Duration) -> Duration {
     match begun {
-        Some(elapsed) => elapsed.clamp(PREVIEW.0, PREVIEW.1),
-        None => super::next(standing, before, interval, Timestamp::now()),
+        Some(elapsed) => elapsed.clamp(PREVIEW_POLL_INTERVAL.0, PREVIEW_POLL_INTERVAL.1),
+        None => super::next(state, before, interval, Timestamp::now()),
     }
 }
 
-/// What the turns of all repositories came to.
+/// What the results of all repositories came to.
 #[derive(Default)]
-struct Course {
-    turns: Turns,
-    troubles: Vec<Standing>,
-    /// What somebody else had changed, and what is put back.
+struct RunSummary {
+    results: LastResults,
+    troubles: Vec<ReadyState>,
+    /// What somebody else had changed, and what is corrected.
     drift: Vec<FieldChange>,
-    /// What somebody else had changed, and what could not be put back.
-    unrepaired: Vec<FieldChange>,
+    /// What somebody else had changed, and what could not be corrected.
+    uncorrected_drift: Vec<FieldChange>,
     /// How much of both was not known before.
     found: usize,
     done: BTreeMap<Action, Vec<RepositoryName>>,
@@ -438,11 +430,11 @@ struct Course {
     released: Vec<RepositoryName>,
 }
 
-impl Course {
-    fn take(&mut self, name: &RepositoryName, turn: Turn, before: Option<&Kept>) {
-        let Turn { kept, trouble, drift, done, ran } = turn;
+impl RunSummary {
+    fn take(&mut self, name: &RepositoryName, turn: RepositoryResult, before: Option<&LastResult>) {
+        let RepositoryResult { kept, trouble, drift, done, ran } = turn;
         let differs = kept.differs;
-        self.turns.insert(name.clone(), kept);
+        self.results.insert(name.clone(), kept);
         self.troubles.extend(trouble);
         if !before.is_some_and(|it| it.differs) {
             self.found += drift.len();
@@ -450,32 +442,32 @@ impl Course {
         if let (Some(action), true) = (done, drift.is_empty()) {
             self.done.entry(action).or_default().push(name.clone());
         }
-        if differs { &mut self.unrepaired } else { &mut self.drift }.extend(drift);
+        if differs { &mut self.uncorrected_drift } else { &mut self.drift }.extend(drift);
         // What only found that nothing is to go is no event.
         self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), Went::of(&ran))));
     }
 
     fn outcomes(&self) -> Vec<RepositoryOutcome> {
-        self.turns.values().map(|kept| kept.outcome.clone()).collect()
+        self.results.values().map(|kept| kept.outcome.clone()).collect()
     }
 
     /// The trouble that needs somebody most, and how many others there are.
-    fn worst(&self, registry: &str) -> Option<Standing> {
-        let stalled = self.troubles.iter().find(|it| matches!(it, Standing::Stalled(_)));
+    fn worst(&self, registry: &str) -> Option<ReadyState> {
+        let stalled = self.troubles.iter().find(|it| matches!(it, ReadyState::Stalled(_)));
         let worst = stalled.or(self.troubles.first())?;
         let more = self.troubles.len() - 1;
-        let because = worst.because();
+        let cause = worst.cause();
         let message = match more {
-            0 => because.message.clone(),
+            0 => cause.message.clone(),
             more => {
                 let others = counted(more, "more repository", "more repositories");
-                format!("{}; {others} of {registry} in trouble, see status.repositories", because.message)
+                format!("{}; {others} of {registry} in trouble, see status.repositories", cause.message)
             }
         };
-        let because = Because::new(because.reason.clone(), message);
+        let cause = Cause::new(cause.reason.clone(), message);
         Some(match worst {
-            Standing::Stalled(_) => Standing::Stalled(because),
-            _ => Standing::Waiting(because),
+            ReadyState::Stalled(_) => ReadyState::Stalled(cause),
+            _ => ReadyState::Reconciling(cause),
         })
     }
 }
@@ -486,12 +478,12 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_tried_once_in_an_interval_and_a_preview_is_looked_at_sooner() {
-        let stalled = Standing::Stalled(Because::new("LimitExceededException", "no"));
-        let waits = Standing::Waiting(Because::new("ReferenceNotFound", "no"));
-        let ready = Standing::Ready(Because::new("InSync", "yes"));
+        let stalled = ReadyState::Stalled(Cause::new(Reason::of_error("LimitExceededException"), "no"));
+        let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
+        let ready = ReadyState::Ready(Cause::new(Reason::InSync, "yes"));
         let hour = Duration::from_secs(3600);
         let going_on = |seconds| Some(Duration::from_secs(seconds));
-        for (begun, standing, interval, expected) in [
+        for (begun, state, interval, expected) in [
             (None, &stalled, hour, 3600.0),
             (None, &ready, hour, 3600.0),
             (None, &waits, hour, 60.0),
@@ -500,8 +492,8 @@ mod tests {
             (going_on(4), &stalled, hour, 4.0),
             (going_on(300), &ready, hour, 30.0),
         ] {
-            let pause = next(begun, standing, &[], interval).as_secs_f64();
-            assert!((expected * 0.89..expected * 1.11).contains(&pause), "{pause} s, not {expected} s: {standing:?}");
+            let pause = next(begun, state, &[], interval).as_secs_f64();
+            assert!((expected * 0.89..expected * 1.11).contains(&pause), "{pause} s, not {expected} s: {state:?}");
         }
     }
 }

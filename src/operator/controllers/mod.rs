@@ -1,12 +1,13 @@
-//! One file for each kind: what a resource of it comes to. What they share is here.
+//! The controllers: one file for each kind, and here what they share.
 
+mod converge;
+mod finish;
 pub mod lifecycle_policy;
 pub mod pull_secret;
 pub mod registry;
 pub mod repository;
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,205 +16,212 @@ use jiff::Timestamp;
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Resource, ResourceExt as _};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use kube::{Resource, ResourceExt as _};
+
+use finish::KindObject;
 
 use super::context::Context;
 use super::leader::Term;
-use super::metrics::Outcome;
-use super::session::{Away, Session};
-use super::status::{self, Because, Findings, Standing};
-use crate::apply::CREDENTIALS_UNAVAILABLE;
+use super::metrics::ResultLabel;
+use super::registry_client::{RegistryClient, Unavailable};
+use super::status::{self, Cause, ConditionSet, ReadyState};
+use crate::apply::error::named;
 use crate::crd::conditions::{ConditionStatus, ConditionType};
-use crate::crd::{Condition, Registry, condition};
+use crate::crd::{Condition, Reason, Registry, condition};
 use crate::names::RepositoryName;
-use crate::plan::model::{ApiError, Desired, Observed, ObservedRepository, Refused};
+use crate::plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
 use crate::plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
-/// The finalizer of every kind.
-pub const FINALIZER: &str = "wharfage.dev/finalizer";
-/// Set by people: whenever its value changes, the resource is looked at anew.
+/// The annotation by which people request a reconcile: each new value requests one.
 pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
-/// How long something that waits for another resource rests, if nothing wakes it.
-pub const WAIT: Duration = Duration::from_secs(60);
+/// The delay after which a resource that waits for another one is reconciled again, if nothing requeues it before.
+pub const REQUEUE_WAITING: Duration = Duration::from_secs(60);
 
-/// How long one operation rests that a registry does not get right, at first.
+/// The first delay after an operation that a registry does not get right.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// The reason of what waits for a registry's answer.
-const UNAVAILABLE: &str = "RegistryUnavailable";
 
-/// How soon an object is looked at again whose watch has not brought yet what was written to it.
-const CATCH_UP: Duration = Duration::from_millis(100);
+/// The delay after which an object is reconciled again whose last write has not come back through the watch.
+const REQUEUE_STALE: Duration = Duration::from_millis(100);
 
-/// What kept a resource from being reconciled: the API server, as everything else ends in its status.
+/// An error of the API server. Everything else ends in the resource's status.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(#[from] kube::Error);
 
 /// How a reconcile ended.
-pub struct Done {
-    /// When to look again.
+pub struct ReconcileResult {
+    /// When to reconcile again.
     pub next: Action,
-    /// For the metrics.
-    pub outcome: Outcome,
+    /// The label of the metrics.
+    pub outcome: ResultLabel,
 }
 
-impl Done {
-    /// It stands so, and is looked at again after this long.
-    pub fn standing(standing: &Standing, next: Duration) -> Self {
-        let outcome = match standing {
-            Standing::Ready(_) => Outcome::ready,
-            Standing::Waiting(_) => Outcome::waiting,
-            Standing::Stalled(_) => Outcome::stalled,
+impl ReconcileResult {
+    /// The resource is in this state, and is reconciled again after this delay.
+    pub fn of(state: &ReadyState, next: Duration) -> Self {
+        let outcome = match state {
+            ReadyState::Ready(_) => ResultLabel::ready,
+            ReadyState::Reconciling(_) => ResultLabel::reconciling,
+            ReadyState::Stalled(_) => ResultLabel::stalled,
         };
         Self { next: Action::requeue(next), outcome }
     }
 
-    /// It became another one meanwhile, and is looked at as that.
+    /// The resource changed meanwhile, and is reconciled again at once.
     pub fn outdated() -> Self {
-        Self { next: Action::requeue(Duration::ZERO), outcome: Outcome::waiting }
+        Self { next: Action::requeue(Duration::ZERO), outcome: ResultLabel::reconciling }
     }
 
-    /// Nothing is to be done until it changes.
+    /// Nothing is to be done until the resource changes.
     pub fn resting() -> Self {
-        Self { next: Action::await_change(), outcome: Outcome::ready }
+        Self { next: Action::await_change(), outcome: ResultLabel::ready }
     }
 }
 
-/// Runs a kind's controller until the term is asked to stop, then until what it is busy with has ended.
-///
-/// It is triggered by the wake queue alone: `dispatch` decides what wakes whom.
-pub(super) async fn run<K, F>(
-    kind: &'static str,
-    ctx: Arc<Context>,
-    store: Store<K>,
-    wake: impl Stream<Item = ObjectRef<K>> + Send + 'static,
-    concurrency: u16,
-    term: Term,
-    mut reconcile: impl FnMut(Arc<K>, Arc<Context>) -> F,
-) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-    F: Future<Output = Result<Done, Error>> + Send + 'static,
-{
-    let queue = Arc::new(ctx.metrics.queue(kind));
-    let (woken, begun, gone) = (Arc::clone(&queue), Arc::clone(&queue), queue);
-    let measured = move |object: Arc<K>, ctx: Arc<Context>| {
+/// The controller of one kind: the shared context, and what it remembers itself.
+pub(super) trait KindController: Send + Sync + 'static {
+    /// The kind that it reconciles.
+    type Object: KindObject;
+    /// The kind's name.
+    const KIND: &'static str;
+    /// How many reconciles run at once.
+    const CONCURRENCY: u16;
+
+    /// The context that all controllers share.
+    fn context(&self) -> &Context;
+
+    /// The store of its kind.
+    fn store(&self) -> Store<Self::Object>;
+
+    /// Reconciles one object.
+    fn reconcile(
+        self: Arc<Self>,
+        object: Arc<Self::Object>,
+    ) -> impl Future<Output = Result<ReconcileResult, Error>> + Send + 'static;
+}
+
+/// Runs a controller until the term is asked to stop, then until its running reconciles have ended. Only its queue triggers it.
+pub(super) async fn run<C: KindController>(
+    controller: Arc<C>,
+    queue: impl Stream<Item = ObjectRef<C::Object>> + Send + 'static,
+    term: &Term,
+) {
+    let depth = Arc::new(controller.context().metrics.queue(C::KIND));
+    let (queued, begun, gone) = (Arc::clone(&depth), Arc::clone(&depth), depth);
+    let measured = move |object: Arc<C::Object>, controller: Arc<C>| {
         begun.taken(&(object.namespace(), object.name_any()));
         let began = Instant::now();
-        let old = ctx.written.is_ahead_of(&*object);
-        let work = reconcile(object, Arc::clone(&ctx));
         async move {
-            if old {
-                return Ok(Action::requeue(CATCH_UP));
+            if controller.context().stale_cache.is_stale(&*object) {
+                return Ok(Action::requeue(REQUEUE_STALE));
             }
-            let done = work.await;
-            let outcome = done.as_ref().map_or(Outcome::failed, |done| done.outcome);
-            ctx.metrics.reconciled(kind, outcome, began.elapsed());
+            let done = Arc::clone(&controller).reconcile(object).await;
+            let outcome = done.as_ref().map_or(ResultLabel::failed, |done| done.outcome);
+            controller.context().metrics.reconciled(C::KIND, outcome, began.elapsed());
             done.map(|done| done.next)
         }
     };
-    Controller::for_shared_stream(stream::pending(), store)
-        .with_config(Config::default().concurrency(concurrency))
-        .reconcile_on(wake.inspect(move |object| woken.woken((object.namespace.clone(), object.name.clone()))))
-        .graceful_shutdown_on(async move { term.stopping().await })
-        .run(measured, again, ctx)
+    let stopping = term.clone();
+    Controller::for_shared_stream(stream::pending(), controller.store())
+        .with_config(Config::default().concurrency(C::CONCURRENCY))
+        .reconcile_on(queue.inspect(move |object| queued.woken((object.namespace.clone(), object.name.clone()))))
+        .graceful_shutdown_on(async move { stopping.stopping().await })
+        .run(measured, error_policy, controller)
         .for_each(|outcome| {
             match outcome {
                 Ok(_) => {}
                 Err(ControllerError::ObjectNotFound(object)) => gone.taken(&(object.namespace, object.name)),
-                Err(error) => tracing::debug!(kind, %error, "a reconcile came to nothing"),
+                Err(error) => tracing::debug!(kind = C::KIND, %error, "reconcile failed"),
             }
             std::future::ready(())
         })
         .await;
 }
 
-/// When to try again after the API server did not take what it was given.
-fn again<K: Resource<DynamicType = ()>>(object: Arc<K>, error: &Error, _: Arc<Context>) -> Action {
-    tracing::warn!(kind = %K::kind(&()), namespace = object.namespace(), name = object.name_any(), %error, "the API server refused");
+/// Requeues an object after an error of the API server.
+fn error_policy<C: KindController>(object: Arc<C::Object>, error: &Error, _: Arc<C>) -> Action {
+    let kind = C::KIND;
+    tracing::warn!(kind, namespace = object.namespace(), name = object.name_any(), %error, "the API server refused");
     Action::requeue(jittered(Duration::from_secs(5)))
 }
 
-/// A tenth more or less, so that what began together does not come back together.
+/// Adds or takes a tenth, so that reconciles that began together do not recur together.
 pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// A resource refers to a Registry that isn't there.
-pub(super) fn registry_missing(name: &str) -> Findings {
+/// The conditions of a resource whose Registry does not exist.
+pub(super) fn registry_missing(name: &str) -> ConditionSet {
     let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
-    let because = Because::new("ReferenceNotFound", message);
-    Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) }
+    let cause = Cause::new(Reason::ReferenceNotFound, message);
+    ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) }
 }
 
-/// The Registry that a resource refers to, and its session, or why there is none.
-pub(super) fn registered(ctx: &Context, name: &str) -> Result<(Arc<Registry>, Arc<Session>), Box<Findings>> {
+/// A Registry and its client.
+type Registered = (Arc<Registry>, Arc<RegistryClient>);
+
+/// Returns the Registry that a resource refers to and its client, or the conditions of a resource that has none.
+pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Box<ConditionSet>> {
     let registry = ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
-    let session = ctx.sessions.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
-    Ok((registry, session))
+    let registry_client = ctx.registry_clients.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
+    Ok((registry, registry_client))
 }
 
-/// A resource refers to a Registry that has no session.
-pub(super) fn registry_not_ready(registry: &Registry) -> Findings {
+/// The conditions of a resource whose Registry has no client.
+pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
     let message =
-        format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not looked at yet"));
-    let standing = Standing::Waiting(Because::new("RegistryNotReady", message));
-    Findings { references: Some(Ok(())), ..Findings::of(standing) }
+        format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not reconciled yet"));
+    let state = ReadyState::Reconciling(Cause::new(Reason::RegistryNotReady, message));
+    ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }
 
-/// A resource waits for its registry: how it stands, and when to try again. Not all at once.
-pub(super) fn away(away: &Away, registry: &str) -> (Standing, Duration) {
-    let because = Because::new(UNAVAILABLE, away.message(registry));
-    (Standing::Waiting(because), away.retry.mul_f64(1.0 + fastrand::f64()))
+/// The state of a resource whose registry is unavailable, and when to try again. Delays are jittered.
+pub(super) fn unavailable(unavailable: &Unavailable, registry: &str) -> (ReadyState, Duration) {
+    let cause = Cause::new(Reason::RegistryUnavailable, unavailable.message(registry));
+    (ReadyState::Reconciling(cause), unavailable.retry.mul_f64(1.0 + fastrand::f64()))
 }
 
-/// What a plan's refusal means for the resource: things that may come by themselves are waited for.
-pub(super) fn refusal(refused: &Refused) -> Standing {
+/// The state of a resource that a plan refuses. A missing object is waited for.
+pub(super) fn refusal(refused: &Refused) -> ReadyState {
     let Refused { reason, message, .. } = refused;
-    match reason.as_ref() {
-        "ReferenceNotFound" | "NotFound" => Standing::Waiting(Because::new(&**reason, message)),
-        _ => refused_by_registry(ApiError { name: reason.to_string(), message: message.clone() }),
+    match reason {
+        Reason::ReferenceNotFound | Reason::NotFound => ReadyState::Reconciling(Cause::new(reason.clone(), message)),
+        // It may be the name of an error that the registry answered when it was looked at.
+        _ => refused_by_registry(named(reason.as_str(), message)),
     }
 }
 
-/// What a registry's refusal means for the resource. One that answers otherwise, but not this, is waited for; the rest takes
+/// The state of a resource whose request failed. A registry that answers other requests is waited for; anything else needs
 /// somebody to change something.
-pub(super) fn refused_by_registry(ApiError { name, message }: ApiError) -> Standing {
-    match name.as_str() {
-        "RegistryUnavailable"
-        | CREDENTIALS_UNAVAILABLE
-        | "UnexpectedResponse"
-        | "ServiceUnavailable"
-        | "ServiceUnavailableException" => Standing::Waiting(Because::new(UNAVAILABLE, message)),
-        _ => Standing::Stalled(Because::new(name, message)),
+pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) -> ReadyState {
+    match kind {
+        ErrorKind::Unavailable
+        | ErrorKind::CredentialsUnavailable
+        | ErrorKind::UnexpectedResponse
+        | ErrorKind::ServiceUnavailable => ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, message)),
+        _ => ReadyState::Stalled(Cause::new(Reason::of_error(&name), message)),
     }
 }
 
-/// When to look again at a resource that stands so and had these conditions before: in an interval, or sooner at what is waited
-/// for. One operation that does not answer is tried after as long again as it has not answered.
-pub(super) fn next(standing: &Standing, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
-    match standing {
-        Standing::Ready(_) | Standing::Stalled(_) => jittered(interval),
-        Standing::Waiting(because) if because.reason == UNAVAILABLE => {
-            let waiting = condition(before, ConditionType::Ready).filter(|it| it.reason == UNAVAILABLE);
+/// When to reconcile a resource in this state again, that had these conditions before: after an interval, or sooner while it
+/// waits. A failing operation is retried with exponential backoff: the next delay equals the time it has been failing.
+pub(super) fn next(state: &ReadyState, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
+    match state {
+        ReadyState::Ready(_) | ReadyState::Stalled(_) => jittered(interval),
+        ReadyState::Reconciling(cause) if cause.reason == Reason::RegistryUnavailable => {
+            let waiting =
+                condition(before, ConditionType::Ready).filter(|it| it.has_reason(&Reason::RegistryUnavailable));
             let since = waiting.map(|it| now.duration_since(it.last_transition_time.0));
             let waited = since.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
-            jittered(waited.clamp(FIRST_RETRY, WAIT))
+            jittered(waited.clamp(FIRST_RETRY, REQUEUE_WAITING))
         }
-        Standing::Waiting(_) => jittered(interval.min(WAIT)),
+        ReadyState::Reconciling(_) => jittered(interval.min(REQUEUE_WAITING)),
     }
 }
 
-/// Whether somebody asked for a look just now: the value of the annotation, if it was not acted on yet.
-pub(super) fn requested<K: Resource>(object: &K, handled: Option<&String>) -> Option<String> {
-    let asked = object.meta().annotations.as_ref()?.get(REQUESTED_AT)?;
-    (Some(asked) != handled).then(|| asked.clone())
-}
-
-/// Changes in a line.
+/// Shows changes in one line.
 pub(super) fn show(changes: &[FieldChange]) -> String {
     let none = || "(none)".to_owned();
     let show = |change: &FieldChange| match change.sides() {
@@ -236,8 +244,8 @@ where
     store.get(&ObjectRef::from_obj(object)).is_none_or(|it| whose(&it) != whose(object))
 }
 
-/// What a plan does for a resource that stays. Letting go and deleting is never for it: what the tags say of that may be old, and
-/// only the resource that goes knows what it said last.
+/// Returns a plan's step for a resource that is not being deleted. Never returns a Retain or Delete step: the removal policy
+/// stored in tags may be stale, and only the resource being deleted knows the current one.
 pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refused> {
     let stays = |it: &Step| it.object == *object && !matches!(it.action, Effect::Retain | Effect::Delete);
     match plan.refused.into_iter().find(|it| it.object == *object) {
@@ -246,96 +254,49 @@ pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refu
     }
 }
 
-/// A plan about one repository.
+/// Plans for one repository.
 pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
     let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
 
-/// What is known of a resource from its last look: whether what differs now is somebody else's doing.
+/// The state of a resource after its last reconcile, which says whether a difference found now is drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Past {
-    /// It was in line.
-    Settled,
-    /// Somebody else had changed what was in line. It was told, and could not be put back.
+pub(super) enum LastSync {
+    /// The registry was as the resource asks.
+    InSync,
+    /// Drift was reported, and could not be corrected.
     Drifted,
-    /// It never came to what it asks for now.
-    Unsettled,
+    /// The registry was never as the current spec asks.
+    NeverSynced,
 }
 
-impl Past {
+impl LastSync {
     /// What it is for an object of this generation, whose status is about `observed` and has these conditions.
     pub(super) fn of(generation: Option<i64>, observed: Option<i64>, conditions: &[Condition]) -> Self {
         let drifted = || condition(conditions, ConditionType::Drifted).filter(|it| it.status == ConditionStatus::True);
         if observed != generation {
-            Self::Unsettled
+            Self::NeverSynced
         } else if status::is_ready(conditions) {
-            Self::Settled
+            Self::InSync
         } else if drifted().is_some_and(|it| it.observed_generation == generation) {
             Self::Drifted
         } else {
-            Self::Unsettled
+            Self::NeverSynced
         }
     }
 
-    /// Whether a change is drift: of what was in line, and of what nobody asked for.
+    /// Returns whether a difference is drift.
     pub(super) fn is_drift(self) -> bool {
-        self != Self::Unsettled
+        self != Self::NeverSynced
     }
 
-    /// What was repaired stays told until something else is to be told.
-    pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Because)> {
-        let told = condition(conditions, ConditionType::Drifted).filter(|it| it.reason == "Repaired");
-        let told = told.filter(|_| self == Self::Settled)?;
-        Some((false, Because::new("Repaired", &*told.message)))
+    /// Returns the condition of an earlier correction, which stays until there is other news.
+    pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
+        let told = condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
+        let told = told.filter(|_| self == Self::InSync)?;
+        Some((false, Cause::new(Reason::DriftCorrected, &*told.message)))
     }
-}
-
-/// The condition of what somebody else changed, and what could not be put back.
-pub(super) fn unrepaired(changes: &[FieldChange]) -> (bool, Because) {
-    let message = format!("somebody else changed it, and it could not be put back yet: {}", show(changes));
-    (true, Because::new("Differs", message))
-}
-
-/// Nothing is done for a suspended resource. `status` is what it was and what it is.
-pub(super) async fn rest<K, S>(ctx: &Context, api: &Api<K>, object: &K, status: (Option<&S>, &S)) -> Result<Done, Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    S: Serialize + PartialEq,
-{
-    if status.0 != Some(status.1) {
-        ctx.events.normal(object, "Suspended", "nothing is done for it until suspend is false").await;
-    }
-    status::write(&ctx.written, api, object, status.0, status.1).await?;
-    Ok(Done::resting())
-}
-
-/// Writes the status, tells what stalls the resource when that is news, and counts why it isn't ready. `status` is what it was
-/// and what it is, `conditions` are those that were there.
-pub(super) async fn publish<K, S>(
-    kind: &'static str,
-    ctx: &Context,
-    api: &Api<K>,
-    object: &K,
-    status: (Option<&S>, &S),
-    conditions: &[Condition],
-    findings: &Findings,
-) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    S: Serialize + PartialEq,
-{
-    let (was, is) = (condition(conditions, ConditionType::Ready), findings.standing.because());
-    let news = was.is_none_or(|was| was.reason != is.reason || was.message != is.message);
-    // Whoever waited for the status finds the event.
-    if let (true, Standing::Stalled(because)) = (news, &findings.standing) {
-        ctx.events.warning(object, &because.reason, &because.message).await;
-    }
-    status::write(&ctx.written, api, object, status.0, status.1).await?;
-    if !matches!(findings.standing, Standing::Ready(_)) {
-        ctx.metrics.failed(kind, &is.reason);
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -347,6 +308,7 @@ mod tests {
 
     use super::*;
     use crate::crd::Repository;
+    use crate::operator::finalizer::FINALIZER;
     use crate::plan::ownership::{Manages, OnRemoval, Owner, Ownership};
     use crate::tag_mutability::TagMutability;
 
@@ -402,18 +364,21 @@ mod tests {
     }
 
     fn error(name: &str) -> ApiError {
-        ApiError { name: name.to_owned(), message: "no".to_owned() }
+        named(name, "no")
     }
 
     #[test]
     fn what_comes_by_itself_is_waited_for_and_the_rest_stalls() {
         for name in
-            ["RegistryUnavailable", CREDENTIALS_UNAVAILABLE, "UnexpectedResponse", "ServiceUnavailableException"]
+            ["RegistryUnavailable", "CredentialsUnavailable", "UnexpectedResponse", "ServiceUnavailableException"]
         {
-            assert_eq!(refused_by_registry(error(name)), Standing::Waiting(Because::new("RegistryUnavailable", "no")));
+            assert_eq!(
+                refused_by_registry(error(name)),
+                ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "no"))
+            );
         }
         for name in ["ServerException", "LimitExceededException", "AccessDeniedException"] {
-            assert_eq!(refused_by_registry(error(name)), Standing::Stalled(Because::new(name, "no")));
+            assert_eq!(refused_by_registry(error(name)), ReadyState::Stalled(Cause::new(Reason::of_error(name), "no")));
         }
     }
 
@@ -423,7 +388,7 @@ mod tests {
         let waits = refused_by_registry(error("RegistryUnavailable"));
         let next = |seconds: i64| {
             let since = Time(now - Duration::from_secs(seconds.unsigned_abs()));
-            let before = status::conditions(&[], Some(1), &Findings::of(waits.clone()), &since);
+            let before = status::conditions(&[], Some(1), &ConditionSet::of(waits.clone()), &since);
             next(&waits, &before, Duration::from_secs(600), now).as_secs_f64()
         };
         for (waited, expected) in [(0, 5.0), (3, 5.0), (20, 20.0), (3600, 60.0)] {
@@ -437,28 +402,38 @@ mod tests {
     #[test]
     fn what_differs_is_drift_if_it_was_in_line_as_of_this_generation() {
         let conditions = |generation, ready: bool, drifted| {
-            let because = Because::new("Some", "");
-            let standing = if ready { Standing::Ready(because) } else { Standing::Stalled(because) };
-            let told = Some((drifted, Because::new(if drifted { "Differs" } else { "Repaired" }, "mutability")));
-            let findings = Findings { drifted: told, ..Findings::of(standing) };
+            let cause = Cause::new(Reason::of_error("Some"), "");
+            let state = if ready { ReadyState::Ready(cause) } else { ReadyState::Stalled(cause) };
+            let told = Some((
+                drifted,
+                Cause::new(if drifted { Reason::DriftDetected } else { Reason::DriftCorrected }, "mutability"),
+            ));
+            let findings = ConditionSet { drifted: told, ..ConditionSet::of(state) };
             status::conditions(&[], Some(generation), &findings, &Time(Timestamp::UNIX_EPOCH))
         };
-        let past = |observed, conditions: &[Condition]| Past::of(Some(2), observed, conditions);
-        assert_eq!(past(Some(2), &conditions(2, true, false)), Past::Settled);
-        assert_eq!(past(Some(2), &conditions(2, false, true)), Past::Drifted);
-        assert_eq!(past(Some(2), &conditions(2, false, false)), Past::Unsettled, "it was never in line");
-        assert_eq!(past(Some(1), &conditions(1, true, false)), Past::Unsettled, "another spec");
-        assert_eq!(past(Some(2), &conditions(1, false, true)), Past::Unsettled, "what another spec's look had found");
-        assert_eq!(past(None, &[]), Past::Unsettled);
+        let past = |observed, conditions: &[Condition]| LastSync::of(Some(2), observed, conditions);
+        assert_eq!(past(Some(2), &conditions(2, true, false)), LastSync::InSync);
+        assert_eq!(past(Some(2), &conditions(2, false, true)), LastSync::Drifted);
+        assert_eq!(past(Some(2), &conditions(2, false, false)), LastSync::NeverSynced, "it was never in line");
+        assert_eq!(past(Some(1), &conditions(1, true, false)), LastSync::NeverSynced, "another spec");
+        assert_eq!(
+            past(Some(2), &conditions(1, false, true)),
+            LastSync::NeverSynced,
+            "what another spec's look had found"
+        );
+        assert_eq!(past(None, &[]), LastSync::NeverSynced);
         let repaired = conditions(2, true, false);
-        assert_eq!(Past::Settled.still_told(&repaired), Some((false, Because::new("Repaired", "mutability"))));
-        assert_eq!(Past::Drifted.still_told(&conditions(2, false, true)), None);
-        assert_eq!(Past::Unsettled.still_told(&repaired), None);
+        assert_eq!(
+            LastSync::InSync.still_told(&repaired),
+            Some((false, Cause::new(Reason::DriftCorrected, "mutability")))
+        );
+        assert_eq!(LastSync::Drifted.still_told(&conditions(2, false, true)), None);
+        assert_eq!(LastSync::NeverSynced.still_told(&repaired), None);
     }
 
     #[test]
     fn what_waits_for_something_else_is_looked_at_in_an_interval_or_a_minute() {
-        let waits = Standing::Waiting(Because::new("ReferenceNotFound", "no"));
+        let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         for (interval, expected) in [(1, 1.0), (600, 60.0)] {
             let pause = next(&waits, &[], Duration::from_secs(interval), Timestamp::now()).as_secs_f64();
             assert!((expected * 0.9..expected * 1.1).contains(&pause), "{pause}");

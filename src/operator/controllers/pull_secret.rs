@@ -1,4 +1,4 @@
-//! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and taken away again.
+//! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and removed again.
 
 mod objects;
 mod outcome;
@@ -10,85 +10,115 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt as _};
 
+use super::converge::{Drift, failed};
+use super::finish::{KindObject as _, Outcome, finish, suspend};
 use super::{
-    Done, Error, WAIT, away, jittered, next, publish, refused_by_registry, registry_missing, registry_not_ready,
-    requested,
+    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, jittered, registry_missing, registry_not_ready,
 };
 use crate::apply::{authorization_token, host as host_of};
-use crate::crd::{PullSecret, PullSecretStatus, Registry};
-use crate::operator::access::{Access, Feature, Scope, own_kind};
+use crate::crd::{PullSecret, PullSecretStatus, Reason, Registry};
 use crate::operator::context::Context;
 use crate::operator::finalizer;
+use crate::operator::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
+use crate::operator::pull_secrets::annotations::{HeldSecret, Owner, source};
 use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
-use crate::operator::pull_secrets::decide::{Doomed, Due, Entry, Why, World, decide};
-use crate::operator::pull_secrets::marks::{Held, Owner, source};
-use crate::operator::pull_secrets::tokens::{Issued, not_yet};
-use crate::operator::session::{Session, Trouble};
-use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::pull_secrets::decide::{Entry, SecretDeletion, SecretInputs, SecretWrite, WriteReason, decide};
+use crate::operator::pull_secrets::tokens::{Issued, Tokens, not_yet};
+use crate::operator::registry_client::RegistryClient;
+use crate::operator::status::{Cause, ConditionSet, ReadyState};
 use crate::operator::workload;
-use objects::Place;
-use outcome::{MOMENT, Outcome, some};
+use objects::SecretPlace;
+use outcome::{REQUEUE_CONFLICT, Secrets, some};
 
-pub(in crate::operator) const ACCESS: &[Access] = &{
+pub(in crate::operator) const RULES: &[PolicyRule] = &{
     let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);
     [
         objects,
         status,
-        Access {
+        PolicyRule {
             group: "",
             resources: &["secrets"],
             verbs: &["get", "list", "watch", "create", "patch", "delete"],
-            scope: Scope::Cluster,
+            scope: RuleScope::Cluster,
             feature: Feature::PullSecrets,
-            why: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
+            reason: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
         },
-        Access {
+        PolicyRule {
             group: "",
             resources: &["serviceaccounts"],
             verbs: &["get", "list", "watch", "patch"],
-            scope: Scope::Cluster,
+            scope: RuleScope::Cluster,
             feature: Feature::PullSecrets,
-            why: "imagePullSecrets of the service accounts that PullSecrets name",
+            reason: "imagePullSecrets of the service accounts that PullSecrets name",
         },
     ]
 };
 
-pub(in crate::operator) const KIND: &str = "PullSecret";
+const KIND: &str = "PullSecret";
 
 /// How soon a registry is asked again whose Pods are being replaced.
-const ROLLOUT: Duration = Duration::from_secs(10);
+const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Requests to the API server that are under way at once for one PullSecret.
-const AT_ONCE: usize = 8;
+const CONCURRENT_REQUESTS: usize = 8;
 
-/// Brings one PullSecret in line.
-pub(in crate::operator) async fn reconcile(pull_secret: Arc<PullSecret>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let work = Work {
-        api: Api::namespaced(ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
-        owner: Owner::of(&pull_secret),
-        secret_name: pull_secret.secret_name(),
-        service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
-        ctx: &ctx,
-        pull_secret: &pull_secret,
-    };
-    if !ctx.settings.has(Feature::PullSecrets) {
-        return work.go_without().await;
-    }
-    if pull_secret.metadata.deletion_timestamp.is_some() {
-        return work.take_all_away().await;
-    }
-    if pull_secret.suspended() {
-        return work.rest().await;
-    }
-    finalizer::add(&work.api, &pull_secret).await?;
-    let outcome = work.bring_in_line().await?;
-    work.conclude(outcome).await
+/// Reconciles PullSecrets.
+pub(in crate::operator) struct PullSecretController {
+    ctx: Arc<Context>,
+    /// The tokens that go into Secrets.
+    tokens: Tokens,
 }
 
-struct Work<'a> {
+impl PullSecretController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, tokens: Tokens::default() }
+    }
+}
+
+impl KindController for PullSecretController {
+    type Object = PullSecret;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 4;
+
+    fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    fn store(&self) -> Store<PullSecret> {
+        self.ctx.stores.pull_secrets.clone()
+    }
+
+    async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<ReconcileResult, Error> {
+        let reconcile = PullSecretReconcile {
+            api: Api::namespaced(self.ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
+            owner: Owner::of(&pull_secret),
+            secret_name: pull_secret.secret_name(),
+            service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
+            ctx: &self.ctx,
+            tokens: &self.tokens,
+            pull_secret: &pull_secret,
+        };
+        if !self.ctx.settings.has(Feature::PullSecrets) {
+            return reconcile.disabled().await;
+        }
+        if pull_secret.metadata.deletion_timestamp.is_some() {
+            return reconcile.cleanup().await;
+        }
+        if pull_secret.suspended() {
+            return suspend(&self.ctx, &reconcile.api, &*pull_secret).await;
+        }
+        finalizer::add(&reconcile.api, &*pull_secret).await?;
+        let secrets = reconcile.run().await?;
+        reconcile.finish(secrets).await
+    }
+}
+
+/// One reconcile of a PullSecret.
+struct PullSecretReconcile<'a> {
     ctx: &'a Context,
+    tokens: &'a Tokens,
     api: Api<PullSecret>,
     pull_secret: &'a PullSecret,
     owner: Owner,
@@ -96,33 +126,31 @@ struct Work<'a> {
     service_accounts: BTreeSet<String>,
 }
 
-impl Work<'_> {
-    fn status(&self) -> PullSecretStatus {
-        self.pull_secret.status.clone().unwrap_or_default()
-    }
-
-    async fn bring_in_line(&self) -> Result<Outcome, Error> {
+impl PullSecretReconcile<'_> {
+    async fn run(&self) -> Result<Secrets, Error> {
         let now = Timestamp::now();
         let registry = self.ctx.stores.registry(&self.pull_secret.registry_ref().name);
-        let session = self.ctx.sessions.get(&self.pull_secret.registry_ref().name);
-        let session = session.filter(|_| registry.is_some());
+        let registry_client = self.ctx.registry_clients.get(&self.pull_secret.registry_ref().name);
+        let registry_client = registry_client.filter(|_| registry.is_some());
         let host = registry.as_ref().and_then(|it| workload::told_url(it, &self.ctx.settings.namespace));
         let host = host.and_then(|url| host_of(&url));
-        let source = session.as_ref().map(|session| source(session.ecr().identity(), host.as_deref()));
+        let source =
+            registry_client.as_ref().map(|registry_client| source(registry_client.ecr().identity(), host.as_deref()));
 
-        let marked: Vec<Held> = self.ctx.stores.pulled.state().iter().filter_map(|it| Held::read(it)).collect();
+        let marked: Vec<HeldSecret> =
+            self.ctx.stores.pulled.state().iter().filter_map(|it| HeldSecret::read(it)).collect();
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
-        let asked = requested(self.pull_secret, self.status().last_handled_reconcile_at.as_ref());
-        let issued = self.ctx.tokens.get(&self.owner);
+        let asked = self.pull_secret.requested();
+        let issued = self.tokens.get(&self.owner);
         // New credentials, or a request that the token at hand doesn't answer yet.
         let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
-            session.as_ref().is_some_and(|it| it.fingerprint() != issued.session)
+            registry_client.as_ref().is_some_and(|it| it.fingerprint() != issued.registry_client)
                 || (asked.is_some() && asked != issued.asked)
         });
         let at_hand = issued.filter(|issued| !anew && issued.serves(source.as_deref(), now));
         let held = self.held(marked, &served);
         let accounts = self.accounts(&held, &served);
-        let world = World {
+        let world = SecretInputs {
             owner: &self.owner,
             secret_name: &self.secret_name,
             service_accounts: &self.service_accounts,
@@ -137,22 +165,22 @@ impl Work<'_> {
         let decision = decide(&world);
 
         let (have, spent) = world.there();
-        let mut outcome = Outcome {
+        let mut outcome = Secrets {
             have,
             spent,
             taken: taken.into_iter().map(|(namespace, owner)| (namespace, Some(owner))).collect(),
             not_allowed,
-            ..Outcome::default()
+            ..Secrets::default()
         };
         if refused {
             let (own, name) = (&self.owner.namespace, &self.pull_secret.registry_ref().name);
             let message = format!(
                 "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
             );
-            outcome.why_not = Some(Findings::of(Standing::Stalled(Because::new("NotAllowed", message))));
+            outcome.why_not = Some(registry_exists(ReadyState::Stalled(Cause::new(Reason::NotAllowed, message))));
         }
-        let named_still = self.clear(decision.detach, decision.delete, &mut outcome).await?;
-        let write = decision.write.into_iter().filter(|due| world.is_due(due, &named_still));
+        let undetached = self.clear(decision.detach, decision.delete, &mut outcome).await?;
+        let write = decision.write.into_iter().filter(|due| world.is_due(due, &undetached));
         let due = self.settle_places(&world, write.collect(), &mut outcome).await?;
         let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.namespace.clone()).collect();
         if registry.is_none() {
@@ -161,11 +189,13 @@ impl Work<'_> {
         if !due.is_empty() {
             let issued = match &at_hand {
                 Some(issued) => Ok(issued.clone()),
-                None => self.issue((registry.as_deref(), session.as_deref(), host.as_deref()), asked, now).await,
+                None => {
+                    self.issue((registry.as_deref(), registry_client.as_deref(), host.as_deref()), asked, now).await
+                }
             };
             match issued {
                 Ok(issued) => {
-                    let due = due.into_iter().map(|due| (world.marks(&due.namespace, &named_still), due));
+                    let due = due.into_iter().map(|due| (world.marks(&due.namespace, &undetached), due));
                     for namespace in self.write(due.collect(), &issued, &mut outcome).await? {
                         unwritten.remove(&namespace);
                     }
@@ -187,7 +217,7 @@ impl Work<'_> {
     }
 
     /// What it wants, and may.
-    fn claims(&self, marked: &[Held]) -> Claims {
+    fn claims(&self, marked: &[HeldSecret]) -> Claims {
         let stores = &self.ctx.stores;
         let pull_secrets = stores.pull_secrets.state();
         let registries: HashMap<String, Arc<Registry>> =
@@ -206,8 +236,8 @@ impl Work<'_> {
     }
 
     /// The marked Secrets that are this PullSecret's, or where its own are to be.
-    fn held(&self, marked: Vec<Held>, served: &BTreeSet<String>) -> Vec<Held> {
-        let concerns = |held: &Held| {
+    fn held(&self, marked: Vec<HeldSecret>, served: &BTreeSet<String>) -> Vec<HeldSecret> {
+        let concerns = |held: &HeldSecret| {
             held.owner.as_ref() == Some(&self.owner)
                 || held.name == self.secret_name && served.contains(&held.namespace)
         };
@@ -215,7 +245,7 @@ impl Work<'_> {
     }
 
     /// What the service accounts that matter name.
-    fn accounts(&self, held: &[Held], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
+    fn accounts(&self, held: &[HeldSecret], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
         let wanted = served.iter().flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
         let patched =
             held.iter().flat_map(|it| it.service_accounts.iter().map(move |account| (&it.namespace, account)));
@@ -228,20 +258,26 @@ impl Work<'_> {
     }
 
     /// Names out of service accounts, then Secrets away. Gives the names that couldn't be taken out.
-    async fn clear(&self, detach: Vec<Entry>, delete: Vec<Doomed>, outcome: &mut Outcome) -> Result<Vec<Entry>, Error> {
-        let mut named_still = Vec::new();
+    async fn clear(
+        &self,
+        detach: Vec<Entry>,
+        delete: Vec<SecretDeletion>,
+        outcome: &mut Secrets,
+    ) -> Result<Vec<Entry>, Error> {
+        let mut undetached = Vec::new();
         for (entry, done) in self.in_accounts(detach, false).await {
             if !outcome.note(&entry.namespace, done)? {
-                named_still.push(entry);
+                undetached.push(entry);
             }
         }
         // A Secret says which accounts name it: it goes last.
-        let names_it =
-            |it: &Doomed| named_still.iter().any(|entry| entry.namespace == it.namespace && entry.secret == it.name);
-        let free: Vec<Doomed> = delete.into_iter().filter(|it| !names_it(it)).collect();
+        let names_it = |it: &SecretDeletion| {
+            undetached.iter().any(|entry| entry.namespace == it.namespace && entry.secret == it.name)
+        };
+        let free: Vec<SecretDeletion> = delete.into_iter().filter(|it| !names_it(it)).collect();
         let deleted: Vec<_> = stream::iter(free)
             .map(|doomed| async move { (objects::delete(&self.ctx.client, &doomed).await, doomed) })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let mut gone = BTreeSet::new();
@@ -250,8 +286,8 @@ impl Work<'_> {
                 gone.insert(format!("{}/{}", doomed.namespace, doomed.name));
             }
         }
-        self.tell("Deleted", "deleted", &gone).await;
-        Ok(named_still)
+        self.emit_event(Reason::Deleted, "deleted", &gone).await;
+        Ok(undetached)
     }
 
     async fn in_accounts(&self, entries: Vec<Entry>, named: bool) -> Vec<(Entry, Result<bool, kube::Error>)> {
@@ -260,7 +296,7 @@ impl Work<'_> {
                 let done = objects::name_in_account(&self.ctx.client, &entry, named).await;
                 (entry, done)
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await
     }
@@ -268,37 +304,39 @@ impl Work<'_> {
     /// Looks at the names where Secrets are to be made: those that somebody else has are left out.
     async fn settle_places(
         &self,
-        world: &World<'_>,
-        write: Vec<Due>,
-        outcome: &mut Outcome,
-    ) -> Result<Vec<Due>, Error> {
+        world: &SecretInputs<'_>,
+        write: Vec<SecretWrite>,
+        outcome: &mut Secrets,
+    ) -> Result<Vec<SecretWrite>, Error> {
         let looked: Vec<_> = stream::iter(write)
             .map(|due| async move {
                 let place = match &due.uid {
-                    Some(_) => Ok(Place::Free),
+                    Some(_) => Ok(SecretPlace::Free),
                     None => objects::place(&self.ctx.client, &due.namespace, &self.secret_name, &self.owner).await,
                 };
                 (due, place)
             })
-            .buffered(AT_ONCE)
+            .buffered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let mut due = Vec::with_capacity(looked.len());
         for (one, place) in looked {
             match place {
-                Ok(Place::Free) => due.push(one),
-                Ok(Place::Own(held)) => {
+                Ok(SecretPlace::Free) => due.push(one),
+                Ok(SecretPlace::Own(held)) => {
                     let why = world.due(Some(&held));
-                    let Held { token, uid, .. } = *held;
+                    let HeldSecret { token, uid, .. } = *held;
                     match (why, token) {
                         (None, Some(token)) => {
                             outcome.has(one.namespace, token);
                         }
-                        (why, _) => due.push(Due { uid: Some(uid), why: why.unwrap_or(Why::Edited), ..one }),
+                        (why, _) => {
+                            due.push(SecretWrite { uid: Some(uid), why: why.unwrap_or(WriteReason::Edited), ..one })
+                        }
                     }
                 }
-                Ok(Place::Passing) => outcome.unsettled = true,
-                Ok(Place::Taken) => {
+                Ok(SecretPlace::Passing) => outcome.unsettled = true,
+                Ok(SecretPlace::Taken) => {
                     outcome.taken.insert(one.namespace, None);
                 }
                 Err(error) => {
@@ -312,46 +350,41 @@ impl Work<'_> {
     /// Gets a new token, for this host if it is known which, or says why there is none, and when to try again.
     async fn issue(
         &self,
-        (registry, session, host): (Option<&Registry>, Option<&Session>, Option<&str>),
+        (registry, registry_client, host): (Option<&Registry>, Option<&RegistryClient>, Option<&str>),
         asked: Option<String>,
         now: Timestamp,
-    ) -> Result<Issued, (Findings, Option<Duration>)> {
+    ) -> Result<Issued, (ConditionSet, Option<Duration>)> {
         let name = &self.pull_secret.registry_ref().name;
         let Some(registry) = registry else { return Err((self.registry_missing(), None)) };
-        let Some(session) = session else { return Err((registry_not_ready(registry), None)) };
-        match session.ask(authorization_token(session.ecr())).await {
+        let Some(registry_client) = registry_client else { return Err((registry_not_ready(registry), None)) };
+        match registry_client.ask(authorization_token(registry_client.ecr())).await {
             Ok(token) => {
                 if let Some(why) = not_yet(&token, host, name) {
-                    return Err((Findings::of(Standing::Waiting(why)), Some(jittered(ROLLOUT))));
+                    return Err((registry_exists(ReadyState::Reconciling(why)), Some(jittered(TOKEN_RETRY_INTERVAL))));
                 }
-                let source = source(session.ecr().identity(), host);
-                let issued = Issued::new(&token, &self.owner, source, session.fingerprint(), asked, now);
-                self.ctx.tokens.put(self.owner.clone(), issued.clone());
+                let source = source(registry_client.ecr().identity(), host);
+                let issued = Issued::new(&token, &self.owner, source, registry_client.fingerprint(), asked, now);
+                self.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
-            Err(Trouble::Away(it)) => {
-                let (standing, retry) = away(&it, name);
-                Err((Findings::of(standing), Some(retry)))
-            }
-            Err(Trouble::Refused(error)) => {
-                let standing = refused_by_registry(error);
-                let retry = matches!(standing, Standing::Waiting(_));
-                let retry = retry.then(|| next(&standing, &self.status().conditions, WAIT, now));
-                Err((Findings::of(standing), retry))
+            Err(trouble) => {
+                let (state, retry) = failed(&trouble, name, self.pull_secret.conditions(), REQUEUE_WAITING);
+                let retry = matches!(state, ReadyState::Reconciling(_)).then_some(retry);
+                Err((registry_exists(state), retry))
             }
         }
     }
 
-    fn registry_missing(&self) -> Findings {
+    fn registry_missing(&self) -> ConditionSet {
         registry_missing(&self.pull_secret.registry_ref().name)
     }
 
     /// Writes Secrets, each with the service accounts that it is to say name it. Gives the namespaces in which that was done.
     async fn write(
         &self,
-        due: Vec<(BTreeSet<String>, Due)>,
+        due: Vec<(BTreeSet<String>, SecretWrite)>,
         issued: &Issued,
-        outcome: &mut Outcome,
+        outcome: &mut Secrets,
     ) -> Result<BTreeSet<String>, Error> {
         let written: Vec<_> = stream::iter(due)
             .map(|(accounts, due)| async move {
@@ -360,102 +393,79 @@ impl Work<'_> {
                 let done = objects::write(&self.ctx.client, namespace, &self.secret_name, uid, issued, whose).await;
                 (due, done)
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let (mut created, mut repaired, mut renewed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut done_in = BTreeSet::new();
-        for (Due { namespace, uid: _, why }, done) in written {
+        for (SecretWrite { namespace, uid: _, why }, done) in written {
             if !outcome.note(&namespace, done)? {
                 continue;
             }
             outcome.has(namespace.clone(), issued.mark.clone());
             done_in.insert(namespace.clone());
             match why {
-                Why::Missing => created.insert(namespace),
-                Why::Edited => repaired.insert(namespace),
-                Why::SourceChanged | Why::Renewal | Why::Requested | Why::Superseded => renewed.insert(namespace),
-                Why::ServiceAccounts => false,
+                WriteReason::Missing => created.insert(namespace),
+                WriteReason::Edited => repaired.insert(namespace),
+                WriteReason::SourceChanged
+                | WriteReason::Renewal
+                | WriteReason::Requested
+                | WriteReason::Superseded => renewed.insert(namespace),
+                WriteReason::ServiceAccounts => false,
             };
         }
-        self.tell("Created", "made in", &created).await;
-        self.tell("Renewed", "given a new token in", &renewed).await;
+        self.emit_event(Reason::Created, "made in", &created).await;
+        self.emit_event(Reason::Renewed, "given a new token in", &renewed).await;
         if !repaired.is_empty() {
-            let secrets = u64::try_from(repaired.len()).unwrap_or(u64::MAX);
             let registry = &self.pull_secret.registry_ref().name;
-            self.ctx.metrics.drift_found(KIND, registry, secrets);
-            self.ctx.metrics.drift_repaired(KIND, registry, secrets);
-            let note = format!(
-                "Secret {} was changed by somebody else, and put back in {}",
-                self.secret_name,
-                some(&repaired)
-            );
-            self.ctx.events.warning(self.pull_secret, "DriftRepaired", note).await;
+            Drift { ctx: self.ctx, kind: KIND, registry }.corrected(LastSync::InSync, repaired.len());
+            let note = format!("drift of Secret {} was corrected in {}", self.secret_name, some(&repaired));
+            self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }
         Ok(done_in)
     }
 
-    async fn tell(&self, reason: &str, done: &str, places: &BTreeSet<String>) {
+    async fn emit_event(&self, reason: Reason, done: &str, places: &BTreeSet<String>) {
         if !places.is_empty() {
             let note = format!("Secret {} was {done} {}", self.secret_name, some(places));
             self.ctx.events.normal(self.pull_secret, reason, note).await;
         }
     }
 
-    /// Writes the status, tells what is new in it, and says when to look again.
-    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
-        let registry = &self.pull_secret.registry_ref().name;
-        let findings = outcome.findings(&self.secret_name, registry);
-        let before = self.status();
-        let generation = self.pull_secret.metadata.generation;
-        let now = Timestamp::now();
-        let waits = matches!(findings.standing, Standing::Waiting(_));
-        let asked = requested(self.pull_secret, before.last_handled_reconcile_at.as_ref()).filter(|_| !waits);
-        let after = PullSecretStatus {
-            observed_generation: generation,
-            secret_name: Some(self.secret_name.clone()),
-            namespaces: Some(i64::try_from(outcome.have.len()).unwrap_or(i64::MAX)),
-            expires_at: outcome.ends().map(Time),
-            renews_at: outcome.first(|it| it.renews_at).map(Time),
-            last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
-            conditions: status::conditions(&before.conditions, generation, &findings, &Time(now)),
-        };
-        let status = (self.pull_secret.status.as_ref(), &after);
-        publish(KIND, self.ctx, &self.api, self.pull_secret, status, &before.conditions, &findings).await?;
-        Ok(Done::standing(&findings.standing, outcome.next(&findings.standing, now)))
+    /// Writes the status, and says when to reconcile again.
+    async fn finish(&self, secrets: Secrets) -> Result<ReconcileResult, Error> {
+        let findings = secrets.findings(&self.secret_name, &self.pull_secret.registry_ref().name);
+        let next = secrets.next(&findings.state, Timestamp::now());
+        let secret_name = self.secret_name.clone();
+        let outcome = Outcome::new(findings, next).with_status(move |status: &mut PullSecretStatus| {
+            status.secret_name = Some(secret_name);
+            status.namespaces = Some(i64::try_from(secrets.have.len()).unwrap_or(i64::MAX));
+            status.expires_at = secrets.ends().map(Time);
+            status.renews_at = secrets.first(|it| it.renews_at).map(Time);
+        });
+        finish(self.ctx, &self.api, self.pull_secret, outcome).await
     }
 
     /// This operator may not touch Secrets. One that goes isn't held up by that: what it made stays until its token ends.
-    async fn go_without(&self) -> Result<Done, Error> {
-        let message = "this operator goes without PullSecrets: switch them on where it was installed";
+    async fn disabled(&self) -> Result<ReconcileResult, Error> {
+        let message = "PullSecrets are disabled in this operator: enable them where it was installed";
         if self.pull_secret.metadata.deletion_timestamp.is_none() {
-            let because = Because::new("PullSecretsDisabled", message);
-            let why_not = Some(Findings::of(Standing::Stalled(because)));
-            return self.conclude(Outcome { why_not, ..Outcome::default() }).await;
+            let cause = Cause::new(Reason::PullSecretsDisabled, message);
+            let why_not = Some(ConditionSet::of(ReadyState::Stalled(cause)));
+            return self.finish(Secrets { why_not, ..Secrets::default() }).await;
         }
         if finalizer::has(self.pull_secret) {
             let note = format!("{message}; the Secrets that it made stay until somebody deletes them");
-            self.ctx.events.warning(self.pull_secret, "PullSecretsDisabled", note).await;
+            self.ctx.events.warning(self.pull_secret, Reason::PullSecretsDisabled, note).await;
             finalizer::remove(&self.api, self.pull_secret).await?;
         }
-        Ok(Done::resting())
+        Ok(ReconcileResult::resting())
     }
 
-    /// Nothing is done for a suspended resource.
-    async fn rest(&self) -> Result<Done, Error> {
-        let before = self.status();
-        let after = PullSecretStatus {
-            observed_generation: self.pull_secret.metadata.generation,
-            conditions: status::suspended(&before.conditions),
-            ..before.clone()
-        };
-        super::rest(self.ctx, &self.api, self.pull_secret, (self.pull_secret.status.as_ref(), &after)).await
-    }
-
-    /// The resource goes, and takes everything with it, whatever has become of its Registry.
-    async fn take_all_away(&self) -> Result<Done, Error> {
+    /// The resource is being deleted, and everything it made with it, whatever has become of its Registry.
+    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
         if !finalizer::has(self.pull_secret) {
-            return Ok(Done::resting());
+            return Ok(ReconcileResult::resting());
         }
         // Asked for now: a Secret that a watch has yet to tell of goes, too.
         let held = objects::all_of(&self.ctx.client, &self.owner).await?;
@@ -468,33 +478,27 @@ impl Work<'_> {
             it.service_accounts.iter().map(entry).collect::<Vec<_>>()
         });
         let detach = detach.collect();
-        let delete =
-            held.into_iter().map(|Held { namespace, name, uid, .. }| Doomed { namespace, name, uid }).collect();
-        let mut outcome = Outcome::default();
+        let delete = held
+            .into_iter()
+            .map(|HeldSecret { namespace, name, uid, .. }| SecretDeletion { namespace, name, uid })
+            .collect();
+        let mut outcome = Secrets::default();
         self.clear(detach, delete, &mut outcome).await?;
-        if let Some(because) = outcome.refusal() {
-            return self.stay(Findings::of(Standing::Stalled(because)), jittered(WAIT)).await;
+        if let Some(cause) = outcome.refusal() {
+            let outcome = Outcome::new(ConditionSet::of(ReadyState::Stalled(cause)), jittered(REQUEUE_WAITING));
+            return finish(self.ctx, &self.api, self.pull_secret, outcome).await;
         }
         if outcome.unsettled {
-            let because = Because::new("Deleting", "its Secrets are being taken away");
-            return Ok(Done::standing(&Standing::Waiting(because), MOMENT));
+            let cause = Cause::new(Reason::Deleting, "its Secrets are being deleted");
+            return Ok(ReconcileResult::of(&ReadyState::Reconciling(cause), REQUEUE_CONFLICT));
         }
         finalizer::remove(&self.api, self.pull_secret).await?;
-        self.ctx.tokens.remove(&self.owner);
-        Ok(Done::resting())
+        self.tokens.remove(&self.owner);
+        Ok(ReconcileResult::resting())
     }
+}
 
-    /// Why a resource that is to go is there still, told once.
-    async fn stay(&self, findings: Findings, next: Duration) -> Result<Done, Error> {
-        let before = self.status();
-        let generation = self.pull_secret.metadata.generation;
-        let after = PullSecretStatus {
-            observed_generation: generation,
-            conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),
-            ..before.clone()
-        };
-        let status = (self.pull_secret.status.as_ref(), &after);
-        publish(KIND, self.ctx, &self.api, self.pull_secret, status, &before.conditions, &findings).await?;
-        Ok(Done::standing(&findings.standing, next))
-    }
+/// How a PullSecret stands whose Registry exists.
+fn registry_exists(state: ReadyState) -> ConditionSet {
+    ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }

@@ -1,4 +1,4 @@
-//! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its session.
+//! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its client.
 
 mod managed;
 mod settings;
@@ -9,82 +9,142 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt as _};
 use secrecy::SecretString;
 
-use super::{Done, Error, WAIT, away, jittered, next, refused_by_registry, requested};
-use crate::apply::{Access as Reach, Ecr, Identity, ImageUsage, registry_id};
+use super::converge::failed;
+use super::finish::{KindObject as _, Outcome, finish};
+use super::{Error, KindController, REQUEUE_WAITING, ReconcileResult, jittered, next};
+use crate::apply::error::named;
+use crate::apply::{Connection, Ecr, Identity, ImageUsage, registry_id};
 use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
-use crate::crd::conditions::ConditionType;
 use crate::crd::registry::{ManagedRegistry, Quota, Usage};
-use crate::crd::{DeletionPolicy, Registry, RegistryStatus, condition};
-use crate::operator::Settings;
-use crate::operator::access::{Access, Feature, own_kind};
-use crate::operator::calls::Calls;
+use crate::crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
+use crate::operator::call_metrics::CallMetrics;
 use crate::operator::context::Context;
-use crate::operator::dispatch;
-use crate::operator::finalizer;
-use crate::operator::secrets::{self, SecretName};
-use crate::operator::session::{Session, Totals, Trouble};
-use crate::operator::status::{self, Because, Findings, Standing};
+use crate::operator::policy_rule::{Feature, PolicyRule, own_kind};
+use crate::operator::registry_client::{RegistryClient, RegistryError, Totals};
+use crate::operator::secrets::{self, SecretName, SecretWatches};
+use crate::operator::settings::Settings;
+use crate::operator::status::{Cause, ConditionSet, ReadyState};
+use crate::operator::watch::Change;
+use crate::operator::{finalizer, triggers};
 use crate::plan::{desired_settings, unenforced_settings};
+use managed::Applied;
 
-pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["registries"], &["registries/status"]);
+pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["registries"], &["registries/status"]);
 
 /// What managed registries take.
-pub(in crate::operator) use managed::{ACCESS as MANAGED_ACCESS, Applied, follow_workloads};
+pub(in crate::operator) use managed::{RULES as MANAGED_RULES, watch_workloads};
 
-pub(in crate::operator) const KIND: &str = "Registry";
+const KIND: &str = "Registry";
 
 /// How often a workload that isn't there yet is looked at: why its pods don't run is told by them alone.
-const PROGRESS: Duration = Duration::from_secs(10);
+const ROLLOUT_POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a workload is looked at that somebody has to make way for.
-const STUCK: Duration = Duration::from_secs(30);
+const REQUEUE_STALLED: Duration = Duration::from_secs(30);
 /// How often a registry is asked whether it serves.
-const PULSE: Duration = Duration::from_secs(60);
+const PING_INTERVAL: Duration = Duration::from_secs(60);
 /// Repositories that ECR lets a registry have.
 const REPOSITORIES_LIMIT: i64 = 100_000;
 
-/// Brings one Registry in line.
-pub(in crate::operator) async fn reconcile(registry: Arc<Registry>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let name = registry.name_any();
-    if registry.metadata.deletion_timestamp.is_some() {
-        return let_go(&ctx, &registry).await;
+/// Reconciles Registries.
+pub(in crate::operator) struct RegistryController {
+    ctx: Arc<Context>,
+    /// Watches of the Secrets that Registries name.
+    secrets: SecretWatches,
+    /// The last applied objects of managed registries.
+    applied: Applied,
+}
+
+impl RegistryController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, secrets: SecretWatches::default(), applied: Applied::default() }
     }
-    let wanted = referenced(&registry, &ctx.settings.namespace);
-    ctx.secrets.follow(&ctx.client, &ctx.wake, &name, &wanted);
+
+    /// Drops what is known of a registry that a Registry does not point to any more.
+    pub(in crate::operator) fn changed(&self, change: &Change<Registry>) {
+        let Some(registry) = change.either() else { return };
+        // The namespaces that the Registry allows now may not use what was known at the old place.
+        if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
+            self.ctx.registry_clients.remove(&registry.name_any());
+        }
+        if change.new.is_none() {
+            self.forget(&registry.name_any());
+        }
+    }
+
+    /// Forgets a Registry that is gone.
+    fn forget(&self, name: &str) {
+        self.ctx.registry_clients.forget(name);
+        self.ctx.metrics.forget_registry(name);
+        self.secrets.follow(&self.ctx.client, &self.ctx.triggers, name, &BTreeSet::new());
+    }
+}
+
+/// Identifies a Registry and the place that its spec points to.
+fn place(registry: &Registry) -> impl PartialEq + use<> {
+    let spec = registry.spec.clone();
+    (registry.uid(), spec.region, spec.registry_id, spec.endpoint, spec.aws)
+}
+
+impl KindController for RegistryController {
+    type Object = Registry;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 8;
+
+    fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    fn store(&self) -> Store<Registry> {
+        self.ctx.stores.registries.clone()
+    }
+
+    async fn reconcile(self: Arc<Self>, registry: Arc<Registry>) -> Result<ReconcileResult, Error> {
+        reconcile(&self, &registry).await
+    }
+}
+
+async fn reconcile(controller: &RegistryController, registry: &Registry) -> Result<ReconcileResult, Error> {
+    let (ctx, name) = (&*controller.ctx, registry.name_any());
+    if registry.metadata.deletion_timestamp.is_some() {
+        return cleanup(controller, registry).await;
+    }
+    let wanted = referenced(registry, &ctx.settings.namespace);
+    controller.secrets.follow(&ctx.client, &ctx.triggers, &name, &wanted);
     let mut outcome = match &registry.spec.managed {
-        Some(managed) => run(&ctx, &registry, managed).await?,
-        None => match reach(&ctx, &registry, &wanted).await? {
-            Ok(reached) => serve(&ctx, &registry, reached).await,
+        Some(managed) => run(controller, registry, managed).await?,
+        None => match reach(ctx, registry, &wanted).await? {
+            Ok(reached) => serve(ctx, registry, reached).await,
             Err(findings) => {
-                end_session(&ctx, &name);
+                end_session(ctx, &name);
                 ctx.metrics.registry_down(&name);
-                Outcome { findings: *findings, ..Outcome::default() }
+                outcome(*findings, None)
             }
         },
     };
-    let notes = unenforced_settings(&registry, &desired_settings(&registry, &ctx.settings.cluster));
-    outcome.findings.standing = outcome.findings.standing.with_notes(&notes);
+    let notes = unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
+    outcome.findings.state = outcome.findings.state.with_notes(&notes);
     // It went meanwhile, and was forgotten before all of this was made.
     if ctx.stores.registry(&name).is_none_or(|it| it.uid() != registry.uid()) {
-        dispatch::forget_registry(&ctx, &name);
-        return Ok(Done::resting());
+        controller.forget(&name);
+        return Ok(ReconcileResult::resting());
     }
-    conclude(&ctx, &registry, outcome).await
+    conclude(ctx, registry, outcome).await
 }
 
 /// The Registry goes. What it manages goes with it, or stays; no other registry is touched.
-async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
+async fn cleanup(controller: &RegistryController, registry: &Registry) -> Result<ReconcileResult, Error> {
+    let ctx = &*controller.ctx;
     if !finalizer::has(registry) {
-        return Ok(Done::resting());
+        return Ok(ReconcileResult::resting());
     }
     if let Some(managed) = &registry.spec.managed {
         if ctx.settings.has(Feature::ManagedRegistries) {
-            if let Some(findings) = managed::let_go(ctx, registry, managed).await? {
-                let retry = Some(jittered(STUCK));
-                return conclude(ctx, registry, Outcome { findings, retry, ..Outcome::default() }).await;
+            if let Some(findings) = managed::cleanup(controller, registry, managed).await? {
+                return conclude(ctx, registry, outcome(findings, Some(jittered(REQUEUE_STALLED)))).await;
             }
         } else if registry.deletion_policy() == DeletionPolicy::Delete {
             return conclude(ctx, registry, without_managed_registries()).await;
@@ -93,18 +153,23 @@ async fn let_go(ctx: &Context, registry: &Registry) -> Result<Done, Error> {
     }
     // One that isn't managed has it from a manifest that was exported.
     finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
-    Ok(Done::resting())
+    Ok(ReconcileResult::resting())
 }
 
-/// Sees to a managed registry's workload, and to its session once a replica serves.
-async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> Result<Outcome, Error> {
+/// Sees to a managed registry's workload, and to its client once a replica serves.
+async fn run(
+    controller: &RegistryController,
+    registry: &Registry,
+    managed: &ManagedRegistry,
+) -> Result<Outcome<RegistryStatus>, Error> {
+    let ctx = &*controller.ctx;
     let name = registry.name_any();
     if !ctx.settings.has(Feature::ManagedRegistries) {
         end_session(ctx, &name);
         return Ok(without_managed_registries());
     }
     finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
-    let managed::Managed { standing, endpoint, way } = managed::reconcile(ctx, registry, managed).await?;
+    let managed::ManagedState { state, endpoint, way } = managed::reconcile(controller, registry, managed).await?;
     let (Some(place), Some(way)) = (&endpoint, way) else {
         end_session(ctx, &name);
         // Nobody asks it, so that no call tells.
@@ -112,14 +177,14 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
             Some(0) => ctx.metrics.registry_stopped(&name),
             _ => ctx.metrics.registry_down(&name),
         }
-        let waits = matches!(standing.standing, Standing::Waiting(_));
-        let retry = Some(jittered(if waits { PROGRESS } else { STUCK }));
-        return Ok(Outcome { findings: standing, endpoint, retry, ..Outcome::default() });
+        let waits = matches!(state.state, ReadyState::Reconciling(_));
+        let retry = jittered(if waits { ROLLOUT_POLL_INTERVAL } else { REQUEUE_STALLED });
+        return Ok(outcome(state, Some(retry)).with_status(move |status| set_endpoint(status, endpoint)));
     };
     let mut hasher = DefaultHasher::new();
     (&way, registry.region().as_str()).hash(&mut hasher);
     let identity = Identity::Key { id: way.id, secret: SecretString::from(way.secret), session_token: None };
-    let how = Reach {
+    let how = Connection {
         endpoint: Some(way.url),
         region: registry.region(),
         identity,
@@ -129,29 +194,29 @@ async fn run(ctx: &Context, registry: &Registry, managed: &ManagedRegistry) -> R
     };
     let reached = Reached { how, place: place.clone(), fingerprint: hasher.finish() };
     let mut outcome = serve(ctx, registry, reached).await;
-    match (&standing.standing, &outcome.findings.standing) {
+    match (&state.state, &outcome.findings.state) {
         // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.
-        (Standing::Ready(_), Standing::Ready(_)) => outcome.findings.standing = standing.standing,
-        (Standing::Ready(_), _) => {}
-        (Standing::Waiting(_), _) => {
-            outcome.findings = standing;
-            outcome.retry = Some(jittered(PROGRESS));
+        (ReadyState::Ready(_), ReadyState::Ready(_)) => outcome.findings.state = state.state,
+        (ReadyState::Ready(_), _) => {}
+        (ReadyState::Reconciling(_), _) => {
+            outcome.findings = state;
+            outcome.next = jittered(ROLLOUT_POLL_INTERVAL);
         }
-        (Standing::Stalled(_), _) => outcome.findings = standing,
+        (ReadyState::Stalled(_), _) => outcome.findings = state,
     }
     Ok(outcome)
 }
 
-fn without_managed_registries() -> Outcome {
-    let message = "this operator goes without managed registries: switch them on where it was installed";
-    let because = Because::new("ManagedRegistriesDisabled", message);
-    Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() }
+fn without_managed_registries() -> Outcome<RegistryStatus> {
+    let message = "managed registries are disabled in this operator: enable them where it was installed";
+    let cause = Cause::new(Reason::ManagedRegistriesDisabled, message);
+    outcome(ConditionSet::of(ReadyState::Stalled(cause)), None)
 }
 
 /// The registry cannot be asked any more: what is in it waits from now on, and says so.
 fn end_session(ctx: &Context, registry: &str) {
-    if ctx.sessions.remove(registry) {
-        dispatch::all_in(&ctx.stores, &ctx.wake, registry);
+    if ctx.registry_clients.remove(registry) {
+        triggers::requeue_registry(&ctx.stores, &ctx.triggers, registry);
     }
 }
 
@@ -173,7 +238,7 @@ fn referenced(registry: &Registry, operator: &str) -> BTreeSet<SecretName> {
 
 /// How a registry is reached, and what that was made from.
 struct Reached {
-    how: Reach,
+    how: Connection,
     place: String,
     fingerprint: u64,
 }
@@ -183,7 +248,7 @@ async fn reach(
     ctx: &Context,
     registry: &Registry,
     wanted: &BTreeSet<SecretName>,
-) -> Result<Result<Reached, Box<Findings>>, Error> {
+) -> Result<Result<Reached, Box<ConditionSet>>, Error> {
     let mut found: BTreeMap<SecretName, BTreeMap<String, String>> = BTreeMap::new();
     for secret in wanted {
         let (namespace, name) = secret;
@@ -205,28 +270,28 @@ async fn reach(
     Ok(assemble(registry, &found))
 }
 
-fn missing(message: String) -> Box<Findings> {
-    let because = Because::new("ReferenceNotFound", message);
-    Box::new(Findings { references: Some(Err(because.clone())), ..Findings::of(Standing::Waiting(because)) })
+fn missing(message: String) -> Box<ConditionSet> {
+    let cause = Cause::new(Reason::ReferenceNotFound, message);
+    Box::new(ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) })
 }
 
 /// The operator may not read Secrets of this namespace; `said` is what the API server says of it.
-fn kept_away(namespace: &str, said: &str) -> Box<Findings> {
+fn kept_away(namespace: &str, said: &str) -> Box<ConditionSet> {
     let message = format!(
         "the operator may not read Secrets in namespace {namespace}: add it to rbac.secretNamespaces of the operator's \
          chart, or use one that is in that list: {said}"
     );
-    Box::new(Findings::of(Standing::Stalled(Because::new("Forbidden", message))))
+    Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::Forbidden, message))))
 }
 
 /// Pure: from the spec and the data of its Secrets to a way.
 fn assemble(
     registry: &Registry,
     secrets: &BTreeMap<SecretName, BTreeMap<String, String>>,
-) -> Result<Reached, Box<Findings>> {
+) -> Result<Reached, Box<ConditionSet>> {
     let spec = &registry.spec;
     let region = registry.region();
-    let key_of = |reference: &SecretRef| -> Result<Identity, Box<Findings>> {
+    let key_of = |reference: &SecretRef| -> Result<Identity, Box<ConditionSet>> {
         let secret = (reference.namespace.clone(), reference.name.clone());
         let data = secrets.get(&secret);
         let value = |key: &str| data.and_then(|data| data.get(key)).map(|it| it.trim()).filter(|it| !it.is_empty());
@@ -255,18 +320,37 @@ fn assemble(
                 }
             };
             let identity = identity(endpoint.credentials_secret_ref.as_ref())?;
-            let how =
-                Reach { endpoint: Some(endpoint.url.clone()), region, identity, role: None, ca_bundle, host: None };
+            let how = Connection {
+                endpoint: Some(endpoint.url.clone()),
+                region,
+                identity,
+                role: None,
+                ca_bundle,
+                host: None,
+            };
             (how, endpoint.url.trim_end_matches('/').to_owned())
         }
         (None, Some(aws)) => {
             let identity = identity(aws.credentials_secret_ref.as_ref())?;
             let place = format!("https://api.ecr.{region}.amazonaws.com");
-            (Reach { endpoint: None, region, identity, role: aws.role_arn.clone(), ca_bundle: None, host: None }, place)
+            (
+                Connection {
+                    endpoint: None,
+                    region,
+                    identity,
+                    role: aws.role_arn.clone(),
+                    ca_bundle: None,
+                    host: None,
+                },
+                place,
+            )
         }
         (None, None) => {
             let message = "it is neither managed, nor an endpoint, nor aws: give one of them".to_owned();
-            return Err(Box::new(Findings::of(Standing::Stalled(Because::new("InvalidParameterException", message)))));
+            return Err(Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(
+                Reason::InvalidParameterException,
+                message,
+            )))));
         }
     };
     // Secrets go into the hash, and no further.
@@ -277,98 +361,103 @@ fn assemble(
     Ok(Reached { how, place, fingerprint: hasher.finish() })
 }
 
-#[derive(Default)]
-struct Outcome {
-    findings: Findings,
-    endpoint: Option<String>,
-    usage: Option<Usage>,
-    quotas: Option<Vec<Quota>>,
-    retry: Option<Duration>,
+/// How a Registry stands, and when to reconcile it again: at `retry`, else sooner while something is waited for.
+fn outcome(findings: ConditionSet, retry: Option<Duration>) -> Outcome<RegistryStatus> {
+    let next = match (retry, &findings.state) {
+        (Some(retry), _) => retry,
+        (None, ReadyState::Reconciling(_)) => jittered(REQUEUE_WAITING),
+        (None, _) => jittered(PING_INTERVAL),
+    };
+    Outcome::new(findings, next)
 }
 
-/// Sees to the session, and asks whether the registry serves.
-async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome {
+/// Sees to the client, and asks whether the registry serves.
+async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome<RegistryStatus> {
     let name = registry.name_any();
     let Reached { how, place, fingerprint } = reached;
-    let session = match ctx.sessions.get(&name).filter(|it| it.fingerprint() == fingerprint) {
-        Some(session) => session,
+    let registry_client = match ctx.registry_clients.get(&name).filter(|it| it.fingerprint() == fingerprint) {
+        Some(registry_client) => registry_client,
         None => {
             let ecr = match Ecr::new(how, registry.registry_id().as_ref()).await {
-                Ok(ecr) => ecr.observed_by(Arc::new(Calls::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone()))),
+                Ok(ecr) => {
+                    ecr.observed_by(Arc::new(CallMetrics::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone())))
+                }
                 Err(error) => {
                     end_session(ctx, &name);
-                    let because = Because::new("InvalidParameterException", format!("{error:#}"));
-                    return Outcome { findings: Findings::of(Standing::Stalled(because)), ..Outcome::default() };
+                    let cause = Cause::new(Reason::InvalidParameterException, format!("{error:#}"));
+                    return outcome(ConditionSet::of(ReadyState::Stalled(cause)), None);
                 }
             };
-            let (stores, wake, registry) = (ctx.stores.clone(), ctx.wake.clone(), name.clone());
+            let (stores, triggers, registry) = (ctx.stores.clone(), ctx.triggers.clone(), name.clone());
             let recovered = move || {
-                wake.registry(kube::runtime::reflector::ObjectRef::new(&registry));
-                dispatch::all_in(&stores, &wake, &registry);
+                triggers.registry(ObjectRef::new(&registry));
+                triggers::requeue_registry(&stores, &triggers, &registry);
             };
-            let session = Arc::new(Session::new(&name, ecr, fingerprint, recovered));
-            if let Some(before) = ctx.sessions.last(&name) {
-                session.take_over(&before, &place).await;
+            let registry_client = Arc::new(RegistryClient::new(&name, ecr, fingerprint, recovered));
+            if let Some(before) = ctx.registry_clients.last(&name) {
+                registry_client.take_over(&before, &place).await;
             }
-            ctx.sessions.put(&name, Arc::clone(&session));
-            dispatch::all_in(&ctx.stores, &ctx.wake, &name);
-            session
+            ctx.registry_clients.put(&name, Arc::clone(&registry_client));
+            triggers::requeue_registry(&ctx.stores, &ctx.triggers, &name);
+            registry_client
         }
     };
-    match pulse(ctx, &session, registry, &place).await {
+    match check(ctx, &registry_client, registry, &place).await {
         Ok((usage, quotas, settled)) => {
-            let serving = || Standing::Ready(Because::new("Serving", format!("{place} answers")));
-            let before = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
-            let retry = settled.refused.as_ref().map(|standing| next(standing, before, PULSE, Timestamp::now()));
-            let findings = Findings {
-                standing: settled.refused.unwrap_or_else(serving),
+            let serving = || ReadyState::Ready(Cause::new(Reason::Serving, format!("{place} answers")));
+            let retry =
+                settled.refused.as_ref().map(|it| next(it, registry.conditions(), PING_INTERVAL, Timestamp::now()));
+            let findings = ConditionSet {
+                state: settled.refused.unwrap_or_else(serving),
                 references: Some(Ok(())),
                 drifted: settled.drifted,
             };
-            Outcome { findings, endpoint: Some(place), usage: Some(usage), quotas: Some(quotas), retry }
+            outcome(findings, retry).with_status(move |status: &mut RegistryStatus| {
+                set_endpoint(status, Some(place));
+                status.usage = Some(usage);
+                status.quotas = quotas;
+            })
         }
         Err(trouble) => {
-            let (standing, retry) = match trouble {
-                // It is the Registry that finds out for what is in it.
-                Trouble::Away(it) => (away(&it, &name).0, it.retry),
-                Trouble::Refused(error) => {
-                    let standing = refused_by_registry(error);
-                    let before = registry.status.as_ref().map_or(&[][..], |it| it.conditions.as_slice());
-                    let retry = next(&standing, before, PULSE, Timestamp::now());
-                    (standing, retry)
-                }
-            };
-            let findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
-            Outcome { findings, endpoint: Some(place), retry: Some(retry), ..Outcome::default() }
+            let (state, retry) = failed(&trouble, &name, registry.conditions(), PING_INTERVAL);
+            // The Registry's own reconcile finds out for all resources in it whether the registry is back.
+            let retry = if let RegistryError::Unavailable(it) = trouble { it.retry } else { retry };
+            let findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
+            outcome(findings, Some(retry)).with_status(move |status| set_endpoint(status, Some(place)))
         }
+    }
+}
+
+fn set_endpoint(status: &mut RegistryStatus, endpoint: Option<String>) {
+    if endpoint.is_some() {
+        status.endpoint = endpoint;
     }
 }
 
 /// Whether the registry answers, and is the one that is meant; what it holds, and what became of its settings.
-async fn pulse(
+async fn check(
     ctx: &Context,
-    session: &Arc<Session>,
+    registry_client: &Arc<RegistryClient>,
     registry: &Registry,
     place: &str,
-) -> Result<(Usage, Vec<Quota>, settings::Settled), Trouble> {
-    let answered = session.ask(registry_id(session.ecr())).await?;
+) -> Result<(Usage, Vec<Quota>, settings::SettingsState), RegistryError> {
+    let answered = registry_client.ask(registry_id(registry_client.ecr())).await?;
     if let Some(meant) = registry.registry_id().filter(|meant| meant.as_str() != answered) {
         let message = format!(
             "the credentials belong to registry {answered}, not to {meant}: correct registryId, or the credentials"
         );
-        return Err(Trouble::Refused(crate::plan::model::ApiError { name: "RegistryIdMismatch".to_owned(), message }));
+        return Err(RegistryError::Rejected(named(Reason::RegistryIdMismatch.as_str(), message)));
     }
-    session.found(place, &answered);
-    let handled = registry.status.as_ref().and_then(|it| it.last_handled_reconcile_at.as_ref());
-    let max_age = if requested(registry, handled).is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
+    registry_client.found(place, &answered);
+    let max_age = if registry.requested().is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
     let before = registry.status.as_ref().filter(|it| it.endpoint.as_deref() == Some(place)).and_then(|it| it.usage);
-    let usage = usage(&session.totals(max_age).await?, before);
+    let usage = usage(&registry_client.totals(max_age).await?, before);
     let quota = Quota { name: "repositories".to_owned(), used: usage.repositories, limit: REPOSITORIES_LIMIT };
-    let settled = settings::settle(ctx, registry, session).await?;
+    let settled = settings::settle(ctx, registry, registry_client).await?;
     Ok((usage, vec![quota], settled))
 }
 
-/// What it holds. Until all is counted that is no less than what was told before, which another session has counted.
+/// What it holds. Until all is counted that is no less than what was told before, which another client has counted.
 fn usage(totals: &Totals, before: Option<Usage>) -> Usage {
     let Totals { repositories, images: ImageUsage { images, bytes, .. }, all_counted } = *totals;
     let least = before.filter(|_| !all_counted).unwrap_or_default();
@@ -382,42 +471,15 @@ fn capabilities(settings: &Settings) -> Vec<String> {
     protects.then(|| "InUseProtection".to_owned()).into_iter().collect()
 }
 
-async fn conclude(ctx: &Context, registry: &Registry, outcome: Outcome) -> Result<Done, Error> {
-    let Outcome { findings, endpoint, usage, quotas, retry } = outcome;
-    let before = registry.status.clone().unwrap_or_default();
-    let generation = registry.metadata.generation;
-    let asked = requested(registry, before.last_handled_reconcile_at.as_ref())
-        .filter(|_| !matches!(findings.standing, Standing::Waiting(_)));
-    let after = RegistryStatus {
-        observed_generation: generation,
-        last_handled_reconcile_at: asked.or_else(|| before.last_handled_reconcile_at.clone()),
-        endpoint: endpoint.or_else(|| before.endpoint.clone()),
-        capabilities: capabilities(&ctx.settings),
-        usage: usage.or(before.usage),
-        quotas: quotas.unwrap_or_else(|| before.quotas.clone()),
-        conditions: status::conditions(&before.conditions, generation, &findings, &Time(Timestamp::now())),
-    };
-    let (was, is) = (condition(&before.conditions, ConditionType::Ready), findings.standing.because());
-    let news = was.is_none_or(|was| was.reason != is.reason);
-    let api: Api<Registry> = Api::all(ctx.client.clone());
-    // Whoever waited for the status finds the event.
-    match &findings.standing {
-        Standing::Ready(because) if news => ctx.events.normal(registry, &because.reason, &because.message).await,
-        Standing::Waiting(because) | Standing::Stalled(because) if news => {
-            ctx.events.warning(registry, &because.reason, &because.message).await;
-        }
-        _ => {}
-    }
-    status::write(&ctx.written, &api, registry, registry.status.as_ref(), &after).await?;
-    if !matches!(findings.standing, Standing::Ready(_)) {
-        ctx.metrics.failed(KIND, &findings.standing.because().reason);
-    }
-    let next = match (&findings.standing, retry) {
-        (_, Some(retry)) => retry,
-        (Standing::Waiting(_), None) => jittered(WAIT),
-        _ => jittered(PULSE),
-    };
-    Ok(Done::standing(&findings.standing, next))
+/// Ends a reconcile.
+async fn conclude(
+    ctx: &Context,
+    registry: &Registry,
+    outcome: Outcome<RegistryStatus>,
+) -> Result<ReconcileResult, Error> {
+    let capabilities = capabilities(&ctx.settings);
+    let outcome = outcome.with_status(move |status| status.capabilities = capabilities);
+    finish(ctx, &Api::all(ctx.client.clone()), registry, outcome).await
 }
 
 #[cfg(test)]

@@ -1,45 +1,75 @@
-//! Repository: one repository of a registry is made, kept as its manifest says, and let go of.
+//! Repository: one repository of a registry is created, kept as its manifest says, and released.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::reflector::Store;
 use kube::{Api, ResourceExt as _};
 
-use super::{
-    Done, Error, Past, WAIT, away, is_outdated, jittered, next, plan_for, publish, refusal, refused_by_registry,
-    registered, requested, show, step_for, unrepaired,
+use super::converge::{
+    Converge, Convergence, Correction, Drift, Ending, converge, corrected, failed, observed, uncorrected,
 };
-use crate::apply::{Listed, RepositoryNeeds};
-use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Registry, Repository, RepositoryStatus};
+use super::finish::{KindObject as _, Outcome, finish, suspend};
+use super::{
+    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, is_outdated, jittered, next,
+    plan_for, refusal, registered, show, step_for,
+};
+use crate::apply::RepositoryNeeds;
+use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
 use crate::names::RepositoryName;
-use crate::operator::access::{Access, own_kind};
 use crate::operator::context::Context;
-use crate::operator::session::{Freshness, Held, Session, Trouble};
-use crate::operator::slice::Slice;
-use crate::operator::status::{self, Because, Findings, Standing};
-use crate::operator::{dispatch, finalizer};
-use crate::plan::model::{Desired, ObservedRepository, Refused};
+use crate::operator::plan_input::PlanInput;
+use crate::operator::policy_rule::{PolicyRule, own_kind};
+use crate::operator::registry_client::{Freshness, LockedRepository, RegistryError};
+use crate::operator::status::{self, Cause, ConditionSet, ReadyState};
+use crate::operator::{finalizer, triggers};
+use crate::plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
 use crate::plan::ownership::Ownership;
 use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
 
-pub(in crate::operator) const ACCESS: &[Access] = &own_kind(&["repositories"], &["repositories/status"]);
+pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["repositories"], &["repositories/status"]);
 
-pub(in crate::operator) const KIND: &str = "Repository";
+const KIND: &str = "Repository";
 
-/// Brings one Repository in line.
-pub(in crate::operator) async fn reconcile(repository: Arc<Repository>, ctx: Arc<Context>) -> Result<Done, Error> {
-    let api: Api<Repository> = Api::namespaced(ctx.client.clone(), &repository.namespace().unwrap_or_default());
-    let work = Work { ctx: &ctx, api, repository: &repository, object: object(&repository) };
-    if repository.metadata.deletion_timestamp.is_some() {
-        return work.let_go().await;
+/// Reconciles Repositories.
+pub(in crate::operator) struct RepositoryController {
+    ctx: Arc<Context>,
+}
+
+impl RepositoryController {
+    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx }
     }
-    if repository.suspended() {
-        return work.rest().await;
+}
+
+impl KindController for RepositoryController {
+    type Object = Repository;
+    const KIND: &'static str = KIND;
+    const CONCURRENCY: u16 = 32;
+
+    fn context(&self) -> &Context {
+        &self.ctx
     }
-    match work.bring_in_line().await? {
-        Some(outcome) => work.conclude(outcome).await,
-        None => Ok(Done::outdated()),
+
+    fn store(&self) -> Store<Repository> {
+        self.ctx.stores.repositories.clone()
+    }
+
+    async fn reconcile(self: Arc<Self>, repository: Arc<Repository>) -> Result<ReconcileResult, Error> {
+        let ctx = &*self.ctx;
+        let api = Api::namespaced(ctx.client.clone(), &repository.namespace().unwrap_or_default());
+        let reconcile = RepositoryReconcile { ctx, api, repository: &repository, object: object(&repository) };
+        if repository.metadata.deletion_timestamp.is_some() {
+            return reconcile.cleanup().await;
+        }
+        if repository.suspended() {
+            return suspend(ctx, &reconcile.api, &*repository).await;
+        }
+        match reconcile.run().await? {
+            Some(outcome) => finish_repository(&reconcile, outcome).await,
+            None => Ok(ReconcileResult::outdated()),
+        }
     }
 }
 
@@ -47,52 +77,37 @@ fn object(repository: &Repository) -> Object {
     Object { kind: KIND, namespace: repository.namespace().unwrap_or_default(), name: repository.name_any() }
 }
 
-/// What a reconcile found out.
-struct Outcome {
-    findings: Findings,
-    /// What the registry says of the repository, if it was looked at.
-    seen: Option<Seen>,
-    next: std::time::Duration,
+/// It has a Registry, and stands so.
+fn outcome(state: ReadyState, next: Duration) -> Outcome<RepositoryStatus> {
+    Outcome::new(ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }, next)
 }
 
-struct Seen {
-    listed: Option<Listed>,
-    images: Option<crate::apply::ImageUsage>,
-}
-
-impl Outcome {
-    /// It has a Registry, and stands so.
-    fn of(standing: Standing, next: std::time::Duration) -> Self {
-        let findings = Findings { references: Some(Ok(())), ..Findings::of(standing) };
-        Self { findings, seen: None, next }
-    }
-}
-
-struct Work<'a> {
+/// One reconcile of a Repository.
+struct RepositoryReconcile<'a> {
     ctx: &'a Context,
     api: Api<Repository>,
     repository: &'a Repository,
     object: Object,
 }
 
-impl Work<'_> {
-    fn status(&self) -> RepositoryStatus {
-        self.repository.status.clone().unwrap_or_default()
+impl RepositoryReconcile<'_> {
+    fn registry_name(&self) -> &str {
+        &self.repository.spec.registry_ref.name
     }
 
-    fn generation(&self) -> Option<i64> {
-        self.repository.metadata.generation
+    fn drift(&self) -> Drift<'_> {
+        Drift { ctx: self.ctx, kind: KIND, registry: self.registry_name() }
     }
 
-    /// The Registry and its session, or why there is none.
-    fn registry(&self) -> Result<(Arc<Registry>, Arc<Session>), Box<Outcome>> {
-        registered(self.ctx, &self.repository.spec.registry_ref.name)
-            .map_err(|findings| Box::new(Outcome { findings: *findings, seen: None, next: jittered(WAIT) }))
+    /// The Registry and its client, or why there is none.
+    fn registry(&self) -> Result<Registered, Box<Outcome<RepositoryStatus>>> {
+        registered(self.ctx, self.registry_name())
+            .map_err(|findings| Box::new(Outcome::new(*findings, jittered(REQUEUE_WAITING))))
     }
 
     /// Nothing if the resource is another one by now.
-    async fn bring_in_line(&self) -> Result<Option<Outcome>, Error> {
-        let (registry, session) = match self.registry() {
+    async fn run(&self) -> Result<Option<Outcome<RepositoryStatus>>, Error> {
+        let (registry, registry_client) = match self.registry() {
             Ok(found) => found,
             Err(outcome) => return Ok(Some(*outcome)),
         };
@@ -100,17 +115,16 @@ impl Work<'_> {
         let name = match self.repository.repository_name() {
             Ok(name) => name,
             Err(error) => {
-                let because = Because::new("InvalidParameterException", format!("{error}: set repositoryName"));
-                return Ok(Some(Outcome::of(Standing::Stalled(because), jittered(interval))));
+                let cause = Cause::new(Reason::InvalidParameterException, format!("{error}: set repositoryName"));
+                return Ok(Some(outcome(ReadyState::Stalled(cause), jittered(interval))));
             }
         };
         let observe = self.repository.management_policy() == ManagementPolicy::Observe;
         if !observe {
             finalizer::add(&self.api, self.repository).await?;
         }
-        let mut held = session.repository(&name).await;
-        let now = requested(self.repository, self.status().last_handled_reconcile_at.as_ref()).is_some();
-        let freshness = Freshness { interval, now };
+        let mut held = registry_client.repository(&name).await;
+        let freshness = Freshness { interval, now: self.repository.requested().is_some() };
         let looked = if observe {
             self.observe(&registry, &name, &mut held, freshness).await
         } else {
@@ -119,45 +133,50 @@ impl Work<'_> {
         let mut findings = match looked {
             Ok(Some(findings)) => findings,
             Ok(None) => return Ok(None),
-            Err(trouble) => return Ok(Some(self.trouble(trouble))),
+            Err(trouble) => return Ok(Some(self.failed(&trouble))),
         };
         findings.references = Some(Ok(()));
-        let mut seen = Seen { listed: None, images: None };
-        if !matches!(findings.standing, Standing::Stalled(_)) {
-            seen.listed = held.as_listed();
-            if seen.listed.is_some() {
+        let (mut listed, mut images) = (None, None);
+        if !matches!(findings.state, ReadyState::Stalled(_)) {
+            listed = held.as_listed();
+            if listed.is_some() {
                 match held.usage(freshness).await {
-                    Ok(usage) => seen.images = Some(usage),
-                    Err(Trouble::Away(away)) => return Ok(Some(self.trouble(Trouble::Away(away)))),
+                    Ok(usage) => images = Some(usage),
+                    Err(trouble @ RegistryError::Unavailable(_)) => return Ok(Some(self.failed(&trouble))),
                     // Counting images takes a permission of its own: a registry that does not give it is not counted.
-                    Err(Trouble::Refused(error)) => tracing::debug!(%name, %error, "images cannot be counted"),
+                    Err(RegistryError::Rejected(error)) => tracing::debug!(%name, %error, "images cannot be counted"),
                 }
             }
         }
-        let next = next(&findings.standing, &self.status().conditions, interval, Timestamp::now());
-        Ok(Some(Outcome { findings, seen: Some(seen), next }))
+        let next = next(&findings.state, self.repository.conditions(), interval, Timestamp::now());
+        let update = move |status: &mut RepositoryStatus| {
+            if let Some(listed) = listed {
+                status.repository_arn = Some(listed.arn);
+                status.repository_uri = Some(listed.uri);
+                status.registry_id = Some(listed.registry_id);
+            }
+            if let Some(images) = images {
+                status.image_count = Some(images.images);
+                status.image_size_bytes = Some(images.bytes);
+                status.finding_severity_counts = images.findings;
+            }
+        };
+        Ok(Some(Outcome::new(findings, next).with_status(update)))
     }
 
-    fn trouble(&self, trouble: Trouble) -> Outcome {
-        match trouble {
-            Trouble::Away(it) => {
-                let (standing, next) = away(&it, &self.repository.spec.registry_ref.name);
-                Outcome::of(standing, next)
-            }
-            Trouble::Refused(error) => {
-                let standing = refused_by_registry(error);
-                let next = next(&standing, &self.status().conditions, self.repository.interval(), Timestamp::now());
-                Outcome::of(standing, next)
-            }
-        }
+    /// The registry did not do what was asked.
+    fn failed(&self, trouble: &RegistryError) -> Outcome<RepositoryStatus> {
+        let (state, next) =
+            failed(trouble, self.registry_name(), self.repository.conditions(), self.repository.interval());
+        outcome(state, next)
     }
 
     /// What is wanted of this name, by whoever asks for it; nothing if this resource is another one by now.
     fn wanted(&self, registry: &Registry, name: &RepositoryName) -> Option<Desired> {
-        let slice = Slice::new(&self.ctx.stores, &self.ctx.sessions, registry, name);
-        // Whatever the slice was made of, a change of this resource that is in it is seen here.
+        let input = PlanInput::new(&self.ctx.stores, &self.ctx.registry_clients, registry, name);
+        // Whatever the input was made of, a change of this resource that is in it is seen here.
         let outdated = is_outdated(&self.ctx.stores.repositories, self.repository);
-        (!outdated).then(|| desired_in_cluster(&slice, registry, &self.ctx.settings.cluster))
+        (!outdated).then(|| desired_in_cluster(&input, registry, &self.ctx.settings.cluster))
     }
 
     fn needs(&self) -> RepositoryNeeds {
@@ -165,12 +184,16 @@ impl Work<'_> {
     }
 
     /// What is there. Where nothing is made that is not there, a listing that is a while old does not do.
-    async fn look(&self, held: &mut Held, freshness: Freshness) -> Result<Option<ObservedRepository>, Trouble> {
-        let found = held.look(self.needs(), freshness).await?;
+    async fn observe_repository(
+        &self,
+        held: &mut LockedRepository,
+        freshness: Freshness,
+    ) -> Result<Option<ObservedRepository>, RegistryError> {
+        let found = held.observe(self.needs(), freshness).await?;
         let makes = self.repository.management_policy() == ManagementPolicy::Full
             && self.repository.adoption_policy() != AdoptionPolicy::Adopt;
         match found {
-            None if !makes => held.look(self.needs(), Freshness { now: true, ..freshness }).await,
+            None if !makes => held.observe(self.needs(), Freshness { now: true, ..freshness }).await,
             found => Ok(found),
         }
     }
@@ -179,98 +202,56 @@ impl Work<'_> {
         &self,
         registry: &Registry,
         name: &RepositoryName,
-        held: &mut Held,
+        held: &mut LockedRepository,
         freshness: Freshness,
-    ) -> Result<Option<Findings>, Trouble> {
-        let before = self.status();
-        let past = Past::of(self.generation(), before.observed_generation, &before.conditions);
-        let mut found = self.look(held, freshness).await?;
-        let mut drift: Vec<FieldChange> = Vec::new();
-        let mut notes: Vec<String>;
-        let mut tries = 0;
-        loop {
-            let Some(desired) = self.wanted(registry, name) else { return Ok(None) };
-            let wanted = desired.repositories.iter().find(|it| it.object == self.object);
-            notes = wanted.map(|wanted| unenforced(registry, wanted)).unwrap_or_default();
-            let mut step = match self.decide(&desired, name, found) {
-                Err(refused) => return Ok(Some(Findings::of(refusal(&refused)))),
-                Ok(None) => break,
-                Ok(Some(step)) => step,
-            };
-            if step.action != Action::Create {
-                // What was read a while ago may have become somebody else's.
-                found = held.look_before_change(self.needs()).await?;
-                step = match self.decide(&desired, name, found) {
-                    Err(refused) => return Ok(Some(Findings::of(refusal(&refused)))),
-                    Ok(None) => break,
-                    Ok(Some(step)) => step,
-                };
-            }
-            tries += 1;
-            match held.carry_out(&step).await {
-                Ok(()) => {}
-                // The listing was old: it is there already, or gone.
-                Err(Trouble::Refused(error))
-                    if tries == 1
-                        && matches!(
-                            error.name.as_str(),
-                            "RepositoryAlreadyExistsException" | "RepositoryNotFoundException"
-                        ) =>
-                {
-                    found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
-                    continue;
-                }
-                Err(trouble) if past.is_drift() => return Ok(Some(self.unrepaired(&trouble, &step, past))),
-                Err(trouble) => return Err(trouble),
-            }
-            self.tell(&step, past).await;
-            if past.is_drift() {
-                drift = drifted(&step);
-            }
-            if step.action != Action::Adopt || tries > 1 {
-                break;
-            }
-            // Two clusters may have taken it over at the same moment: the tags say who has it now.
-            found = held.look(self.needs(), Freshness { now: true, ..freshness }).await?;
+    ) -> Result<Option<ConditionSet>, RegistryError> {
+        let past = self.repository.past();
+        let found = self.observe_repository(held, freshness).await?;
+        let rules = ManagedRepository { reconcile: self, registry, name, past };
+        let Convergence { executed, ending, .. } = converge(&rules, held, freshness, found).await;
+        for Correction { step, is_drift } in &executed {
+            self.emit_events(step, is_drift.then_some(past)).await;
         }
+        match ending {
+            Ending::InSync => {}
+            Ending::Outdated => return Ok(None),
+            Ending::Refused(refused) => return Ok(Some(ConditionSet::of(refusal(&refused)))),
+            Ending::Failed(Correction { step, is_drift: true }, trouble) => {
+                return Ok(Some(self.uncorrected(&trouble, &step, past)));
+            }
+            Ending::Failed(_, trouble) | Ending::Unread(trouble) => return Err(trouble),
+        }
+        let Some(desired) = self.wanted(registry, name) else { return Ok(None) };
+        let wanted = desired.repositories.iter().find(|it| it.object == self.object);
+        let notes = wanted.map(|wanted| unenforced(registry, wanted)).unwrap_or_default();
         let message = format!("{name} in {} is as this resource says", registry.name_any());
-        let mut findings = Findings::of(Standing::Ready(Because::new("InSync", message)).with_notes(&notes));
-        findings.drifted = Some(if drift.is_empty() {
-            let in_sync = || (false, Because::new("InSync", "nobody else changed it"));
-            past.still_told(&before.conditions).unwrap_or_else(in_sync)
-        } else {
-            (
-                false,
-                Because::new("Repaired", format!("somebody else changed it, and it was put back: {}", show(&drift))),
-            )
-        });
+        let mut findings = ConditionSet::of(ReadyState::Ready(Cause::new(Reason::InSync, message)).with_notes(&notes));
+        let drift = executed.iter().rfind(|it| it.is_drift).map(|it| drifted(&it.step)).unwrap_or_default();
+        findings.drifted = Some(corrected(past, self.repository.conditions(), &drift));
         Ok(Some(findings))
     }
 
-    /// Somebody else changed the repository, and what the step says did not put it back.
-    fn unrepaired(&self, trouble: &Trouble, step: &Step, past: Past) -> Findings {
-        let registry = &self.repository.spec.registry_ref.name;
-        if past == Past::Settled {
-            self.ctx.metrics.drift_found(KIND, registry, properties(step));
+    /// Somebody else changed the repository, and the step failed to correct it.
+    fn uncorrected(&self, trouble: &RegistryError, step: &Step, past: LastSync) -> ConditionSet {
+        if past == LastSync::InSync {
+            self.drift().detected(drifted(step).len());
         }
-        let standing = match trouble {
-            Trouble::Away(it) => away(it, registry).0,
-            Trouble::Refused(error) => refused_by_registry(error.clone()),
-        };
-        Findings { drifted: Some(unrepaired(&drifted(step))), ..Findings::of(standing) }
+        let interval = self.repository.interval();
+        let (state, _) = failed(trouble, self.registry_name(), self.repository.conditions(), interval);
+        ConditionSet { drifted: Some(uncorrected(&drifted(step))), ..ConditionSet::of(state) }
     }
 
     async fn observe(
         &self,
         registry: &Registry,
         name: &RepositoryName,
-        held: &mut Held,
+        held: &mut LockedRepository,
         freshness: Freshness,
-    ) -> Result<Option<Findings>, Trouble> {
-        let found = self.look(held, freshness).await?;
+    ) -> Result<Option<ConditionSet>, RegistryError> {
+        let found = self.observe_repository(held, freshness).await?;
         let Some(desired) = self.wanted(registry, name) else { return Ok(None) };
-        if let Err(refused) = self.decide(&desired, name, found.clone()) {
-            return Ok(Some(Findings::of(refusal(&refused))));
+        if let Err(refused) = step_for(plan_for(&desired, name, found.clone()), &self.object) {
+            return Ok(Some(ConditionSet::of(refusal(&refused))));
         }
         let wanted = desired.repositories.iter().find(|it| it.object == self.object);
         let changes = match (wanted, found) {
@@ -278,135 +259,63 @@ impl Work<'_> {
             _ => Vec::new(),
         };
         let message = format!("{name} in {} is observed, and never changed", registry.name_any());
-        let mut findings = Findings::of(Standing::Ready(Because::new("Observed", message)));
-        findings.drifted = Some(if changes.is_empty() {
-            (false, Because::new("InSync", "it is as this resource says"))
-        } else {
-            (true, Because::new("Differs", format!("it is not as this resource says: {}", show(&changes))))
-        });
-        Ok(Some(findings))
+        let findings = ConditionSet::of(ReadyState::Ready(Cause::new(Reason::Observed, message)));
+        Ok(Some(ConditionSet { drifted: Some(observed(&changes)), ..findings }))
     }
 
-    /// What the plan says for this resource.
-    fn decide(
-        &self,
-        desired: &Desired,
-        name: &RepositoryName,
-        found: Option<ObservedRepository>,
-    ) -> Result<Option<Step>, Refused> {
-        step_for(plan_for(desired, name, found), &self.object)
-    }
-
-    async fn tell(&self, step: &Step, past: Past) {
+    /// Emits the event of an executed step. `drift` is what was known before of a resource whose drift the step corrected.
+    async fn emit_events(&self, step: &Step, drift: Option<LastSync>) {
         let events = &self.ctx.events;
         let name = step.repository.as_ref().map(ToString::to_string).unwrap_or_default();
         let changes = if step.changes.is_empty() { String::new() } else { format!(": {}", show(&step.changes)) };
-        if past.is_drift() {
-            let registry = &self.repository.spec.registry_ref.name;
-            if past == Past::Settled {
-                self.ctx.metrics.drift_found(KIND, registry, properties(step));
-            }
-            self.ctx.metrics.drift_repaired(KIND, registry, properties(step));
-            let note = format!("{name} was changed by somebody else, and put back{changes}");
-            events.warning(self.repository, "DriftRepaired", note).await;
+        if let Some(past) = drift {
+            self.drift().corrected(past, drifted(step).len());
+            let note = format!("drift of {name} was corrected{changes}");
+            events.warning(self.repository, Reason::DriftCorrected, note).await;
             return;
         }
         let (reason, done) = match step.action {
-            Action::Create => ("Created", "created"),
-            Action::Adopt => ("Adopted", "taken over"),
-            Action::Delete => ("Deleted", "deleted"),
-            Action::Retain => ("Retained", "let go of, and stays in the registry"),
-            Action::Update | Action::Preview => ("Updated", "updated"),
+            Action::Create => (Reason::Created, "created"),
+            Action::Adopt => (Reason::Adopted, "adopted"),
+            Action::Delete => (Reason::Deleted, "deleted"),
+            Action::Retain => (Reason::Retained, "released, and stays in the registry"),
+            Action::Update | Action::Preview => (Reason::Updated, "updated"),
         };
         events.normal(self.repository, reason, format!("{name} was {done}{changes}")).await;
     }
 
-    /// Writes the status, tells what is new in it, and says when to look again.
-    async fn conclude(&self, outcome: Outcome) -> Result<Done, Error> {
-        let Outcome { findings, seen, next } = outcome;
-        let before = self.status();
-        let now = Time(Timestamp::now());
-        let mut after = RepositoryStatus {
-            observed_generation: self.generation(),
-            conditions: status::conditions(&before.conditions, self.generation(), &findings, &now),
-            ..before.clone()
-        };
-        if let Some(Seen { listed, images }) = seen {
-            if let Some(listed) = listed {
-                after.repository_arn = Some(listed.arn);
-                after.repository_uri = Some(listed.uri);
-                after.registry_id = Some(listed.registry_id);
-            }
-            if let Some(images) = images {
-                after.image_count = Some(images.images);
-                after.image_size_bytes = Some(images.bytes);
-                after.finding_severity_counts = images.findings;
-            }
-        }
-        if let Some(asked) = requested(self.repository, before.last_handled_reconcile_at.as_ref())
-            && !matches!(findings.standing, Standing::Waiting(_))
-        {
-            after.last_handled_reconcile_at = Some(asked);
-        }
-        if after != before {
-            // A look that finds nothing new is not written down: that would be a write for every resource and interval.
-            after.last_sync_time = Some(now);
-        }
-        let status = (self.repository.status.as_ref(), &after);
-        publish(KIND, self.ctx, &self.api, self.repository, status, &before.conditions, &findings).await?;
-        if let (false, Standing::Ready(_)) = (status::is_ready(&before.conditions), &findings.standing) {
-            dispatch::repository_stands(self.ctx, self.repository);
-        }
-        Ok(Done::standing(&findings.standing, next))
-    }
-
-    /// Nothing is done for a suspended resource.
-    async fn rest(&self) -> Result<Done, Error> {
-        let before = self.status();
-        let after = RepositoryStatus {
-            observed_generation: self.generation(),
-            conditions: status::suspended(&before.conditions),
-            ..before.clone()
-        };
-        super::rest(self.ctx, &self.api, self.repository, (self.repository.status.as_ref(), &after)).await
-    }
-
-    /// The resource goes: its repository is let go of, or deleted if it says so.
-    async fn let_go(&self) -> Result<Done, Error> {
+    /// The resource is being deleted: its repository is released, or deleted if it says so.
+    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
         if !finalizer::has(self.repository) {
-            return Ok(Done::resting());
+            return Ok(ReconcileResult::resting());
         }
         let deletes = self.repository.deletes() && !self.repository.suspended();
-        let outcome = match self.release().await {
-            Ok(true) => {
-                finalizer::remove(&self.api, self.repository).await?;
-                return Ok(Done::resting());
+        match self.release().await {
+            Ok(true) => {}
+            Ok(false) => return Ok(ReconcileResult::outdated()),
+            Err(outcome) if deletes => return finish_repository(self, *outcome).await,
+            Err(outcome) => {
+                // What stays in the registry needs no word from it: what could not be untagged there is nobody's all the same,
+                // once this resource is gone.
+                let why = &outcome.findings.state.cause().message;
+                tracing::info!(object = %self.object, why, "released without the registry");
             }
-            Ok(false) => return Ok(Done::outdated()),
-            Err(outcome) => outcome,
-        };
-        if !deletes {
-            // What stays in the registry needs no word from it: what could not be untagged there is nobody's all the same,
-            // once this resource is gone.
-            let why = &outcome.findings.standing.because().message;
-            tracing::info!(object = %self.object, why, "let go of without the registry");
-            finalizer::remove(&self.api, self.repository).await?;
-            return Ok(Done::resting());
         }
-        self.conclude(*outcome).await
+        finalizer::remove(&self.api, self.repository).await?;
+        Ok(ReconcileResult::resting())
     }
 
-    /// Lets go of its repository, or deletes it; false if what the resource says changed meanwhile, and nothing was done.
-    async fn release(&self) -> Result<bool, Box<Outcome>> {
+    /// Releases its repository, or deletes it; false if what the resource says changed meanwhile, and nothing was done.
+    async fn release(&self) -> Result<bool, Box<Outcome<RepositoryStatus>>> {
         if self.repository.management_policy() == ManagementPolicy::Observe || self.repository.suspended() {
             return Ok(true);
         }
-        let (registry, session) = self.registry()?;
+        let (registry, registry_client) = self.registry()?;
         let Ok(name) = self.repository.repository_name() else { return Ok(true) };
-        let mut held = session.repository(&name).await;
+        let mut held = registry_client.repository(&name).await;
         let freshness = Freshness { interval: self.repository.interval(), now: true };
-        let mut found =
-            held.look(RepositoryNeeds::default(), freshness).await.map_err(|it| Box::new(self.trouble(it)))?;
+        let looked = held.observe(RepositoryNeeds::default(), freshness).await;
+        let mut found = looked.map_err(|trouble| Box::new(self.failed(&trouble)))?;
         if let Some(found) = &mut found {
             // The tags say what the manifest said of its removal when it was last applied; it may have been changed since.
             let mut ownership = Ownership::read(&found.tags);
@@ -418,22 +327,67 @@ impl Work<'_> {
         desired.declared.remove(&self.object);
         let steps = plan_for(&desired, &name, found).steps;
         for step in steps.into_iter().filter(|it| it.object == self.object) {
-            held.carry_out(&step).await.map_err(|it| Box::new(self.trouble(it)))?;
-            self.tell(&step, Past::Unsettled).await;
+            held.execute(&step).await.map_err(|trouble| Box::new(self.failed(&trouble)))?;
+            self.emit_events(&step, None).await;
         }
         Ok(true)
     }
 }
 
-/// What somebody else had changed, if the step puts it back.
+/// What a Repository asks of its repository.
+struct ManagedRepository<'a> {
+    reconcile: &'a RepositoryReconcile<'a>,
+    registry: &'a Registry,
+    name: &'a RepositoryName,
+    past: LastSync,
+}
+
+impl Converge for ManagedRepository<'_> {
+    fn needs(&self) -> RepositoryNeeds {
+        self.reconcile.needs()
+    }
+
+    fn decide(&self, found: Option<ObservedRepository>) -> Option<Result<Option<Step>, Refused>> {
+        let desired = self.reconcile.wanted(self.registry, self.name)?;
+        Some(step_for(plan_for(&desired, self.name, found), &self.reconcile.object))
+    }
+
+    fn must_refresh(&self, step: &Step, _found: Option<&ObservedRepository>) -> bool {
+        step.action != Action::Create
+    }
+
+    fn is_stale(&self, error: &ApiError) -> bool {
+        matches!(error.kind, ErrorKind::RepositoryAlreadyExists | ErrorKind::RepositoryNotFound)
+    }
+
+    fn is_drift(&self, _step: &Step, _found: Option<&ObservedRepository>) -> bool {
+        self.past.is_drift()
+    }
+
+    fn must_verify(&self, step: &Step) -> bool {
+        // Two clusters may adopt it at the same moment: the tags say who has it now.
+        step.action == Action::Adopt
+    }
+}
+
+/// Writes the status, and requeues the lifecycle policies that waited for the Repository.
+async fn finish_repository(
+    reconcile: &RepositoryReconcile<'_>,
+    outcome: Outcome<RepositoryStatus>,
+) -> Result<ReconcileResult, Error> {
+    let RepositoryReconcile { ctx, api, repository, .. } = reconcile;
+    let is_ready = matches!(outcome.findings.state, ReadyState::Ready(_));
+    let done = finish(ctx, api, *repository, outcome).await?;
+    if is_ready && !status::is_ready(repository.conditions()) {
+        triggers::repository_ready(&ctx.stores, &ctx.triggers, repository);
+    }
+    Ok(done)
+}
+
+/// What somebody else had changed, if the step corrects drift.
 fn drifted(step: &Step) -> Vec<FieldChange> {
     if step.changes.is_empty() {
         return vec![FieldChange { field: "ownership tags".to_owned(), from: None, to: None }];
     }
     step.changes.clone()
-}
-
-/// How many properties that is, for the metrics.
-fn properties(step: &Step) -> u64 {
-    u64::try_from(drifted(step).len()).unwrap_or(u64::MAX)
 }

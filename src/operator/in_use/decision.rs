@@ -17,14 +17,14 @@ use crate::names::Digest;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
     /// What to do, in the order in which to do it. Nothing of it is in use.
-    pub acts: Vec<Act>,
+    pub acts: Vec<ImageAction>,
     /// How many images a rule selected that are in use.
     pub protected: usize,
 }
 
 /// An action on one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Act {
+pub struct ImageAction {
     /// The image, with its parents.
     pub image: Image,
     /// What to do with it.
@@ -96,7 +96,7 @@ pub fn decide(
         let layer = before.max().map_or(0, |highest| highest + 1);
         layers.insert(&mark.image.digest, layer);
         let (is_index, bytes) = facts.get(&mark.image.digest).map_or((false, 0), |it| (it.is_index, it.bytes));
-        decision.acts.push(Act {
+        decision.acts.push(ImageAction {
             image: mark.image.clone(),
             action: mark.action,
             rule_priority: mark.rule_priority,
@@ -122,7 +122,7 @@ pub struct Counts {
 
 impl Counts {
     /// What these acts come to.
-    pub fn of(acts: &[Act]) -> Self {
+    pub fn of(acts: &[ImageAction]) -> Self {
         let mut counts = Self::default();
         for act in acts {
             match (act.action, act.cause) {
@@ -276,7 +276,7 @@ mod tests {
             prop_assert_eq!(decision.acts.iter().map(|act| &act.image.digest).collect::<Vec<_>>(), expected);
             prop_assert_eq!(!decision.acts.is_empty() || decision.protected > 0, selects_anything(&policy, &images, day_100()) && !evaluation.marks.is_empty());
             for act in &decision.acts {
-                let first = |it: &&Act| act.image.parents.contains(&it.image.digest) || act.image.subject.as_ref() == Some(&it.image.digest);
+                let first = |it: &&ImageAction| act.image.parents.contains(&it.image.digest) || act.image.subject.as_ref() == Some(&it.image.digest);
                 prop_assert!(decision.acts.iter().filter(first).all(|before| before.layer < act.layer));
             }
         }

@@ -4,33 +4,33 @@
 //! [`workloads`] lists what is used, [`references`] says which images those names mean, [`protect`] what hangs together with
 //! them, [`decision`] what then goes, and [`run`] does it. It fails closed: where it can't be told what is used, nothing goes.
 
-use super::access::{Access, Feature, Scope};
+use super::policy_rule::{Feature, PolicyRule, RuleScope};
 
 /// What telling what runs takes. Nothing of it is watched: it is listed when something is about to go.
-pub(super) const ACCESS: &[Access] = &[
-    Access {
+pub(super) const RULES: &[PolicyRule] = &[
+    PolicyRule {
         group: "",
         resources: &["pods"],
         verbs: &["list"],
-        scope: Scope::Cluster,
+        scope: RuleScope::Cluster,
         feature: Feature::InUseProtection,
-        why: "images that run",
+        reason: "images that run",
     },
-    Access {
+    PolicyRule {
         group: "apps",
         resources: &["deployments", "statefulsets", "daemonsets", "replicasets", "controllerrevisions"],
         verbs: &["list"],
-        scope: Scope::Cluster,
+        scope: RuleScope::Cluster,
         feature: Feature::InUseProtection,
-        why: "images that will run, or ran before",
+        reason: "images that will run, or ran before",
     },
-    Access {
+    PolicyRule {
         group: "batch",
         resources: &["jobs", "cronjobs"],
         verbs: &["list"],
-        scope: Scope::Cluster,
+        scope: RuleScope::Cluster,
         feature: Feature::InUseProtection,
-        why: "images that will run",
+        reason: "images that will run",
     },
 ];
 

@@ -1,7 +1,7 @@
 //! Carries a lifecycle policy out in one repository, or tells what it would do, and spares what is in use. What goes is
 //! [`decide`]'s decision alone; this file loads, looks once more, and acts.
 //!
-//! Nothing is kept between two runs but what indexes hold, which their digests fix. Each run reads the rest anew.
+//! Nothing is kept between two runs but what indexes hold, which their digests fix. Each run reads the rest again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,14 +11,15 @@ use jiff::Timestamp;
 use kube::Client;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::decision::{Act, Decision, UnreadableIndex, decide, selects_anything};
+use super::decision::{Decision, ImageAction, UnreadableIndex, decide, selects_anything};
 use super::references::{Hosts, InUse};
-use super::workloads::{CannotTell, Scope, in_use};
+use super::workloads::{CannotTell, ImageScope, in_use};
+use crate::apply::error::named;
 use crate::apply::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
 use crate::lifecycle::{Action, ImageStatus, Policy};
 use crate::names::{Digest, RepositoryName, Tag};
-use crate::operator::session::{Session, Trouble};
-use crate::plan::model::ApiError;
+use crate::operator::registry_client::{RegistryClient, RegistryError};
+use crate::plan::model::{ApiError, ErrorKind};
 
 /// Children of indexes that are remembered, over all registries: some ten MiB at most.
 const REMEMBERED_CHILDREN: u64 = 50_000;
@@ -27,22 +28,19 @@ const LISTED_LATELY: Duration = Duration::from_secs(30);
 /// Failures that are told.
 const FAILURES: usize = 10;
 
-/// What UpdateImageStorageClass says of one image that is no more what it was; all else is about the registry.
-const ABOUT_ONE_IMAGE: [&str; 2] = ["ImageNotFoundException", "ImageStorageClassUpdateNotSupportedException"];
-
 /// Why a run came to nothing. Nothing was deleted since.
 #[derive(Debug)]
 pub enum Failure {
-    /// The registry is away, or refuses.
-    Registry(Trouble),
+    /// The registry is unavailable, or refuses.
+    Registry(RegistryError),
     /// It can't be told what is in use.
     CannotTell(CannotTell),
     /// It can't be told what an index in use holds.
     Index(UnreadableIndex),
 }
 
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
+impl From<RegistryError> for Failure {
+    fn from(trouble: RegistryError) -> Self {
         Self::Registry(trouble)
     }
 }
@@ -64,7 +62,7 @@ pub struct Shared {
     /// By registry and digest.
     indexes: moka::sync::Cache<(u64, Digest), Arc<Children>>,
     /// The lists of what is in use that were made lately. One is made at a time.
-    lists: AsyncMutex<Vec<(Scope, Instant, Arc<InUse>)>>,
+    lists: AsyncMutex<Vec<(ImageScope, Instant, Arc<InUse>)>>,
 }
 
 impl Default for Shared {
@@ -83,7 +81,12 @@ impl Shared {
     ///
     /// # Errors
     /// When it can't be told.
-    pub async fn in_use(&self, client: &Client, scope: &Scope, not_before: Instant) -> Result<Arc<InUse>, CannotTell> {
+    pub async fn in_use(
+        &self,
+        client: &Client,
+        scope: &ImageScope,
+        not_before: Instant,
+    ) -> Result<Arc<InUse>, CannotTell> {
         let mut lists = self.lists.lock().await;
         lists.retain(|(_, at, _)| at.elapsed() < LISTED_LATELY);
         if let Some((_, _, list)) = lists.iter().find(|(of, at, _)| of == scope && *at >= not_before) {
@@ -99,9 +102,9 @@ impl Shared {
 
 /// What a run did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Done {
+pub struct RunReport {
     /// What was done, in this order.
-    pub acts: Vec<Act>,
+    pub acts: Vec<ImageAction>,
     /// How many images that are in use a rule selected.
     pub protected: usize,
     /// How many images were no more what they had been when the policy was evaluated: they were pushed again, tagged, pulled,
@@ -116,7 +119,7 @@ pub struct Done {
 /// A repository whose lifecycle policy the operator carries out.
 pub struct Run<'a> {
     /// Its registry.
-    pub session: &'a Session,
+    pub registry_client: &'a RegistryClient,
     /// Its name.
     pub name: &'a RepositoryName,
     /// The hosts by which Pods know the registry.
@@ -126,7 +129,7 @@ pub struct Run<'a> {
     /// The API server, where Pods are.
     pub client: &'a Client,
     /// Whose images are in use.
-    pub scope: &'a Scope,
+    pub scope: &'a ImageScope,
     /// What all runs share.
     pub shared: &'a Shared,
     /// Somebody asks how it is now: what was listed lately doesn't do.
@@ -155,19 +158,19 @@ impl Run<'_> {
     /// Does it.
     ///
     /// # Errors
-    /// When it can't be told what is in use: then nothing is done. When the registry is away: then what was done is done, and
+    /// When it can't be told what is in use: then nothing is done. When the registry is unavailable: then what was done is done, and
     /// the next run goes on.
-    pub async fn carry_out(&self) -> Result<Done, Failure> {
+    pub async fn enforce(&self) -> Result<RunReport, Failure> {
         let now = Timestamp::now();
-        let Some(looked) = self.look(now).await? else { return Ok(Done::default()) };
+        let Some(looked) = self.look(now).await? else { return Ok(RunReport::default()) };
         let Decision { acts, protected } = self.decide(&looked, Instant::now(), now).await?;
         // Deleting an image tag by tag is safe against a push, deleting it by its digest against an index that holds it.
         let by_digest = looked.children.values().any(|children| *children == Children::Unreadable);
-        let mut done = Done { protected, ..Done::default() };
+        let mut done = RunReport { protected, ..RunReport::default() };
         let mut kept = HashSet::new();
         let layers = acts.iter().map(|act| act.layer + 1).max().unwrap_or_default();
         for layer in 0..layers {
-            let acts: Vec<&Act> = acts.iter().filter(|act| act.layer == layer).collect();
+            let acts: Vec<&ImageAction> = acts.iter().filter(|act| act.layer == layer).collect();
             for acts in acts.chunks(MOST_IMAGE_IDS) {
                 self.act(acts, by_digest, &mut kept, &mut done).await?;
             }
@@ -179,20 +182,20 @@ impl Run<'_> {
             changed = done.changed,
             held = done.held,
             failures = done.failures.len(),
-            "carried out a lifecycle policy"
+            "enforced a lifecycle policy"
         );
         Ok(done)
     }
 
     /// What there is; nothing if the policy selects nothing of it.
     async fn look(&self, now: Timestamp) -> Result<Option<Looked>, Failure> {
-        let ecr = self.session.ecr();
-        let stored = self.session.ask(images(ecr, self.name)).await?;
+        let ecr = self.registry_client.ecr();
+        let stored = self.registry_client.ask(images(ecr, self.name)).await?;
         // What indexes hold is asked for only now: ECR counts that as pulling them.
         if !evaluating(|| selects_anything(self.policy, &stored, now)) {
             return Ok(None);
         }
-        let registry = self.session.fingerprint();
+        let registry = self.registry_client.fingerprint();
         let mut known = HashMap::new();
         let mut unknown = Vec::new();
         for index in stored.iter().filter(|it| it.is_index) {
@@ -204,7 +207,7 @@ impl Run<'_> {
                 None => unknown.push(digest),
             }
         }
-        for (digest, children) in self.session.ask(children(ecr, self.name, &unknown)).await? {
+        for (digest, children) in self.registry_client.ask(children(ecr, self.name, &unknown)).await? {
             if let Children::Listed(_) = children {
                 self.shared.indexes.insert((registry, digest.clone()), Arc::new(children.clone()));
             }
@@ -219,18 +222,18 @@ impl Run<'_> {
         Ok(evaluating(|| decide(self.policy, &looked.stored, &looked.children, &used, now))?)
     }
 
-    /// Acts on images of which none holds another, or refers to another. What is not as it was is let be, and so is then what
+    /// Acts on images of which none holds another, or refers to another. What is not as it was is left unchanged, and so is then what
     /// it holds, and what refers to it.
     async fn act(
         &self,
-        acts: &[&Act],
+        acts: &[&ImageAction],
         by_digest: bool,
         kept: &mut HashSet<Digest>,
-        done: &mut Done,
+        done: &mut RunReport,
     ) -> Result<(), Failure> {
-        let ecr = self.session.ecr();
+        let ecr = self.registry_client.ecr();
         let digests: Vec<&Digest> = acts.iter().map(|act| &act.image.digest).collect();
-        let now = self.session.ask(images_again(ecr, self.name, &digests)).await?;
+        let now = self.registry_client.ask(images_again(ecr, self.name, &digests)).await?;
         let (mut expiring, mut archiving) = (Vec::new(), Vec::new());
         for act in acts {
             let image = &act.image;
@@ -248,28 +251,28 @@ impl Run<'_> {
             }
         }
 
-        let named = expiring.iter().map(|Act { image, .. }| match image.tags.as_slice() {
+        let by_tags = expiring.iter().map(|ImageAction { image, .. }| match image.tags.as_slice() {
             tags if by_digest && tags.len() > 1 => (&image.digest, [].as_slice()),
             tags => (&image.digest, tags),
         });
-        let images: Vec<(&Digest, &[Tag])> = named.collect();
-        let undeleted = self.session.ask(delete(ecr, self.name, &images)).await?;
+        let images: Vec<(&Digest, &[Tag])> = by_tags.collect();
+        let undeleted = self.registry_client.ask(delete(ecr, self.name, &images)).await?;
         for act in expiring {
             match undeleted.iter().find(|it| it.digest == act.image.digest) {
                 None => done.acts.push(act.clone()),
                 Some(Undeleted { digest, code, reason }) => {
                     kept.insert(digest.clone());
-                    done.note(ApiError { name: code.clone(), message: format!("{digest}: {reason}") });
+                    done.note(named(code, format!("{digest}: {reason}")));
                 }
             }
         }
         for act in archiving {
             let digest = &act.image.digest;
-            match self.session.ask(archive(ecr, self.name, digest)).await {
+            match self.registry_client.ask(archive(ecr, self.name, digest)).await {
                 Ok(()) => done.acts.push(act.clone()),
-                Err(Trouble::Refused(error)) if ABOUT_ONE_IMAGE.contains(&error.name.as_str()) => {
+                Err(RegistryError::Rejected(error)) if is_about_one_image(&error) => {
                     kept.insert(digest.clone());
-                    done.note(ApiError { message: format!("{digest}: {}", error.message), ..error });
+                    done.note(error.with_prefix(digest));
                 }
                 Err(trouble) => return Err(trouble.into()),
             }
@@ -278,22 +281,28 @@ impl Run<'_> {
     }
 }
 
-impl Done {
+impl RunReport {
     /// What the registry says of an image that it lets be.
     fn note(&mut self, error: ApiError) {
-        match error.name.as_str() {
-            "ImageReferencedByManifestList" => self.held += 1,
-            "ImageNotFound" | "ImageTagDoesNotMatchDigest" => self.changed += 1,
-            // It is archived already, or an index holds it: which of the two is not said.
-            name if ABOUT_ONE_IMAGE.contains(&name) => self.changed += 1,
+        match error.kind {
+            ErrorKind::ImageReferenced => self.held += 1,
+            // Without support for the new class it is archived already, or an index holds it: which of the two is not said.
+            ErrorKind::ImageNotFound | ErrorKind::ImageTagMoved | ErrorKind::StorageClassNotSupported => {
+                self.changed += 1;
+            }
             _ if self.failures.len() < FAILURES => self.failures.push(error),
             _ => {}
         }
     }
 }
 
+/// Whether UpdateImageStorageClass refuses one image that is no longer what it was. All else is about the registry.
+fn is_about_one_image(error: &ApiError) -> bool {
+    matches!(error.kind, ErrorKind::ImageNotFound | ErrorKind::StorageClassNotSupported)
+}
+
 /// Whether an image is still what was decided about. That an index was pulled doesn't count: we did that ourselves.
-fn is_as_it_was(act: &Act, now: &StoredImage) -> bool {
+fn is_as_it_was(act: &ImageAction, now: &StoredImage) -> bool {
     let (was, now) = (&act.image, &now.image);
     let (tags, tags_now): (HashSet<_>, HashSet<_>) = (was.tags.iter().collect(), now.tags.iter().collect());
     let pulled = act.action == Action::Transition && !act.is_index && was.last_pulled_at != now.last_pulled_at;

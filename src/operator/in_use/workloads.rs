@@ -19,7 +19,7 @@ const PAGE: u32 = 250;
 
 /// Whose images count.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Scope {
+pub struct ImageScope {
     /// The namespaces that count; absent or empty for all.
     pub namespaces: Option<LabelSelector>,
     /// How many images that a workload used before count, too.
@@ -65,7 +65,7 @@ pub enum CannotTell {
 ///
 /// # Errors
 /// When any list fails, is forbidden or can't be read.
-pub async fn in_use(client: &Client, scope: &Scope) -> Result<InUse, CannotTell> {
+pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, CannotTell> {
     let selector = match &scope.namespaces {
         Some(selector) => {
             Selector::try_from(selector.clone()).map_err(|error| CannotTell::Selector(error.to_string()))?
@@ -196,7 +196,7 @@ impl Listed {
 struct Found(HashMap<String, HashSet<UsedImage>>);
 
 impl Found {
-    /// Names that no ECR repository can have are let be: nobody can run what they name from one.
+    /// Ignores names that cannot be ECR repositories.
     fn add<'a>(&mut self, namespace: &str, images: impl IntoIterator<Item = &'a str>) {
         let images = images.into_iter().filter_map(UsedImage::parse);
         match self.0.get_mut(namespace) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt as _;
 
-use super::marks::{Held, Owner};
+use super::annotations::{HeldSecret, Owner};
 use crate::crd::{PullSecret, Registry};
 
 /// A namespace: what the choice needs to know of it.
@@ -40,7 +40,7 @@ pub fn claims<'a, 'r>(
     all: impl IntoIterator<Item = &'a PullSecret>,
     registry: impl Fn(&str) -> Option<&'r Registry>,
     namespaces: &Namespaces,
-    held: &[Held],
+    held: &[HeldSecret],
 ) -> Claims {
     let secret_name = pull_secret.secret_name();
     let held = held.iter().filter(|it| it.name == secret_name);
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn while_a_registry_is_missing_everybody_keeps_what_they_have_and_no_more() {
         let namespaces = namespaces(&[("platform", &[]), ("shop", PULLS), ("web", &[])]);
-        let held = |namespace: &str, owner: &PullSecret| Held {
+        let held = |namespace: &str, owner: &PullSecret| HeldSecret {
             namespace: namespace.to_owned(),
             name: owner.secret_name(),
             uid: "u".to_owned(),
@@ -235,7 +235,7 @@ mod tests {
         let claimed = claims(&younger, all, known, &namespaces, &there);
         assert_eq!(names(&claimed.served), ["platform", "web"], "what the older can't have is in nobody's way");
         assert_eq!(claimed.taken["shop"].to_string(), "platform/older");
-        let elsewhere = [Held { name: "other".to_owned(), ..held("shop", &older) }];
+        let elsewhere = [HeldSecret { name: "other".to_owned(), ..held("shop", &older) }];
         assert!(claims(&older, all, known, &namespaces, &elsewhere).served.is_empty());
     }
 }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::marks::{Held, Owner, TokenMark};
+use super::annotations::{HeldSecret, Owner, TokenMark};
 
 /// What is wanted, and what there is.
 #[derive(Debug, Clone)]
-pub struct World<'a> {
+pub struct SecretInputs<'a> {
     /// The PullSecret.
     pub owner: &'a Owner,
     /// Name of its Secret in every namespace.
@@ -18,7 +18,7 @@ pub struct World<'a> {
     /// Namespaces that are to have it.
     pub served: &'a BTreeSet<String>,
     /// Every Secret that is marked as ours, this PullSecret's or another's.
-    pub held: &'a [Held],
+    pub held: &'a [HeldSecret],
     /// The names in imagePullSecrets of each service account that there is, by namespace and name.
     pub accounts: &'a BTreeMap<(String, String), Vec<String>>,
     /// The Registry, and the identity by which it is asked for tokens; none while they aren't known.
@@ -37,9 +37,9 @@ pub struct Decision {
     /// Names to take out of service accounts.
     pub detach: Vec<Entry>,
     /// Secrets to delete, once their names are out of all service accounts.
-    pub delete: Vec<Doomed>,
+    pub delete: Vec<SecretDeletion>,
     /// Secrets to write.
-    pub write: Vec<Due>,
+    pub write: Vec<SecretWrite>,
     /// Names to put into service accounts, once the Secret is there.
     pub attach: Vec<Entry>,
 }
@@ -57,7 +57,7 @@ pub struct Entry {
 
 /// A Secret to delete.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Doomed {
+pub struct SecretDeletion {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -68,18 +68,18 @@ pub struct Doomed {
 
 /// A Secret to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Due {
+pub struct SecretWrite {
     /// Its namespace.
     pub namespace: String,
     /// The UID of the one that is there; none if it is to be created.
     pub uid: Option<String>,
     /// Why.
-    pub why: Why,
+    pub why: WriteReason,
 }
 
 /// Why a Secret is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
+pub enum WriteReason {
     /// It isn't there.
     Missing,
     /// Somebody edited it, or it was another PullSecret's.
@@ -105,7 +105,7 @@ impl Decision {
 }
 
 /// Decides.
-pub fn decide(world: &World<'_>) -> Decision {
+pub fn decide(world: &SecretInputs<'_>) -> Decision {
     let mut decision = Decision::default();
     let mut there = BTreeMap::new();
     for held in world.held {
@@ -118,10 +118,10 @@ pub fn decide(world: &World<'_>) -> Decision {
             there.insert(held.namespace.as_str(), held);
             decision.detach(world, held, world.service_accounts);
         } else {
-            // One of another type can only be made anew; the deletion is what wakes us to do so.
+            // One of another type can only be made again; the deletion is what requeues us to do so.
             decision.detach(world, held, &BTreeSet::new());
-            let Held { namespace, name, uid, .. } = held.clone();
-            decision.delete.push(Doomed { namespace, name, uid });
+            let HeldSecret { namespace, name, uid, .. } = held.clone();
+            decision.delete.push(SecretDeletion { namespace, name, uid });
         }
     }
     for namespace in world.served {
@@ -130,7 +130,7 @@ pub fn decide(world: &World<'_>) -> Decision {
         }
         let held = there.get(namespace.as_str()).copied();
         if let Some(why) = world.due(held) {
-            decision.write.push(Due { namespace: namespace.clone(), uid: held.map(|it| it.uid.clone()), why });
+            decision.write.push(SecretWrite { namespace: namespace.clone(), uid: held.map(|it| it.uid.clone()), why });
         }
         for account in world.service_accounts {
             if world.names(namespace, account, world.secret_name) == Some(false) {
@@ -143,7 +143,7 @@ pub fn decide(world: &World<'_>) -> Decision {
 
 impl Decision {
     /// Takes the Secret's name out of the accounts that have it because of us, but for those in `stay`.
-    fn detach(&mut self, world: &World<'_>, held: &Held, stay: &BTreeSet<String>) {
+    fn detach(&mut self, world: &SecretInputs<'_>, held: &HeldSecret, stay: &BTreeSet<String>) {
         for account in held.service_accounts.difference(stay) {
             // What the watch has yet to tell counts, too: this is the last time that anybody knows of the account.
             if world.names(&held.namespace, account, &held.name).is_some() {
@@ -154,7 +154,7 @@ impl Decision {
     }
 }
 
-impl World<'_> {
+impl SecretInputs<'_> {
     fn entry(&self, namespace: &str, account: &str) -> Entry {
         Entry { namespace: namespace.to_owned(), account: account.to_owned(), secret: self.secret_name.to_owned() }
     }
@@ -167,17 +167,17 @@ impl World<'_> {
 
     /// What the Secret of a namespace is to say of service accounts: those that are to name it, and those out of which its name
     /// couldn't be taken. Nobody else remembers them.
-    pub fn marks(&self, namespace: &str, named_still: &[Entry]) -> BTreeSet<String> {
-        let still = named_still.iter().filter(|it| it.namespace == namespace && it.secret == self.secret_name);
+    pub fn marks(&self, namespace: &str, undetached: &[Entry]) -> BTreeSet<String> {
+        let still = undetached.iter().filter(|it| it.namespace == namespace && it.secret == self.secret_name);
         self.service_accounts.iter().chain(still.map(|it| &it.account)).cloned().collect()
     }
 
     /// Whether a Secret is to be written even though its name couldn't be taken out of these service accounts: one that says
     /// just that already has nothing new to say.
-    pub fn is_due(&self, due: &Due, named_still: &[Entry]) -> bool {
+    pub fn is_due(&self, due: &SecretWrite, undetached: &[Entry]) -> bool {
         let says = || self.held.iter().find(|it| it.namespace == due.namespace && it.name == self.secret_name);
-        due.why != Why::ServiceAccounts
-            || says().is_none_or(|it| it.service_accounts != self.marks(&due.namespace, named_still))
+        due.why != WriteReason::ServiceAccounts
+            || says().is_none_or(|it| it.service_accounts != self.marks(&due.namespace, undetached))
     }
 
     /// Whether the Secret of a namespace says that this service account names it because of us.
@@ -187,7 +187,7 @@ impl World<'_> {
         of_it.any(|it| it.service_accounts.contains(&entry.account))
     }
 
-    /// The tokens in its Secrets, by namespace: those to pull with, whether or not they are to be written anew, and those that
+    /// The tokens in its Secrets, by namespace: those to pull with, whether or not they are to be written again, and those that
     /// have ended or are of another registry.
     pub fn there(&self) -> (BTreeMap<String, TokenMark>, BTreeMap<String, TokenMark>) {
         let own = self.held.iter().filter(|it| {
@@ -202,22 +202,22 @@ impl World<'_> {
     }
 
     /// Why the Secret of a namespace is to be written, if it is.
-    pub fn due(&self, held: Option<&Held>) -> Option<Why> {
-        let Some(held) = held else { return Some(Why::Missing) };
+    pub fn due(&self, held: Option<&HeldSecret>) -> Option<WriteReason> {
+        let Some(held) = held else { return Some(WriteReason::Missing) };
         if held.owner.as_ref() != Some(self.owner) {
-            return Some(Why::Edited);
+            return Some(WriteReason::Edited);
         }
-        let Some(token) = &held.token else { return Some(Why::Edited) };
+        let Some(token) = &held.token else { return Some(WriteReason::Edited) };
         if self.source.is_some_and(|source| source != token.source) {
-            Some(Why::SourceChanged)
+            Some(WriteReason::SourceChanged)
         } else if token.renews_at <= self.now {
-            Some(Why::Renewal)
+            Some(WriteReason::Renewal)
         } else if self.requested {
-            Some(Why::Requested)
+            Some(WriteReason::Requested)
         } else if self.at_hand.is_some_and(|digest| digest != token.digest) {
-            Some(Why::Superseded)
+            Some(WriteReason::Superseded)
         } else if held.service_accounts != *self.service_accounts {
-            Some(Why::ServiceAccounts)
+            Some(WriteReason::ServiceAccounts)
         } else {
             None
         }
@@ -232,9 +232,9 @@ mod tests {
         Owner { namespace: "platform".to_owned(), name: name.to_owned() }
     }
 
-    fn held(renews_at: i64) -> Held {
+    fn held(renews_at: i64) -> HeldSecret {
         let at = |second| Timestamp::from_second(second).unwrap();
-        Held {
+        HeldSecret {
             namespace: "shop".to_owned(),
             name: "pull".to_owned(),
             uid: "u1".to_owned(),
@@ -251,10 +251,13 @@ mod tests {
     }
 
     /// Why the Secret in namespace `shop` is written, and what else is done.
-    fn why(held: Option<Held>, change: impl FnOnce(&mut World<'_>)) -> (Option<Why>, Vec<Doomed>) {
+    fn why(
+        held: Option<HeldSecret>,
+        change: impl FnOnce(&mut SecretInputs<'_>),
+    ) -> (Option<WriteReason>, Vec<SecretDeletion>) {
         let (owner, none, accounts) = (owner("home"), BTreeSet::new(), BTreeMap::new());
-        let (served, held): (_, Vec<Held>) = (["shop".to_owned()].into(), held.into_iter().collect());
-        let mut world = World {
+        let (served, held): (_, Vec<HeldSecret>) = (["shop".to_owned()].into(), held.into_iter().collect());
+        let mut world = SecretInputs {
             owner: &owner,
             secret_name: "pull",
             service_accounts: &none,
@@ -274,23 +277,23 @@ mod tests {
     #[test]
     fn a_secret_is_written_for_a_reason() {
         assert_eq!(why(Some(held(1001)), |_| {}).0, None);
-        assert_eq!(why(Some(held(1000)), |_| {}).0, Some(Why::Renewal));
-        assert_eq!(why(None, |_| {}).0, Some(Why::Missing));
-        assert_eq!(why(Some(held(1001)), |world| world.source = Some("there")).0, Some(Why::SourceChanged));
+        assert_eq!(why(Some(held(1000)), |_| {}).0, Some(WriteReason::Renewal));
+        assert_eq!(why(None, |_| {}).0, Some(WriteReason::Missing));
+        assert_eq!(why(Some(held(1001)), |world| world.source = Some("there")).0, Some(WriteReason::SourceChanged));
         assert_eq!(
             why(Some(held(1001)), |world| world.source = None).0,
             None,
             "a Registry that is gone changes nothing"
         );
-        assert_eq!(why(Some(held(1001)), |world| world.requested = true).0, Some(Why::Requested));
+        assert_eq!(why(Some(held(1001)), |world| world.requested = true).0, Some(WriteReason::Requested));
         assert_eq!(why(Some(held(1001)), |world| world.at_hand = Some("d")).0, None);
-        assert_eq!(why(Some(held(1001)), |world| world.at_hand = Some("newer")).0, Some(Why::Superseded));
-        let edited = Held { token: None, ..held(1001) };
-        assert_eq!(why(Some(edited), |_| {}).0, Some(Why::Edited));
-        let named = Held { service_accounts: ["default".to_owned()].into(), ..held(1001) };
-        assert_eq!(why(Some(named), |_| {}).0, Some(Why::ServiceAccounts));
-        let taken = Held { owner: Some(owner("younger")), ..held(1001) };
-        assert_eq!(why(Some(taken), |_| {}).0, Some(Why::Edited));
+        assert_eq!(why(Some(held(1001)), |world| world.at_hand = Some("newer")).0, Some(WriteReason::Superseded));
+        let edited = HeldSecret { token: None, ..held(1001) };
+        assert_eq!(why(Some(edited), |_| {}).0, Some(WriteReason::Edited));
+        let named = HeldSecret { service_accounts: ["default".to_owned()].into(), ..held(1001) };
+        assert_eq!(why(Some(named), |_| {}).0, Some(WriteReason::ServiceAccounts));
+        let taken = HeldSecret { owner: Some(owner("younger")), ..held(1001) };
+        assert_eq!(why(Some(taken), |_| {}).0, Some(WriteReason::Edited));
     }
 
     #[test]
@@ -298,8 +301,8 @@ mod tests {
         let (owner, accounts, wanted) = (owner("home"), BTreeMap::new(), BTreeSet::from(["default".to_owned()]));
         let served = ["shop".to_owned()].into();
         let both = BTreeSet::from(["builder".to_owned(), "default".to_owned()]);
-        let held = [Held { service_accounts: both.clone(), ..held(1001) }];
-        let world = World {
+        let held = [HeldSecret { service_accounts: both.clone(), ..held(1001) }];
+        let world = SecretInputs {
             owner: &owner,
             secret_name: "pull",
             service_accounts: &wanted,
@@ -319,10 +322,10 @@ mod tests {
         let still = [entry("shop", "builder", "pull"), entry("web", "late", "pull"), entry("shop", "old", "old-pull")];
         assert_eq!(world.marks("shop", &still), both);
         assert_eq!(world.marks("shop", &[]), wanted);
-        let due = |why| Due { namespace: "shop".to_owned(), uid: None, why };
-        assert!(!world.is_due(&due(Why::ServiceAccounts), &still), "it says so already");
-        assert!(world.is_due(&due(Why::ServiceAccounts), &[]));
-        assert!(world.is_due(&due(Why::Renewal), &still));
+        let due = |why| SecretWrite { namespace: "shop".to_owned(), uid: None, why };
+        assert!(!world.is_due(&due(WriteReason::ServiceAccounts), &still), "it says so already");
+        assert!(world.is_due(&due(WriteReason::ServiceAccounts), &[]));
+        assert!(world.is_due(&due(WriteReason::Renewal), &still));
         assert!(world.says(&still[0]) && !world.says(&still[1]) && !world.says(&still[2]));
     }
 
@@ -330,12 +333,12 @@ mod tests {
     fn what_has_ended_is_there_still_but_not_to_pull_with() {
         let (owner, none, accounts) = (owner("home"), BTreeSet::new(), BTreeMap::new());
         let served = ["shop", "web", "old", "elsewhere"].map(str::to_owned).into();
-        let of = |namespace: &str, ends: i64| Held { namespace: namespace.to_owned(), ..held(ends / 2) };
+        let of = |namespace: &str, ends: i64| HeldSecret { namespace: namespace.to_owned(), ..held(ends / 2) };
         let mut elsewhere = of("elsewhere", 3000);
         elsewhere.token.as_mut().unwrap().source = "there".to_owned();
-        let theirs = Held { owner: None, ..of("old", 500) };
+        let theirs = HeldSecret { owner: None, ..of("old", 500) };
         let held = [of("shop", 1002), of("web", 1000), theirs, elsewhere, of("left", 100)];
-        let world = World {
+        let world = SecretInputs {
             owner: &owner,
             secret_name: "pull",
             service_accounts: &none,
@@ -355,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_secret_of_another_type_is_deleted_to_be_made_anew() {
-        let opaque = Held { typed: false, ..held(1001) };
+        let opaque = HeldSecret { typed: false, ..held(1001) };
         let (why, deleted) = why(Some(opaque), |_| {});
         assert_eq!((why, deleted.len()), (None, 1));
     }

@@ -3,10 +3,10 @@
 //! No I/O and no clock. The kind's controller looks at the cluster, asks here, and does what it is told.
 
 pub mod accounts;
+pub mod annotations;
 pub mod claims;
 pub mod decide;
 pub mod docker_config;
-pub mod marks;
 pub mod renewal;
 pub mod tokens;
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::decide::{Decision, Doomed, Due, Entry, World, decide};
-use super::marks::{Held, Owner, TokenMark};
+use super::annotations::{HeldSecret, Owner, TokenMark};
+use super::decide::{Decision, Entry, SecretDeletion, SecretInputs, SecretWrite, decide};
 
 const NAMESPACES: [&str; 4] = ["a", "b", "c", "d"];
 const ACCOUNTS: [&str; 3] = ["default", "builder", "runner"];
@@ -29,7 +29,7 @@ fn token(renews: i64) -> TokenMark {
 /// A cluster: its marked Secrets, and the names in each service account's imagePullSecrets.
 #[derive(Debug, Clone)]
 struct Cluster {
-    held: Vec<Held>,
+    held: Vec<HeldSecret>,
     accounts: BTreeMap<(String, String), Vec<String>>,
 }
 
@@ -44,7 +44,7 @@ fn some_of(names: &'static [&'static str]) -> impl Strategy<Value = BTreeSet<Str
         .prop_map(|names| names.into_iter().map(str::to_owned).collect())
 }
 
-fn held() -> impl Strategy<Value = Held> {
+fn held() -> impl Strategy<Value = HeldSecret> {
     let owners = prop_oneof![4 => Just(Some(owner("home"))), 1 => Just(Some(owner("other"))), 1 => Just(None)];
     let tokens = prop_oneof![
         3 => Just(Some(token(NOW + 1))),
@@ -54,7 +54,7 @@ fn held() -> impl Strategy<Value = Held> {
     ];
     let place = (proptest::sample::select(&NAMESPACES), proptest::sample::select(&NAMES));
     (place, owners, tokens, some_of(&ACCOUNTS), prop::bool::weighted(0.9)).prop_map(
-        |((namespace, name), owner, token, service_accounts, typed)| Held {
+        |((namespace, name), owner, token, service_accounts, typed)| HeldSecret {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             uid: format!("{namespace}-{name}"),
@@ -88,7 +88,7 @@ fn wanted() -> impl Strategy<Value = Wanted> {
 
 impl Cluster {
     fn decide(&self, wanted: &Wanted) -> Decision {
-        decide(&World {
+        decide(&SecretInputs {
             owner: &owner("home"),
             secret_name: "pull",
             service_accounts: &wanted.service_accounts,
@@ -108,14 +108,14 @@ impl Cluster {
             let names = self.accounts.get_mut(&(namespace.clone(), account.clone())).unwrap();
             names.retain(|name| name != secret);
         }
-        for Doomed { uid, .. } in delete {
+        for SecretDeletion { uid, .. } in delete {
             self.held.retain(|held| held.uid != *uid);
         }
-        for Due { namespace, uid, why: _ } in write {
+        for SecretWrite { namespace, uid, why: _ } in write {
             let place = self.held.iter().position(|held| held.namespace == *namespace && held.name == "pull");
             assert_eq!(place.map(|index| &self.held[index].uid), uid.as_ref(), "written over another");
             place.map(|index| self.held.remove(index));
-            self.held.push(Held {
+            self.held.push(HeldSecret {
                 namespace: namespace.clone(),
                 name: "pull".to_owned(),
                 uid: uid.clone().unwrap_or_else(|| format!("{namespace}-new")),
@@ -133,9 +133,9 @@ impl Cluster {
     }
 
     /// What isn't the PullSecret's business.
-    fn of_others(&self, wanted: &Wanted) -> (Vec<Held>, Vec<String>) {
-        let wants = |held: &Held| held.name == "pull" && wanted.served.contains(&held.namespace);
-        let foreign = |held: &&Held| held.owner != Some(owner("home")) && !wants(held);
+    fn of_others(&self, wanted: &Wanted) -> (Vec<HeldSecret>, Vec<String>) {
+        let wants = |held: &HeldSecret| held.name == "pull" && wanted.served.contains(&held.namespace);
+        let foreign = |held: &&HeldSecret| held.owner != Some(owner("home")) && !wants(held);
         let names =
             self.accounts.iter().map(|(place, names)| format!("{place:?} {}", names.contains(&"theirs".to_owned())));
         (self.held.iter().filter(foreign).cloned().collect(), names.collect())
@@ -146,7 +146,7 @@ proptest! {
     #[test]
     fn what_is_decided_leads_to_what_is_wanted(mut cluster in cluster(), wanted in wanted()) {
         let before = cluster.clone();
-        // A Secret of another type is deleted first and made anew by the next look.
+        // A Secret of another type is deleted first and made again by the next look.
         for _ in 0..2 {
             let decision = cluster.decide(&wanted);
             cluster.carry_out(&wanted, &decision);
@@ -183,7 +183,7 @@ proptest! {
 
     #[test]
     fn a_secret_that_is_fresh_and_as_wanted_is_not_written(accounts in some_of(&ACCOUNTS), renews in 1_i64..1000) {
-        let held = Held {
+        let held = HeldSecret {
             namespace: "a".to_owned(),
             name: "pull".to_owned(),
             uid: "u".to_owned(),

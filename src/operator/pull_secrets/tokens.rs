@@ -6,11 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::annotations::{Owner, TokenMark, digest};
 use super::docker_config::render;
-use super::marks::{Owner, TokenMark, digest};
 use super::renewal::renews_at;
 use crate::apply::AuthorizationToken;
-use crate::operator::status::Because;
+use crate::crd::Reason;
+use crate::operator::status::Cause;
 
 /// A token as it is put into Secrets.
 #[derive(Debug, Clone)]
@@ -19,8 +20,8 @@ pub struct Issued {
     pub content: SecretString,
     /// What they say of it.
     pub mark: TokenMark,
-    /// Of what the session was made that got it: new credentials make it useless, and another session.
-    pub session: u64,
+    /// Of what the client was made that got it: new credentials make it useless, and another client.
+    pub registry_client: u64,
     /// The request of a person that it answers.
     pub asked: Option<String>,
 }
@@ -31,7 +32,7 @@ impl Issued {
         token: &AuthorizationToken,
         owner: &Owner,
         source: String,
-        session: u64,
+        registry_client: u64,
         asked: Option<String>,
         now: Timestamp,
     ) -> Self {
@@ -42,7 +43,7 @@ impl Issued {
             expires_at: token.expires_at,
             renews_at: renews_at(now, token.expires_at, &owner.to_string()),
         };
-        Self { content, mark, session, asked }
+        Self { content, mark, registry_client, asked }
     }
 
     /// Whether it may be put into Secrets still. Only while it is known whom tokens are asked of, and that this one is of there:
@@ -53,12 +54,12 @@ impl Issued {
 }
 
 /// Why a token is none to hand out yet: the registry doesn't say that it is for `host`, which is where the Registry has it.
-pub fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Because> {
+pub fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Cause> {
     let host = host.filter(|host| !token.hosts.contains(*host))?;
     let message = format!(
         "Registry {registry} doesn't say yet that it is at {host}: its Pods are being replaced, and are asked again until then"
     );
-    Some(Because::new("RegistryNotReady", message))
+    Some(Cause::new(Reason::RegistryNotReady, message))
 }
 
 /// One token for each PullSecret.
@@ -95,7 +96,7 @@ mod tests {
             hosts: ["old.example.com".to_owned()].into(),
         };
         let why = not_yet(&token, Some("new.example.com:8443"), "home").unwrap();
-        assert_eq!(why.reason, "RegistryNotReady");
+        assert_eq!(why.reason, Reason::RegistryNotReady);
         assert!(
             why.message.starts_with("Registry home doesn't say yet that it is at new.example.com:8443:"),
             "{why:?}"
@@ -109,7 +110,7 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let mark =
             TokenMark { source: "home".to_owned(), digest: "d".to_owned(), expires_at: at(2000), renews_at: at(1000) };
-        let issued = Issued { content: SecretString::from("c"), mark, session: 1, asked: None };
+        let issued = Issued { content: SecretString::from("c"), mark, registry_client: 1, asked: None };
         assert!(issued.serves(Some("home"), at(999)));
         assert!(!issued.serves(Some("home"), at(1000)), "it is to be renewed");
         assert!(!issued.serves(Some("other"), at(999)));

@@ -3,7 +3,7 @@
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
-use super::{Object, Plan, service, tls_secret};
+use super::{WorkloadBuilder, WorkloadObject, service, tls_secret};
 
 /// The kind of cert-manager's certificates.
 pub fn certificate_kind() -> ApiResource {
@@ -17,8 +17,8 @@ pub fn certificate_trouble(certificate: &Value) -> Option<String> {
     (ready["status"] != "True").then(|| ready["message"].as_str().unwrap_or("it is being issued").to_owned())
 }
 
-impl Plan<'_> {
-    pub(super) fn certificate(&self) -> Option<Object> {
+impl WorkloadBuilder<'_> {
+    pub(super) fn certificate(&self) -> Option<WorkloadObject> {
         let tls = self.managed.tls.as_ref()?;
         let wanted = tls.cert_manager.as_ref()?;
         let (kind, name) = (certificate_kind(), self.names.workload());
@@ -38,7 +38,7 @@ impl Plan<'_> {
                 "privateKey": { "algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always" },
             },
         });
-        Some(Object { kind, name, body })
+        Some(WorkloadObject { kind, name, body })
     }
 
     /// The name that clients use. The Service's is added only where it is that one: a public issuer would refuse it.

@@ -9,16 +9,16 @@
 //! | anything else | a StatefulSet of one replica with a volume | ends the pod before it starts the new one |
 
 mod certificate;
-mod config;
+mod config_map;
+pub mod connection;
+mod deployment;
 mod names;
-mod pods;
-mod policy;
-mod progress;
-pub mod reach;
-mod scale;
+mod network_policy;
+mod pod_template;
+mod rollout;
 mod secrets;
 mod service;
-mod volume;
+mod volume_claim;
 
 #[cfg(test)]
 mod tests;
@@ -36,9 +36,9 @@ use crate::crd::{DeletionPolicy, Registry};
 
 pub use certificate::{certificate_kind, certificate_trouble};
 pub use names::{COMPONENT, Names, REGISTRY_LABEL};
-pub use progress::{Pods, Progress, progress};
+pub use rollout::{Pods, Rollout, rollout};
 pub use secrets::{Backends, InvalidSecret, KeyPair, connection, key_pair, root_key_secret};
-pub use volume::{Claim, Volume, claim, claims_otherwise, has_volume, keep_templates};
+pub use volume_claim::{Volume, VolumeChange, claim, claims_otherwise, has_volume, keep_templates};
 
 /// The port of the pods that clients reach through the Service.
 pub const REGISTRY_PORT: u16 = 5000;
@@ -60,7 +60,7 @@ pub struct Inputs {
 
 /// An object that a cluster should hold.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Object {
+pub struct WorkloadObject {
     /// Its kind.
     pub kind: ApiResource,
     /// Its name.
@@ -70,7 +70,7 @@ pub struct Object {
 }
 
 /// What of a managed Registry everything else here is derived from.
-struct Plan<'a> {
+struct WorkloadBuilder<'a> {
     registry: &'a Registry,
     managed: &'a ManagedRegistry,
     names: Names,
@@ -120,8 +120,12 @@ pub fn tls_secret(managed: &ManagedRegistry, names: &Names) -> Option<String> {
 ///
 /// # Errors
 /// When an object can't be written as JSON, which no object here does.
-pub fn objects(registry: &Registry, managed: &ManagedRegistry, inputs: &Inputs) -> serde_json::Result<Vec<Object>> {
-    let plan = Plan {
+pub fn objects(
+    registry: &Registry,
+    managed: &ManagedRegistry,
+    inputs: &Inputs,
+) -> serde_json::Result<Vec<WorkloadObject>> {
+    let plan = WorkloadBuilder {
         registry,
         managed,
         names: Names::of(&registry.name_any()),
@@ -165,20 +169,24 @@ fn shape(managed: &ManagedRegistry) -> Shape {
         (true, true) => Shape::Replicated,
         (true, false) => {
             let sqlite = database.and_then(|database| database.sqlite.clone()).unwrap_or_default();
-            Shape::Single(Volume::new(sqlite.size, volume::DATABASE_SIZE, sqlite.storage_class_name))
+            Shape::Single(Volume::new(sqlite.size, volume_claim::DATABASE_SIZE, sqlite.storage_class_name))
         }
         (false, _) => {
             let folder = storage.and_then(|storage| storage.filesystem.clone()).unwrap_or_default();
-            Shape::Single(Volume::new(folder.size, volume::IMAGES_SIZE, folder.storage_class_name))
+            Shape::Single(Volume::new(folder.size, volume_claim::IMAGES_SIZE, folder.storage_class_name))
         }
     }
 }
 
-fn object<K: Resource<DynamicType = ()> + Serialize>(typed: K) -> serde_json::Result<Object> {
-    Ok(Object { kind: ApiResource::erase::<K>(&()), name: typed.name_any(), body: serde_json::to_value(typed)? })
+fn object<K: Resource<DynamicType = ()> + Serialize>(typed: K) -> serde_json::Result<WorkloadObject> {
+    Ok(WorkloadObject {
+        kind: ApiResource::erase::<K>(&()),
+        name: typed.name_any(),
+        body: serde_json::to_value(typed)?,
+    })
 }
 
-impl Plan<'_> {
+impl WorkloadBuilder<'_> {
     fn replicas(&self) -> i32 {
         self.managed.replicas.unwrap_or(1)
     }

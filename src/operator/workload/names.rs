@@ -63,7 +63,7 @@ impl Names {
 
     /// Of the claim that a StatefulSet makes for its only pod.
     pub fn claim(&self) -> String {
-        format!("{}-{}-0", super::volume::TEMPLATE, self.0)
+        format!("{}-{}-0", super::volume_claim::TEMPLATE, self.0)
     }
 
     /// The labels of every object.

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Names, Plan};
+use super::{Names, WorkloadBuilder};
 use crate::access_key::AccessKey;
 use crate::crd::common::SecretKeyRef;
 use crate::crd::registry::DEFAULT_CONNECTION_KEY;
@@ -97,7 +97,7 @@ fn bytes(text: &str) -> ByteString {
     ByteString(text.as_bytes().to_vec())
 }
 
-impl Plan<'_> {
+impl WorkloadBuilder<'_> {
     /// The Secret whose keys are the secret variables of `wharfage serve`; none if nothing is secret.
     pub(super) fn backends(&self) -> Option<KubeSecret> {
         let data = self.secret_variables();

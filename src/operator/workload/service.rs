@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Names, OPERATIONS_PORT, Plan, given, pods};
+use super::{Names, OPERATIONS_PORT, WorkloadBuilder, given, pod_template};
 use crate::crd::registry::{ManagedRegistry, ServiceType};
 
 /// The URL of the Service, which the cluster resolves.
@@ -29,7 +29,7 @@ fn usual_port(managed: &ManagedRegistry) -> i32 {
     if managed.tls.is_some() { 443 } else { 80 }
 }
 
-impl Plan<'_> {
+impl WorkloadBuilder<'_> {
     /// The way for clients.
     pub(super) fn service(&self) -> Service {
         let service = self.managed.service.clone().unwrap_or_default();
@@ -47,11 +47,11 @@ impl Plan<'_> {
                 ip_family_policy: Some("PreferDualStack".to_owned()),
                 selector: Some(self.names.selector()),
                 ports: Some(vec![ServicePort {
-                    name: Some(pods::REGISTRY.to_owned()),
+                    name: Some(pod_template::REGISTRY.to_owned()),
                     port: port(self.managed),
                     node_port: service.node_port,
                     protocol: Some("TCP".to_owned()),
-                    target_port: Some(IntOrString::String(pods::REGISTRY.to_owned())),
+                    target_port: Some(IntOrString::String(pod_template::REGISTRY.to_owned())),
                     ..ServicePort::default()
                 }]),
                 ..ServiceSpec::default()
@@ -73,10 +73,10 @@ impl Plan<'_> {
                 publish_not_ready_addresses: Some(true),
                 selector: Some(self.names.selector()),
                 ports: Some(vec![ServicePort {
-                    name: Some(pods::OPERATIONS.to_owned()),
+                    name: Some(pod_template::OPERATIONS.to_owned()),
                     port: i32::from(OPERATIONS_PORT),
                     protocol: Some("TCP".to_owned()),
-                    target_port: Some(IntOrString::String(pods::OPERATIONS.to_owned())),
+                    target_port: Some(IntOrString::String(pod_template::OPERATIONS.to_owned())),
                     ..ServicePort::default()
                 }]),
                 ..ServiceSpec::default()

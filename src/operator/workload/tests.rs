@@ -56,20 +56,20 @@ fn shared() -> Value {
     })
 }
 
-fn build(registry: &Registry, inputs: &Inputs) -> Vec<Object> {
+fn build(registry: &Registry, inputs: &Inputs) -> Vec<WorkloadObject> {
     objects(registry, registry.spec.managed.as_ref().unwrap(), inputs).unwrap()
 }
 
 /// Each object under what `kubectl` calls it.
-fn shown(objects: Vec<Object>) -> Vec<(String, Value)> {
+fn shown(objects: Vec<WorkloadObject>) -> Vec<(String, Value)> {
     objects.into_iter().map(|it| (format!("{}/{}", it.kind.kind, it.name), it.body)).collect()
 }
 
-fn named(objects: &[Object], kind: &str) -> Vec<String> {
+fn named(objects: &[WorkloadObject], kind: &str) -> Vec<String> {
     objects.iter().filter(|it| it.kind.kind == kind).map(|it| it.name.clone()).collect()
 }
 
-fn body<'o>(objects: &'o [Object], kind: &str) -> &'o Value {
+fn body<'o>(objects: &'o [WorkloadObject], kind: &str) -> &'o Value {
     &objects.iter().find(|it| it.kind.kind == kind).unwrap().body
 }
 

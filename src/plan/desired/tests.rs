@@ -1,5 +1,5 @@
 use super::*;
-use crate::plan::model::ApiError;
+use crate::plan::model::{ApiError, ErrorKind};
 use crate::plan::{Call, Observed, plan};
 
 fn manifests(yaml: &str) -> Manifests {
@@ -182,7 +182,7 @@ fn in_use_protection_is_never_ignored() {
     assert!(managed.notes[0].contains("previewed, not enforced"), "{:?}", managed.notes);
     let amazon = wanted(&(registry("{region: eu-1, aws: {}}") + &policies));
     assert!(amazon.lifecycle_policies.is_empty());
-    assert_eq!(amazon.refused[0].reason, "UnsupportedByRegistry");
+    assert_eq!(amazon.refused[0].reason.as_str(), "UnsupportedByRegistry");
     let preview = policies.replace("mode: Enforce", "mode: Preview");
     assert!(wanted(&(registry("{region: eu-1, aws: {}}") + &preview)).refused.is_empty());
 }
@@ -246,10 +246,10 @@ fn a_pull_secret_is_noted_as_what_only_a_cluster_can_honour() {
 fn account_settings_are_named_as_ecr_names_them() {
     let desired = wanted(&registry("{managed: {}, accountSettings: {BLOB_MOUNTING: ENABLED}}"));
     assert_eq!(desired.account_settings, BTreeMap::from([("BLOB_MOUNTING".to_owned(), "ENABLED".to_owned())]));
-    let error = ApiError { name: "UnsupportedByRegistry".to_owned(), message: "no such operation".to_owned() };
+    let error = ApiError::new(ErrorKind::UnsupportedOperation, "UnsupportedByRegistry", "no such operation");
     let without = Observed { account_settings: Err(error), ..Observed::default() };
     let plan = plan(&desired, &without);
-    assert_eq!((plan.is_empty(), plan.refused[0].reason.as_ref()), (true, "UnsupportedByRegistry"));
+    assert_eq!((plan.is_empty(), plan.refused[0].reason.as_str()), (true, "UnsupportedByRegistry"));
 }
 
 /// A registry policy as YAML, with this resource.
@@ -359,7 +359,7 @@ fn a_registry_policy_that_no_registry_takes_is_refused_before_anything_is_sent()
     let policy = registry_policy("team/*");
     let desired = wanted(&registry(&format!("{{managed: {{}}, policy: {policy}}}")));
     assert_eq!(desired.policy, None);
-    assert_eq!(desired.refused[0].reason, "InvalidParameterException");
+    assert_eq!(desired.refused[0].reason.as_str(), "InvalidParameterException");
     assert!(
         desired.refused[0].message.starts_with("policy is not valid: resource \"team/*\""),
         "{:?}",
@@ -383,7 +383,7 @@ fn the_quickstart_is_wanted_whole() {
 fn a_repository_policy_that_no_registry_takes_is_refused_before_anything_is_sent() {
     let policy = "repositoryPolicy: {Version: '2012-10-17', Statement: [{Effect: Maybe, Principal: '*', Action: 'ecr:PutImage'}]}";
     let desired = wanted(&(registry("{managed: {}}") + &repository("api", policy)));
-    assert_eq!(desired.refused[0].reason, "InvalidParameterException");
+    assert_eq!(desired.refused[0].reason.as_str(), "InvalidParameterException");
     assert!(desired.refused[0].message.starts_with("repositoryPolicy is not valid: "), "{:?}", desired.refused);
     assert!(wanted(&(registry("{region: eu-1, aws: {}}") + &repository("api", policy))).refused.is_empty());
 }

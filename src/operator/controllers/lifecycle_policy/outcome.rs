@@ -10,8 +10,8 @@ use crate::apply::Previewed;
 use crate::crd::lifecycle_policy::{ImageOutcome, OutcomeState, RepositoryOutcome, Totals};
 use crate::lifecycle::{Action, Cause};
 use crate::names::RepositoryName;
-use crate::operator::in_use::decision::{Act, Counts};
-use crate::operator::in_use::run::Done;
+use crate::operator::in_use::decision::{Counts, ImageAction};
+use crate::operator::in_use::run::RunReport;
 
 /// Repositories that a status names.
 const NAMED: usize = 100;
@@ -56,12 +56,12 @@ pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at
 pub(super) fn acted(
     name: &RepositoryName,
     state: OutcomeState,
-    acts: &[Act],
+    acts: &[ImageAction],
     protected: usize,
     at: Time,
 ) -> RepositoryOutcome {
     let counts = Counts::of(acts);
-    let image = |act: &Act| ImageOutcome {
+    let image = |act: &ImageAction| ImageOutcome {
         digest: act.image.digest.to_string(),
         tags: act.image.tags.iter().take(TAGS).map(ToString::to_string).collect(),
         action: match act.action {
@@ -139,7 +139,7 @@ pub(super) struct Went {
 }
 
 impl Went {
-    pub(super) fn of(done: &Done) -> Self {
+    pub(super) fn of(done: &RunReport) -> Self {
         Self { counts: Counts::of(&done.acts), protected: done.protected }
     }
 }
@@ -168,7 +168,7 @@ impl fmt::Display for Went {
 }
 
 /// What was let go, by repositories. Those for which `room` bytes are not enough are told together.
-pub(super) fn carried_out(ran: &[(RepositoryName, Went)], room: usize) -> String {
+pub(super) fn enforced(ran: &[(RepositoryName, Went)], room: usize) -> String {
     let told = |named: usize| {
         let (named, others) = ran.split_at(named);
         let mut lines: Vec<String> = named.iter().map(|(name, went)| format!("{name}: {went}")).collect();
@@ -263,7 +263,7 @@ mod tests {
             subject: None,
             parents: Vec::new(),
         };
-        let act = Act {
+        let act = ImageAction {
             image,
             action: Action::Transition,
             rule_priority: u32::MAX,
@@ -295,14 +295,14 @@ mod tests {
             format!("shop/r{i}: {i} {images} expired (10 bytes), 1 image archived, 2 images in use kept")
         };
         let all = format!("{}; {}; {}", one(1, "image"), one(2, "images"), one(3, "images"));
-        assert_eq!(carried_out(&ran[..1], 1024), one(1, "image"));
-        assert_eq!(carried_out(&ran, all.len()), all);
+        assert_eq!(enforced(&ran[..1], 1024), one(1, "image"));
+        assert_eq!(enforced(&ran, all.len()), all);
         let rest = "2 more repositories: 5 images expired (20 bytes), 2 images archived, 4 images in use kept";
-        assert_eq!(carried_out(&ran, all.len() - 1), format!("{}; {rest}", one(1, "image")));
+        assert_eq!(enforced(&ran, all.len() - 1), format!("{}; {rest}", one(1, "image")));
         let none = "3 repositories: 6 images expired (30 bytes), 3 images archived, 6 images in use kept";
-        assert_eq!(carried_out(&ran, 0), none);
+        assert_eq!(enforced(&ran, 0), none);
         let many: Vec<_> = (0..100).map(|i| (format!("{i:0>256}").parse().unwrap(), went(i, u64::MAX))).collect();
-        assert!(carried_out(&many, 1024).len() <= 1024);
+        assert!(enforced(&many, 1024).len() <= 1024);
     }
 
     #[test]

@@ -9,19 +9,19 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use crate::operator::pull_secrets::accounts::WatchedServiceAccount;
-use crate::operator::pull_secrets::decide::{Doomed, Entry};
+use crate::operator::pull_secrets::annotations::{HeldSecret, LABEL, Owner, WatchedSecret, annotations, labels};
+use crate::operator::pull_secrets::decide::{Entry, SecretDeletion};
 use crate::operator::pull_secrets::docker_config::{SECRET_KEY, SECRET_TYPE};
-use crate::operator::pull_secrets::marks::{Held, LABEL, Owner, WatchedSecret, annotations, labels};
 use crate::operator::pull_secrets::tokens::Issued;
 use crate::operator::status::FIELD_MANAGER;
 
 /// What has a Secret's name before it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum SecretPlace {
     /// Nothing.
     Free,
     /// One of the PullSecret's own: a watch has yet to tell of it, or somebody took its label off.
-    Own(Box<Held>),
+    Own(Box<HeldSecret>),
     /// One that goes, or that another PullSecret has left.
     Passing,
     /// Somebody else's.
@@ -29,16 +29,16 @@ pub(super) enum Place {
 }
 
 /// Looks at a name before a Secret is made there.
-pub(super) async fn place(client: &Client, namespace: &str, name: &str, owner: &Owner) -> Result<Place, Error> {
+pub(super) async fn place(client: &Client, namespace: &str, name: &str, owner: &Owner) -> Result<SecretPlace, Error> {
     let api: Api<WatchedSecret> = Api::namespaced(client.clone(), namespace);
-    let Some(secret) = api.get_opt(name).await? else { return Ok(Place::Free) };
+    let Some(secret) = api.get_opt(name).await? else { return Ok(SecretPlace::Free) };
     if secret.metadata.deletion_timestamp.is_some() {
-        return Ok(Place::Passing);
+        return Ok(SecretPlace::Passing);
     }
-    Ok(match Held::read(&secret) {
-        Some(held) if held.owner.as_ref() == Some(owner) => Place::Own(Box::new(held)),
-        Some(_) => Place::Passing,
-        None => Place::Taken,
+    Ok(match HeldSecret::read(&secret) {
+        Some(held) if held.owner.as_ref() == Some(owner) => SecretPlace::Own(Box::new(held)),
+        Some(_) => SecretPlace::Passing,
+        None => SecretPlace::Taken,
     })
 }
 
@@ -80,7 +80,7 @@ pub(super) async fn write(
 }
 
 /// Deletes a Secret of ours, if it is there. False if it became another one meanwhile.
-pub(super) async fn delete(client: &Client, doomed: &Doomed) -> Result<bool, Error> {
+pub(super) async fn delete(client: &Client, doomed: &SecretDeletion) -> Result<bool, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), &doomed.namespace);
     let preconditions = Preconditions { uid: Some(doomed.uid.clone()), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
@@ -104,10 +104,10 @@ pub(super) async fn name_in_account(client: &Client, entry: &Entry, named: bool)
 }
 
 /// Every Secret of a PullSecret, asked for now.
-pub(super) async fn all_of(client: &Client, owner: &Owner) -> Result<Vec<Held>, Error> {
+pub(super) async fn all_of(client: &Client, owner: &Owner) -> Result<Vec<HeldSecret>, Error> {
     let api: Api<WatchedSecret> = Api::all(client.clone());
     let listed = api.list(&ListParams::default().labels(&format!("{LABEL}={}", owner.label()))).await?;
-    Ok(listed.items.iter().filter_map(Held::read).filter(|held| held.owner.as_ref() == Some(owner)).collect())
+    Ok(listed.items.iter().filter_map(HeldSecret::read).filter(|held| held.owner.as_ref() == Some(owner)).collect())
 }
 
 fn unless_it_is_gone(outcome: Result<(), Error>) -> Result<(), Error> {
@@ -117,7 +117,7 @@ fn unless_it_is_gone(outcome: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// What is gone, or has become something else, is not an error: a look at what is there now decides anew.
+/// What is gone, or has become something else, is not an error: a look at what is there now decides again.
 fn unless_it_changed(outcome: Result<(), Error>) -> Result<bool, Error> {
     match outcome {
         Ok(()) => Ok(true),

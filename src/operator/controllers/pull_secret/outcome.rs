@@ -5,19 +5,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::crd::Reason;
 use crate::crd::common::DEFAULT_INTERVAL;
-use crate::operator::controllers::{Error, WAIT, jittered};
-use crate::operator::pull_secrets::marks::{Owner, TokenMark};
-use crate::operator::status::{Because, Findings, Standing};
+use crate::operator::controllers::{Error, REQUEUE_WAITING, jittered};
+use crate::operator::pull_secrets::annotations::{Owner, TokenMark};
+use crate::operator::status::{Cause, ConditionSet, ReadyState};
 
 /// How long to wait for what changed at the same moment.
-pub(super) const MOMENT: Duration = Duration::from_secs(2);
+pub(super) const REQUEUE_CONFLICT: Duration = Duration::from_secs(2);
 /// Names in a message; the rest is counted.
 const NAMED: usize = 5;
 
 /// What a reconcile came to.
 #[derive(Default)]
-pub(super) struct Outcome {
+pub(super) struct Secrets {
     /// Namespaces that have the Secret, with the token that is in it.
     pub(super) have: BTreeMap<String, TokenMark>,
     /// Namespaces whose Secret has a token that has ended or is of another registry, as there was none to write in its place.
@@ -29,14 +30,14 @@ pub(super) struct Outcome {
     /// What the API server refused: the namespace, and the error.
     pub(super) refused: Vec<(String, kube::core::Status)>,
     /// Why there is no token where one is needed, or none should be.
-    pub(super) why_not: Option<Findings>,
+    pub(super) why_not: Option<ConditionSet>,
     /// When the registry may be asked again.
     pub(super) retry: Option<Duration>,
-    /// Whether something changed at the same moment, so that it is to be looked at again.
+    /// Whether something changed at the same moment, so that it is to be reconciled again.
     pub(super) unsettled: bool,
 }
 
-impl Outcome {
+impl Secrets {
     /// Remembers what didn't work, and says whether it did. What the API server refuses in one namespace keeps no other from
     /// being served; that it can't be reached is an error.
     pub(super) fn note(&mut self, namespace: &str, done: Result<bool, kube::Error>) -> Result<bool, Error> {
@@ -59,17 +60,17 @@ impl Outcome {
         self.have.insert(namespace, token);
     }
 
-    /// When the first of the tokens ends, or has ended: whoever is warned of that is not to be told that it is over.
+    /// The earliest expiry of all tokens, including expired ones, so that the alert does not clear when a token expires.
     pub(super) fn ends(&self) -> Option<Timestamp> {
         self.have.values().chain(self.spent.values()).map(|it| it.expires_at).min()
     }
 
     /// What the API server refused, if it refused anything: of several always the same, so that it is told once.
-    pub(super) fn refusal(&self) -> Option<Because> {
+    pub(super) fn refusal(&self) -> Option<Cause> {
         let (namespace, status) =
             self.refused.iter().min_by_key(|(namespace, it)| (namespace, &it.reason, &it.message))?;
         let message = format!("the API server refused a change in namespace {namespace}: {}", status.message);
-        Some(Because::new(status.reason.clone(), message))
+        Some(Cause::new(Reason::of_error(&status.reason), message))
     }
 
     /// The first of these times of all tokens that there are to pull with.
@@ -77,48 +78,48 @@ impl Outcome {
         self.have.values().map(time).min()
     }
 
-    /// When to look again, if nothing wakes it before.
-    pub(super) fn next(&self, standing: &Standing, now: Timestamp) -> Duration {
-        let rest = if matches!(standing, Standing::Ready(_)) { None } else { Some(jittered(WAIT)) };
+    /// When to look again, if nothing requeues it before.
+    pub(super) fn next(&self, state: &ReadyState, now: Timestamp) -> Duration {
+        let rest = if matches!(state, ReadyState::Ready(_)) { None } else { Some(jittered(REQUEUE_WAITING)) };
         // What is due already waits for something else.
         let renewal = self.first(|it| it.renews_at).filter(|renews_at| *renews_at > now);
         let renewal = renewal.and_then(|it| Duration::try_from(it.duration_since(now)).ok());
-        let moment = self.unsettled.then_some(MOMENT);
+        let moment = self.unsettled.then_some(REQUEUE_CONFLICT);
         let times = [self.retry.or(rest), renewal, moment];
         times.into_iter().flatten().min().unwrap_or_else(|| jittered(DEFAULT_INTERVAL))
     }
 
     /// How it stands, for a Secret of this name that is to be pulled with from this Registry.
-    pub(super) fn findings(&self, secret: &str, registry: &str) -> Findings {
+    pub(super) fn findings(&self, secret: &str, registry: &str) -> ConditionSet {
         let Self { have, spent: _, taken, not_allowed, refused: _, why_not, retry: _, unsettled } = self;
         let served = format!("Secret {secret} is in {}", namespaces(have.len()));
         if let Some(why_not) = why_not {
             let mut findings = why_not.clone();
             if let Some(end) = self.first(|it| it.expires_at) {
-                let add = |it: Because| Because::new(it.reason, format!("{}; {served} until {end}", it.message));
-                findings.standing = match findings.standing {
-                    Standing::Ready(it) => Standing::Ready(add(it)),
-                    Standing::Waiting(it) => Standing::Waiting(add(it)),
-                    Standing::Stalled(it) => Standing::Stalled(add(it)),
+                let add = |it: Cause| Cause::new(it.reason, format!("{}; {served} until {end}", it.message));
+                findings.state = match findings.state {
+                    ReadyState::Ready(it) => ReadyState::Ready(add(it)),
+                    ReadyState::Reconciling(it) => ReadyState::Reconciling(add(it)),
+                    ReadyState::Stalled(it) => ReadyState::Stalled(add(it)),
                 };
             }
             return findings;
         }
-        let standing = if let Some(message) = conflict(secret, taken) {
-            Standing::Stalled(Because::new("OwnedByAnother", format!("{message}; {served}")))
-        } else if let Some(Because { reason, message }) = self.refusal() {
-            Standing::Waiting(Because::new(reason, format!("{message}; {served}")))
+        let state = if let Some(message) = conflict(secret, taken) {
+            ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, format!("{message}; {served}")))
+        } else if let Some(Cause { reason, message }) = self.refusal() {
+            ReadyState::Reconciling(Cause::new(reason, format!("{message}; {served}")))
         } else if *unsettled {
-            let message = format!("something changed at the same moment, and is looked at again; {served}");
-            Standing::Waiting(Because::new("Progressing", message))
+            let message = format!("something changed at the same moment, and is reconciled again; {served}");
+            ReadyState::Reconciling(Cause::new(Reason::Progressing, message))
         } else {
             let mut message = if have.is_empty() { "no namespace is chosen yet".to_owned() } else { served };
             if !not_allowed.is_empty() {
                 message += &format!("; chosen, but not allowed to use Registry {registry}: {}", some(not_allowed));
             }
-            Standing::Ready(Because::new("InSync", message))
+            ReadyState::Ready(Cause::new(Reason::InSync, message))
         };
-        Findings { references: Some(Ok(())), ..Findings::of(standing) }
+        ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
     }
 }
 
@@ -165,44 +166,45 @@ mod tests {
         TokenMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
     }
 
-    fn having(namespaces: &[&str]) -> Outcome {
+    fn having(namespaces: &[&str]) -> Secrets {
         let have = namespaces.iter().zip(1..).map(|(name, number)| ((*name).to_owned(), mark(1000 * number))).collect();
-        Outcome { have, ..Outcome::default() }
+        Secrets { have, ..Secrets::default() }
     }
 
-    fn message(outcome: &Outcome) -> String {
+    fn message(outcome: &Secrets) -> String {
         let findings = outcome.findings("pull", "home");
-        let because = findings.standing.because();
-        format!("{} {}: {}", findings.standing.as_str(), because.reason, because.message)
+        let cause = findings.state.cause();
+        format!("{} {}: {}", findings.state.as_str(), cause.reason, cause.message)
     }
 
     #[test]
     fn it_says_how_it_stands_and_what_to_do() {
-        assert_eq!(message(&Outcome::default()), "ready InSync: no namespace is chosen yet");
+        assert_eq!(message(&Secrets::default()), "ready InSync: no namespace is chosen yet");
         let not_allowed = ["web".to_owned()].into();
         assert_eq!(
-            message(&Outcome { not_allowed, ..having(&["a", "b"]) }),
+            message(&Secrets { not_allowed, ..having(&["a", "b"]) }),
             "ready InSync: Secret pull is in 2 namespaces; chosen, but not allowed to use Registry home: web"
         );
-        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "it is away")));
+        let unavailable =
+            ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away")));
         assert_eq!(
-            message(&Outcome { why_not: Some(away.clone()), ..having(&["a"]) }),
-            "waiting RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
+            message(&Secrets { why_not: Some(unavailable.clone()), ..having(&["a"]) }),
+            "reconciling RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
         );
         assert_eq!(
-            message(&Outcome { why_not: Some(away), ..Outcome::default() }),
-            "waiting RegistryUnavailable: it is away"
+            message(&Secrets { why_not: Some(unavailable), ..Secrets::default() }),
+            "reconciling RegistryUnavailable: it is away"
         );
         let older = Owner { namespace: "team".to_owned(), name: "older".to_owned() };
         let taken: BTreeMap<_, _> = [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
         assert_eq!(
-            message(&Outcome { taken: taken.clone(), ..having(&["c"]) }),
+            message(&Secrets { taken: taken.clone(), ..having(&["c"]) }),
             "stalled OwnedByAnother: Secret pull in a and 1 more is managed by PullSecret team/older: set another secretName, \
              or choose other namespaces; Secret pull is in 1 namespace"
         );
         let taken = taken.into_iter().chain((0..7).map(|number| (format!("n{number}"), None))).collect();
         assert_eq!(
-            message(&Outcome { taken, ..Outcome::default() }),
+            message(&Secrets { taken, ..Secrets::default() }),
             "stalled OwnedByAnother: a Secret pull that is not this PullSecret's is in n0, n1, n2, n3, n4 and 2 more: delete it \
              there, or set another secretName; Secret pull is in 0 namespaces"
         );
@@ -211,10 +213,10 @@ mod tests {
     #[test]
     fn it_is_looked_at_again_when_the_first_token_is_to_be_renewed() {
         let outcome = having(&["a", "b"]);
-        let ready = outcome.findings("pull", "home").standing;
+        let ready = outcome.findings("pull", "home").state;
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
-        let unsettled = Outcome { unsettled: true, ..having(&["a"]) };
-        assert_eq!(unsettled.next(&unsettled.findings("pull", "home").standing, at(100)), MOMENT);
+        let unsettled = Secrets { unsettled: true, ..having(&["a"]) };
+        assert_eq!(unsettled.next(&unsettled.findings("pull", "home").state, at(100)), REQUEUE_CONFLICT);
     }
 
     #[test]
@@ -224,10 +226,10 @@ mod tests {
             (namespace.to_owned(), status)
         };
         let told =
-            |namespaces: [&str; 2]| Outcome { refused: namespaces.map(refused).into(), ..Outcome::default() }.refusal();
-        let because = Because::new("Forbidden", "the API server refused a change in namespace a: no");
-        assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(because.clone()), Some(because)));
-        assert_eq!(Outcome::default().refusal(), None);
+            |namespaces: [&str; 2]| Secrets { refused: namespaces.map(refused).into(), ..Secrets::default() }.refusal();
+        let cause = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
+        assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(cause.clone()), Some(cause)));
+        assert_eq!(Secrets::default().refusal(), None);
     }
 
     #[test]
@@ -241,8 +243,8 @@ mod tests {
 
     #[test]
     fn what_is_due_and_waits_is_not_tried_without_pause() {
-        let away = Findings::of(Standing::Waiting(Because::new("RegistryUnavailable", "")));
-        let outcome = Outcome { why_not: Some(away), ..having(&["a"]) };
-        assert!(outcome.next(&outcome.findings("pull", "home").standing, at(600)) > Duration::from_secs(30));
+        let unavailable = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
+        let outcome = Secrets { why_not: Some(unavailable), ..having(&["a"]) };
+        assert!(outcome.next(&outcome.findings("pull", "home").state, at(600)) > Duration::from_secs(30));
     }
 }

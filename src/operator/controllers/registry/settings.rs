@@ -1,129 +1,123 @@
 //! A registry's own settings: its policy, its scanning configuration, its account's settings. What the Registry does not speak
-//! of is let be.
+//! of is left unchanged.
 
 use std::cmp::Ordering;
 
 use kube::ResourceExt as _;
 
-use super::super::{Past, refusal, refused_by_registry, show, unrepaired};
-use crate::apply::{carry_out, observe_settings};
+use super::super::converge::{Drift, corrected, failed, uncorrected};
+use super::super::finish::KindObject as _;
+use super::super::{LastSync, refusal, show};
+use crate::apply::{execute, observe_settings};
+use crate::crd::common::{DEFAULT_INTERVAL, older};
 use crate::crd::conditions::ConditionType;
-use crate::crd::{Registry, condition};
+use crate::crd::{Reason, Registry, condition};
 use crate::operator::context::Context;
-use crate::operator::session::{Session, Trouble, is_away};
-use crate::operator::slice::older;
-use crate::operator::status::{Because, Standing, is_ready};
+use crate::operator::registry_client::{RegistryClient, RegistryError, is_unavailable};
+use crate::operator::status::{Cause, ReadyState, is_ready};
 use crate::plan::model::Observed;
 use crate::plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
 
-/// The reason of a Registry whose settings another one has.
-const CONTESTED: &str = "OwnedByAnother";
-
 /// What became of the settings.
-pub(super) struct Settled {
+pub(super) struct SettingsState {
     /// What the registry, or the plan, has against them.
-    pub(super) refused: Option<Standing>,
+    pub(super) refused: Option<ReadyState>,
     /// Whether somebody else had changed them; nothing if the Registry speaks of none.
-    pub(super) drifted: Option<(bool, Because)>,
+    pub(super) drifted: Option<(bool, Cause)>,
 }
 
 /// Brings the settings in line.
-pub(super) async fn settle(ctx: &Context, registry: &Registry, session: &Session) -> Result<Settled, Trouble> {
+pub(super) async fn settle(
+    ctx: &Context,
+    registry: &Registry,
+    registry_client: &RegistryClient,
+) -> Result<SettingsState, RegistryError> {
     let desired = desired_settings(registry, &ctx.settings.cluster);
     let spoken_of = !desired.account_settings.is_empty()
         || desired.policy.is_some()
         || desired.scanning_configuration.is_some()
         || !desired.refused.is_empty();
     if !spoken_of {
-        return Ok(Settled { refused: None, drifted: None });
+        return Ok(SettingsState { refused: None, drifted: None });
     }
-    match claim(ctx, registry, session, &desired) {
-        Claim::Free => {}
-        Claim::Unknown => {
+    match claim(ctx, registry, registry_client, &desired) {
+        SettingsClaim::Free => {}
+        SettingsClaim::Unknown => {
             // What was said of it stands until that is known.
-            let conditions = registry.status.as_ref().map_or(&[][..], |it| &it.conditions);
-            let told = condition(conditions, ConditionType::Ready).filter(|it| it.reason == CONTESTED);
-            let refused = told.map(|it| Standing::Stalled(Because::new(CONTESTED, &*it.message)));
-            return Ok(Settled { refused, drifted: None });
+            let told = condition(registry.conditions(), ConditionType::Ready)
+                .filter(|it| it.has_reason(&Reason::OwnedByAnother));
+            let refused = told.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
+            return Ok(SettingsState { refused, drifted: None });
         }
-        Claim::Contested(refused) => return Ok(Settled { refused: Some(refused), drifted: None }),
+        SettingsClaim::Contested(refused) => return Ok(SettingsState { refused: Some(refused), drifted: None }),
     }
-    let observed = observe(session, &desired).await?;
+    let observed = observe(registry_client, &desired).await?;
     let plan = plan(&desired, &observed);
-    let before = registry.status.clone().unwrap_or_default();
-    let past = Past::of(registry.metadata.generation, before.observed_generation, &before.conditions);
-    let mut repaired: Vec<FieldChange> = Vec::new();
+    let (past, name) = (registry.past(), registry.name_any());
+    let drift = Drift { ctx, kind: super::KIND, registry: &name };
+    let mut changed: Vec<FieldChange> = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
-        match session.ask(carry_out(session.ecr(), step, None, |_, _| {})).await {
-            Ok(()) => tell(ctx, registry, step, past).await,
-            Err(Trouble::Refused(error)) if past.is_drift() => {
+        match registry_client.ask(execute(registry_client.ecr(), step, None, |_, _| {})).await {
+            Ok(()) => emit_events(&drift, registry, step, past).await,
+            Err(trouble @ RegistryError::Rejected(_)) if past.is_drift() => {
                 let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
-                if past == Past::Settled {
-                    ctx.metrics.drift_found(
-                        super::KIND,
-                        &registry.name_any(),
-                        u64::try_from(left.len()).unwrap_or(u64::MAX),
-                    );
+                if past == LastSync::InSync {
+                    drift.detected(left.len());
                 }
-                return Ok(Settled { refused: Some(refused_by_registry(error)), drifted: Some(unrepaired(&left)) });
+                let (refused, _) = failed(&trouble, &name, registry.conditions(), DEFAULT_INTERVAL);
+                return Ok(SettingsState { refused: Some(refused), drifted: Some(uncorrected(&left)) });
             }
             Err(trouble) => return Err(trouble),
         }
-        repaired.extend(step.changes.iter().cloned());
+        changed.extend(step.changes.iter().cloned());
     }
     let refused = plan.refused.first().map(refusal);
-    let drifted = if past.is_drift() && !repaired.is_empty() {
-        let message = format!("somebody else changed it, and it was put back: {}", show(&repaired));
-        Some((false, Because::new("Repaired", message)))
-    } else if refused.is_some() {
-        // What was not looked at is not told of.
-        None
-    } else {
-        let in_sync = || (false, Because::new("InSync", "nobody else changed its settings"));
-        Some(past.still_told(&before.conditions).unwrap_or_else(in_sync))
-    };
-    Ok(Settled { refused, drifted })
+    let corrections = if past.is_drift() { changed } else { Vec::new() };
+    // Of settings that could not be read nothing is told.
+    let drifted =
+        (refused.is_none() || !corrections.is_empty()).then(|| corrected(past, registry.conditions(), &corrections));
+    Ok(SettingsState { refused, drifted })
 }
 
-/// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is away.
-async fn observe(session: &Session, desired: &Desired) -> Result<Observed, Trouble> {
+/// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is unavailable.
+async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<Observed, RegistryError> {
     let mut observed = Observed::default();
-    let looked = session.ask(async {
-        observed = observe_settings(session.ecr(), desired).await;
+    let looked = registry_client.ask(async {
+        observed = observe_settings(registry_client.ecr(), desired).await;
         let Observed { account_settings, policy, scanning_configuration, .. } = &observed;
         let errors = [account_settings.as_ref().err(), policy.as_ref().err(), scanning_configuration.as_ref().err()];
-        errors.into_iter().flatten().find(|it| is_away(it)).map_or(Ok(()), |error| Err(error.clone()))
+        errors.into_iter().flatten().find(|it| is_unavailable(it)).map_or(Ok(()), |error| Err(error.clone()))
     });
     match looked.await {
-        Err(trouble @ Trouble::Away(_)) => Err(trouble),
+        Err(trouble @ RegistryError::Unavailable(_)) => Err(trouble),
         // It answers otherwise: only this one it never gets right.
-        Ok(()) | Err(Trouble::Refused(_)) => Ok(observed),
+        Ok(()) | Err(RegistryError::Rejected(_)) => Ok(observed),
     }
 }
 
 /// Whether a Registry's settings are its own.
-enum Claim {
+enum SettingsClaim {
     Free,
     /// An older Registry at the same place wants something else, and did not say yet whose registry it is.
     Unknown,
     /// An older one is the same registry, and wants something else of it: that one has it, and neither is fought.
-    Contested(Standing),
+    Contested(ReadyState),
 }
 
-fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desired) -> Claim {
-    let Some(own) = session.registry() else { return Claim::Unknown };
+fn claim(ctx: &Context, registry: &Registry, registry_client: &RegistryClient, desired: &Desired) -> SettingsClaim {
+    let Some(own) = registry_client.registry() else { return SettingsClaim::Unknown };
     let precedes = |it: &Registry| it.metadata.deletion_timestamp.is_none() && older(it, registry) == Ordering::Less;
-    let mut claim = Claim::Free;
+    let mut claim = SettingsClaim::Free;
     for other in ctx.stores.registries.state_filter(precedes) {
         let Some(field) = contested(desired, &desired_settings(&other, &ctx.settings.cluster)) else { continue };
         let name = other.name_any();
-        match ctx.sessions.get(&name).and_then(|it| it.registry().cloned()) {
+        match ctx.registry_clients.get(&name).and_then(|it| it.registry().cloned()) {
             Some(its) if its == *own => {
                 let message = format!(
-                    "{field} is what Registry {name} has, too, with another value: it is the same registry, and {name} is older; \
+                    "{field} conflicts with Registry {name}, which points to the same registry and is older; \
                      leave {field} to one of them. No setting of this one is applied"
                 );
-                return Claim::Contested(Standing::Stalled(Because::new(CONTESTED, message)));
+                return SettingsClaim::Contested(ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, message)));
             }
             // It stood well before this operator began, so it will say.
             None if other
@@ -131,7 +125,7 @@ fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desire
                 .as_ref()
                 .is_some_and(|it| is_ready(&it.conditions) && it.endpoint.as_ref() == Some(&own.0)) =>
             {
-                claim = Claim::Unknown;
+                claim = SettingsClaim::Unknown;
             }
             _ => {}
         }
@@ -139,18 +133,14 @@ fn claim(ctx: &Context, registry: &Registry, session: &Session, desired: &Desire
     claim
 }
 
-async fn tell(ctx: &Context, registry: &Registry, step: &Step, past: Past) {
-    let changes = show(&step.changes);
+async fn emit_events(drift: &Drift<'_>, registry: &Registry, step: &Step, past: LastSync) {
+    let (events, changes) = (&drift.ctx.events, show(&step.changes));
     if past.is_drift() {
-        let name = registry.metadata.name.as_deref().unwrap_or_default();
-        let properties = u64::try_from(step.changes.len()).unwrap_or(u64::MAX);
-        if past == Past::Settled {
-            ctx.metrics.drift_found(super::KIND, name, properties);
-        }
-        ctx.metrics.drift_repaired(super::KIND, name, properties);
-        let note = format!("its settings were changed by somebody else, and put back: {changes}");
-        ctx.events.warning(registry, "DriftRepaired", note).await;
+        drift.corrected(past, step.changes.len());
+        events
+            .warning(registry, Reason::DriftCorrected, format!("drift of its settings was corrected: {changes}"))
+            .await;
     } else {
-        ctx.events.normal(registry, "Updated", format!("its settings were changed: {changes}")).await;
+        events.normal(registry, Reason::Updated, format!("its settings were changed: {changes}")).await;
     }
 }

@@ -1,0 +1,53 @@
+//! What is retried, and how slowly: each registry has a limiter of its own, which adapts to it.
+
+use std::time::SystemTime;
+
+use aws_sdk_ecr::config::Builder;
+use aws_sdk_ecr::config::interceptors::InterceptorContext;
+use aws_sdk_ecr::config::retry::{ClassifyRetry, ClientRateLimiter, RetryAction, RetryPartition};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+/// Gives a client a limiter and a retry quota of its own. The SDK's default is one of each for all clients of a region in the process,
+/// however many registries they are of.
+pub(super) fn isolated_rate_limiter(config: Builder) -> Builder {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let limiter = ClientRateLimiter::new(now.as_secs_f64());
+    config
+        .retry_partition(RetryPartition::custom("registry").client_rate_limiter(limiter).build())
+        .retry_classifier(Throttling)
+}
+
+/// Corrects what the SDK takes for throttling. ECR's LimitExceededException is a quota that is used up: asking again is of no use, and
+/// slowing everything else down less so. A 429 that names no error, from a proxy, is throttling.
+#[derive(Debug)]
+struct Throttling;
+
+impl ClassifyRetry for Throttling {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let Some(response) = context.response().filter(|_| context.is_failed()) else {
+            return RetryAction::NoActionIndicated;
+        };
+        if error_name(response).as_deref() == Some("LimitExceededException") {
+            RetryAction::RetryForbidden
+        } else if response.status().as_u16() == 429 {
+            RetryAction::throttling_error()
+        } else {
+            RetryAction::NoActionIndicated
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "Throttling"
+    }
+}
+
+/// The name of the error that was answered, without its namespace.
+pub(super) fn error_name(response: &HttpResponse) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        #[serde(rename = "__type")]
+        name: String,
+    }
+    let Answer { name } = serde_json::from_slice(response.body().bytes()?).ok()?;
+    Some(name.rsplit('#').next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,35 @@
+//! What a registry's calls tell the operator: counts for its metrics. No call is sent after the term.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::leader::Term;
+use super::metrics::OperatorMetrics;
+use crate::apply::CallObserver;
+use crate::plan::model::ErrorKind;
+
+/// The calls of one registry.
+#[derive(Debug)]
+pub struct CallMetrics {
+    registry: String,
+    metrics: Arc<OperatorMetrics>,
+    term: Term,
+}
+
+impl CallMetrics {
+    /// Those of the Registry with this name, within a term.
+    pub fn new(registry: &str, metrics: Arc<OperatorMetrics>, term: Term) -> Self {
+        metrics.know_registry(registry);
+        Self { registry: registry.to_owned(), metrics, term }
+    }
+}
+
+impl CallObserver for CallMetrics {
+    fn allows(&self) -> bool {
+        self.term.lasts()
+    }
+
+    fn called(&self, operation: &str, code: &str, kind: Option<ErrorKind>, took: Duration) {
+        self.metrics.called(&self.registry, operation, code, kind, took);
+    }
+}

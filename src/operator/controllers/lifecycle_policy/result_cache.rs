@@ -1,0 +1,146 @@
+//! What the results of repositories came to, so that a policy that is reconciled again asks only for what may have changed. A
+//! status has room for a hundred repositories; here are all. After a start it is what the status says.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::outcome::only;
+use crate::crd::LifecyclePolicyStatus;
+use crate::crd::lifecycle_policy::{OutcomeState, RepositoryOutcome};
+use crate::names::RepositoryName;
+
+/// What one repository's last turn came to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct LastResult {
+    /// What is told of it.
+    pub(super) outcome: RepositoryOutcome,
+    /// When that was found out.
+    pub(super) at: Instant,
+    /// Since when a preview goes on, if one does.
+    pub(super) begun: Option<Instant>,
+    /// The request for a look that it answered.
+    pub(super) asked: Option<String>,
+    /// Whether somebody else had changed it, and it could not be corrected.
+    pub(super) differs: bool,
+}
+
+impl LastResult {
+    /// Found out now.
+    pub(super) fn new(outcome: RepositoryOutcome) -> Self {
+        Self { outcome, at: Instant::now(), begun: None, asked: None, differs: false }
+    }
+
+    /// A preview goes on. What the one before it told is told until then.
+    pub(super) fn awaiting(name: &RepositoryName, before: Option<&Self>) -> Self {
+        let told = before.filter(|it| it.is_evaluated()).cloned();
+        let begun = before.and_then(|it| it.begun).or_else(|| Some(Instant::now()));
+        Self { begun, ..told.unwrap_or_else(|| Self::new(only(name, OutcomeState::Pending))) }
+    }
+
+    /// Whether it tells what would go, or went.
+    pub(super) fn is_evaluated(&self) -> bool {
+        self.outcome.evaluated_at.is_some()
+            && matches!(self.outcome.state, OutcomeState::Previewed | OutcomeState::Enforced)
+    }
+}
+
+/// The repositories of one policy, as of one generation of its spec.
+pub(super) type LastResults = HashMap<RepositoryName, LastResult>;
+
+/// What is remembered of all policies, by their uid.
+#[derive(Debug, Default)]
+pub(super) struct ResultCache(Mutex<HashMap<String, (Option<i64>, LastResults)>>);
+
+impl ResultCache {
+    /// What is remembered of a policy; for another generation nothing. What a status from before the start says counts.
+    pub(super) fn recall(&self, uid: &str, generation: Option<i64>, status: &LifecyclePolicyStatus) -> LastResults {
+        let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match result_cache.get(uid) {
+            Some((of, results)) if *of == generation => results.clone(),
+            Some(_) => LastResults::new(),
+            None if status.observed_generation == generation => from_status(status),
+            None => LastResults::new(),
+        }
+    }
+
+    /// The repositories that a policy had, whatever its spec said then.
+    pub(super) fn had(&self, uid: &str) -> Vec<RepositoryName> {
+        let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        result_cache.get(uid).map(|(_, results)| results.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn remember(&self, uid: &str, generation: Option<i64>, results: LastResults) {
+        let mut result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        result_cache.insert(uid.to_owned(), (generation, results));
+    }
+
+    /// A policy is gone.
+    pub(super) fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+fn from_status(status: &LifecyclePolicyStatus) -> LastResults {
+    let now = (Instant::now(), Timestamp::now());
+    let kept = status.repositories.iter().filter_map(|outcome| {
+        let name: RepositoryName = outcome.name.parse().ok()?;
+        let age = now.1.duration_since(outcome.evaluated_at.as_ref()?.0);
+        let age = Duration::try_from(age).unwrap_or_default();
+        // A machine that runs for less than that counts it as found out at its start.
+        let at = now.0.checked_sub(age).unwrap_or(now.0);
+        Some((name, LastResult { at, ..LastResult::new(outcome.clone()) }))
+    });
+    kept.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn status(generation: i64, evaluated: Option<i64>) -> LifecyclePolicyStatus {
+        let evaluated_at = evaluated.map(|second| Time(Timestamp::from_second(second).unwrap()));
+        let outcome = RepositoryOutcome { evaluated_at, ..only(&"aa".parse().unwrap(), OutcomeState::Previewed) };
+        LifecyclePolicyStatus {
+            observed_generation: Some(generation),
+            repositories: vec![outcome],
+            ..LifecyclePolicyStatus::default()
+        }
+    }
+
+    #[test]
+    fn after_a_start_the_status_is_what_is_remembered() {
+        let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
+        let results = result_cache.recall("u", Some(3), &status(3, Some(0)));
+        assert!(results[&name].is_evaluated());
+        assert!(result_cache.recall("u", Some(4), &status(3, Some(0))).is_empty(), "another spec");
+        assert!(result_cache.recall("u", Some(3), &status(3, None)).is_empty(), "never evaluated");
+    }
+
+    #[test]
+    fn what_a_preview_told_is_told_until_the_next_one_is_over() {
+        let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
+        let told = result_cache.recall("u", Some(3), &status(3, Some(0)))[&name].clone();
+        let awaiting = LastResult::awaiting(&name, Some(&told));
+        assert_eq!(awaiting.outcome, told.outcome);
+        assert!(awaiting.begun.is_some());
+        assert_eq!(LastResult::awaiting(&name, Some(&awaiting)).begun, awaiting.begun, "it goes on since then");
+        assert_eq!(LastResult::awaiting(&name, None).outcome.state, OutcomeState::Pending);
+    }
+
+    #[test]
+    fn what_another_spec_came_to_is_not_remembered_but_whom_it_was_about() {
+        let (result_cache, name) = (ResultCache::default(), "aa".parse::<RepositoryName>().unwrap());
+        let kept = LastResult::new(only(&name, OutcomeState::Enforced));
+        result_cache.remember("u", Some(1), LastResults::from([(name.clone(), kept)]));
+        assert_eq!(result_cache.recall("u", Some(1), &LifecyclePolicyStatus::default()).len(), 1);
+        assert!(result_cache.recall("u", Some(2), &status(2, Some(0))).is_empty());
+        assert_eq!(result_cache.had("u"), [name]);
+        result_cache.forget("u");
+        assert!(result_cache.had("u").is_empty());
+    }
+}

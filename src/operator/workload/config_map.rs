@@ -1,0 +1,65 @@
+//! The ConfigMap: what the pods are told that is no secret, as the variables of `wharfage serve`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt as _;
+
+use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, public_url};
+
+/// Where the volume is mounted: where the image has its data folder.
+pub(super) const DATA: &str = "/var/lib/wharfage";
+/// Where the certificate is mounted.
+pub(super) const TLS: &str = "/etc/wharfage/tls";
+/// How long running transfers may go on once a pod takes nothing new.
+pub(super) const GRACE_SECONDS: u16 = 60;
+/// How long a pod that is to end goes on taking requests where others serve beside it: until the cluster's proxies have
+/// heard that it is to get none.
+pub(super) const DELAY_SECONDS: u16 = 5;
+
+impl WorkloadBuilder<'_> {
+    pub(super) fn config(&self) -> ConfigMap {
+        ConfigMap { metadata: self.metadata(self.names.config()), data: Some(self.variables()), ..ConfigMap::default() }
+    }
+
+    /// The variables of `wharfage serve` that are no secrets.
+    pub(super) fn variables(&self) -> BTreeMap<String, String> {
+        // Every address of the pod, of whichever family it has.
+        let listen = |port: u16| format!("[::]:{port}");
+        let mut variables = BTreeMap::from([
+            ("WHARFAGE_NAME", self.registry.name_any()),
+            ("WHARFAGE_REGION", self.registry.region().to_string()),
+            ("WHARFAGE_REGISTRY_ID", self.registry_id()),
+            ("WHARFAGE_PUBLIC_URL", public_url(self.managed, &self.names, &self.namespace)),
+            ("WHARFAGE_LISTEN", listen(REGISTRY_PORT)),
+            ("WHARFAGE_OPERATIONS_LISTEN", listen(OPERATIONS_PORT)),
+            ("WHARFAGE_LOG_FORMAT", "json".to_owned()),
+            ("WHARFAGE_SHUTDOWN_GRACE", GRACE_SECONDS.to_string()),
+        ]);
+        match self.shape() {
+            Shape::Replicated => variables.insert("WHARFAGE_SHUTDOWN_DELAY", DELAY_SECONDS.to_string()),
+            Shape::Single(_) => variables.insert("WHARFAGE_DATA", DATA.to_owned()),
+        };
+        if self.managed.tls.is_some() {
+            variables.insert("WHARFAGE_TLS_CERT", format!("{}/tls.crt", TLS));
+            variables.insert("WHARFAGE_TLS_KEY", format!("{}/tls.key", TLS));
+        } else {
+            variables.insert("WHARFAGE_ALLOW_PLAIN_HTTP", true.to_string());
+        }
+        if let Some(s3) = self.managed.storage.as_ref().and_then(|storage| storage.s3.as_ref()) {
+            variables.insert("WHARFAGE_S3_BUCKET", s3.bucket.clone());
+            // Registries that share a bucket keep out of each other's way.
+            variables.insert("WHARFAGE_S3_PREFIX", self.registry.name_any());
+            if let Some(region) = &s3.region {
+                variables.insert("WHARFAGE_S3_REGION", region.to_string());
+            }
+            if let Some(endpoint) = &s3.endpoint {
+                variables.insert("WHARFAGE_S3_ENDPOINT", endpoint.clone());
+            }
+            if s3.redirect.unwrap_or_default() {
+                variables.insert("WHARFAGE_S3_REDIRECT", true.to_string());
+            }
+        }
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}

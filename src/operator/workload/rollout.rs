@@ -1,0 +1,302 @@
+//! How a workload stands, judged by what the cluster says of it, in one sentence that a person can act on.
+
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod};
+use kube::ResourceExt as _;
+
+/// The longest part of somebody else's message that is passed on.
+const LONGEST: usize = 300;
+
+/// Where the pods of a workload stand, whatever makes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// How many are wanted.
+    pub wanted: i32,
+    /// How many are as the workload's template is now.
+    pub updated: i32,
+    /// How many of any template there are.
+    pub total: i32,
+    /// How many serve.
+    pub ready: i32,
+    /// Whether the numbers are about the workload as it is now.
+    pub current: bool,
+    /// Why no pod can be made, if something says so.
+    pub failure: Option<String>,
+}
+
+/// How a workload stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rollout {
+    /// All that is wanted serves.
+    Serving(String),
+    /// Nothing is wanted, nothing serves.
+    Stopped(String),
+    /// It isn't there yet.
+    Progressing(String),
+}
+
+impl From<&Deployment> for Pods {
+    fn from(deployment: &Deployment) -> Self {
+        let spec = deployment.spec.as_ref();
+        let status = deployment.status.clone().unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        let failed = conditions.into_iter().find(|it| it.type_ == "ReplicaFailure" && it.status == "True");
+        Self {
+            wanted: spec.and_then(|spec| spec.replicas).unwrap_or(1),
+            updated: status.updated_replicas.unwrap_or_default(),
+            total: status.replicas.unwrap_or_default(),
+            ready: status.ready_replicas.unwrap_or_default(),
+            current: status.observed_generation >= deployment.metadata.generation,
+            failure: failed.and_then(|condition| condition.message),
+        }
+    }
+}
+
+impl From<&StatefulSet> for Pods {
+    fn from(set: &StatefulSet) -> Self {
+        let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let status = set.status.clone().unwrap_or_default();
+        // Pods of the current revision stop being counted as updated ones once the revision is the current one.
+        let rolled_out = status.update_revision.is_some() && status.update_revision == status.current_revision;
+        let updated = status.updated_replicas.unwrap_or_default();
+        Self {
+            wanted,
+            updated: if rolled_out { updated.max(status.replicas) } else { updated },
+            total: status.replicas,
+            ready: status.ready_replicas.unwrap_or_default(),
+            current: status.observed_generation >= set.metadata.generation,
+            failure: None,
+        }
+    }
+}
+
+/// How a workload stands: by its numbers, and where they fall short by its pods and its claim.
+pub fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeClaim>) -> Rollout {
+    let Pods { wanted, updated, total, ready, current, failure } = numbers;
+    let serve = format!("{ready} of {wanted} replicas serve");
+    let settled = *current && updated >= wanted && total <= wanted;
+    if settled && *wanted == 0 {
+        return Rollout::Stopped("managed.replicas is 0, so nothing serves".to_owned());
+    }
+    if settled && ready >= wanted {
+        return Rollout::Serving(serve);
+    }
+    let mut pods: Vec<_> = pods.iter().collect();
+    pods.sort_by_key(|pod| pod.name_any());
+    let pod = pods.into_iter().find_map(|pod| Some(format!("Pod {}: {}", pod.name_any(), pod_trouble(pod)?)));
+    let troubles: Vec<_> =
+        [failure.as_deref().map(brief), pod, claim.and_then(claim_trouble)].into_iter().flatten().collect();
+    let why = match troubles.as_slice() {
+        [] if ready >= wanted => Some("a change is being rolled out".to_owned()),
+        [] if *total == 0 => Some("no Pod is there yet".to_owned()),
+        [] => None,
+        troubles => Some(troubles.join("; ")),
+    };
+    Rollout::Progressing(why.map_or(serve.clone(), |why| format!("{serve}: {why}")))
+}
+
+/// Why a pod doesn't serve, if it says so.
+fn pod_trouble(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let unscheduled = conditions.iter().find(|it| it.type_ == "PodScheduled" && it.status == "False");
+    if let Some(condition) = unscheduled {
+        return Some(told(condition.reason.as_deref(), condition.message.as_deref()));
+    }
+    let container = status.container_statuses.iter().flatten().find_map(container_trouble);
+    if container.is_some() || status.phase.as_deref() != Some("Failed") {
+        return container;
+    }
+    Some(told(status.reason.as_deref(), status.message.as_deref()))
+}
+
+/// Why a container doesn't run. A crash tells more by the process's last words than by how often it happened.
+fn container_trouble(container: &ContainerStatus) -> Option<String> {
+    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let state = container.state.as_ref()?;
+    if let Some(ended) = &state.terminated {
+        let reason = ended.reason.as_deref().unwrap_or("Terminated");
+        return Some(told(Some(&format!("{reason} (exit code {})", ended.exit_code)), ended.message.as_deref()));
+    }
+    if let Some(waiting) = &state.waiting {
+        let reason = waiting.reason.as_deref();
+        if reason == Some("ContainerCreating") {
+            return None;
+        }
+        let last_words = last.and_then(|ended| ended.message.as_deref()).filter(|_| reason == Some("CrashLoopBackOff"));
+        return Some(told(reason, last_words.or(waiting.message.as_deref())));
+    }
+    None
+}
+
+/// Why a claim has no volume, if it has none.
+fn claim_trouble(claim: &PersistentVolumeClaim) -> Option<String> {
+    let pending = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending");
+    let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
+    pending.then(|| match class {
+        Some(class) => {
+            format!(
+                "PersistentVolumeClaim {} waits for a volume of StorageClass {class}; deleted meanwhile, it is created again as size \
+                 and storageClassName say",
+                claim.name_any()
+            )
+        }
+        None => format!(
+            "PersistentVolumeClaim {} has no StorageClass, and the cluster no default one: set storageClassName",
+            claim.name_any()
+        ),
+    })
+}
+
+fn told(reason: Option<&str>, message: Option<&str>) -> String {
+    match (reason, message.map(brief).filter(|message| !message.is_empty())) {
+        (Some(reason), Some(message)) => format!("{reason}: {message}"),
+        (Some(reason), None) => reason.to_owned(),
+        (None, Some(message)) => message,
+        (None, None) => "it says nothing".to_owned(),
+    }
+}
+
+/// The last line of what somebody else said, which of a log is what matters, cut to a length that fits a status.
+fn brief(text: &str) -> String {
+    let line = text.trim().lines().last().unwrap_or_default().trim();
+    if line.chars().count() <= LONGEST {
+        return line.to_owned();
+    }
+    line.chars().take(LONGEST).chain("…".chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn deployment(wanted: i32, status: serde_json::Value) -> Pods {
+        let deployment = json!({
+            "metadata": { "name": "home", "generation": 2 },
+            "spec": { "replicas": wanted, "selector": {}, "template": {} },
+            "status": status,
+        });
+        Pods::from(&serde_json::from_value::<Deployment>(deployment).unwrap())
+    }
+
+    fn pod(name: &str, status: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({ "metadata": { "name": name }, "status": status })).unwrap()
+    }
+
+    fn container(state: serde_json::Value, last: serde_json::Value) -> serde_json::Value {
+        json!({ "containerStatuses": [{ "name": "registry", "image": "w", "imageID": "", "ready": false, "restartCount": 1,
+            "state": state, "lastState": last }] })
+    }
+
+    #[test]
+    fn all_replicas_of_the_newest_template_serve_or_it_is_not_there_yet() {
+        let whole = json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 3 });
+        let served = Rollout::Serving("3 of 3 replicas serve".into());
+        assert_eq!(rollout(&deployment(3, whole.clone()), &[], None), served);
+        for (what, field, value, message) in [
+            ("an old look", "observedGeneration", 1, "3 of 3 replicas serve: a change is being rolled out"),
+            ("an old template", "updatedReplicas", 2, "3 of 3 replicas serve: a change is being rolled out"),
+            ("one too many", "replicas", 4, "3 of 3 replicas serve: a change is being rolled out"),
+            ("one that does not serve", "readyReplicas", 2, "2 of 3 replicas serve"),
+            ("no pods", "readyReplicas", 0, "0 of 3 replicas serve"),
+        ] {
+            let mut status = whole.clone();
+            status[field] = json!(value);
+            let expected = Rollout::Progressing(message.into());
+            assert_eq!(rollout(&deployment(3, status), &[], None), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn where_no_pod_is_there_it_is_said() {
+        let none = deployment(1, json!({ "observedGeneration": 2 }));
+        let said = Rollout::Progressing("0 of 1 replicas serve: no Pod is there yet".into());
+        assert_eq!(rollout(&none, &[], None), said);
+    }
+
+    #[test]
+    fn a_registry_of_no_replicas_is_stopped() {
+        let stopped = rollout(&deployment(0, json!({ "observedGeneration": 2 })), &[], None);
+        assert!(matches!(stopped, Rollout::Stopped(_)), "{stopped:?}");
+        let stopping = rollout(&deployment(0, json!({ "observedGeneration": 2, "replicas": 1 })), &[], None);
+        assert!(matches!(stopping, Rollout::Progressing(_)), "{stopping:?}");
+    }
+
+    #[test]
+    fn a_stateful_set_serves_when_its_only_pod_is_of_the_newest_revision() {
+        let set = |current: &str, updated: i32| {
+            let set = json!({
+                "metadata": { "name": "home", "generation": 1 },
+                "spec": { "replicas": 1, "selector": {}, "template": {} },
+                "status": { "observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "updatedReplicas": updated,
+                    "currentRevision": current, "updateRevision": "home-b" },
+            });
+            rollout(&Pods::from(&serde_json::from_value::<StatefulSet>(set).unwrap()), &[], None)
+        };
+        assert_eq!(set("home-b", 1), Rollout::Serving("1 of 1 replicas serve".into()));
+        assert_eq!(set("home-b", 0), Rollout::Serving("1 of 1 replicas serve".into()));
+        assert!(matches!(set("home-a", 0), Rollout::Progressing(_)));
+    }
+
+    #[test]
+    fn the_reason_why_a_pod_does_not_serve_is_told() {
+        let none = deployment(1, json!({ "observedGeneration": 2, "replicas": 1, "updatedReplicas": 1 }));
+        let told = |status: serde_json::Value| match rollout(&none, &[pod("home-0", status)], None) {
+            Rollout::Progressing(message) => message,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            told(container(
+                json!({ "waiting": { "reason": "ImagePullBackOff", "message": "Back-off pulling image \"w\"" } }),
+                json!({})
+            )),
+            "0 of 1 replicas serve: Pod home-0: ImagePullBackOff: Back-off pulling image \"w\""
+        );
+        assert_eq!(
+            told(container(
+                json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off 10s restarting" } }),
+                json!({ "terminated": { "exitCode": 1, "message": "a log line\nerror: cannot open the bucket\n" } })
+            )),
+            "0 of 1 replicas serve: Pod home-0: CrashLoopBackOff: error: cannot open the bucket"
+        );
+        assert_eq!(
+            told(container(json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } }), json!({}))),
+            "0 of 1 replicas serve: Pod home-0: OOMKilled (exit code 137)"
+        );
+        assert_eq!(
+            told(json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False",
+                "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient memory." }] })),
+            "0 of 1 replicas serve: Pod home-0: Unschedulable: 0/1 nodes are available: 1 Insufficient memory."
+        );
+        assert_eq!(
+            told(container(json!({ "waiting": { "reason": "ContainerCreating" } }), json!({}))),
+            "0 of 1 replicas serve"
+        );
+    }
+
+    #[test]
+    fn a_claim_without_a_volume_and_a_pod_that_may_not_be_are_told() {
+        let none = deployment(1, json!({ "observedGeneration": 2 }));
+        let claim = json!({ "metadata": { "name": "data-home-0" }, "spec": { "storageClassName": "fast" },
+            "status": { "phase": "Pending" } });
+        assert_eq!(
+            rollout(&none, &[], Some(&serde_json::from_value(claim).unwrap())),
+            Rollout::Progressing(
+                "0 of 1 replicas serve: PersistentVolumeClaim data-home-0 waits for a volume of StorageClass fast; deleted \
+                 meanwhile, it is created again as size and storageClassName say"
+                    .into()
+            )
+        );
+        let refused = deployment(
+            1,
+            json!({ "observedGeneration": 2, "conditions": [{ "type": "ReplicaFailure", "status": "True",
+                "message": "pods \"home-1\" is forbidden: exceeded quota: q" }] }),
+        );
+        assert_eq!(
+            rollout(&refused, &[], None),
+            Rollout::Progressing("0 of 1 replicas serve: pods \"home-1\" is forbidden: exceeded quota: q".into())
+        );
+    }
+}
