@@ -1,7 +1,7 @@
 //! Looks at a registry: one listing in bulk, then of each repository only what a plan needs to know.
 //!
 //! File mode looks at everything at once ([`observe`]). The operator keeps listings and looks at one repository at a time
-//! ([`list`], [`look`]), so that what it asks of a registry grows with pages and not with resources.
+//! ([`list`], [`observe_repository`]), so that what it asks of a registry grows with pages and not with resources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -19,7 +19,7 @@ use super::workload::{self, Names, REGISTRY_LABEL};
 use crate::crd::conditions::ConditionType;
 use crate::crd::{LifecyclePolicy, PullSecret, Reason, Registry, Repository, condition};
 
-/// The sending ends of the controllers' queues. Requeueing an object that is gone does nothing.
+/// The sending ends of the controllers' queues. Requeuing an object that is gone does nothing.
 #[derive(Clone)]
 pub struct Triggers {
     registries: UnboundedSender<ObjectRef<Registry>>,

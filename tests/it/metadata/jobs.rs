@@ -239,7 +239,7 @@ pub async fn dead_jobs_are_requeued_by_id_by_kind_or_all(store: Fixture) {
     assert_eq!(store.requeue_jobs(&Requeue::Dead, at(7)).await.unwrap(), 0);
 }
 
-pub async fn requeueing_merges_dead_jobs_and_makes_late_ones_due(store: Fixture) {
+pub async fn requeuing_merges_dead_jobs_and_makes_late_ones_due(store: Fixture) {
     store.enqueue_job(job("a", "k", "old", at(0))).await.unwrap();
     kill(&store, "it broke").await;
     store.enqueue_job(job("a", "k", "new", at(500))).await.unwrap();

@@ -511,7 +511,7 @@ macro_rules! contract {
             the_last_dead_job_is_kept_until_its_key_is_done,
             jobs_are_listed_by_kind_and_state_in_pages,
             dead_jobs_are_requeued_by_id_by_kind_or_all,
-            requeueing_merges_dead_jobs_and_makes_late_ones_due,
+            requeuing_merges_dead_jobs_and_makes_late_ones_due,
             jobs_survive_a_restart,
         );
         contract!(@subject $open, events:
