@@ -5,7 +5,7 @@
 //! ```text
 //! cli ──► apply ──► (aws-sdk-ecr)          what manifests ask for, carried out through the ECR API alone
 //!  │        └─────► plan, crd
-//!  └────► registry, jobs ──► store         the server: OCI and ECR doors, jobs, metadata and bytes
+//!  └────► registry, jobs ──► store         the server: OCI and ECR APIs, jobs, metadata and bytes
 //! everything ──► names, lifecycle, policy  pure: no I/O, no clock, nothing else of ours
 //! ```
 //!

@@ -261,11 +261,11 @@ impl<T> Matching<T> {
 
 /// The canonical form of a document. One that isn't a valid policy is its own canonical form, so that a registry which knows
 /// more of the grammar can still be compared with.
-pub fn normalise(kind: Kind, document: &Value) -> Value {
+pub fn normalize(kind: Kind, document: &Value) -> Value {
     Policy::from_value(kind, document).map_or_else(|_| document.clone(), |policy| policy.to_document())
 }
 
 /// Whether two documents mean the same.
 pub fn equivalent(kind: Kind, one: &Value, other: &Value) -> bool {
-    normalise(kind, one) == normalise(kind, other)
+    normalize(kind, one) == normalize(kind, other)
 }

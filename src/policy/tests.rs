@@ -236,7 +236,7 @@ fn documents_that_mean_different_things_are_not_equivalent() {
 fn documents_of_a_richer_grammar_are_compared_as_they_are() {
     let future = json!({ "Version": "2030-01-01", "Statement": [{ "A": 1, "B": 2 }] });
     let reordered: Value = serde_json::from_str(r#"{"Statement":[{"B":2,"A":1}],"Version":"2030-01-01"}"#).unwrap();
-    assert_eq!(normalise(Kind::Repository, &future), future);
+    assert_eq!(normalize(Kind::Repository, &future), future);
     assert!(equivalent(Kind::Repository, &future, &reordered));
     assert!(!equivalent(Kind::Repository, &future, &policy(statement())));
 }
@@ -345,8 +345,8 @@ fn registry_policies_differ_by_their_resources_and_not_by_the_order_of_those() {
     {
         assert!(!same(&original, &other), "{other}");
     }
-    let canonical = normalise(Kind::Registry, &original);
-    assert_eq!(normalise(Kind::Registry, &canonical), canonical);
+    let canonical = normalize(Kind::Registry, &original);
+    assert_eq!(normalize(Kind::Registry, &canonical), canonical);
 }
 
 /// A list of strings, as a list in any order or, when it has one entry, perhaps as that.
@@ -414,7 +414,7 @@ proptest! {
     fn however_it_is_spelled_a_policy_is_equivalent_to_itself((one, other) in two_spellings()) {
         prop_assert!(is_valid(&one));
         prop_assert!(equivalent(Kind::Repository, &one, &other));
-        prop_assert_eq!(normalise(Kind::Repository, &one), normalise(Kind::Repository, &normalise(Kind::Repository, &one)));
+        prop_assert_eq!(normalize(Kind::Repository, &one), normalize(Kind::Repository, &normalize(Kind::Repository, &one)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::store::StoreError;
 use crate::store::manifests::{PutManifest, PutManifestError, PutOutcome};
 use crate::store::repositories::RepositoryId;
 
-/// A manifest to be put, as a door received it.
+/// A manifest to be put, as an API received it.
 #[derive(Debug, Clone)]
 pub struct NewImage<'a> {
     /// Where to.
@@ -62,7 +62,7 @@ impl From<StoreError> for PutImageError {
 }
 
 impl Registry {
-    /// Checks a manifest and stores it with its tags: ECR's PutImage and the OCI door's PUT.
+    /// Checks a manifest and stores it with its tags: ECR's PutImage and the OCI API's PUT.
     ///
     /// # Errors
     /// The first check that fails, in ECR's order: the manifest, its digest, its references, its tags, the quotas.

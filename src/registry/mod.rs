@@ -31,7 +31,7 @@ use http::metrics::Metrics;
 
 /// A request as it comes off the wire, its [`RequestId`] among its extensions.
 pub type Request = ::http::Request<RequestBody>;
-/// A response of either door. A handler puts its [`Operation`] among the extensions, for metrics and the log.
+/// A response of either API. A handler puts its [`Operation`] among the extensions, for metrics and the log.
 pub type Response = ::http::Response<Body>;
 
 /// The id that a request carries through the log, and that its client gets (`x-amzn-RequestId`, `X-Request-Id`).

@@ -1,4 +1,4 @@
-//! Upload sessions, for both doors: bytes are hashed and written as they come, and become a blob when their digest is right.
+//! Upload sessions, for both APIs: bytes are hashed and written as they come, and become a blob when their digest is right.
 //!
 //! A session lives in the store, so any replica can go on with it. What is in flight lives in a [`Session`]. It claims the
 //! session before it writes a byte, so that there is one writer at a time, wherever it runs; what a writer does that has lost
@@ -42,7 +42,7 @@ pub fn lease_of_present(now: Timestamp) -> Timestamp {
 
 /// How long a request waits for the one before it to let go of the session. A client that lost its connection is often back
 /// before this side has noticed.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it looks whether another replica has let go.
 const POLL: Duration = Duration::from_millis(200);
 /// How long a claim holds without a heartbeat: as long as a client waits whose replica has died.
@@ -118,7 +118,7 @@ impl Registry {
     /// # Errors
     /// `NotFound`, or `Busy` when another request holds it and does not let go soon.
     pub async fn open_upload(self: &Arc<Self>, repository: RepositoryId, id: Uuid) -> Result<Session, UploadFailure> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + BUSY_TIMEOUT;
         let turn = tokio::time::timeout_at(deadline, self.uploads.turn(id)).await.map_err(|_| UploadFailure::Busy)?;
         loop {
             let upload = self.metadata.find_upload(repository, id).await?.ok_or(UploadFailure::NotFound)?;

@@ -10,7 +10,7 @@ import images
 from conftest import pages, refused
 
 # The worst that a loaded machine may need for a job that takes milliseconds; only a failing test waits for it.
-PATIENCE = 120
+TIMEOUT = 120
 
 
 def rule(priority=1, status="untagged", count="imageCountMoreThan", number=1, action="expire", **members):
@@ -30,7 +30,7 @@ def policy(*rules):
 
 def preview(ecr, repository, **parameters):
     """The finished preview's first page."""
-    ecr.get_waiter("lifecycle_policy_preview_complete").wait(repositoryName=repository, WaiterConfig={"Delay": 1, "MaxAttempts": PATIENCE})
+    ecr.get_waiter("lifecycle_policy_preview_complete").wait(repositoryName=repository, WaiterConfig={"Delay": 1, "MaxAttempts": TIMEOUT})
     return ecr.get_lifecycle_policy_preview(repositoryName=repository, **parameters)
 
 
@@ -169,7 +169,7 @@ def test_a_preview_of_a_wrong_policy_is_refused(ecr, repository):
 def test_a_policy_that_is_put_is_carried_out(ecr, repository):
     pushed = [images.push(ecr, repository, images.image(f"{n}"), f"v{n}") for n in range(4)]
     ecr.put_lifecycle_policy(repositoryName=repository, lifecyclePolicyText=policy(rule(1, "any", number=2)))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     # The time of the evaluation is written when all of it has been carried out.
     while not ecr.get_lifecycle_policy(repositoryName=repository)["lastEvaluatedAt"].timestamp():
         assert time.monotonic() < deadline, "the policy isn't evaluated"

@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 import node
-from backends import PATIENCE, tool
+from backends import TIMEOUT, tool
 from images import write_layout
 
 REGION = "eu-home-1"
@@ -78,7 +78,7 @@ class Registry:
 
 def insist(call):
     """Tries a call of boto3's again until it is answered."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             return call()

@@ -4,7 +4,7 @@ import pathlib
 import subprocess
 
 import node
-from backends import PATIENCE, tool
+from backends import TIMEOUT, tool
 from clients import REGION
 from kube import API_VERSION
 
@@ -32,12 +32,12 @@ class Release:
         """Installs the chart with this image, or upgrades to it, and waits until the operators are ready."""
         repository, _, tag = image.rpartition(":")
         self.helm(
-            "upgrade", "--install", self.name, CHART, "--create-namespace", "--wait", f"--timeout={2 * PATIENCE}s",
+            "upgrade", "--install", self.name, CHART, "--create-namespace", "--wait", f"--timeout={2 * TIMEOUT}s",
             "--set", f"image.repository={repository}", "--set", f"image.tag={tag}",
         )  # fmt: skip
 
     def uninstall(self):
-        self.helm("uninstall", self.name, "--wait", f"--timeout={PATIENCE}s")
+        self.helm("uninstall", self.name, "--wait", f"--timeout={TIMEOUT}s")
 
 
 def offer_folder(kube, name):

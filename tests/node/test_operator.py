@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 import node
-from backends import PATIENCE
+from backends import TIMEOUT
 from busybox import busybox
 from clients import Registry, let_nodes_pull
 from conftest import AFTER, BEFORE, pod
@@ -24,7 +24,7 @@ ADDRESS = f"localhost:{NODE_PORT}"
 
 
 def pull_secret(name, namespace):
-    """A PullSecret for a Registry of the same name, and all who are labelled so."""
+    """A PullSecret for a Registry of the same name, and all who are labeled so."""
     return {
         "apiVersion": API_VERSION,
         "kind": "PullSecret",
@@ -55,7 +55,7 @@ def release(kube, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def home(kube, release):
-    """The managed Registry `home`, which is Ready, and a PullSecret for whoever is labelled."""
+    """The managed Registry `home`, which is Ready, and a PullSecret for whoever is labeled."""
     offer_folder(kube, HOME)
     managed = {"publicUrl": f"http://{ADDRESS}", "service": {"type": "NodePort", "nodePort": NODE_PORT}}
     kube.apply(registry(HOME, managed))
@@ -135,7 +135,7 @@ def test_without_the_secret_nothing_is_pulled(home, app, namespace, tmp_path):
 
 
 def test_helm_test_passes(release):
-    release.helm("test", release.name, f"--timeout={PATIENCE}s")
+    release.helm("test", release.name, f"--timeout={TIMEOUT}s")
 
 
 @pytest.mark.parametrize("end", ["its process", "its pod"])
@@ -195,7 +195,7 @@ class Client(threading.Thread):
 
     def gets_on(self, count):
         """Waits until it has pushed so many more images, or failed."""
-        wanted, deadline = len(self.pushed) + count, time.monotonic() + PATIENCE
+        wanted, deadline = len(self.pushed) + count, time.monotonic() + TIMEOUT
         while self.is_alive() and len(self.pushed) < wanted:
             assert time.monotonic() < deadline, f"{self.name_of_repository} gets no further than {len(self.pushed)} images"
             time.sleep(0.05)
@@ -329,15 +329,15 @@ def test_a_registry_with_tls_shows_its_certificate_and_the_one_that_replaces_it(
     running = run(team, "app", f"{host}/{team}/app:v1")
     assert container_of(running)["imageID"] == f"{host}/{team}/app@{pushed}"
     team.end()
-    kube.kubectl("delete", "pullsecret", name, "--namespace", release.name, f"--timeout={PATIENCE}s")
-    kube.kubectl("delete", "registry", name, f"--timeout={PATIENCE}s")
+    kube.kubectl("delete", "pullsecret", name, "--namespace", release.name, f"--timeout={TIMEOUT}s")
+    kube.kubectl("delete", "registry", name, f"--timeout={TIMEOUT}s")
 
 
 def test_a_registry_that_is_deleted_leaves_its_volume_with_what_is_in_it(kube, release, home):
     folder = offer_folder(kube, "brief")
     kube.apply(registry("brief", deletionPolicy="Delete"))
     ready(kube, "Registry", "brief")
-    kube.kubectl("delete", "registry", "brief", f"--timeout={PATIENCE}s")
+    kube.kubectl("delete", "registry", "brief", f"--timeout={TIMEOUT}s")
     kube.until("Pod", "brief-0", lambda one: one is None, release.name, "gone")
     claim = kube.get("PersistentVolumeClaim", "data-brief-0", release.name)
     assert (claim["status"]["phase"], claim["spec"]["volumeName"]) == ("Bound", "brief")

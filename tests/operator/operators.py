@@ -4,7 +4,7 @@ import time
 import urllib.request
 import uuid
 
-from backends import PATIENCE, free_port, tool
+from backends import TIMEOUT, free_port, tool
 from charts import Helm, operator_container
 from kube import Kube
 from processes import Process, Server
@@ -29,7 +29,7 @@ def in_force(kube, objects):
         verb, resource, group = whole[0]
         asked = ["auth", "can-i", verb, f"{resource}.{group}".rstrip(".")]
         where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while (ran := kube.kubectl(*asked, *where, check=False)).returncode:
             assert time.monotonic() < deadline, f"{one['kind']} {one['metadata']['name']} isn't heeded: {ran.stdout}{ran.stderr}"
 

@@ -12,7 +12,7 @@ import promql_parser
 import pytest
 import yaml
 
-from backends import PATIENCE, tool
+from backends import TIMEOUT, tool
 from bed import Cluster
 from charts import (
     CHART,
@@ -411,7 +411,7 @@ def version_before(folder):
 
 def wait_for_field(kube, manifest):
     """An API server takes a moment from a changed CRD to what it accepts."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     dry = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"]
     while (tried := kube.kubectl(*dry, stdin=json.dumps(manifest), check=False)).returncode:
         assert time.monotonic() < deadline, tried.stderr
@@ -553,7 +553,7 @@ def test_the_check_names_a_kind_that_is_missing_and_one_that_is_older(make_bare_
     text = Helm(tmp_path).template({}, "--show-only", "templates/crds.yaml", chart=version_before(tmp_path))
     kube.kubectl("apply", "--server-side", "-f", "-", stdin=text)
     kube.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while "not in the cluster" in (told := check().stdout):
         assert time.monotonic() < deadline, told
         time.sleep(0.1)

@@ -171,7 +171,7 @@ def test_what_is_edited_or_deleted_is_put_right(namespace, declare, stores):
     assert {path for path in before if before[path] != after[path]} == {f"ConfigMap/{name}-config"}
 
     namespace.patch("Service", name, {"metadata": {"labels": {LABEL: None}}})
-    namespace.until("Service", name, lambda it: it["metadata"]["labels"].get(LABEL) == name, "labelled again")
+    namespace.until("Service", name, lambda it: it["metadata"]["labels"].get(LABEL) == name, "labeled again")
 
 
 CHANGES = [
@@ -370,8 +370,8 @@ def test_a_volume_grows_where_its_class_lets_it(namespace, declare):
     settle(namespace, name)
     # The StatefulSet, which can't have another template, is put right all the same, whoever took its label away.
     namespace.patch("StatefulSet", name, {"metadata": {"labels": {LABEL: None}}})
-    labelled = namespace.until("StatefulSet", name, lambda it: it["metadata"]["labels"].get(LABEL) == name, "labelled again")
-    assert (labelled["metadata"]["uid"], claimed(labelled)) == (made["metadata"]["uid"], ("10Gi", fast))
+    labeled = namespace.until("StatefulSet", name, lambda it: it["metadata"]["labels"].get(LABEL) == name, "labeled again")
+    assert (labeled["metadata"]["uid"], claimed(labeled)) == (made["metadata"]["uid"], ("10Gi", fast))
     settle(namespace, name)
     declare(name, storage=storage("5Gi", fast), publicUrl="https://r.example.com")
     namespace.stalled("Registry", name, "VolumeUnchangeable", "the volume has 20Gi and can't shrink to 5Gi")

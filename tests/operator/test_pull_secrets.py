@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 import images
-from backends import PATIENCE, tool
+from backends import TIMEOUT, tool
 from kube import API_VERSION, conditions
 
 TYPE = "kubernetes.io/dockerconfigjson"
@@ -166,9 +166,9 @@ def test_namespaces_come_and_go(namespace, declare, team, make_namespace, cluste
     namespace.ready("PullSecret", "home", message="1 namespace$")
     late = team()
     assert written(late)["data"] == written(first)["data"]
-    labelled = make_namespace()
-    cluster.kube.patch("Namespace", labelled.name, {"metadata": {"labels": {"pulls-from": namespace.name}}})
-    written(labelled)
+    labeled = make_namespace()
+    cluster.kube.patch("Namespace", labeled.name, {"metadata": {"labels": {"pulls-from": namespace.name}}})
+    written(labeled)
     cluster.kube.patch("Namespace", first.name, {"metadata": {"labels": {"pulls-from": None}}})
     first.gone("Secret", NAME)
     written(late)
@@ -252,9 +252,9 @@ def refuse():
 
 
 def until(holds, expected):
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not holds():
-        assert time.monotonic() < deadline, f"not {expected} after {PATIENCE} s"
+        assert time.monotonic() < deadline, f"not {expected} after {TIMEOUT} s"
         time.sleep(0.05)
 
 

@@ -17,7 +17,7 @@ import urllib.request
 NOBODY = 65_534
 
 # Only a test that fails anyway waits for it.
-PATIENCE = 300
+TIMEOUT = 300
 
 # The server ends with this process, however that ends.
 TIED = ["setpriv", "--pdeathsig", "KILL"]
@@ -32,7 +32,7 @@ def tool(name):
 
 
 def wait_for(what, ready, process):
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{what} doesn't start")
@@ -50,7 +50,7 @@ _handed_out = set()
 def end(process):
     """Waits until a process that was asked to end has ended, and returns its exit code. One that doesn't is killed."""
     try:
-        return process.wait(timeout=PATIENCE)
+        return process.wait(timeout=TIMEOUT)
     finally:
         process.kill()
         process.wait()

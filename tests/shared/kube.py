@@ -14,7 +14,7 @@ from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
 from kubernetes.dynamic.resource import ResourceList
 
-from backends import PATIENCE, tool
+from backends import TIMEOUT, tool
 
 GROUP = "wharfage.dev"
 API_VERSION = "wharfage.dev/v1alpha1"
@@ -119,13 +119,13 @@ class Kube:
 
     def until(self, kind, name, holds, namespace=None, expected="what was waited for"):
         """Waits until `holds(object)`, with None for an object that isn't there, and returns the object."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             found = self.find(kind, name, namespace)
             if holds(found):
                 return found
             if time.monotonic() > deadline:
-                raise AssertionError(f"{kind} {namespace or ''}/{name} isn't {expected} after {PATIENCE} s:\n{shown(found)}")
+                raise AssertionError(f"{kind} {namespace or ''}/{name} isn't {expected} after {TIMEOUT} s:\n{shown(found)}")
             time.sleep(0.05)
 
     def kubectl(self, *arguments, check=True, stdin=None):

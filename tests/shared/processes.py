@@ -8,7 +8,7 @@ import urllib.request
 import weakref
 from typing import ClassVar
 
-from backends import PATIENCE, TIED
+from backends import TIMEOUT, TIED
 
 # What a server inherits: nothing of the shell that started the tests.
 BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
@@ -46,10 +46,10 @@ class Process:
 
     def wait_until(self, ready, what="be ready"):
         """Waits until `ready()` says so; the process has to live on meanwhile."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not ready():
             if not self.running or time.monotonic() > deadline:
-                state = "ended" if not self.running else f"didn't {what} in {PATIENCE} s"
+                state = "ended" if not self.running else f"didn't {what} in {TIMEOUT} s"
                 raise RuntimeError(f"{self.name} {state}; the end of its log:\n{self.tail()}")
             time.sleep(0.02)
 
@@ -77,7 +77,7 @@ class Process:
 
     def _ended(self):
         try:
-            return self._popen.wait(PATIENCE)
+            return self._popen.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()

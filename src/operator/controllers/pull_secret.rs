@@ -44,7 +44,7 @@ pub(in crate::operator) const RULES: &[PolicyRule] = &{
             verbs: &["get", "list", "watch", "create", "patch", "delete"],
             scope: RuleScope::Cluster,
             feature: Feature::PullSecrets,
-            reason: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labelled are watched",
+            reason: "Secrets to pull with, in the namespaces that PullSecrets choose; only those that it labeled are watched",
         },
         PolicyRule {
             group: "",

@@ -34,7 +34,7 @@ pub fn render(token: &AuthorizationToken) -> SecretString {
     let encoded = BASE64.encode(format!("{user}:{password}"));
     let auth = Auth { username: user, password, auth: &encoded };
     let config = DockerConfig { auths: hosts.iter().map(|host| (host.as_str(), auth.clone())).collect() };
-    // Maps and strings always serialise.
+    // Maps and strings always serialize.
     SecretString::from(serde_json::to_string(&config).unwrap_or_default())
 }
 

@@ -140,7 +140,7 @@ pub struct Denied {
 ///
 /// # Errors
 /// [`Denied`] when it may not.
-pub fn authorise(principal: &Principal, action: &'static str, resource: Resource<'_>) -> Result<(), Denied> {
+pub fn authorize(principal: &Principal, action: &'static str, resource: Resource<'_>) -> Result<(), Denied> {
     let (Resource::Registry(owner) | Resource::Repository(_, owner, _)) = resource;
     if *owner == principal.account {
         return Ok(());
@@ -161,9 +161,9 @@ mod tests {
         let principal = SigningKey::from(AccessKey::new("AKIA", "secret", account())).principal();
         let (region, name) = ("local-1".parse().unwrap(), "team/app".parse().unwrap());
         let (here, there) = (account(), "999999999999".parse().unwrap());
-        assert_eq!(authorise(&principal, "PutImage", Resource::Repository(&region, &here, &name)), Ok(()));
-        assert_eq!(authorise(&principal, "DescribeRegistry", Resource::Registry(&here)), Ok(()));
-        let denied = authorise(&principal, "PutImage", Resource::Repository(&region, &there, &name)).unwrap_err();
+        assert_eq!(authorize(&principal, "PutImage", Resource::Repository(&region, &here, &name)), Ok(()));
+        assert_eq!(authorize(&principal, "DescribeRegistry", Resource::Registry(&here)), Ok(()));
+        let denied = authorize(&principal, "PutImage", Resource::Repository(&region, &there, &name)).unwrap_err();
         assert_eq!(
             denied.to_string(),
             "User: arn:aws:iam::123456789012:root is not authorized to perform: ecr:PutImage on resource: \

@@ -54,7 +54,7 @@ pub fn issue(key: &SigningKey, now: Timestamp) -> Result<(String, Timestamp), No
     let nonce = key.derived.token.seal_in_place_append_tag(aad, &mut sealed).map_err(|_| NoRandomness)?;
     let payload = BASE64.encode([nonce.as_ref().as_slice(), &sealed].concat());
     let outer = Outer { payload: &payload, datakey: &key.access_key.id, version: "2", r#type: "DATA_KEY", expiration };
-    // A struct of strings and a number always serialises; the fallback never verifies.
+    // A struct of strings and a number always serializes; the fallback never verifies.
     Ok((BASE64.encode(serde_json::to_vec(&outer).unwrap_or_default()), expires_at))
 }
 

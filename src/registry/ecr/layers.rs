@@ -183,7 +183,7 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
 }
 
 async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
-    // Numbers and a digest always serialise.
+    // Numbers and a digest always serialize.
     let protocol_state = serde_json::to_vec(parts).unwrap_or_default();
     let length = blob.len() as u64;
     let mut rest = blob;

@@ -1,7 +1,7 @@
-//! The ECR API's door: `POST /` with an `X-Amz-Target`, AWS JSON 1.1, signed.
+//! The ECR API: `POST /` with an `X-Amz-Target`, AWS JSON 1.1, signed.
 //!
 //! A request is read within its operation's limit, authenticated, looked up in the table and handed to its handler, which
-//! checks the input, authorises, calls the store and renders. Nothing here knows SQL or bytes on disk.
+//! checks the input, authorizes, calls the store and renders. Nothing here knows SQL or bytes on disk.
 
 mod error;
 mod images;
@@ -169,24 +169,24 @@ impl Call {
     }
 
     /// Whether the caller may do this operation in a registry.
-    fn authorise_registry(&self, account: &AccountId) -> Result<(), Error> {
-        Ok(auth::authorise(&self.principal, self.operation.action, Resource::Registry(account))?)
+    fn authorize_registry(&self, account: &AccountId) -> Result<(), Error> {
+        Ok(auth::authorize(&self.principal, self.operation.action, Resource::Registry(account))?)
     }
 
     /// Whether the caller may do an action to a repository, which need not exist.
-    fn authorise_action(&self, action: &'static str, place: &Place) -> Result<(), Error> {
+    fn authorize_action(&self, action: &'static str, place: &Place) -> Result<(), Error> {
         let resource = Resource::Repository(&self.registry.config.region, &place.account, &place.name);
-        Ok(auth::authorise(&self.principal, action, resource)?)
+        Ok(auth::authorize(&self.principal, action, resource)?)
     }
 
     /// Whether the caller may do this operation to a repository.
-    fn authorise(&self, place: &Place) -> Result<(), Error> {
-        self.authorise_action(self.operation.action, place)
+    fn authorize(&self, place: &Place) -> Result<(), Error> {
+        self.authorize_action(self.operation.action, place)
     }
 
     /// The repository, if the caller may do this operation to it. All other members of the input have been checked by then.
     async fn repository(&self, place: &Place) -> Result<Repository, Error> {
-        self.authorise(place)?;
+        self.authorize(place)?;
         let found = self.registry.metadata.find_repository(&place.account, &place.name).await?;
         found.ok_or_else(|| Error::RepositoryNotFound(place.clone()))
     }

@@ -17,7 +17,7 @@ input! {
 
 /// DescribeRegistry.
 pub async fn describe(call: &Call, _: Nothing) -> Result<Value, Error> {
-    call.authorise_registry(&call.principal.account)?;
+    call.authorize_registry(&call.principal.account)?;
     Ok(json!({ "registryId": call.principal.account, "replicationConfiguration": { "rules": [] } }))
 }
 
@@ -36,7 +36,7 @@ pub async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) 
             ids.iter().map(|id| input::matching(IDS, id, "[0-9]{12}")).collect::<Result<_, _>>()?
         }
     };
-    call.authorise_registry(&call.principal.account)?;
+    call.authorize_registry(&call.principal.account)?;
     let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
     let (token, expires_at) = token::issue(key, call.now)?;
     let token = BASE64.encode(format!("AWS:{token}"));
@@ -76,7 +76,7 @@ input! {
 /// GetAccountSetting.
 pub async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Result<Value, Error> {
     let (name, values) = values_of(input.name)?;
-    call.authorise_registry(&call.principal.account)?;
+    call.authorize_registry(&call.principal.account)?;
     let settings = call.registry.metadata.list_account_settings(&call.principal.account).await?;
     let value = settings.get(&name).map(String::as_str).or(values.first().copied());
     Ok(json!({ "name": name, "value": value }))
@@ -93,7 +93,7 @@ pub async fn put_account_setting(call: &Call, input: PutAccountSetting) -> Resul
     let value = required("value", input.value)?;
     let variants: Vec<(&'static str, ())> = values.iter().map(|value| (*value, ())).collect();
     input::one_of("value", &value, &variants)?;
-    call.authorise_registry(&call.principal.account)?;
+    call.authorize_registry(&call.principal.account)?;
     call.registry.metadata.put_account_setting(&call.principal.account, &name, &value).await?;
     Ok(json!({ "name": name, "value": value }))
 }

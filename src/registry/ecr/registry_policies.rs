@@ -22,7 +22,7 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
     let policy = Policy::parse(Kind::Registry, &text)?;
     let account = &call.principal.account;
-    call.authorise_registry(account)?;
+    call.authorize_registry(account)?;
     call.registry.metadata.change_registry(account, RegistryChange::Policy(Some(text.clone()))).await?;
     if policy.denies() {
         tracing::warn!(%account, "the registry's policy has a Deny; it is stored and not enforced yet");
@@ -33,14 +33,14 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
 /// GetRegistryPolicy.
 pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
     let account = &call.principal.account;
-    call.authorise_registry(account)?;
+    call.authorize_registry(account)?;
     told(account, call.registry.metadata.registry_settings(account).await?.policy)
 }
 
 /// DeleteRegistryPolicy.
 pub async fn delete(call: &Call, _: Nothing) -> Result<Value, Error> {
     let account = &call.principal.account;
-    call.authorise_registry(account)?;
+    call.authorize_registry(account)?;
     told(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
 }
 

@@ -47,9 +47,9 @@ pub async fn create(call: &Call, input: Create) -> Result<Value, Error> {
     let scan_on_push = input.image_scanning_configuration.and_then(|scanning| scanning.scan_on_push).unwrap_or(false);
     let encryption = encryption(input.encryption_configuration)?;
     let tags = resource_tags::check(input.tags.unwrap_or_default())?;
-    call.authorise(&place)?;
+    call.authorize(&place)?;
     if !tags.is_empty() {
-        call.authorise_action("TagResource", &place)?;
+        call.authorize_action("TagResource", &place)?;
     }
 
     let max = call.registry.config.limits.repositories;
@@ -136,7 +136,7 @@ pub async fn describe(call: &Call, input: Describe) -> Result<Value, Error> {
     let account = call.account(input.registry_id.as_deref())?;
     let Some(names) = input.repository_names else {
         let page = Page::new(call, &account, (), input.next_token.as_deref(), input.max_results, page::USUAL)?;
-        call.authorise_registry(&account)?;
+        call.authorize_registry(&account)?;
         let found = call.registry.metadata.list_repositories(&account, page.after.as_deref(), page.fetch()).await?;
         let (found, next_token) = page.cut(found, |repository| repository.name.to_string());
         let found: Vec<Value> = found.iter().map(|repository| shapes::repository(call, repository)).collect();

@@ -1,4 +1,4 @@
-//! Resource tags: what a repository is labelled with, by its ARN.
+//! Resource tags: what a repository is labeled with, by its ARN.
 
 use std::collections::HashSet;
 

@@ -28,7 +28,7 @@ input! {
 pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     let configuration = configuration(input)?;
     let account = &call.principal.account;
-    call.authorise_registry(account)?;
+    call.authorize_registry(account)?;
     let output = json!({ "registryScanningConfiguration": shape(&configuration) });
     if configuration != ScanningConfiguration::default() {
         tracing::warn!(%account, "a scanning configuration was put; it is stored, and no image is scanned yet");
@@ -75,7 +75,7 @@ fn filter(filter: Filter) -> Result<String, Error> {
 /// GetRegistryScanningConfiguration.
 pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
     let account = &call.principal.account;
-    call.authorise_registry(account)?;
+    call.authorize_registry(account)?;
     let settings = call.registry.metadata.registry_settings(account).await?;
     Ok(json!({ "registryId": account, "scanningConfiguration": shape(&settings.scanning) }))
 }
@@ -106,7 +106,7 @@ pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
     let mut places = Vec::with_capacity(names.len());
     for name in &names {
         let place = Place::new(account, &input::repository_name("repositoryNames", name)?);
-        call.authorise(&place)?;
+        call.authorize(&place)?;
         places.push(place);
     }
     let configuration = call.registry.metadata.registry_settings(account).await?.scanning;

@@ -1,4 +1,4 @@
-//! The door as a whole on a real store: any input gets an answer, and what takes several calls to see.
+//! The API as a whole on a real store: any input gets an answer, and what takes several calls to see.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

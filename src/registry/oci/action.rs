@@ -13,7 +13,7 @@ pub const MAX_TAG_PARAMETERS: usize = 100;
 /// The longest page that a listing gives (ECR's limit); a larger `n` counts as this.
 pub const MAX_PAGE: usize = 1000;
 
-/// A request of the OCI door.
+/// A request of the OCI API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// `GET /v2/`: does the registry speak this protocol, and does it take this token?

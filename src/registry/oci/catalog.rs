@@ -28,7 +28,7 @@ pub(super) async fn list(call: &Call, page: Page) -> Result<Response, OciError> 
     let last = repositories.last().copied().filter(|_| more);
     let next = last.map(|last| format!("/v2/_catalog?n={n}&last={}", encoded(last)));
     let body = serde_json::to_vec(&Catalog { repositories })
-        .map_err(|error| StoreError::Inconsistent(format!("names do not serialise: {error}")))?;
+        .map_err(|error| StoreError::Inconsistent(format!("names do not serialize: {error}")))?;
     let mut response = json(StatusCode::OK, body);
     if let Some(next) = next {
         next_page(&mut response, &next)?;

@@ -1,4 +1,4 @@
-//! What the OCI door says when it says no: the envelope of distribution-spec 1.1 with Amazon ECR's statuses and texts.
+//! What the OCI API says when it says no: the envelope of distribution-spec 1.1 with Amazon ECR's statuses and texts.
 
 use std::fmt::Display;
 
@@ -135,7 +135,7 @@ impl OciError {
         Self::new(StatusCode::BAD_REQUEST, Code::DigestInvalid, text)
     }
 
-    /// InvalidParameterException, which ECR answers with 405 at this door.
+    /// InvalidParameterException, which ECR answers with 405 here.
     pub fn invalid_parameter(message: impl Into<String>) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message)
     }
@@ -203,7 +203,7 @@ impl OciError {
     /// The answer. A HEAD's is without its body, as hyper sends it.
     pub fn into_response(self) -> Response {
         let envelope = Envelope { errors: [Entry { code: self.code.as_str(), message: &self.message }] };
-        // Two strings always serialise.
+        // Two strings always serialize.
         let body = serde_json::to_vec(&envelope).unwrap_or_default();
         let mut response = Response::new(Body::from(bytes::Bytes::from(body)));
         *response.status_mut() = self.status;
@@ -304,7 +304,7 @@ impl From<BodyError> for OciError {
 impl From<DeleteImageError> for OciError {
     fn from(error: DeleteImageError) -> Self {
         match error {
-            // The OCI door names neither a digest beside a tag nor what an expiry was decided by, so nothing can disagree.
+            // The OCI API names neither a digest beside a tag nor what an expiry was decided by, so nothing can disagree.
             DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) | DeleteImageError::Stale(_) => {
                 Self::manifest_unknown()
             }

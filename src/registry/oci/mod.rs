@@ -1,6 +1,6 @@
-//! The OCI door: distribution-spec 1.1 under `/v2/`, as Amazon ECR offers it.
+//! The OCI API: distribution-spec 1.1 under `/v2/`, as Amazon ECR offers it.
 //!
-//! A request is parsed to an [`Action`], authenticated, authorised and handed to its handler; who is not authenticated learns
+//! A request is parsed to an [`Action`], authenticated, authorized and handed to its handler; who is not authenticated learns
 //! nothing else. Handlers speak HTTP and the store; what is decided about bytes and names is in the pure modules.
 
 pub mod action;
@@ -22,7 +22,7 @@ use jiff::Timestamp;
 
 use super::auth::download;
 use super::auth::token::{self, TokenError};
-use super::auth::{Principal, Resource, authorise};
+use super::auth::{Principal, Resource, authorize};
 use super::body::{Body, RequestBody};
 use super::http::memory::Caller;
 use super::{Operation, Registry, Request, RequestId, Response};
@@ -152,7 +152,7 @@ impl Call {
             }
             Action::In(name, act) => (name, act),
         };
-        self.authorise(&name, &act, body.is_empty())?;
+        self.authorize(&name, &act, body.is_empty())?;
         match act {
             Act::ReadManifest { reference, head } => manifests::read(&self, &name, &reference, head).await,
             Act::PutManifest { digest, tags } => manifests::put(&self, &name, digest, tags, body).await,
@@ -173,7 +173,7 @@ impl Call {
     }
 
     /// Checks the IAM actions that ECR checks for an endpoint. A mount's source is checked when it is known.
-    fn authorise(&self, name: &RepositoryName, act: &Act, empty: bool) -> Result<(), OciError> {
+    fn authorize(&self, name: &RepositoryName, act: &Act, empty: bool) -> Result<(), OciError> {
         let needed: &[&'static str] = match act {
             Act::ReadManifest { .. } | Act::ListReferrers { .. } => &["BatchGetImage"],
             Act::PutManifest { .. } => &["PutImage"],
@@ -202,7 +202,7 @@ impl Call {
     }
 
     fn allow(&self, action: &'static str, resource: Resource<'_>) -> Result<(), OciError> {
-        Ok(authorise(&self.principal, action, resource)?)
+        Ok(authorize(&self.principal, action, resource)?)
     }
 
     async fn repository(&self, name: &RepositoryName) -> Result<Repository, OciError> {

@@ -64,7 +64,7 @@ pub(super) async fn list(
         let found = metadata.list_referrers(repository.id, subject, &filter, after.as_ref(), BATCH).await?;
         for image in &found {
             let entry = serde_json::to_vec(&Descriptor::from(image))
-                .map_err(|error| StoreError::Inconsistent(format!("a descriptor does not serialise: {error}")))?;
+                .map_err(|error| StoreError::Inconsistent(format!("a descriptor does not serialize: {error}")))?;
             if entries > 0 && (entries == MAX_PAGE || body.len() + entry.len() + 3 > MAX_BYTES) {
                 more = true;
                 break 'page;

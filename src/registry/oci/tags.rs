@@ -28,7 +28,7 @@ pub(super) async fn list(call: &Call, name: &RepositoryName, page: Page) -> Resu
     let more = tags.len() > n;
     tags.truncate(n);
     let body = serde_json::to_vec(&TagList { name, tags: &tags })
-        .map_err(|error| StoreError::Inconsistent(format!("tags do not serialise: {error}")))?;
+        .map_err(|error| StoreError::Inconsistent(format!("tags do not serialize: {error}")))?;
     let mut response = json(StatusCode::OK, body);
     if let Some(last) = tags.last().filter(|_| more) {
         next_page(&mut response, &format!("/v2/{name}/tags/list?n={n}&last={last}"))?;

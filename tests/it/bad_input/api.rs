@@ -1,4 +1,4 @@
-//! The ECR API's door: signatures that do not hold, targets that are none, JSON that is none or has the wrong types.
+//! The ECR API: signatures that do not hold, targets that are none, JSON that is none or has the wrong types.
 
 use std::time::{Duration, SystemTime};
 

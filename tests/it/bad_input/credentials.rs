@@ -1,4 +1,4 @@
-//! The OCI door's credentials: tokens that are too long, too old, or another registry's.
+//! The OCI API's credentials: tokens that are too long, too old, or another registry's.
 
 use std::time::Duration;
 

@@ -188,7 +188,7 @@ pub fn parts(raw: &str) -> (u16, &str) {
     (status, raw.split_once("\r\n\r\n").map_or("", |(_, body)| body))
 }
 
-/// The code in a raw answer of the OCI door.
+/// The code in a raw answer of the OCI API.
 pub fn code(body: &str) -> String {
     let json: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body:?}"));
     json["errors"][0]["code"].as_str().unwrap_or_default().to_owned()

@@ -1,4 +1,4 @@
-//! A client of the OCI door that takes nothing for granted: it follows no redirect, and every answer is the test's to judge.
+//! A client of the OCI API that takes nothing for granted: it follows no redirect, and every answer is the test's to judge.
 
 use std::fmt::Write as _;
 
