@@ -164,8 +164,8 @@ pub(super) fn lifecycle_policy_changed(stores: &Stores, triggers: &Triggers, cha
         let conditions = it.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
         it.uid() != policy.uid() && !is_ready(conditions)
     };
-    let neighbours = stores.lifecycle_policies_of(&policy.namespace().unwrap_or_default());
-    for other in neighbours.iter().filter(|it| waits(it)) {
+    let neighbors = stores.lifecycle_policies_of(&policy.namespace().unwrap_or_default());
+    for other in neighbors.iter().filter(|it| waits(it)) {
         triggers.lifecycle_policy(ObjectRef::from_obj(&**other));
     }
 }

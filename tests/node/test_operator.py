@@ -238,7 +238,7 @@ def upgrade(kube, release, home, version):
     ready(kube, "Registry", HOME)
 
 
-def test_the_image_of_a_running_pod_outlives_a_lifecycle_run_that_takes_its_neighbours(home, team, app, tmp_path):
+def test_the_image_of_a_running_pod_outlives_a_lifecycle_run_that_takes_its_neighbors(home, team, app, tmp_path):
     pushed = {f"v{number}": home.push(busybox(f"release {number}"), app, f"v{number}", tmp_path) for number in range(4)}
     run(team, "app", f"{ADDRESS}/{app}:v0")
     newest = {"tagStatus": "any", "countType": "imageCountMoreThan", "countNumber": 1}

@@ -1,4 +1,4 @@
-"""In-use protection: what Pods and workloads use stays while a lifecycle policy lets its neighbours go.
+"""In-use protection: what Pods and workloads use stays while a lifecycle policy lets its neighbors go.
 
 There is no kubelet here: Pods are objects, and what they run is what the tests write into their status. Nothing makes
 ReplicaSets and ControllerRevisions either, so the tests do.

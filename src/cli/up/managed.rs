@@ -137,7 +137,7 @@ impl Fleet {
     }
 }
 
-/// Differences that only a restart can honour, each as a sentence.
+/// Differences that only a restart can honor, each as a sentence.
 pub(super) fn restart_needed(old: &Manifests, new: &Manifests) -> Vec<String> {
     let mut notes = Vec::new();
     for registry in new.registries.iter().map(|loaded| &loaded.resource) {

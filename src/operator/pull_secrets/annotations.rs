@@ -275,9 +275,9 @@ mod tests {
 
     #[test]
     fn marks_that_are_taken_off_or_changed_are_seen() {
-        let mut unlabelled = secret(b"content");
-        unlabelled.metadata.labels = None;
-        let held = read(unlabelled).unwrap();
+        let mut unlabeled = secret(b"content");
+        unlabeled.metadata.labels = None;
+        let held = read(unlabeled).unwrap();
         assert_eq!((held.owner, held.token), (Some(owner("home")), None));
         let mut relabelled = secret(b"content");
         relabelled.metadata.labels.as_mut().unwrap().insert(LABEL.to_owned(), owner("other").label());

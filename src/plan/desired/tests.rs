@@ -203,7 +203,7 @@ fn in_a_cluster_the_operator_carries_out_what_spares_images_in_use() {
 }
 
 #[test]
-fn what_only_a_cluster_can_honour_is_noted() {
+fn what_only_a_cluster_can_honor_is_noted() {
     let spec = "{managed: {replicas: 1, service: {type: ClusterIP}, tls: {secretName: tls}, resources: {limits: {memory: 1Gi}}, \
                 image: 'example.com/w:1', pod: {nodeSelector: {disk: fast}}, networkPolicy: Disabled, \
                 database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}, deletionPolicy: Retain}";
@@ -229,7 +229,7 @@ fn what_only_a_cluster_can_honour_is_noted() {
 }
 
 #[test]
-fn a_pull_secret_is_noted_as_what_only_a_cluster_can_honour() {
+fn a_pull_secret_is_noted_as_what_only_a_cluster_can_honor() {
     let secret = "apiVersion: wharfage.dev/v1alpha1\nkind: PullSecret\nmetadata: {name: pull, namespace: payments}\n\
                   spec: {registryRef: {name: home}}\n---\n";
     let desired = wanted(&(registry("{managed: {}}") + secret));

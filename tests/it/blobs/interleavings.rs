@@ -133,7 +133,7 @@ impl BlobWriter for GatedWriter {
 enum Actor {
     First,
     Second,
-    Canceller,
+    Canceler,
 }
 
 /// What a writer does with its bytes.
@@ -155,16 +155,15 @@ impl Does {
 }
 
 /// Returns every order in which the actors can take their steps.
-fn orders(first: usize, second: usize, canceller: usize) -> Vec<Vec<Actor>> {
-    if first + second + canceller == 0 {
+fn orders(first: usize, second: usize, canceler: usize) -> Vec<Vec<Actor>> {
+    if first + second + canceler == 0 {
         return vec![Vec::new()];
     }
     let mut all = Vec::new();
-    for (actor, left) in [(Actor::First, first), (Actor::Second, second), (Actor::Canceller, canceller)] {
+    for (actor, left) in [(Actor::First, first), (Actor::Second, second), (Actor::Canceler, canceler)] {
         if left > 0 {
             let less = |of: Actor, steps: usize| steps - usize::from(of == actor);
-            let rest =
-                orders(less(Actor::First, first), less(Actor::Second, second), less(Actor::Canceller, canceller));
+            let rest = orders(less(Actor::First, first), less(Actor::Second, second), less(Actor::Canceler, canceler));
             all.extend(rest.into_iter().map(|rest| [vec![actor], rest].concat()));
         }
     }
@@ -241,7 +240,7 @@ impl World {
             let index = match actor {
                 Actor::First => 0,
                 Actor::Second => 1,
-                Actor::Canceller => {
+                Actor::Canceler => {
                     self.metadata.cancel_upload(self.repository.id, id, None, Timestamp::now()).await.unwrap();
                     continue;
                 }

@@ -238,7 +238,7 @@ fn a_signature_for_elsewhere_is_refused() {
 }
 
 #[test]
-fn an_unknown_key_or_session_is_not_recognised() {
+fn an_unknown_key_or_session_is_not_recognized() {
     let mut unknown = Sent::new(&[], b"{}").signed();
     let value = unknown.headers[AUTHORIZATION].to_str().unwrap().replace(ID, "AKIDUNKNOWN");
     unknown.set("authorization", &value);
