@@ -1,4 +1,4 @@
-//! Follows the objects of one kind: keeps a store of them, and tells of each change that predicate something.
+//! Watches the objects of one kind: keeps a store of them, and reports each change that a predicate lets through.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -63,9 +63,9 @@ where
     }
 }
 
-/// Follows a kind for ever: a watch that breaks is begun again, with growing pauses. What went away in between is told, too.
+/// Watches a kind for ever: a watch that fails is started again with backoff. Objects deleted in between are reported, too.
 ///
-/// `predicate` is what of an object predicate something: a change of the rest (status, mostly) is kept in the store, but not told.
+/// `predicate` hashes the part of an object that matters: a change of the rest (status, mostly) is stored, but not reported.
 pub async fn watch_kind<K>(
     api: Api<K>,
     selection: watcher::Config,
@@ -129,7 +129,7 @@ pub async fn watch_kind<K>(
     }
 }
 
-/// What of an object of ours predicate something to its controller: all of it but its status and its finalizers, which the
+/// Hashes what matters to the controller of an object: all of it but its status and its finalizers, which the
 /// controller writes itself.
 pub fn spec_or_metadata<K: ResourceExt>(object: &K) -> u64 {
     let meta = object.meta();
@@ -142,7 +142,7 @@ pub fn spec_or_metadata<K: ResourceExt>(object: &K) -> u64 {
     hasher.finish()
 }
 
-/// Every change predicate something.
+/// Hashes the version of an object, so that every change matters.
 pub fn any_change<K: ResourceExt>(object: &K) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.uid().hash(&mut hasher);

@@ -414,7 +414,7 @@ fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], inter
     }
 }
 
-/// What the results of all repositories came to.
+/// The results of one reconcile in all repositories.
 #[derive(Default)]
 struct RunSummary {
     results: LastResults,

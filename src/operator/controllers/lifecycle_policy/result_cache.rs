@@ -1,5 +1,6 @@
-//! What the results of repositories came to, so that a policy that is reconciled again asks only for what may have changed. A
-//! status has room for a hundred repositories; here are all. After a start it is what the status says.
+//! Caches the last results of each policy in its repositories, so that a reconcile asks only for what may have changed.
+//!
+//! A status has room for a hundred repositories; the cache holds all. After a start it is filled from the status.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
