@@ -678,7 +678,7 @@ def test_an_operator_without_pull_secrets_says_so_and_touches_no_secret(make_clu
     spec = {"registryRef": {"name": platform.declare(registry)}}
     platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
     platform.ready("Registry", spec["registryRef"]["name"])
-    platform.stalled("PullSecret", "home", "PullSecretsDisabled", "switch them on")
+    platform.stalled("PullSecret", "home", "PullSecretsDisabled", "enable them")
     ours = [one for one in cluster.audit(offset) if "serviceaccount:wharfage" in one["user"]["username"]]
     asked = {(one["verb"], one["objectRef"]["resource"]) for one in ours if "objectRef" in one}
     assert ("watch", "registries") in asked
