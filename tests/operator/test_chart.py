@@ -576,7 +576,9 @@ def test_an_operator_without_a_feature_says_so_and_does_the_rest(make_cluster, m
     namespace.ready("Repository", "app")
     managed = registry_named(f"{namespace}-managed")
     namespace.apply(managed)
-    namespace.stalled("Registry", managed["metadata"]["name"], reason="ManagedRegistriesDisabled", message="managed registries are disabled")
+    namespace.stalled(
+        "Registry", managed["metadata"]["name"], reason="ManagedRegistriesDisabled", message="managed registries are disabled"
+    )
     assert "forbidden" not in running.process.output()
 
 

@@ -8,7 +8,7 @@ import urllib.request
 import weakref
 from typing import ClassVar
 
-from backends import TIMEOUT, TIED
+from backends import TIED, TIMEOUT
 
 # What a server inherits: nothing of the shell that started the tests.
 BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
