@@ -14,26 +14,17 @@
 // They panic where a stream cannot be written; `cli::output` is the one place that does.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
-pub mod access_key;
-pub mod apply;
-pub mod budget;
 pub mod cli;
-pub mod crd;
 pub mod datadir;
-pub mod jobs;
-pub mod lifecycle;
-pub mod listener;
-pub mod manifests;
-pub mod names;
-pub mod operations;
-pub mod operator;
-pub mod plan;
-pub mod policy;
-pub mod registry;
-pub mod scanning;
 pub mod serve;
-pub mod shutdown;
-pub mod store;
-pub mod tag_mutability;
-pub mod telemetry;
-pub mod wildcard;
+
+pub use wharfage_apply as apply;
+pub use wharfage_crd as crd;
+pub use wharfage_domain::{access_key, lifecycle, names, policy, scanning, tag_mutability, wildcard};
+pub use wharfage_jobs as jobs;
+pub use wharfage_manifests as manifests;
+pub use wharfage_operator as operator;
+pub use wharfage_plan as plan;
+pub use wharfage_process::{budget, listener, operations, shutdown, telemetry};
+pub use wharfage_registry as registry;
+pub use wharfage_store as store;

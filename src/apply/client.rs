@@ -24,8 +24,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::credentials::{CredentialsWithTimeout, credentials_error};
 use super::retry::isolated_rate_limiter;
-use crate::names::{AccountId, Region};
-use crate::plan::model::ApiError;
+use wharfage_domain::names::{AccountId, Region};
+use wharfage_plan::model::ApiError;
 
 /// How a registry's API is reached.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIden
 use aws_smithy_types::error::ErrorMetadata;
 
 use super::error::{CREDENTIALS_UNAVAILABLE, kind_of};
-use crate::plan::model::{ApiError, ErrorKind};
+use wharfage_plan::model::{ApiError, ErrorKind};
 
 /// How long credentials are waited for. The SDK's cache gives up after five seconds, with an error that does not say of what.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -121,7 +121,7 @@ mod tests {
     use aws_smithy_runtime_api::http::StatusCode;
 
     use super::*;
-    use crate::apply::{Connection, Ecr, list};
+    use crate::{Connection, Ecr, list};
     use secrecy::SecretString;
 
     /// What STS answers to the nth request: another request id each time.

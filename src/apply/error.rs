@@ -1,6 +1,6 @@
 //! The kinds of an ECR API's errors, told from their names here and nowhere else. Everybody else branches on the kind.
 
-use crate::plan::model::{ApiError, ErrorKind};
+use wharfage_plan::model::{ApiError, ErrorKind};
 
 /// The name of an error where the registry cannot be reached.
 pub const UNAVAILABLE: &str = "RegistryUnavailable";

@@ -12,9 +12,9 @@ use serde::Deserialize;
 
 use super::client::{Ecr, api_error};
 use super::observe::unexpected;
-use crate::lifecycle::{Image, ImageStatus};
-use crate::names::{Digest, RepositoryName, Tag};
-use crate::plan::model::ApiError;
+use wharfage_domain::lifecycle::{Image, ImageStatus};
+use wharfage_domain::names::{Digest, RepositoryName, Tag};
+use wharfage_plan::model::ApiError;
 
 /// Images in one page, the most that ECR gives.
 const PAGE: i32 = 1000;

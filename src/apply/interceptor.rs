@@ -15,7 +15,7 @@ use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use super::client::Ecr;
 use super::error::{CLIENT_ERROR, UNAVAILABLE, UNEXPECTED_RESPONSE, kind_of};
 use super::retry::error_name;
-use crate::plan::model::ErrorKind;
+use wharfage_plan::model::ErrorKind;
 
 /// Who is told of a client's calls.
 pub trait CallObserver: Debug + Send + Sync {
@@ -119,14 +119,14 @@ mod tests {
     use tokio::net::TcpSocket;
 
     use super::*;
-    use crate::apply::fake_ecr::{FakeEcr, client};
+    use crate::fake_ecr::{FakeEcr, client};
 
     const LISTING: &str = r#"{"repositories":[]}"#;
     const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
 
     /// Answers the nth request, from 0, with a status and a body.
     async fn fake_ecr(answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static) -> FakeEcr {
-        crate::apply::fake_ecr::fake_ecr(move |nth, _| {
+        crate::fake_ecr::fake_ecr(move |nth, _| {
             let (status, body) = answer(nth);
             (status, body.to_owned())
         })

@@ -18,12 +18,12 @@ use serde_json::Value;
 use super::client::{Ecr, api_error};
 use super::error::unexpected_response;
 use super::settings::observe_settings;
-use crate::names::RepositoryName;
-use crate::plan::model::{
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::model::{
     ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, ErrorKind, LifecycleMode, Observed, ObservedRepository,
 };
-use crate::plan::ownership::Ownership;
-use crate::tag_mutability::{Mutability, TagMutability};
+use wharfage_plan::ownership::Ownership;
+use wharfage_domain::tag_mutability::{Mutability, TagMutability};
 
 /// Repositories that are looked at at once.
 const CONCURRENCY: usize = 8;

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use super::client::{Ecr, api_error};
 use super::images::{MOST_IMAGE_IDS, images, images_again};
 use super::report::{Previewed, PreviewedImage};
-use crate::names::{Digest, RepositoryName};
-use crate::plan::model::{ApiError, ErrorKind};
+use wharfage_domain::names::{Digest, RepositoryName};
+use wharfage_plan::model::{ApiError, ErrorKind};
 
 /// Previews that are waited for at once.
 const CONCURRENCY: usize = 8;

@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::names::RepositoryName;
-use crate::plan::model::ApiError;
-use crate::plan::{Action, Object, Step};
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::model::ApiError;
+use wharfage_plan::{Action, Object, Step};
 
 /// What became of every step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -159,7 +159,7 @@ impl fmt::Display for Subject<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::model::ErrorKind;
+    use wharfage_plan::model::ErrorKind;
 
     fn outcome(verdict: Verdict, preview: Option<Previewed>) -> Outcome {
         let object = Object { kind: "LifecyclePolicy", namespace: "shop".to_owned(), name: "keep".to_owned() };

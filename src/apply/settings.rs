@@ -12,10 +12,10 @@ use serde_json::Value;
 use super::client::{Ecr, api_error};
 use super::error::client_error;
 use super::observe::{document, registry_id, unexpected};
-use crate::crd::Reason;
-use crate::plan::Call;
-use crate::plan::model::{ApiError, Desired, ErrorKind, Observed};
-use crate::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
+use wharfage_crd::Reason;
+use wharfage_plan::Call;
+use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed};
+use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 
 /// What is there of the settings that `desired` speaks of, and nothing of the repositories.
 pub async fn observe_settings(ecr: &Ecr, desired: &Desired) -> Observed {

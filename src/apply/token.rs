@@ -10,7 +10,7 @@ use secrecy::SecretString;
 
 use super::client::{Ecr, api_error};
 use super::error::unexpected_response;
-use crate::plan::model::ApiError;
+use wharfage_plan::model::ApiError;
 
 /// What a container runtime logs in with.
 #[derive(Debug, Clone)]

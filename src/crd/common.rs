@@ -144,22 +144,22 @@ pub trait Managed {
 /// The fields behind [`Managed`] are the same in every spec, so their reading is, too.
 macro_rules! managed {
     ($kind:ty) => {
-        impl $crate::crd::common::Managed for $kind {
-            fn registry_ref(&self) -> &$crate::crd::common::RegistryRef {
+        impl $crate::common::Managed for $kind {
+            fn registry_ref(&self) -> &$crate::common::RegistryRef {
                 &self.spec.registry_ref
             }
-            fn management_policy(&self) -> $crate::crd::common::ManagementPolicy {
+            fn management_policy(&self) -> $crate::common::ManagementPolicy {
                 self.spec.management_policy.unwrap_or_default()
             }
-            fn adoption_policy(&self) -> $crate::crd::common::AdoptionPolicy {
+            fn adoption_policy(&self) -> $crate::common::AdoptionPolicy {
                 self.spec.adoption_policy.unwrap_or_default()
             }
-            fn deletion_policy(&self) -> $crate::crd::common::DeletionPolicy {
+            fn deletion_policy(&self) -> $crate::common::DeletionPolicy {
                 self.spec.deletion_policy.unwrap_or_default()
             }
             fn interval(&self) -> std::time::Duration {
-                let given = self.spec.interval.map_or($crate::crd::common::DEFAULT_INTERVAL, Into::into);
-                given.max($crate::crd::common::SHORTEST_INTERVAL)
+                let given = self.spec.interval.map_or($crate::common::DEFAULT_INTERVAL, Into::into);
+                given.max($crate::common::SHORTEST_INTERVAL)
             }
             fn suspended(&self) -> bool {
                 self.spec.suspend.unwrap_or_default()

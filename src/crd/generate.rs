@@ -127,12 +127,12 @@ mod tests {
         let rendered = render().unwrap();
         // The chart has to have its own: it is packed without the folders around it.
         for folder in ["crds", "charts/wharfage/files/crds"] {
-            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
             for (name, text) in &rendered {
                 let committed = std::fs::read_to_string(path.join(name)).unwrap_or_default();
                 assert!(committed == *text, "{folder}/{name} differs: run `deploy/generate code`");
             }
-            let prefix = format!("{}_", crate::crd::GROUP);
+            let prefix = format!("{}_", crate::GROUP);
             let names = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
             let kinds = names.filter(|name| name.to_string_lossy().starts_with(&prefix)).count();
             assert_eq!(kinds, rendered.len(), "{folder} holds files of no kind");
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn the_charts_kustomization_has_every_kind() {
         let path =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/wharfage/files/crds/kustomization.yaml");
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/wharfage/files/crds/kustomization.yaml");
         let text = std::fs::read_to_string(path).unwrap();
         for (name, _) in render().unwrap() {
             assert!(text.contains(&format!("  - {name}\n")), "kustomization.yaml lacks {name}");

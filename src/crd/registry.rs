@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{DeletionPolicy, Document, NAME_PATTERN, NAMESPACE_PATTERN, SecretKeyRef, SecretRef, selects};
 use super::conditions::Condition;
-use crate::names::{AccountId, Region};
-use crate::scanning::FILTER_PATTERN;
+use wharfage_domain::names::{AccountId, Region};
+use wharfage_domain::scanning::FILTER_PATTERN;
 
 /// The region of a managed registry that names none.
 pub const DEFAULT_REGION: &str = "local-1";

@@ -14,7 +14,7 @@ use super::common::{
 };
 use super::conditions::Condition;
 use super::registry::WildcardFilter;
-use crate::names::{InvalidName, RepositoryName};
+use wharfage_domain::names::{InvalidName, RepositoryName};
 
 /// What a resource tag may be made of: what AWS takes of any service. The letters and digits are those of all scripts.
 const TAG_PATTERN: &str = r"^[\p{L}\p{N} _.:/=+@-]*$";

@@ -178,5 +178,5 @@ fn enums_are_written_as_ecr_writes_them() {
 
 #[test]
 fn the_schemas_pattern_of_repository_names_is_that_of_the_type() {
-    assert_eq!(super::repository::NAME_PATTERN, format!("^{}$", crate::names::RepositoryName::PATTERN));
+    assert_eq!(super::repository::NAME_PATTERN, format!("^{}$", wharfage_domain::names::RepositoryName::PATTERN));
 }

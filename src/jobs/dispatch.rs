@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 
 use super::kinds::{KINDS, Kind, Lane, kind};
 use super::{Context, JobError, Settings, give_up, handle};
-use crate::shutdown::Stop;
-use crate::store::StoreError;
-use crate::store::jobs::{Job, JobEnd};
+use wharfage_process::shutdown::Stop;
+use wharfage_store::StoreError;
+use wharfage_store::jobs::{Job, JobEnd};
 
 /// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
 const LEASE: Duration = Duration::from_secs(30);
@@ -141,11 +141,11 @@ async fn hold(context: &Context, id: i64, attempts: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::lifecycle::tests::bed;
-    use crate::store::jobs::{
+    use crate::lifecycle::tests::bed;
+    use wharfage_store::jobs::{
         DeleteGeneration, EvaluateLifecycle, EvaluatePreview, JobFilter, JobPayload as _, JobState, NewJob,
     };
-    use crate::store::repositories::RepositoryId;
+    use wharfage_store::repositories::RepositoryId;
 
     #[test]
     fn a_preview_finds_a_worker_while_every_lifecycle_worker_is_busy() {

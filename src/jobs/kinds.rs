@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
-use crate::store::jobs::{
+use wharfage_store::jobs::{
     DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, JobPayload as _, PruneEvents,
 };
 
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_the_store_is_run() {
-        assert_eq!(KINDS.map(|kind| kind.name), crate::store::jobs::KINDS);
+        assert_eq!(KINDS.map(|kind| kind.name), wharfage_store::jobs::KINDS);
     }
 
     #[test]

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{Context, JobError, Settings};
-use crate::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate};
-use crate::names::Digest;
-use crate::store::StoreResult;
-use crate::store::events::Event;
-use crate::store::images::{
+use wharfage_domain::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate};
+use wharfage_domain::names::Digest;
+use wharfage_store::StoreResult;
+use wharfage_store::events::Event;
+use wharfage_store::images::{
     self, DeleteImageError, ImageFilter, LifecycleDecision, ManifestId, Stale, StorageClassError,
 };
-use crate::store::repositories::{Repository, RepositoryChange, RepositoryId};
+use wharfage_store::repositories::{Repository, RepositoryChange, RepositoryId};
 
 /// How many rows one read takes.
 const PAGE: usize = 1000;
@@ -316,18 +316,18 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::jobs::JobMetrics;
-    use crate::names::{Reference, Tag};
-    use crate::store::blobs::folder::FolderBlobs;
-    use crate::store::images::{ImageStatus, Referrers};
-    use crate::store::manifests::{NewManifest, PutManifest};
-    use crate::store::pull_recorder::PullRecorder;
-    use crate::store::repositories::{Encryption, NewRepository, TagMutability};
-    use crate::store::sqlite::SqliteStore;
-    use crate::store::{Lookup, Metadata};
+    use crate::JobMetrics;
+    use wharfage_domain::names::{Reference, Tag};
+    use wharfage_store::blobs::folder::FolderBlobs;
+    use wharfage_store::images::{ImageStatus, Referrers};
+    use wharfage_store::manifests::{NewManifest, PutManifest};
+    use wharfage_store::pull_recorder::PullRecorder;
+    use wharfage_store::repositories::{Encryption, NewRepository, TagMutability};
+    use wharfage_store::sqlite::SqliteStore;
+    use wharfage_store::{Lookup, Metadata};
 
     /// What jobs get, on a folder with a repository of four images.
-    pub(in crate::jobs) async fn bed() -> (tempfile::TempDir, Context, RepositoryId) {
+    pub(crate) async fn bed() -> (tempfile::TempDir, Context, RepositoryId) {
         let folder = tempfile::tempdir().unwrap();
         let account = "123456789012".parse().unwrap();
         let metadata: Arc<dyn Metadata> = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());

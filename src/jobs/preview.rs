@@ -4,10 +4,10 @@ use jiff::Timestamp;
 
 use super::lifecycle::{evaluated, load};
 use super::{Context, JobError};
-use crate::lifecycle::{Action, Evaluation, Policy};
-use crate::store::StoreResult;
-use crate::store::previews::{PreviewResult, PreviewRun, PreviewState};
-use crate::store::repositories::RepositoryId;
+use wharfage_domain::lifecycle::{Action, Evaluation, Policy};
+use wharfage_store::StoreResult;
+use wharfage_store::previews::{PreviewResult, PreviewRun, PreviewState};
+use wharfage_store::repositories::RepositoryId;
 
 /// How many results one transaction writes or deletes: other writes wait for no more than that.
 const BATCH: usize = 500;

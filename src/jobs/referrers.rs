@@ -3,9 +3,9 @@
 
 use jiff::Timestamp;
 
-use crate::store::images::ReferrerFilter;
-use crate::store::jobs::FollowSubject;
-use crate::store::{Metadata, StoreResult};
+use wharfage_store::images::ReferrerFilter;
+use wharfage_store::jobs::FollowSubject;
+use wharfage_store::{Metadata, StoreResult};
 
 const PAGE: usize = 100;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Context, JobError, Settings, pause};
-use crate::shutdown::Stop;
-use crate::store::StoreResult;
-use crate::store::jobs::{JobPayload as _, PruneEvents};
-use crate::store::repositories::LifecycleSchedule;
+use wharfage_process::shutdown::Stop;
+use wharfage_store::StoreResult;
+use wharfage_store::jobs::{JobPayload as _, PruneEvents};
+use wharfage_store::repositories::LifecycleSchedule;
 
 /// How many rows one transaction takes.
 const PAGE: usize = 500;
@@ -86,8 +86,8 @@ pub(super) async fn prune_events(context: &Context, settings: &Settings) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::lifecycle::tests::bed;
-    use crate::store::repositories::{Encryption, NewRepository, RepositoryChange, TagMutability};
+    use crate::lifecycle::tests::bed;
+    use wharfage_store::repositories::{Encryption, NewRepository, RepositoryChange, TagMutability};
 
     #[tokio::test]
     async fn one_look_enqueues_every_policy_that_is_due_however_many_pages_they_are() {
@@ -109,7 +109,7 @@ mod tests {
         let (settings, now) = (Settings::default(), Timestamp::now());
         for now in [now, now + settings.lifecycle_interval / 2] {
             enqueue_due(&context, &settings, now, 10).await.unwrap();
-            let counts = context.metadata.count_jobs(&crate::store::jobs::KINDS).await.unwrap();
+            let counts = context.metadata.count_jobs(&wharfage_store::jobs::KINDS).await.unwrap();
             assert_eq!(counts.iter().map(|count| count.count).sum::<u64>(), 25);
         }
         // Policies spread: not all of them are due again at the same moment.

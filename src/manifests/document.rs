@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::Spanned;
 
 use super::faults;
-use crate::crd::Violation;
+use wharfage_crd::Violation;
 
 /// How deep a document may nest: no kind comes near it, and recursion over it stays shallow.
 pub(super) const MAX_DEPTH: usize = 64;

@@ -11,9 +11,9 @@ use kube::ResourceExt as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::crd::common::Managed as _;
-use crate::crd::lifecycle_policy::Mode;
-use crate::crd::repository::ImageTagMutability;
+use wharfage_crd::common::Managed as _;
+use wharfage_crd::lifecycle_policy::Mode;
+use wharfage_crd::repository::ImageTagMutability;
 use faults::internals;
 
 /// A folder with these files, gone when the test is over.
@@ -175,7 +175,7 @@ fn kinds_of_others_are_noted_and_passed_over() {
 
 #[test]
 fn the_quickstart_is_valid() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/quickstart");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/quickstart");
     let manifests = Loader::new().unwrap().load(&folder).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(manifests.registries.len(), 1);
     assert!(

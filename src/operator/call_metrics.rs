@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::leader::Term;
 use super::metrics::OperatorMetrics;
-use crate::apply::CallObserver;
-use crate::plan::model::ErrorKind;
+use wharfage_apply::CallObserver;
+use wharfage_plan::model::ErrorKind;
 
 /// The calls of one registry.
 #[derive(Debug)]

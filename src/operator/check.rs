@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::policy_rule::{Feature, RuleScope};
 use super::rbac;
-use crate::crd::{self, API_VERSION, GROUP, VERSION};
+use wharfage_crd::{self, API_VERSION, GROUP, VERSION};
 
 /// One thing that the operator needs.
 #[derive(Debug, Clone, PartialEq, Eq)]

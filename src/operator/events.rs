@@ -7,7 +7,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
 use super::policy_rule::{Feature, PolicyRule, RuleScope};
-use crate::crd::Reason;
+use wharfage_crd::Reason;
 
 /// Permissions to emit events.
 pub(super) const RULES: &[PolicyRule] = &[PolicyRule {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::leader::Term;
 use super::metrics::{self, OperatorMetrics};
-use crate::operations::{OK, Operated};
+use wharfage_process::operations::{OK, Operated};
 
 /// How long work may outlast its term: it is dropped at the term's end, so that work which is still there hangs.
 const OVERTIME: Duration = Duration::from_secs(30);

@@ -18,8 +18,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
 
-use crate::crd::Reason;
-use crate::plan::model::ErrorKind;
+use wharfage_crd::Reason;
+use wharfage_plan::model::ErrorKind;
 
 /// How many names of errors are told apart; further ones are counted as [`OTHER`].
 const NAMES: usize = 100;
@@ -437,7 +437,7 @@ impl Collector for StateCollector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::error::kind_of;
+    use wharfage_apply::error::kind_of;
 
     const SECOND: Duration = Duration::from_secs(1);
 

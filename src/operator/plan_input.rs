@@ -11,10 +11,10 @@ use kube::core::PartialObjectMeta;
 
 use super::registry_client::RegistryClients;
 use super::stores::Stores;
-use crate::crd::common::older;
-use crate::crd::{LifecyclePolicy, Registry, Repository};
-use crate::names::RepositoryName;
-use crate::plan::Resources;
+use wharfage_crd::common::older;
+use wharfage_crd::{LifecyclePolicy, Registry, Repository};
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::Resources;
 
 /// Who asks for a repository name in a registry.
 pub struct PlanInput<'a> {

@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn the_charts_file_is_what_is_generated() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/wharfage/files/rbac.yaml");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/wharfage/files/rbac.yaml");
         let committed = std::fs::read_to_string(path).unwrap_or_default();
         assert!(committed == render().unwrap(), "charts/wharfage/files/rbac.yaml differs: run `deploy/generate code`");
     }
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn what_people_apply_is_never_written() {
         let read = ["get", "list", "watch"];
-        for rule in rules().iter().filter(|rule| rule.group == crate::crd::GROUP) {
+        for rule in rules().iter().filter(|rule| rule.group == wharfage_crd::GROUP) {
             let whole = rule.resources.iter().any(|resource| !resource.contains('/'));
             // The finalizer is the one thing outside of status, and needs `patch` of the object.
             let may = |verb: &&&str| read.contains(*verb) || **verb == "patch";

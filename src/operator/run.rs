@@ -16,8 +16,8 @@ use super::leader::{self, Election};
 use super::manager;
 use super::metrics::OperatorMetrics;
 use super::settings::Settings;
-use crate::listener::bind;
-use crate::operations;
+use wharfage_process::listener::bind;
+use wharfage_process::operations;
 
 /// How the process runs.
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use super::policy_rule::{Feature, PolicyRule, RuleScope};
 use super::triggers::Triggers;
 use super::watch::{any_change, watch_kind};
-use crate::crd::Registry;
+use wharfage_crd::Registry;
 
 /// What the following and reading of named Secrets takes.
 pub(super) const RULES: &[PolicyRule] = &[PolicyRule {

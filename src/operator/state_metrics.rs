@@ -4,8 +4,8 @@ use kube::ResourceExt as _;
 
 use super::context::Context;
 use super::metrics::{Resources, StateSource, TokenEnd};
-use crate::crd::PullSecret;
-use crate::crd::conditions::{Condition, ConditionStatus, ConditionType, condition};
+use wharfage_crd::PullSecret;
+use wharfage_crd::conditions::{Condition, ConditionStatus, ConditionType, condition};
 
 impl StateSource for Context {
     fn resources(&self) -> Vec<Resources> {

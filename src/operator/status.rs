@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::stale_cache::StaleCache;
-use crate::crd::conditions::{ConditionStatus, ConditionType, set_condition};
-use crate::crd::{Condition, Reason, condition};
+use wharfage_crd::conditions::{ConditionStatus, ConditionType, set_condition};
+use wharfage_crd::{Condition, Reason, condition};
 
 /// The field manager of everything that the operator writes.
 pub const FIELD_MANAGER: &str = "wharfage";

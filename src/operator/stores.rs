@@ -12,8 +12,8 @@ use super::policy_rule::Feature;
 use super::pull_secrets::accounts::WatchedServiceAccount;
 use super::pull_secrets::annotations::WatchedSecret;
 use super::settings::Settings;
-use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
-use crate::names::RepositoryName;
+use wharfage_crd::{LifecyclePolicy, PullSecret, Registry, Repository};
+use wharfage_domain::names::RepositoryName;
 
 /// The watched objects. Controllers start when the first list of every kind is complete.
 #[derive(Clone)]
@@ -224,7 +224,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::operator::watch::Keeper;
+    use crate::watch::Keeper;
 
     fn apply<K>(keeper: &mut impl Keeper<K>, objects: &[(&str, Value)])
     where

@@ -16,8 +16,8 @@ use super::status::is_ready;
 use super::stores::Stores;
 use super::watch::Change;
 use super::workload::{self, Names, REGISTRY_LABEL};
-use crate::crd::conditions::ConditionType;
-use crate::crd::{LifecyclePolicy, PullSecret, Reason, Registry, Repository, condition};
+use wharfage_crd::conditions::ConditionType;
+use wharfage_crd::{LifecyclePolicy, PullSecret, Reason, Registry, Repository, condition};
 
 /// The sending ends of the controllers' queues. Requeuing an object that is gone does nothing.
 #[derive(Clone)]

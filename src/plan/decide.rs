@@ -10,8 +10,8 @@ use super::model::{
 use super::ownership::{LifecycleOwner, OnRemoval, Owner, Ownership, is_owner_tag};
 use super::{Action, Call, Object, Plan, Step, change};
 use super::{identity, repository, settings};
-use crate::crd::Reason;
-use crate::names::RepositoryName;
+use wharfage_crd::Reason;
+use wharfage_domain::names::RepositoryName;
 
 /// Says what would have to change in a registry for it to be as the manifests want it.
 ///

@@ -14,18 +14,18 @@ use super::model::{
 use super::ownership::OnRemoval;
 use super::resources::Resources;
 use super::unenforced::{unenforced, unenforced_settings};
-use crate::crd::common::selects;
-use crate::crd::lifecycle_policy::Mode;
-use crate::crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
-use crate::crd::repository::{EncryptionType, ImageTagMutability, Visibility};
-use crate::crd::{
+use wharfage_crd::common::selects;
+use wharfage_crd::lifecycle_policy::Mode;
+use wharfage_crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
+use wharfage_crd::repository::{EncryptionType, ImageTagMutability, Visibility};
+use wharfage_crd::{
     AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Reason, Registry, Repository,
 };
-use crate::lifecycle;
-use crate::manifests::Manifests;
-use crate::policy::{self, Kind, Policy, Principal};
-use crate::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
-use crate::tag_mutability::{Mutability, TagMutability};
+use wharfage_domain::lifecycle;
+use wharfage_manifests::Manifests;
+use wharfage_domain::policy::{self, Kind, Policy, Principal};
+use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
+use wharfage_domain::tag_mutability::{Mutability, TagMutability};
 
 /// What the resources want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
 pub fn desired<'a>(resources: impl Into<Resources<'a>>, registry: &Registry, cluster: &str) -> Desired {

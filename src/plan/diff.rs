@@ -1,6 +1,6 @@
 //! What differs between two documents, member by member, so that the two sides of a change can be told apart.
 //!
-//! Documents that mean the same are no change, which the caller has to know: see [`crate::policy::equivalent`] and
+//! Documents that mean the same are no change, which the caller has to know: see [`wharfage_domain::policy::equivalent`] and
 //! [`super::lifecycle_policy::equivalent`]. Everything else gives at least one change, and none with two equal sides.
 
 use std::collections::BTreeSet;
@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::{FieldChange, change};
-use crate::lifecycle;
-use crate::policy::{Kind, Policy};
+use wharfage_domain::lifecycle;
+use wharfage_domain::policy::{Kind, Policy};
 
 /// The changes of a policy's document: its members, and those of each statement. Statements are matched by what they say, by
 /// their Sid, and by how much they have in common.
@@ -166,7 +166,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy;
+    use wharfage_domain::policy;
 
     fn lines(changes: &[FieldChange]) -> Vec<String> {
         changes.iter().map(ToString::to_string).collect()

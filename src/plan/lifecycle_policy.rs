@@ -10,9 +10,9 @@ use super::model::{
 };
 use super::ownership::{LifecycleOwner, MAX_TAGS, Ownership, is_lifecycle_tag, too_many_tags};
 use super::{Action, Call, FieldChange, Step, change};
-use crate::crd::Reason;
-use crate::lifecycle::{self, Count, Policy, Rule, TagSelection};
-use crate::names::RepositoryName;
+use wharfage_crd::Reason;
+use wharfage_domain::lifecycle::{self, Count, Policy, Rule, TagSelection};
+use wharfage_domain::names::RepositoryName;
 
 /// Decides about a repository that may have it; `found` is nothing when this plan creates the repository. `enforced` says
 /// that some LifecyclePolicy of ours governs it: then a preview must not take that one's away.

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::ownership::{LifecycleOwner, OnRemoval};
 use super::{Object, identity};
-use crate::crd::Reason;
-use crate::names::RepositoryName;
-use crate::scanning::ScanningConfiguration;
-use crate::tag_mutability::TagMutability;
+use wharfage_crd::Reason;
+use wharfage_domain::names::RepositoryName;
+use wharfage_domain::scanning::ScanningConfiguration;
+use wharfage_domain::tag_mutability::TagMutability;
 
 /// Everything that the manifests want of one registry.
 #[derive(Debug, Clone, Default)]

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
 use super::{Object, identity};
-use crate::names::RepositoryName;
+use wharfage_domain::names::RepositoryName;
 
 /// The prefix of every tag that Wharfage writes for itself.
 pub const PREFIX: &str = "wharfage.dev/";

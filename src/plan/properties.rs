@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::model::*;
 use super::ownership::{MAX_TAGS, OnRemoval, Ownership, PREFIX};
 use super::*;
-use crate::crd::Reason;
-use crate::scanning::{ScanFrequency, ScanType, ScanningRule};
-use crate::tag_mutability::Mutability;
+use wharfage_crd::Reason;
+use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningRule};
+use wharfage_domain::tag_mutability::Mutability;
 
 const OURS: &str = "local";
 const THEIRS: &str = "other";

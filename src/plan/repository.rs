@@ -9,10 +9,10 @@ use super::ownership::{
     LifecycleOwner, MAX_TAGS, Manages, OWN_TAGS, Owner, Ownership, PREFIX, fingerprint, is_owner_tag, too_many_tags,
 };
 use super::{Action, Call, FieldChange, Object, Step, change};
-use crate::crd::Reason;
-use crate::names::RepositoryName;
-use crate::policy;
-use crate::tag_mutability::TagMutability;
+use wharfage_crd::Reason;
+use wharfage_domain::names::RepositoryName;
+use wharfage_domain::policy;
+use wharfage_domain::tag_mutability::TagMutability;
 
 /// The answer to a Repository.
 pub(super) struct Claim {

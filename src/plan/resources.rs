@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::crd::{LifecyclePolicy, PullSecret, Registry, Repository};
-use crate::manifests::{Loaded, Manifests};
+use wharfage_crd::{LifecyclePolicy, PullSecret, Registry, Repository};
+use wharfage_manifests::{Loaded, Manifests};
 
 /// Resources, each kind in the order in which they have precedence.
 #[derive(Debug, Clone, Default)]

@@ -5,8 +5,8 @@
 use super::diff::policy_changes;
 use super::model::{ApiError, Desired, Observed, Refused};
 use super::{Action, Call, FieldChange, Object, Step, change};
-use crate::crd::Reason;
-use crate::policy;
+use wharfage_crd::Reason;
+use wharfage_domain::policy;
 
 /// The first setting of which two Registries want different things.
 pub fn contested(one: &Desired, other: &Desired) -> Option<String> {

@@ -5,8 +5,8 @@ mod orphans;
 use insta::assert_snapshot;
 
 use super::*;
-use crate::manifests::Manifests;
-use crate::plan::model::{ApiError, ErrorKind, ObservedRepository};
+use wharfage_manifests::Manifests;
+use crate::model::{ApiError, ErrorKind, ObservedRepository};
 
 const FOLDER: &str = r#"
 apiVersion: wharfage.dev/v1alpha1
@@ -43,7 +43,7 @@ spec: {registryRef: {name: home}, repositoryRef: {name: new}, rules: [{rulePrior
 fn manifests() -> Manifests {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), FOLDER).unwrap();
-    crate::manifests::load(folder.path()).unwrap()
+    wharfage_manifests::load(folder.path()).unwrap()
 }
 
 fn found(name: &str, tags: &[(&str, &str)]) -> (RepositoryName, ObservedRepository) {
@@ -273,7 +273,7 @@ spec: {{registryRef: {{name: home}}, repositoryRef: {{name: x}}, {policy}, rules
     );
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), yaml).unwrap();
-    let manifests = crate::manifests::load(folder.path()).unwrap();
+    let manifests = wharfage_manifests::load(folder.path()).unwrap();
     let (name, mut found) = owned("local", "payments/api", "r:", &[("wharfage.dev/namespace", "payments")]);
     found.tags.insert("wharfage.dev/name".to_owned(), "api".to_owned());
     let observed = Observed { repositories: BTreeMap::from([(name, found)]), ..Observed::default() };
@@ -341,7 +341,7 @@ spec: {registryRef: {name: twin}, repositoryName: api}
 fn of_two_registries_that_are_one_the_older_repository_has_the_name_and_keeps_it() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), TWINS).unwrap();
-    let manifests = crate::manifests::load(folder.path()).unwrap();
+    let manifests = wharfage_manifests::load(folder.path()).unwrap();
     let [home, twin] = ["home", "twin"].map(|name| &manifests.registry(name).unwrap().resource);
     let steps = |resources: Resources<'_>, registry, found: Option<(RepositoryName, ObservedRepository)>| {
         let observed = Observed { repositories: found.into_iter().collect(), ..Observed::default() };

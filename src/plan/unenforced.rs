@@ -5,9 +5,9 @@
 use serde_json::Value;
 
 use super::model::{Desired, DesiredRepository};
-use crate::crd::Registry;
-use crate::policy::{Kind, Policy};
-use crate::scanning::ScanningConfiguration;
+use wharfage_crd::Registry;
+use wharfage_domain::policy::{Kind, Policy};
+use wharfage_domain::scanning::ScanningConfiguration;
 
 /// Returns a sentence for each setting of a repository that the registry does not act on yet.
 pub fn unenforced(registry: &Registry, wanted: &DesiredRepository) -> Vec<String> {

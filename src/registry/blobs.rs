@@ -8,8 +8,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 
 use super::Registry;
-use crate::store::layers::Blob;
-use crate::store::{BlobKey, BlobReader, StoreError, StoreResult};
+use wharfage_store::layers::Blob;
+use wharfage_store::{BlobKey, BlobReader, StoreError, StoreResult};
 
 impl Registry {
     /// Whether the bytes are there, and as many as there should be.

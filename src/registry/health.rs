@@ -10,10 +10,10 @@ use futures::future::{join, join_all};
 
 use super::Registry;
 use super::http::memory;
-use crate::operations::{OK, Operated};
-use crate::shutdown::Stop;
-use crate::store::jobs;
-use crate::store::{StoreError, StoreResult};
+use wharfage_process::operations::{OK, Operated};
+use wharfage_process::shutdown::Stop;
+use wharfage_store::jobs;
+use wharfage_store::{StoreError, StoreResult};
 
 /// How long a store may take to say that it is ready. Its own limits are shorter; this one holds whatever they do.
 const READY_TIMEOUT: Duration = Duration::from_millis(2500);

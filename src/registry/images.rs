@@ -5,10 +5,10 @@ use jiff::Timestamp;
 
 use super::Registry;
 use super::manifests::{self, Checked, InvalidManifest};
-use crate::names::{Algorithm, Digest, Tag};
-use crate::store::StoreError;
-use crate::store::manifests::{PutManifest, PutManifestError, PutOutcome};
-use crate::store::repositories::RepositoryId;
+use wharfage_domain::names::{Algorithm, Digest, Tag};
+use wharfage_store::StoreError;
+use wharfage_store::manifests::{PutManifest, PutManifestError, PutOutcome};
+use wharfage_store::repositories::RepositoryId;
 
 /// A manifest to be put, as an API received it.
 #[derive(Debug, Clone)]

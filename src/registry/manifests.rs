@@ -8,9 +8,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::names::{Algorithm, Digest};
-use crate::registry::json::Shape;
-use crate::store::manifests::{BlobReference, ChildReference, NewManifest, SizeMismatch};
+use wharfage_domain::names::{Algorithm, Digest};
+use crate::json::Shape;
+use wharfage_store::manifests::{BlobReference, ChildReference, NewManifest, SizeMismatch};
 
 /// How deep a manifest's JSON may nest. Real ones need five levels.
 pub const MAX_DEPTH: usize = 64;

@@ -20,13 +20,13 @@ use self::hasher::{Hasher, Hashing};
 pub(super) use self::sessions::Sessions;
 use self::sessions::Turn;
 use super::Registry;
-use crate::names::{Algorithm, Digest};
-use crate::store::jobs::DeleteGeneration;
-use crate::store::repositories::RepositoryId;
-use crate::store::uploads::{
+use wharfage_domain::names::{Algorithm, Digest};
+use wharfage_store::jobs::DeleteGeneration;
+use wharfage_store::repositories::RepositoryId;
+use wharfage_store::uploads::{
     AdvanceUpload, CommitOutcome, CommitUpload, KnownBlob, Upload, UploadClaim, UploadError, UploadProgress,
 };
-use crate::store::{BlobKey, BlobWriter, Generation, Handover, Sealed, StoreError, UploadKey, WriterState};
+use wharfage_store::{BlobKey, BlobWriter, Generation, Handover, Sealed, StoreError, UploadKey, WriterState};
 
 /// How long a blob that nothing references is kept after it was pushed, mounted or reported as present: longer than any
 /// push takes from its first layer to its manifest.

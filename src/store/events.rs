@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::StoreResult;
 use super::images::StorageClass;
 use super::manifests::{PutOutcome, TagEffect};
-use crate::names::{AccountId, Digest, RepositoryName, Tag};
+use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 
 /// Stores events.
 #[async_trait::async_trait]

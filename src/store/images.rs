@@ -9,7 +9,7 @@ use jiff::Timestamp;
 pub use super::manifests::{ImageStatus, ManifestId};
 use super::repositories::RepositoryId;
 use super::{StoreError, StoreResult};
-use crate::names::{Digest, Reference, Tag};
+use wharfage_domain::names::{Digest, Reference, Tag};
 
 /// Stores images and their tags.
 #[async_trait::async_trait]

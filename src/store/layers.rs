@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::repositories::RepositoryId;
 use super::{BlobKey, Generation, Lookup, StoreResult};
-use crate::names::{AccountId, Digest, RepositoryName};
+use wharfage_domain::names::{AccountId, Digest, RepositoryName};
 
 /// Stores which blobs a repository has. A blob is one row per account, digest and encryption, which
 /// the repositories that have it link to.

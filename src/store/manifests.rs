@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::jobs::NewJob;
 use super::repositories::{RepositoryId, TagMutability};
 use super::{Lookup, StoreError, StoreResult};
-pub use crate::lifecycle::ImageStatus;
-use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
+pub use wharfage_domain::lifecycle::ImageStatus;
+use wharfage_domain::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 /// Stores manifests with their payloads.
 #[async_trait::async_trait]

@@ -7,7 +7,7 @@ use super::StoreResult;
 use super::images::ImageStatus;
 use super::jobs::NewJob;
 use super::repositories::RepositoryId;
-use crate::names::{Digest, Tag};
+use wharfage_domain::names::{Digest, Tag};
 
 /// Stores the latest lifecycle policy preview of each repository.
 #[async_trait::async_trait]

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::manifests::{Manifest, ManifestId};
 use super::{Metadata, StoreResult};
-use crate::shutdown::Stop;
+use wharfage_process::shutdown::Stop;
 
 /// Minimum age of a recorded pull before another one replaces it. ECR promises a precision of a
 /// day.
@@ -121,9 +121,9 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::names::Digest;
-    use crate::store::images::ImageStatus;
-    use crate::store::sqlite::SqliteStore;
+    use wharfage_domain::names::Digest;
+    use crate::images::ImageStatus;
+    use crate::sqlite::SqliteStore;
 
     fn manifest(last_pulled_at: Option<Timestamp>) -> Manifest {
         Manifest {

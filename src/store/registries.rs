@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::StoreResult;
-use crate::names::AccountId;
-use crate::scanning::ScanningConfiguration;
+use wharfage_domain::names::AccountId;
+use wharfage_domain::scanning::ScanningConfiguration;
 
 /// Stores the settings of registries. A registry exists without a row: then all are defaults.
 #[async_trait::async_trait]

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::jobs::NewJob;
 use super::{StoreError, StoreResult};
-use crate::names::{AccountId, RepositoryName};
-pub use crate::tag_mutability::{Mutability, TagMutability};
+use wharfage_domain::names::{AccountId, RepositoryName};
+pub use wharfage_domain::tag_mutability::{Mutability, TagMutability};
 
 /// Stores repositories.
 #[async_trait::async_trait]

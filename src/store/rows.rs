@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_column_that_does_not_parse_is_an_inconsistency() {
-        assert!(matches!(parse::<crate::names::Digest>("sha256:x"), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(parse::<wharfage_domain::names::Digest>("sha256:x"), Err(StoreError::Inconsistent(_))));
         assert!(matches!(time(i64::MAX), Err(StoreError::Inconsistent(_))));
         assert!(matches!(unsigned(-1), Err(StoreError::Inconsistent(_))));
         assert!(matches!(status("active"), Err(StoreError::Inconsistent(_))));

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::repositories::RepositoryId;
 use super::{BlobKey, Generation, KeyReference, Sealed, StoreError, StoreResult, WriterState};
-use crate::names::{Algorithm, Digest};
+use wharfage_domain::names::{Algorithm, Digest};
 
 /// Stores upload sessions. A claim ends by the store's clock: the database's clock where replicas
 /// share it, `now` where one process owns the database.

@@ -3,7 +3,7 @@
 
 use super::StoreResult;
 use super::repositories::RepositoryId;
-use crate::names::AccountId;
+use wharfage_domain::names::AccountId;
 
 /// Counts what limits compare with.
 #[async_trait::async_trait]

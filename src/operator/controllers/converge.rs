@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::{LastSync, next, refused_by_registry, show, unavailable};
-use crate::apply::RepositoryNeeds;
-use crate::crd::{Condition, Reason};
-use crate::operator::context::Context;
-use crate::operator::registry_client::{Freshness, LockedRepository, RegistryError};
-use crate::operator::status::{Cause, ReadyState};
-use crate::plan::model::{ApiError, ObservedRepository, Refused};
-use crate::plan::{FieldChange, Step};
+use wharfage_apply::RepositoryNeeds;
+use wharfage_crd::{Condition, Reason};
+use crate::context::Context;
+use crate::registry_client::{Freshness, LockedRepository, RegistryError};
+use crate::status::{Cause, ReadyState};
+use wharfage_plan::model::{ApiError, ObservedRepository, Refused};
+use wharfage_plan::{FieldChange, Step};
 
 /// What one resource asks of a repository.
 pub(super) trait Converge {

@@ -11,15 +11,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Error, LastSync, REQUESTED_AT, ReconcileResult};
-use crate::crd::conditions::ConditionType;
-use crate::crd::{
+use wharfage_crd::conditions::ConditionType;
+use wharfage_crd::{
     Condition, LifecyclePolicyStatus, PullSecretStatus, Reason, RegistryStatus, RepositoryStatus, condition,
 };
-use crate::operator::context::Context;
-use crate::operator::status::{self, ConditionSet, ReadyState};
+use crate::context::Context;
+use crate::status::{self, ConditionSet, ReadyState};
 
 /// The fields that the statuses of all kinds have.
-pub(in crate::operator) trait StatusFields:
+pub(crate) trait StatusFields:
     Clone + Default + PartialEq + Serialize + Send + Sync
 {
     /// Whether an event tells of each new reason of Ready. Otherwise only of what is stalled: when a registry fails, its
@@ -79,7 +79,7 @@ status_fields!(LifecyclePolicyStatus, events: false, last_sync: |self, now| self
 status_fields!(PullSecretStatus, events: false, last_sync: |self, _now| {});
 
 /// An object whose status has the fields of all kinds.
-pub(in crate::operator) trait KindObject:
+pub(crate) trait KindObject:
     Resource<DynamicType = ()> + HasStatus<Status: StatusFields> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
 {
     /// The status, empty if there is none yet.

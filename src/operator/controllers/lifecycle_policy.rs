@@ -19,25 +19,25 @@ use super::{
     Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, jittered, refused_by_registry,
     registered, show,
 };
-use crate::crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
-use crate::crd::{
+use wharfage_crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
+use wharfage_crd::{
     Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason, Registry,
 };
-use crate::lifecycle::Policy;
-use crate::names::RepositoryName;
-use crate::operator::context::Context;
-use crate::operator::events::LONGEST_NOTE;
-use crate::operator::policy_rule::{PolicyRule, own_kind};
-use crate::operator::registry_client::{Freshness, RegistryClient, RegistryError, Unavailable};
-use crate::operator::status::{Cause, ConditionSet, ReadyState};
-use crate::operator::watch::Change;
-use crate::operator::{finalizer, in_use};
-use crate::plan::{Action, FieldChange, Object};
+use wharfage_domain::lifecycle::Policy;
+use wharfage_domain::names::RepositoryName;
+use crate::context::Context;
+use crate::events::LONGEST_NOTE;
+use crate::policy_rule::{PolicyRule, own_kind};
+use crate::registry_client::{Freshness, RegistryClient, RegistryError, Unavailable};
+use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::watch::Change;
+use crate::{finalizer, in_use};
+use wharfage_plan::{Action, FieldChange, Object};
 use outcome::{Went, counted, enforced, names, only, told};
 use per_repository::{PolicyRun, Released, RepositoryResult};
 use result_cache::{LastResult, LastResults, ResultCache};
 
-pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
+pub(crate) const RULES: &[PolicyRule] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
 
 const KIND: &str = "LifecyclePolicy";
 
@@ -45,7 +45,7 @@ const KIND: &str = "LifecyclePolicy";
 const PREVIEW_POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Reconciles LifecyclePolicies.
-pub(in crate::operator) struct LifecyclePolicyController {
+pub(crate) struct LifecyclePolicyController {
     ctx: Arc<Context>,
     /// The last results in the repositories of each policy.
     results: ResultCache,
@@ -54,12 +54,12 @@ pub(in crate::operator) struct LifecyclePolicyController {
 }
 
 impl LifecyclePolicyController {
-    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+    pub(crate) fn new(ctx: Arc<Context>) -> Self {
         Self { ctx, results: ResultCache::default(), in_use: in_use::run::Shared::default() }
     }
 
     /// Forgets a policy that is gone.
-    pub(in crate::operator) fn changed(&self, change: &Change<LifecyclePolicy>) {
+    pub(crate) fn changed(&self, change: &Change<LifecyclePolicy>) {
         if let Some(uid) = change.deleted_uid() {
             self.results.forget(uid);
         }

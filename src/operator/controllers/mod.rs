@@ -25,12 +25,12 @@ use super::leader::Term;
 use super::metrics::ResultLabel;
 use super::registry_client::{RegistryClient, Unavailable};
 use super::status::{self, Cause, ConditionSet, ReadyState};
-use crate::apply::error::named;
-use crate::crd::conditions::{ConditionStatus, ConditionType};
-use crate::crd::{Condition, Reason, Registry, condition};
-use crate::names::RepositoryName;
-use crate::plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
-use crate::plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
+use wharfage_apply::error::named;
+use wharfage_crd::conditions::{ConditionStatus, ConditionType};
+use wharfage_crd::{Condition, Reason, Registry, condition};
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
+use wharfage_plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
 /// The annotation by which people request a reconcile: each new value requests one.
 pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
@@ -307,10 +307,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::crd::Repository;
-    use crate::operator::finalizer::FINALIZER;
-    use crate::plan::ownership::{Manages, OnRemoval, Owner, Ownership};
-    use crate::tag_mutability::TagMutability;
+    use wharfage_crd::Repository;
+    use crate::finalizer::FINALIZER;
+    use wharfage_plan::ownership::{Manages, OnRemoval, Owner, Ownership};
+    use wharfage_domain::tag_mutability::TagMutability;
 
     #[test]
     fn what_changed_is_being_deleted_or_gone_is_outdated() {

@@ -18,22 +18,22 @@ use super::finish::{KindObject as _, Outcome, finish, suspend};
 use super::{
     Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, jittered, registry_missing, registry_not_ready,
 };
-use crate::apply::{authorization_token, host as host_of};
-use crate::crd::{PullSecret, PullSecretStatus, Reason, Registry};
-use crate::operator::context::Context;
-use crate::operator::finalizer;
-use crate::operator::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
-use crate::operator::pull_secrets::annotations::{HeldSecret, Owner, source};
-use crate::operator::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
-use crate::operator::pull_secrets::decide::{Entry, SecretDeletion, SecretInputs, SecretWrite, WriteReason, decide};
-use crate::operator::pull_secrets::tokens::{Issued, Tokens, not_yet};
-use crate::operator::registry_client::RegistryClient;
-use crate::operator::status::{Cause, ConditionSet, ReadyState};
-use crate::operator::workload;
+use wharfage_apply::{authorization_token, host as host_of};
+use wharfage_crd::{PullSecret, PullSecretStatus, Reason, Registry};
+use crate::context::Context;
+use crate::finalizer;
+use crate::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
+use crate::pull_secrets::annotations::{HeldSecret, Owner, source};
+use crate::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
+use crate::pull_secrets::decide::{Entry, SecretDeletion, SecretInputs, SecretWrite, WriteReason, decide};
+use crate::pull_secrets::tokens::{Issued, Tokens, not_yet};
+use crate::registry_client::RegistryClient;
+use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::workload;
 use objects::SecretPlace;
 use outcome::{REQUEUE_CONFLICT, Secrets, some};
 
-pub(in crate::operator) const RULES: &[PolicyRule] = &{
+pub(crate) const RULES: &[PolicyRule] = &{
     let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);
     [
         objects,
@@ -65,14 +65,14 @@ const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 const CONCURRENT_REQUESTS: usize = 8;
 
 /// Reconciles PullSecrets.
-pub(in crate::operator) struct PullSecretController {
+pub(crate) struct PullSecretController {
     ctx: Arc<Context>,
     /// The tokens that go into Secrets.
     tokens: Tokens,
 }
 
 impl PullSecretController {
-    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+    pub(crate) fn new(ctx: Arc<Context>) -> Self {
         Self { ctx, tokens: Tokens::default() }
     }
 }

@@ -16,27 +16,27 @@ use secrecy::SecretString;
 use super::converge::failed;
 use super::finish::{KindObject as _, Outcome, finish};
 use super::{Error, KindController, REQUEUE_WAITING, ReconcileResult, jittered, next};
-use crate::apply::error::named;
-use crate::apply::{Connection, Ecr, Identity, ImageUsage, registry_id};
-use crate::crd::common::{DEFAULT_INTERVAL, SecretRef};
-use crate::crd::registry::{ManagedRegistry, Quota, Usage};
-use crate::crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
-use crate::operator::call_metrics::CallMetrics;
-use crate::operator::context::Context;
-use crate::operator::policy_rule::{Feature, PolicyRule, own_kind};
-use crate::operator::registry_client::{RegistryClient, RegistryError, Totals};
-use crate::operator::secrets::{self, SecretName, SecretWatches};
-use crate::operator::settings::Settings;
-use crate::operator::status::{Cause, ConditionSet, ReadyState};
-use crate::operator::watch::Change;
-use crate::operator::{finalizer, triggers};
-use crate::plan::{desired_settings, unenforced_settings};
+use wharfage_apply::error::named;
+use wharfage_apply::{Connection, Ecr, Identity, ImageUsage, registry_id};
+use wharfage_crd::common::{DEFAULT_INTERVAL, SecretRef};
+use wharfage_crd::registry::{ManagedRegistry, Quota, Usage};
+use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
+use crate::call_metrics::CallMetrics;
+use crate::context::Context;
+use crate::policy_rule::{Feature, PolicyRule, own_kind};
+use crate::registry_client::{RegistryClient, RegistryError, Totals};
+use crate::secrets::{self, SecretName, SecretWatches};
+use crate::settings::Settings;
+use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::watch::Change;
+use crate::{finalizer, triggers};
+use wharfage_plan::{desired_settings, unenforced_settings};
 use managed::Applied;
 
-pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["registries"], &["registries/status"]);
+pub(crate) const RULES: &[PolicyRule] = &own_kind(&["registries"], &["registries/status"]);
 
 /// What managed registries take.
-pub(in crate::operator) use managed::{RULES as MANAGED_RULES, watch_workloads};
+pub(crate) use managed::{RULES as MANAGED_RULES, watch_workloads};
 
 const KIND: &str = "Registry";
 
@@ -50,7 +50,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 const REPOSITORIES_LIMIT: i64 = 100_000;
 
 /// Reconciles Registries.
-pub(in crate::operator) struct RegistryController {
+pub(crate) struct RegistryController {
     ctx: Arc<Context>,
     /// Watches of the Secrets that Registries name.
     secrets: SecretWatches,
@@ -59,12 +59,12 @@ pub(in crate::operator) struct RegistryController {
 }
 
 impl RegistryController {
-    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+    pub(crate) fn new(ctx: Arc<Context>) -> Self {
         Self { ctx, secrets: SecretWatches::default(), applied: Applied::default() }
     }
 
     /// Drops what is known of a registry that a Registry does not point to any more.
-    pub(in crate::operator) fn changed(&self, change: &Change<Registry>) {
+    pub(crate) fn changed(&self, change: &Change<Registry>) {
         let Some(registry) = change.either() else { return };
         // The namespaces that the Registry allows now may not use what was known at the old place.
         if change.old.as_deref().map(place) != change.new.as_deref().map(place) {

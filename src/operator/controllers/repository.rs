@@ -15,30 +15,30 @@ use super::{
     Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, is_outdated, jittered, next,
     plan_for, refusal, registered, show, step_for,
 };
-use crate::apply::RepositoryNeeds;
-use crate::crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
-use crate::names::RepositoryName;
-use crate::operator::context::Context;
-use crate::operator::plan_input::PlanInput;
-use crate::operator::policy_rule::{PolicyRule, own_kind};
-use crate::operator::registry_client::{Freshness, LockedRepository, RegistryError};
-use crate::operator::status::{self, Cause, ConditionSet, ReadyState};
-use crate::operator::{finalizer, triggers};
-use crate::plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
-use crate::plan::ownership::Ownership;
-use crate::plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
+use wharfage_apply::RepositoryNeeds;
+use wharfage_crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
+use wharfage_domain::names::RepositoryName;
+use crate::context::Context;
+use crate::plan_input::PlanInput;
+use crate::policy_rule::{PolicyRule, own_kind};
+use crate::registry_client::{Freshness, LockedRepository, RegistryError};
+use crate::status::{self, Cause, ConditionSet, ReadyState};
+use crate::{finalizer, triggers};
+use wharfage_plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
+use wharfage_plan::ownership::Ownership;
+use wharfage_plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
 
-pub(in crate::operator) const RULES: &[PolicyRule] = &own_kind(&["repositories"], &["repositories/status"]);
+pub(crate) const RULES: &[PolicyRule] = &own_kind(&["repositories"], &["repositories/status"]);
 
 const KIND: &str = "Repository";
 
 /// Reconciles Repositories.
-pub(in crate::operator) struct RepositoryController {
+pub(crate) struct RepositoryController {
     ctx: Arc<Context>,
 }
 
 impl RepositoryController {
-    pub(in crate::operator) fn new(ctx: Arc<Context>) -> Self {
+    pub(crate) fn new(ctx: Arc<Context>) -> Self {
         Self { ctx }
     }
 }

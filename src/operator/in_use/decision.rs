@@ -9,9 +9,9 @@ use jiff::Timestamp;
 
 use super::protect::protected;
 use super::references::UsedHere;
-use crate::apply::{Children, StoredImage};
-use crate::lifecycle::{Action, Cause, Image, Policy, evaluate};
-use crate::names::Digest;
+use wharfage_apply::{Children, StoredImage};
+use wharfage_domain::lifecycle::{Action, Cause, Image, Policy, evaluate};
+use wharfage_domain::names::Digest;
 
 /// What is to be done to one repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -143,7 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::lifecycle::{Count, ImageStatus, Rule, TagSelection};
+    use wharfage_domain::lifecycle::{Count, ImageStatus, Rule, TagSelection};
 
     fn digest(index: usize) -> Digest {
         Digest::sha256(&index.to_be_bytes())

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::references::UsedHere;
-use crate::lifecycle::Image;
-use crate::names::{Digest, Tag};
+use wharfage_domain::lifecycle::Image;
+use wharfage_domain::names::{Digest, Tag};
 
 /// The images that must stay while `used` is used.
 ///
@@ -61,7 +61,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::lifecycle::ImageStatus;
+    use wharfage_domain::lifecycle::ImageStatus;
 
     fn digest(index: usize) -> Digest {
         Digest::sha256(&index.to_be_bytes())

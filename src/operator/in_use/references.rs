@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::names::{AccountId, Digest, Reference, Region, RepositoryName, Tag};
+use wharfage_domain::names::{AccountId, Digest, Reference, Region, RepositoryName, Tag};
 
 /// Where images lie that name no host.
 const DOCKER_HUB: &str = "docker.io";

@@ -14,12 +14,12 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::decision::{Decision, ImageAction, UnreadableIndex, decide, selects_anything};
 use super::references::{Hosts, InUse};
 use super::workloads::{CannotTell, ImageScope, in_use};
-use crate::apply::error::named;
-use crate::apply::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
-use crate::lifecycle::{Action, ImageStatus, Policy};
-use crate::names::{Digest, RepositoryName, Tag};
-use crate::operator::registry_client::{RegistryClient, RegistryError};
-use crate::plan::model::{ApiError, ErrorKind};
+use wharfage_apply::error::named;
+use wharfage_apply::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
+use wharfage_domain::lifecycle::{Action, ImageStatus, Policy};
+use wharfage_domain::names::{Digest, RepositoryName, Tag};
+use crate::registry_client::{RegistryClient, RegistryError};
+use wharfage_plan::model::{ApiError, ErrorKind};
 
 /// Children of indexes that are remembered, over all registries: some ten MiB at most.
 const REMEMBERED_CHILDREN: u64 = 50_000;

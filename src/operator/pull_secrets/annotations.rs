@@ -50,7 +50,7 @@ impl fmt::Display for Owner {
 
 impl Owner {
     /// The PullSecret `object`.
-    pub fn of(object: &crate::crd::PullSecret) -> Self {
+    pub fn of(object: &wharfage_crd::PullSecret) -> Self {
         Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
     }
 
@@ -204,7 +204,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
-    use crate::operator::pull_secrets::docker_config::SECRET_KEY;
+    use crate::pull_secrets::docker_config::SECRET_KEY;
 
     fn owner(name: &str) -> Owner {
         Owner { namespace: "platform".to_owned(), name: name.to_owned() }

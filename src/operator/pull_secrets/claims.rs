@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kube::ResourceExt as _;
 
 use super::annotations::{HeldSecret, Owner};
-use crate::crd::{PullSecret, Registry};
+use wharfage_crd::{PullSecret, Registry};
 
 /// A namespace: what the choice needs to know of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
-use crate::apply::AuthorizationToken;
+use wharfage_apply::AuthorizationToken;
 
 /// The type of such a Secret.
 pub const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::apply::{ImageUsage, Listed, RepositoryNeeds};
-use crate::plan::model::ObservedRepository;
-use crate::plan::ownership::LifecycleOwner;
+use wharfage_apply::{ImageUsage, Listed, RepositoryNeeds};
+use wharfage_plan::model::ObservedRepository;
+use wharfage_plan::ownership::LifecycleOwner;
 
 /// How new what is known must be.
 #[derive(Debug, Clone, Copy)]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::RegistryClient;
-use crate::apply::ping;
-use crate::plan::model::{ApiError, ErrorKind};
+use wharfage_apply::ping;
+use wharfage_plan::model::{ApiError, ErrorKind};
 
 /// The first pause after a registry did not answer; each further one is twice as long.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::RegistryClient;
 use super::cache::CacheEntry;
 use super::health::{RegistryError, pause};
-use crate::apply::{Listing, list};
-use crate::plan::model::ApiError;
+use wharfage_apply::{Listing, list};
+use wharfage_plan::model::ApiError;
 
 /// Repositories whose tags and policies are read again in an interval, when nothing else asks for it.
 pub const LOOKS_PER_INTERVAL: usize = 100;

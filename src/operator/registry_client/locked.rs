@@ -8,11 +8,11 @@ use tokio::sync::OwnedMutexGuard;
 use super::RegistryClient;
 use super::cache::{CachedRepository, Freshness, Read, RefreshDue, Summary};
 use super::health::RegistryError;
-use crate::apply::{ImageUsage, Listed, RepositoryNeeds, execute, find, observe_repository, usage};
-use crate::names::RepositoryName;
-use crate::plan::model::ObservedRepository;
-use crate::plan::ownership::Ownership;
-use crate::plan::{Call, Step};
+use wharfage_apply::{ImageUsage, Listed, RepositoryNeeds, execute, find, observe_repository, usage};
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::model::ObservedRepository;
+use wharfage_plan::ownership::Ownership;
+use wharfage_plan::{Call, Step};
 
 /// What was read this recently is what is there: a change may be based on it.
 const JUST_READ: Duration = Duration::from_secs(5);

@@ -17,9 +17,9 @@ use std::time::Instant;
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::apply::{Ecr, registry_id};
-use crate::names::RepositoryName;
-use crate::plan::ownership::LifecycleOwner;
+use wharfage_apply::{Ecr, registry_id};
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::ownership::LifecycleOwner;
 use cache::{CacheEntry, CachedRepository};
 use health::CircuitBreaker;
 use listing::Listings;

@@ -12,11 +12,11 @@ use super::cache::RefreshDue;
 use super::health::{FIRST_PAUSE, pause};
 use super::listing::{NotListed, Snapshot};
 use super::*;
-use crate::apply::fake_ecr::{Asked, FakeEcr, client, fake_ecr};
-use crate::apply::{ImageUsage, Listing, RepositoryNeeds};
-use crate::plan::model::{ApiError, ErrorKind};
-use crate::plan::{Action, Call, Object, Step};
-use crate::tag_mutability::TagMutability;
+use wharfage_apply::fake_ecr::{Asked, FakeEcr, client, fake_ecr};
+use wharfage_apply::{ImageUsage, Listing, RepositoryNeeds};
+use wharfage_plan::model::{ApiError, ErrorKind};
+use wharfage_plan::{Action, Call, Object, Step};
+use wharfage_domain::tag_mutability::TagMutability;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const EVERY_HOUR: Freshness = Freshness { interval: HOUR, now: false };

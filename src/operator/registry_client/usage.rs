@@ -8,9 +8,9 @@ use super::RegistryClient;
 use super::cache::{Freshness, RefreshDue};
 use super::health::RegistryError;
 use super::listing::LOOKS_PER_INTERVAL;
-use crate::apply::{ImageUsage, Listing};
-use crate::crd::common::DEFAULT_INTERVAL;
-use crate::names::RepositoryName;
+use wharfage_apply::{ImageUsage, Listing};
+use wharfage_crd::common::DEFAULT_INTERVAL;
+use wharfage_domain::names::RepositoryName;
 
 /// For how long the first look at a registry counts, as there is none before it.
 const FIRST: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::server::ParsedCertificate;
 
 use super::{Names, cluster_url, service};
-use crate::crd::registry::ManagedRegistry;
+use wharfage_crd::registry::ManagedRegistry;
 
 /// How a registry is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]

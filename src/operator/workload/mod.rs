@@ -31,8 +31,8 @@ use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::crd::registry::{DEFAULT_REGISTRY_ID, ManagedRegistry, NetworkPolicyMode};
-use crate::crd::{DeletionPolicy, Registry};
+use wharfage_crd::registry::{DEFAULT_REGISTRY_ID, ManagedRegistry, NetworkPolicyMode};
+use wharfage_crd::{DeletionPolicy, Registry};
 
 pub use certificate::{certificate_kind, certificate_trouble};
 pub use names::{COMPONENT, Names, REGISTRY_LABEL};

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Names, OPERATIONS_PORT, WorkloadBuilder, given, pod_template};
-use crate::crd::registry::{ManagedRegistry, ServiceType};
+use wharfage_crd::registry::{ManagedRegistry, ServiceType};
 
 /// The URL of the Service, which the cluster resolves.
 pub(super) fn url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> String {

@@ -208,7 +208,7 @@ fn secrets_are_read_and_what_they_lack_is_named() {
     assert_eq!((pair.id.as_str(), pair.secret.expose_secret()), ("AKIA", "s3cret"));
     let half = key_pair(&secret(&[("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", " ")])).unwrap_err();
     assert_eq!(half.to_string(), "Secret n/s must have a key AWS_SECRET_ACCESS_KEY with text in it");
-    let reference = |key: Option<&str>| crate::crd::common::SecretKeyRef {
+    let reference = |key: Option<&str>| wharfage_crd::common::SecretKeyRef {
         name: "s".into(),
         namespace: "n".into(),
         key: key.map(str::to_owned),
@@ -222,7 +222,7 @@ fn secrets_are_read_and_what_they_lack_is_named() {
 #[test]
 fn the_root_key_is_kept_as_every_aws_tool_reads_it() {
     let account = "123456789012".parse().unwrap();
-    let key = crate::access_key::AccessKey::generate(account).unwrap();
+    let key = wharfage_domain::access_key::AccessKey::generate(account).unwrap();
     let secret = root_key_secret(&Names::of("home"), "wharfage", &key);
     assert_eq!(secret.metadata.owner_references, None);
     let read = key_pair(&secret).unwrap();

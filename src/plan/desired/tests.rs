@@ -1,11 +1,11 @@
 use super::*;
-use crate::plan::model::{ApiError, ErrorKind};
-use crate::plan::{Call, Observed, plan};
+use crate::model::{ApiError, ErrorKind};
+use crate::{Call, Observed, plan};
 
 fn manifests(yaml: &str) -> Manifests {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), yaml).unwrap();
-    crate::manifests::load(folder.path()).unwrap()
+    wharfage_manifests::load(folder.path()).unwrap()
 }
 
 /// What the manifests want of the Registry `home`.
@@ -277,7 +277,7 @@ fn what_a_registry_says_of_itself_is_wanted_without_what_is_in_it() {
         let policy = desired.policy.clone().unwrap().unwrap();
         assert_eq!(policy["Statement"][0]["Resource"], "*");
     }
-    let calls = |plan: crate::plan::Plan| plan.steps.into_iter().flat_map(|step| step.calls).collect::<Vec<_>>();
+    let calls = |plan: crate::Plan| plan.steps.into_iter().flat_map(|step| step.calls).collect::<Vec<_>>();
     let calls = calls(plan(&settings, &Observed::default()));
     assert!(
         matches!(
@@ -307,9 +307,9 @@ fn what_two_registries_want_differently_of_one_is_contested() {
     ];
     for (one, other, contested) in cases {
         let (one, other) = (wants(&one), wants(&other));
-        assert_eq!(crate::plan::contested(&one, &other).as_deref(), contested, "{one:?} {other:?}");
-        assert_eq!(crate::plan::contested(&other, &one).as_deref(), contested, "{other:?} {one:?}");
-        assert_eq!(crate::plan::contested(&one, &one), None, "{one:?}");
+        assert_eq!(crate::contested(&one, &other).as_deref(), contested, "{one:?} {other:?}");
+        assert_eq!(crate::contested(&other, &one).as_deref(), contested, "{other:?} {one:?}");
+        assert_eq!(crate::contested(&one, &one), None, "{one:?}");
     }
 }
 
@@ -371,8 +371,8 @@ fn a_registry_policy_that_no_registry_takes_is_refused_before_anything_is_sent()
 
 #[test]
 fn the_quickstart_is_wanted_whole() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/quickstart");
-    let manifests = crate::manifests::load(&folder).unwrap();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/quickstart");
+    let manifests = wharfage_manifests::load(&folder).unwrap();
     let desired = desired(&manifests, &manifests.registries[0].resource, "local");
     assert!(desired.refused.is_empty(), "{:?}", desired.refused);
     assert_eq!((desired.repositories.len(), desired.lifecycle_policies.len()), (4, 2));

@@ -1,7 +1,7 @@
 //! What no manifest declares any more, and whose it is to release it.
 
 use super::*;
-use crate::plan::model::Desired;
+use crate::model::Desired;
 
 fn wanted(cluster: &str) -> Desired {
     let manifests = manifests();

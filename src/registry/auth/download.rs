@@ -4,7 +4,7 @@ use aws_lc_rs::hmac;
 use jiff::Timestamp;
 
 use super::{Keyring, Principal, SigningKey};
-use crate::names::{Digest, RepositoryName};
+use wharfage_domain::names::{Digest, RepositoryName};
 
 const EXPIRES: &str = "X-Wharfage-Expires";
 const KEY: &str = "X-Wharfage-Key";
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    use crate::access_key::AccessKey;
+    use wharfage_domain::access_key::AccessKey;
 
     fn key() -> AccessKey {
         AccessKey::new("AKIAEXAMPLE", "secret", "123456789012".parse().unwrap())

@@ -13,8 +13,8 @@ use aws_lc_rs::aead::{AES_256_GCM, RandomizedNonceKey};
 use aws_lc_rs::{hkdf, hmac};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::access_key::AccessKey;
-use crate::names::{AccountId, Region, RepositoryName};
+use wharfage_domain::access_key::AccessKey;
+use wharfage_domain::names::{AccountId, Region, RepositoryName};
 
 /// An access key with the keys that are derived from its secret: they seal tokens and sign download URLs.
 ///

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Keyring, Principal, SigningKey};
-use crate::access_key::NoRandomness;
+use wharfage_domain::access_key::NoRandomness;
 
 /// How long a token is valid.
 pub const LIFETIME: SignedDuration = SignedDuration::from_hours(12);
@@ -90,7 +90,7 @@ mod tests {
     use proptest::prelude::*;
     use secrecy::ExposeSecret as _;
 
-    use crate::access_key::AccessKey;
+    use wharfage_domain::access_key::AccessKey;
 
     fn key() -> AccessKey {
         AccessKey::new("AKIAEXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "123456789012".parse().unwrap())

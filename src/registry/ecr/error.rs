@@ -5,15 +5,15 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::input::Text;
-use crate::access_key::NoRandomness;
-use crate::budget::Exhausted;
-use crate::names::{AccountId, Digest, RepositoryName, Tag};
-use crate::registry::Response;
-use crate::registry::auth::Denied;
-use crate::registry::auth::sigv4::AuthError;
-use crate::registry::body::{Body, BodyError};
-use crate::registry::server::RETRY_AFTER;
-use crate::store::StoreError;
+use wharfage_domain::access_key::NoRandomness;
+use wharfage_process::budget::Exhausted;
+use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
+use crate::Response;
+use crate::auth::Denied;
+use crate::auth::sigv4::AuthError;
+use crate::body::{Body, BodyError};
+use crate::server::RETRY_AFTER;
+use wharfage_store::StoreError;
 
 /// A repository as error texts name it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, Fault, ImageId, Selector, input, required};
-use crate::names::{Digest, Reference, Tag};
-use crate::registry::http::memory;
-use crate::registry::images::{NewImage, PutImageError};
-use crate::registry::manifests::InvalidManifest;
-use crate::store::images::{
+use wharfage_domain::names::{Digest, Reference, Tag};
+use crate::http::memory;
+use crate::images::{NewImage, PutImageError};
+use crate::manifests::InvalidManifest;
+use wharfage_store::images::{
     DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, StorageClass, StorageClassError, TaggedImage,
 };
-use crate::store::manifests::{Manifest, PutManifestError};
-use crate::store::repositories::Repository;
-use crate::store::{Lookup, StoreError};
+use wharfage_store::manifests::{Manifest, PutManifestError};
+use wharfage_store::repositories::Repository;
+use wharfage_store::{Lookup, StoreError};
 
 /// How much of manifests one BatchGetImage gives at most. A hundred of ordinary size are half a MiB.
 const MAX_MANIFESTS: usize = 28 * 1024 * 1024;

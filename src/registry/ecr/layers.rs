@@ -14,12 +14,12 @@ use uuid::Uuid;
 use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
-use crate::names::{Algorithm, Digest};
-use crate::registry::auth::download;
-use crate::registry::auth::sigv4::AuthError;
-use crate::registry::uploads::{Session, UploadFailure, lease_of_present};
-use crate::store::layers::Layer;
-use crate::store::uploads::CommitOutcome;
+use wharfage_domain::names::{Algorithm, Digest};
+use crate::auth::download;
+use crate::auth::sigv4::AuthError;
+use crate::uploads::{Session, UploadFailure, lease_of_present};
+use wharfage_store::layers::Layer;
+use wharfage_store::uploads::CommitOutcome;
 
 /// The size of parts that clients are told to send.
 const PART_SIZE: u64 = 10_485_760;

@@ -9,12 +9,12 @@ use super::listings::tag_status;
 use super::page::{Page, Sizes, invalid_token};
 use super::repositories::no_paging;
 use super::{Call, shapes};
-use crate::lifecycle::{self, InvalidPolicy, Policy};
-use crate::names::{Digest, Reference};
-use crate::store::images::{TagStatusFilter, TaggedImage};
-use crate::store::jobs::{EvaluateLifecycle, EvaluatePreview, JobPayload as _};
-use crate::store::previews::{Preview, PreviewResult, PreviewState};
-use crate::store::repositories::{Repository, RepositoryChange};
+use wharfage_domain::lifecycle::{self, InvalidPolicy, Policy};
+use wharfage_domain::names::{Digest, Reference};
+use wharfage_store::images::{TagStatusFilter, TaggedImage};
+use wharfage_store::jobs::{EvaluateLifecycle, EvaluatePreview, JobPayload as _};
+use wharfage_store::previews::{Preview, PreviewResult, PreviewState};
+use wharfage_store::repositories::{Repository, RepositoryChange};
 
 /// How long a preview's results hold.
 const PREVIEW_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
@@ -230,7 +230,7 @@ fn means(selector: &Selector, result: &PreviewResult) -> bool {
 
 /// ECR's `LifecyclePolicyPreviewResult`.
 fn result_shape(result: &PreviewResult) -> Value {
-    use crate::store::images::ImageStatus;
+    use wharfage_store::images::ImageStatus;
     json!({
         "imageTags": if result.tags.is_empty() { Value::Null } else { json!(result.tags) },
         "imageDigest": result.digest,

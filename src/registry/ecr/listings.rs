@@ -10,9 +10,9 @@ use super::input::{self, ImageId, Selector, input, required};
 use super::page::{self, Page, Sizes, invalid_token};
 use super::repositories::no_paging;
 use super::{Call, shapes};
-use crate::names::{Digest, Reference};
-use crate::store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage};
-use crate::store::repositories::Repository;
+use wharfage_domain::names::{Digest, Reference};
+use wharfage_store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage};
+use wharfage_store::repositories::Repository;
 
 /// ListImageReferrers has smaller pages than the others.
 const REFERRERS: Sizes = Sizes { max: 50, default: 20 };

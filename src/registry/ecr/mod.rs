@@ -29,13 +29,13 @@ use tokio::sync::Mutex;
 
 use self::error::{Error, Place};
 use self::operations::Operation;
-use crate::budget::Account;
-use crate::names::{AccountId, RepositoryName};
-use crate::registry::auth::{self, Principal, Resource, sigv4};
-use crate::registry::body::{Body, RequestBody};
-use crate::registry::http::memory::{self, Caller};
-use crate::registry::{Registry, Request, Response};
-use crate::store::repositories::Repository;
+use wharfage_process::budget::Account;
+use wharfage_domain::names::{AccountId, RepositoryName};
+use crate::auth::{self, Principal, Resource, sigv4};
+use crate::body::{Body, RequestBody};
+use crate::http::memory::{self, Caller};
+use crate::{Registry, Request, Response};
+use wharfage_store::repositories::Repository;
 
 /// Names the operation.
 pub const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
@@ -71,7 +71,7 @@ pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
             error.into_response()
         }
     };
-    response.extensions_mut().insert(crate::registry::Operation(name));
+    response.extensions_mut().insert(crate::Operation(name));
     response
 }
 

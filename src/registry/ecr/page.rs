@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::Call;
 use super::error::Error;
 use super::input;
-use crate::names::AccountId;
+use wharfage_domain::names::AccountId;
 
 /// Longer than any token of ours.
 const MAX_TOKEN: usize = 2048;

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::error::Error;
 use super::input::{self, input, required};
 use super::{Call, shapes};
-use crate::registry::auth::sigv4::AuthError;
-use crate::registry::auth::token;
+use crate::auth::sigv4::AuthError;
+use crate::auth::token;
 
 input! {
     /// The input of operations that have none.

@@ -7,9 +7,9 @@ use super::error::Error;
 use super::input::{self, input, required};
 use super::registry::Nothing;
 use super::repository_policies::MAX_LENGTH;
-use crate::names::AccountId;
-use crate::policy::{Kind, Policy};
-use crate::store::registries::RegistryChange;
+use wharfage_domain::names::AccountId;
+use wharfage_domain::policy::{Kind, Policy};
+use wharfage_store::registries::RegistryChange;
 
 input! {
     /// PutRegistryPolicy's.

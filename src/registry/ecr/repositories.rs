@@ -6,7 +6,7 @@ use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
 use super::page::{self, Page};
 use super::{Call, resource_tags, shapes};
-use crate::store::repositories::{
+use wharfage_store::repositories::{
     CreateRepositoryError, DeleteRepositoryError, Encryption, Mutability, NewRepository, RepositoryChange,
     TagMutability,
 };
@@ -239,7 +239,7 @@ pub async fn put_scanning_configuration(call: &Call, input: PutScanningConfigura
 pub async fn change(
     call: &Call,
     place: &Place,
-    id: crate::store::repositories::RepositoryId,
+    id: wharfage_store::repositories::RepositoryId,
     change: RepositoryChange,
 ) -> Result<(), Error> {
     let changed = call.registry.metadata.change_repository(id, change, Vec::new()).await?;

@@ -6,11 +6,11 @@ use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
 use super::repositories::change;
-use crate::policy::{InvalidPolicy, Kind, Policy, Principal};
-use crate::store::repositories::RepositoryChange;
+use wharfage_domain::policy::{InvalidPolicy, Kind, Policy, Principal};
+use wharfage_store::repositories::RepositoryChange;
 
 /// The longest `policyText`.
-pub const MAX_LENGTH: i64 = crate::policy::MAX_LENGTH as i64;
+pub const MAX_LENGTH: i64 = wharfage_domain::policy::MAX_LENGTH as i64;
 
 impl From<InvalidPolicy> for Error {
     fn from(error: InvalidPolicy) -> Self {

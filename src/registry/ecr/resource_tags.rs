@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
-use crate::names::RepositoryArn;
-use crate::store::repositories::{Repository, ResourceTag, TagResourceError};
+use wharfage_domain::names::RepositoryArn;
+use wharfage_store::repositories::{Repository, ResourceTag, TagResourceError};
 
 /// How many tags a repository may have.
 const MAX_TAGS: usize = 50;

@@ -6,8 +6,8 @@ use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
 use super::registry::Nothing;
-use crate::scanning::{FILTER_PATTERN, ScanFrequency, ScanType, ScanningConfiguration, ScanningRule, is_filter};
-use crate::store::registries::RegistryChange;
+use wharfage_domain::scanning::{FILTER_PATTERN, ScanFrequency, ScanType, ScanningConfiguration, ScanningRule, is_filter};
+use wharfage_store::registries::RegistryChange;
 
 input! {
     /// PutRegistryScanningConfiguration's.

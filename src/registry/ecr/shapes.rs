@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::Call;
 use super::error::Place;
-use crate::store::images::TaggedImage;
-use crate::store::repositories::Repository;
+use wharfage_store::images::TaggedImage;
+use wharfage_store::repositories::Repository;
 
 /// Renders an output: members that are `null` are absent ones, which the API omits.
 pub fn render(mut output: Value) -> String {

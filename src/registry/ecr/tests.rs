@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::access_key::AccessKey;
-use crate::jobs::referrers;
-use crate::names::Digest;
-use crate::registry::auth::{Keyring, SigningKey};
-use crate::registry::{Config, Limits, PublicUrl};
-use crate::store::blobs::folder::FolderBlobs;
-use crate::store::jobs::{FollowSubject, JobPayload as _};
-use crate::store::manifests::{NewManifest, PutManifest};
-use crate::store::sqlite::SqliteStore;
+use wharfage_domain::access_key::AccessKey;
+use wharfage_jobs::referrers;
+use wharfage_domain::names::Digest;
+use crate::auth::{Keyring, SigningKey};
+use crate::{Config, Limits, PublicUrl};
+use wharfage_store::blobs::folder::FolderBlobs;
+use wharfage_store::jobs::{FollowSubject, JobPayload as _};
+use wharfage_store::manifests::{NewManifest, PutManifest};
+use wharfage_store::sqlite::SqliteStore;
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -278,7 +278,7 @@ fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
             let (metadata, kind) = (&bed.registry.metadata, FollowSubject::KIND);
             while let Some(job) = metadata.claim_job(&[kind], later, Duration::from_secs(60)).await.unwrap() {
                 referrers::run(metadata.as_ref(), &FollowSubject::parse(&job.payload).unwrap()).await.unwrap();
-                metadata.end_job(job.id, job.attempts, crate::store::jobs::JobEnd::Done).await.unwrap();
+                metadata.end_job(job.id, job.attempts, wharfage_store::jobs::JobEnd::Done).await.unwrap();
             }
         });
     };

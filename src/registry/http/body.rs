@@ -13,9 +13,9 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::memory::{self, Caller};
-use crate::budget::{Account, Exhausted};
-use crate::listener::Activity;
-use crate::store::{BlobReader, StoreError};
+use wharfage_process::budget::{Account, Exhausted};
+use wharfage_process::listener::Activity;
+use wharfage_store::{BlobReader, StoreError};
 
 /// A client must send so many bytes in so much time spent waiting for it.
 const MINIMUM_BYTES: usize = 16 * 1024;

@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
-use crate::budget::{Account, Budget, Exhausted, Limits};
+use wharfage_process::budget::{Account, Budget, Exhausted, Limits};
 
 /// The default size in MiB, and the smallest: the largest body of the API has to fit into what one caller may have of the
 /// smaller share, and twice the largest that is valid into that of the larger one.

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
 
-use crate::store::jobs::JobCount;
+use wharfage_store::jobs::JobCount;
 
 /// The labels of a request: each from a closed set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

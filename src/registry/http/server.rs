@@ -24,10 +24,10 @@ use tokio_rustls::TlsAcceptor;
 use super::body::{Body, RequestBody};
 use super::memory;
 use super::{cors, tls};
-use crate::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
-use crate::registry::{Operation, Registry, RequestId, Response, plain};
-use crate::shutdown::Stop;
-use crate::store::StoreError;
+use wharfage_process::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
+use crate::{Operation, Registry, RequestId, Response, plain};
+use wharfage_process::shutdown::Stop;
+use wharfage_store::StoreError;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

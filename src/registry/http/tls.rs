@@ -14,7 +14,7 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-use crate::shutdown::Stop;
+use wharfage_process::shutdown::Stop;
 
 /// How often the files are looked at. They are small, and a volume that a node swaps under them tells nobody.
 const LOOK: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
-use crate::names::{Algorithm, Digest, InvalidName, Reference, RepositoryName, Tag};
+use wharfage_domain::names::{Algorithm, Digest, InvalidName, Reference, RepositoryName, Tag};
 
 /// How many `tag` parameters one manifest PUT may carry.
 pub const MAX_TAG_PARAMETERS: usize = 100;

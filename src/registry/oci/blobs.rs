@@ -12,14 +12,14 @@ use uuid::Uuid;
 use super::conditions::{Condition, Named, Wanted, condition, wanted};
 use super::error::{Code, OciError};
 use super::{CONTENT_DIGEST, Call, empty, value};
-use crate::budget::Account;
-use crate::names::{Digest, RepositoryName};
-use crate::registry::body::Body;
-use crate::registry::http::memory::{self, Caller};
-use crate::registry::uploads::lease_of_present;
-use crate::registry::{Registry, Response};
-use crate::store::layers::{Blob, UnlinkOutcome};
-use crate::store::{BlobReader, Lookup, StoreError, StoreResult};
+use wharfage_process::budget::Account;
+use wharfage_domain::names::{Digest, RepositoryName};
+use crate::body::Body;
+use crate::http::memory::{self, Caller};
+use crate::uploads::lease_of_present;
+use crate::{Registry, Response};
+use wharfage_store::layers::{Blob, UnlinkOutcome};
+use wharfage_store::{BlobReader, Lookup, StoreError, StoreResult};
 
 const OCTETS: &str = "application/octet-stream";
 

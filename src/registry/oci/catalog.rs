@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::action::{MAX_PAGE, Page};
 use super::error::OciError;
 use super::{Call, encoded, json, next_page};
-use crate::registry::Response;
-use crate::store::StoreError;
+use crate::Response;
+use wharfage_store::StoreError;
 
 #[derive(Serialize)]
 struct Catalog<'a> {

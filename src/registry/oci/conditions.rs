@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use http::{HeaderMap, HeaderValue, header};
 
-use crate::names::Digest;
+use wharfage_domain::names::Digest;
 
 /// The headers that name content by its digest.
 #[derive(Debug, Clone)]

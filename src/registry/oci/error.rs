@@ -13,11 +13,11 @@ use super::super::server::RETRY_AFTER;
 use super::super::uploads::UploadFailure;
 use super::super::{PublicUrl, Response, plain};
 use super::action::NoAction;
-use crate::budget::Exhausted;
-use crate::names::{AccountId, Digest, RepositoryName};
-use crate::store::StoreError;
-use crate::store::images::DeleteImageError;
-use crate::store::manifests::PutManifestError;
+use wharfage_process::budget::Exhausted;
+use wharfage_domain::names::{AccountId, Digest, RepositoryName};
+use wharfage_store::StoreError;
+use wharfage_store::images::DeleteImageError;
+use wharfage_store::manifests::PutManifestError;
 
 /// What clients read who push to a full disk.
 const FULL: &str =

@@ -7,15 +7,15 @@ use http::{HeaderValue, StatusCode, header};
 use super::conditions::{Condition, Named, condition};
 use super::error::OciError;
 use super::{CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, value};
-use crate::names::{Digest, Reference, RepositoryName, Tag};
-use crate::registry::body::{Body, BodyError, RequestBody};
-use crate::registry::http::memory;
-use crate::registry::images::NewImage;
-use crate::registry::manifests::{InvalidManifest, Kind};
-use crate::registry::{Response, images};
-use crate::store::images::{ImageStatus, LastTag, Referrers};
-use crate::store::manifests::Manifest;
-use crate::store::{Lookup, StoreError};
+use wharfage_domain::names::{Digest, Reference, RepositoryName, Tag};
+use crate::body::{Body, BodyError, RequestBody};
+use crate::http::memory;
+use crate::images::NewImage;
+use crate::manifests::{InvalidManifest, Kind};
+use crate::{Response, images};
+use wharfage_store::images::{ImageStatus, LastTag, Referrers};
+use wharfage_store::manifests::Manifest;
+use wharfage_store::{Lookup, StoreError};
 
 /// How many tags one `OCI-Tag` header names: clients limit the length of a header, and how many there are.
 const TAGS_PER_HEADER: usize = 20;

@@ -26,8 +26,8 @@ use super::auth::{Principal, Resource, authorize};
 use super::body::{Body, RequestBody};
 use super::http::memory::Caller;
 use super::{Operation, Registry, Request, RequestId, Response};
-use crate::names::{AccountId, RepositoryName};
-use crate::store::repositories::Repository;
+use wharfage_domain::names::{AccountId, RepositoryName};
+use wharfage_store::repositories::Repository;
 use action::{Act, Action, Start};
 use error::{Code, OciError};
 
@@ -233,7 +233,7 @@ fn json(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response {
 /// A header's value of text that this registry made itself.
 fn value(text: impl AsRef<str>) -> Result<HeaderValue, OciError> {
     HeaderValue::from_str(text.as_ref())
-        .map_err(|_| crate::store::StoreError::Inconsistent(format!("{:?} is no header's value", text.as_ref())).into())
+        .map_err(|_| wharfage_store::StoreError::Inconsistent(format!("{:?} is no header's value", text.as_ref())).into())
 }
 
 /// `Link: <target>; rel="next"`.

@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::action::MAX_PAGE;
 use super::error::OciError;
 use super::{Call, OCI_FILTERS_APPLIED, encoded, json, next_page};
-use crate::names::{Digest, RepositoryName};
-use crate::registry::Response;
-use crate::store::StoreError;
-use crate::store::images::{Image, ImageStatus, ReferrerFilter};
+use wharfage_domain::names::{Digest, RepositoryName};
+use crate::Response;
+use wharfage_store::StoreError;
+use wharfage_store::images::{Image, ImageStatus, ReferrerFilter};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// A page is an image index, and clients read those up to the size that a manifest may have.

@@ -6,9 +6,9 @@ use serde::Serialize;
 use super::action::{MAX_PAGE, Page};
 use super::error::OciError;
 use super::{Call, json, next_page};
-use crate::names::{RepositoryName, Tag};
-use crate::registry::Response;
-use crate::store::StoreError;
+use wharfage_domain::names::{RepositoryName, Tag};
+use crate::Response;
+use wharfage_store::StoreError;
 
 #[derive(Serialize)]
 struct TagList<'a> {

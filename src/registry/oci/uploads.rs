@@ -12,14 +12,14 @@ use super::action::Start;
 use super::conditions::chunk_range;
 use super::error::{Code, OciError};
 use super::{CONTENT_DIGEST, Call, UPLOAD_UUID, empty, value};
-use crate::names::{Digest, RepositoryName};
-use crate::registry::body::RequestBody;
-use crate::registry::http::memory::Caller;
-use crate::registry::uploads::{Finished, LEASE, Session, UploadFailure};
-use crate::registry::{Registry, Response};
-use crate::store::layers::MountOutcome;
-use crate::store::repositories::{Repository, RepositoryId};
-use crate::store::{Lookup, StoreError};
+use wharfage_domain::names::{Digest, RepositoryName};
+use crate::body::RequestBody;
+use crate::http::memory::Caller;
+use crate::uploads::{Finished, LEASE, Session, UploadFailure};
+use crate::{Registry, Response};
+use wharfage_store::layers::MountOutcome;
+use wharfage_store::repositories::{Repository, RepositoryId};
+use wharfage_store::{Lookup, StoreError};
 
 /// How often a body that goes on and on is acknowledged: its session must not look abandoned, and a crash should not cost
 /// hours of sending.

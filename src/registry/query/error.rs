@@ -4,8 +4,8 @@ use http::StatusCode;
 use uuid::Uuid;
 
 use super::{element, sts};
-use crate::registry::auth::sigv4::AuthError;
-use crate::registry::body::BodyError;
+use crate::auth::sigv4::AuthError;
+use crate::body::BodyError;
 
 /// The most characters of a caller's text that an error quotes.
 const QUOTED: usize = 128;

@@ -1,7 +1,7 @@
 //! The Security Token Service, as far as there is one: who a key stands for.
 
 use super::element;
-use crate::registry::auth::Principal;
+use crate::auth::Principal;
 
 /// The service that signatures name.
 pub const SERVICE: &str = "sts";

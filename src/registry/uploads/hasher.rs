@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
 
-use crate::names::{Algorithm, Digest};
-use crate::store::Inspect;
+use wharfage_domain::names::{Algorithm, Digest};
+use wharfage_store::Inspect;
 
 /// A hash whose state outlives the process.
 #[derive(Clone)]

@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::NewJob;
-use crate::names::Digest;
-use crate::store::repositories::RepositoryId;
-use crate::store::uploads::LATE_WRITE;
-use crate::store::{Generation, StoreError, StoreResult, WriterState};
+use wharfage_domain::names::Digest;
+use crate::repositories::RepositoryId;
+use crate::uploads::LATE_WRITE;
+use crate::{Generation, StoreError, StoreResult, WriterState};
 
 /// All kinds of jobs, as their rows name them.
 pub const KINDS: [&str; 6] = [
@@ -106,7 +106,7 @@ impl FollowSubject {
     const DELAY: SignedDuration = SignedDuration::from_mins(5);
 
     /// Builds the job for a subject that changed at `now`.
-    pub(in crate::store) fn after(&self, now: Timestamp) -> NewJob {
+    pub(crate) fn after(&self, now: Timestamp) -> NewJob {
         self.job(now.checked_add(Self::DELAY).unwrap_or(now))
     }
 }
@@ -162,7 +162,7 @@ impl DeleteGeneration {
 
     /// Builds the job that deletes the bytes of a session removed at `now`. A claim that has not
     /// ended cleanly may write until shortly after its end, so the job waits for that.
-    pub(in crate::store) fn of_session(
+    pub(crate) fn of_session(
         generation: Generation,
         writer: WriterState,
         claimed_until: Option<Timestamp>,
@@ -209,7 +209,7 @@ impl JobPayload for PruneEvents {
 }
 
 /// Returns when no request that was sent before `end` can reach the object store any more.
-pub(in crate::store) fn late(end: Timestamp) -> Timestamp {
+pub(crate) fn late(end: Timestamp) -> Timestamp {
     end.checked_add(LATE_WRITE).unwrap_or(Timestamp::MAX)
 }
 

@@ -4,7 +4,7 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// The result of one attempt at an operation, in one transaction.
 pub(super) type TxResult<T, E = StoreError> = Result<T, TxError<E>>;

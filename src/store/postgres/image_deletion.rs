@@ -7,12 +7,12 @@ use super::error::{TxError, TxResult};
 use super::image_rows::{self, ImageRow, image_row_columns};
 use super::rows::signed;
 use super::{events, jobs, storage_class};
-use crate::names::{Digest, Tag};
-use crate::store::StoreResult;
-use crate::store::images::{
+use wharfage_domain::names::{Digest, Tag};
+use crate::StoreResult;
+use crate::images::{
     DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
 };
-use crate::store::repositories::RepositoryId;
+use crate::repositories::RepositoryId;
 
 pub(super) async fn delete(
     pool: &PgPool,

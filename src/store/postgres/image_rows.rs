@@ -9,12 +9,12 @@ use sqlx::postgres::PgRow;
 
 use super::error::{TxError, TxResult};
 use super::rows::{self, get, parse, parsed};
-use crate::names::{AccountId, Digest, RepositoryName, Tag};
-use crate::store::StoreResult;
-use crate::store::events::ImageEvents;
-use crate::store::images::{ImageStatus, MAX_NAMED_PARENTS, ManifestId};
-use crate::store::jobs::{FollowSubject, NewJob};
-use crate::store::repositories::RepositoryId;
+use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
+use crate::StoreResult;
+use crate::events::ImageEvents;
+use crate::images::{ImageStatus, MAX_NAMED_PARENTS, ManifestId};
+use crate::jobs::{FollowSubject, NewJob};
+use crate::repositories::RepositoryId;
 
 /// A locked image, as far as its changes and its events need it.
 pub(super) struct ImageRow {

@@ -10,14 +10,14 @@ use sqlx::postgres::PgRow;
 use super::error::TxResult;
 use super::rows::{self, get, ids_by_digest, millis, parse, parsed};
 use super::{PostgresStore, image_batches, image_deletion, storage_class};
-use crate::names::{Digest, Reference, Tag};
-use crate::store::StoreResult;
-use crate::store::images::{
+use wharfage_domain::names::{Digest, Reference, Tag};
+use crate::StoreResult;
+use crate::images::{
     DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
     ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers, StorageClass, StorageClassError,
     TagDeleted, TaggedImage, statuses,
 };
-use crate::store::repositories::RepositoryId;
+use crate::repositories::RepositoryId;
 
 #[async_trait::async_trait]
 impl ImageStore for PostgresStore {

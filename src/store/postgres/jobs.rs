@@ -10,8 +10,8 @@ use sqlx::{PgConnection, PgPool};
 use super::PostgresStore;
 use super::error::TxResult;
 use super::rows::{self, get, millis};
-use crate::store::StoreResult;
-use crate::store::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
+use crate::StoreResult;
+use crate::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
 
 #[async_trait::async_trait]
 impl JobStore for PostgresStore {

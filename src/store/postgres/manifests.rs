@@ -8,15 +8,15 @@ use sqlx::{PgConnection, PgPool};
 use super::error::{TxError, TxResult};
 use super::rows::{self, get, ids_by_digest, millis, parsed, signed};
 use super::{PostgresStore, events, image_rows, jobs, storage_class, usage};
-use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
-use crate::store::events::ImageEvents;
-use crate::store::manifests::{
+use wharfage_domain::names::{AccountId, Digest, Reference, RepositoryName, Tag};
+use crate::events::ImageEvents;
+use crate::manifests::{
     ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest, PutManifestError, PutOutcome,
     SizeMismatch, TagEffect, tag_effect,
 };
-use crate::store::repositories::{RepositoryId, TagMutability};
-use crate::store::usage::{EXACT_COUNT_MARGIN, repository_scope};
-use crate::store::{Lookup, StoreError, StoreResult};
+use crate::repositories::{RepositoryId, TagMutability};
+use crate::usage::{EXACT_COUNT_MARGIN, repository_scope};
+use crate::{Lookup, StoreError, StoreResult};
 
 #[async_trait::async_trait]
 impl ManifestStore for PostgresStore {

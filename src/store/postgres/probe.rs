@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use super::error::store_error;
 use super::pool::Liveness;
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
 /// How long a check may take, with a new connection.
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -9,14 +9,14 @@ use sqlx::{PgConnection, PgPool};
 use super::error::{TxError, TxResult};
 use super::rows::{self, get, json, millis, parsed};
 use super::{PostgresStore, jobs, repository_deletion, usage};
-use crate::names::{AccountId, RepositoryName};
-use crate::store::StoreResult;
-use crate::store::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
-use crate::store::repositories::{
+use wharfage_domain::names::{AccountId, RepositoryName};
+use crate::StoreResult;
+use crate::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
+use crate::repositories::{
     CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, NewRepository, Repository,
     RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagResourceError,
 };
-use crate::store::usage::{EXACT_COUNT_MARGIN, registry_scope};
+use crate::usage::{EXACT_COUNT_MARGIN, registry_scope};
 
 #[async_trait::async_trait]
 impl RepositoryStore for PostgresStore {

@@ -6,9 +6,9 @@ use sqlx::{PgConnection, PgPool};
 use super::error::{TxError, TxResult};
 use super::rows::{self, millis};
 use super::{jobs, previews, uploads};
-use crate::store::jobs::{DeleteRepository, JobPayload as _};
-use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
-use crate::store::usage::repository_scope;
+use crate::jobs::{DeleteRepository, JobPayload as _};
+use crate::repositories::{DeleteRepositoryError, RepositoryId};
+use crate::usage::repository_scope;
 
 pub(super) async fn delete(
     pool: &PgPool,

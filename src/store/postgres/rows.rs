@@ -8,11 +8,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{Decode, Postgres, Row, Type};
 
 use super::error::store_error;
-use crate::store::StoreResult;
-use crate::store::images::ImageStatus;
-use crate::store::repositories::TagMutability;
-use crate::store::rows as shared;
-pub(super) use crate::store::rows::{
+use crate::StoreResult;
+use crate::images::ImageStatus;
+use crate::repositories::TagMutability;
+use crate::rows as shared;
+pub(super) use crate::rows::{
     annotations, annotations_of, encryption, from_json, job_state, json, key_columns, key_reference, lease, limit,
     millis, parse, preview_columns, preview_state, signed,
 };

@@ -6,9 +6,9 @@ use sqlx::PgConnection;
 use sqlx::migrate::{MigrateError, Migrator};
 
 use super::error::store_error;
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("src/store/postgres/migrations");
+static MIGRATIONS: Migrator = sqlx::migrate!("postgres/migrations");
 
 /// Brings the schema to this version. The lock belongs to the session: after an error it is held until
 /// the connection ends.

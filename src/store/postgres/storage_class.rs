@@ -8,11 +8,11 @@ use super::error::{TxError, TxResult};
 use super::image_rows::{self, ImageRow, image_row_columns};
 use super::rows::millis;
 use super::{events, image_deletion, jobs};
-use crate::names::Digest;
-use crate::store::StoreResult;
-use crate::store::images::{ImageStatus, LifecycleDecision, StorageClass, StorageClassError};
-use crate::store::jobs::NewJob;
-use crate::store::repositories::RepositoryId;
+use wharfage_domain::names::Digest;
+use crate::StoreResult;
+use crate::images::{ImageStatus, LifecycleDecision, StorageClass, StorageClassError};
+use crate::jobs::NewJob;
+use crate::repositories::RepositoryId;
 
 pub(super) async fn set(
     pool: &PgPool,

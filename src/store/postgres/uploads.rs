@@ -11,13 +11,13 @@ use super::error::{TxError, TxResult};
 use super::layers::{self, NewBlob};
 use super::rows::{self, get, millis, parsed, signed};
 use super::{PostgresStore, jobs};
-use crate::store::jobs::{DeleteGeneration, JobPayload as _, late};
-use crate::store::repositories::{Encryption, RepositoryId};
-use crate::store::uploads::{
+use crate::jobs::{DeleteGeneration, JobPayload as _, late};
+use crate::repositories::{Encryption, RepositoryId};
+use crate::uploads::{
     AdvanceUpload, COUNT_LIMIT, CommitOutcome, CommitUpload, KnownBlob, LATE_WRITE, Upload, UploadClaim, UploadError,
     UploadProgress, UploadStore,
 };
-use crate::store::{Generation, StoreResult, WriterState};
+use crate::{Generation, StoreResult, WriterState};
 
 #[async_trait::async_trait]
 impl UploadStore for PostgresStore {

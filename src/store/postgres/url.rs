@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
 /// Parses a URL. An error names the mistake and quotes nothing of the URL.
 pub(super) fn parse(url: &str) -> StoreResult<PgConnectOptions> {

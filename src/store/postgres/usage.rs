@@ -5,9 +5,9 @@ use sqlx::{PgExecutor, PgPool};
 use super::PostgresStore;
 use super::error::TxResult;
 use super::rows;
-use crate::store::StoreResult;
-use crate::store::repositories::RepositoryId;
-use crate::store::usage::{UsageStore, repository_scope};
+use crate::StoreResult;
+use crate::repositories::RepositoryId;
+use crate::usage::{UsageStore, repository_scope};
 
 #[async_trait::async_trait]
 impl UsageStore for PostgresStore {

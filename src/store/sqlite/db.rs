@@ -3,7 +3,7 @@
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
 
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
 /// A connection, which is in a transaction if it writes.
 #[derive(Clone, Copy)]

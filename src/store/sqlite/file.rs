@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::store::lock::ProcessLock;
-use crate::store::{StoreError, StoreResult};
+use crate::lock::ProcessLock;
+use crate::{StoreError, StoreResult};
 
 /// Settings of every connection. With the write-ahead log, NORMAL would lose acknowledged commits in a
 /// power cut, so FULL. Each connection's page cache is small because the operating system caches the

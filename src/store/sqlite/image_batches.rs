@@ -4,9 +4,9 @@ use jiff::Timestamp;
 
 use super::db::Db;
 use super::image_deletion::{delete, delete_tag};
-use crate::store::StoreResult;
-use crate::store::images::{DeleteImageError, ImageDeleted, ImageDeletion, LastTag, Referrers, TagDeleted};
-use crate::store::repositories::RepositoryId;
+use crate::StoreResult;
+use crate::images::{DeleteImageError, ImageDeleted, ImageDeletion, LastTag, Referrers, TagDeleted};
+use crate::repositories::RepositoryId;
 
 pub(super) fn delete_all(
     db: Db<'_>,

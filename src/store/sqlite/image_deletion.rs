@@ -6,12 +6,12 @@ use rusqlite::params;
 use super::db::Db;
 use super::image_rows::{self, ImageRow};
 use super::{events, rows, storage_class};
-use crate::names::{Digest, Tag};
-use crate::store::StoreResult;
-use crate::store::images::{
+use wharfage_domain::names::{Digest, Tag};
+use crate::StoreResult;
+use crate::images::{
     DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
 };
-use crate::store::repositories::RepositoryId;
+use crate::repositories::RepositoryId;
 
 pub(super) fn delete(
     db: Db<'_>,

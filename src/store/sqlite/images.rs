@@ -9,14 +9,14 @@ use super::db::Db;
 use super::image_rows::tags_of;
 use super::rows::{self, optional_parsed, optional_time, parsed, text, text_or_null};
 use super::{SqliteStore, image_batches, image_deletion, storage_class};
-use crate::names::{Digest, Reference, Tag};
-use crate::store::StoreResult;
-use crate::store::images::{
+use wharfage_domain::names::{Digest, Reference, Tag};
+use crate::StoreResult;
+use crate::images::{
     DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
     ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers, StorageClass, StorageClassError,
     TagDeleted, TaggedImage, statuses,
 };
-use crate::store::repositories::RepositoryId;
+use crate::repositories::RepositoryId;
 
 #[async_trait::async_trait]
 impl ImageStore for SqliteStore {

@@ -8,8 +8,8 @@ use rusqlite::{Row, params};
 use super::SqliteStore;
 use super::db::Db;
 use super::rows::{self, text};
-use crate::store::StoreResult;
-use crate::store::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
+use crate::StoreResult;
+use crate::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
 
 #[async_trait::async_trait]
 impl JobStore for SqliteStore {

@@ -8,14 +8,14 @@ use super::db::Db;
 use super::image_rows::{self, ImageRow};
 use super::rows::{self, optional_time, parsed, text};
 use super::{SqliteStore, events, jobs, repositories, storage_class, usage};
-use crate::names::{AccountId, Digest, Reference, RepositoryName, Tag};
-use crate::store::manifests::{
+use wharfage_domain::names::{AccountId, Digest, Reference, RepositoryName, Tag};
+use crate::manifests::{
     BlobReference, ChildReference, ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest,
     PutManifestError, PutOutcome, SizeMismatch, TagEffect, tag_effect,
 };
-use crate::store::repositories::RepositoryId;
-use crate::store::usage::repository_scope;
-use crate::store::{Lookup, StoreResult};
+use crate::repositories::RepositoryId;
+use crate::usage::repository_scope;
+use crate::{Lookup, StoreResult};
 
 #[async_trait::async_trait]
 impl ManifestStore for SqliteStore {

@@ -8,11 +8,11 @@ use rusqlite::{Row, params};
 use super::db::Db;
 use super::rows::{self, parsed, text};
 use super::{SqliteStore, jobs, repositories};
-use crate::names::{Digest, Tag};
-use crate::store::StoreResult;
-use crate::store::jobs::NewJob;
-use crate::store::previews::{Preview, PreviewResult, PreviewRun, PreviewState, PreviewStore};
-use crate::store::repositories::RepositoryId;
+use wharfage_domain::names::{Digest, Tag};
+use crate::StoreResult;
+use crate::jobs::NewJob;
+use crate::previews::{Preview, PreviewResult, PreviewRun, PreviewState, PreviewStore};
+use crate::repositories::RepositoryId;
 
 #[async_trait::async_trait]
 impl PreviewStore for SqliteStore {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::Connection;
 
 use super::db::Db;
-use crate::store::disk::Disk;
-use crate::store::{StoreError, StoreResult};
+use crate::disk::Disk;
+use crate::{StoreError, StoreResult};
 
 /// Checks that the database can be read.
 #[derive(Debug)]

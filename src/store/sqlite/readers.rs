@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
 use super::db::Db;
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// The connections of one kind. Each thread tries its own one first, so that threads do not contend
 /// while there are enough.
@@ -84,7 +84,7 @@ impl Readers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::StoreResult;
+    use crate::StoreResult;
 
     fn readers() -> Readers {
         let connection = || Connection::open_in_memory().unwrap();

@@ -6,14 +6,14 @@ use rusqlite::{Row, params};
 use super::db::Db;
 use super::rows::{self, optional_time, parsed, text};
 use super::{SqliteStore, jobs, repository_deletion, usage};
-use crate::names::{AccountId, RepositoryName};
-use crate::store::StoreResult;
-use crate::store::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
-use crate::store::repositories::{
+use wharfage_domain::names::{AccountId, RepositoryName};
+use crate::StoreResult;
+use crate::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
+use crate::repositories::{
     CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, NewRepository, Repository,
     RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagMutability, TagResourceError,
 };
-use crate::store::usage::registry_scope;
+use crate::usage::registry_scope;
 
 #[async_trait::async_trait]
 impl RepositoryStore for SqliteStore {

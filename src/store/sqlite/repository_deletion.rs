@@ -5,10 +5,10 @@ use rusqlite::params;
 
 use super::db::Db;
 use super::{jobs, previews, repositories, rows, uploads};
-use crate::store::StoreResult;
-use crate::store::jobs::{DeleteRepository, JobPayload as _};
-use crate::store::repositories::{DeleteRepositoryError, RepositoryId};
-use crate::store::usage::repository_scope;
+use crate::StoreResult;
+use crate::jobs::{DeleteRepository, JobPayload as _};
+use crate::repositories::{DeleteRepositoryError, RepositoryId};
+use crate::usage::repository_scope;
 
 /// How many tags and edges a batch may delete for each image that it may delete.
 const ROWS_PER_IMAGE: usize = 10;

@@ -6,11 +6,11 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use rusqlite::Row;
 
-pub(super) use crate::store::rows::{
+pub(super) use crate::rows::{
     annotations, annotations_of, encryption, from_json, job_state, json, key_columns, key_reference, lease, limit,
     millis, parse, preview_columns, preview_state, signed, status, stored_time, tag_mutability, time, unsigned,
 };
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
 /// Reads a column's text, without a copy.
 pub(super) fn text<'r>(row: &'r Row<'_>, column: usize) -> StoreResult<&'r str> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use rusqlite::Connection;
 use rusqlite_migration::{M, Migrations};
 
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
 /// The schema's versions. A released version is never edited: a change is a new one.
 const MIGRATIONS: &[M<'_>] = &[

@@ -10,13 +10,13 @@ use super::db::Db;
 use super::layers::{self, NewBlob};
 use super::rows::{self, optional_time, parsed};
 use super::{SqliteStore, jobs, repositories};
-use crate::store::jobs::{DeleteGeneration, JobPayload as _, late};
-use crate::store::repositories::RepositoryId;
-use crate::store::uploads::{
+use crate::jobs::{DeleteGeneration, JobPayload as _, late};
+use crate::repositories::RepositoryId;
+use crate::uploads::{
     AdvanceUpload, COUNT_LIMIT, CommitOutcome, CommitUpload, KnownBlob, LATE_WRITE, Upload, UploadClaim, UploadError,
     UploadProgress, UploadStore,
 };
-use crate::store::{Generation, StoreResult, WriterState};
+use crate::{Generation, StoreResult, WriterState};
 
 #[async_trait::async_trait]
 impl UploadStore for SqliteStore {

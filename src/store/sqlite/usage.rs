@@ -3,9 +3,9 @@
 use super::SqliteStore;
 use super::db::Db;
 use super::rows;
-use crate::store::StoreResult;
-use crate::store::repositories::RepositoryId;
-use crate::store::usage::{UsageStore, repository_scope};
+use crate::StoreResult;
+use crate::repositories::RepositoryId;
+use crate::usage::{UsageStore, repository_scope};
 
 #[async_trait::async_trait]
 impl UsageStore for SqliteStore {

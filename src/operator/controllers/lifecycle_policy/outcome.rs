@@ -6,12 +6,12 @@ use std::ops::Add;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::apply::Previewed;
-use crate::crd::lifecycle_policy::{ImageOutcome, OutcomeState, RepositoryOutcome, Totals};
-use crate::lifecycle::{Action, Cause};
-use crate::names::RepositoryName;
-use crate::operator::in_use::decision::{Counts, ImageAction};
-use crate::operator::in_use::run::RunReport;
+use wharfage_apply::Previewed;
+use wharfage_crd::lifecycle_policy::{ImageOutcome, OutcomeState, RepositoryOutcome, Totals};
+use wharfage_domain::lifecycle::{Action, Cause};
+use wharfage_domain::names::RepositoryName;
+use crate::in_use::decision::{Counts, ImageAction};
+use crate::in_use::run::RunReport;
 
 /// Repositories that a status names.
 const NAMED: usize = 100;
@@ -36,7 +36,7 @@ pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutc
 
 /// What a registry's own preview says.
 pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at: Time) -> RepositoryOutcome {
-    let image = |it: &crate::apply::PreviewedImage| ImageOutcome {
+    let image = |it: &wharfage_apply::PreviewedImage| ImageOutcome {
         digest: it.digest.clone(),
         tags: it.tags.iter().take(TAGS).cloned().collect(),
         action: it.action.clone(),
@@ -193,8 +193,8 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::apply::PreviewedImage;
-    use crate::lifecycle::{Image, ImageStatus};
+    use wharfage_apply::PreviewedImage;
+    use wharfage_domain::lifecycle::{Image, ImageStatus};
 
     fn outcome(name: &str, state: OutcomeState, expiring: i64, protected: Option<i64>) -> RepositoryOutcome {
         let expiring = (expiring >= 0).then_some(expiring);

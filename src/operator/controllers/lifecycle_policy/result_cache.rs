@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::outcome::only;
-use crate::crd::LifecyclePolicyStatus;
-use crate::crd::lifecycle_policy::{OutcomeState, RepositoryOutcome};
-use crate::names::RepositoryName;
+use wharfage_crd::LifecyclePolicyStatus;
+use wharfage_crd::lifecycle_policy::{OutcomeState, RepositoryOutcome};
+use wharfage_domain::names::RepositoryName;
 
 /// What one repository's last turn came to.
 #[derive(Debug, Clone, PartialEq)]

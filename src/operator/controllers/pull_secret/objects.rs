@@ -8,12 +8,12 @@ use kube::{Api, Client, Error, ResourceExt as _};
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 
-use crate::operator::pull_secrets::accounts::WatchedServiceAccount;
-use crate::operator::pull_secrets::annotations::{HeldSecret, LABEL, Owner, WatchedSecret, annotations, labels};
-use crate::operator::pull_secrets::decide::{Entry, SecretDeletion};
-use crate::operator::pull_secrets::docker_config::{SECRET_KEY, SECRET_TYPE};
-use crate::operator::pull_secrets::tokens::Issued;
-use crate::operator::status::FIELD_MANAGER;
+use crate::pull_secrets::accounts::WatchedServiceAccount;
+use crate::pull_secrets::annotations::{HeldSecret, LABEL, Owner, WatchedSecret, annotations, labels};
+use crate::pull_secrets::decide::{Entry, SecretDeletion};
+use crate::pull_secrets::docker_config::{SECRET_KEY, SECRET_TYPE};
+use crate::pull_secrets::tokens::Issued;
+use crate::status::FIELD_MANAGER;
 
 /// What has a Secret's name before it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,13 +21,13 @@ use tokio::task::JoinSet;
 
 use super::super::Error;
 use super::RegistryController;
-use crate::crd::registry::ManagedRegistry;
-use crate::crd::{DeletionPolicy, Reason, Registry};
-use crate::operator::context::Context;
-use crate::operator::policy_rule::{Feature, PolicyRule, RuleScope};
-use crate::operator::status::{Cause, ConditionSet, ReadyState};
-use crate::operator::workload::{self, Names, Pods, REGISTRY_LABEL, Rollout};
-use crate::operator::{triggers, watch};
+use wharfage_crd::registry::ManagedRegistry;
+use wharfage_crd::{DeletionPolicy, Reason, Registry};
+use crate::context::Context;
+use crate::policy_rule::{Feature, PolicyRule, RuleScope};
+use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::workload::{self, Names, Pods, REGISTRY_LABEL, Rollout};
+use crate::{triggers, watch};
 use dereference::ManagedConnection;
 use error::ReconcileError;
 
@@ -37,7 +37,7 @@ pub(super) use dereference::secrets;
 /// The verbs that what is applied, found again and removed takes.
 const KEEP: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
-pub(in crate::operator) const RULES: &[PolicyRule] = &[
+pub(crate) const RULES: &[PolicyRule] = &[
     rule("apps", &["deployments", "statefulsets"], KEEP, "the pods of managed registries"),
     rule("", &["services", "configmaps"], KEEP, "the way to managed registries, and their settings"),
     // Read by the rule for the Secrets that Registries name.
@@ -72,7 +72,7 @@ const fn rule(
 
 /// Follows what managed registries are made of, so that what somebody changes there is put right at once. Their Secrets are
 /// followed by name, like those that a Registry names.
-pub(in crate::operator) fn watch_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
+pub(crate) fn watch_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
     macro_rules! follow {
         ($($kind:ty),*) => {$({
             let (api, follower) = (Api::<PartialObjectMeta<$kind>>::all(ctx.client.clone()), Arc::clone(ctx));

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use proptest::prelude::*;
 
 use super::*;
-use crate::access_key::AccessKey;
+use wharfage_domain::access_key::AccessKey;
 
 const ID: &str = "AKIDEXAMPLE";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";

@@ -24,8 +24,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 use self::buffers::Buffers;
 use self::state::FileProgress;
 use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
-use crate::store::disk::Disk;
-use crate::store::{StoreError, StoreResult};
+use crate::disk::Disk;
+use crate::{StoreError, StoreResult};
 
 /// Blobs in a local folder.
 #[derive(Clone)]

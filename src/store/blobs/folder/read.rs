@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::buffers::{Buffer, Buffers};
 use super::{BlobFolder, blocking, io_error};
-use crate::store::{Generation, StoreError, StoreResult};
+use crate::{Generation, StoreError, StoreResult};
 
 /// Maximum size of one read in bytes. Measured: smaller reads cost more system calls; larger ones
 /// leave the processor's cache before they are sent.
@@ -130,7 +130,7 @@ mod cached {
     use rustix::io::ReadWriteFlags;
 
     use super::super::BlobFolder;
-    use crate::store::Generation;
+    use crate::Generation;
 
     pub(super) fn open(folder: &BlobFolder, generation: Generation) -> Option<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -151,7 +151,7 @@ mod cached {
     use std::fs::File;
 
     use super::super::BlobFolder;
-    use crate::store::Generation;
+    use crate::Generation;
 
     pub(super) fn open(_folder: &BlobFolder, _generation: Generation) -> Option<File> {
         None

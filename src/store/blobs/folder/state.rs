@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Generation, StoreError, StoreResult, WriterState};
+use crate::{Generation, StoreError, StoreResult, WriterState};
 
 /// The location of the bytes written so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 
 use super::state::FileProgress;
 use super::{BlobFolder, blocking, io_error};
-use crate::store::blobs::inspect::{Inspect, Inspection};
-use crate::store::{BlobWriter, Generation, Handover, Sealed, StoreError, StoreResult, WriterState};
+use crate::blobs::inspect::{Inspect, Inspection};
+use crate::{BlobWriter, Generation, Handover, Sealed, StoreError, StoreResult, WriterState};
 
 /// Largest and smallest size of a batch in bytes, and the intended total of all batches that are
 /// being filled.

@@ -7,7 +7,7 @@ use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
 use super::S3Credentials;
 use super::deadlines::Deadlines;
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
 /// Timeouts of connecting and of reading. [`Deadlines`] is stricter where possible.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

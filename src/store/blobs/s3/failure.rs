@@ -6,7 +6,7 @@
 
 use object_store::Error;
 
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// Error codes of invalid credentials, as opposed to missing permissions.
 const CREDENTIALS: [&str; 9] = [

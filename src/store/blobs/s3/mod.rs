@@ -33,7 +33,7 @@ use self::failure::{Missing, store_error};
 use self::part_memory::PartMemory;
 use self::state::{ObjectProgress, TailLocation};
 use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
-use crate::store::{StoreError, StoreResult};
+use crate::{StoreError, StoreResult};
 
 /// How long the readiness check may take.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::state::PART;
-use crate::budget::{Account, Budget, Limits};
-use crate::store::{StoreError, StoreResult};
+use wharfage_process::budget::{Account, Budget, Limits};
+use crate::{StoreError, StoreResult};
 
 /// Limit in bytes for all parts that are being filled or sent.
 const SIZE: usize = 128 * 1024 * 1024;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Generation, StoreError, StoreResult, WriterState};
+use crate::{Generation, StoreError, StoreResult, WriterState};
 
 /// Size of every part but the last, in bytes. All have the same, because some servers require that.
 /// S3 requires at least 5 MiB and at most 10,000 parts, and ECR's largest layer (52,000 MiB) fits.

@@ -17,13 +17,13 @@ use serde_json::{Value, json};
 
 use super::WorkloadReconcile;
 use super::error::{ReconcileError, is_api, refused, unreadable};
-use crate::crd::Reason;
-use crate::operator::status::FIELD_MANAGER;
-use crate::operator::workload::{self, Inputs, Pods, REGISTRY_LABEL, WorkloadObject, certificate_kind};
+use wharfage_crd::Reason;
+use crate::status::FIELD_MANAGER;
+use crate::workload::{self, Inputs, Pods, REGISTRY_LABEL, WorkloadObject, certificate_kind};
 
 /// What was applied last: what is as it was then isn't applied again, so that a cluster at rest is only read.
 #[derive(Default)]
-pub(in crate::operator::controllers) struct Applied(Mutex<HashMap<(String, String, String), LastApplied>>);
+pub(in crate::controllers) struct Applied(Mutex<HashMap<(String, String, String), LastApplied>>);
 
 /// What was applied, and what the object became by it.
 #[derive(PartialEq, Eq)]

@@ -9,16 +9,16 @@ use secrecy::ExposeSecret as _;
 
 use super::WorkloadReconcile;
 use super::error::{ReconcileError, refused, unreadable, unusable};
-use crate::access_key::AccessKey;
-use crate::crd::registry::ManagedRegistry;
-use crate::crd::{Reason, Registry};
-use crate::operator::secrets::SecretName;
-use crate::operator::status::FIELD_MANAGER;
-use crate::operator::workload::{self, Backends, KeyPair, Names, certificate_kind, connection};
+use wharfage_domain::access_key::AccessKey;
+use wharfage_crd::registry::ManagedRegistry;
+use wharfage_crd::{Reason, Registry};
+use crate::secrets::SecretName;
+use crate::status::FIELD_MANAGER;
+use crate::workload::{self, Backends, KeyPair, Names, certificate_kind, connection};
 
 /// How the operator reaches a managed registry.
 #[derive(Hash)]
-pub(in crate::operator::controllers) struct ManagedConnection {
+pub(in crate::controllers) struct ManagedConnection {
     /// Its URL, with the name that its certificate is for.
     pub url: String,
     /// Where to connect to, if the URL's host isn't that.
@@ -32,7 +32,7 @@ pub(in crate::operator::controllers) struct ManagedConnection {
 }
 
 /// The Secrets that a managed Registry names, and those that it has.
-pub(in crate::operator::controllers) fn secrets(
+pub(in crate::controllers) fn secrets(
     registry: &Registry,
     managed: &ManagedRegistry,
     operator: &str,

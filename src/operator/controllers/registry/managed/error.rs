@@ -1,9 +1,9 @@
 //! What ends a reconcile of a workload before its end.
 
 use super::super::{kept_away, missing};
-use crate::crd::Reason;
-use crate::operator::status::{Cause, ConditionSet, ReadyState};
-use crate::operator::workload;
+use wharfage_crd::Reason;
+use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::workload;
 
 /// What ends a reconcile before its end.
 pub(super) enum ReconcileError {

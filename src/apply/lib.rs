@@ -30,8 +30,8 @@ pub use report::{Outcome, Previewed, PreviewedImage, Report, Verdict};
 pub use settings::observe_settings;
 pub use token::{AuthorizationToken, authorization_token, host};
 
-use crate::names::RepositoryName;
-use crate::plan::{Call, Plan, Step};
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::{Call, Plan, Step};
 
 /// How long previews may take all together before the report goes on without them.
 const PREVIEW_TIMEOUT: Duration = Duration::from_secs(30);

@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::crd::{API_VERSION, GROUP, KindRules, LifecyclePolicy, PullSecret, Registry, Repository, Rules, Violation};
+use wharfage_crd::{API_VERSION, GROUP, KindRules, LifecyclePolicy, PullSecret, Registry, Repository, Rules, Violation};
 use document::Document;
 use files::{Found, Text};
 

@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::shutdown::Stop;
-use crate::store::jobs::{
+use wharfage_process::shutdown::Stop;
+use wharfage_store::jobs::{
     DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, Job, JobPayload, PruneEvents,
 };
-use crate::store::pull_recorder::PullRecorder;
-use crate::store::{Blobs, Metadata, StoreError, StoreResult};
+use wharfage_store::pull_recorder::PullRecorder;
+use wharfage_store::{Blobs, Metadata, StoreError, StoreResult};
 
 pub use self::metrics::JobMetrics;
 

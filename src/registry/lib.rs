@@ -21,10 +21,10 @@ use std::sync::Arc;
 use ::http::{HeaderValue, Method, StatusCode, header};
 
 pub use self::http::{body, server, tls};
-use crate::names::{AccountId, Region, RepositoryArn, RepositoryName};
-use crate::store::disk::Disk;
-use crate::store::pull_recorder::PullRecorder;
-use crate::store::{Blobs, Metadata};
+use wharfage_domain::names::{AccountId, Region, RepositoryArn, RepositoryName};
+use wharfage_store::disk::Disk;
+use wharfage_store::pull_recorder::PullRecorder;
+use wharfage_store::{Blobs, Metadata};
 use auth::Keyring;
 use body::{Body, RequestBody};
 use http::metrics::Metrics;

@@ -33,9 +33,9 @@ pub use resources::Resources;
 pub use settings::contested;
 pub use unenforced::{unenforced, unenforced_settings};
 
-use crate::names::RepositoryName;
-use crate::scanning::ScanningConfiguration;
-use crate::tag_mutability::TagMutability;
+use wharfage_domain::names::RepositoryName;
+use wharfage_domain::scanning::ScanningConfiguration;
+use wharfage_domain::tag_mutability::TagMutability;
 use model::Refused;
 
 /// A resource that a step is for.

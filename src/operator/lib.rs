@@ -1,6 +1,6 @@
 //! The operator: the same manifests as file mode, from the Kubernetes API.
 //!
-//! One controller for each kind. A controller looks at what is there, calls the same [`plan`](crate::plan::plan), carries it
+//! One controller for each kind. A controller looks at what is there, calls the same [`plan`](wharfage_plan::plan), carries it
 //! out and writes the status. `manager` starts the watches and the controllers; `watch` and `triggers` requeue resources;
 //! `stores` and `index` find them; `registry_client` is a registry as all controllers know it; `leader` sees to it that only one process
 //! does all this.
