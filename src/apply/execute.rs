@@ -13,9 +13,9 @@ use super::error::client_error;
 use super::observe::Listed;
 use super::settings;
 use wharfage_domain::names::RepositoryName;
+use wharfage_domain::tag_mutability::TagMutability;
 use wharfage_plan::model::ApiError;
 use wharfage_plan::{Call, Step};
-use wharfage_domain::tag_mutability::TagMutability;
 
 /// Makes a step's calls in order, up to the first that fails. `arn` is that of the step's repository, where it is not in the
 /// step itself. `done` is told of each call that succeeded, and of the repository that it made.

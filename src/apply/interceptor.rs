@@ -118,19 +118,30 @@ mod tests {
     use aws_smithy_async::rt::sleep::{AsyncSleep, Sleep, TokioSleep};
     use tokio::net::TcpSocket;
 
+    use secrecy::SecretString;
+    use wharfage_fake_ecr::FakeEcr;
+
     use super::*;
-    use crate::fake_ecr::{FakeEcr, client};
+    use crate::Connection;
 
     const LISTING: &str = r#"{"repositories":[]}"#;
     const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
 
     /// Answers the nth request, from 0, with a status and a body.
     async fn fake_ecr(answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static) -> FakeEcr {
-        crate::fake_ecr::fake_ecr(move |nth, _| {
+        wharfage_fake_ecr::fake_ecr(move |nth, _| {
             let (status, body) = answer(nth);
             (status, body.to_owned())
         })
         .await
+    }
+
+    /// A client of the ECR API at this URL.
+    async fn client(endpoint: &str) -> Ecr {
+        let region = "eu-home-1".parse().unwrap();
+        let connection =
+            Connection::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
+        Ecr::new(connection, None).await.unwrap()
     }
 
     async fn list(ecr: &Ecr) -> bool {
@@ -170,7 +181,7 @@ mod tests {
             _ => (200, "{"),
         });
         let (registry, notes) = (registry.await, Arc::new(Notes::default()));
-        let ecr = registry.client().await.observed_by(notes.clone());
+        let ecr = client(&registry.endpoint).await.observed_by(notes.clone());
         assert!(list(&ecr).await);
         assert!(!list(&ecr).await);
         assert!(!list(&ecr).await);
@@ -197,7 +208,7 @@ mod tests {
     async fn what_is_held_back_is_not_sent() {
         let registry = fake_ecr(|_| (200, LISTING)).await;
         let notes = Arc::new(Notes { holds_back: true, ..Notes::default() });
-        assert!(!list(&registry.client().await.observed_by(notes.clone())).await);
+        assert!(!list(&client(&registry.endpoint).await.observed_by(notes.clone())).await);
         assert_eq!((registry.asked().len(), notes.codes().len()), (0, 0));
     }
 
@@ -208,7 +219,7 @@ mod tests {
             _ => (200, LISTING),
         });
         let (registry, notes) = (registry.await, Arc::new(Notes::default()));
-        let ecr = registry.client().await.observed_by(notes.clone());
+        let ecr = client(&registry.endpoint).await.observed_by(notes.clone());
         let refused = ecr.client.create_repository().repository_name("shop/api").send().await.unwrap_err();
         assert!(refused.as_service_error().unwrap().is_limit_exceeded_exception());
         assert!(list(&ecr).await);
@@ -245,12 +256,12 @@ mod tests {
     async fn each_registry_has_a_limiter_of_its_own() {
         let throttling = fake_ecr(|nth| if nth == 0 { (400, THROTTLED) } else { (200, LISTING) }).await;
         let willing = fake_ecr(|_| (200, LISTING)).await;
-        let slowed = throttling.client().await;
+        let slowed = client(&throttling.endpoint).await;
         assert!(list(&slowed).await);
         assert_eq!(throttling.asked().len(), 2);
 
         let (clones, others) = (Sleeps::default(), Sleeps::default());
-        let (clone, free) = (clones.of(&slowed.clone()), others.of(&willing.client().await));
+        let (clone, free) = (clones.of(&slowed.clone()), others.of(&client(&willing.endpoint).await));
         for _ in 0..3 {
             assert!(list(&clone).await);
             assert!(list(&free).await);
@@ -263,7 +274,7 @@ mod tests {
     async fn a_429_without_a_name_slows_down_too() {
         let registry = fake_ecr(|nth| if nth == 0 { (429, "slow down") } else { (200, LISTING) }).await;
         let notes = Arc::new(Notes::default());
-        assert!(list(&registry.client().await.observed_by(notes.clone())).await);
+        assert!(list(&client(&registry.endpoint).await.observed_by(notes.clone())).await);
         assert_eq!(notes.codes(), [("429".to_owned(), true), ("200".to_owned(), false)]);
     }
 }

@@ -4,8 +4,6 @@ mod client;
 mod credentials;
 pub mod error;
 mod execute;
-#[cfg(test)]
-pub(crate) mod fake_ecr;
 mod images;
 mod interceptor;
 mod observe;

@@ -19,11 +19,11 @@ use super::client::{Ecr, api_error};
 use super::error::unexpected_response;
 use super::settings::observe_settings;
 use wharfage_domain::names::RepositoryName;
+use wharfage_domain::tag_mutability::{Mutability, TagMutability};
 use wharfage_plan::model::{
     ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, ErrorKind, LifecycleMode, Observed, ObservedRepository,
 };
 use wharfage_plan::ownership::Ownership;
-use wharfage_domain::tag_mutability::{Mutability, TagMutability};
 
 /// Repositories that are looked at at once.
 const CONCURRENCY: usize = 8;

@@ -13,9 +13,9 @@ use super::client::{Ecr, api_error};
 use super::error::client_error;
 use super::observe::{document, registry_id, unexpected};
 use wharfage_crd::Reason;
+use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 use wharfage_plan::Call;
 use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed};
-use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 
 /// What is there of the settings that `desired` speaks of, and nothing of the repositories.
 pub async fn observe_settings(ecr: &Ecr, desired: &Desired) -> Observed {

@@ -141,8 +141,8 @@ mod tests {
 
     #[test]
     fn the_charts_kustomization_has_every_kind() {
-        let path =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/wharfage/files/crds/kustomization.yaml");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../charts/wharfage/files/crds/kustomization.yaml");
         let text = std::fs::read_to_string(path).unwrap();
         for (name, _) in render().unwrap() {
             assert!(text.contains(&format!("  - {name}\n")), "kustomization.yaml lacks {name}");

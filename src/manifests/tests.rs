@@ -11,10 +11,10 @@ use kube::ResourceExt as _;
 use proptest::prelude::*;
 
 use super::*;
+use faults::internals;
 use wharfage_crd::common::Managed as _;
 use wharfage_crd::lifecycle_policy::Mode;
 use wharfage_crd::repository::ImageTagMutability;
-use faults::internals;
 
 /// A folder with these files, gone when the test is over.
 struct Folder(PathBuf);

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::policy_rule::{Feature, RuleScope};
 use super::rbac;
-use wharfage_crd::{self, API_VERSION, GROUP, VERSION};
+use wharfage_crd::{API_VERSION, GROUP, VERSION};
 
 /// One thing that the operator needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub async fn check_kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
                 )),
             })
         };
-    crd::all()?.into_iter().map(finding).collect()
+    wharfage_crd::all()?.into_iter().map(finding).collect()
 }
 
 /// The schema of one of our kinds in what the API server publishes.

@@ -22,10 +22,10 @@ use wharfage_crd::{
     AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Reason, Registry, Repository,
 };
 use wharfage_domain::lifecycle;
-use wharfage_manifests::Manifests;
 use wharfage_domain::policy::{self, Kind, Policy, Principal};
 use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 use wharfage_domain::tag_mutability::{Mutability, TagMutability};
+use wharfage_manifests::Manifests;
 
 /// What the resources want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
 pub fn desired<'a>(resources: impl Into<Resources<'a>>, registry: &Registry, cluster: &str) -> Desired {

@@ -33,10 +33,10 @@ pub use resources::Resources;
 pub use settings::contested;
 pub use unenforced::{unenforced, unenforced_settings};
 
+use model::Refused;
 use wharfage_domain::names::RepositoryName;
 use wharfage_domain::scanning::ScanningConfiguration;
 use wharfage_domain::tag_mutability::TagMutability;
-use model::Refused;
 
 /// A resource that a step is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

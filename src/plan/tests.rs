@@ -5,8 +5,8 @@ mod orphans;
 use insta::assert_snapshot;
 
 use super::*;
-use wharfage_manifests::Manifests;
 use crate::model::{ApiError, ErrorKind, ObservedRepository};
+use wharfage_manifests::Manifests;
 
 const FOLDER: &str = r#"
 apiVersion: wharfage.dev/v1alpha1

@@ -21,13 +21,13 @@ use std::sync::Arc;
 use ::http::{HeaderValue, Method, StatusCode, header};
 
 pub use self::http::{body, server, tls};
+use auth::Keyring;
+use body::{Body, RequestBody};
+use http::metrics::Metrics;
 use wharfage_domain::names::{AccountId, Region, RepositoryArn, RepositoryName};
 use wharfage_store::disk::Disk;
 use wharfage_store::pull_recorder::PullRecorder;
 use wharfage_store::{Blobs, Metadata};
-use auth::Keyring;
-use body::{Body, RequestBody};
-use http::metrics::Metrics;
 
 /// A request as it comes off the wire, its [`RequestId`] among its extensions.
 pub type Request = ::http::Request<RequestBody>;

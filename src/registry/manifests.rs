@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use wharfage_domain::names::{Algorithm, Digest};
 use crate::json::Shape;
+use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::manifests::{BlobReference, ChildReference, NewManifest, SizeMismatch};
 
 /// How deep a manifest's JSON may nest. Real ones need five levels.

@@ -121,9 +121,9 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use wharfage_domain::names::Digest;
     use crate::images::ImageStatus;
     use crate::sqlite::SqliteStore;
+    use wharfage_domain::names::Digest;
 
     fn manifest(last_pulled_at: Option<Timestamp>) -> Manifest {
         Manifest {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{LastSync, next, refused_by_registry, show, unavailable};
-use wharfage_apply::RepositoryNeeds;
-use wharfage_crd::{Condition, Reason};
 use crate::context::Context;
 use crate::registry_client::{Freshness, LockedRepository, RegistryError};
 use crate::status::{Cause, ReadyState};
+use wharfage_apply::RepositoryNeeds;
+use wharfage_crd::{Condition, Reason};
 use wharfage_plan::model::{ApiError, ObservedRepository, Refused};
 use wharfage_plan::{FieldChange, Step};
 

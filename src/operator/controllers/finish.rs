@@ -11,17 +11,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Error, LastSync, REQUESTED_AT, ReconcileResult};
+use crate::context::Context;
+use crate::status::{self, ConditionSet, ReadyState};
 use wharfage_crd::conditions::ConditionType;
 use wharfage_crd::{
     Condition, LifecyclePolicyStatus, PullSecretStatus, Reason, RegistryStatus, RepositoryStatus, condition,
 };
-use crate::context::Context;
-use crate::status::{self, ConditionSet, ReadyState};
 
 /// The fields that the statuses of all kinds have.
-pub(crate) trait StatusFields:
-    Clone + Default + PartialEq + Serialize + Send + Sync
-{
+pub(crate) trait StatusFields: Clone + Default + PartialEq + Serialize + Send + Sync {
     /// Whether an event tells of each new reason of Ready. Otherwise only of what is stalled: when a registry fails, its
     /// Registry says so, and not each of its resources.
     const EVENT_ON_NEW_REASON: bool;

@@ -19,12 +19,6 @@ use super::{
     Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, jittered, refused_by_registry,
     registered, show,
 };
-use wharfage_crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
-use wharfage_crd::{
-    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason, Registry,
-};
-use wharfage_domain::lifecycle::Policy;
-use wharfage_domain::names::RepositoryName;
 use crate::context::Context;
 use crate::events::LONGEST_NOTE;
 use crate::policy_rule::{PolicyRule, own_kind};
@@ -32,10 +26,16 @@ use crate::registry_client::{Freshness, RegistryClient, RegistryError, Unavailab
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch::Change;
 use crate::{finalizer, in_use};
-use wharfage_plan::{Action, FieldChange, Object};
 use outcome::{Went, counted, enforced, names, only, told};
 use per_repository::{PolicyRun, Released, RepositoryResult};
 use result_cache::{LastResult, LastResults, ResultCache};
+use wharfage_crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
+use wharfage_crd::{
+    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason, Registry,
+};
+use wharfage_domain::lifecycle::Policy;
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::{Action, FieldChange, Object};
 
 pub(crate) const RULES: &[PolicyRule] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
 

@@ -307,10 +307,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use wharfage_crd::Repository;
     use crate::finalizer::FINALIZER;
-    use wharfage_plan::ownership::{Manages, OnRemoval, Owner, Ownership};
+    use wharfage_crd::Repository;
     use wharfage_domain::tag_mutability::TagMutability;
+    use wharfage_plan::ownership::{Manages, OnRemoval, Owner, Ownership};
 
     #[test]
     fn what_changed_is_being_deleted_or_gone_is_outdated() {

@@ -18,8 +18,6 @@ use super::finish::{KindObject as _, Outcome, finish, suspend};
 use super::{
     Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, jittered, registry_missing, registry_not_ready,
 };
-use wharfage_apply::{authorization_token, host as host_of};
-use wharfage_crd::{PullSecret, PullSecretStatus, Reason, Registry};
 use crate::context::Context;
 use crate::finalizer;
 use crate::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
@@ -32,6 +30,8 @@ use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::workload;
 use objects::SecretPlace;
 use outcome::{REQUEUE_CONFLICT, Secrets, some};
+use wharfage_apply::{authorization_token, host as host_of};
+use wharfage_crd::{PullSecret, PullSecretStatus, Reason, Registry};
 
 pub(crate) const RULES: &[PolicyRule] = &{
     let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);

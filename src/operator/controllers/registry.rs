@@ -16,11 +16,6 @@ use secrecy::SecretString;
 use super::converge::failed;
 use super::finish::{KindObject as _, Outcome, finish};
 use super::{Error, KindController, REQUEUE_WAITING, ReconcileResult, jittered, next};
-use wharfage_apply::error::named;
-use wharfage_apply::{Connection, Ecr, Identity, ImageUsage, registry_id};
-use wharfage_crd::common::{DEFAULT_INTERVAL, SecretRef};
-use wharfage_crd::registry::{ManagedRegistry, Quota, Usage};
-use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
 use crate::call_metrics::CallMetrics;
 use crate::context::Context;
 use crate::policy_rule::{Feature, PolicyRule, own_kind};
@@ -30,8 +25,13 @@ use crate::settings::Settings;
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch::Change;
 use crate::{finalizer, triggers};
-use wharfage_plan::{desired_settings, unenforced_settings};
 use managed::Applied;
+use wharfage_apply::error::named;
+use wharfage_apply::{Connection, Ecr, Identity, ImageUsage, registry_id};
+use wharfage_crd::common::{DEFAULT_INTERVAL, SecretRef};
+use wharfage_crd::registry::{ManagedRegistry, Quota, Usage};
+use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
+use wharfage_plan::{desired_settings, unenforced_settings};
 
 pub(crate) const RULES: &[PolicyRule] = &own_kind(&["registries"], &["registries/status"]);
 

@@ -15,15 +15,15 @@ use super::{
     Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, is_outdated, jittered, next,
     plan_for, refusal, registered, show, step_for,
 };
-use wharfage_apply::RepositoryNeeds;
-use wharfage_crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
-use wharfage_domain::names::RepositoryName;
 use crate::context::Context;
 use crate::plan_input::PlanInput;
 use crate::policy_rule::{PolicyRule, own_kind};
 use crate::registry_client::{Freshness, LockedRepository, RegistryError};
 use crate::status::{self, Cause, ConditionSet, ReadyState};
 use crate::{finalizer, triggers};
+use wharfage_apply::RepositoryNeeds;
+use wharfage_crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
+use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
 use wharfage_plan::ownership::Ownership;
 use wharfage_plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};

@@ -14,11 +14,13 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::decision::{Decision, ImageAction, UnreadableIndex, decide, selects_anything};
 use super::references::{Hosts, InUse};
 use super::workloads::{CannotTell, ImageScope, in_use};
+use crate::registry_client::{RegistryClient, RegistryError};
 use wharfage_apply::error::named;
-use wharfage_apply::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
+use wharfage_apply::{
+    Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again,
+};
 use wharfage_domain::lifecycle::{Action, ImageStatus, Policy};
 use wharfage_domain::names::{Digest, RepositoryName, Tag};
-use crate::registry_client::{RegistryClient, RegistryError};
 use wharfage_plan::model::{ApiError, ErrorKind};
 
 /// Children of indexes that are remembered, over all registries: some ten MiB at most.

@@ -9,9 +9,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::annotations::{Owner, TokenMark, digest};
 use super::docker_config::render;
 use super::renewal::renews_at;
+use crate::status::Cause;
 use wharfage_apply::AuthorizationToken;
 use wharfage_crd::Reason;
-use crate::status::Cause;
 
 /// A token as it is put into Secrets.
 #[derive(Debug, Clone)]

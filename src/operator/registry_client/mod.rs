@@ -17,12 +17,12 @@ use std::time::Instant;
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use wharfage_apply::{Ecr, registry_id};
-use wharfage_domain::names::RepositoryName;
-use wharfage_plan::ownership::LifecycleOwner;
 use cache::{CacheEntry, CachedRepository};
 use health::CircuitBreaker;
 use listing::Listings;
+use wharfage_apply::{Ecr, registry_id};
+use wharfage_domain::names::RepositoryName;
+use wharfage_plan::ownership::LifecycleOwner;
 
 pub use cache::Freshness;
 pub use health::{RegistryError, Unavailable, is_unavailable};

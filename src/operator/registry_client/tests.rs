@@ -12,11 +12,12 @@ use super::cache::RefreshDue;
 use super::health::{FIRST_PAUSE, pause};
 use super::listing::{NotListed, Snapshot};
 use super::*;
-use wharfage_apply::fake_ecr::{Asked, FakeEcr, client, fake_ecr};
-use wharfage_apply::{ImageUsage, Listing, RepositoryNeeds};
+use secrecy::SecretString;
+use wharfage_apply::{Connection, ImageUsage, Listing, RepositoryNeeds};
+use wharfage_domain::tag_mutability::TagMutability;
+use wharfage_fake_ecr::{Asked, FakeEcr, fake_ecr};
 use wharfage_plan::model::{ApiError, ErrorKind};
 use wharfage_plan::{Action, Call, Object, Step};
-use wharfage_domain::tag_mutability::TagMutability;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const EVERY_HOUR: Freshness = Freshness { interval: HOUR, now: false };
@@ -54,8 +55,15 @@ async fn registry(
     .await
 }
 
+/// A client of the ECR API at this URL.
+async fn client(endpoint: &str) -> Ecr {
+    let region = "eu-home-1".parse().unwrap();
+    let connection = Connection::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
+    Ecr::new(connection, None).await.unwrap()
+}
+
 async fn registry_client(registry: &FakeEcr) -> Arc<RegistryClient> {
-    Arc::new(RegistryClient::new("home", registry.client().await, 1, || {}))
+    Arc::new(RegistryClient::new("home", client(&registry.endpoint).await, 1, || {}))
 }
 
 async fn look(registry_client: &Arc<RegistryClient>, name: &str) -> Result<bool, RegistryError> {
@@ -83,7 +91,7 @@ async fn a_registry_that_does_not_list_is_asked_by_one_for_all() {
             woken.fetch_add(1, Ordering::SeqCst);
         }
     };
-    let registry_client = Arc::new(RegistryClient::new("home", registry.client().await, 1, recovered));
+    let registry_client = Arc::new(RegistryClient::new("home", client(&registry.endpoint).await, 1, recovered));
     let names: Vec<String> = (0..32).map(|number| format!("shop/{number}")).collect();
     let looks = join_all(names.iter().map(|name| look(&registry_client, name))).await;
     assert!(

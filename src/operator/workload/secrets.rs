@@ -10,9 +10,9 @@ use kube::ResourceExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{Names, WorkloadBuilder};
-use wharfage_domain::access_key::AccessKey;
 use wharfage_crd::common::SecretKeyRef;
 use wharfage_crd::registry::DEFAULT_CONNECTION_KEY;
+use wharfage_domain::access_key::AccessKey;
 
 /// The keys of a Secret with an access key: what every AWS tool reads from its environment.
 pub const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";

@@ -5,14 +5,14 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::input::Text;
-use wharfage_domain::access_key::NoRandomness;
-use wharfage_process::budget::Exhausted;
-use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::Response;
 use crate::auth::Denied;
 use crate::auth::sigv4::AuthError;
 use crate::body::{Body, BodyError};
 use crate::server::RETRY_AFTER;
+use wharfage_domain::access_key::NoRandomness;
+use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
+use wharfage_process::budget::Exhausted;
 use wharfage_store::StoreError;
 
 /// A repository as error texts name it.

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, Fault, ImageId, Selector, input, required};
-use wharfage_domain::names::{Digest, Reference, Tag};
 use crate::http::memory;
 use crate::images::{NewImage, PutImageError};
 use crate::manifests::InvalidManifest;
+use wharfage_domain::names::{Digest, Reference, Tag};
 use wharfage_store::images::{
     DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, StorageClass, StorageClassError, TaggedImage,
 };

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::error::Error;
-use wharfage_domain::names::{Digest, InvalidName, RepositoryName, Tag};
 use crate::json::Shape;
+use wharfage_domain::names::{Digest, InvalidName, RepositoryName, Tag};
 
 /// A text that is mostly a constant.
 pub type Text = Cow<'static, str>;

@@ -14,10 +14,10 @@ use uuid::Uuid;
 use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
-use wharfage_domain::names::{Algorithm, Digest};
 use crate::auth::download;
 use crate::auth::sigv4::AuthError;
 use crate::uploads::{Session, UploadFailure, lease_of_present};
+use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::layers::Layer;
 use wharfage_store::uploads::CommitOutcome;
 

@@ -29,12 +29,12 @@ use tokio::sync::Mutex;
 
 use self::error::{Error, Place};
 use self::operations::Operation;
-use wharfage_process::budget::Account;
-use wharfage_domain::names::{AccountId, RepositoryName};
 use crate::auth::{self, Principal, Resource, sigv4};
 use crate::body::{Body, RequestBody};
 use crate::http::memory::{self, Caller};
 use crate::{Registry, Request, Response};
+use wharfage_domain::names::{AccountId, RepositoryName};
+use wharfage_process::budget::Account;
 use wharfage_store::repositories::Repository;
 
 /// Names the operation.

@@ -6,7 +6,9 @@ use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
 use super::registry::Nothing;
-use wharfage_domain::scanning::{FILTER_PATTERN, ScanFrequency, ScanType, ScanningConfiguration, ScanningRule, is_filter};
+use wharfage_domain::scanning::{
+    FILTER_PATTERN, ScanFrequency, ScanType, ScanningConfiguration, ScanningRule, is_filter,
+};
 use wharfage_store::registries::RegistryChange;
 
 input! {

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::*;
-use wharfage_domain::access_key::AccessKey;
-use wharfage_jobs::referrers;
-use wharfage_domain::names::Digest;
 use crate::auth::{Keyring, SigningKey};
 use crate::{Config, Limits, PublicUrl};
+use wharfage_domain::access_key::AccessKey;
+use wharfage_domain::names::Digest;
+use wharfage_jobs::referrers;
 use wharfage_store::blobs::folder::FolderBlobs;
 use wharfage_store::jobs::{FollowSubject, JobPayload as _};
 use wharfage_store::manifests::{NewManifest, PutManifest};

@@ -24,8 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use super::body::{Body, RequestBody};
 use super::memory;
 use super::{cors, tls};
-use wharfage_process::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
 use crate::{Operation, Registry, RequestId, Response, plain};
+use wharfage_process::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::StoreError;
 

@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::conditions::{Condition, Named, Wanted, condition, wanted};
 use super::error::{Code, OciError};
 use super::{CONTENT_DIGEST, Call, empty, value};
-use wharfage_process::budget::Account;
-use wharfage_domain::names::{Digest, RepositoryName};
 use crate::body::Body;
 use crate::http::memory::{self, Caller};
 use crate::uploads::lease_of_present;
 use crate::{Registry, Response};
+use wharfage_domain::names::{Digest, RepositoryName};
+use wharfage_process::budget::Account;
 use wharfage_store::layers::{Blob, UnlinkOutcome};
 use wharfage_store::{BlobReader, Lookup, StoreError, StoreResult};
 

@@ -26,10 +26,10 @@ use super::auth::{Principal, Resource, authorize};
 use super::body::{Body, RequestBody};
 use super::http::memory::Caller;
 use super::{Operation, Registry, Request, RequestId, Response};
-use wharfage_domain::names::{AccountId, RepositoryName};
-use wharfage_store::repositories::Repository;
 use action::{Act, Action, Start};
 use error::{Code, OciError};
+use wharfage_domain::names::{AccountId, RepositoryName};
+use wharfage_store::repositories::Repository;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -232,8 +232,9 @@ fn json(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response {
 
 /// A header's value of text that this registry made itself.
 fn value(text: impl AsRef<str>) -> Result<HeaderValue, OciError> {
-    HeaderValue::from_str(text.as_ref())
-        .map_err(|_| wharfage_store::StoreError::Inconsistent(format!("{:?} is no header's value", text.as_ref())).into())
+    HeaderValue::from_str(text.as_ref()).map_err(|_| {
+        wharfage_store::StoreError::Inconsistent(format!("{:?} is no header's value", text.as_ref())).into()
+    })
 }
 
 /// `Link: <target>; rel="next"`.

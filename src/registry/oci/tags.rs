@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::action::{MAX_PAGE, Page};
 use super::error::OciError;
 use super::{Call, json, next_page};
-use wharfage_domain::names::{RepositoryName, Tag};
 use crate::Response;
+use wharfage_domain::names::{RepositoryName, Tag};
 use wharfage_store::StoreError;
 
 #[derive(Serialize)]

@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::NewJob;
-use wharfage_domain::names::Digest;
 use crate::repositories::RepositoryId;
 use crate::uploads::LATE_WRITE;
 use crate::{Generation, StoreError, StoreResult, WriterState};
+use wharfage_domain::names::Digest;
 
 /// All kinds of jobs, as their rows name them.
 pub const KINDS: [&str; 6] = [

@@ -7,9 +7,9 @@ use sqlx::{PgExecutor, PgPool};
 use super::PostgresStore;
 use super::error::TxResult;
 use super::rows::{self, get, millis, parse, parsed};
-use wharfage_domain::names::AccountId;
 use crate::StoreResult;
 use crate::events::{Event, EventStore};
+use wharfage_domain::names::AccountId;
 
 #[async_trait::async_trait]
 impl EventStore for PostgresStore {

@@ -10,11 +10,11 @@ use super::error::{TxError, TxResult};
 use super::image_rows::{self, ImageRow, image_row_columns};
 use super::rows::{self, get, ids_by_digest, parse, parsed};
 use super::{events, jobs};
-use wharfage_domain::names::{Digest, Tag};
 use crate::StoreResult;
 use crate::events::Event;
 use crate::images::{DeleteImageError, ImageDeleted, ImageDeletion, MAX_NAMED_PARENTS};
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::{Digest, Tag};
 
 pub(super) async fn delete_all(
     pool: &PgPool,

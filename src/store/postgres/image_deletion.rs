@@ -7,12 +7,12 @@ use super::error::{TxError, TxResult};
 use super::image_rows::{self, ImageRow, image_row_columns};
 use super::rows::signed;
 use super::{events, jobs, storage_class};
-use wharfage_domain::names::{Digest, Tag};
 use crate::StoreResult;
 use crate::images::{
     DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
 };
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::{Digest, Tag};
 
 pub(super) async fn delete(
     pool: &PgPool,

@@ -9,12 +9,12 @@ use sqlx::postgres::PgRow;
 
 use super::error::{TxError, TxResult};
 use super::rows::{self, get, parse, parsed};
-use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::StoreResult;
 use crate::events::ImageEvents;
 use crate::images::{ImageStatus, MAX_NAMED_PARENTS, ManifestId};
 use crate::jobs::{FollowSubject, NewJob};
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 
 /// A locked image, as far as its changes and its events need it.
 pub(super) struct ImageRow {

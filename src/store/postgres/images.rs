@@ -10,7 +10,6 @@ use sqlx::postgres::PgRow;
 use super::error::TxResult;
 use super::rows::{self, get, ids_by_digest, millis, parse, parsed};
 use super::{PostgresStore, image_batches, image_deletion, storage_class};
-use wharfage_domain::names::{Digest, Reference, Tag};
 use crate::StoreResult;
 use crate::images::{
     DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
@@ -18,6 +17,7 @@ use crate::images::{
     TagDeleted, TaggedImage, statuses,
 };
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::{Digest, Reference, Tag};
 
 #[async_trait::async_trait]
 impl ImageStore for PostgresStore {

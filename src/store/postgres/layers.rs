@@ -9,10 +9,10 @@ use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use super::PostgresStore;
 use super::error::TxResult;
 use super::rows::{self, get, ids_by_digest, millis, parsed, signed};
-use wharfage_domain::names::{AccountId, Digest, RepositoryName};
 use crate::layers::{Blob, Layer, LayerStore, MountOutcome, UnlinkOutcome};
 use crate::repositories::RepositoryId;
 use crate::{BlobKey, Generation, KeyReference, Lookup, Sealed, StoreResult};
+use wharfage_domain::names::{AccountId, Digest, RepositoryName};
 
 #[async_trait::async_trait]
 impl LayerStore for PostgresStore {

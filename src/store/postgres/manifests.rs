@@ -8,7 +8,6 @@ use sqlx::{PgConnection, PgPool};
 use super::error::{TxError, TxResult};
 use super::rows::{self, get, ids_by_digest, millis, parsed, signed};
 use super::{PostgresStore, events, image_rows, jobs, storage_class, usage};
-use wharfage_domain::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 use crate::events::ImageEvents;
 use crate::manifests::{
     ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest, PutManifestError, PutOutcome,
@@ -17,6 +16,7 @@ use crate::manifests::{
 use crate::repositories::{RepositoryId, TagMutability};
 use crate::usage::{EXACT_COUNT_MARGIN, repository_scope};
 use crate::{Lookup, StoreError, StoreResult};
+use wharfage_domain::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 #[async_trait::async_trait]
 impl ManifestStore for PostgresStore {

@@ -7,11 +7,11 @@ use sqlx::{PgConnection, PgPool};
 use super::error::{TxError, TxResult};
 use super::rows::{self, from_json, get, json, millis, parsed, signed};
 use super::{PostgresStore, jobs};
-use wharfage_domain::names::Digest;
 use crate::jobs::NewJob;
 use crate::previews::{Preview, PreviewResult, PreviewRun, PreviewState, PreviewStore};
 use crate::repositories::RepositoryId;
 use crate::{StoreError, StoreResult};
+use wharfage_domain::names::Digest;
 
 #[async_trait::async_trait]
 impl PreviewStore for PostgresStore {

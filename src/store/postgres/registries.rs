@@ -8,9 +8,9 @@ use sqlx::postgres::PgRow;
 use super::PostgresStore;
 use super::error::TxResult;
 use super::rows::{self, get, json};
-use wharfage_domain::names::AccountId;
 use crate::StoreResult;
 use crate::registries::{RegistryChange, RegistrySettings, RegistryStore};
+use wharfage_domain::names::AccountId;
 
 #[async_trait::async_trait]
 impl RegistryStore for PostgresStore {

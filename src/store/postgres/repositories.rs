@@ -9,7 +9,6 @@ use sqlx::{PgConnection, PgPool};
 use super::error::{TxError, TxResult};
 use super::rows::{self, get, json, millis, parsed};
 use super::{PostgresStore, jobs, repository_deletion, usage};
-use wharfage_domain::names::{AccountId, RepositoryName};
 use crate::StoreResult;
 use crate::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
 use crate::repositories::{
@@ -17,6 +16,7 @@ use crate::repositories::{
     RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagResourceError,
 };
 use crate::usage::{EXACT_COUNT_MARGIN, registry_scope};
+use wharfage_domain::names::{AccountId, RepositoryName};
 
 #[async_trait::async_trait]
 impl RepositoryStore for PostgresStore {

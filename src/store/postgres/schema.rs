@@ -1,14 +1,44 @@
 //! The schema's versions, applied in order at start, under an advisory lock.
-//!
-//! (A new migration takes effect when this file is compiled again: touch it.)
 
-use sqlx::PgConnection;
-use sqlx::migrate::{MigrateError, Migrator};
+use std::sync::LazyLock;
+
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{PgConnection, SqlSafeStr as _};
 
 use super::error::store_error;
 use crate::{StoreError, StoreResult};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("postgres/migrations");
+/// The migrations: the name and the statements of each file in `migrations/`.
+// Not by `sqlx::migrate!`: that macro has the compiler build sqlx and its TLS library once more, for itself.
+const FILES: [(&str, &str); 9] = [
+    ("0001_initial.sql", include_str!("migrations/0001_initial.sql")),
+    ("0002_registry.sql", include_str!("migrations/0002_registry.sql")),
+    ("0003_images.sql", include_str!("migrations/0003_images.sql")),
+    ("0004_upload_claims.sql", include_str!("migrations/0004_upload_claims.sql")),
+    ("0005_jobs.sql", include_str!("migrations/0005_jobs.sql")),
+    ("0015_pages.sql", include_str!("migrations/0015_pages.sql")),
+    ("0016_archived.sql", include_str!("migrations/0016_archived.sql")),
+    ("0017_preview_results.sql", include_str!("migrations/0017_preview_results.sql")),
+    ("0018_protocol_state.sql", include_str!("migrations/0018_protocol_state.sql")),
+];
+
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    Migrator::with_migrations(FILES.iter().map(|(name, statements)| migration(name, statements)).collect())
+});
+
+/// The migration in the file `VERSION_DESCRIPTION.sql`.
+fn migration(name: &'static str, statements: &'static str) -> Migration {
+    let parts = name.strip_suffix(".sql").and_then(|name| name.split_once('_'));
+    let (version, description) = parts.expect("the names of FILES are as the test wants them");
+    let version = version.parse().expect("the names of FILES are as the test wants them");
+    Migration::new(
+        version,
+        description.replace('_', " ").into(),
+        MigrationType::Simple,
+        statements.into_sql_str(),
+        false,
+    )
+}
 
 /// Brings the schema to this version. The lock belongs to the session: after an error it is held until
 /// the connection ends.
@@ -53,4 +83,21 @@ pub(super) async fn check(connection: &mut PgConnection) -> StoreResult<()> {
 
 fn refused(reason: String) -> StoreError {
     StoreError::Backend(reason.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_in_the_folder_is_a_migration() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/postgres/migrations");
+        let files = std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+        let mut files: Vec<_> = files.collect();
+        files.sort();
+        assert_eq!(files, FILES.map(|(name, _)| name));
+        let versions = MIGRATIONS.iter().map(|it| it.version).collect::<Vec<_>>();
+        let numbers = files.iter().map(|it| it[..4].parse::<i64>().unwrap()).collect::<Vec<_>>();
+        assert_eq!(versions, numbers);
+    }
 }

@@ -8,11 +8,11 @@ use super::error::{TxError, TxResult};
 use super::image_rows::{self, ImageRow, image_row_columns};
 use super::rows::millis;
 use super::{events, image_deletion, jobs};
-use wharfage_domain::names::Digest;
 use crate::StoreResult;
 use crate::images::{ImageStatus, LifecycleDecision, StorageClass, StorageClassError};
 use crate::jobs::NewJob;
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::Digest;
 
 pub(super) async fn set(
     pool: &PgPool,

@@ -6,9 +6,9 @@ use rusqlite::{Row, params};
 use super::SqliteStore;
 use super::db::Db;
 use super::rows::{self, optional_parsed, parsed};
-use wharfage_domain::names::{AccountId, RepositoryName};
 use crate::StoreResult;
 use crate::events::{Event, EventStore};
+use wharfage_domain::names::{AccountId, RepositoryName};
 
 #[async_trait::async_trait]
 impl EventStore for SqliteStore {

@@ -6,12 +6,12 @@ use rusqlite::params;
 use super::db::Db;
 use super::image_rows::{self, ImageRow};
 use super::{events, rows, storage_class};
-use wharfage_domain::names::{Digest, Tag};
 use crate::StoreResult;
 use crate::images::{
     DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
 };
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::{Digest, Tag};
 
 pub(super) fn delete(
     db: Db<'_>,

@@ -6,12 +6,12 @@ use rusqlite::{Row, params};
 use super::db::Db;
 use super::jobs;
 use super::rows::{self, optional_parsed, optional_time, parsed, text};
-use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 use crate::events::ImageEvents;
 use crate::images::{ImageStatus, MAX_NAMED_PARENTS};
 use crate::jobs::FollowSubject;
 use crate::repositories::{RepositoryId, TagMutability};
 use crate::{StoreError, StoreResult};
+use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 
 /// The repository of an image, as far as a change of the image needs it.
 pub(super) struct ImageRepository {

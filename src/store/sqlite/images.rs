@@ -9,7 +9,6 @@ use super::db::Db;
 use super::image_rows::tags_of;
 use super::rows::{self, optional_parsed, optional_time, parsed, text, text_or_null};
 use super::{SqliteStore, image_batches, image_deletion, storage_class};
-use wharfage_domain::names::{Digest, Reference, Tag};
 use crate::StoreResult;
 use crate::images::{
     DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
@@ -17,6 +16,7 @@ use crate::images::{
     TagDeleted, TaggedImage, statuses,
 };
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::{Digest, Reference, Tag};
 
 #[async_trait::async_trait]
 impl ImageStore for SqliteStore {

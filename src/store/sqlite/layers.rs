@@ -6,10 +6,10 @@ use rusqlite::{Row, params};
 use super::db::Db;
 use super::rows::{self, parsed, text};
 use super::{SqliteStore, repositories};
-use wharfage_domain::names::{AccountId, Digest, RepositoryName};
 use crate::layers::{Blob, Layer, LayerStore, MountOutcome, UnlinkOutcome};
 use crate::repositories::RepositoryId;
 use crate::{BlobKey, Generation, KeyReference, Lookup, Sealed, StoreResult};
+use wharfage_domain::names::{AccountId, Digest, RepositoryName};
 
 #[async_trait::async_trait]
 impl LayerStore for SqliteStore {

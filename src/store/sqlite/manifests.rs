@@ -8,7 +8,6 @@ use super::db::Db;
 use super::image_rows::{self, ImageRow};
 use super::rows::{self, optional_time, parsed, text};
 use super::{SqliteStore, events, jobs, repositories, storage_class, usage};
-use wharfage_domain::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 use crate::manifests::{
     BlobReference, ChildReference, ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest,
     PutManifestError, PutOutcome, SizeMismatch, TagEffect, tag_effect,
@@ -16,6 +15,7 @@ use crate::manifests::{
 use crate::repositories::RepositoryId;
 use crate::usage::repository_scope;
 use crate::{Lookup, StoreResult};
+use wharfage_domain::names::{AccountId, Digest, Reference, RepositoryName, Tag};
 
 #[async_trait::async_trait]
 impl ManifestStore for SqliteStore {

@@ -8,11 +8,11 @@ use rusqlite::{Row, params};
 use super::db::Db;
 use super::rows::{self, parsed, text};
 use super::{SqliteStore, jobs, repositories};
-use wharfage_domain::names::{Digest, Tag};
 use crate::StoreResult;
 use crate::jobs::NewJob;
 use crate::previews::{Preview, PreviewResult, PreviewRun, PreviewState, PreviewStore};
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::{Digest, Tag};
 
 #[async_trait::async_trait]
 impl PreviewStore for SqliteStore {

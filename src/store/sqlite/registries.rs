@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::SqliteStore;
 use super::db::Db;
 use super::rows::{self, text_or_null};
-use wharfage_domain::names::AccountId;
 use crate::StoreResult;
 use crate::registries::{RegistryChange, RegistrySettings, RegistryStore};
+use wharfage_domain::names::AccountId;
 
 #[async_trait::async_trait]
 impl RegistryStore for SqliteStore {

@@ -6,7 +6,6 @@ use rusqlite::{Row, params};
 use super::db::Db;
 use super::rows::{self, optional_time, parsed, text};
 use super::{SqliteStore, jobs, repository_deletion, usage};
-use wharfage_domain::names::{AccountId, RepositoryName};
 use crate::StoreResult;
 use crate::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
 use crate::repositories::{
@@ -14,6 +13,7 @@ use crate::repositories::{
     RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagMutability, TagResourceError,
 };
 use crate::usage::registry_scope;
+use wharfage_domain::names::{AccountId, RepositoryName};
 
 #[async_trait::async_trait]
 impl RepositoryStore for SqliteStore {

@@ -7,10 +7,10 @@ use rusqlite::params;
 use super::db::Db;
 use super::image_rows::{self, IMAGE_ROW, ImageRepository, ImageRow};
 use super::{events, image_deletion, rows};
-use wharfage_domain::names::Digest;
 use crate::StoreResult;
 use crate::images::{ImageStatus, LifecycleDecision, StorageClass, StorageClassError};
 use crate::repositories::RepositoryId;
+use wharfage_domain::names::Digest;
 
 pub(super) fn set(
     db: Db<'_>,

@@ -6,12 +6,12 @@ use std::ops::Add;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::in_use::decision::{Counts, ImageAction};
+use crate::in_use::run::RunReport;
 use wharfage_apply::Previewed;
 use wharfage_crd::lifecycle_policy::{ImageOutcome, OutcomeState, RepositoryOutcome, Totals};
 use wharfage_domain::lifecycle::{Action, Cause};
 use wharfage_domain::names::RepositoryName;
-use crate::in_use::decision::{Counts, ImageAction};
-use crate::in_use::run::RunReport;
 
 /// Repositories that a status names.
 const NAMED: usize = 100;

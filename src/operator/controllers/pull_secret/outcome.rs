@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use wharfage_crd::Reason;
-use wharfage_crd::common::DEFAULT_INTERVAL;
 use crate::controllers::{Error, REQUEUE_WAITING, jittered};
 use crate::pull_secrets::annotations::{Owner, TokenMark};
 use crate::status::{Cause, ConditionSet, ReadyState};
+use wharfage_crd::Reason;
+use wharfage_crd::common::DEFAULT_INTERVAL;
 
 /// How long to wait for what changed at the same moment.
 pub(super) const REQUEUE_CONFLICT: Duration = Duration::from_secs(2);

@@ -21,8 +21,6 @@ use tokio::task::JoinSet;
 
 use super::super::Error;
 use super::RegistryController;
-use wharfage_crd::registry::ManagedRegistry;
-use wharfage_crd::{DeletionPolicy, Reason, Registry};
 use crate::context::Context;
 use crate::policy_rule::{Feature, PolicyRule, RuleScope};
 use crate::status::{Cause, ConditionSet, ReadyState};
@@ -30,6 +28,8 @@ use crate::workload::{self, Names, Pods, REGISTRY_LABEL, Rollout};
 use crate::{triggers, watch};
 use dereference::ManagedConnection;
 use error::ReconcileError;
+use wharfage_crd::registry::ManagedRegistry;
+use wharfage_crd::{DeletionPolicy, Reason, Registry};
 
 pub(super) use apply::Applied;
 pub(super) use dereference::secrets;

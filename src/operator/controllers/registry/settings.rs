@@ -8,13 +8,13 @@ use kube::ResourceExt as _;
 use super::super::converge::{Drift, corrected, failed, uncorrected};
 use super::super::finish::KindObject as _;
 use super::super::{LastSync, refusal, show};
+use crate::context::Context;
+use crate::registry_client::{RegistryClient, RegistryError, is_unavailable};
+use crate::status::{Cause, ReadyState, is_ready};
 use wharfage_apply::{execute, observe_settings};
 use wharfage_crd::common::{DEFAULT_INTERVAL, older};
 use wharfage_crd::conditions::ConditionType;
 use wharfage_crd::{Reason, Registry, condition};
-use crate::context::Context;
-use crate::registry_client::{RegistryClient, RegistryError, is_unavailable};
-use crate::status::{Cause, ReadyState, is_ready};
 use wharfage_plan::model::Observed;
 use wharfage_plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
 

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::state::PART;
-use wharfage_process::budget::{Account, Budget, Limits};
 use crate::{StoreError, StoreResult};
+use wharfage_process::budget::{Account, Budget, Limits};
 
 /// Limit in bytes for all parts that are being filled or sent.
 const SIZE: usize = 128 * 1024 * 1024;

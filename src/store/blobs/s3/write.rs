@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 
 use super::state::{self, MAX_PARTS, Multipart, ObjectProgress, PART};
 use super::{Bucket, check_size, missing, part_memory, store_error};
-use wharfage_process::budget::Account;
 use crate::blobs::inspect::{Inspect, Inspection};
 use crate::{BlobWriter, Generation, Sealed, StoreError, StoreResult, WriterState};
+use wharfage_process::budget::Account;
 
 /// Maximum number of parts of one object in flight.
 const IN_FLIGHT: usize = 3;

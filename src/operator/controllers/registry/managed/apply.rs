@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 
 use super::WorkloadReconcile;
 use super::error::{ReconcileError, is_api, refused, unreadable};
-use wharfage_crd::Reason;
 use crate::status::FIELD_MANAGER;
 use crate::workload::{self, Inputs, Pods, REGISTRY_LABEL, WorkloadObject, certificate_kind};
+use wharfage_crd::Reason;
 
 /// What was applied last: what is as it was then isn't applied again, so that a cluster at rest is only read.
 #[derive(Default)]

@@ -9,12 +9,12 @@ use secrecy::ExposeSecret as _;
 
 use super::WorkloadReconcile;
 use super::error::{ReconcileError, refused, unreadable, unusable};
-use wharfage_domain::access_key::AccessKey;
-use wharfage_crd::registry::ManagedRegistry;
-use wharfage_crd::{Reason, Registry};
 use crate::secrets::SecretName;
 use crate::status::FIELD_MANAGER;
 use crate::workload::{self, Backends, KeyPair, Names, certificate_kind, connection};
+use wharfage_crd::registry::ManagedRegistry;
+use wharfage_crd::{Reason, Registry};
+use wharfage_domain::access_key::AccessKey;
 
 /// How the operator reaches a managed registry.
 #[derive(Hash)]

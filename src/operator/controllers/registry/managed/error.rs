@@ -1,9 +1,9 @@
 //! What ends a reconcile of a workload before its end.
 
 use super::super::{kept_away, missing};
-use wharfage_crd::Reason;
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::workload;
+use wharfage_crd::Reason;
 
 /// What ends a reconcile before its end.
 pub(super) enum ReconcileError {

@@ -10,8 +10,8 @@ use serde_json::json;
 use super::WorkloadReconcile;
 use super::apply::Applied;
 use super::error::{ReconcileError, is_api, refused};
-use wharfage_crd::Reason;
 use crate::workload::{self, VolumeChange, WorkloadObject};
+use wharfage_crd::Reason;
 
 impl WorkloadReconcile<'_> {
     /// Has the volume become what is asked for, as far as it can, and the StatefulSet with it. The inner error is told once

@@ -1,4 +1,4 @@
-//! A registry for tests: it answers over HTTP what it is told to, and remembers what it was asked.
+//! An ECR API for unit tests: it answers over HTTP what a test says, and records the requests.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -6,28 +6,28 @@ use std::sync::{Arc, Mutex};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::{Connection, Ecr};
-
-/// Who answers, as long as it lives.
-pub(crate) struct FakeEcr {
-    endpoint: String,
+/// A running server; it stops when this is dropped.
+pub struct FakeEcr {
+    /// Its URL.
+    pub endpoint: String,
     asked: Arc<Mutex<Vec<Asked>>>,
     _task: JoinSet<()>,
 }
 
 /// A request.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
-    pub(crate) operation: String,
-    pub(crate) body: String,
+pub struct Asked {
+    /// The operation of `X-Amz-Target`, without its service.
+    pub operation: String,
+    /// The JSON of the input.
+    pub body: String,
 }
 
 /// Answers the nth request, from 0, with a status and a body.
-pub(crate) async fn fake_ecr(answer: impl Fn(usize, &Asked) -> (u16, String) + Send + Sync + 'static) -> FakeEcr {
+pub async fn fake_ecr(answer: impl Fn(usize, &Asked) -> (u16, String) + Send + Sync + 'static) -> FakeEcr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
@@ -67,23 +67,13 @@ pub(crate) async fn fake_ecr(answer: impl Fn(usize, &Asked) -> (u16, String) + S
 }
 
 impl FakeEcr {
-    pub(crate) async fn client(&self) -> Ecr {
-        client(&self.endpoint).await
-    }
-
-    pub(crate) fn asked(&self) -> Vec<Asked> {
+    /// All requests so far.
+    pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
-    /// How often an operation was asked for.
-    pub(crate) fn count(&self, operation: &str) -> usize {
+    /// Counts the requests for an operation.
+    pub fn count(&self, operation: &str) -> usize {
         self.asked().iter().filter(|it| it.operation == operation).count()
     }
-}
-
-/// A client of whoever is there.
-pub(crate) async fn client(endpoint: &str) -> Ecr {
-    let region = "eu-home-1".parse().unwrap();
-    let connection = Connection::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
-    Ecr::new(connection, None).await.unwrap()
 }
