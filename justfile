@@ -16,7 +16,7 @@ lint:
 
 # Format the Rust and the Python.
 fmt:
-    cargo fmt
+    cargo fmt --all
     eval "$(tests/run --env --only python)" && "$WHARFAGE_TEST_PYTHON" -m ruff format --no-cache
 
 # Run Rust tests; `just rust names::` runs those whose name contains `names::`.

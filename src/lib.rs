@@ -1,12 +1,11 @@
 //! Wharfage: Amazon ECR for any Kubernetes cluster, declared instead of clicked.
 //!
-//! One package, a library and a thin binary. The map, and which way dependencies may point:
+//! This package has the commands and the binary. Each layer is a crate of its own, re-exported here under its name:
 //!
 //! ```text
-//! cli ──► apply ──► (aws-sdk-ecr)          what manifests ask for, carried out through the ECR API alone
-//!  │        └─────► plan, crd
-//!  └────► registry, jobs ──► store         the server: OCI and ECR APIs, jobs, metadata and bytes
-//! everything ──► names, lifecycle, policy  pure: no I/O, no clock, nothing else of ours
+//! cli ──► operator ──► apply ──► plan ──► manifests ──► crd     declares: through the ECR API alone
+//!  └────► serve ──► registry, jobs ──► store                   serves: OCI and ECR APIs, jobs, metadata and bytes
+//! everything ──► domain, process                               ECR's rules, pure; what any process needs
 //! ```
 //!
 //! `docs/architecture.md` tells the same at length.

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    wharfage::cli::run().await
+fn main() -> ExitCode {
+    wharfage::cli::run()
 }

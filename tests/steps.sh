@@ -20,7 +20,7 @@ prepare_node() {
     get_kubernetes kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubectl kubelet
 }
 
-run_fmt() { cargo fmt --check; }
+run_fmt() { cargo fmt --all --check; }
 run_clippy() { cargo clippy --all-targets -- -D warnings; }
 run_deny() { "$cargo_deny" check --hide-inclusion-graph bans licenses sources; }
 run_doc() {

@@ -77,6 +77,7 @@ enum Command {
 }
 
 /// Parses the command line and runs it; the result is the process's exit code.
+#[tokio::main]
 pub async fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -83,6 +83,6 @@ impl Operator {
             operations: self.operations_listen,
             grace: Duration::from_secs(self.shutdown_grace),
         };
-        run(config, settings, process, async move { signals.next().await }).await
+        run(config, settings, process, Box::pin(async move { signals.next().await })).await
     }
 }

@@ -12,6 +12,8 @@ mod schedule;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 
 use wharfage_process::shutdown::Stop;
@@ -85,18 +87,22 @@ pub(crate) enum JobError {
 
 /// Runs jobs, and what is due by the clock, until `stop`. A job that runs then is given back and runs again after the next
 /// start, here or elsewhere.
-pub async fn run(context: Arc<Context>, settings: Settings, stop: Stop) {
-    let settings = Arc::new(settings);
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(dispatch::run(Arc::clone(&context), Arc::clone(&settings), stop.clone()));
-    tasks.spawn(schedule::lifecycle(Arc::clone(&context), Arc::clone(&settings), stop.clone()));
-    tasks.spawn(schedule::fold_usage(Arc::clone(&context), stop.clone()));
-    tasks.spawn(schedule::upkeep(context, settings, stop));
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, "background work failed");
+// Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+pub fn run(context: Arc<Context>, settings: Settings, stop: Stop) -> BoxFuture<'static, ()> {
+    async move {
+        let settings = Arc::new(settings);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(dispatch::run(Arc::clone(&context), Arc::clone(&settings), stop.clone()));
+        tasks.spawn(schedule::lifecycle(Arc::clone(&context), Arc::clone(&settings), stop.clone()));
+        tasks.spawn(schedule::fold_usage(Arc::clone(&context), stop.clone()));
+        tasks.spawn(schedule::upkeep(context, settings, stop));
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "background work failed");
+            }
         }
     }
+    .boxed()
 }
 
 /// Waits so long, or until the stop.

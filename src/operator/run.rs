@@ -1,11 +1,12 @@
 //! The operator as a process: finds its cluster, listens for who runs it, stands for election, works while it leads, and ends in order.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::Request;
 use kube::client::Body;
 use kube::{Client, Config};
@@ -45,51 +46,55 @@ pub async fn cluster() -> anyhow::Result<Config> {
 ///
 /// # Errors
 /// When the cluster's configuration is of no use, an address cannot be listened on, or the work failed.
-pub async fn run(
+// Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+pub fn run(
     cluster: Config,
     settings: Settings,
     process: Process,
-    stop: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
-    let metrics = Arc::new(OperatorMetrics::new());
-    let health = Arc::new(Health::new(Arc::clone(&metrics)));
-    let connect = || anyhow::Ok(counted(Client::try_from(cluster.clone())?, &metrics));
-    let client = connect().context("cannot use the cluster's configuration")?;
-    let mut operations = JoinSet::new();
-    if let Some(address) = process.operations {
-        let (listener, address) = bind(address).await?;
-        tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
-        operations.spawn(operations::serve(Arc::clone(&health) as _, listener));
-    }
-    let stop = async {
-        stop.await;
-        tracing::info!("stopping: running reconciles may end");
-        health.stopping();
-    };
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(version, server = %cluster.cluster_url, namespace = settings.namespace, cluster = settings.cluster, "starting");
-    let reconcile = |term: leader::Term| {
-        let leading = health.leading(&term);
-        let work = manager::run(client.clone(), settings.clone(), Arc::clone(&metrics), term);
-        async move {
-            let outcome = work.await;
-            drop(leading);
-            outcome
+    stop: BoxFuture<'static, ()>,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    async move {
+        let metrics = Arc::new(OperatorMetrics::new());
+        let health = Arc::new(Health::new(Arc::clone(&metrics)));
+        let connect = || anyhow::Ok(counted(Client::try_from(cluster.clone())?, &metrics));
+        let client = connect().context("cannot use the cluster's configuration")?;
+        let mut operations = JoinSet::new();
+        if let Some(address) = process.operations {
+            let (listener, address) = bind(address).await?;
+            tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
+            operations.spawn(operations::serve(Arc::clone(&health) as _, listener));
         }
-    };
-    match process.lease {
-        Some(name) => {
-            let election = Election {
-                namespace: settings.namespace.clone(),
-                name,
-                identity: settings.identity.clone(),
-                grace: process.grace,
-            };
-            // A connection of its own: renewals don't queue behind reconciles.
-            leader::lead(connect()?, &election, stop, reconcile).await
+        let stop = async {
+            stop.await;
+            tracing::info!("stopping: running reconciles may end");
+            health.stopping();
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(version, server = %cluster.cluster_url, namespace = settings.namespace, cluster = settings.cluster, "starting");
+        let reconcile = |term: leader::Term| {
+            let leading = health.leading(&term);
+            let work = manager::run(client.clone(), settings.clone(), Arc::clone(&metrics), term);
+            async move {
+                let outcome = work.await;
+                drop(leading);
+                outcome
+            }
+        };
+        match process.lease {
+            Some(name) => {
+                let election = Election {
+                    namespace: settings.namespace.clone(),
+                    name,
+                    identity: settings.identity.clone(),
+                    grace: process.grace,
+                };
+                // A connection of its own: renewals don't queue behind reconciles.
+                leader::lead(connect()?, &election, stop, reconcile).await
+            }
+            None => leader::work_alone(process.grace, stop, reconcile).await,
         }
-        None => leader::work_alone(process.grace, stop, reconcile).await,
     }
+    .boxed()
 }
 
 /// A client whose answers are counted.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::Full;
@@ -39,30 +41,34 @@ pub trait Operated: Send + Sync + 'static {
 }
 
 /// Serves the listener until it is dropped, which ends its connections.
-pub async fn serve(operated: Arc<dyn Operated>, listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    let never = std::future::pending();
-    listener::accept(
-        listener,
-        LIMITS,
-        || false,
-        never,
-        |socket, admission| {
-            while connections.try_join_next().is_some() {}
-            let (operated, activity) = (Arc::clone(&operated), Arc::clone(socket.activity()));
-            connections.spawn(async move {
-                tokio::select! {
-                    served = connection(operated, socket, admission) => {
-                        if let Err(error) = served {
-                            tracing::debug!(%error, "an operations connection ended early");
+// Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+pub fn serve(operated: Arc<dyn Operated>, listener: TcpListener) -> BoxFuture<'static, ()> {
+    async move {
+        let mut connections = JoinSet::new();
+        let never = std::future::pending();
+        listener::accept(
+            listener,
+            LIMITS,
+            || false,
+            never,
+            |socket, admission| {
+                while connections.try_join_next().is_some() {}
+                let (operated, activity) = (Arc::clone(&operated), Arc::clone(socket.activity()));
+                connections.spawn(async move {
+                    tokio::select! {
+                        served = connection(operated, socket, admission) => {
+                            if let Err(error) = served {
+                                tracing::debug!(%error, "an operations connection ended early");
+                            }
                         }
+                        () = activity.cancelled() => {}
                     }
-                    () = activity.cancelled() => {}
-                }
-            });
-        },
-    )
-    .await;
+                });
+            },
+        )
+        .await;
+    }
+    .boxed()
 }
 
 async fn connection(operated: Arc<dyn Operated>, socket: Socket, admission: Admission) -> hyper::Result<()> {

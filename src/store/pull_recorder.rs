@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
@@ -69,23 +71,27 @@ impl PullRecorder {
     }
 
     /// Writes noted pulls until `stop`, and then the rest.
-    pub async fn run(self: Arc<Self>, mut stop: Stop) {
-        loop {
-            let ended = tokio::select! {
-                () = self.noted.notified() => false,
-                _ = stop.wait_for(|stop| *stop) => true,
-            };
-            if let Err(error) = self.flush().await {
-                tracing::warn!(%error, "cannot record pulls; trying again in {} s", RETRY.as_secs());
-                tokio::select! {
-                    () = tokio::time::sleep(RETRY) => self.noted.notify_one(),
-                    _ = stop.wait_for(|stop| *stop) => {}
+    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+    pub fn run(self: Arc<Self>, mut stop: Stop) -> BoxFuture<'static, ()> {
+        async move {
+            loop {
+                let ended = tokio::select! {
+                    () = self.noted.notified() => false,
+                    _ = stop.wait_for(|stop| *stop) => true,
+                };
+                if let Err(error) = self.flush().await {
+                    tracing::warn!(%error, "cannot record pulls; trying again in {} s", RETRY.as_secs());
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY) => self.noted.notify_one(),
+                        _ = stop.wait_for(|stop| *stop) => {}
+                    }
+                }
+                if ended {
+                    return;
                 }
             }
-            if ended {
-                return;
-            }
         }
+        .boxed()
     }
 
     /// Writes the noted pulls, and waits for those being written. After that every pull noted

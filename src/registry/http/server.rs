@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -105,59 +106,63 @@ struct Server {
 }
 
 /// Serves the registry's APIs until `stop`, then lets running requests end within the limits' grace.
-pub async fn serve(
+// Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+pub fn serve(
     registry: Arc<Registry>,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     limits: ServerLimits,
     mut stop: Stop,
-) {
-    let connections = limits.connection_limits();
-    let server = Arc::new(Server {
-        registry,
-        tls,
-        cors: cors::Cors::new(&limits.cors),
-        requests: Arc::new(Semaphore::new(connections.connections)),
-        requests_per_peer: connections.per_peer,
-        large_windows: Arc::new(Semaphore::new(LARGE_WINDOWS)),
-    });
-    let graceful = GracefulShutdown::new();
-    let stopped = async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    let scarce = || memory::process().is_scarce();
-    let mut open = listener::accept(listener, connections, scarce, stopped, |socket, admission| {
-        let (server, watcher) = (Arc::clone(&server), graceful.watcher());
-        tokio::spawn(async move {
-            let (metrics, activity) = (Arc::clone(&server.registry.metrics), Arc::clone(socket.activity()));
-            metrics.connections.inc();
-            if admission == Admission::Refuse {
-                metrics.connection_refused();
-            }
-            let served = server.connection(socket, admission, watcher);
-            let served = tokio::select! {
-                served = served => served,
-                () = activity.cancelled() => Ok(()),
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "a connection ended early");
-            }
-            if let Some(why) = activity.ended() {
-                metrics.connection_ended(why.as_str());
-            }
-            metrics.connections.dec();
+) -> BoxFuture<'static, ()> {
+    async move {
+        let connections = limits.connection_limits();
+        let server = Arc::new(Server {
+            registry,
+            tls,
+            cors: cors::Cors::new(&limits.cors),
+            requests: Arc::new(Semaphore::new(connections.connections)),
+            requests_per_peer: connections.per_peer,
+            large_windows: Arc::new(Semaphore::new(LARGE_WINDOWS)),
         });
-    })
-    .await;
-    let ended = tokio::time::timeout(limits.grace, graceful.shutdown());
-    tokio::select! {
-        ended = ended => {
-            if ended.is_err() {
-                tracing::warn!(grace_seconds = limits.grace.as_secs(), "ended with transfers still running");
+        let graceful = GracefulShutdown::new();
+        let stopped = async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        let scarce = || memory::process().is_scarce();
+        let mut open = listener::accept(listener, connections, scarce, stopped, |socket, admission| {
+            let (server, watcher) = (Arc::clone(&server), graceful.watcher());
+            tokio::spawn(async move {
+                let (metrics, activity) = (Arc::clone(&server.registry.metrics), Arc::clone(socket.activity()));
+                metrics.connections.inc();
+                if admission == Admission::Refuse {
+                    metrics.connection_refused();
+                }
+                let served = server.connection(socket, admission, watcher);
+                let served = tokio::select! {
+                    served = served => served,
+                    () = activity.cancelled() => Ok(()),
+                };
+                if let Err(error) = served {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                if let Some(why) = activity.ended() {
+                    metrics.connection_ended(why.as_str());
+                }
+                metrics.connections.dec();
+            });
+        })
+        .await;
+        let ended = tokio::time::timeout(limits.grace, graceful.shutdown());
+        tokio::select! {
+            ended = ended => {
+                if ended.is_err() {
+                    tracing::warn!(grace_seconds = limits.grace.as_secs(), "ended with transfers still running");
+                }
             }
+            never = open.check() => match never {},
         }
-        never = open.check() => match never {},
     }
+    .boxed()
 }
 
 impl Server {

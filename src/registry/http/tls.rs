@@ -6,6 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
@@ -88,22 +90,26 @@ impl Tls {
 
     /// Looks at the files until `stop`, and shows what they hold to connections that come after a change. Files that don't
     /// hold a certificate and its key change nothing.
-    pub async fn follow_files(mut self, mut stop: Stop) {
-        let mut looks = tokio::time::interval(LOOK);
-        loop {
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
-                _ = looks.tick() => {}
-            }
-            match self.look().await {
-                Ok(false) => {}
-                Ok(true) => tracing::info!(file = %self.files.certificate.display(), "a new certificate is shown"),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::warn!(%error, "the certificate's files have changed, and the one before them is shown further");
+    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+    pub fn follow_files(mut self, mut stop: Stop) -> BoxFuture<'static, ()> {
+        async move {
+            let mut looks = tokio::time::interval(LOOK);
+            loop {
+                tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => break,
+                    _ = looks.tick() => {}
+                }
+                match self.look().await {
+                    Ok(false) => {}
+                    Ok(true) => tracing::info!(file = %self.files.certificate.display(), "a new certificate is shown"),
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        tracing::warn!(%error, "the certificate's files have changed, and the one before them is shown further");
+                    }
                 }
             }
         }
+        .boxed()
     }
 
     /// Takes up what the files hold if it is not what they held before; whether it did.

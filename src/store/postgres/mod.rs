@@ -34,6 +34,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use sqlx::{Connection, PgPool};
 
 use self::error::{TxError, TxResult, store_error};
@@ -98,38 +100,42 @@ impl PostgresStore {
     /// `Unavailable` when the database does not answer or refuses the user. `Backend` when the URL does
     /// not parse, or when the schema is newer than this version or was changed by hand. No error
     /// contains the password.
-    pub async fn connect(url: &str, options: PostgresOptions) -> StoreResult<Self> {
-        let connect_options = url::parse(url)?;
-        let address = url::address(&connect_options);
-        let with_address = |error| with_address(&address, error);
-        let timed_out = |error: tokio::time::error::Elapsed| {
-            StoreError::Unavailable(format!("PostgreSQL at {address} did not answer: {error}"))
-        };
+    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+    pub fn connect(url: &str, options: PostgresOptions) -> BoxFuture<'_, StoreResult<Self>> {
+        async move {
+            let connect_options = url::parse(url)?;
+            let address = url::address(&connect_options);
+            let with_address = |error| with_address(&address, error);
+            let timed_out = |error: tokio::time::error::Elapsed| {
+                StoreError::Unavailable(format!("PostgreSQL at {address} did not answer: {error}"))
+            };
 
-        // A separate connection: a migration may exceed the statement timeout of the pool's connections.
-        let connecting = sqlx::PgConnection::connect_with(&connect_options);
-        let mut connection = tokio::time::timeout(options.acquire_timeout, connecting)
-            .await
-            .map_err(timed_out)?
-            .map_err(store_error)
-            .map_err(with_address)?;
-        if options.migrate {
-            schema::migrate(&mut connection).await.map_err(with_address)?;
-        } else {
-            schema::check(&mut connection).await.map_err(with_address)?;
+            // A separate connection: a migration may exceed the statement timeout of the pool's connections.
+            let connecting = sqlx::PgConnection::connect_with(&connect_options);
+            let mut connection = tokio::time::timeout(options.acquire_timeout, connecting)
+                .await
+                .map_err(timed_out)?
+                .map_err(store_error)
+                .map_err(with_address)?;
+            if options.migrate {
+                schema::migrate(&mut connection).await.map_err(with_address)?;
+            } else {
+                schema::check(&mut connection).await.map_err(with_address)?;
+            }
+            // An error here is that of a connection that is not used again.
+            let _ = connection.close().await;
+
+            let liveness = Arc::new(Liveness::default());
+            let probe = Probe::new(connect_options.clone(), Arc::clone(&liveness));
+            let pool = pool::open(connect_options, &options, &liveness);
+            let store = Self { pool, deadline: options.deadline, address: address.clone(), probe, liveness };
+            store
+                .run(|| async { Ok(sqlx::query("SELECT 1").execute(&store.pool).await.map(drop)?) })
+                .await
+                .map_err(with_address)?;
+            Ok(store)
         }
-        // An error here is that of a connection that is not used again.
-        let _ = connection.close().await;
-
-        let liveness = Arc::new(Liveness::default());
-        let probe = Probe::new(connect_options.clone(), Arc::clone(&liveness));
-        let pool = pool::open(connect_options, &options, &liveness);
-        let store = Self { pool, deadline: options.deadline, address: address.clone(), probe, liveness };
-        store
-            .run(|| async { Ok(sqlx::query("SELECT 1").execute(&store.pool).await.map(drop)?) })
-            .await
-            .map_err(with_address)?;
-        Ok(store)
+        .boxed()
     }
 
     /// Closes every connection, after running operations have ended.
