@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::input::Text;
-use crate::Response;
 use crate::auth::Denied;
 use crate::auth::sigv4::AuthError;
-use crate::body::{Body, BodyError};
-use crate::server::RETRY_AFTER;
+use crate::message::RETRY_AFTER;
+use crate::message::Response;
+use crate::message::body::{Body, BodyError};
 use wharfage_domain::access_key::NoRandomness;
 use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 use wharfage_process::budget::Exhausted;

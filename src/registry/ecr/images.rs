@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::Call;
 use super::error::{Error, Place};
 use super::input::{self, Fault, ImageId, Selector, input, required};
-use crate::http::memory;
-use crate::images::{NewImage, PutImageError};
-use crate::manifests::InvalidManifest;
+use crate::message::memory;
+use crate::service::images::{NewImage, PutImageError};
+use crate::service::manifest::InvalidManifest;
 use wharfage_domain::names::{Digest, Reference, Tag};
 use wharfage_store::images::{
     DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, StorageClass, StorageClassError, TaggedImage,

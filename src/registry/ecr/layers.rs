@@ -16,7 +16,7 @@ use super::error::{Error, Place};
 use super::input::{self, input, invalid, required};
 use crate::auth::download;
 use crate::auth::sigv4::AuthError;
-use crate::uploads::{Session, UploadFailure, lease_of_present};
+use crate::service::uploads::{UploadFailure, UploadSession, lease_of_present};
 use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::layers::Layer;
 use wharfage_store::uploads::CommitOutcome;
@@ -182,7 +182,7 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
     }))
 }
 
-async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
+async fn append(call: &Call, mut session: UploadSession, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
     // Numbers and a digest always serialize.
     let protocol_state = serde_json::to_vec(parts).unwrap_or_default();
     let length = blob.len() as u64;
@@ -190,7 +190,7 @@ async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -
     while !rest.is_empty() {
         // Hashed piece by piece: a whole part would keep other requests waiting.
         if let Err(failure) = session.append(rest.split_to(rest.len().min(PIECE))).await {
-            session.give_up().await;
+            session.abandon().await;
             return Err(failure);
         }
         tokio::task::yield_now().await;

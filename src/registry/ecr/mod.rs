@@ -22,7 +22,7 @@ mod shapes;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
@@ -30,15 +30,13 @@ use tokio::sync::Mutex;
 use self::error::{Error, Place};
 use self::operations::Operation;
 use crate::auth::{self, Principal, Resource, sigv4};
-use crate::body::{Body, RequestBody};
-use crate::http::memory::{self, Caller};
-use crate::{Registry, Request, Response};
+use crate::message::body::{Body, RequestBody};
+use crate::message::memory::{self, Caller};
+use crate::message::{AMZ_TARGET, OperationName, Request, Response};
+use crate::service::Registry;
 use wharfage_domain::names::{AccountId, RepositoryName};
 use wharfage_process::budget::Account;
 use wharfage_store::repositories::Repository;
-
-/// Names the operation.
-pub const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 /// What the body of an unknown operation may have, in bytes.
@@ -59,7 +57,7 @@ pub struct Call {
 
 /// Answers one request.
 pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
-    let target = request.headers().get(TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
+    let target = request.headers().get(AMZ_TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
     let operation = operations::find(target);
     let name = operation.map_or("unknown operation", |operation| operation.name);
     let mut response = match answer(registry, operation, request).await {
@@ -71,7 +69,7 @@ pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
             error.into_response()
         }
     };
-    response.extensions_mut().insert(crate::Operation(name));
+    response.extensions_mut().insert(OperationName(name));
     response
 }
 
@@ -95,7 +93,7 @@ async fn run(
     body: &mut RequestBody,
 ) -> Result<Bytes, Error> {
     let now = Timestamp::now();
-    let target = head.headers.get(TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
+    let target = head.headers.get(AMZ_TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
     let scope = sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
     // What can be refused without the body is refused before it is read.
     let claimed = sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
@@ -139,7 +137,7 @@ async fn hashed(body: Bytes) -> Result<(Bytes, [u8; 32]), Error> {
 }
 
 fn unknown_operation(head: &http::request::Parts) -> Error {
-    Error::UnknownOperation(match head.headers.get(TARGET).and_then(|target| target.to_str().ok()) {
+    Error::UnknownOperation(match head.headers.get(AMZ_TARGET).and_then(|target| target.to_str().ok()) {
         Some(target) => format!("The operation '{}' is not available", target.chars().take(200).collect::<String>()),
         None => "The request names no operation in its X-Amz-Target header".to_owned(),
     })

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use super::error::Error;
 use super::{Call, images, input, layers, lifecycle, listings, registry, registry_policies};
 use super::{repositories, repository_policies, resource_tags, scanning, shapes};
-use crate::http::memory;
+use crate::message::memory;
 
 /// What a body may have, unless it carries a part of a layer.
 const BODY_LIMIT: usize = 5 * 1024 * 1024;

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::auth::{Keyring, SigningKey};
-use crate::{Config, Limits, PublicUrl};
+use crate::config::{Config, Limits, PublicUrl};
 use wharfage_domain::access_key::AccessKey;
 use wharfage_domain::names::Digest;
 use wharfage_jobs::referrers;

@@ -4,8 +4,8 @@
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 
-use crate::Response;
-use crate::body::Body;
+use crate::message::Response;
+use crate::message::body::Body;
 
 /// How long a browser may remember what a preflight was answered, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("3600");

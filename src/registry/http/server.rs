@@ -22,10 +22,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use super::body::{Body, RequestBody};
-use super::memory;
-use super::{cors, tls};
-use crate::{Operation, Registry, RequestId, Response, plain};
+use super::{cors, router, tls};
+use crate::message::body::{Body, RequestBody};
+use crate::message::memory;
+use crate::message::{OperationName, RETRY_AFTER, RequestId, Response, plain};
+use crate::service::Registry;
 use wharfage_process::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::StoreError;
@@ -54,9 +55,6 @@ const LOCAL_RESETS: usize = 256;
 /// HTTP/2: how often a client is asked whether it is there, and how long it may take to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// When to try again after a refusal for want of a connection or memory, in seconds.
-pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// What every answer's `Server` header says: what speaks, and which version of it.
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("wharfage/", env!("CARGO_PKG_VERSION")));
@@ -272,7 +270,7 @@ impl Server {
         if let Ok(value) = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)) {
             response.headers_mut().insert("x-amzn-requestid", value);
         }
-        let operation = response.extensions().get::<Operation>().map_or("other", |operation| operation.0);
+        let operation = response.extensions().get::<OperationName>().map_or("other", |operation| operation.0);
         let status = response.status();
         let took = started.elapsed();
         metrics.request(operation, status.as_u16(), took);
@@ -306,12 +304,12 @@ impl Server {
                 request.headers_mut().insert(header::HOST, host);
             }
         }
-        let Some(cors) = &self.cors else { return Arc::clone(&self.registry).handle(request).await };
+        let Some(cors) = &self.cors else { return router::route(Arc::clone(&self.registry), request).await };
         let allowed = cors.allowed(request.headers());
         let (parts, body) = request.into_parts();
         let mut response = match cors.preflight(&parts) {
             Some(response) => response,
-            None => Arc::clone(&self.registry).handle(http::Request::from_parts(parts, body)).await,
+            None => router::route(Arc::clone(&self.registry), http::Request::from_parts(parts, body)).await,
         };
         cors.mark(allowed, &mut response);
         response

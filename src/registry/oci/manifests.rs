@@ -7,11 +7,12 @@ use http::{HeaderValue, StatusCode, header};
 use super::conditions::{Condition, Named, condition};
 use super::error::OciError;
 use super::{CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, value};
-use crate::body::{Body, BodyError, RequestBody};
-use crate::http::memory;
-use crate::images::NewImage;
-use crate::manifests::{InvalidManifest, Kind};
-use crate::{Response, images};
+use crate::message::Response;
+use crate::message::body::{Body, BodyError, RequestBody};
+use crate::message::memory;
+use crate::service::images;
+use crate::service::images::NewImage;
+use crate::service::manifest::{InvalidManifest, ManifestKind};
 use wharfage_domain::names::{Digest, Reference, RepositoryName, Tag};
 use wharfage_store::images::{ImageStatus, LastTag, Referrers};
 use wharfage_store::manifests::Manifest;
@@ -68,7 +69,7 @@ fn named(digest: &Digest) -> Result<Named, OciError> {
 }
 
 fn media_type(stored: &str) -> Result<HeaderValue, OciError> {
-    let known = Kind::MEDIA_TYPES.iter().find(|(known, _)| *known == stored);
+    let known = ManifestKind::MEDIA_TYPES.iter().find(|(known, _)| *known == stored);
     known.map_or_else(|| value(stored), |(known, _)| Ok(HeaderValue::from_static(known)))
 }
 

@@ -20,12 +20,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 
-use super::auth::download;
-use super::auth::token::{self, TokenError};
-use super::auth::{Principal, Resource, authorize};
-use super::body::{Body, RequestBody};
-use super::http::memory::Caller;
-use super::{Operation, Registry, Request, RequestId, Response};
+use crate::auth::download;
+use crate::auth::token::{self, TokenError};
+use crate::auth::{Principal, Resource, authorize};
+use crate::message::body::{Body, RequestBody};
+use crate::message::memory::Caller;
+use crate::message::{OperationName, Request, RequestId, Response};
+use crate::service::Registry;
 use action::{Act, Action, Start};
 use error::{Code, OciError};
 use wharfage_domain::names::{AccountId, RepositoryName};
@@ -53,66 +54,64 @@ struct Call {
     now: Timestamp,
 }
 
-impl Registry {
-    /// Answers a request whose path is `/v2` or begins with `/v2/`.
-    pub(super) async fn handle_oci(self: Arc<Self>, request: Request) -> Response {
-        let (parts, mut body) = request.into_parts();
-        let query = parts.uri.query();
-        let action = Action::parse(&parts.method, parts.uri.path(), query);
-        let operation = action.as_ref().map_or("v2 other", Action::operation);
-        let request_id = parts.extensions.get::<RequestId>().map(|id| id.0);
-        let now = Timestamp::now();
-        let answered = match self.authenticate(&parts.headers, action.as_ref().ok(), query, now) {
-            Err(refused) => Err(refused.into_response(&self)),
-            Ok(principal) => {
-                let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-                let account = self.config.account_of(host.or(parts.uri.host()));
-                let caller = Caller::Verified(body.peer(), Arc::clone(&principal.access_key_id));
-                let call = Call { registry: self, headers: parts.headers, principal, caller, account, now };
-                let answered = match action {
-                    Ok(action) => call.dispatch(action, &mut body).await,
-                    Err(error) => Err(error.into()),
-                };
-                answered.map_err(|error| {
-                    if let Some(cause) = error.cause() {
-                        tracing::error!(?request_id, operation, cause, "the request failed");
-                    }
-                    error.into_response()
-                })
-            }
-        };
-        let mut response = match answered {
-            Ok(response) => response,
-            Err(refusal) => {
-                body.drain().await;
-                refusal
-            }
-        };
-        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        response.extensions_mut().insert(Operation(operation));
-        response
-    }
-
-    /// Finds out who is asking: a token as docker sends it, or a signed URL, which opens one blob.
-    fn authenticate(
-        &self,
-        headers: &HeaderMap,
-        action: Option<&Action>,
-        query: Option<&str>,
-        now: Timestamp,
-    ) -> Result<Principal, NotAuthenticated> {
-        if let Some(Action::In(name, Act::ReadBlob { digest, head: false })) = action
-            && let Some(query) = query.filter(|query| download::is_signed(query))
-        {
-            return download::verify(&self.keys, name, digest, query, now)
-                .map_err(|error| NotAuthenticated::Refused(error.to_string()));
+/// Answers a request whose path is `/v2` or begins with `/v2/`.
+pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
+    let (parts, mut body) = request.into_parts();
+    let query = parts.uri.query();
+    let action = Action::parse(&parts.method, parts.uri.path(), query);
+    let operation = action.as_ref().map_or("v2 other", Action::operation);
+    let request_id = parts.extensions.get::<RequestId>().map(|id| id.0);
+    let now = Timestamp::now();
+    let answered = match authenticate(&registry, &parts.headers, action.as_ref().ok(), query, now) {
+        Err(refused) => Err(refused.into_response(&registry)),
+        Ok(principal) => {
+            let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+            let account = registry.config.account_of(host.or(parts.uri.host()));
+            let caller = Caller::Verified(body.peer(), Arc::clone(&principal.access_key_id));
+            let call = Call { registry, headers: parts.headers, principal, caller, account, now };
+            let answered = match action {
+                Ok(action) => call.dispatch(action, &mut body).await,
+                Err(error) => Err(error.into()),
+            };
+            answered.map_err(|error| {
+                if let Some(cause) = error.cause() {
+                    tracing::error!(?request_id, operation, cause, "the request failed");
+                }
+                error.into_response()
+            })
         }
-        let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or(NotAuthenticated::Unknown)?;
-        token::verify(&self.keys, &token, now).map_err(|error| match error {
-            TokenError::Invalid => NotAuthenticated::Unknown,
-            TokenError::Expired => NotAuthenticated::Refused(error.to_string()),
-        })
+    };
+    let mut response = match answered {
+        Ok(response) => response,
+        Err(refusal) => {
+            body.drain().await;
+            refusal
+        }
+    };
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response.extensions_mut().insert(OperationName(operation));
+    response
+}
+
+/// Finds out who is asking: a token as docker sends it, or a signed URL, which opens one blob.
+fn authenticate(
+    registry: &Registry,
+    headers: &HeaderMap,
+    action: Option<&Action>,
+    query: Option<&str>,
+    now: Timestamp,
+) -> Result<Principal, NotAuthenticated> {
+    if let Some(Action::In(name, Act::ReadBlob { digest, head: false })) = action
+        && let Some(query) = query.filter(|query| download::is_signed(query))
+    {
+        return download::verify(&registry.keys, name, digest, query, now)
+            .map_err(|error| NotAuthenticated::Refused(error.to_string()));
     }
+    let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or(NotAuthenticated::Unknown)?;
+    token::verify(&registry.keys, &token, now).map_err(|error| match error {
+        TokenError::Invalid => NotAuthenticated::Unknown,
+        TokenError::Expired => NotAuthenticated::Refused(error.to_string()),
+    })
 }
 
 /// Why it is not known who is asking.

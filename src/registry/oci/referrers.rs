@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::action::MAX_PAGE;
 use super::error::OciError;
 use super::{Call, OCI_FILTERS_APPLIED, encoded, json, next_page};
-use crate::Response;
+use crate::message::Response;
 use wharfage_domain::names::{Digest, RepositoryName};
 use wharfage_store::StoreError;
 use wharfage_store::images::{Image, ImageStatus, ReferrerFilter};

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::action::{MAX_PAGE, Page};
 use super::error::OciError;
 use super::{Call, json, next_page};
-use crate::Response;
+use crate::message::Response;
 use wharfage_domain::names::{RepositoryName, Tag};
 use wharfage_store::StoreError;
 

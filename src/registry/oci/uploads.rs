@@ -12,10 +12,11 @@ use super::action::Start;
 use super::conditions::chunk_range;
 use super::error::{Code, OciError};
 use super::{CONTENT_DIGEST, Call, UPLOAD_UUID, empty, value};
-use crate::body::RequestBody;
-use crate::http::memory::Caller;
-use crate::uploads::{Finished, LEASE, Session, UploadFailure};
-use crate::{Registry, Response};
+use crate::message::Response;
+use crate::message::body::RequestBody;
+use crate::message::memory::Caller;
+use crate::service::Registry;
+use crate::service::uploads::{FinishedUpload, LEASE, UploadFailure, UploadSession};
 use wharfage_domain::names::{Digest, RepositoryName};
 use wharfage_store::layers::MountOutcome;
 use wharfage_store::repositories::{Repository, RepositoryId};
@@ -51,7 +52,7 @@ pub(super) async fn start(
             let id = session.acknowledged().id;
             let expected = announced(&call.headers);
             if let Err(failure) = session.reserve(expected.unwrap_or(0)) {
-                session.give_up().await;
+                session.abandon().await;
                 return Err(OciError::of_upload(failure, id));
             }
             let finished = complete(call, session, body, expected, digest).await?;
@@ -129,7 +130,7 @@ pub(super) async fn put(
 ) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let (mut session, expected) = open(call, name, repository.id, id).await?;
-    session.expect(digest.algorithm());
+    session.use_algorithm(digest.algorithm());
     let finished = complete(call, session, body, expected, digest).await?;
     created(name, &finished.digest)
 }
@@ -159,7 +160,7 @@ async fn open(
     name: &RepositoryName,
     repository: RepositoryId,
     id: Uuid,
-) -> Result<(Session, Option<u64>), OciError> {
+) -> Result<(UploadSession, Option<u64>), OciError> {
     let session = Registry::open_upload(&call.registry, repository, id).await;
     let session = session.map_err(|failure| OciError::of_upload(failure, id))?;
     let mut expected = announced(&call.headers);
@@ -204,12 +205,12 @@ async fn detached<T: Send + 'static>(
 
 /// Appends a body to a session. `expected` is the length that the request announced.
 async fn append(
-    mut session: Session,
+    mut session: UploadSession,
     mut body: RequestBody,
     caller: Caller,
     expected: Option<u64>,
     registry: Arc<Registry>,
-) -> Result<Session, OciError> {
+) -> Result<UploadSession, OciError> {
     let id = session.acknowledged().id;
     let begin = session.offset();
     let mut acknowledged = Instant::now();
@@ -223,7 +224,7 @@ async fn append(
                     acknowledged = Instant::now();
                 }
                 if let Err(failure) = appended {
-                    session.give_up().await;
+                    session.abandon().await;
                     body.drain().await;
                     return Err(OciError::of_upload(failure, id));
                 }
@@ -240,7 +241,7 @@ async fn append(
     let received = session.offset() - begin;
     match expected {
         Some(expected) if expected != received => {
-            session.give_up().await;
+            session.abandon().await;
             let text = format!("The request announced {expected} bytes and sent {received}");
             Err(OciError::new(StatusCode::BAD_REQUEST, Code::SizeInvalid, text))
         }
@@ -251,11 +252,11 @@ async fn append(
 /// Appends what is left of a blob and ends its session.
 async fn complete(
     call: &Call,
-    session: Session,
+    session: UploadSession,
     body: &mut RequestBody,
     expected: Option<u64>,
     digest: Digest,
-) -> Result<Finished, OciError> {
+) -> Result<FinishedUpload, OciError> {
     let (body, caller, registry) = (body.take(), call.caller.clone(), Arc::clone(&call.registry));
     detached(async move {
         let id = session.acknowledged().id;

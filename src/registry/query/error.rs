@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{element, sts};
 use crate::auth::sigv4::AuthError;
-use crate::body::BodyError;
+use crate::message::body::BodyError;
 
 /// The most characters of a caller's text that an error quotes.
 const QUOTED: usize = 128;

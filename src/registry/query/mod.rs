@@ -16,12 +16,13 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use self::error::Error;
-use super::auth::Principal;
-use super::auth::sigv4::{self, SignedRequest};
-use super::body::{Body, RequestBody};
-use super::ecr::TARGET;
-use super::http::memory::Caller;
-use super::{Operation, Registry, Request, RequestId, Response};
+use crate::auth::Principal;
+use crate::auth::sigv4::{self, SignedRequest};
+use crate::message::AMZ_TARGET;
+use crate::message::body::{Body, RequestBody};
+use crate::message::memory::Caller;
+use crate::message::{OperationName, Request, RequestId, Response};
+use crate::service::Registry;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 /// What a form may have, in bytes: several times the largest that STS takes.
@@ -45,7 +46,7 @@ pub fn is_query(request: &Request) -> bool {
         content_type.and_then(|text| text.split(';').next()).is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM));
     let has_action = || parameter(request.uri().query().unwrap_or_default().as_bytes(), "Action").is_some();
     match *request.method() {
-        Method::POST => !request.headers().contains_key(TARGET) && (is_form || has_action()),
+        Method::POST => !request.headers().contains_key(AMZ_TARGET) && (is_form || has_action()),
         Method::GET => has_action(),
         _ => false,
     }
@@ -69,7 +70,7 @@ pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let mut response = Response::new(Body::from(xml));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/xml"));
-    response.extensions_mut().insert(Operation(name));
+    response.extensions_mut().insert(OperationName(name));
     response
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::Registry;
-use super::manifests::{self, Checked, InvalidManifest};
+use super::manifest::{self, CheckedManifest, InvalidManifest};
 use wharfage_domain::names::{Algorithm, Digest, Tag};
 use wharfage_store::StoreError;
 use wharfage_store::manifests::{PutManifest, PutManifestError, PutOutcome};
@@ -106,12 +106,12 @@ async fn check(
     declared: Option<&str>,
     algorithm: Algorithm,
     max_bytes: usize,
-) -> Result<Checked, PutImageError> {
+) -> Result<CheckedManifest, PutImageError> {
     if payload.len() <= QUICK_MANIFEST {
-        return Ok(manifests::check(payload, declared, algorithm, max_bytes)?);
+        return Ok(manifest::check(payload, declared, algorithm, max_bytes)?);
     }
     let declared = declared.map(str::to_owned);
     let checked =
-        tokio::task::spawn_blocking(move || manifests::check(payload, declared.as_deref(), algorithm, max_bytes));
+        tokio::task::spawn_blocking(move || manifest::check(payload, declared.as_deref(), algorithm, max_bytes));
     Ok(checked.await.map_err(|error| StoreError::Backend(error.into()))??)
 }

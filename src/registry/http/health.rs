@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::{join, join_all};
 
-use super::Registry;
-use super::http::memory;
+use crate::message::memory;
+use crate::service::Registry;
 use wharfage_process::operations::{OK, Operated};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::jobs;
