@@ -3,16 +3,16 @@
 
 /// The shape of a text, if it is JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// How deep brackets nest.
-    pub depth: usize,
+    pub(crate) depth: usize,
     /// How many values there are, or more.
-    pub values: usize,
+    pub(crate) values: usize,
 }
 
 impl Shape {
     /// Looks at a text once.
-    pub fn of(json: &[u8]) -> Self {
+    pub(crate) fn of(json: &[u8]) -> Self {
         let (mut open, mut shape) = (0_usize, Self { depth: 0, values: 1 });
         let (mut in_string, mut escaped) = (false, false);
         for byte in json {

@@ -14,18 +14,18 @@ use wharfage_store::jobs::JobCount;
 
 /// The labels of a request: each from a closed set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
+pub(crate) struct RequestLabels {
     /// The operation's name.
-    pub operation: &'static str,
+    pub(crate) operation: &'static str,
     /// The HTTP status.
-    pub status: u16,
+    pub(crate) status: u16,
 }
 
 /// The label of what is told apart by operation only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OperationLabel {
+pub(crate) struct OperationLabel {
     /// The operation's name.
-    pub operation: &'static str,
+    pub(crate) operation: &'static str,
 }
 
 /// The labels of the jobs that a registry has.
@@ -39,23 +39,23 @@ struct JobLabels {
 
 /// The label of a connection that was ended from this side.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct EndedLabel {
+pub(crate) struct EndedLabel {
     /// Why.
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
 }
 
 /// The label of a share of the memory for bodies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ShareLabel {
+pub(crate) struct ShareLabel {
     /// `verified` or `unverified`: whether its callers have proved who they are.
-    pub share: &'static str,
+    pub(crate) share: &'static str,
 }
 
 /// The label of what is told apart by store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct StoreLabel {
+pub(crate) struct StoreLabel {
     /// `metadata` or `blobs`.
-    pub store: &'static str,
+    pub(crate) store: &'static str,
 }
 
 /// Everything that the registry counts.
@@ -65,13 +65,13 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<OperationLabel, Histogram, fn() -> Histogram>,
     /// Bytes of blobs and manifests that clients have sent.
-    pub received: Counter,
+    pub(crate) received: Counter,
     /// Bytes of blobs and manifests that were sent to clients.
-    pub sent: Counter,
+    pub(crate) sent: Counter,
     /// Connections that are open.
-    pub connections: Gauge,
+    pub(crate) connections: Gauge,
     /// Upload sessions that are open; set when the metrics are read.
-    pub uploads_open: Gauge,
+    pub(crate) uploads_open: Gauge,
     /// Jobs by kind and state; set when the metrics are read.
     jobs: Family<JobLabels, Gauge>,
     connections_ended: Family<EndedLabel, Counter>,
@@ -181,13 +181,13 @@ impl Metrics {
     }
 
     /// Counts a connection that was refused because all others were busy.
-    pub fn connection_refused(&self) {
+    pub(crate) fn connection_refused(&self) {
         self.connections_refused.inc();
         *self.refused_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// How long ago a connection was refused last, if one was.
-    pub fn since_refusal(&self) -> Option<Duration> {
+    pub(crate) fn since_refusal(&self) -> Option<Duration> {
         self.refused_at.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 

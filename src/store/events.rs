@@ -40,7 +40,7 @@ pub struct Event {
 
 /// Builds the events of one image.
 #[derive(Debug, Clone, Copy)]
-pub struct ImageEvents<'a> {
+pub(crate) struct ImageEvents<'a> {
     /// Registry of the image.
     pub account: &'a AccountId,
     /// Repository of the image.
@@ -50,9 +50,9 @@ pub struct ImageEvents<'a> {
     /// Media type of the image.
     pub media_type: &'a str,
     /// `artifactType` of the image, else its config's media type.
-    pub artifact_media_type: Option<&'a str>,
+    pub(crate) artifact_media_type: Option<&'a str>,
     /// The image has an OCI `subject`: ECR then calls its events "ECR Referrer Action".
-    pub is_referrer: bool,
+    pub(crate) is_referrer: bool,
 }
 
 impl ImageEvents<'_> {

@@ -12,7 +12,7 @@ const SIGNATURE: &str = "X-Wharfage-Signature";
 
 /// Why a signed URL is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum DownloadError {
+pub(crate) enum DownloadError {
     /// The signature is not that of a known key for this blob.
     #[error("the URL's signature is not valid")]
     Invalid,
@@ -22,12 +22,12 @@ pub enum DownloadError {
 }
 
 /// Whether a query claims to be one of [`sign`]'s.
-pub fn is_signed(query: &str) -> bool {
+pub(crate) fn is_signed(query: &str) -> bool {
     parameter(query, SIGNATURE).is_some()
 }
 
 /// The query that lets its bearer GET this blob until `expires`.
-pub fn sign(key: &SigningKey, name: &RepositoryName, digest: &Digest, expires: Timestamp) -> String {
+pub(crate) fn sign(key: &SigningKey, name: &RepositoryName, digest: &Digest, expires: Timestamp) -> String {
     let expires = expires.as_second();
     let signature = hex::encode(hmac::sign(&key.derived.download, &message(&key.access_key.id, name, digest, expires)));
     format!("{EXPIRES}={expires}&{KEY}={}&{SIGNATURE}={signature}", key.access_key.id)
@@ -37,7 +37,7 @@ pub fn sign(key: &SigningKey, name: &RepositoryName, digest: &Digest, expires: T
 ///
 /// # Errors
 /// [`DownloadError`] when nobody did, or too long ago.
-pub fn verify(
+pub(crate) fn verify(
     keyring: &Keyring,
     name: &RepositoryName,
     digest: &Digest,

@@ -1,8 +1,8 @@
 //! Who is asking: access keys, the principals they stand for, the ways to show one (a SigV4 signature, a token, a signed
 //! URL), and what each may do.
 
-pub mod download;
-pub mod sigv4;
+pub(crate) mod download;
+pub(crate) mod sigv4;
 pub mod token;
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ use wharfage_domain::names::{AccountId, Region, RepositoryName};
 #[derive(Clone)]
 pub struct SigningKey {
     /// The access key.
-    pub access_key: AccessKey,
+    pub(crate) access_key: AccessKey,
     derived: Arc<Derived>,
 }
 
@@ -40,7 +40,7 @@ impl From<AccessKey> for SigningKey {
 
 impl SigningKey {
     /// The principal that it stands for.
-    pub fn principal(&self) -> Principal {
+    pub(crate) fn principal(&self) -> Principal {
         let AccessKey { id, account, .. } = &self.access_key;
         Principal { account: account.clone(), access_key_id: id.clone() }
     }
@@ -73,16 +73,16 @@ impl Derived {
 
 /// Who a request comes from. For now each key is its account's root, which may do everything in its own account.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Principal {
+pub(crate) struct Principal {
     /// Its account.
-    pub account: AccountId,
+    pub(crate) account: AccountId,
     /// The key that it showed, directly or by a token.
-    pub access_key_id: Arc<str>,
+    pub(crate) access_key_id: Arc<str>,
 }
 
 impl Principal {
     /// Its ARN.
-    pub fn arn(&self) -> String {
+    pub(crate) fn arn(&self) -> String {
         format!("arn:aws:iam::{}:root", self.account)
     }
 }
@@ -100,14 +100,14 @@ impl Keyring {
     }
 
     /// The key with this id.
-    pub fn get(&self, id: &str) -> Option<&SigningKey> {
+    pub(crate) fn get(&self, id: &str) -> Option<&SigningKey> {
         self.keys.get(id)
     }
 }
 
 /// What an action is done to.
 #[derive(Debug, Clone, Copy)]
-pub enum Resource<'a> {
+pub(crate) enum Resource<'a> {
     /// The registry as a whole, which has no ARN: `*`.
     Registry(&'a AccountId),
     /// A repository, which need not exist: who may not, is not told whether it does.
@@ -128,7 +128,7 @@ impl fmt::Display for Resource<'_> {
 #[error(
     "User: {user} is not authorized to perform: ecr:{action} on resource: {resource} because no identity-based policy allows the ecr:{action} action"
 )]
-pub struct Denied {
+pub(crate) struct Denied {
     user: String,
     action: &'static str,
     resource: String,
@@ -140,7 +140,7 @@ pub struct Denied {
 ///
 /// # Errors
 /// [`Denied`] when it may not.
-pub fn authorize(principal: &Principal, action: &'static str, resource: Resource<'_>) -> Result<(), Denied> {
+pub(crate) fn authorize(principal: &Principal, action: &'static str, resource: Resource<'_>) -> Result<(), Denied> {
     let (Resource::Registry(owner) | Resource::Repository(_, owner, _)) = resource;
     if *owner == principal.account {
         return Ok(());

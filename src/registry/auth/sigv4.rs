@@ -31,7 +31,7 @@ const SIGNED_IF_PRESENT: [HeaderName; 4] = [X_AMZ_DATE, X_AMZ_TARGET, X_AMZ_SECU
 
 /// Why a request is not taken for its signer's. The texts are Amazon ECR's, none of them holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     /// It has no Authorization header.
     #[error("Missing Authentication Token")]
     MissingAuthenticationToken,
@@ -48,31 +48,31 @@ pub enum AuthError {
 
 /// What of a request is signed.
 #[derive(Debug, Clone, Copy)]
-pub struct SignedRequest<'a> {
+pub(crate) struct SignedRequest<'a> {
     /// Its method.
-    pub method: &'a Method,
+    pub(crate) method: &'a Method,
     /// Its path and query.
-    pub uri: &'a Uri,
+    pub(crate) uri: &'a Uri,
     /// All its headers.
-    pub headers: &'a HeaderMap,
+    pub(crate) headers: &'a HeaderMap,
     /// The SHA-256 of its body.
-    pub body_hash: [u8; 32],
+    pub(crate) body_hash: [u8; 32],
 }
 
 /// Where a signature must be scoped to.
 #[derive(Debug, Clone, Copy)]
-pub struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     /// The region that we serve.
-    pub region: &'a Region,
+    pub(crate) region: &'a Region,
     /// The service that the request is for.
-    pub service: &'static str,
+    pub(crate) service: &'static str,
 }
 
 /// Checks what a request claims about its signature as far as that needs no body. Returns who it claims to be from.
 ///
 /// # Errors
 /// [`AuthError`] as Amazon ECR would put it.
-pub fn check_claims(
+pub(crate) fn check_claims(
     uri: &Uri,
     headers: &HeaderMap,
     scope: Scope<'_>,
@@ -86,7 +86,7 @@ pub fn check_claims(
 ///
 /// # Errors
 /// [`AuthError`] as Amazon ECR would put it.
-pub fn verify(
+pub(crate) fn verify(
     request: SignedRequest<'_>,
     scope: Scope<'_>,
     keyring: &Keyring,

@@ -13,7 +13,7 @@ use super::{Keyring, Principal, SigningKey};
 use wharfage_domain::access_key::NoRandomness;
 
 /// How long a token is valid.
-pub const LIFETIME: SignedDuration = SignedDuration::from_hours(12);
+pub(crate) const LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 
 /// Longer than any token of ours; what is longer is not looked at.
 const MAX_LEN: usize = 4096;
@@ -33,7 +33,7 @@ struct Outer<'a> {
 
 /// Why a token is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
+pub(crate) enum TokenError {
     /// It is not one of ours, or its access key is gone.
     #[error("Not Authorized")]
     Invalid,
@@ -62,7 +62,7 @@ pub fn issue(key: &SigningKey, now: Timestamp) -> Result<(String, Timestamp), No
 ///
 /// # Errors
 /// [`TokenError`] says whether a new token would help.
-pub fn verify(keyring: &Keyring, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
+pub(crate) fn verify(keyring: &Keyring, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
     if token.len() > MAX_LEN {
         return Err(TokenError::Invalid);
     }

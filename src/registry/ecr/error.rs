@@ -17,11 +17,11 @@ use wharfage_store::StoreError;
 
 /// A repository as error texts name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// The registry.
-    pub account: AccountId,
+    pub(crate) account: AccountId,
     /// The repository's name.
-    pub name: RepositoryName,
+    pub(crate) name: RepositoryName,
 }
 
 impl std::fmt::Display for Place {
@@ -32,7 +32,7 @@ impl std::fmt::Display for Place {
 
 /// Why a call failed. The texts are Amazon ECR's where it has been seen to give one.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The store failed.
     #[error("The registry could not carry out the request. Try again; its log says what failed.")]
     Server(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -279,7 +279,7 @@ impl From<Exhausted> for Error {
 
 impl Error {
     /// The error's name.
-    pub fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Server(_) | Self::Full(_) => "ServerException",
             Self::Unavailable(_) => "ServiceUnavailable",
@@ -336,7 +336,7 @@ impl Error {
     }
 
     /// Why the registry could not do it, for the log: the client is not told. None where it is the caller's doing.
-    pub fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
+    pub(crate) fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Server(cause) => Some(&**cause),
             Self::Unavailable(cause) | Self::Full(cause) => Some(cause),
@@ -361,7 +361,7 @@ impl Error {
     }
 
     /// The error as its caller gets it.
-    pub fn into_response(self) -> Response {
+    pub(crate) fn into_response(self) -> Response {
         let mut body =
             Map::from_iter([("__type".into(), self.code().into()), ("message".into(), self.to_string().into())]);
         body.extend(self.details());

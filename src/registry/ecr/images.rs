@@ -35,7 +35,7 @@ input! {
 }
 
 /// PutImage.
-pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+pub(crate) async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let manifest = required("imageManifest", input.image_manifest)?;
     input::length("imageManifest", &manifest, 1..=4_194_304)?;
@@ -117,7 +117,7 @@ fn image_shape(place: &Place, digest: &Digest, tag: Option<&Tag>, payload: &[u8]
 }
 
 /// ECR's `ImageIdentifier`.
-pub fn image_id(digest: &Digest, tag: Option<&Tag>) -> Value {
+pub(crate) fn image_id(digest: &Digest, tag: Option<&Tag>) -> Value {
     json!({ "imageDigest": digest, "imageTag": tag })
 }
 
@@ -141,7 +141,7 @@ input! {
 }
 
 /// BatchGetImage. `acceptedMediaTypes` is checked and otherwise let be: manifests are given as they are stored.
-pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
+pub(crate) async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
     input::count("imageIds", &ids, 1..=100)?;
@@ -205,7 +205,7 @@ input! {
 }
 
 /// BatchDeleteImage. A tag is removed, and with the last one its image; a digest takes its tags along.
-pub async fn batch_delete(call: &Call, input: BatchDelete) -> Result<Value, Error> {
+pub(crate) async fn batch_delete(call: &Call, input: BatchDelete) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
     input::count("imageIds", &ids, 1..=100)?;
@@ -279,7 +279,7 @@ input! {
 }
 
 /// UpdateImageStorageClass.
-pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Result<Value, Error> {
+pub(crate) async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = required("imageId", input.image_id)?;
     let selector = id.required_selector("imageId")?;
@@ -318,13 +318,13 @@ pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Res
 }
 
 /// The error of an image that is not there.
-pub fn not_found(place: &Place, id: &ImageId) -> Error {
+pub(crate) fn not_found(place: &Place, id: &ImageId) -> Error {
     let (digest, tag) = (or_null(id.image_digest.as_ref()), or_null(id.image_tag.as_ref()));
     Error::ImageNotFound { digest, tag, place: place.clone() }
 }
 
 /// The one image that an operation is about.
-pub async fn one(
+pub(crate) async fn one(
     call: &Call,
     place: &Place,
     repository: &Repository,
@@ -339,7 +339,7 @@ pub async fn one(
 
 impl Selector {
     /// What to look the image up by.
-    pub fn reference(&self) -> Reference {
+    pub(crate) fn reference(&self) -> Reference {
         match self {
             Self::Tag(tag) | Self::Both(tag, _) => Reference::Tag(tag.clone()),
             Self::Digest(digest) => Reference::Digest(digest.clone()),
@@ -347,7 +347,7 @@ impl Selector {
     }
 
     /// Whether what the reference led to is what was asked for.
-    pub fn agrees(&self, found: &Digest) -> bool {
+    pub(crate) fn agrees(&self, found: &Digest) -> bool {
         match self {
             Self::Both(_, digest) => digest == found,
             Self::Tag(_) | Self::Digest(_) => true,

@@ -15,7 +15,7 @@ use crate::json::Shape;
 use wharfage_domain::names::{Digest, InvalidName, RepositoryName, Tag};
 
 /// A text that is mostly a constant.
-pub type Text = Cow<'static, str>;
+pub(crate) type Text = Cow<'static, str>;
 
 /// Defines an operation's input, or a structure in one: every member is optional until [`required`] says otherwise, members
 /// that we do not know are passed over, and only a JSON object will do.
@@ -24,7 +24,7 @@ macro_rules! input {
         $(#[$doc])*
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(rename_all = "camelCase", default)]
-        pub struct $name {
+        pub(crate) struct $name {
             $(pub(super) $field: Option<$type>,)*
             // Serde also reads a struct from an array, by position; with something flattened into it, it does not.
             #[serde(flatten)]
@@ -38,7 +38,7 @@ pub(super) use input;
 const MAX_VALUES: usize = 10_000;
 
 /// Reads an input. No body at all is an empty object: operations without input may be sent so.
-pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
     if Shape::of(body).values > MAX_VALUES {
         return Err(Error::Serialization(format!("The body has more than {MAX_VALUES} values")));
@@ -47,7 +47,7 @@ pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
 }
 
 /// Reads an input, and one that takes long on a thread where nobody waits for it.
-pub async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, Error> {
+pub(crate) async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, Error> {
     if body.len() <= super::QUICK_BODY {
         return parse(&body);
     }
@@ -55,12 +55,12 @@ pub async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Re
 }
 
 /// The error of a member that breaks a constraint.
-pub fn invalid(member: impl Into<Text>, reason: impl Into<Text>) -> Error {
+pub(crate) fn invalid(member: impl Into<Text>, reason: impl Into<Text>) -> Error {
     Error::InvalidParameter { member: member.into(), reason: reason.into() }
 }
 
 /// The member's value, which must be there.
-pub fn required<T>(member: &'static str, value: Option<T>) -> Result<T, Error> {
+pub(crate) fn required<T>(member: &'static str, value: Option<T>) -> Result<T, Error> {
     value.ok_or_else(|| invalid(member, "Member must not be null"))
 }
 
@@ -75,22 +75,22 @@ fn bounds(value: i64, allowed: &RangeInclusive<i64>, what: &str) -> Result<(), S
 }
 
 /// Checks a text's length, in characters.
-pub fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+pub(crate) fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), Error> {
     bounds(text.chars().count() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
 }
 
 /// Checks how many entries a list has.
-pub fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), Error> {
+pub(crate) fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), Error> {
     bounds(list.len() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
 }
 
 /// Checks a number.
-pub fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+pub(crate) fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), Error> {
     bounds(value, &allowed, "value").map_err(|reason| invalid(member, reason))
 }
 
 /// The variant of this spelling.
-pub fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, Error> {
+pub(crate) fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, Error> {
     variants.iter().find(|(spelling, _)| *spelling == text).map(|(_, variant)| *variant).ok_or_else(|| {
         let spellings: Vec<&str> = variants.iter().map(|(spelling, _)| *spelling).collect();
         invalid(member, format!("Member must satisfy enum value set: [{}]", spellings.join(", ")))
@@ -102,32 +102,36 @@ fn expression(member: &'static str, expression: &str) -> Error {
 }
 
 /// A name whose whole rule is a regular expression.
-pub fn matching<T: FromStr<Err = InvalidName>>(member: &'static str, text: &str, rule: &str) -> Result<T, Error> {
+pub(crate) fn matching<T: FromStr<Err = InvalidName>>(
+    member: &'static str,
+    text: &str,
+    rule: &str,
+) -> Result<T, Error> {
     text.parse().map_err(|_| expression(member, rule))
 }
 
 /// `repositoryName`, or an entry of `repositoryNames`.
-pub fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, Error> {
+pub(crate) fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, Error> {
     length(member, text, 2..=256)?;
     matching(member, text, RepositoryName::PATTERN)
 }
 
 /// The expression that ECR cites for digests of images and layers.
-pub const DIGEST_EXPRESSION: &str = "[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+";
+pub(crate) const DIGEST_EXPRESSION: &str = "[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+";
 
 /// Whether a text has a digest's syntax, be it one that we compute or not.
-pub fn is_digest_like(text: &str) -> bool {
+pub(crate) fn is_digest_like(text: &str) -> bool {
     static SYNTAX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("^[a-zA-Z0-9_+.-]+:[a-fA-F0-9]+$").ok());
     SYNTAX.as_ref().is_some_and(|syntax| syntax.is_match(text))
 }
 
 /// A member that must look like a digest. One that no blob or manifest here can have (another algorithm, say) is `None`.
-pub fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, Error> {
+pub(crate) fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, Error> {
     if is_digest_like(text) { Ok(text.parse().ok()) } else { Err(expression(member, DIGEST_EXPRESSION)) }
 }
 
 /// An image tag at the API, which may be longer than at `/v2/`.
-pub fn image_tag(member: &'static str, text: &str) -> Result<Tag, Error> {
+pub(crate) fn image_tag(member: &'static str, text: &str) -> Result<Tag, Error> {
     length(member, text, 1..=300)?;
     matching(member, text, "[a-zA-Z0-9_][a-zA-Z0-9._-]*")
 }
@@ -139,7 +143,7 @@ input! {
 
 /// Which image is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selector {
+pub(crate) enum Selector {
     /// The one that the tag points at.
     Tag(Tag),
     /// The one with the digest.
@@ -150,7 +154,7 @@ pub enum Selector {
 
 /// Why an identifier means no image, as a batch operation's failure says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Neither a digest nor a tag.
     MissingDigestAndTag,
     /// The digest has not the syntax of one.
@@ -167,7 +171,7 @@ pub enum Fault {
 
 impl Fault {
     /// `failureCode`.
-    pub fn code(self) -> &'static str {
+    pub(crate) fn code(self) -> &'static str {
         match self {
             Self::MissingDigestAndTag => "MissingDigestAndTag",
             Self::InvalidImageDigest => "InvalidImageDigest",
@@ -179,7 +183,7 @@ impl Fault {
     }
 
     /// `failureReason`.
-    pub fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::MissingDigestAndTag => "Invalid request parameters: both tag and digest cannot be null",
             Self::InvalidImageDigest => {
@@ -197,7 +201,7 @@ impl Fault {
 
 impl ImageId {
     /// Which image is meant.
-    pub fn selector(&self) -> Result<Selector, Fault> {
+    pub(crate) fn selector(&self) -> Result<Selector, Fault> {
         let tag = self.image_tag.as_deref().map(|text| text.parse::<Tag>().map_err(|_| Fault::InvalidImageTag));
         let digest = self.image_digest.as_deref().map(|text| match text.parse::<Digest>() {
             Ok(digest) => Ok(digest),
@@ -215,7 +219,7 @@ impl ImageId {
 
     /// The same, where the operation is about this one image: what is wrong is the parameter's fault, or there is no such
     /// image.
-    pub fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, Error> {
+    pub(crate) fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, Error> {
         match self.selector() {
             Ok(selector) => Ok(Some(selector)),
             Err(Fault::ImageNotFound) => Ok(None),

@@ -39,7 +39,7 @@ input! {
 }
 
 /// InitiateLayerUpload.
-pub async fn initiate_upload(call: &Call, input: InitiateUpload) -> Result<Value, Error> {
+pub(crate) async fn initiate_upload(call: &Call, input: InitiateUpload) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&place).await?;
     let begun = call.registry.begin_upload(repository.id, Algorithm::Sha256, call.now).await;
@@ -106,7 +106,7 @@ impl Parts {
 /// UploadLayerPart's.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct UploadPart {
+pub(crate) struct UploadPart {
     registry_id: Option<String>,
     repository_name: Option<String>,
     upload_id: Option<String>,
@@ -143,7 +143,7 @@ impl<'de> Deserialize<'de> for Blob {
 }
 
 /// UploadLayerPart.
-pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error> {
+pub(crate) async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = upload_id(input.upload_id.as_deref())?;
     let first = not_negative("partFirstByte", input.part_first_byte)?;
@@ -239,7 +239,7 @@ input! {
 }
 
 /// CompleteLayerUpload. The digests are alternatives for the same content.
-pub async fn complete_upload(call: &Call, input: CompleteUpload) -> Result<Value, Error> {
+pub(crate) async fn complete_upload(call: &Call, input: CompleteUpload) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = upload_id(input.upload_id.as_deref())?;
     let digests = required("layerDigests", input.layer_digests)?;
@@ -275,7 +275,7 @@ input! {
 }
 
 /// BatchCheckLayerAvailability. What it reports as available stays so for a while.
-pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<Value, Error> {
+pub(crate) async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let digests = required("layerDigests", input.layer_digests)?;
     input::count("layerDigests", &digests, 1..=100)?;
@@ -329,7 +329,7 @@ input! {
 }
 
 /// GetDownloadUrlForLayer.
-pub async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Value, Error> {
+pub(crate) async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = required("layerDigest", input.layer_digest)?;
     let digest = input::digest("layerDigest", &text)?;

@@ -39,7 +39,7 @@ input! {
 }
 
 /// PutLifecyclePolicy. The policy is carried out at once, by a job that is written with it.
-pub async fn put_policy(call: &Call, input: PutPolicy) -> Result<Value, Error> {
+pub(crate) async fn put_policy(call: &Call, input: PutPolicy) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = check(required("lifecyclePolicyText", input.lifecycle_policy_text)?)?;
     let repository = call.repository(&place).await?;
@@ -68,7 +68,7 @@ fn evaluated_output(place: &Place, repository: &Repository, text: &str) -> Value
 }
 
 /// GetLifecyclePolicy.
-pub async fn get_policy(call: &Call, input: Which) -> Result<Value, Error> {
+pub(crate) async fn get_policy(call: &Call, input: Which) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&place).await?;
     match &repository.lifecycle_policy {
@@ -78,7 +78,7 @@ pub async fn get_policy(call: &Call, input: Which) -> Result<Value, Error> {
 }
 
 /// DeleteLifecyclePolicy.
-pub async fn delete_policy(call: &Call, input: Which) -> Result<Value, Error> {
+pub(crate) async fn delete_policy(call: &Call, input: Which) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&place).await?;
     let Some(text) = &repository.lifecycle_policy else { return Err(Error::LifecyclePolicyNotFound(place)) };
@@ -92,7 +92,7 @@ input! {
 }
 
 /// StartLifecyclePolicyPreview: of the text, or of the policy that is put.
-pub async fn start_preview(call: &Call, input: StartPreview) -> Result<Value, Error> {
+pub(crate) async fn start_preview(call: &Call, input: StartPreview) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let given = input.lifecycle_policy_text.map(check).transpose()?;
     let repository = call.repository(&place).await?;
@@ -124,7 +124,7 @@ input! {
 }
 
 /// GetLifecyclePolicyPreview. Filters narrow the results, not the summary.
-pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error> {
+pub(crate) async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
     let wanted = match &input.image_ids {

@@ -31,7 +31,7 @@ input! {
 }
 
 /// `tagStatus` in filters.
-pub fn tag_status(member: &'static str, text: Option<&str>) -> Result<TagStatusFilter, Error> {
+pub(crate) fn tag_status(member: &'static str, text: Option<&str>) -> Result<TagStatusFilter, Error> {
     const ALL: [(&str, TagStatusFilter); 3] =
         [("TAGGED", TagStatusFilter::Tagged), ("UNTAGGED", TagStatusFilter::Untagged), ("ANY", TagStatusFilter::Any)];
     text.map_or(Ok(TagStatusFilter::Any), |text| input::one_of(member, text, &ALL))
@@ -68,7 +68,7 @@ input! {
 }
 
 /// ListImages.
-pub async fn list_images(call: &Call, input: ListImages) -> Result<Value, Error> {
+pub(crate) async fn list_images(call: &Call, input: ListImages) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let filter = Filter::check(input.filter)?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
@@ -114,7 +114,7 @@ input! {
 }
 
 /// DescribeImages.
-pub async fn describe_images(call: &Call, input: DescribeImages) -> Result<Value, Error> {
+pub(crate) async fn describe_images(call: &Call, input: DescribeImages) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let filter = Filter::check(input.filter)?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
@@ -206,7 +206,7 @@ input! {
 }
 
 /// ListImageReferrers. A subject that is not there has none.
-pub async fn list_referrers(call: &Call, input: ListReferrers) -> Result<Value, Error> {
+pub(crate) async fn list_referrers(call: &Call, input: ListReferrers) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let subject = required("subjectId", input.subject_id)?;
     let subject = required("subjectId.imageDigest", subject.image_digest)?;

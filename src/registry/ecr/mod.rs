@@ -46,7 +46,7 @@ const QUICK_BODY: usize = 128 * 1024;
 
 /// What a handler knows of the call beside its input.
 #[derive(Debug)]
-pub struct Call {
+pub(crate) struct Call {
     registry: Arc<Registry>,
     principal: Principal,
     operation: &'static Operation,
@@ -56,7 +56,7 @@ pub struct Call {
 }
 
 /// Answers one request.
-pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
+pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let target = request.headers().get(AMZ_TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
     let operation = operations::find(target);
     let name = operation.map_or("unknown operation", |operation| operation.name);

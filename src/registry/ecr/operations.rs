@@ -20,15 +20,15 @@ type Run = for<'a> fn(&'a Call, Bytes) -> BoxFuture<'a, Result<String, Error>>;
 
 /// An operation of the API.
 #[derive(Debug)]
-pub struct Operation {
+pub(crate) struct Operation {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The IAM action that its caller must be allowed, without `ecr:`.
-    pub action: &'static str,
+    pub(crate) action: &'static str,
     /// How long its body may be.
-    pub body_limit: usize,
+    pub(crate) body_limit: usize,
     /// Reads its input, runs its handler and renders what that returns.
-    pub run: Run,
+    pub(crate) run: Run,
 }
 
 /// The input's type is that of the handler's second argument.
@@ -99,12 +99,12 @@ const PRIVATE_PREFIX: &[u8] = b"AmazonEC2ContainerRegistry_V20150921.";
 const PUBLIC_PREFIX: &[u8] = b"SpencerFrontendService.";
 
 /// The service that a signature must name for this `X-Amz-Target`: each API takes its own only.
-pub fn service(target: &[u8]) -> &'static str {
+pub(crate) fn service(target: &[u8]) -> &'static str {
     if target.starts_with(PUBLIC_PREFIX) { "ecr-public" } else { "ecr" }
 }
 
 /// The operation that an `X-Amz-Target` names.
-pub fn find(target: &[u8]) -> Option<&'static Operation> {
+pub(crate) fn find(target: &[u8]) -> Option<&'static Operation> {
     let name = target.strip_prefix(PRIVATE_PREFIX)?;
     let at = PRIVATE.binary_search_by(|operation| operation.name.as_bytes().cmp(name)).ok()?;
     PRIVATE.get(at)

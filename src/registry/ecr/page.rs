@@ -16,30 +16,30 @@ const BINDING: usize = 16;
 
 /// How many entries an operation gives on a page.
 #[derive(Debug, Clone, Copy)]
-pub struct Sizes {
+pub(crate) struct Sizes {
     /// At most.
-    pub max: i64,
+    pub(crate) max: i64,
     /// Unless the caller says otherwise.
-    pub default: i64,
+    pub(crate) default: i64,
 }
 
 /// Most operations.
-pub const USUAL: Sizes = Sizes { max: 1000, default: 100 };
+pub(crate) const USUAL: Sizes = Sizes { max: 1000, default: 100 };
 
 /// A page that was asked for.
 #[derive(Debug)]
-pub struct Page {
+pub(crate) struct Page {
     /// Entries on it.
-    pub limit: usize,
+    pub(crate) limit: usize,
     /// The key of the entry that it starts behind.
-    pub after: Option<String>,
+    pub(crate) after: Option<String>,
     /// What the question was.
     question: Vec<u8>,
 }
 
 impl Page {
     /// The page that the members ask for. `filter` is everything else that makes it this question and not another one.
-    pub fn new(
+    pub(crate) fn new(
         call: &Call,
         account: &AccountId,
         filter: impl Serialize,
@@ -56,13 +56,13 @@ impl Page {
     }
 
     /// How many entries to fetch: one more than the page shows, to know whether there is another page.
-    pub fn fetch(&self) -> usize {
+    pub(crate) fn fetch(&self) -> usize {
         self.limit + 1
     }
 
     /// Cuts what was fetched to the page, and makes the token of the next one, if there is one. `key` is what an entry is
     /// listed by.
-    pub fn cut<T>(&self, mut entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    pub(crate) fn cut<T>(&self, mut entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
         if entries.len() <= self.limit {
             return (entries, None);
         }
@@ -71,14 +71,14 @@ impl Page {
     }
 
     /// Makes a page of these entries, after which others come.
-    pub fn end<T>(&self, entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    pub(crate) fn end<T>(&self, entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
         let token = entries.last().map(|last| seal(&self.question, &key(last)));
         (entries, token)
     }
 }
 
 /// The error of a token that no page of this question gave.
-pub fn invalid_token() -> Error {
+pub(crate) fn invalid_token() -> Error {
     input::invalid("nextToken", "Member must be the nextToken of a previous answer to the same request")
 }
 

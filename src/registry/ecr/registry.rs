@@ -16,7 +16,7 @@ input! {
 }
 
 /// DescribeRegistry.
-pub async fn describe(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn describe(call: &Call, _: Nothing) -> Result<Value, Error> {
     call.authorize_registry(&call.principal.account)?;
     Ok(json!({ "registryId": call.principal.account, "replicationConfiguration": { "rules": [] } }))
 }
@@ -27,7 +27,7 @@ input! {
 }
 
 /// GetAuthorizationToken. The token is the same identity's at whichever registry it is shown.
-pub async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) -> Result<Value, Error> {
+pub(crate) async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) -> Result<Value, Error> {
     const IDS: &str = "registryIds";
     let accounts = match input.registry_ids {
         None => vec![call.principal.account.clone()],
@@ -54,7 +54,7 @@ pub async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) 
 }
 
 /// The account settings: name, values (the default first).
-pub const ACCOUNT_SETTINGS: [(&str, &[&str]); 3] = [
+pub(crate) const ACCOUNT_SETTINGS: [(&str, &[&str]); 3] = [
     ("BASIC_SCAN_TYPE_VERSION", &["AWS_NATIVE", "CLAIR"]),
     ("BLOB_MOUNTING", &["DISABLED", "ENABLED"]),
     ("REGISTRY_POLICY_SCOPE", &["V2", "V1"]),
@@ -74,7 +74,7 @@ input! {
 }
 
 /// GetAccountSetting.
-pub async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Result<Value, Error> {
+pub(crate) async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Result<Value, Error> {
     let (name, values) = values_of(input.name)?;
     call.authorize_registry(&call.principal.account)?;
     let settings = call.registry.metadata.list_account_settings(&call.principal.account).await?;
@@ -88,7 +88,7 @@ input! {
 }
 
 /// PutAccountSetting.
-pub async fn put_account_setting(call: &Call, input: PutAccountSetting) -> Result<Value, Error> {
+pub(crate) async fn put_account_setting(call: &Call, input: PutAccountSetting) -> Result<Value, Error> {
     let (name, values) = values_of(input.name)?;
     let value = required("value", input.value)?;
     let variants: Vec<(&'static str, ())> = values.iter().map(|value| (*value, ())).collect();

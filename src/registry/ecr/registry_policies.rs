@@ -17,7 +17,7 @@ input! {
 }
 
 /// PutRegistryPolicy.
-pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+pub(crate) async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     let text = required("policyText", input.policy_text)?;
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
     let policy = Policy::parse(Kind::Registry, &text)?;
@@ -31,14 +31,14 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
 }
 
 /// GetRegistryPolicy.
-pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
     told(account, call.registry.metadata.registry_settings(account).await?.policy)
 }
 
 /// DeleteRegistryPolicy.
-pub async fn delete(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn delete(call: &Call, _: Nothing) -> Result<Value, Error> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
     told(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)

@@ -40,7 +40,7 @@ input! {
 }
 
 /// CreateRepository.
-pub async fn create(call: &Call, input: Create) -> Result<Value, Error> {
+pub(crate) async fn create(call: &Call, input: Create) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let mutability = input.image_tag_mutability.as_deref().unwrap_or(Mutability::Mutable.as_str());
     let tag_mutability = tag_mutability(mutability, input.image_tag_mutability_exclusion_filters)?;
@@ -132,7 +132,7 @@ input! {
 }
 
 /// DescribeRepositories.
-pub async fn describe(call: &Call, input: Describe) -> Result<Value, Error> {
+pub(crate) async fn describe(call: &Call, input: Describe) -> Result<Value, Error> {
     let account = call.account(input.registry_id.as_deref())?;
     let Some(names) = input.repository_names else {
         let page = Page::new(call, &account, (), input.next_token.as_deref(), input.max_results, page::USUAL)?;
@@ -156,7 +156,7 @@ pub async fn describe(call: &Call, input: Describe) -> Result<Value, Error> {
 }
 
 /// What is asked for by name does not come in pages.
-pub fn no_paging(with: &str, next_token: Option<&str>, max_results: Option<i64>) -> Result<(), Error> {
+pub(crate) fn no_paging(with: &str, next_token: Option<&str>, max_results: Option<i64>) -> Result<(), Error> {
     match (next_token, max_results) {
         (None, None) => Ok(()),
         (Some(_), _) => Err(invalid("nextToken", format!("Member must be null when {with} is given"))),
@@ -170,7 +170,7 @@ input! {
 }
 
 /// DeleteRepository.
-pub async fn delete(call: &Call, input: Delete) -> Result<Value, Error> {
+pub(crate) async fn delete(call: &Call, input: Delete) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&place).await?;
     let force = input.force.unwrap_or(false);
@@ -193,7 +193,7 @@ input! {
 }
 
 /// PutImageTagMutability.
-pub async fn put_tag_mutability(call: &Call, input: PutTagMutability) -> Result<Value, Error> {
+pub(crate) async fn put_tag_mutability(call: &Call, input: PutTagMutability) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let mode = required("imageTagMutability", input.image_tag_mutability)?;
     let tag_mutability = tag_mutability(&mode, input.image_tag_mutability_exclusion_filters)?;
@@ -218,7 +218,7 @@ input! {
 }
 
 /// PutImageScanningConfiguration.
-pub async fn put_scanning_configuration(call: &Call, input: PutScanningConfiguration) -> Result<Value, Error> {
+pub(crate) async fn put_scanning_configuration(call: &Call, input: PutScanningConfiguration) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let configuration = required("imageScanningConfiguration", input.image_scanning_configuration)?;
     let scan_on_push = configuration.scan_on_push.unwrap_or(false);
@@ -236,7 +236,7 @@ pub async fn put_scanning_configuration(call: &Call, input: PutScanningConfigura
 }
 
 /// Changes a setting of a repository that was there a moment ago.
-pub async fn change(
+pub(crate) async fn change(
     call: &Call,
     place: &Place,
     id: wharfage_store::repositories::RepositoryId,

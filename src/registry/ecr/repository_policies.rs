@@ -10,7 +10,7 @@ use wharfage_domain::policy::{InvalidPolicy, Kind, Policy, Principal};
 use wharfage_store::repositories::RepositoryChange;
 
 /// The longest `policyText`.
-pub const MAX_LENGTH: i64 = wharfage_domain::policy::MAX_LENGTH as i64;
+pub(crate) const MAX_LENGTH: i64 = wharfage_domain::policy::MAX_LENGTH as i64;
 
 impl From<InvalidPolicy> for Error {
     fn from(error: InvalidPolicy) -> Self {
@@ -24,7 +24,7 @@ input! {
 }
 
 /// SetRepositoryPolicy. Without `force`, a policy that would keep its caller from setting another one is refused.
-pub async fn set(call: &Call, input: Set) -> Result<Value, Error> {
+pub(crate) async fn set(call: &Call, input: Set) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = required("policyText", input.policy_text)?;
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
@@ -54,7 +54,7 @@ input! {
 }
 
 /// GetRepositoryPolicy.
-pub async fn get(call: &Call, input: Which) -> Result<Value, Error> {
+pub(crate) async fn get(call: &Call, input: Which) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     match call.repository(&place).await?.policy {
         Some(text) => Ok(output(&place, &text)),
@@ -63,7 +63,7 @@ pub async fn get(call: &Call, input: Which) -> Result<Value, Error> {
 }
 
 /// DeleteRepositoryPolicy.
-pub async fn delete(call: &Call, input: Which) -> Result<Value, Error> {
+pub(crate) async fn delete(call: &Call, input: Which) -> Result<Value, Error> {
     let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&place).await?;
     let Some(text) = repository.policy else { return Err(Error::RepositoryPolicyNotFound(place)) };

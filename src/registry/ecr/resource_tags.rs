@@ -18,7 +18,7 @@ const MAX_KEYS: i64 = 200;
 /// ECR's `Tag`: the only structure of the API whose members begin with a capital.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Tag {
+pub(crate) struct Tag {
     key: Option<String>,
     value: Option<String>,
     #[serde(flatten)]
@@ -26,7 +26,7 @@ pub struct Tag {
 }
 
 /// Checks tags that are to be written.
-pub fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, Error> {
+pub(crate) fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, Error> {
     if tags.len() > MAX_TAGS {
         return Err(Error::TooManyTags(MAX_TAGS));
     }
@@ -84,7 +84,7 @@ input! {
 }
 
 /// TagResource.
-pub async fn tag(call: &Call, input: TagResource) -> Result<Value, Error> {
+pub(crate) async fn tag(call: &Call, input: TagResource) -> Result<Value, Error> {
     let tags = check(required("tags", input.tags)?)?;
     let repository = repository(call, input.resource_arn).await?;
     call.registry.metadata.tag_resource(repository.id, tags, MAX_TAGS).await.map_err(|error| match error {
@@ -101,7 +101,7 @@ input! {
 }
 
 /// UntagResource.
-pub async fn untag(call: &Call, input: UntagResource) -> Result<Value, Error> {
+pub(crate) async fn untag(call: &Call, input: UntagResource) -> Result<Value, Error> {
     let keys = required("tagKeys", input.tag_keys)?;
     input::count("tagKeys", &keys, 0..=MAX_KEYS)?;
     for key in &keys {
@@ -118,7 +118,7 @@ input! {
 }
 
 /// ListTagsForResource.
-pub async fn list(call: &Call, input: ListTags) -> Result<Value, Error> {
+pub(crate) async fn list(call: &Call, input: ListTags) -> Result<Value, Error> {
     let repository = repository(call, input.resource_arn).await?;
     let tags = call.registry.metadata.list_resource_tags(repository.id).await?;
     let tags: Vec<Value> = tags.into_iter().map(|tag| json!({ "Key": tag.key, "Value": tag.value })).collect();

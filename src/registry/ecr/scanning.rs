@@ -27,7 +27,7 @@ input! {
 }
 
 /// PutRegistryScanningConfiguration. What it does not say becomes the default again: BASIC, and no rule.
-pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+pub(crate) async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     let configuration = configuration(input)?;
     let account = &call.principal.account;
     call.authorize_registry(account)?;
@@ -75,7 +75,7 @@ fn filter(filter: Filter) -> Result<String, Error> {
 }
 
 /// GetRegistryScanningConfiguration.
-pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
     let settings = call.registry.metadata.registry_settings(account).await?;
@@ -101,7 +101,7 @@ input! {
 }
 
 /// BatchGetRepositoryScanningConfiguration.
-pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
+pub(crate) async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
     let names = required("repositoryNames", input.repository_names)?;
     input::count("repositoryNames", &names, 1..=25)?;
     let account = &call.principal.account;

@@ -9,7 +9,7 @@ use wharfage_store::images::TaggedImage;
 use wharfage_store::repositories::Repository;
 
 /// Renders an output: members that are `null` are absent ones, which the API omits.
-pub fn render(mut output: Value) -> String {
+pub(crate) fn render(mut output: Value) -> String {
     omit_absent(&mut output);
     output.to_string()
 }
@@ -26,17 +26,17 @@ fn omit_absent(value: &mut Value) {
 }
 
 /// A time: seconds since the epoch, with milliseconds as a fraction.
-pub fn time(timestamp: Timestamp) -> Value {
+pub(crate) fn time(timestamp: Timestamp) -> Value {
     json!(timestamp.as_millisecond() as f64 / 1000.0)
 }
 
 /// The same, where it may be absent.
-pub fn optional_time(timestamp: Option<Timestamp>) -> Value {
+pub(crate) fn optional_time(timestamp: Option<Timestamp>) -> Value {
     timestamp.map_or(Value::Null, time)
 }
 
 /// ECR's `Repository`.
-pub fn repository(call: &Call, repository: &Repository) -> Value {
+pub(crate) fn repository(call: &Call, repository: &Repository) -> Value {
     let Repository { account, name, .. } = repository;
     json!({
         "repositoryArn": call.registry.arn(account, name).to_string(),
@@ -55,7 +55,7 @@ pub fn repository(call: &Call, repository: &Repository) -> Value {
 }
 
 /// `imageTagMutabilityExclusionFilters`, absent when there are none.
-pub fn exclusion_filters(repository: &Repository) -> Value {
+pub(crate) fn exclusion_filters(repository: &Repository) -> Value {
     let filters = &repository.tag_mutability.exclusions;
     if filters.is_empty() {
         return Value::Null;
@@ -64,7 +64,7 @@ pub fn exclusion_filters(repository: &Repository) -> Value {
 }
 
 /// ECR's `ImageDetail`.
-pub fn image_detail(place: &Place, tagged: &TaggedImage) -> Value {
+pub(crate) fn image_detail(place: &Place, tagged: &TaggedImage) -> Value {
     let TaggedImage { image, tags } = tagged;
     json!({
         "registryId": place.account,

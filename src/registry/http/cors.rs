@@ -54,18 +54,18 @@ impl std::str::FromStr for Origin {
 
 /// What is done for cross-origin requests.
 #[derive(Debug)]
-pub struct Cors {
+pub(crate) struct Cors {
     origins: Vec<Origin>,
 }
 
 impl Cors {
     /// Lets pages of these origins in; none when there are none.
-    pub fn new(origins: &[Origin]) -> Option<Self> {
+    pub(crate) fn new(origins: &[Origin]) -> Option<Self> {
         (!origins.is_empty()).then(|| Self { origins: origins.to_vec() })
     }
 
     /// What an answer to this request says of its origin: the origin if it is let in, `*` if all are.
-    pub fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+    pub(crate) fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         if self.origins.contains(&Origin::Any) {
             return Some(HeaderValue::from_static("*"));
@@ -75,7 +75,7 @@ impl Cors {
     }
 
     /// The answer to a preflight, which asks what a request may have before it is sent. None for other requests.
-    pub fn preflight(&self, request: &Parts) -> Option<Response> {
+    pub(crate) fn preflight(&self, request: &Parts) -> Option<Response> {
         let asks = request.method == Method::OPTIONS
             && request.headers.contains_key(header::ORIGIN)
             && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
@@ -94,7 +94,7 @@ impl Cors {
     }
 
     /// Adds what a browser needs before it gives the answer to a page. `allowed` is what [`Cors::allowed`] said.
-    pub fn mark(&self, allowed: Option<HeaderValue>, response: &mut Response) {
+    pub(crate) fn mark(&self, allowed: Option<HeaderValue>, response: &mut Response) {
         let headers = response.headers_mut();
         // Even without an origin: a cache must not give one origin's answer to another.
         headers.append(header::VARY, HeaderValue::from_static("Origin"));

@@ -9,7 +9,7 @@ use crate::service::Registry;
 use crate::{ecr, oci, query};
 
 /// Answers one request: `/v2/*` is the OCI API, `POST /` the ECR API or, for a form, the AWS Query protocol.
-pub async fn route(registry: Arc<Registry>, request: Request) -> Response {
+pub(crate) async fn route(registry: Arc<Registry>, request: Request) -> Response {
     let path = request.uri().path();
     if path == "/" {
         return match *request.method() {

@@ -22,7 +22,7 @@ use wharfage_process::shutdown::Stop;
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What clients and listeners call the versions of HTTP when they agree on one (ALPN).
-pub const HTTP2: &[u8] = b"h2";
+pub(crate) const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
 /// TLS with the certificate of two files.

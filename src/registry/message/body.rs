@@ -32,7 +32,7 @@ const STREAM: usize = 256 * 1024;
 const STREAM_FREE: u64 = 64 * 1024;
 
 /// A response's body.
-pub enum Body {
+pub(crate) enum Body {
     /// All of it.
     Full(Option<Bytes>),
     /// A blob's bytes, `remaining` of them, as the store reads them.
@@ -41,14 +41,14 @@ pub enum Body {
         reader: BlobReader,
         /// Bytes that are still to come; becomes Content-Length.
         remaining: u64,
-        /// Holds what the stream takes of memory.
-        memory: Account,
+        /// Accounts for the memory of the stream until the body is dropped.
+        _memory: Account,
     },
 }
 
 impl Body {
     /// No bytes.
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self::Full(None)
     }
 }
@@ -106,7 +106,7 @@ impl http_body::Body for Body {
 
 /// Why a request's body did not arrive whole.
 #[derive(Debug, thiserror::Error)]
-pub enum BodyError {
+pub(crate) enum BodyError {
     /// It is longer than the limit, in bytes.
     #[error("the body is longer than {0} bytes")]
     TooLarge(usize),
@@ -146,7 +146,7 @@ impl Pace {
 
 /// A request's body. Dropping it before its end tells the connection that the client may still be sending.
 #[derive(Debug)]
-pub struct RequestBody {
+pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
     activity: Arc<Activity>,
     pace: Pace,
@@ -160,29 +160,29 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// The body as it comes off the wire of a connection. `waits` says that the client sends nothing before it is asked to.
-    pub fn new(incoming: Incoming, activity: Arc<Activity>, waits: bool) -> Self {
+    pub(crate) fn new(incoming: Incoming, activity: Arc<Activity>, waits: bool) -> Self {
         Self { incoming: Some(incoming), activity, pace: Pace::default(), received: 0, stream: None, waits }
     }
 
     /// Whether there is nothing to be read.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.incoming.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     /// The address that the body comes from.
-    pub fn peer(&self) -> std::net::IpAddr {
+    pub(crate) fn peer(&self) -> std::net::IpAddr {
         self.activity.peer()
     }
 
     /// The same body, leaving an empty one behind.
-    pub fn take(&mut self) -> Self {
+    pub(crate) fn take(&mut self) -> Self {
         let (incoming, pace) = (self.incoming.take(), std::mem::take(&mut self.pace));
         let (activity, received, stream) = (Arc::clone(&self.activity), self.received, self.stream.take());
         Self { incoming, activity, pace, received, stream, waits: self.waits }
     }
 
     /// The next bytes of a verified caller's body that is passed on piece by piece, or `None` at the end.
-    pub async fn next(&mut self, caller: &Caller) -> Result<Option<Bytes>, BodyError> {
+    pub(crate) async fn next(&mut self, caller: &Caller) -> Result<Option<Bytes>, BodyError> {
         if self.stream.is_none() && self.received > STREAM_FREE {
             let mut account = memory::process().open(caller, STREAM);
             account.hold(STREAM, memory::TIMEOUT).await?;
@@ -217,7 +217,7 @@ impl RequestBody {
 
     /// Reads all of it, at most `limit` bytes, with the account that holds their memory. It may grow to twice of them for
     /// those who work on them. One that announces more is refused before it is read.
-    pub async fn read_up_to(&mut self, limit: usize, caller: &Caller) -> Result<(Bytes, Account), BodyError> {
+    pub(crate) async fn read_up_to(&mut self, limit: usize, caller: &Caller) -> Result<(Bytes, Account), BodyError> {
         let memory = memory::process();
         let Some(incoming) = &self.incoming else { return Ok((Bytes::new(), memory.open(caller, 0))) };
         let hint = http_body::Body::size_hint(incoming);
@@ -250,7 +250,7 @@ impl RequestBody {
     }
 
     /// Reads and forgets a little of what nobody took, so that a refusal need not end the connection.
-    pub async fn drain(&mut self) {
+    pub(crate) async fn drain(&mut self) {
         let announced = self.incoming.as_ref().map_or(0, |incoming| http_body::Body::size_hint(incoming).lower());
         if (self.waits && self.received == 0) || announced > DRAINED as u64 {
             return;

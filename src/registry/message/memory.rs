@@ -19,11 +19,11 @@ use wharfage_process::budget::{Account, Budget, Exhausted, Limits};
 /// smaller share, and twice the largest that is valid into that of the larger one.
 pub const DEFAULT_MIB: usize = 128;
 /// The largest body that is read whole, in bytes.
-pub const LARGEST_BODY: usize = 32 * 1024 * 1024;
+pub(crate) const LARGEST_BODY: usize = 32 * 1024 * 1024;
 /// What each body may hold for free, in bytes: most manifests and API calls are smaller.
-pub const FREE: usize = 16 * 1024;
+pub(crate) const FREE: usize = 16 * 1024;
 /// How long a body waits for its memory.
-pub const TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 /// How many things may be read from the store at once whose size is not known before. The largest is a manifest of 4 MiB.
 const READS: usize = 16;
 /// How many callers are remembered to have proved who they are, and for how long.
@@ -32,7 +32,7 @@ const KNOWN_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Who holds a body's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// Who has proved by a token or a signature to hold this access key, now or a moment ago, at this address.
     Verified(IpAddr, Arc<str>),
     /// A client at this address that has not proved it.
@@ -41,7 +41,7 @@ pub enum Caller {
 
 /// The process's memory for bodies.
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     verified: Budget,
     unverified: Budget,
     reads: Semaphore,
@@ -51,7 +51,7 @@ pub struct Memory {
 static PROCESS: OnceLock<Memory> = OnceLock::new();
 
 /// The process's memory for bodies; of the default size unless [`set_size`] came first.
-pub fn process() -> &'static Memory {
+pub(crate) fn process() -> &'static Memory {
     PROCESS.get_or_init(|| Memory::new(DEFAULT_MIB * 1024 * 1024))
 }
 
@@ -73,7 +73,7 @@ impl Memory {
     }
 
     /// Opens an account of this caller that is expected to grow to `need` bytes.
-    pub fn open(&self, caller: &Caller, need: usize) -> Account {
+    pub(crate) fn open(&self, caller: &Caller, need: usize) -> Account {
         match caller {
             Caller::Verified(..) => self.verified.open(caller, need),
             Caller::Unverified(_) => self.unverified.open(caller, need),
@@ -81,23 +81,23 @@ impl Memory {
     }
 
     /// The shares, by their names in the metrics.
-    pub fn shares(&self) -> [(&'static str, &Budget); 2] {
+    pub(crate) fn shares(&self) -> [(&'static str, &Budget); 2] {
         [("verified", &self.verified), ("unverified", &self.unverified)]
     }
 
     /// Whether little is left of what verified callers may hold.
-    pub fn is_scarce(&self) -> bool {
+    pub(crate) fn is_scarce(&self) -> bool {
         self.verified.is_scarce()
     }
 
     /// Notes that a caller has proved who it is.
-    pub fn remember(&self, verified: &Caller) {
+    pub(crate) fn remember(&self, verified: &Caller) {
         self.known.insert(verified.clone(), ());
     }
 
     /// What a request is as long as its signature is not checked: verified when its address and access key have been a
     /// moment ago.
-    pub fn claimed(&self, peer: IpAddr, access_key_id: &Arc<str>) -> Caller {
+    pub(crate) fn claimed(&self, peer: IpAddr, access_key_id: &Arc<str>) -> Caller {
         let claimed = Caller::Verified(peer, Arc::clone(access_key_id));
         if self.known.contains_key(&claimed) { claimed } else { Caller::Unverified(peer) }
     }
@@ -107,7 +107,7 @@ impl Memory {
     ///
     /// # Errors
     /// Those of `read`, or [`Exhausted`].
-    pub async fn read<'a, T, E: From<Exhausted>>(
+    pub(crate) async fn read<'a, T, E: From<Exhausted>>(
         &self,
         account: &mut Account,
         held: usize,
@@ -129,7 +129,7 @@ impl Memory {
 }
 
 /// Bytes that hold their memory until the last reference to them is dropped: when the socket has taken them.
-pub fn held(bytes: Bytes, mut account: Account) -> Bytes {
+pub(crate) fn held(bytes: Bytes, mut account: Account) -> Bytes {
     struct Held {
         bytes: Bytes,
         _account: Account,

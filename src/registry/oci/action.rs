@@ -9,13 +9,13 @@ use uuid::Uuid;
 use wharfage_domain::names::{Algorithm, Digest, InvalidName, Reference, RepositoryName, Tag};
 
 /// How many `tag` parameters one manifest PUT may carry.
-pub const MAX_TAG_PARAMETERS: usize = 100;
+pub(crate) const MAX_TAG_PARAMETERS: usize = 100;
 /// The longest page that a listing gives (ECR's limit); a larger `n` counts as this.
-pub const MAX_PAGE: usize = 1000;
+pub(crate) const MAX_PAGE: usize = 1000;
 
 /// A request of the OCI API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// `GET /v2/`: does the registry speak this protocol, and does it take this token?
     Ping,
     /// `GET /v2/_catalog`.
@@ -26,7 +26,7 @@ pub enum Action {
 
 /// What is asked of a repository (the endpoints of distribution-spec 1.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// end-3; `head` says that only the headers are wanted.
     ReadManifest {
         /// Which one.
@@ -79,7 +79,7 @@ pub enum Act {
 
 /// How an upload starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
+pub(crate) enum Start {
     /// With a session, hashing by this algorithm from the first byte.
     Session(Algorithm),
     /// With the whole blob in the body.
@@ -95,16 +95,16 @@ pub enum Start {
 
 /// Which part of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Page {
+pub(crate) struct Page {
     /// How many entries, at most [`MAX_PAGE`]; the default is the endpoint's.
-    pub n: Option<usize>,
+    pub(crate) n: Option<usize>,
     /// Entries behind this one.
-    pub last: Option<String>,
+    pub(crate) last: Option<String>,
 }
 
 /// Why a request is no action.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoAction {
+pub(crate) enum NoAction {
     /// The path is none of the API's.
     #[error("there is no such endpoint in the distribution API")]
     UnknownEndpoint,
@@ -144,7 +144,7 @@ impl Action {
     ///
     /// # Errors
     /// What is wrong with it. Who is not authenticated is not told.
-    pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, NoAction> {
+    pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, NoAction> {
         // Names hold no character that needs encoding, so only an odd client pays for decoding. An encoded slash makes one
         // more segment and nothing else: what is looked at below is always the decoded path.
         let path = decoded(path).ok_or(NoAction::UnknownEndpoint)?;
@@ -191,7 +191,7 @@ impl Action {
     }
 
     /// What metrics and the log call it.
-    pub fn operation(&self) -> &'static str {
+    pub(crate) fn operation(&self) -> &'static str {
         let act = match self {
             Self::Ping => return "GET v2",
             Self::Catalog(_) => return "GET catalog",
@@ -354,199 +354,4 @@ impl<'a> Query<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    const ID: &str = "6b3c9a93-af5d-473f-a4cf-9710022185cd";
-
-    fn parse(method: &str, target: &str) -> Result<Action, NoAction> {
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        Action::parse(&method.parse().unwrap(), path, query)
-    }
-
-    fn name(text: &str) -> RepositoryName {
-        text.parse().unwrap()
-    }
-
-    fn digest() -> Digest {
-        Digest::sha256(b"")
-    }
-
-    fn act(method: &str, target: &str) -> Act {
-        match parse(method, target) {
-            Ok(Action::In(_, act)) => act,
-            other => panic!("{method} {target} is {other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_root_answers_with_and_without_its_slash() {
-        assert_eq!(parse("GET", "/v2/"), Ok(Action::Ping));
-        assert_eq!(parse("GET", "/v2"), Ok(Action::Ping));
-        assert_eq!(parse("POST", "/v2/"), Err(NoAction::Method("GET, HEAD")));
-    }
-
-    #[test]
-    fn every_endpoint_of_the_specification_is_an_action() {
-        let tag = Reference::Tag("latest".parse().unwrap());
-        let id: Uuid = ID.parse().unwrap();
-        let cases = [
-            ("GET", "manifests/latest".to_owned(), Act::ReadManifest { reference: tag.clone(), head: false }),
-            ("HEAD", "manifests/latest".to_owned(), Act::ReadManifest { reference: tag, head: true }),
-            ("DELETE", "manifests/latest".to_owned(), Act::DeleteTag("latest".parse().unwrap())),
-            ("DELETE", format!("manifests/sha256:{HEX}"), Act::DeleteManifest(digest())),
-            ("GET", format!("blobs/sha256:{HEX}"), Act::ReadBlob { digest: digest(), head: false }),
-            ("HEAD", format!("blobs/sha256:{HEX}"), Act::ReadBlob { digest: digest(), head: true }),
-            ("DELETE", format!("blobs/sha256:{HEX}"), Act::DeleteBlob(digest())),
-            ("POST", "blobs/uploads/".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
-            ("POST", "blobs/uploads".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
-            (
-                "POST",
-                "blobs/uploads/?digest-algorithm=sha512".to_owned(),
-                Act::StartUpload(Start::Session(Algorithm::Sha512)),
-            ),
-            ("POST", format!("blobs/uploads/?digest=sha256:{HEX}"), Act::StartUpload(Start::Whole(digest()))),
-            (
-                "POST",
-                format!("blobs/uploads/?mount=sha256%3A{HEX}&from=other%2Fone"),
-                Act::StartUpload(Start::Mount { digest: digest(), from: Some(name("other/one")) }),
-            ),
-            (
-                "POST",
-                "blobs/uploads/?mount=&from=other".to_owned(),
-                Act::StartUpload(Start::Session(Algorithm::Sha256)),
-            ),
-            (
-                "POST",
-                "blobs/uploads/?mount=sha256:short".to_owned(),
-                Act::StartUpload(Start::Session(Algorithm::Sha256)),
-            ),
-            (
-                "POST",
-                format!("blobs/uploads/?mount=sha256:{HEX}"),
-                Act::StartUpload(Start::Mount { digest: digest(), from: None }),
-            ),
-            ("PATCH", format!("blobs/uploads/{ID}"), Act::PatchUpload(id)),
-            ("PUT", format!("blobs/uploads/{ID}?digest=sha256:{HEX}"), Act::PutUpload(id, digest())),
-            ("GET", format!("blobs/uploads/{ID}"), Act::UploadStatus(id)),
-            ("DELETE", format!("blobs/uploads/{ID}"), Act::CancelUpload(id)),
-            (
-                "GET",
-                "tags/list?n=5&last=abc".to_owned(),
-                Act::ListTags(Page { n: Some(5), last: Some("abc".to_owned()) }),
-            ),
-            (
-                "GET",
-                format!("referrers/sha256:{HEX}?artifactType=application/vnd.example+json"),
-                Act::ListReferrers {
-                    digest: digest(),
-                    artifact_type: Some("application/vnd.example+json".to_owned()),
-                    after: None,
-                },
-            ),
-        ];
-        for (method, tail, expected) in cases {
-            let parsed = parse(method, &format!("/v2/team/app/{tail}"));
-            assert_eq!(parsed, Ok(Action::In(name("team/app"), expected)), "{method} {tail}");
-        }
-        assert_eq!(parse("GET", "/v2/_catalog"), Ok(Action::Catalog(Page::default())));
-    }
-
-    #[test]
-    fn a_repository_may_be_named_like_an_endpoint() {
-        let found = parse("GET", "/v2/manifests/tags/list/manifests/latest");
-        assert!(
-            matches!(found, Ok(Action::In(repository, Act::ReadManifest { .. })) if repository == name("manifests/tags/list"))
-        );
-        let found = parse("GET", "/v2/blobs/uploads/tags/list");
-        assert!(matches!(found, Ok(Action::In(repository, Act::ListTags(_))) if repository == name("blobs/uploads")));
-    }
-
-    #[test]
-    fn a_manifest_is_put_under_the_tags_of_its_path_and_its_query_once_each() {
-        let tags = |text: &[&str]| text.iter().map(|tag| tag.parse().unwrap()).collect::<Vec<Tag>>();
-        assert_eq!(
-            act("PUT", &format!("/v2/ab/manifests/sha256:{HEX}?tag=1&tag=1.2&tag=1")),
-            Act::PutManifest { digest: Some(digest()), tags: tags(&["1", "1.2"]) }
-        );
-        assert_eq!(
-            act("PUT", "/v2/ab/manifests/1?tag=1&tag=2"),
-            Act::PutManifest { digest: None, tags: tags(&["1", "2"]) }
-        );
-        let many: Vec<String> = (0..=MAX_TAG_PARAMETERS).map(|n| format!("tag=t{n}")).collect();
-        let target = format!("/v2/ab/manifests/sha256:{HEX}?{}", many.join("&"));
-        assert_eq!(parse("PUT", &target), Err(NoAction::TooManyTags));
-    }
-
-    #[test]
-    fn the_parts_of_a_bad_request_are_told_apart() {
-        assert!(matches!(parse("GET", "/v2/UPPER/manifests/latest"), Err(NoAction::Name(_))));
-        assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(NoAction::NoSuchTag(_))));
-        assert!(matches!(parse("PUT", "/v2/ab/manifests/.hidden"), Err(NoAction::Tag(_))));
-        assert!(matches!(parse("GET", "/v2/ab/manifests/sha256:totallywrong"), Err(NoAction::Digest(_))));
-        assert!(matches!(parse("GET", "/v2/ab/blobs/latest"), Err(NoAction::Digest(_))));
-        assert!(matches!(parse("POST", "/v2/ab/blobs/uploads/?digest-algorithm=md5"), Err(NoAction::Digest(_))));
-        assert!(matches!(parse("PATCH", "/v2/ab/blobs/uploads/7"), Err(NoAction::Upload(_))));
-        assert!(matches!(parse("PUT", &format!("/v2/ab/blobs/uploads/{ID}")), Err(NoAction::Parameter { .. })));
-        assert!(matches!(parse("GET", "/v2/ab/tags/list?n=-1"), Err(NoAction::Parameter { name: "n", .. })));
-        assert!(matches!(parse("GET", "/v2/ab/tags/list?n="), Err(NoAction::Parameter { name: "n", .. })));
-        assert!(matches!(parse("PATCH", "/v2/ab/manifests/latest"), Err(NoAction::Method(_))));
-        for unknown in ["/v2/ab", "/v2/ab/tags", "/v2//", "/v2/ab/manifests/latest/", "/v2x", "/v2/ab/tags/list/"] {
-            let parsed = parse("GET", unknown);
-            assert!(!matches!(parsed, Ok(Action::In(..) | Action::Catalog(_))), "{unknown} is {parsed:?}");
-        }
-    }
-
-    #[test]
-    fn a_page_is_never_longer_than_a_thousand() {
-        for n in ["1001", "99999999999999999999999999"] {
-            let page = Page { n: Some(MAX_PAGE), last: None };
-            assert_eq!(act("GET", &format!("/v2/ab/tags/list?n={n}")), Act::ListTags(page));
-        }
-    }
-
-    #[test]
-    fn path_tricks_are_refused_encoded_or_not() {
-        for trick in [
-            "/v2/../etc/manifests/latest",
-            "/v2/a/../b/manifests/latest",
-            "/v2/%2e%2e/ab/manifests/latest",
-            "/v2/ab%2f..%2fcd/manifests/latest",
-            "/v2//ab/manifests/latest",
-            "/v2/ab%00/manifests/latest",
-            "/v2/ab\\cd/manifests/latest",
-            "/v2/ab/manifests/..",
-            "/v2/ab/manifests/%2e%2e",
-            "/v2/ab/blobs/../../etc",
-            "/v2/ab/blobs/uploads/../../x",
-            "/v2/%ff/manifests/latest",
-            "/v2/ab;/manifests/latest",
-        ] {
-            assert!(parse("GET", trick).is_err(), "{trick} is refused");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_target_gives_an_action_or_an_error(
-            method in "GET|HEAD|PUT|POST|PATCH|DELETE|OPTIONS",
-            path in "/v2(/(ab|manifests|blobs|uploads|tags|list|referrers|_catalog|%2e%2e|\\.\\.|sha256:[a-f0-9]{0,64}|\\PC{0,8})){0,6}/?",
-            query in "((n|last|tag|digest|mount|from|artifactType)=?[a-z0-9:%&/+]{0,20}&?){0,3}",
-        ) {
-            if let Ok(Action::In(name, _)) = Action::parse(&method.parse().unwrap(), &path, Some(&query)) {
-                prop_assert!(name.as_str().split('/').all(|part| !part.is_empty() && part != "." && part != ".."));
-            }
-        }
-
-        #[test]
-        fn a_names_manifest_is_found_whatever_the_name(name in RepositoryName::PATTERN, tag in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,20}") {
-            if let Ok(name) = name.parse::<RepositoryName>() {
-                let parsed = Action::parse(&Method::GET, &format!("/v2/{name}/manifests/{tag}"), None);
-                let reference = Reference::Tag(tag.parse().unwrap());
-                prop_assert_eq!(parsed, Ok(Action::In(name, Act::ReadManifest { reference, head: false })));
-            }
-        }
-    }
-}
+mod tests;

@@ -123,7 +123,7 @@ impl Source {
             return Ok(Body::empty());
         }
         let memory = self.memory().await?;
-        Ok(Body::Blob { reader: self.read(range).await?, remaining, memory })
+        Ok(Body::Blob { reader: self.read(range).await?, remaining, _memory: memory })
     }
 
     /// Several ranges as `multipart/byteranges` (RFC 9110 §14.6), read one after the other; with how many of the blob's bytes
@@ -158,7 +158,7 @@ impl Source {
             head.chain(futures::stream::once(read).try_flatten())
         });
         let end = futures::stream::once(std::future::ready(Ok(Bytes::from(end))));
-        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length, memory };
+        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length, _memory: memory };
         let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
         let media_type = value(format!("multipart/byteranges; boundary={boundary}"))?;
         response.headers_mut().insert(header::CONTENT_TYPE, media_type);

@@ -8,16 +8,16 @@ use wharfage_domain::names::Digest;
 
 /// The headers that name content by its digest.
 #[derive(Debug, Clone)]
-pub struct Named {
+pub(crate) struct Named {
     /// `ETag`: the digest in quotes.
-    pub etag: HeaderValue,
+    pub(crate) etag: HeaderValue,
     /// `Docker-Content-Digest`.
-    pub digest: HeaderValue,
+    pub(crate) digest: HeaderValue,
 }
 
 impl Named {
     /// The headers of this digest, of one allocation.
-    pub fn new(digest: &Digest) -> Option<Self> {
+    pub(crate) fn new(digest: &Digest) -> Option<Self> {
         let text = digest.as_str();
         let mut quoted = Vec::with_capacity(text.len() + 2);
         quoted.push(b'"');
@@ -34,7 +34,7 @@ impl Named {
 
 /// What a request's conditions say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// Answer as if there were none.
     Met,
     /// 304: the client has it.
@@ -44,7 +44,7 @@ pub enum Condition {
 }
 
 /// Evaluates `If-Match` and `If-None-Match`.
-pub fn condition(headers: &HeaderMap, etag: &HeaderValue) -> Condition {
+pub(crate) fn condition(headers: &HeaderMap, etag: &HeaderValue) -> Condition {
     if headers.contains_key(header::IF_MATCH) && !names(headers, &header::IF_MATCH, etag) {
         return Condition::Failed;
     }
@@ -63,7 +63,7 @@ fn names(headers: &HeaderMap, name: &header::HeaderName, etag: &HeaderValue) -> 
 
 /// What part of the content a request wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// All of it.
     Whole,
     /// These bytes, not empty and within the content.
@@ -80,7 +80,7 @@ const MAX_RANGES: usize = 1024;
 
 /// Reads `Range` and `If-Range`, for content of `size` bytes. What is no list of ranges of bytes is answered with the whole, as
 /// the RFC allows, and so are ranges that ask for more bytes than there are: only overlapping ones can.
-pub fn wanted(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
+pub(crate) fn wanted(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
     let Some(range) = headers.get(header::RANGE) else { return Wanted::Whole };
     if headers.get(header::IF_RANGE).is_some_and(|expected| expected != etag) {
         return Wanted::Whole;
@@ -137,7 +137,7 @@ fn position(text: &str) -> Option<u64> {
 }
 
 /// A chunk's `Content-Range` (`first-last`, both included), as the first byte and the length.
-pub fn chunk_range(text: &str) -> Option<(u64, u64)> {
+pub(crate) fn chunk_range(text: &str) -> Option<(u64, u64)> {
     let (first, last) = text.trim().split_once('-')?;
     let (first, last) = (position(first)?, position(last)?);
     Some((first, last.checked_sub(first)?.checked_add(1)?))

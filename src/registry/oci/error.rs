@@ -26,7 +26,7 @@ const FULL: &str =
 
 /// The codes of the distribution spec's table that this registry uses, and ECR's `TAG_INVALID`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
+pub(crate) enum Code {
     /// A blob is not in the repository.
     BlobUnknown,
     /// An upload cannot go on like this.
@@ -86,7 +86,7 @@ impl Code {
 
 /// A refusal.
 #[derive(Debug)]
-pub struct OciError {
+pub(crate) struct OciError {
     status: StatusCode,
     code: Code,
     message: String,
@@ -97,57 +97,57 @@ pub struct OciError {
 
 impl OciError {
     /// A refusal with this text.
-    pub fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), headers: Vec::new(), cause: None }
     }
 
     /// The same with a header more.
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 
     /// RepositoryNotFoundException.
-    pub fn name_unknown(account: &AccountId, name: &RepositoryName) -> Self {
+    pub(crate) fn name_unknown(account: &AccountId, name: &RepositoryName) -> Self {
         let text = format!("The repository with name '{name}' does not exist in the registry with id '{account}'");
         Self::new(StatusCode::NOT_FOUND, Code::NameUnknown, text)
     }
 
     /// ImageNotFoundException, of archived images too.
-    pub fn manifest_unknown() -> Self {
+    pub(crate) fn manifest_unknown() -> Self {
         Self::new(StatusCode::NOT_FOUND, Code::ManifestUnknown, "Requested image not found")
     }
 
     /// A layer that is not there.
-    pub fn blob_unknown(digest: &Digest) -> Self {
+    pub(crate) fn blob_unknown(digest: &Digest) -> Self {
         let text = format!("The layer with digest '{digest}' does not exist in this repository");
         Self::new(StatusCode::NOT_FOUND, Code::BlobUnknown, text)
     }
 
     /// UploadNotFoundException.
-    pub fn upload_unknown(id: impl Display) -> Self {
+    pub(crate) fn upload_unknown(id: impl Display) -> Self {
         let text = format!("The upload '{id}' does not exist or is complete already");
         Self::new(StatusCode::NOT_FOUND, Code::BlobUploadUnknown, text)
     }
 
     /// ImageDigestDoesNotMatch and InvalidLayer.
-    pub fn digest_mismatch(actual: &Digest) -> Self {
+    pub(crate) fn digest_mismatch(actual: &Digest) -> Self {
         let text = format!("The digest given is not that of the content, which is '{actual}'");
         Self::new(StatusCode::BAD_REQUEST, Code::DigestInvalid, text)
     }
 
     /// InvalidParameterException, which ECR answers with 405 here.
-    pub fn invalid_parameter(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid_parameter(message: impl Into<String>) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message)
     }
 
     /// Why the store failed, for the log: the client is told nothing of it.
-    pub fn cause(&self) -> Option<&str> {
+    pub(crate) fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
     /// The refusal of an upload's request, which is about repository `name`.
-    pub fn of_upload(failure: UploadFailure, id: impl Display) -> Self {
+    pub(crate) fn of_upload(failure: UploadFailure, id: impl Display) -> Self {
         match failure {
             UploadFailure::NotFound => Self::upload_unknown(id),
             UploadFailure::Busy => Self::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, failure.to_string())
@@ -161,7 +161,7 @@ impl OciError {
     }
 
     /// The refusal of a manifest that was to be put into repository `name`.
-    pub fn of_put(error: PutImageError, account: &AccountId, name: &RepositoryName) -> Self {
+    pub(crate) fn of_put(error: PutImageError, account: &AccountId, name: &RepositoryName) -> Self {
         let absent = |what: &str, digests: &[Digest]| {
             let text = format!(
                 "{what} with digests '{}' required for pushing image into repository with name '{name}' in the registry with id '{account}' do not exist",
@@ -202,7 +202,7 @@ impl OciError {
     }
 
     /// The answer. A HEAD's is without its body, as hyper sends it.
-    pub fn into_response(self) -> Response {
+    pub(crate) fn into_response(self) -> Response {
         let envelope = Envelope { errors: [Entry { code: self.code.as_str(), message: &self.message }] };
         // Two strings always serialize.
         let body = serde_json::to_vec(&envelope).unwrap_or_default();
@@ -318,7 +318,7 @@ impl From<DeleteImageError> for OciError {
 }
 
 /// The answer to who has shown no valid token.
-pub fn unauthorized(public_url: &PublicUrl) -> Response {
+pub(crate) fn unauthorized(public_url: &PublicUrl) -> Response {
     let mut response = plain(StatusCode::UNAUTHORIZED, "Not Authorized\n");
     let challenge = format!("Basic realm=\"{public_url}/\",service=\"ecr.amazonaws.com\"");
     // A URL that was parsed at the start is a header's value; without it the answer would still be 401.

@@ -3,11 +3,11 @@
 //! A request is parsed to an [`Action`], authenticated, authorized and handed to its handler; who is not authenticated learns
 //! nothing else. Handlers speak HTTP and the store; what is decided about bytes and names is in the pure modules.
 
-pub mod action;
+pub(crate) mod action;
 mod blobs;
 mod catalog;
-pub mod conditions;
-pub mod error;
+pub(crate) mod conditions;
+pub(crate) mod error;
 mod manifests;
 mod referrers;
 mod tags;
@@ -55,7 +55,7 @@ struct Call {
 }
 
 /// Answers a request whose path is `/v2` or begins with `/v2/`.
-pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
+pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
     let query = parts.uri.query();
     let action = Action::parse(&parts.method, parts.uri.path(), query);

@@ -12,7 +12,7 @@ const QUOTED: usize = 128;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The request is not signed by somebody we know.
     #[error("{}", auth_message(.0))]
     Auth(#[from] AuthError),
@@ -41,7 +41,7 @@ fn auth_message(error: &AuthError) -> String {
 
 impl Error {
     /// The refusal of an action that does not exist in that version.
-    pub fn invalid_action(action: &str, version: Option<&str>) -> Self {
+    pub(crate) fn invalid_action(action: &str, version: Option<&str>) -> Self {
         let quoted = |text: &str| text.chars().filter(char::is_ascii_graphic).take(QUOTED).collect();
         Self::InvalidAction { action: quoted(action), version: version.map_or("NO_VERSION_SPECIFIED".into(), quoted) }
     }
@@ -61,7 +61,7 @@ impl Error {
     }
 
     /// The answer's status.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Auth(AuthError::IncompleteSignature(_))
             | Self::Body(BodyError::Exhausted(_))
@@ -74,7 +74,7 @@ impl Error {
     }
 
     /// The error as its caller gets it.
-    pub fn to_xml(&self, request_id: Uuid) -> String {
+    pub(crate) fn to_xml(&self, request_id: Uuid) -> String {
         format!(
             "<ErrorResponse xmlns=\"{}\"><Error><Type>Sender</Type>{}{}</Error>{}</ErrorResponse>\n",
             sts::NAMESPACE,

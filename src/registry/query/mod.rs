@@ -40,7 +40,7 @@ static OPERATIONS: [QueryOperation; 1] =
 
 /// Returns whether a request to `/` speaks this protocol: a form, or an `Action` in the query. With a target it is the
 /// ECR API's.
-pub fn is_query(request: &Request) -> bool {
+pub(crate) fn is_query(request: &Request) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_form =
         content_type.and_then(|text| text.split(';').next()).is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM));
@@ -53,7 +53,7 @@ pub fn is_query(request: &Request) -> bool {
 }
 
 /// Answers one request.
-pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
+pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let (head, mut body) = request.into_parts();
     let id = head.extensions.get::<RequestId>().map_or(Uuid::nil(), |id| id.0);
     let (name, answered) = match read(&registry, &head, &mut body).await {

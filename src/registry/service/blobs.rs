@@ -13,12 +13,12 @@ use wharfage_store::{BlobKey, BlobReader, StoreError, StoreResult};
 
 impl Registry {
     /// Whether the bytes are there, and as many as there should be.
-    pub async fn is_intact(&self, bytes: &BlobKey) -> StoreResult<bool> {
+    pub(crate) async fn is_intact(&self, bytes: &BlobKey) -> StoreResult<bool> {
         Ok(self.blobs.stored_size(bytes.generation).await? == Some(bytes.stored_size))
     }
 
     /// Whether a blob can be offered. One that was found damaged is looked at again: its disk may be back.
-    pub async fn is_usable(&self, blob: &Blob) -> StoreResult<bool> {
+    pub(crate) async fn is_usable(&self, blob: &Blob) -> StoreResult<bool> {
         if !blob.damaged {
             return Ok(true);
         }
@@ -31,7 +31,7 @@ impl Registry {
     }
 
     /// Whether the bytes of a blob are there now; it is remembered when they are not.
-    pub async fn check_blob(&self, blob: &Blob) -> StoreResult<bool> {
+    pub(crate) async fn check_blob(&self, blob: &Blob) -> StoreResult<bool> {
         let intact = self.is_intact(&blob.bytes).await?;
         if !intact {
             self.report_damage(blob, "its bytes are gone or fewer").await?;
@@ -40,7 +40,7 @@ impl Registry {
     }
 
     /// Opens a blob for reading; `None` when it is damaged.
-    pub async fn read_blob(self: &Arc<Self>, blob: &Blob, range: Range<u64>) -> StoreResult<Option<BlobReader>> {
+    pub(crate) async fn read_blob(self: &Arc<Self>, blob: &Blob, range: Range<u64>) -> StoreResult<Option<BlobReader>> {
         let reader = match self.blobs.read(&blob.bytes, range).await {
             Ok(reader) => reader,
             Err(StoreError::Inconsistent(reason)) => {
@@ -66,7 +66,7 @@ impl Registry {
 
     /// A URL of the object store to read a blob from, where clients are sent there; `None` where they are not. What is
     /// damaged would only be found out by the client, so it is looked at first.
-    pub async fn presigned_url(&self, blob: &Blob, valid_for: Duration) -> StoreResult<Option<String>> {
+    pub(crate) async fn presigned_url(&self, blob: &Blob, valid_for: Duration) -> StoreResult<Option<String>> {
         if !self.config.redirect_blobs {
             return Ok(None);
         }

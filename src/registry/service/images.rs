@@ -12,35 +12,35 @@ use wharfage_store::repositories::RepositoryId;
 
 /// A manifest to be put, as an API received it.
 #[derive(Debug, Clone)]
-pub struct NewImage<'a> {
+pub(crate) struct NewImage<'a> {
     /// Where to.
-    pub repository: RepositoryId,
+    pub(crate) repository: RepositoryId,
     /// Its exact bytes.
-    pub payload: Bytes,
+    pub(crate) payload: Bytes,
     /// The media type that the request declares, with parameters or without.
-    pub media_type: Option<&'a str>,
+    pub(crate) media_type: Option<&'a str>,
     /// The digest that the request says it has.
-    pub digest: Option<&'a Digest>,
+    pub(crate) digest: Option<&'a Digest>,
     /// The tags to point at it.
-    pub tags: Vec<Tag>,
+    pub(crate) tags: Vec<Tag>,
 }
 
 /// An image that was put.
 #[derive(Debug, Clone)]
-pub struct PutImage {
+pub(crate) struct PutImage {
     /// Its digest.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// Its media type.
-    pub media_type: String,
+    pub(crate) media_type: String,
     /// What it refers to, if it is a referrer.
-    pub subject: Option<Digest>,
+    pub(crate) subject: Option<Digest>,
     /// What the store did.
-    pub outcome: PutOutcome,
+    pub(crate) outcome: PutOutcome,
 }
 
 /// Why an image was not put. Nothing was stored.
 #[derive(Debug, thiserror::Error)]
-pub enum PutImageError {
+pub(crate) enum PutImageError {
     /// The manifest is not valid.
     #[error(transparent)]
     Manifest(#[from] InvalidManifest),
@@ -66,7 +66,7 @@ impl Registry {
     ///
     /// # Errors
     /// The first check that fails, in ECR's order: the manifest, its digest, its references, its tags, the quotas.
-    pub async fn put_image(&self, image: NewImage<'_>, now: Timestamp) -> Result<PutImage, PutImageError> {
+    pub(crate) async fn put_image(&self, image: NewImage<'_>, now: Timestamp) -> Result<PutImage, PutImageError> {
         let limits = &self.config.limits;
         let algorithm = image.digest.map_or(Algorithm::Sha256, Digest::algorithm);
         let checked = check(image.payload, image.media_type, algorithm, limits.manifest_bytes).await?;

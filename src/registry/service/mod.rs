@@ -1,8 +1,8 @@
 //! The use cases that the OCI and ECR APIs share. Knows neither HTTP nor a protocol.
 
-pub mod blobs;
-pub mod images;
-pub mod manifest;
+pub(crate) mod blobs;
+pub(crate) mod images;
+pub(crate) mod manifest;
 pub mod uploads;
 
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use wharfage_store::{Blobs, Metadata};
 #[derive(Debug)]
 pub struct Registry {
     /// What it was told.
-    pub config: Config,
+    pub(crate) config: Config,
     /// What it knows.
     pub metadata: Arc<dyn Metadata>,
     /// The bytes.
     pub blobs: Arc<dyn Blobs>,
     /// The access keys that sign requests and seal tokens.
-    pub keys: Keyring,
+    pub(crate) keys: Keyring,
     /// What it counts.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// The disk that it keeps its state on, if any of that lies on one.
-    pub disk: Option<Arc<Disk>>,
+    pub(crate) disk: Option<Arc<Disk>>,
     uploads: Arc<uploads::SessionLocks>,
     /// Records what clients pull.
     pub pulls: Arc<PullRecorder>,
@@ -55,12 +55,12 @@ impl Registry {
     }
 
     /// The ARN of a repository of this registry's region.
-    pub fn arn(&self, account: &AccountId, name: &RepositoryName) -> RepositoryArn {
+    pub(crate) fn arn(&self, account: &AccountId, name: &RepositoryName) -> RepositoryArn {
         RepositoryArn { region: self.config.region.clone(), account: account.clone(), name: name.clone() }
     }
 
     /// `repositoryUri`: the public host and the name, without a scheme.
-    pub fn repository_uri(&self, name: &RepositoryName) -> String {
+    pub(crate) fn repository_uri(&self, name: &RepositoryName) -> String {
         format!("{}/{name}", self.config.public_url.authority)
     }
 }

@@ -4,7 +4,7 @@ use wharfage_store::manifests::SizeMismatch;
 
 /// The reason why a manifest is refused, in the words of ECR's PutImage.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidManifest {
+pub(crate) enum InvalidManifest {
     /// It is longer than the limit, in bytes.
     #[error(
         "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Member must have length less than or equal to {0}'"

@@ -15,7 +15,7 @@ const SCHEMA_1: [&str; 2] = [
 
 /// The kinds of manifests, by media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ManifestKind {
+pub(crate) enum ManifestKind {
     /// An image: Docker's second schema or the OCI image manifest.
     Image,
     /// A list of manifests: Docker's or the OCI index.
@@ -24,7 +24,7 @@ pub enum ManifestKind {
 
 impl ManifestKind {
     /// The supported media types with their kinds.
-    pub const MEDIA_TYPES: [(&'static str, Self); 4] = [
+    pub(crate) const MEDIA_TYPES: [(&'static str, Self); 4] = [
         ("application/vnd.oci.image.manifest.v1+json", Self::Image),
         ("application/vnd.oci.image.index.v1+json", Self::Index),
         ("application/vnd.docker.distribution.manifest.v2+json", Self::Image),
@@ -38,7 +38,7 @@ impl ManifestKind {
 }
 
 /// Returns a Content-Type without its parameters.
-pub fn essence(content_type: &str) -> &str {
+pub(crate) fn essence(content_type: &str) -> &str {
     content_type.split(';').next().unwrap_or_default().trim()
 }
 

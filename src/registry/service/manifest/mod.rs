@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-pub use self::error::InvalidManifest;
+pub(crate) use self::error::InvalidManifest;
 use self::error::content;
-pub use self::media_type::{ManifestKind, essence};
+pub(crate) use self::media_type::ManifestKind;
 use self::media_type::{limited_text, media_type};
 use self::wire::WireManifest;
 use crate::json::Shape;
@@ -19,9 +19,9 @@ use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::manifests::{BlobReference, NewManifest};
 
 /// The nesting limit of a manifest's JSON. Real manifests need five levels.
-pub const MAX_DEPTH: usize = 64;
+pub(crate) const MAX_DEPTH: usize = 64;
 /// The number of descriptors that a manifest may have: an image has at most a few hundred layers, an index a few hundred children.
-pub const MAX_REFERENCES: usize = 10_000;
+pub(crate) const MAX_REFERENCES: usize = 10_000;
 /// The number of values that a manifest's JSON may have: ten for each descriptor.
 const MAX_VALUES: usize = 10 * MAX_REFERENCES;
 /// The number of annotations that a manifest with a subject may have.
@@ -31,18 +31,18 @@ const MAX_ANNOTATIONS: usize = 1_000;
 const MAX_ANNOTATION_BYTES: usize = 64 * 1024;
 /// A valid manifest, with its foreign layers, which need not be in the repository.
 #[derive(Debug, Clone)]
-pub struct CheckedManifest {
+pub(crate) struct CheckedManifest {
     /// The manifest as it is stored.
-    pub manifest: NewManifest,
+    pub(crate) manifest: NewManifest,
     /// The foreign layers. When the repository has one of them nevertheless, the manifest references it.
-    pub foreign: Vec<BlobReference>,
+    pub(crate) foreign: Vec<BlobReference>,
 }
 
 /// Checks a manifest of at most `max_bytes`. `declared` is the media type of the request, `algorithm` that of the digest.
 ///
 /// # Errors
 /// The first check that fails.
-pub fn check(
+pub(crate) fn check(
     payload: Bytes,
     declared: Option<&str>,
     algorithm: Algorithm,

@@ -20,7 +20,7 @@ pub struct FinishedUpload {
     /// The blob's size in bytes.
     pub size: u64,
     /// The effect of the commit.
-    pub committed: CommitOutcome,
+    pub(crate) committed: CommitOutcome,
 }
 
 impl UploadSession {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 /// The locked sessions of this process.
 #[derive(Debug, Default)]
-pub struct SessionLocks {
+pub(crate) struct SessionLocks {
     locked: Mutex<HashSet<Uuid>>,
     released: Notify,
 }

@@ -28,12 +28,12 @@ use wharfage_store::{Generation, StoreError, WriterState};
 
 /// How long a blob without references is kept after a push, a mount or a response that reports it as present.
 /// It is longer than any push takes from its first layer to its manifest.
-pub const LEASE: SignedDuration = SignedDuration::from_hours(24);
+pub(crate) const LEASE: SignedDuration = SignedDuration::from_hours(24);
 
 /// Returns the end of the lease of a blob that is reported as present at `now`.
 /// The lease lasts at least three quarters of [`LEASE`] and ends at a multiple of its fourth, so that frequent requests for a
 /// blob write its lease only a few times a day.
-pub fn lease_of_present(now: Timestamp) -> Timestamp {
+pub(crate) fn lease_of_present(now: Timestamp) -> Timestamp {
     let step = LEASE.as_secs() / 4;
     let steps = (now.as_second() + 3 * step).div_euclid(step) + 1;
     Timestamp::from_second(steps * step).unwrap_or(Timestamp::MAX)
@@ -72,7 +72,7 @@ impl From<UploadError> for UploadFailure {
     fn from(error: UploadError) -> Self {
         match error {
             UploadError::NotFound => Self::NotFound,
-            // Who is reason to look at a blob looks again and again only while others replace it.
+            // A commit checks a blob again only while others replace it.
             UploadError::Conflict | UploadError::Unchecked(_) => Self::Busy,
             UploadError::Store(error) => Self::Store(error),
         }
@@ -123,7 +123,7 @@ impl Registry {
     ///
     /// # Errors
     /// `NotFound` when the repository does not exist.
-    pub async fn begin_whole_upload(
+    pub(crate) async fn begin_whole_upload(
         self: &Arc<Self>,
         repository: RepositoryId,
         algorithm: Algorithm,

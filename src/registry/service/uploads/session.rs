@@ -60,17 +60,17 @@ impl UploadSession {
     }
 
     /// Returns the row of the session: the acknowledged state.
-    pub fn acknowledged(&self) -> &Upload {
+    pub(crate) fn acknowledged(&self) -> &Upload {
         &self.upload
     }
 
     /// Returns the number of bytes received, including unacknowledged ones.
-    pub fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.upload.progress.offset + self.received
     }
 
     /// Hashes with `algorithm` from now on, unless bytes were hashed with another one already.
-    pub fn use_algorithm(&mut self, algorithm: Algorithm) {
+    pub(crate) fn use_algorithm(&mut self, algorithm: Algorithm) {
         if self.offset() == 0 {
             *self.hasher.lock() = Hasher::new(algorithm);
         }
@@ -80,7 +80,7 @@ impl UploadSession {
     ///
     /// # Errors
     /// `TooLarge`, or the store's `Full`.
-    pub fn reserve(&self, more: u64) -> Result<(), UploadFailure> {
+    pub(crate) fn reserve(&self, more: u64) -> Result<(), UploadFailure> {
         self.check_size(more)?;
         Ok(self.registry.blobs.admit(more)?)
     }
@@ -170,7 +170,11 @@ impl UploadSession {
     ///
     /// # Errors
     /// `Busy` when another process has continued the session meanwhile.
-    pub async fn acknowledge(&mut self, protocol_state: Option<Vec<u8>>, now: Timestamp) -> Result<u64, UploadFailure> {
+    pub(crate) async fn acknowledge(
+        &mut self,
+        protocol_state: Option<Vec<u8>>,
+        now: Timestamp,
+    ) -> Result<u64, UploadFailure> {
         self.checkpoint(protocol_state, Some(CLAIM_DURATION), now).await
     }
 
@@ -284,7 +288,7 @@ impl UploadSession {
     }
 
     /// Releases the session: an announced one can be continued from its acknowledged bytes, any other is deleted.
-    pub async fn abandon(mut self) {
+    pub(crate) async fn abandon(mut self) {
         self.close().await;
     }
 
