@@ -56,7 +56,7 @@ pub struct Startup {
     /// Its bytes.
     pub storage: Storage,
     /// How its jobs run.
-    pub jobs: jobs::Settings,
+    pub jobs: jobs::JobSettings,
     /// What its listener keeps to.
     pub limits: ServerLimits,
     /// TLS, unless it answers in the clear.
@@ -83,7 +83,7 @@ pub struct Opened {
     /// The registry.
     pub registry: Arc<Registry>,
     listener: TcpListener,
-    jobs: jobs::Settings,
+    jobs: jobs::JobSettings,
     job_metrics: JobMetrics,
     limits: ServerLimits,
     tls: Option<Tls>,
@@ -124,7 +124,7 @@ impl Opened {
     /// Starts to answer, and to run the jobs. What clients read to find the registry has to exist by then.
     pub fn serve(self) -> Running {
         let Self { registry, listener, jobs, limits, tls, job_metrics } = self;
-        let job_context = jobs::Context {
+        let job_context = jobs::JobContext {
             metadata: Arc::clone(&registry.metadata),
             blobs: Arc::clone(&registry.blobs),
             pulls: Arc::clone(&registry.pulls),

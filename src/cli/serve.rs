@@ -226,9 +226,9 @@ impl Serve {
                 None => Database::Sqlite(self.folder()?),
             },
             storage: self.storage()?,
-            jobs: jobs::Settings {
+            jobs: jobs::JobSettings {
                 lifecycle_interval: Duration::from_secs(self.lifecycle_interval.max(1)),
-                ..jobs::Settings::default()
+                ..jobs::JobSettings::default()
             },
             limits: ServerLimits {
                 connections: self.max_connections,

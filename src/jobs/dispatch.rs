@@ -7,16 +7,16 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::kinds::{KINDS, Kind, Lane, kind};
-use super::{Context, JobError, Settings, give_up, handle};
+use super::kinds::{JobKind, KINDS, Lane, kind};
+use super::{JobContext, JobError, JobSettings, handle, on_dead_job};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::StoreError;
 use wharfage_store::jobs::{Job, JobEnd};
 
 /// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
-const LEASE: Duration = Duration::from_secs(30);
+const LEASE_DURATION: Duration = Duration::from_secs(30);
 /// How often a claim is prolonged.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait before a database that did not answer is asked again.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(5);
 
@@ -34,7 +34,7 @@ impl Workers {
 
     /// The kinds of the lanes that have a worker to spare.
     fn open_kinds(&self) -> Vec<&'static str> {
-        let open = |kind: &&Kind| self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0);
+        let open = |kind: &&JobKind| self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0);
         KINDS.iter().filter(open).map(|kind| kind.name).collect()
     }
 
@@ -45,21 +45,21 @@ impl Workers {
 }
 
 /// Runs jobs until `stop`, and returns when those that ran then are given back.
-pub(super) async fn run(context: Arc<Context>, settings: Arc<Settings>, mut stop: Stop) {
+pub(super) async fn run(context: Arc<JobContext>, settings: Arc<JobSettings>, mut stop: Stop) {
     let workers = Workers::new();
     let mut running = JoinSet::new();
     while !*stop.borrow() {
         let kinds = workers.open_kinds();
         let claimed = match kinds.as_slice() {
             [] => Ok(None),
-            kinds => context.metadata.claim_job(kinds, Timestamp::now(), LEASE).await,
+            kinds => context.metadata.claim_job(kinds, Timestamp::now(), LEASE_DURATION).await,
         };
         let pause = match claimed {
             Ok(Some(job)) => {
                 let worker = workers.take(&job.kind);
                 let (context, settings, stop) = (Arc::clone(&context), Arc::clone(&settings), stop.clone());
                 running.spawn(async move {
-                    carry_out(&context, &settings, job, stop).await;
+                    execute(&context, &settings, job, stop).await;
                     drop(worker);
                 });
                 continue;
@@ -88,11 +88,11 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: Stop) {
+async fn execute(context: &JobContext, settings: &JobSettings, job: Job, mut stop: Stop) {
     let Job { id, kind: name, key, attempts, .. } = &job;
     let outcome = tokio::select! {
         outcome = handle(context, settings, &job) => outcome,
-        () = hold(context, *id, *attempts) => {
+        () = renew_until_lost(context, *id, *attempts) => {
             tracing::warn!(job = id, kind = name, key, "lost the claim on a job: another worker runs it");
             return;
         }
@@ -102,7 +102,7 @@ async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: S
     let pause = match &outcome {
         Err(JobError::Store(_)) if *stop.borrow() => Some(Duration::ZERO),
         Err(JobError::Store(_)) => kind(name).and_then(|kind| kind.pause(*attempts)),
-        Ok(()) | Err(JobError::Hopeless(_)) => None,
+        Ok(()) | Err(JobError::Permanent(_)) => None,
     };
     let (end, state) = match (outcome, pause) {
         (Ok(()), _) => (JobEnd::Done, "done"),
@@ -115,7 +115,7 @@ async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: S
                 job = id, kind = name, key, attempts, %error,
                 "a job is dead: repair the cause, then run wharfage jobs requeue"
             );
-            give_up(context, &job).await;
+            on_dead_job(context, &job).await;
             (JobEnd::Dead { error: error.to_string() }, "dead")
         }
     };
@@ -126,10 +126,10 @@ async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: S
 }
 
 /// Prolongs the claim again and again; returns only when it is lost.
-async fn hold(context: &Context, id: i64, attempts: u32) {
+async fn renew_until_lost(context: &JobContext, id: i64, attempts: u32) {
     loop {
-        tokio::time::sleep(HEARTBEAT).await;
-        match context.metadata.heartbeat_job(id, attempts, LEASE).await {
+        tokio::time::sleep(HEARTBEAT_INTERVAL).await;
+        match context.metadata.heartbeat_job(id, attempts, LEASE_DURATION).await {
             Ok(true) => {}
             Ok(false) => return,
             // The lease is three heartbeats long; if none gets through, another worker takes the job, as it should be.
@@ -173,7 +173,7 @@ mod tests {
             context.metadata.enqueue_job(job).await.unwrap();
         }
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let settings = Arc::new(Settings { poll: Duration::from_millis(1), ..Settings::default() });
+        let settings = Arc::new(JobSettings { poll: Duration::from_millis(1), ..JobSettings::default() });
         let running = tokio::spawn(run(Arc::clone(&context), settings, stopped));
         loop {
             let jobs = context.metadata.list_jobs(&JobFilter::default(), None, 10).await.unwrap();

@@ -51,7 +51,7 @@ pub(super) enum Attempts {
 
 /// How the jobs of a kind are run.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Kind {
+pub(super) struct JobKind {
     /// The kind, as its jobs' rows say it.
     pub(super) name: &'static str,
     /// Where they run.
@@ -63,40 +63,40 @@ pub(super) struct Kind {
 }
 
 /// Every kind that this version runs.
-pub(super) const KINDS: [Kind; 6] = [
-    Kind {
+pub(super) const KINDS: [JobKind; 6] = [
+    JobKind {
         name: EvaluateLifecycle::KIND,
         lane: Lane::Lifecycle,
         attempts: Attempts::Limited(10),
         longest_pause: Duration::from_secs(600),
     },
     // Somebody waits for the result, and asks again where it failed.
-    Kind {
+    JobKind {
         name: EvaluatePreview::KIND,
         lane: Lane::Interactive,
         attempts: Attempts::Limited(6),
         longest_pause: Duration::from_secs(10),
     },
-    Kind {
+    JobKind {
         name: FollowSubject::KIND,
         lane: Lane::Images,
         attempts: Attempts::Forever,
         longest_pause: Duration::from_secs(600),
     },
-    Kind {
+    JobKind {
         name: DeleteGeneration::KIND,
         lane: Lane::Bytes,
         attempts: Attempts::Forever,
         longest_pause: Duration::from_secs(600),
     },
-    Kind {
+    JobKind {
         name: DeleteRepository::KIND,
         lane: Lane::Repositories,
         attempts: Attempts::Forever,
         longest_pause: Duration::from_secs(600),
     },
     // It is enqueued again and again.
-    Kind {
+    JobKind {
         name: PruneEvents::KIND,
         lane: Lane::Upkeep,
         attempts: Attempts::Limited(3),
@@ -105,11 +105,11 @@ pub(super) const KINDS: [Kind; 6] = [
 ];
 
 /// The kind of this name, if this version runs it.
-pub(super) fn kind(name: &str) -> Option<&'static Kind> {
+pub(super) fn kind(name: &str) -> Option<&'static JobKind> {
     KINDS.iter().find(|kind| kind.name == name)
 }
 
-impl Kind {
+impl JobKind {
     /// The pause after so many attempts, jittered; `None` when it was the last one.
     pub(super) fn pause(&self, attempts: u32) -> Option<Duration> {
         if matches!(self.attempts, Attempts::Limited(most) if attempts >= most) {

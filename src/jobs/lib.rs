@@ -27,7 +27,7 @@ pub use self::metrics::JobMetrics;
 
 /// What every job gets.
 #[derive(Debug)]
-pub struct Context {
+pub struct JobContext {
     /// Repositories, images and the jobs themselves.
     pub metadata: Arc<dyn Metadata>,
     /// The bytes.
@@ -40,7 +40,7 @@ pub struct Context {
 
 /// How jobs run.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct JobSettings {
     /// How often each lifecycle policy is evaluated.
     pub lifecycle_interval: Duration,
     /// How long an upload session may be idle before it is given up.
@@ -53,7 +53,7 @@ pub struct Settings {
     pub events_kept: u64,
 }
 
-impl Default for Settings {
+impl Default for JobSettings {
     fn default() -> Self {
         Self {
             lifecycle_interval: Duration::from_secs(3600),
@@ -65,9 +65,9 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl JobSettings {
     /// When a policy that is evaluated now is due again: from nine tenths of the interval to the whole of it.
-    fn next_turn(&self, now: Timestamp) -> (Timestamp, Timestamp) {
+    fn next_due_range(&self, now: Timestamp) -> (Timestamp, Timestamp) {
         let interval = SignedDuration::try_from(self.lifecycle_interval).unwrap_or(SignedDuration::MAX);
         let after = |pause| now.checked_add(pause).unwrap_or(Timestamp::MAX);
         (after(interval - interval / 10), after(interval))
@@ -82,13 +82,13 @@ pub(crate) enum JobError {
     Store(#[from] StoreError),
     /// Trying again won't.
     #[error("{0}")]
-    Hopeless(String),
+    Permanent(String),
 }
 
 /// Runs jobs, and what is due by the clock, until `stop`. A job that runs then is given back and runs again after the next
 /// start, here or elsewhere.
 // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
-pub fn run(context: Arc<Context>, settings: Settings, stop: Stop) -> BoxFuture<'static, ()> {
+pub fn run(context: Arc<JobContext>, settings: JobSettings, stop: Stop) -> BoxFuture<'static, ()> {
     async move {
         let settings = Arc::new(settings);
         let mut tasks = tokio::task::JoinSet::new();
@@ -114,7 +114,7 @@ async fn pause(duration: Duration, stop: &mut Stop) {
 }
 
 /// Ends what must not wait for a dead job: a preview could not be started again while it is in progress.
-async fn give_up(context: &Context, job: &Job) {
+async fn on_dead_job(context: &JobContext, job: &Job) {
     let (EvaluatePreview::KIND, Ok(preview)) = (job.kind.as_str(), EvaluatePreview::parse(&job.payload)) else {
         return;
     };
@@ -123,7 +123,7 @@ async fn give_up(context: &Context, job: &Job) {
     }
 }
 
-async fn handle(context: &Context, settings: &Settings, job: &Job) -> Result<(), JobError> {
+async fn handle(context: &JobContext, settings: &JobSettings, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
         EvaluateLifecycle::KIND => {
             let EvaluateLifecycle { repository } = payload(job)?;
@@ -137,16 +137,16 @@ async fn handle(context: &Context, settings: &Settings, job: &Job) -> Result<(),
         DeleteGeneration::KIND => Ok(delete_generation(context, payload(job)?).await?),
         DeleteRepository::KIND => Ok(delete_repository(context, payload(job)?).await?),
         PruneEvents::KIND => schedule::prune_events(context, settings).await,
-        kind => Err(JobError::Hopeless(format!("there is no handler for jobs of kind {kind:?}"))),
+        kind => Err(JobError::Permanent(format!("there is no handler for jobs of kind {kind:?}"))),
     }
 }
 
 /// A payload that does not parse never will.
 fn payload<T: JobPayload>(job: &Job) -> Result<T, JobError> {
-    T::parse(&job.payload).map_err(|error| JobError::Hopeless(error.to_string()))
+    T::parse(&job.payload).map_err(|error| JobError::Permanent(error.to_string()))
 }
 
-async fn delete_generation(context: &Context, deletion: DeleteGeneration) -> StoreResult<()> {
+async fn delete_generation(context: &JobContext, deletion: DeleteGeneration) -> StoreResult<()> {
     let DeleteGeneration { generation, writer } = deletion;
     // The answer to a commit may have been lost: then a supposed leftover is a blob.
     let generations = context.blobs.generations_to_delete(generation, &writer)?;
@@ -158,7 +158,7 @@ async fn delete_generation(context: &Context, deletion: DeleteGeneration) -> Sto
 const BATCH: usize = 25;
 
 /// Empties a repository that was deleted, batch by batch. A run that is killed left nothing half done.
-async fn delete_repository(context: &Context, deletion: DeleteRepository) -> StoreResult<()> {
+async fn delete_repository(context: &JobContext, deletion: DeleteRepository) -> StoreResult<()> {
     let DeleteRepository { repository } = deletion;
     while !context.metadata.empty_repository(repository, BATCH, Timestamp::now()).await? {}
     Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Context, JobError, Settings};
+use super::{JobContext, JobError, JobSettings};
 use wharfage_domain::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate};
 use wharfage_domain::names::Digest;
 use wharfage_store::StoreResult;
@@ -29,7 +29,7 @@ const KEPT_CHECKED: usize = 1000;
 
 /// What a run did.
 #[derive(Default)]
-struct Done {
+struct RunResult {
     expired: Vec<Digest>,
     archived: Vec<Digest>,
     /// Images that were not what they had been when the policy was evaluated, or were gone.
@@ -39,26 +39,26 @@ struct Done {
 }
 
 /// An action that a policy decided on, with what the decision rests on.
-struct Planned {
+struct PlannedAction {
     digest: Digest,
     action: Action,
     decision: LifecycleDecision,
 }
 
 /// What a policy decided about a repository.
-struct Plan {
+struct LifecyclePlan {
     repository: Repository,
     /// The moment that the policy was evaluated for.
     at: Timestamp,
-    actions: Vec<Planned>,
+    actions: Vec<PlannedAction>,
     protected: u64,
 }
 
 /// How carrying out a plan ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+enum ExecutionEnd {
     /// Nothing of it is left.
-    Whole,
+    Complete,
     /// Images that were to be kept have changed or gone, so the policy has to be evaluated again.
     Outdated,
     /// The repository has another policy by now, or none.
@@ -66,23 +66,23 @@ enum Ended {
 }
 
 /// Evaluates the policy of this repository and carries it out. A repository or a policy that is gone is no failure.
-pub(super) async fn run(context: &Context, settings: &Settings, id: RepositoryId) -> Result<(), JobError> {
+pub(super) async fn run(context: &JobContext, settings: &JobSettings, id: RepositoryId) -> Result<(), JobError> {
     let mut wanted = HashSet::new();
     for evaluation in 1..=EVALUATIONS {
         let Some(plan) = decide(context, id).await? else { return Ok(()) };
-        let (repository, at, mut done) = (plan.repository.clone(), plan.at, Done::default());
-        let ended = carry_out(context, plan, &mut wanted, &mut done).await;
+        let (repository, at, mut done) = (plan.repository.clone(), plan.at, RunResult::default());
+        let ended = execute(context, plan, &mut wanted, &mut done).await;
         // Also where it failed: what was done was done.
-        tell(context, &repository, done).await?;
+        record(context, &repository, done).await?;
         match ended? {
-            Ended::Outdated if evaluation < EVALUATIONS => {}
-            Ended::Whole | Ended::Outdated => {
-                let (due_at, _) = settings.next_turn(at);
+            ExecutionEnd::Outdated if evaluation < EVALUATIONS => {}
+            ExecutionEnd::Complete | ExecutionEnd::Outdated => {
+                let (due_at, _) = settings.next_due_range(at);
                 let evaluated = RepositoryChange::LifecycleEvaluated { at, due_at };
                 context.metadata.change_repository(id, evaluated, Vec::new()).await?;
                 break;
             }
-            Ended::Replaced => {
+            ExecutionEnd::Replaced => {
                 tracing::info!(
                     repository = %repository.name,
                     "stopped: the lifecycle policy was replaced or deleted meanwhile"
@@ -95,24 +95,24 @@ pub(super) async fn run(context: &Context, settings: &Settings, id: RepositoryId
 }
 
 /// Nothing if there is no policy.
-async fn decide(context: &Context, id: RepositoryId) -> Result<Option<Plan>, JobError> {
+async fn decide(context: &JobContext, id: RepositoryId) -> Result<Option<LifecyclePlan>, JobError> {
     let Some(repository) = context.metadata.find_repository_by_id(id).await? else { return Ok(None) };
     let Some(policy) = repository.lifecycle_policy.clone() else { return Ok(None) };
     let parsed = Policy::parse(&policy).map_err(|error| {
-        JobError::Hopeless(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
+        JobError::Permanent(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
     })?;
     let at = Timestamp::now();
-    let Loaded { images, states } = load(context, id).await?;
+    let LoadedImages { images, states } = load(context, id).await?;
     let policy: Arc<str> = policy.into();
     let (actions, protected) = evaluated(parsed, images, at, move |evaluation| {
         (plan(evaluation, &policy, &states), evaluation.protected.len())
     })
     .await?;
-    Ok(Some(Plan { repository, at, actions, protected: protected as u64 }))
+    Ok(Some(LifecyclePlan { repository, at, actions, protected: protected as u64 }))
 }
 
 /// The marks of an evaluation, each with what it rests on.
-fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest, State>) -> Vec<Planned> {
+fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest, ImageState>) -> Vec<PlannedAction> {
     let kept = |images: &Vec<&Image>| -> Arc<[(ManifestId, u64)]> {
         let states = images.iter().take(KEPT_CHECKED).filter_map(|image| states.get(&image.digest));
         states.map(|state| (state.id, state.revision)).collect()
@@ -122,7 +122,7 @@ fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest,
     let planned = |mark: &Mark<'_>| {
         let follows_subject = mark.cause == Cause::FollowsSubject;
         let kept = if follows_subject { None } else { kept.get(&mark.rule_priority) };
-        Some(Planned {
+        Some(PlannedAction {
             digest: mark.image.digest.clone(),
             action: mark.action,
             decision: LifecycleDecision {
@@ -139,10 +139,15 @@ fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest,
 
 /// Acts until the policy is another one or gone: from then on that one holds, and its own run, if there is a policy. Images
 /// that were pushed or pulled while the run goes on are `wanted` by somebody: they are left to the next run.
-async fn carry_out(context: &Context, plan: Plan, wanted: &mut HashSet<Digest>, done: &mut Done) -> StoreResult<Ended> {
-    let mut ended = Ended::Whole;
+async fn execute(
+    context: &JobContext,
+    plan: LifecyclePlan,
+    wanted: &mut HashSet<Digest>,
+    done: &mut RunResult,
+) -> StoreResult<ExecutionEnd> {
+    let mut ended = ExecutionEnd::Complete;
     done.protected = plan.protected;
-    for Planned { digest, action, decision } in plan.actions {
+    for PlannedAction { digest, action, decision } in plan.actions {
         if wanted.contains(&digest) {
             continue;
         }
@@ -153,23 +158,23 @@ async fn carry_out(context: &Context, plan: Plan, wanted: &mut HashSet<Digest>, 
             Action::Transition => archive(context, plan.repository.id, &digest, decision).await?,
         };
         match (acted, action) {
-            (Acted::Done, Action::Expire) => done.expired.push(digest),
-            (Acted::Done, Action::Transition) => done.archived.push(digest),
-            (Acted::Protected, _) => done.protected += 1,
-            (Acted::Stale(Stale::Image), _) => {
+            (ActionResult::Done, Action::Expire) => done.expired.push(digest),
+            (ActionResult::Done, Action::Transition) => done.archived.push(digest),
+            (ActionResult::Protected, _) => done.protected += 1,
+            (ActionResult::Stale(Stale::Image), _) => {
                 wanted.insert(digest);
                 done.changed += 1;
             }
-            (Acted::Gone | Acted::Stale(Stale::Subject), _) => done.changed += 1,
-            (Acted::Stale(Stale::Kept), _) => ended = Ended::Outdated,
-            (Acted::Stale(Stale::Policy), _) => return Ok(Ended::Replaced),
+            (ActionResult::Gone | ActionResult::Stale(Stale::Subject), _) => done.changed += 1,
+            (ActionResult::Stale(Stale::Kept), _) => ended = ExecutionEnd::Outdated,
+            (ActionResult::Stale(Stale::Policy), _) => return Ok(ExecutionEnd::Replaced),
         }
     }
     Ok(ended)
 }
 
 /// What became of one action.
-enum Acted {
+enum ActionResult {
     Done,
     Protected,
     /// Nothing: the image is gone, or in that storage class already.
@@ -179,38 +184,38 @@ enum Acted {
 }
 
 async fn expire(
-    context: &Context,
+    context: &JobContext,
     id: RepositoryId,
     digest: &Digest,
     decision: LifecycleDecision,
-) -> StoreResult<Acted> {
+) -> StoreResult<ActionResult> {
     match context.metadata.expire_image(id, digest, decision, Timestamp::now()).await {
-        Ok(()) => Ok(Acted::Done),
-        Err(DeleteImageError::ReferencedBy(_)) => Ok(Acted::Protected),
-        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => Ok(Acted::Gone),
-        Err(DeleteImageError::Stale(stale)) => Ok(Acted::Stale(stale)),
+        Ok(()) => Ok(ActionResult::Done),
+        Err(DeleteImageError::ReferencedBy(_)) => Ok(ActionResult::Protected),
+        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => Ok(ActionResult::Gone),
+        Err(DeleteImageError::Stale(stale)) => Ok(ActionResult::Stale(stale)),
         Err(DeleteImageError::Store(error)) => Err(error),
     }
 }
 
 async fn archive(
-    context: &Context,
+    context: &JobContext,
     id: RepositoryId,
     digest: &Digest,
     decision: LifecycleDecision,
-) -> StoreResult<Acted> {
+) -> StoreResult<ActionResult> {
     match context.metadata.archive_image(id, digest, decision, Timestamp::now()).await {
-        Ok(()) => Ok(Acted::Done),
-        Err(StorageClassError::ReferencedBy(_)) => Ok(Acted::Protected),
-        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(Acted::Gone),
-        Err(StorageClassError::Stale(stale)) => Ok(Acted::Stale(stale)),
+        Ok(()) => Ok(ActionResult::Done),
+        Err(StorageClassError::ReferencedBy(_)) => Ok(ActionResult::Protected),
+        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(ActionResult::Gone),
+        Err(StorageClassError::Stale(stale)) => Ok(ActionResult::Stale(stale)),
         Err(StorageClassError::Store(error)) => Err(error),
     }
 }
 
 /// Keeps an event row and a log line of what a run did; a run that did nothing is no event.
-async fn tell(context: &Context, repository: &Repository, done: Done) -> StoreResult<()> {
-    let Done { expired, archived, changed, protected } = done;
+async fn record(context: &JobContext, repository: &Repository, done: RunResult) -> StoreResult<()> {
+    let RunResult { expired, archived, changed, protected } = done;
     tracing::info!(
         repository = %repository.name,
         expired = expired.len(),
@@ -250,23 +255,23 @@ pub(super) async fn evaluated<T: Send + 'static>(
 ) -> Result<T, JobError> {
     tokio::task::spawn_blocking(move || read(&evaluate(&policy, &images, now)))
         .await
-        .map_err(|error| JobError::Hopeless(format!("the evaluation failed: {error}")))
+        .map_err(|error| JobError::Permanent(format!("the evaluation failed: {error}")))
 }
 
 /// Which row an image is in, and how it was when it was read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct State {
+pub(super) struct ImageState {
     id: ManifestId,
     revision: u64,
 }
 
 /// Every image of a repository as the evaluator wants it.
-pub(super) struct Loaded {
+pub(super) struct LoadedImages {
     pub(super) images: Vec<Image>,
-    states: HashMap<Digest, State>,
+    states: HashMap<Digest, ImageState>,
 }
 
-pub(super) async fn load(context: &Context, id: RepositoryId) -> StoreResult<Loaded> {
+pub(super) async fn load(context: &JobContext, id: RepositoryId) -> StoreResult<LoadedImages> {
     // The pulls that this process has served count.
     context.pulls.flush().await?;
     let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
@@ -287,12 +292,12 @@ pub(super) async fn load(context: &Context, id: RepositoryId) -> StoreResult<Loa
         last_digest = Some(last.image.digest.clone());
         images.extend(page.into_iter().map(|found| {
             let images::Image { id, revision, ref digest, .. } = found.image;
-            states.insert(digest.clone(), State { id, revision });
+            states.insert(digest.clone(), ImageState { id, revision });
             let parents = parents.remove(digest).unwrap_or_default();
             to_image(found, parents)
         }));
     }
-    Ok(Loaded { images, states })
+    Ok(LoadedImages { images, states })
 }
 
 fn to_image(found: images::TaggedImage, parents: Vec<Digest>) -> Image {
@@ -327,11 +332,11 @@ pub(super) mod tests {
     use wharfage_store::{Lookup, Metadata};
 
     /// What jobs get, on a folder with a repository of four images.
-    pub(crate) async fn bed() -> (tempfile::TempDir, Context, RepositoryId) {
+    pub(crate) async fn bed() -> (tempfile::TempDir, JobContext, RepositoryId) {
         let folder = tempfile::tempdir().unwrap();
         let account = "123456789012".parse().unwrap();
         let metadata: Arc<dyn Metadata> = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
-        let context = Context {
+        let context = JobContext {
             metadata: Arc::clone(&metadata),
             blobs: Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap()),
             pulls: Arc::new(PullRecorder::new(metadata)),
@@ -354,7 +359,7 @@ pub(super) mod tests {
     }
 
     /// Pushes an image whose payload and tag are `text`. Images with later letters are younger.
-    async fn push(context: &Context, repository: RepositoryId, text: &'static str) {
+    async fn push(context: &JobContext, repository: RepositoryId, text: &'static str) {
         let manifest = NewManifest {
             digest: Digest::sha256(text.as_bytes()),
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),
@@ -372,7 +377,7 @@ pub(super) mod tests {
         context.metadata.put_manifest(put).await.unwrap();
     }
 
-    async fn set_policy(context: &Context, id: RepositoryId, policy: Option<String>) {
+    async fn set_policy(context: &JobContext, id: RepositoryId, policy: Option<String>) {
         let change = RepositoryChange::LifecyclePolicy(policy);
         assert!(context.metadata.change_repository(id, change, Vec::new()).await.unwrap());
     }
@@ -391,7 +396,7 @@ pub(super) mod tests {
     }
 
     /// The tags of the active images.
-    async fn active(context: &Context, id: RepositoryId) -> String {
+    async fn active(context: &JobContext, id: RepositoryId) -> String {
         let filter = ImageFilter { status: Some(ImageStatus::Active), ..ImageFilter::EVERYTHING };
         let images = context.metadata.list_images(id, filter, None, 10).await.unwrap();
         let mut tags: Vec<&str> = images.iter().flat_map(|it| &it.tags).map(Tag::as_str).collect();
@@ -399,11 +404,11 @@ pub(super) mod tests {
         tags.join(" ")
     }
 
-    async fn was_evaluated(context: &Context, id: RepositoryId) -> bool {
+    async fn was_evaluated(context: &JobContext, id: RepositoryId) -> bool {
         context.metadata.find_repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
     }
 
-    async fn planned(context: &Context, id: RepositoryId) -> Plan {
+    async fn planned(context: &JobContext, id: RepositoryId) -> LifecyclePlan {
         decide(context, id).await.unwrap().unwrap()
     }
 
@@ -418,14 +423,14 @@ pub(super) mod tests {
 
                 // The first action is done before the policy changes, the others come behind.
                 let first = plan.actions.remove(0);
-                let begun = Plan { repository: plan.repository.clone(), actions: vec![first], ..plan };
-                let rest = Plan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
-                let (mut wanted, mut done) = (HashSet::new(), Done::default());
-                assert_eq!(carry_out(&context, begun, &mut wanted, &mut done).await.unwrap(), Ended::Whole);
+                let begun = LifecyclePlan { repository: plan.repository.clone(), actions: vec![first], ..plan };
+                let rest = LifecyclePlan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
+                let (mut wanted, mut done) = (HashSet::new(), RunResult::default());
+                assert_eq!(execute(&context, begun, &mut wanted, &mut done).await.unwrap(), ExecutionEnd::Complete);
                 assert_eq!(active(&context, id).await, "b c d");
 
                 set_policy(&context, id, replacement.clone()).await;
-                assert_eq!(carry_out(&context, rest, &mut wanted, &mut done).await.unwrap(), Ended::Replaced);
+                assert_eq!(execute(&context, rest, &mut wanted, &mut done).await.unwrap(), ExecutionEnd::Replaced);
                 assert_eq!(active(&context, id).await, "b c d", "{action}, then {replacement:?}");
                 assert_eq!(done.expired.len() + done.archived.len(), 1);
                 assert!(!was_evaluated(&context, id).await);
@@ -450,15 +455,15 @@ pub(super) mod tests {
                         context.pulls.note(&manifest, Timestamp::now());
                     }
                 }
-                let (mut left, mut done) = (HashSet::new(), Done::default());
-                carry_out(&context, plan, &mut left, &mut done).await.unwrap();
+                let (mut left, mut done) = (HashSet::new(), RunResult::default());
+                execute(&context, plan, &mut left, &mut done).await.unwrap();
                 assert_eq!(active(&context, id).await, "a d", "{action}, {wanted}");
                 let again = planned(&context, id).await;
                 assert_eq!(again.actions.len(), 1, "the policy would still act on it");
-                carry_out(&context, again, &mut left, &mut done).await.unwrap();
+                execute(&context, again, &mut left, &mut done).await.unwrap();
                 assert_eq!(active(&context, id).await, "a d", "{action}, {wanted}");
 
-                run(&context, &Settings::default(), id).await.unwrap();
+                run(&context, &JobSettings::default(), id).await.unwrap();
                 assert_eq!(active(&context, id).await, "d");
                 assert!(was_evaluated(&context, id).await);
             }
@@ -474,10 +479,10 @@ pub(super) mod tests {
             assert_eq!(plan.actions.len(), 2);
             let newest = Digest::sha256(b"d");
             context.metadata.delete_image(id, &newest, Referrers::Stay, Timestamp::now()).await.unwrap();
-            let (mut wanted, mut done) = (HashSet::new(), Done::default());
-            assert_eq!(carry_out(&context, plan, &mut wanted, &mut done).await.unwrap(), Ended::Outdated);
+            let (mut wanted, mut done) = (HashSet::new(), RunResult::default());
+            assert_eq!(execute(&context, plan, &mut wanted, &mut done).await.unwrap(), ExecutionEnd::Outdated);
             assert_eq!(active(&context, id).await, "a b c");
-            run(&context, &Settings::default(), id).await.unwrap();
+            run(&context, &JobSettings::default(), id).await.unwrap();
             assert_eq!(active(&context, id).await, "b c");
         }
     }

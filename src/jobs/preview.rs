@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::lifecycle::{evaluated, load};
-use super::{Context, JobError};
+use super::{JobContext, JobError};
 use wharfage_domain::lifecycle::{Action, Evaluation, Policy};
 use wharfage_store::StoreResult;
 use wharfage_store::previews::{PreviewResult, PreviewRun, PreviewState};
@@ -13,7 +13,7 @@ use wharfage_store::repositories::RepositoryId;
 const BATCH: usize = 500;
 
 /// Ends the preview that is in progress. One that is not, or a repository that is gone, is no failure.
-pub(super) async fn run(context: &Context, id: RepositoryId) -> Result<(), JobError> {
+pub(super) async fn run(context: &JobContext, id: RepositoryId) -> Result<(), JobError> {
     let Some(preview) = context.metadata.find_preview(id).await? else { return Ok(()) };
     if preview.state != PreviewState::InProgress {
         return Ok(());
@@ -43,7 +43,7 @@ pub(super) async fn run(context: &Context, id: RepositoryId) -> Result<(), JobEr
 }
 
 /// Ends the preview that is in progress, if there is one, as failed.
-pub(super) async fn fail(context: &Context, id: RepositoryId) -> StoreResult<()> {
+pub(super) async fn fail(context: &JobContext, id: RepositoryId) -> StoreResult<()> {
     match context.metadata.find_preview(id).await? {
         Some(preview) if preview.state == PreviewState::InProgress => {
             context.metadata.finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed).await

@@ -3,14 +3,14 @@
 
 /// The shape of a text, if it is JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct JsonShape {
     /// How deep brackets nest.
     pub(crate) depth: usize,
     /// How many values there are, or more.
     pub(crate) values: usize,
 }
 
-impl Shape {
+impl JsonShape {
     /// Looks at a text once.
     pub(crate) fn of(json: &[u8]) -> Self {
         let (mut open, mut shape) = (0_usize, Self { depth: 0, values: 1 });
@@ -78,7 +78,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_value_is_missed(value in value()) {
-            let shape = Shape::of(value.to_string().as_bytes());
+            let shape = JsonShape::of(value.to_string().as_bytes());
             prop_assert_eq!(shape.depth, depth(&value));
             prop_assert!(shape.values >= count(&value) && shape.values <= 2 * count(&value));
         }
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn small_ones_count_too() {
         let text = json!({ "a": [{}, {}, {}] }).to_string();
-        assert_eq!(Shape::of(text.as_bytes()), Shape { depth: 3, values: 8 });
-        assert_eq!(Shape::of(b""), Shape { depth: 0, values: 1 });
+        assert_eq!(JsonShape::of(text.as_bytes()), JsonShape { depth: 3, values: 8 });
+        assert_eq!(JsonShape::of(b""), JsonShape { depth: 0, values: 1 });
     }
 }

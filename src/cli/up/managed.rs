@@ -212,7 +212,7 @@ async fn open(
         root_key: key.clone(),
         database: database(managed, &folder)?,
         storage: storage(managed, &folder, name.as_str())?,
-        jobs: jobs::Settings::default(),
+        jobs: jobs::JobSettings::default(),
         limits: ServerLimits::default(),
         tls: None,
     };

@@ -4,7 +4,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::input::Text;
+use super::input::ErrorText;
 use crate::auth::Denied;
 use crate::auth::sigv4::AuthError;
 use crate::message::RETRY_AFTER;
@@ -17,14 +17,14 @@ use wharfage_store::StoreError;
 
 /// A repository as error texts name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct RepositoryRef {
     /// The registry.
     pub(crate) account: AccountId,
     /// The repository's name.
     pub(crate) name: RepositoryName,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for RepositoryRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the repository with name '{}' in the registry with id '{}'", self.name, self.account)
     }
@@ -32,7 +32,7 @@ impl std::fmt::Display for Place {
 
 /// Why a call failed. The texts are Amazon ECR's where it has been seen to give one.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum EcrError {
     /// The store failed.
     #[error("The registry could not carry out the request. Try again; its log says what failed.")]
     Server(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -67,9 +67,9 @@ pub(crate) enum Error {
     #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
     InvalidParameter {
         /// The member.
-        member: Text,
+        member: ErrorText,
         /// What it should have been.
-        reason: Text,
+        reason: ErrorText,
     },
     /// The same, by a pure validator whose text is whole already.
     #[error("{0}")]
@@ -91,50 +91,50 @@ pub(crate) enum Error {
 
     /// There is no such repository.
     #[error("The repository with name '{}' does not exist in the registry with id '{}'", .0.name, .0.account)]
-    RepositoryNotFound(Place),
+    RepositoryNotFound(RepositoryRef),
     /// The name is taken.
     #[error("The repository with name '{}' already exists in the registry with id '{}'", .0.name, .0.account)]
-    RepositoryAlreadyExists(Place),
+    RepositoryAlreadyExists(RepositoryRef),
     /// The repository has images.
     #[error("The repository with name '{}' in registry with id '{}' cannot be deleted because it still contains images", .0.name, .0.account)]
-    RepositoryNotEmpty(Place),
+    RepositoryNotEmpty(RepositoryRef),
     /// A resource tag is not valid.
     #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
     InvalidTagParameter {
         /// Where it is.
-        member: Text,
+        member: ErrorText,
         /// What it should have been.
-        reason: Text,
+        reason: ErrorText,
     },
     /// A repository has as many resource tags as it may have.
     #[error("A repository can have at most {0} tags")]
     TooManyTags(usize),
     /// The repository has no policy.
     #[error("Repository policy does not exist for {0}")]
-    RepositoryPolicyNotFound(Place),
+    RepositoryPolicyNotFound(RepositoryRef),
     /// The registry has no policy.
     #[error("Registry policy does not exist in the registry with id '{0}'")]
     RegistryPolicyNotFound(AccountId),
 
     /// There is no such image.
-    #[error("The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist within the repository with name '{}' in the registry with id '{}'", .place.name, .place.account)]
+    #[error("The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist within the repository with name '{}' in the registry with id '{}'", .repository_ref.name, .repository_ref.account)]
     ImageNotFound {
         /// The digest that was asked for, or `null`.
-        digest: Text,
+        digest: ErrorText,
         /// The tag that was asked for, or `null`.
-        tag: Text,
+        tag: ErrorText,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// The push changes nothing.
-    #[error("Image with digest '{digest}' and tag '{tag}' already exists in the repository with name '{}' in registry with id '{}'", .place.name, .place.account)]
+    #[error("Image with digest '{digest}' and tag '{tag}' already exists in the repository with name '{}' in registry with id '{}'", .repository_ref.name, .repository_ref.account)]
     ImageAlreadyExists {
         /// Its digest.
         digest: Digest,
         /// The tag, or `null`.
-        tag: Text,
+        tag: ErrorText,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// The tag exists and is immutable.
     #[error(
@@ -150,53 +150,53 @@ pub(crate) enum Error {
     #[error("The image digest '{expected}' does not match the digest '{actual}' of the manifest")]
     ImageDigestDoesNotMatch {
         /// What the request says.
-        expected: Text,
+        expected: ErrorText,
         /// What the manifest has.
         actual: Digest,
     },
     /// Blobs that a manifest needs are missing.
-    #[error("Layers with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .place.name, .place.account)]
+    #[error("Layers with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .repository_ref.name, .repository_ref.account)]
     LayersNotFound {
         /// The missing ones.
         digests: Vec<Digest>,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// A layer that was asked for is missing.
-    #[error("The layer with digest '{digest}' does not exist in {place}")]
+    #[error("The layer with digest '{digest}' does not exist in {repository_ref}")]
     LayerNotFound {
         /// The digest.
-        digest: Text,
+        digest: ErrorText,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// A layer exists, but no image that may be pulled has it.
-    #[error("The layer with digest '{digest}' is not associated with an available image in {place}")]
+    #[error("The layer with digest '{digest}' is not associated with an available image in {repository_ref}")]
     LayerInaccessible {
         /// The digest.
         digest: Digest,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// Images that an index needs are missing.
-    #[error("Images with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .place.name, .place.account)]
+    #[error("Images with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .repository_ref.name, .repository_ref.account)]
     ReferencedImagesNotFound {
         /// The missing ones.
         digests: Vec<Digest>,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// The image cannot go to that storage class.
     #[error("{0}")]
     StorageClassUpdateNotSupported(String),
 
     /// There is no such upload.
-    #[error("The upload '{id}' does not exist in {place}")]
+    #[error("The upload '{id}' does not exist in {repository_ref}")]
     UploadNotFound {
         /// The upload's id.
-        id: Text,
+        id: ErrorText,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// A part does not begin where the one before ended, or is not as long as it says.
     #[error("{message}")]
@@ -204,7 +204,7 @@ pub(crate) enum Error {
         /// What is wrong.
         message: String,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
         /// The upload.
         id: Uuid,
         /// The last byte that was accepted, if any was.
@@ -219,12 +219,12 @@ pub(crate) enum Error {
     #[error("All layer parts except the last part should be at least 5MB")]
     LayerPartTooSmall,
     /// The repository has the layer.
-    #[error("Layer with digest '{digest}' already exists in {place}")]
+    #[error("Layer with digest '{digest}' already exists in {repository_ref}")]
     LayerAlreadyExists {
         /// The digest.
         digest: Digest,
         /// Where.
-        place: Place,
+        repository_ref: RepositoryRef,
     },
     /// The upload has no part.
     #[error("The upload '{0}' has no parts: upload at least one before completing it")]
@@ -232,13 +232,13 @@ pub(crate) enum Error {
 
     /// The repository has no lifecycle policy.
     #[error("Lifecycle policy does not exist for {0}")]
-    LifecyclePolicyNotFound(Place),
+    LifecyclePolicyNotFound(RepositoryRef),
     /// A preview runs.
     #[error("A lifecycle policy preview for {0} is in progress. Wait until it has completed and try again.")]
-    LifecyclePolicyPreviewInProgress(Place),
+    LifecyclePolicyPreviewInProgress(RepositoryRef),
     /// There has been no preview.
     #[error("Lifecycle policy preview does not exist for {0}")]
-    LifecyclePolicyPreviewNotFound(Place),
+    LifecyclePolicyPreviewNotFound(RepositoryRef),
 }
 
 fn digest_list(digests: &[Digest]) -> String {
@@ -246,7 +246,7 @@ fn digest_list(digests: &[Digest]) -> String {
     format!("[{}]", digests.join(", "))
 }
 
-impl From<StoreError> for Error {
+impl From<StoreError> for EcrError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(_) => Self::Unavailable(error),
@@ -256,13 +256,13 @@ impl From<StoreError> for Error {
     }
 }
 
-impl From<NoRandomness> for Error {
+impl From<NoRandomness> for EcrError {
     fn from(error: NoRandomness) -> Self {
         Self::Server(Box::new(error))
     }
 }
 
-impl From<BodyError> for Error {
+impl From<BodyError> for EcrError {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::Exhausted(exhausted) => exhausted.into(),
@@ -271,13 +271,13 @@ impl From<BodyError> for Error {
     }
 }
 
-impl From<Exhausted> for Error {
+impl From<Exhausted> for EcrError {
     fn from(_: Exhausted) -> Self {
         Self::Throttling
     }
 }
 
-impl Error {
+impl EcrError {
     /// The error's name.
     pub(crate) fn code(&self) -> &'static str {
         match self {
@@ -348,8 +348,8 @@ impl Error {
     fn details(&self) -> Map<String, Value> {
         let details = match self {
             Self::Kms { kms_error, .. } => json!({ "kmsError": kms_error }),
-            Self::InvalidLayerPart { place, id, last_valid_byte, .. } => json!({
-                "registryId": place.account, "repositoryName": place.name, "uploadId": id,
+            Self::InvalidLayerPart { repository_ref, id, last_valid_byte, .. } => json!({
+                "registryId": repository_ref.account, "repositoryName": repository_ref.name, "uploadId": id,
                 "lastValidByteReceived": last_valid_byte,
             }),
             _ => Value::Null,
@@ -384,50 +384,51 @@ mod tests {
     /// What Amazon ECR has been seen to say: clients and scripts search for these words.
     #[test]
     fn texts_are_amazon_ecrs() {
-        let place = || Place { account: "123456789012".parse().unwrap(), name: "team/app".parse().unwrap() };
+        let repository_ref =
+            || RepositoryRef { account: "123456789012".parse().unwrap(), name: "team/app".parse().unwrap() };
         let (digest, other) = (Digest::sha256(b"one"), Digest::sha256(b"two"));
         let named = "with name 'team/app' in the registry with id '123456789012'";
         let found = "with name 'team/app' does not exist in the registry with id '123456789012'";
         let required = format!("required for pushing image into repository {named} do not exist");
         let table = [
-            (Error::RepositoryNotFound(place()), format!("The repository {found}")),
-            (Error::RepositoryAlreadyExists(place()), format!("The repository {}", found.replace("does not exist", "already exists"))),
+            (EcrError::RepositoryNotFound(repository_ref()), format!("The repository {found}")),
+            (EcrError::RepositoryAlreadyExists(repository_ref()), format!("The repository {}", found.replace("does not exist", "already exists"))),
             (
-                Error::RepositoryNotEmpty(place()),
+                EcrError::RepositoryNotEmpty(repository_ref()),
                 "The repository with name 'team/app' in registry with id '123456789012' cannot be deleted because it still \
                  contains images"
                     .to_owned(),
             ),
             (
-                Error::ImageNotFound { digest: "null".into(), tag: "v1".into(), place: place() },
+                EcrError::ImageNotFound { digest: "null".into(), tag: "v1".into(), repository_ref: repository_ref() },
                 format!("The image with imageId {{imageDigest:'null', imageTag:'v1'}} does not exist within the repository {named}"),
             ),
             (
-                Error::ImageAlreadyExists { digest: digest.clone(), tag: "v1".into(), place: place() },
+                EcrError::ImageAlreadyExists { digest: digest.clone(), tag: "v1".into(), repository_ref: repository_ref() },
                 format!(
                     "Image with digest '{digest}' and tag 'v1' already exists in the repository with name 'team/app' in \
                      registry with id '123456789012'"
                 ),
             ),
             (
-                Error::ImageTagAlreadyExists { tag: "v1".parse().unwrap(), repository: place().name },
+                EcrError::ImageTagAlreadyExists { tag: "v1".parse().unwrap(), repository: repository_ref().name },
                 "The image tag 'v1' already exists in the 'team/app' repository and cannot be overwritten because the \
                  repository is immutable."
                     .to_owned(),
             ),
             (
-                Error::LayersNotFound { digests: vec![digest.clone(), other.clone()], place: place() },
+                EcrError::LayersNotFound { digests: vec![digest.clone(), other.clone()], repository_ref: repository_ref() },
                 format!("Layers with digests '[{digest}, {other}]' {required}"),
             ),
             (
-                Error::ReferencedImagesNotFound { digests: vec![digest.clone()], place: place() },
+                EcrError::ReferencedImagesNotFound { digests: vec![digest.clone()], repository_ref: repository_ref() },
                 format!("Images with digests '[{digest}]' {required}"),
             ),
-            (Error::LayerPartTooSmall, "All layer parts except the last part should be at least 5MB".to_owned()),
-            (Error::RepositoryPolicyNotFound(place()), format!("Repository policy does not exist for the repository {named}")),
-            (Error::LifecyclePolicyNotFound(place()), format!("Lifecycle policy does not exist for the repository {named}")),
+            (EcrError::LayerPartTooSmall, "All layer parts except the last part should be at least 5MB".to_owned()),
+            (EcrError::RepositoryPolicyNotFound(repository_ref()), format!("Repository policy does not exist for the repository {named}")),
+            (EcrError::LifecyclePolicyNotFound(repository_ref()), format!("Lifecycle policy does not exist for the repository {named}")),
             (
-                Error::RegistryPolicyNotFound(place().account),
+                EcrError::RegistryPolicyNotFound(repository_ref().account),
                 "Registry policy does not exist in the registry with id '123456789012'".to_owned(),
             ),
             (AuthError::MissingAuthenticationToken.into(), "Missing Authentication Token".to_owned()),

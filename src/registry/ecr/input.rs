@@ -10,12 +10,12 @@ use regex::Regex;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::error::Error;
-use crate::json::Shape;
+use super::error::EcrError;
+use crate::json::JsonShape;
 use wharfage_domain::names::{Digest, InvalidName, RepositoryName, Tag};
 
 /// A text that is mostly a constant.
-pub(crate) type Text = Cow<'static, str>;
+pub(crate) type ErrorText = Cow<'static, str>;
 
 /// Defines an operation's input, or a structure in one: every member is optional until [`required`] says otherwise, members
 /// that we do not know are passed over, and only a JSON object will do.
@@ -38,29 +38,29 @@ pub(super) use input;
 const MAX_VALUES: usize = 10_000;
 
 /// Reads an input. No body at all is an empty object: operations without input may be sent so.
-pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, EcrError> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    if Shape::of(body).values > MAX_VALUES {
-        return Err(Error::Serialization(format!("The body has more than {MAX_VALUES} values")));
+    if JsonShape::of(body).values > MAX_VALUES {
+        return Err(EcrError::Serialization(format!("The body has more than {MAX_VALUES} values")));
     }
-    serde_json::from_slice(body).map_err(|error| Error::Serialization(error.to_string()))
+    serde_json::from_slice(body).map_err(|error| EcrError::Serialization(error.to_string()))
 }
 
 /// Reads an input, and one that takes long on a thread where nobody waits for it.
-pub(crate) async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, Error> {
+pub(crate) async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, EcrError> {
     if body.len() <= super::QUICK_BODY {
         return parse(&body);
     }
-    tokio::task::spawn_blocking(move || parse(&body)).await.map_err(|error| Error::Server(error.into()))?
+    tokio::task::spawn_blocking(move || parse(&body)).await.map_err(|error| EcrError::Server(error.into()))?
 }
 
 /// The error of a member that breaks a constraint.
-pub(crate) fn invalid(member: impl Into<Text>, reason: impl Into<Text>) -> Error {
-    Error::InvalidParameter { member: member.into(), reason: reason.into() }
+pub(crate) fn invalid(member: impl Into<ErrorText>, reason: impl Into<ErrorText>) -> EcrError {
+    EcrError::InvalidParameter { member: member.into(), reason: reason.into() }
 }
 
 /// The member's value, which must be there.
-pub(crate) fn required<T>(member: &'static str, value: Option<T>) -> Result<T, Error> {
+pub(crate) fn required<T>(member: &'static str, value: Option<T>) -> Result<T, EcrError> {
     value.ok_or_else(|| invalid(member, "Member must not be null"))
 }
 
@@ -75,29 +75,29 @@ fn bounds(value: i64, allowed: &RangeInclusive<i64>, what: &str) -> Result<(), S
 }
 
 /// Checks a text's length, in characters.
-pub(crate) fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+pub(crate) fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
     bounds(text.chars().count() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
 }
 
 /// Checks how many entries a list has.
-pub(crate) fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), Error> {
+pub(crate) fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
     bounds(list.len() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
 }
 
 /// Checks a number.
-pub(crate) fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+pub(crate) fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
     bounds(value, &allowed, "value").map_err(|reason| invalid(member, reason))
 }
 
 /// The variant of this spelling.
-pub(crate) fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, Error> {
+pub(crate) fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, EcrError> {
     variants.iter().find(|(spelling, _)| *spelling == text).map(|(_, variant)| *variant).ok_or_else(|| {
         let spellings: Vec<&str> = variants.iter().map(|(spelling, _)| *spelling).collect();
         invalid(member, format!("Member must satisfy enum value set: [{}]", spellings.join(", ")))
     })
 }
 
-fn expression(member: &'static str, expression: &str) -> Error {
+fn expression(member: &'static str, expression: &str) -> EcrError {
     invalid(member, format!("must satisfy regular expression '{expression}'"))
 }
 
@@ -106,12 +106,12 @@ pub(crate) fn matching<T: FromStr<Err = InvalidName>>(
     member: &'static str,
     text: &str,
     rule: &str,
-) -> Result<T, Error> {
+) -> Result<T, EcrError> {
     text.parse().map_err(|_| expression(member, rule))
 }
 
 /// `repositoryName`, or an entry of `repositoryNames`.
-pub(crate) fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, Error> {
+pub(crate) fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, EcrError> {
     length(member, text, 2..=256)?;
     matching(member, text, RepositoryName::PATTERN)
 }
@@ -126,12 +126,12 @@ pub(crate) fn is_digest_like(text: &str) -> bool {
 }
 
 /// A member that must look like a digest. One that no blob or manifest here can have (another algorithm, say) is `None`.
-pub(crate) fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, Error> {
+pub(crate) fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, EcrError> {
     if is_digest_like(text) { Ok(text.parse().ok()) } else { Err(expression(member, DIGEST_EXPRESSION)) }
 }
 
 /// An image tag at the API, which may be longer than at `/v2/`.
-pub(crate) fn image_tag(member: &'static str, text: &str) -> Result<Tag, Error> {
+pub(crate) fn image_tag(member: &'static str, text: &str) -> Result<Tag, EcrError> {
     length(member, text, 1..=300)?;
     matching(member, text, "[a-zA-Z0-9_][a-zA-Z0-9._-]*")
 }
@@ -154,7 +154,7 @@ pub(crate) enum Selector {
 
 /// Why an identifier means no image, as a batch operation's failure says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub(crate) enum ImageFault {
     /// Neither a digest nor a tag.
     MissingDigestAndTag,
     /// The digest has not the syntax of one.
@@ -169,7 +169,7 @@ pub(crate) enum Fault {
     ImageInaccessible,
 }
 
-impl Fault {
+impl ImageFault {
     /// `failureCode`.
     pub(crate) fn code(self) -> &'static str {
         match self {
@@ -201,28 +201,28 @@ impl Fault {
 
 impl ImageId {
     /// Which image is meant.
-    pub(crate) fn selector(&self) -> Result<Selector, Fault> {
-        let tag = self.image_tag.as_deref().map(|text| text.parse::<Tag>().map_err(|_| Fault::InvalidImageTag));
+    pub(crate) fn selector(&self) -> Result<Selector, ImageFault> {
+        let tag = self.image_tag.as_deref().map(|text| text.parse::<Tag>().map_err(|_| ImageFault::InvalidImageTag));
         let digest = self.image_digest.as_deref().map(|text| match text.parse::<Digest>() {
             Ok(digest) => Ok(digest),
             // The syntax is right, but nothing here has such a digest.
-            Err(_) if is_digest_like(text) => Err(Fault::ImageNotFound),
-            Err(_) => Err(Fault::InvalidImageDigest),
+            Err(_) if is_digest_like(text) => Err(ImageFault::ImageNotFound),
+            Err(_) => Err(ImageFault::InvalidImageDigest),
         });
         match (tag.transpose()?, digest.transpose()?) {
             (Some(tag), Some(digest)) => Ok(Selector::Both(tag, digest)),
             (Some(tag), None) => Ok(Selector::Tag(tag)),
             (None, Some(digest)) => Ok(Selector::Digest(digest)),
-            (None, None) => Err(Fault::MissingDigestAndTag),
+            (None, None) => Err(ImageFault::MissingDigestAndTag),
         }
     }
 
     /// The same, where the operation is about this one image: what is wrong is the parameter's fault, or there is no such
     /// image.
-    pub(crate) fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, Error> {
+    pub(crate) fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, EcrError> {
         match self.selector() {
             Ok(selector) => Ok(Some(selector)),
-            Err(Fault::ImageNotFound) => Ok(None),
+            Err(ImageFault::ImageNotFound) => Ok(None),
             Err(fault) => Err(invalid(member, fault.reason())),
         }
     }
@@ -268,7 +268,7 @@ mod tests {
             "\u{feff}{}",
         ] {
             let refused = parse::<Outer>(body.as_bytes());
-            assert!(matches!(refused, Err(Error::Serialization(_))), "{body}: {refused:?}");
+            assert!(matches!(refused, Err(EcrError::Serialization(_))), "{body}: {refused:?}");
         }
     }
 
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn constraints_are_told_in_ecrs_words() {
-        let told = |result: Result<(), Error>| result.unwrap_err().to_string();
+        let told = |result: Result<(), EcrError>| result.unwrap_err().to_string();
         assert_eq!(
             told(length("policyText", &"x".repeat(11), 0..=10)),
             "Invalid parameter at 'policyText' failed to satisfy constraint: 'Member must have length less than or equal to 10'"
@@ -320,11 +320,11 @@ mod tests {
         assert_eq!(id(Some(digest.as_str()), None), Ok(Selector::Digest(digest.clone())));
         assert_eq!(id(None, Some("v1")), Ok(Selector::Tag(tag.clone())));
         assert_eq!(id(Some(digest.as_str()), Some("v1")), Ok(Selector::Both(tag, digest)));
-        assert_eq!(id(None, None), Err(Fault::MissingDigestAndTag));
-        assert_eq!(id(Some("nonsense"), None), Err(Fault::InvalidImageDigest));
-        assert_eq!(id(Some("md5:d41d8cd98f00b204e9800998ecf8427e"), None), Err(Fault::ImageNotFound));
-        assert_eq!(id(None, Some("a b")), Err(Fault::InvalidImageTag));
-        assert_eq!(id(None, Some("")), Err(Fault::InvalidImageTag));
-        assert_eq!(id(None, Some(&"t".repeat(301))), Err(Fault::InvalidImageTag));
+        assert_eq!(id(None, None), Err(ImageFault::MissingDigestAndTag));
+        assert_eq!(id(Some("nonsense"), None), Err(ImageFault::InvalidImageDigest));
+        assert_eq!(id(Some("md5:d41d8cd98f00b204e9800998ecf8427e"), None), Err(ImageFault::ImageNotFound));
+        assert_eq!(id(None, Some("a b")), Err(ImageFault::InvalidImageTag));
+        assert_eq!(id(None, Some("")), Err(ImageFault::InvalidImageTag));
+        assert_eq!(id(None, Some(&"t".repeat(301))), Err(ImageFault::InvalidImageTag));
     }
 }

@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
-use self::error::{Error, Place};
+use self::error::{EcrError, RepositoryRef};
 use self::operations::Operation;
 use crate::auth::{self, Principal, Resource, sigv4};
 use crate::message::body::{Body, RequestBody};
@@ -46,7 +46,7 @@ const QUICK_BODY: usize = 128 * 1024;
 
 /// What a handler knows of the call beside its input.
 #[derive(Debug)]
-pub(crate) struct Call {
+pub(crate) struct EcrCall {
     registry: Arc<Registry>,
     principal: Principal,
     operation: &'static Operation,
@@ -77,7 +77,7 @@ async fn answer(
     registry: Arc<Registry>,
     operation: Option<&'static Operation>,
     request: Request,
-) -> Result<Bytes, Error> {
+) -> Result<Bytes, EcrError> {
     let (head, mut body) = request.into_parts();
     let output = run(registry, operation, &head, &mut body).await;
     if output.is_err() {
@@ -91,7 +91,7 @@ async fn run(
     operation: Option<&'static Operation>,
     head: &http::request::Parts,
     body: &mut RequestBody,
-) -> Result<Bytes, Error> {
+) -> Result<Bytes, EcrError> {
     let now = Timestamp::now();
     let target = head.headers.get(AMZ_TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
     let scope = sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
@@ -117,7 +117,7 @@ async fn run(
         verified.hold(held, memory::TIMEOUT).await?;
         account = verified;
     }
-    let call = Call { registry, principal, operation, now, account: Mutex::new(account) };
+    let call = EcrCall { registry, principal, operation, now, account: Mutex::new(account) };
     let output = Bytes::from((operation.run)(&call, body).await?);
     let mut account = call.account.into_inner();
     account.hold(output.len(), memory::TIMEOUT).await?;
@@ -125,7 +125,7 @@ async fn run(
 }
 
 /// The body with its SHA-256.
-async fn hashed(body: Bytes) -> Result<(Bytes, [u8; 32]), Error> {
+async fn hashed(body: Bytes) -> Result<(Bytes, [u8; 32]), EcrError> {
     let hash = |body: Bytes| {
         let hash = Sha256::digest(&body).into();
         (body, hash)
@@ -133,11 +133,11 @@ async fn hashed(body: Bytes) -> Result<(Bytes, [u8; 32]), Error> {
     if body.len() <= QUICK_BODY {
         return Ok(hash(body));
     }
-    tokio::task::spawn_blocking(move || hash(body)).await.map_err(|error| Error::Server(error.into()))
+    tokio::task::spawn_blocking(move || hash(body)).await.map_err(|error| EcrError::Server(error.into()))
 }
 
-fn unknown_operation(head: &http::request::Parts) -> Error {
-    Error::UnknownOperation(match head.headers.get(AMZ_TARGET).and_then(|target| target.to_str().ok()) {
+fn unknown_operation(head: &http::request::Parts) -> EcrError {
+    EcrError::UnknownOperation(match head.headers.get(AMZ_TARGET).and_then(|target| target.to_str().ok()) {
         Some(target) => format!("The operation '{}' is not available", target.chars().take(200).collect::<String>()),
         None => "The request names no operation in its X-Amz-Target header".to_owned(),
     })
@@ -151,46 +151,47 @@ fn json_response(status: StatusCode, body: Body) -> Response {
     response
 }
 
-impl Call {
+impl EcrCall {
     /// `registryId`: the caller's own account unless it says another.
-    fn account(&self, registry_id: Option<&str>) -> Result<AccountId, Error> {
+    fn account(&self, registry_id: Option<&str>) -> Result<AccountId, EcrError> {
         match registry_id {
             None => Ok(self.principal.account.clone()),
             Some(text) => input::matching("registryId", text, "[0-9]{12}"),
         }
     }
 
-    /// The place that `registryId` and `repositoryName` name.
-    fn place(&self, registry_id: Option<&str>, name: Option<&str>) -> Result<Place, Error> {
+    /// Returns the repository that `registryId` and `repositoryName` name.
+    fn repository_ref(&self, registry_id: Option<&str>, name: Option<&str>) -> Result<RepositoryRef, EcrError> {
         let name = input::repository_name("repositoryName", input::required("repositoryName", name)?)?;
-        Ok(Place { account: self.account(registry_id)?, name })
+        Ok(RepositoryRef { account: self.account(registry_id)?, name })
     }
 
     /// Whether the caller may do this operation in a registry.
-    fn authorize_registry(&self, account: &AccountId) -> Result<(), Error> {
+    fn authorize_registry(&self, account: &AccountId) -> Result<(), EcrError> {
         Ok(auth::authorize(&self.principal, self.operation.action, Resource::Registry(account))?)
     }
 
     /// Whether the caller may do an action to a repository, which need not exist.
-    fn authorize_action(&self, action: &'static str, place: &Place) -> Result<(), Error> {
-        let resource = Resource::Repository(&self.registry.config.region, &place.account, &place.name);
+    fn authorize_action(&self, action: &'static str, repository_ref: &RepositoryRef) -> Result<(), EcrError> {
+        let resource =
+            Resource::Repository(&self.registry.config.region, &repository_ref.account, &repository_ref.name);
         Ok(auth::authorize(&self.principal, action, resource)?)
     }
 
     /// Whether the caller may do this operation to a repository.
-    fn authorize(&self, place: &Place) -> Result<(), Error> {
-        self.authorize_action(self.operation.action, place)
+    fn authorize(&self, repository_ref: &RepositoryRef) -> Result<(), EcrError> {
+        self.authorize_action(self.operation.action, repository_ref)
     }
 
     /// The repository, if the caller may do this operation to it. All other members of the input have been checked by then.
-    async fn repository(&self, place: &Place) -> Result<Repository, Error> {
-        self.authorize(place)?;
-        let found = self.registry.metadata.find_repository(&place.account, &place.name).await?;
-        found.ok_or_else(|| Error::RepositoryNotFound(place.clone()))
+    async fn repository(&self, repository_ref: &RepositoryRef) -> Result<Repository, EcrError> {
+        self.authorize(repository_ref)?;
+        let found = self.registry.metadata.find_repository(&repository_ref.account, &repository_ref.name).await?;
+        found.ok_or_else(|| EcrError::RepositoryNotFound(repository_ref.clone()))
     }
 }
 
-impl Place {
+impl RepositoryRef {
     fn new(account: &AccountId, name: &RepositoryName) -> Self {
         Self { account: account.clone(), name: name.clone() }
     }

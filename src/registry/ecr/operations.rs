@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::error::Error;
-use super::{Call, images, input, layers, lifecycle, listings, registry, registry_policies};
+use super::error::EcrError;
+use super::{EcrCall, images, input, layers, lifecycle, listings, registry, registry_policies};
 use super::{repositories, repository_policies, resource_tags, scanning, shapes};
 use crate::message::memory;
 
@@ -16,7 +16,7 @@ const MANIFEST_BODY_LIMIT: usize = 10 * 1024 * 1024;
 const PART_BODY_LIMIT: usize = memory::LARGEST_BODY;
 
 /// Runs an operation on its body.
-type Run = for<'a> fn(&'a Call, Bytes) -> BoxFuture<'a, Result<String, Error>>;
+type Handler = for<'a> fn(&'a EcrCall, Bytes) -> BoxFuture<'a, Result<String, EcrError>>;
 
 /// An operation of the API.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) struct Operation {
     /// How long its body may be.
     pub(crate) body_limit: usize,
     /// Reads its input, runs its handler and renders what that returns.
-    pub(crate) run: Run,
+    pub(crate) run: Handler,
 }
 
 /// The input's type is that of the handler's second argument.

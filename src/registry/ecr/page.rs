@@ -5,8 +5,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::Call;
-use super::error::Error;
+use super::EcrCall;
+use super::error::EcrError;
 use super::input;
 use wharfage_domain::names::AccountId;
 
@@ -28,7 +28,7 @@ pub(crate) const USUAL: Sizes = Sizes { max: 1000, default: 100 };
 
 /// A page that was asked for.
 #[derive(Debug)]
-pub(crate) struct Page {
+pub(crate) struct ResultPage {
     /// Entries on it.
     pub(crate) limit: usize,
     /// The key of the entry that it starts behind.
@@ -37,20 +37,20 @@ pub(crate) struct Page {
     question: Vec<u8>,
 }
 
-impl Page {
+impl ResultPage {
     /// The page that the members ask for. `filter` is everything else that makes it this question and not another one.
     pub(crate) fn new(
-        call: &Call,
+        call: &EcrCall,
         account: &AccountId,
         filter: impl Serialize,
         next_token: Option<&str>,
         max_results: Option<i64>,
         sizes: Sizes,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, EcrError> {
         let limit = max_results.unwrap_or(sizes.default);
         input::range("maxResults", limit, 1..=sizes.max)?;
         let question = serde_json::to_vec(&(call.operation.name, account, filter))
-            .map_err(|error| Error::Serialization(error.to_string()))?;
+            .map_err(|error| EcrError::Serialization(error.to_string()))?;
         let after = next_token.map(|token| open(&question, token)).transpose()?;
         Ok(Self { limit: limit as usize, after, question })
     }
@@ -78,7 +78,7 @@ impl Page {
 }
 
 /// The error of a token that no page of this question gave.
-pub(crate) fn invalid_token() -> Error {
+pub(crate) fn invalid_token() -> EcrError {
     input::invalid("nextToken", "Member must be the nextToken of a previous answer to the same request")
 }
 
@@ -88,7 +88,7 @@ fn seal(question: &[u8], after: &str) -> String {
     BASE64.encode([&binding(question, after)[..], after.as_bytes()].concat())
 }
 
-fn open(question: &[u8], token: &str) -> Result<String, Error> {
+fn open(question: &[u8], token: &str) -> Result<String, EcrError> {
     if token.len() > MAX_TOKEN {
         return Err(invalid_token());
     }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_last_page_has_no_token() {
-        let page = Page { limit: 2, after: None, question: b"q".to_vec() };
+        let page = ResultPage { limit: 2, after: None, question: b"q".to_vec() };
         let (entries, token) = page.cut(vec!["a", "b"], |entry| (*entry).to_owned());
         assert_eq!((entries.len(), token), (2, None));
         let (entries, token) = page.cut(vec!["a", "b", "c"], |entry| (*entry).to_owned());

@@ -4,9 +4,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::error::Error;
+use super::error::EcrError;
 use super::input::{self, input, required};
-use super::{Call, shapes};
+use super::{EcrCall, shapes};
 use crate::auth::sigv4::AuthError;
 use crate::auth::token;
 
@@ -16,7 +16,7 @@ input! {
 }
 
 /// DescribeRegistry.
-pub(crate) async fn describe(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn describe(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     call.authorize_registry(&call.principal.account)?;
     Ok(json!({ "registryId": call.principal.account, "replicationConfiguration": { "rules": [] } }))
 }
@@ -27,7 +27,7 @@ input! {
 }
 
 /// GetAuthorizationToken. The token is the same identity's at whichever registry it is shown.
-pub(crate) async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) -> Result<Value, Error> {
+pub(crate) async fn get_authorization_token(call: &EcrCall, input: GetAuthorizationToken) -> Result<Value, EcrError> {
     const IDS: &str = "registryIds";
     let accounts = match input.registry_ids {
         None => vec![call.principal.account.clone()],
@@ -50,7 +50,7 @@ pub(crate) async fn get_authorization_token(call: &Call, input: GetAuthorization
             "proxyEndpoint": endpoint.to_string(),
         }))
     });
-    Ok(json!({ "authorizationData": data.collect::<Result<Vec<Value>, Error>>()? }))
+    Ok(json!({ "authorizationData": data.collect::<Result<Vec<Value>, EcrError>>()? }))
 }
 
 /// The account settings: name, values (the default first).
@@ -61,7 +61,7 @@ pub(crate) const ACCOUNT_SETTINGS: [(&str, &[&str]); 3] = [
 ];
 
 /// The values that a setting may have.
-fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), Error> {
+fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), EcrError> {
     let name = required("name", name)?;
     input::length("name", &name, 1..=64)?;
     let values = input::one_of("name", &name, &ACCOUNT_SETTINGS)?;
@@ -74,7 +74,7 @@ input! {
 }
 
 /// GetAccountSetting.
-pub(crate) async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Result<Value, Error> {
+pub(crate) async fn get_account_setting(call: &EcrCall, input: GetAccountSetting) -> Result<Value, EcrError> {
     let (name, values) = values_of(input.name)?;
     call.authorize_registry(&call.principal.account)?;
     let settings = call.registry.metadata.list_account_settings(&call.principal.account).await?;
@@ -88,7 +88,7 @@ input! {
 }
 
 /// PutAccountSetting.
-pub(crate) async fn put_account_setting(call: &Call, input: PutAccountSetting) -> Result<Value, Error> {
+pub(crate) async fn put_account_setting(call: &EcrCall, input: PutAccountSetting) -> Result<Value, EcrError> {
     let (name, values) = values_of(input.name)?;
     let value = required("value", input.value)?;
     let variants: Vec<(&'static str, ())> = values.iter().map(|value| (*value, ())).collect();

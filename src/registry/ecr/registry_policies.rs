@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::Call;
-use super::error::Error;
+use super::EcrCall;
+use super::error::EcrError;
 use super::input::{self, input, required};
 use super::registry::Nothing;
 use super::repository_policies::MAX_LENGTH;
@@ -17,7 +17,7 @@ input! {
 }
 
 /// PutRegistryPolicy.
-pub(crate) async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
     let text = required("policyText", input.policy_text)?;
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
     let policy = Policy::parse(Kind::Registry, &text)?;
@@ -31,21 +31,21 @@ pub(crate) async fn put(call: &Call, input: Put) -> Result<Value, Error> {
 }
 
 /// GetRegistryPolicy.
-pub(crate) async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn get(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
     told(account, call.registry.metadata.registry_settings(account).await?.policy)
 }
 
 /// DeleteRegistryPolicy.
-pub(crate) async fn delete(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn delete(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
     told(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
 }
 
-fn told(account: &AccountId, policy: Option<String>) -> Result<Value, Error> {
-    let text = policy.ok_or_else(|| Error::RegistryPolicyNotFound(account.clone()))?;
+fn told(account: &AccountId, policy: Option<String>) -> Result<Value, EcrError> {
+    let text = policy.ok_or_else(|| EcrError::RegistryPolicyNotFound(account.clone()))?;
     Ok(output(account, &text))
 }
 

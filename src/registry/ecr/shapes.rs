@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::Call;
-use super::error::Place;
+use super::EcrCall;
+use super::error::RepositoryRef;
 use wharfage_store::images::TaggedImage;
 use wharfage_store::repositories::Repository;
 
@@ -36,7 +36,7 @@ pub(crate) fn optional_time(timestamp: Option<Timestamp>) -> Value {
 }
 
 /// ECR's `Repository`.
-pub(crate) fn repository(call: &Call, repository: &Repository) -> Value {
+pub(crate) fn repository(call: &EcrCall, repository: &Repository) -> Value {
     let Repository { account, name, .. } = repository;
     json!({
         "repositoryArn": call.registry.arn(account, name).to_string(),
@@ -64,11 +64,11 @@ pub(crate) fn exclusion_filters(repository: &Repository) -> Value {
 }
 
 /// ECR's `ImageDetail`.
-pub(crate) fn image_detail(place: &Place, tagged: &TaggedImage) -> Value {
+pub(crate) fn image_detail(repository_ref: &RepositoryRef, tagged: &TaggedImage) -> Value {
     let TaggedImage { image, tags } = tagged;
     json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "imageDigest": image.digest,
         "imageTags": if tags.is_empty() { Value::Null } else { json!(tags) },
         "imageSizeInBytes": image.image_size,

@@ -55,13 +55,13 @@ impl Bed {
         Self { runtime, registry, principal: SigningKey::from(key).principal(), _folder: folder }
     }
 
-    fn send(&self, name: &str, body: impl Into<Bytes>) -> Result<Value, Error> {
+    fn send(&self, name: &str, body: impl Into<Bytes>) -> Result<Value, EcrError> {
         let target = format!("AmazonEC2ContainerRegistry_V20150921.{name}");
         let operation = operations::find(target.as_bytes()).unwrap();
         let (registry, principal) = (Arc::clone(&self.registry), self.principal.clone());
         let caller = Caller::Verified([192, 0, 2, 1].into(), Arc::clone(&principal.access_key_id));
         let account = Mutex::new(memory::process().open(&caller, 0));
-        let call = Call { registry, principal, operation, now: Timestamp::now(), account };
+        let call = EcrCall { registry, principal, operation, now: Timestamp::now(), account };
         let output = self.runtime.block_on((operation.run)(&call, body.into()))?;
         Ok(serde_json::from_str(&output).unwrap())
     }
@@ -75,7 +75,7 @@ impl Bed {
         (error.code(), error.to_string())
     }
 
-    fn part(&self, upload: &Value, first: usize, bytes: &[u8]) -> Result<Value, Error> {
+    fn part(&self, upload: &Value, first: usize, bytes: &[u8]) -> Result<Value, EcrError> {
         let input = json!({
             "repositoryName": "app", "uploadId": upload, "partFirstByte": first,
             "partLastByte": (first + bytes.len()).saturating_sub(1), "layerPartBlob": BASE64.encode(bytes),

@@ -33,7 +33,7 @@ pub struct Registries {
 
 /// What a store says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Health {
+enum StoreHealth {
     Ready,
     /// Reads and deletions are served, pushes are not: there is no room for them.
     Full(String),
@@ -41,7 +41,7 @@ enum Health {
     Down(String),
 }
 
-impl Health {
+impl StoreHealth {
     async fn of(ready: impl Future<Output = StoreResult<()>>) -> Self {
         match tokio::time::timeout(READY_TIMEOUT, ready).await {
             Ok(Ok(())) => Self::Ready,
@@ -54,10 +54,10 @@ impl Health {
 
 impl Registries {
     /// Asks every store at once: of each registry its database and its blobs.
-    async fn stores(&self) -> Vec<(&'static str, Health)> {
+    async fn stores(&self) -> Vec<(&'static str, StoreHealth)> {
         let asked = self.registries.iter().map(async |registry| {
             let (metadata, blobs) =
-                join(Health::of(registry.metadata.ready()), Health::of(registry.blobs.ready())).await;
+                join(StoreHealth::of(registry.metadata.ready()), StoreHealth::of(registry.blobs.ready())).await;
             [("metadata", metadata), ("blobs", blobs)]
         });
         join_all(asked).await.into_iter().flatten().collect()
@@ -105,13 +105,13 @@ impl Operated for Registries {
         };
         for (store, health) in self.stores().await {
             match health {
-                Health::Ready => {}
-                Health::Full(why) => {
+                StoreHealth::Ready => {}
+                StoreHealth::Full(why) => {
                     tracing::warn!(store, error = why, "no pushes are taken");
                     said =
                         Cow::Borrowed("ok, but the disk is full: pulls and deletions are served, pushes are refused");
                 }
-                Health::Down(why) => {
+                StoreHealth::Down(why) => {
                     tracing::warn!(store, error = why, "not ready");
                     return Err(format!("{store}: the store does not answer; the log says why"));
                 }
@@ -125,8 +125,8 @@ impl Operated for Registries {
         let (stores, ()) = join(self.stores(), self.count()).await;
         for name in ["metadata", "blobs"] {
             let of_kind = || stores.iter().filter(move |(store, _)| *store == name).map(|(_, health)| health);
-            let up = !of_kind().any(|health| matches!(health, Health::Down(_)));
-            let full = of_kind().any(|health| matches!(health, Health::Full(_)));
+            let up = !of_kind().any(|health| matches!(health, StoreHealth::Down(_)));
+            let full = of_kind().any(|health| matches!(health, StoreHealth::Full(_)));
             registry.metrics.set_store(name, up, full);
         }
         for (name, share) in memory::process().shares() {

@@ -231,7 +231,7 @@ impl Server {
         request: http::Request<Incoming>,
         activity: Arc<Activity>,
         admission: Admission,
-    ) -> Result<http::Response<Answer>, Infallible> {
+    ) -> Result<http::Response<CountedBody>, Infallible> {
         let started = Instant::now();
         let mut exchange = activity.begin();
         let id = uuid::Uuid::new_v4();
@@ -289,7 +289,7 @@ impl Server {
             // Nothing of such an answer can be taken back without the connection, or it has no body to be taken.
             exchange.answered();
         }
-        Ok(response.map(|body| Answer { body, reads_ahead, exchange, _running: running }))
+        Ok(response.map(|body| CountedBody { body, reads_ahead, exchange, _running: running }))
     }
 
     async fn handle(&self, mut request: http::Request<RequestBody>) -> Response {
@@ -331,7 +331,7 @@ fn busy() -> Response {
 }
 
 /// An answer on its way. Its request is over when it is dropped.
-struct Answer {
+struct CountedBody {
     body: Body,
     /// Whether more of the body is read while the client has to take what it was sent.
     reads_ahead: bool,
@@ -339,7 +339,7 @@ struct Answer {
     _running: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Answer {
+impl Drop for CountedBody {
     fn drop(&mut self) {
         if http_body::Body::is_end_stream(&self.body) {
             self.exchange.answered();
@@ -347,7 +347,7 @@ impl Drop for Answer {
     }
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = StoreError;
 

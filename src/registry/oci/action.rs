@@ -1,4 +1,4 @@
-//! What a request at `/v2/` asks for: method, path and query become one [`Action`]. Pure, and every name in it is valid.
+//! What a request at `/v2/` asks for: method, path and query become one [`OciAction`]. Pure, and every name in it is valid.
 
 use std::borrow::Cow;
 
@@ -15,18 +15,18 @@ pub(crate) const MAX_PAGE: usize = 1000;
 
 /// A request of the OCI API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub(crate) enum OciAction {
     /// `GET /v2/`: does the registry speak this protocol, and does it take this token?
     Ping,
     /// `GET /v2/_catalog`.
-    Catalog(Page),
+    Catalog(PageRequest),
     /// Something inside a repository.
-    In(RepositoryName, Act),
+    Repository(RepositoryName, RepositoryAction),
 }
 
 /// What is asked of a repository (the endpoints of distribution-spec 1.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Act {
+pub(crate) enum RepositoryAction {
     /// end-3; `head` says that only the headers are wanted.
     ReadManifest {
         /// Which one.
@@ -55,7 +55,7 @@ pub(crate) enum Act {
     /// end-10.
     DeleteBlob(Digest),
     /// end-4 and end-11.
-    StartUpload(Start),
+    StartUpload(UploadStart),
     /// end-5.
     PatchUpload(Uuid),
     /// end-6.
@@ -65,7 +65,7 @@ pub(crate) enum Act {
     /// end-14.
     CancelUpload(Uuid),
     /// end-8.
-    ListTags(Page),
+    ListTags(PageRequest),
     /// end-12.
     ListReferrers {
         /// The subject.
@@ -79,7 +79,7 @@ pub(crate) enum Act {
 
 /// How an upload starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Start {
+pub(crate) enum UploadStart {
     /// With a session, hashing by this algorithm from the first byte.
     Session(Algorithm),
     /// With the whole blob in the body.
@@ -95,7 +95,7 @@ pub(crate) enum Start {
 
 /// Which part of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Page {
+pub(crate) struct PageRequest {
     /// How many entries, at most [`MAX_PAGE`]; the default is the endpoint's.
     pub(crate) n: Option<usize>,
     /// Entries behind this one.
@@ -104,7 +104,7 @@ pub(crate) struct Page {
 
 /// Why a request is no action.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NoAction {
+pub(crate) enum ActionError {
     /// The path is none of the API's.
     #[error("there is no such endpoint in the distribution API")]
     UnknownEndpoint,
@@ -139,54 +139,57 @@ pub(crate) enum NoAction {
     TooManyTags,
 }
 
-impl Action {
+impl OciAction {
     /// Parses a request line whose path is `/v2` or begins with `/v2/`.
     ///
     /// # Errors
     /// What is wrong with it. Who is not authenticated is not told.
-    pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, NoAction> {
+    pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, ActionError> {
         // Names hold no character that needs encoding, so only an odd client pays for decoding. An encoded slash makes one
         // more segment and nothing else: what is looked at below is always the decoded path.
-        let path = decoded(path).ok_or(NoAction::UnknownEndpoint)?;
+        let path = decoded(path).ok_or(ActionError::UnknownEndpoint)?;
         let rest = path.strip_prefix("/v2").unwrap_or_default();
         let Some(rest) = rest.strip_prefix('/').filter(|rest| !rest.is_empty()) else {
             return read(method).map(|_| Self::Ping);
         };
-        let query = Query(query.unwrap_or_default());
+        let query = QueryString(query.unwrap_or_default());
         if rest == "_catalog" {
             read(method)?;
             return Ok(Self::Catalog(query.page()?));
         }
-        let (before, last) = rest.rsplit_once('/').ok_or(NoAction::UnknownEndpoint)?;
+        let (before, last) = rest.rsplit_once('/').ok_or(ActionError::UnknownEndpoint)?;
         if last == "uploads"
             && let Some(name) = before.strip_suffix("/blobs")
         {
             return start_upload(method, name, &query);
         }
-        let (name, kind) = before.rsplit_once('/').ok_or(NoAction::UnknownEndpoint)?;
+        let (name, kind) = before.rsplit_once('/').ok_or(ActionError::UnknownEndpoint)?;
         match (kind, last) {
             ("manifests", reference) => manifest(method, name, reference, &query),
             ("blobs", digest) => blob(method, name, digest),
             ("uploads", "") => {
-                let name = name.strip_suffix("/blobs").ok_or(NoAction::UnknownEndpoint)?;
+                let name = name.strip_suffix("/blobs").ok_or(ActionError::UnknownEndpoint)?;
                 start_upload(method, name, &query)
             }
             ("uploads", id) => {
-                let name = name.strip_suffix("/blobs").ok_or(NoAction::UnknownEndpoint)?;
+                let name = name.strip_suffix("/blobs").ok_or(ActionError::UnknownEndpoint)?;
                 upload(method, name, id, &query)
             }
             ("tags", "list") => {
                 read(method)?;
-                Ok(Self::In(repository(name)?, Act::ListTags(query.page()?)))
+                Ok(Self::Repository(repository(name)?, RepositoryAction::ListTags(query.page()?)))
             }
             ("referrers", digest) => {
                 read(method)?;
                 let after = query.get("last")?.and_then(|last| last.parse().ok());
                 let artifact_type = query.get("artifactType")?.filter(|text| !text.is_empty()).map(Cow::into_owned);
                 let digest = parse_digest(digest)?;
-                Ok(Self::In(repository(name)?, Act::ListReferrers { digest, artifact_type, after }))
+                Ok(Self::Repository(
+                    repository(name)?,
+                    RepositoryAction::ListReferrers { digest, artifact_type, after },
+                ))
             }
-            _ => Err(NoAction::UnknownEndpoint),
+            _ => Err(ActionError::UnknownEndpoint),
         }
     }
 
@@ -195,26 +198,26 @@ impl Action {
         let act = match self {
             Self::Ping => return "GET v2",
             Self::Catalog(_) => return "GET catalog",
-            Self::In(_, act) => act,
+            Self::Repository(_, act) => act,
         };
         match act {
-            Act::ReadManifest { head: false, .. } => "GET manifest",
-            Act::ReadManifest { head: true, .. } => "HEAD manifest",
-            Act::PutManifest { .. } => "PUT manifest",
-            Act::DeleteManifest(_) => "DELETE manifest",
-            Act::DeleteTag(_) => "DELETE tag",
-            Act::ReadBlob { head: false, .. } => "GET blob",
-            Act::ReadBlob { head: true, .. } => "HEAD blob",
-            Act::DeleteBlob(_) => "DELETE blob",
-            Act::StartUpload(Start::Session(_)) => "POST upload",
-            Act::StartUpload(Start::Whole(_)) => "POST blob",
-            Act::StartUpload(Start::Mount { .. }) => "POST mount",
-            Act::PatchUpload(_) => "PATCH upload",
-            Act::PutUpload(..) => "PUT upload",
-            Act::UploadStatus(_) => "GET upload",
-            Act::CancelUpload(_) => "DELETE upload",
-            Act::ListTags(_) => "GET tags",
-            Act::ListReferrers { .. } => "GET referrers",
+            RepositoryAction::ReadManifest { head: false, .. } => "GET manifest",
+            RepositoryAction::ReadManifest { head: true, .. } => "HEAD manifest",
+            RepositoryAction::PutManifest { .. } => "PUT manifest",
+            RepositoryAction::DeleteManifest(_) => "DELETE manifest",
+            RepositoryAction::DeleteTag(_) => "DELETE tag",
+            RepositoryAction::ReadBlob { head: false, .. } => "GET blob",
+            RepositoryAction::ReadBlob { head: true, .. } => "HEAD blob",
+            RepositoryAction::DeleteBlob(_) => "DELETE blob",
+            RepositoryAction::StartUpload(UploadStart::Session(_)) => "POST upload",
+            RepositoryAction::StartUpload(UploadStart::Whole(_)) => "POST blob",
+            RepositoryAction::StartUpload(UploadStart::Mount { .. }) => "POST mount",
+            RepositoryAction::PatchUpload(_) => "PATCH upload",
+            RepositoryAction::PutUpload(..) => "PUT upload",
+            RepositoryAction::UploadStatus(_) => "GET upload",
+            RepositoryAction::CancelUpload(_) => "DELETE upload",
+            RepositoryAction::ListTags(_) => "GET tags",
+            RepositoryAction::ListReferrers { .. } => "GET referrers",
         }
     }
 }
@@ -223,37 +226,37 @@ fn decoded(text: &str) -> Option<Cow<'_, str>> {
     if text.contains('%') { percent_decode_str(text).decode_utf8().ok() } else { Some(Cow::Borrowed(text)) }
 }
 
-fn repository(name: &str) -> Result<RepositoryName, NoAction> {
-    name.parse().map_err(NoAction::Name)
+fn repository(name: &str) -> Result<RepositoryName, ActionError> {
+    name.parse().map_err(ActionError::Name)
 }
 
-fn parse_digest(text: &str) -> Result<Digest, NoAction> {
-    text.parse().map_err(NoAction::Digest)
+fn parse_digest(text: &str) -> Result<Digest, ActionError> {
+    text.parse().map_err(ActionError::Digest)
 }
 
 /// Whether it is a HEAD, of an endpoint that is only read.
-fn read(method: &Method) -> Result<bool, NoAction> {
+fn read(method: &Method) -> Result<bool, ActionError> {
     match *method {
         Method::GET => Ok(false),
         Method::HEAD => Ok(true),
-        _ => Err(NoAction::Method("GET, HEAD")),
+        _ => Err(ActionError::Method("GET, HEAD")),
     }
 }
 
-fn manifest(method: &Method, name: &str, reference: &str, query: &Query<'_>) -> Result<Action, NoAction> {
+fn manifest(method: &Method, name: &str, reference: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
     let reference = || {
         reference.parse::<Reference>().map_err(|error| match *method {
-            _ if reference.contains(':') => NoAction::Digest(error),
-            Method::PUT => NoAction::Tag(error),
-            _ => NoAction::NoSuchTag(error),
+            _ if reference.contains(':') => ActionError::Digest(error),
+            Method::PUT => ActionError::Tag(error),
+            _ => ActionError::NoSuchTag(error),
         })
     };
     let act = match *method {
-        Method::GET => Act::ReadManifest { reference: reference()?, head: false },
-        Method::HEAD => Act::ReadManifest { reference: reference()?, head: true },
+        Method::GET => RepositoryAction::ReadManifest { reference: reference()?, head: false },
+        Method::HEAD => RepositoryAction::ReadManifest { reference: reference()?, head: true },
         Method::DELETE => match reference()? {
-            Reference::Tag(tag) => Act::DeleteTag(tag),
-            Reference::Digest(digest) => Act::DeleteManifest(digest),
+            Reference::Tag(tag) => RepositoryAction::DeleteTag(tag),
+            Reference::Digest(digest) => RepositoryAction::DeleteManifest(digest),
         },
         Method::PUT => {
             let mut tags = Vec::new();
@@ -266,90 +269,90 @@ fn manifest(method: &Method, name: &str, reference: &str, query: &Query<'_>) -> 
             };
             for text in query.all("tag") {
                 if tags.len() >= MAX_TAG_PARAMETERS {
-                    return Err(NoAction::TooManyTags);
+                    return Err(ActionError::TooManyTags);
                 }
-                let tag = Tag::parse_oci(&text?).map_err(NoAction::Tag)?;
+                let tag = Tag::parse_oci(&text?).map_err(ActionError::Tag)?;
                 if !tags.contains(&tag) {
                     tags.push(tag);
                 }
             }
-            Act::PutManifest { digest, tags }
+            RepositoryAction::PutManifest { digest, tags }
         }
-        _ => return Err(NoAction::Method("GET, HEAD, PUT, DELETE")),
+        _ => return Err(ActionError::Method("GET, HEAD, PUT, DELETE")),
     };
-    Ok(Action::In(repository(name)?, act))
+    Ok(OciAction::Repository(repository(name)?, act))
 }
 
-fn blob(method: &Method, name: &str, digest: &str) -> Result<Action, NoAction> {
+fn blob(method: &Method, name: &str, digest: &str) -> Result<OciAction, ActionError> {
     let act = match *method {
-        Method::GET => Act::ReadBlob { digest: parse_digest(digest)?, head: false },
-        Method::HEAD => Act::ReadBlob { digest: parse_digest(digest)?, head: true },
-        Method::DELETE => Act::DeleteBlob(parse_digest(digest)?),
-        _ => return Err(NoAction::Method("GET, HEAD, DELETE")),
+        Method::GET => RepositoryAction::ReadBlob { digest: parse_digest(digest)?, head: false },
+        Method::HEAD => RepositoryAction::ReadBlob { digest: parse_digest(digest)?, head: true },
+        Method::DELETE => RepositoryAction::DeleteBlob(parse_digest(digest)?),
+        _ => return Err(ActionError::Method("GET, HEAD, DELETE")),
     };
-    Ok(Action::In(repository(name)?, act))
+    Ok(OciAction::Repository(repository(name)?, act))
 }
 
-fn start_upload(method: &Method, name: &str, query: &Query<'_>) -> Result<Action, NoAction> {
+fn start_upload(method: &Method, name: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
     if *method != Method::POST {
-        return Err(NoAction::Method("POST"));
+        return Err(ActionError::Method("POST"));
     }
     let start = if let Some(mount) = query.get("mount")? {
         // A blob or a source that cannot exist is one that is not there: the client gets its session.
         match (mount.parse(), query.get("from")?.map(|from| from.parse()).transpose()) {
-            (Ok(digest), Ok(from)) => Start::Mount { digest, from },
-            _ => Start::Session(Algorithm::Sha256),
+            (Ok(digest), Ok(from)) => UploadStart::Mount { digest, from },
+            _ => UploadStart::Session(Algorithm::Sha256),
         }
     } else if let Some(digest) = query.get("digest")? {
-        Start::Whole(parse_digest(&digest)?)
+        UploadStart::Whole(parse_digest(&digest)?)
     } else {
-        let algorithm = query.get("digest-algorithm")?.map(|text| text.parse().map_err(NoAction::Digest));
-        Start::Session(algorithm.transpose()?.unwrap_or(Algorithm::Sha256))
+        let algorithm = query.get("digest-algorithm")?.map(|text| text.parse().map_err(ActionError::Digest));
+        UploadStart::Session(algorithm.transpose()?.unwrap_or(Algorithm::Sha256))
     };
-    Ok(Action::In(repository(name)?, Act::StartUpload(start)))
+    Ok(OciAction::Repository(repository(name)?, RepositoryAction::StartUpload(start)))
 }
 
-fn upload(method: &Method, name: &str, id: &str, query: &Query<'_>) -> Result<Action, NoAction> {
-    let session = || Uuid::try_parse(id).map_err(|_| NoAction::Upload(id.chars().take(64).collect()));
+fn upload(method: &Method, name: &str, id: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
+    let session = || Uuid::try_parse(id).map_err(|_| ActionError::Upload(id.chars().take(64).collect()));
     let act = match *method {
-        Method::GET | Method::HEAD => Act::UploadStatus(session()?),
-        Method::PATCH => Act::PatchUpload(session()?),
+        Method::GET | Method::HEAD => RepositoryAction::UploadStatus(session()?),
+        Method::PATCH => RepositoryAction::PatchUpload(session()?),
         Method::PUT => {
             let id = session()?;
             let digest = query.get("digest")?;
-            let digest = digest.ok_or(NoAction::Parameter { name: "digest", rule: "Member must not be null" })?;
-            Act::PutUpload(id, parse_digest(&digest)?)
+            let digest = digest.ok_or(ActionError::Parameter { name: "digest", rule: "Member must not be null" })?;
+            RepositoryAction::PutUpload(id, parse_digest(&digest)?)
         }
-        Method::DELETE => Act::CancelUpload(session()?),
-        _ => return Err(NoAction::Method("GET, PATCH, PUT, DELETE")),
+        Method::DELETE => RepositoryAction::CancelUpload(session()?),
+        _ => return Err(ActionError::Method("GET, PATCH, PUT, DELETE")),
     };
-    Ok(Action::In(repository(name)?, act))
+    Ok(OciAction::Repository(repository(name)?, act))
 }
 
 /// A query, looked at where it is. `+` stands for itself: no value of this API holds a space, and media types hold pluses
 /// that not every client encodes.
-struct Query<'a>(&'a str);
+struct QueryString<'a>(&'a str);
 
-impl<'a> Query<'a> {
-    fn all<'q>(&'q self, name: &'static str) -> impl Iterator<Item = Result<Cow<'a, str>, NoAction>> + 'q {
+impl<'a> QueryString<'a> {
+    fn all<'q>(&'q self, name: &'static str) -> impl Iterator<Item = Result<Cow<'a, str>, ActionError>> + 'q {
         let pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         pairs
             .filter(move |(key, _)| *key == name)
-            .map(move |(_, value)| decoded(value).ok_or(NoAction::Parameter { name, rule: "Member must be UTF-8" }))
+            .map(move |(_, value)| decoded(value).ok_or(ActionError::Parameter { name, rule: "Member must be UTF-8" }))
     }
 
-    fn get(&self, name: &'static str) -> Result<Option<Cow<'a, str>>, NoAction> {
+    fn get(&self, name: &'static str) -> Result<Option<Cow<'a, str>>, ActionError> {
         self.all(name).next().transpose()
     }
 
-    fn page(&self) -> Result<Page, NoAction> {
+    fn page(&self) -> Result<PageRequest, ActionError> {
         let n = self.get("n")?.map(|n| match n.parse::<usize>() {
             Ok(n) => Ok(n.min(MAX_PAGE)),
             Err(_) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => Ok(MAX_PAGE),
-            Err(_) => Err(NoAction::Parameter { name: "n", rule: "Member must be a number from 0 to 1000" }),
+            Err(_) => Err(ActionError::Parameter { name: "n", rule: "Member must be a number from 0 to 1000" }),
         });
         let last = self.get("last")?.filter(|last| !last.is_empty()).map(Cow::into_owned);
-        Ok(Page { n: n.transpose()?, last })
+        Ok(PageRequest { n: n.transpose()?, last })
     }
 }
 

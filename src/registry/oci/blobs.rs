@@ -9,9 +9,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderValue, StatusCode, header};
 use uuid::Uuid;
 
-use super::conditions::{Condition, Named, Wanted, condition, wanted};
+use super::conditions::{ContentHeaders, Precondition, WantedRange, precondition, wanted_range};
 use super::error::{Code, OciError};
-use super::{CONTENT_DIGEST, Call, empty, value};
+use super::{CONTENT_DIGEST, OciCall, empty, value};
 use crate::message::Response;
 use crate::message::body::Body;
 use crate::message::memory::{self, Caller};
@@ -29,7 +29,7 @@ const REDIRECT_VALID_FOR: Duration = Duration::from_secs(20 * 60);
 
 /// end-2. HEAD is answered here always: a presigned URL is for GET only.
 pub(super) async fn read(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     digest: &Digest,
     head: bool,
@@ -40,12 +40,12 @@ pub(super) async fn read(
         Lookup::Found(_) | Lookup::Missing => return Err(OciError::blob_unknown(digest)),
         Lookup::NoRepository => return Err(call.name_unknown(name)),
     };
-    let named = Named::new(&blob.digest)
+    let named = ContentHeaders::new(&blob.digest)
         .ok_or_else(|| StoreError::Inconsistent(format!("{} is no header's value", blob.digest)))?;
-    let mut response = match condition(&call.headers, &named.etag) {
-        Condition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
-        Condition::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Condition::Met if head => {
+    let mut response = match precondition(&call.headers, &named.etag) {
+        Precondition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
+        Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
+        Precondition::Met if head => {
             // A client that is told that a blob is here does not push it, so it stays until the manifest may have come.
             let repository = call.repository(name).await?;
             registry
@@ -54,18 +54,18 @@ pub(super) async fn read(
                 .await?;
             content(StatusCode::OK, blob.bytes.size, Body::empty())
         }
-        Condition::Met => {
+        Precondition::Met => {
             if let Some(url) = registry.presigned_url(&blob, REDIRECT_VALID_FOR).await? {
                 let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
                 response.headers_mut().insert(header::LOCATION, value(url)?);
                 response.headers_mut().insert(CONTENT_DIGEST, named.digest);
                 return Ok(response);
             }
-            let source = Source { registry: Arc::clone(registry), blob: blob.clone(), caller: call.caller.clone() };
+            let source = BlobSource { registry: Arc::clone(registry), blob: blob.clone(), caller: call.caller.clone() };
             let size = blob.bytes.size;
-            let (response, sent) = match wanted(&call.headers, &named.etag, size) {
-                Wanted::Whole => (content(StatusCode::OK, size, source.body(0..size).await?), size),
-                Wanted::Part(range) => {
+            let (response, sent) = match wanted_range(&call.headers, &named.etag, size) {
+                WantedRange::Whole => (content(StatusCode::OK, size, source.body(0..size).await?), size),
+                WantedRange::Part(range) => {
                     let length = range.end - range.start;
                     let body = source.body(range.clone()).await?;
                     let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
@@ -73,8 +73,8 @@ pub(super) async fn read(
                     headers.insert(header::CONTENT_RANGE, value(content_range(&range, size))?);
                     (response, length)
                 }
-                Wanted::Parts(ranges) => source.parts(ranges).await?,
-                Wanted::Unsatisfiable => return Err(unsatisfiable(size)?),
+                WantedRange::Parts(ranges) => source.parts(ranges).await?,
+                WantedRange::Unsatisfiable => return Err(unsatisfiable(size)?),
             };
             registry.metrics.sent.inc_by(sent);
             response
@@ -89,13 +89,13 @@ pub(super) async fn read(
 
 /// Where a blob's bytes are read from.
 #[derive(Clone)]
-struct Source {
+struct BlobSource {
     registry: Arc<Registry>,
     blob: Blob,
     caller: Caller,
 }
 
-impl Source {
+impl BlobSource {
     /// Holds the memory that a reader takes.
     async fn memory(&self) -> Result<Account, OciError> {
         let bytes = self.registry.blobs.reader_memory();
@@ -188,7 +188,7 @@ fn unsatisfiable(size: u64) -> Result<OciError, OciError> {
 }
 
 /// end-10, while no manifest needs it.
-pub(super) async fn delete(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     match call.registry.metadata.unlink_blob(repository.id, digest).await? {
         UnlinkOutcome::Unlinked => Ok(empty(StatusCode::ACCEPTED)),

@@ -3,9 +3,9 @@
 use http::StatusCode;
 use serde::Serialize;
 
-use super::action::{MAX_PAGE, Page};
+use super::action::{MAX_PAGE, PageRequest};
 use super::error::OciError;
-use super::{Call, encoded, json, next_page};
+use super::{OciCall, encoded, json, next_page};
 use crate::message::Response;
 use wharfage_store::StoreError;
 
@@ -15,7 +15,7 @@ struct Catalog<'a> {
 }
 
 /// `GET /v2/_catalog`, in byte order, a thousand at most.
-pub(super) async fn list(call: &Call, page: Page) -> Result<Response, OciError> {
+pub(super) async fn list(call: &OciCall, page: PageRequest) -> Result<Response, OciError> {
     let n = page.n.unwrap_or(MAX_PAGE);
     let account = &call.registry.config.account;
     let mut found = match n {

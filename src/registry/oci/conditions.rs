@@ -8,14 +8,14 @@ use wharfage_domain::names::Digest;
 
 /// The headers that name content by its digest.
 #[derive(Debug, Clone)]
-pub(crate) struct Named {
+pub(crate) struct ContentHeaders {
     /// `ETag`: the digest in quotes.
     pub(crate) etag: HeaderValue,
     /// `Docker-Content-Digest`.
     pub(crate) digest: HeaderValue,
 }
 
-impl Named {
+impl ContentHeaders {
     /// The headers of this digest, of one allocation.
     pub(crate) fn new(digest: &Digest) -> Option<Self> {
         let text = digest.as_str();
@@ -34,7 +34,7 @@ impl Named {
 
 /// What a request's conditions say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Condition {
+pub(crate) enum Precondition {
     /// Answer as if there were none.
     Met,
     /// 304: the client has it.
@@ -44,11 +44,11 @@ pub(crate) enum Condition {
 }
 
 /// Evaluates `If-Match` and `If-None-Match`.
-pub(crate) fn condition(headers: &HeaderMap, etag: &HeaderValue) -> Condition {
+pub(crate) fn precondition(headers: &HeaderMap, etag: &HeaderValue) -> Precondition {
     if headers.contains_key(header::IF_MATCH) && !names(headers, &header::IF_MATCH, etag) {
-        return Condition::Failed;
+        return Precondition::Failed;
     }
-    if names(headers, &header::IF_NONE_MATCH, etag) { Condition::NotModified } else { Condition::Met }
+    if names(headers, &header::IF_NONE_MATCH, etag) { Precondition::NotModified } else { Precondition::Met }
 }
 
 /// Whether a list of entity tags holds this one. Digests never collide, so a weak tag says as much as a strong one.
@@ -63,7 +63,7 @@ fn names(headers: &HeaderMap, name: &header::HeaderName, etag: &HeaderValue) -> 
 
 /// What part of the content a request wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum WantedRange {
     /// All of it.
     Whole,
     /// These bytes, not empty and within the content.
@@ -80,16 +80,16 @@ const MAX_RANGES: usize = 1024;
 
 /// Reads `Range` and `If-Range`, for content of `size` bytes. What is no list of ranges of bytes is answered with the whole, as
 /// the RFC allows, and so are ranges that ask for more bytes than there are: only overlapping ones can.
-pub(crate) fn wanted(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
-    let Some(range) = headers.get(header::RANGE) else { return Wanted::Whole };
+pub(crate) fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> WantedRange {
+    let Some(range) = headers.get(header::RANGE) else { return WantedRange::Whole };
     if headers.get(header::IF_RANGE).is_some_and(|expected| expected != etag) {
-        return Wanted::Whole;
+        return WantedRange::Whole;
     }
-    let Ok(text) = range.to_str() else { return Wanted::Whole };
-    parse_ranges(text, size).unwrap_or(Wanted::Whole)
+    let Ok(text) = range.to_str() else { return WantedRange::Whole };
+    parse_ranges(text, size).unwrap_or(WantedRange::Whole)
 }
 
-fn parse_ranges(text: &str, size: u64) -> Option<Wanted> {
+fn parse_ranges(text: &str, size: u64) -> Option<WantedRange> {
     let (unit, set) = text.split_once('=')?;
     // Of nothing there is no part; clients that ask for what comes after its last byte get it all.
     if !unit.trim().eq_ignore_ascii_case("bytes") || size == 0 {
@@ -108,10 +108,10 @@ fn parse_ranges(text: &str, size: u64) -> Option<Wanted> {
     }
     Some(match (asked, parts.len()) {
         (0, _) => return None,
-        (_, 0) => Wanted::Unsatisfiable,
-        (_, 1) => Wanted::Part(parts.swap_remove(0)),
-        _ if bytes > size => Wanted::Whole,
-        _ => Wanted::Parts(parts),
+        (_, 0) => WantedRange::Unsatisfiable,
+        (_, 1) => WantedRange::Part(parts.swap_remove(0)),
+        _ if bytes > size => WantedRange::Whole,
+        _ => WantedRange::Parts(parts),
     })
 }
 
@@ -150,19 +150,19 @@ mod tests {
     use super::*;
 
     fn etag() -> HeaderValue {
-        Named::new(&Digest::sha256(b"")).unwrap().etag
+        ContentHeaders::new(&Digest::sha256(b"")).unwrap().etag
     }
 
-    fn range(text: &str, size: u64) -> Wanted {
+    fn range(text: &str, size: u64) -> WantedRange {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_str(text).unwrap());
-        wanted(&headers, &etag(), size)
+        wanted_range(&headers, &etag(), size)
     }
 
     #[test]
     fn content_is_named_by_its_digest_with_and_without_quotes() {
         let digest = Digest::sha256(b"");
-        let named = Named::new(&digest).unwrap();
+        let named = ContentHeaders::new(&digest).unwrap();
         assert_eq!(named.digest, digest.as_str());
         assert_eq!(named.etag, format!("\"{digest}\""));
     }
@@ -170,36 +170,36 @@ mod tests {
     #[test]
     fn ranges_are_bounded_open_or_suffixes() {
         for (text, expected) in [
-            ("bytes=500-1499", Wanted::Part(500..1500)),
-            ("bytes=500-", Wanted::Part(500..2048)),
-            ("bytes=-500", Wanted::Part(1548..2048)),
-            ("bytes=-5000", Wanted::Part(0..2048)),
-            ("bytes=2000-5000", Wanted::Part(2000..2048)),
-            ("bytes=0-0", Wanted::Part(0..1)),
-            ("Bytes=0-99999999999999999999999", Wanted::Part(0..2048)),
-            ("bytes=500-0", Wanted::Unsatisfiable),
-            ("bytes=2048-", Wanted::Unsatisfiable),
-            ("bytes=5000-10000", Wanted::Unsatisfiable),
-            ("bytes=-0", Wanted::Unsatisfiable),
-            ("bytes=0-1,5-6", Wanted::Parts(vec![0..2, 5..7])),
-            ("bytes= 9-9 ,, -1, 5-6,", Wanted::Parts(vec![9..10, 2047..2048, 5..7])),
-            ("bytes=0-1,2-3", Wanted::Parts(vec![0..2, 2..4])),
-            ("bytes=0-1,5000-", Wanted::Part(0..2)),
-            ("bytes=3000-,5000-", Wanted::Unsatisfiable),
-            ("bytes=0-,0-0", Wanted::Whole),
-            ("bytes=0-1023,1024-,5-5", Wanted::Whole),
-            ("bytes=0-1,x", Wanted::Whole),
-            ("bytes=,", Wanted::Whole),
-            ("items=0-1", Wanted::Whole),
-            ("bytes=a-b", Wanted::Whole),
-            ("bytes=-", Wanted::Whole),
-            ("bytes", Wanted::Whole),
-            ("bytes=+1-2", Wanted::Whole),
+            ("bytes=500-1499", WantedRange::Part(500..1500)),
+            ("bytes=500-", WantedRange::Part(500..2048)),
+            ("bytes=-500", WantedRange::Part(1548..2048)),
+            ("bytes=-5000", WantedRange::Part(0..2048)),
+            ("bytes=2000-5000", WantedRange::Part(2000..2048)),
+            ("bytes=0-0", WantedRange::Part(0..1)),
+            ("Bytes=0-99999999999999999999999", WantedRange::Part(0..2048)),
+            ("bytes=500-0", WantedRange::Unsatisfiable),
+            ("bytes=2048-", WantedRange::Unsatisfiable),
+            ("bytes=5000-10000", WantedRange::Unsatisfiable),
+            ("bytes=-0", WantedRange::Unsatisfiable),
+            ("bytes=0-1,5-6", WantedRange::Parts(vec![0..2, 5..7])),
+            ("bytes= 9-9 ,, -1, 5-6,", WantedRange::Parts(vec![9..10, 2047..2048, 5..7])),
+            ("bytes=0-1,2-3", WantedRange::Parts(vec![0..2, 2..4])),
+            ("bytes=0-1,5000-", WantedRange::Part(0..2)),
+            ("bytes=3000-,5000-", WantedRange::Unsatisfiable),
+            ("bytes=0-,0-0", WantedRange::Whole),
+            ("bytes=0-1023,1024-,5-5", WantedRange::Whole),
+            ("bytes=0-1,x", WantedRange::Whole),
+            ("bytes=,", WantedRange::Whole),
+            ("items=0-1", WantedRange::Whole),
+            ("bytes=a-b", WantedRange::Whole),
+            ("bytes=-", WantedRange::Whole),
+            ("bytes", WantedRange::Whole),
+            ("bytes=+1-2", WantedRange::Whole),
         ] {
             assert_eq!(range(text, 2048), expected, "{text}");
         }
         for text in ["bytes=0-", "bytes=-5", "bytes=0-0,2-3"] {
-            assert_eq!(range(text, 0), Wanted::Whole, "{text} of nothing");
+            assert_eq!(range(text, 0), WantedRange::Whole, "{text} of nothing");
         }
     }
 
@@ -207,8 +207,8 @@ mod tests {
     fn so_many_ranges_and_no_more_are_answered_one_by_one() {
         let ranges =
             |count: u64| format!("bytes={}", (0..count).map(|n| format!("{0}-{0},", 2 * n)).collect::<String>());
-        assert!(matches!(range(&ranges(1024), 4096), Wanted::Parts(parts) if parts.len() == 1024));
-        assert_eq!(range(&ranges(1025), 4096), Wanted::Whole);
+        assert!(matches!(range(&ranges(1024), 4096), WantedRange::Parts(parts) if parts.len() == 1024));
+        assert_eq!(range(&ranges(1025), 4096), WantedRange::Whole);
     }
 
     #[test]
@@ -216,9 +216,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-1"));
         headers.insert(header::IF_RANGE, etag());
-        assert_eq!(wanted(&headers, &etag(), 10), Wanted::Part(0..2));
+        assert_eq!(wanted_range(&headers, &etag(), 10), WantedRange::Part(0..2));
         headers.insert(header::IF_RANGE, HeaderValue::from_static("\"other\""));
-        assert_eq!(wanted(&headers, &etag(), 10), Wanted::Whole);
+        assert_eq!(wanted_range(&headers, &etag(), 10), WantedRange::Whole);
     }
 
     #[test]
@@ -226,15 +226,15 @@ mod tests {
         let check = |name: header::HeaderName, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_str(value).unwrap());
-            condition(&headers, &etag())
+            precondition(&headers, &etag())
         };
         let tag = etag().to_str().unwrap().to_owned();
-        assert_eq!(check(header::IF_NONE_MATCH, &format!("\"x\", W/{tag}")), Condition::NotModified);
-        assert_eq!(check(header::IF_NONE_MATCH, "*"), Condition::NotModified);
-        assert_eq!(check(header::IF_NONE_MATCH, "\"x\""), Condition::Met);
-        assert_eq!(check(header::IF_MATCH, &tag), Condition::Met);
-        assert_eq!(check(header::IF_MATCH, "\"x\""), Condition::Failed);
-        assert_eq!(condition(&HeaderMap::new(), &etag()), Condition::Met);
+        assert_eq!(check(header::IF_NONE_MATCH, &format!("\"x\", W/{tag}")), Precondition::NotModified);
+        assert_eq!(check(header::IF_NONE_MATCH, "*"), Precondition::NotModified);
+        assert_eq!(check(header::IF_NONE_MATCH, "\"x\""), Precondition::Met);
+        assert_eq!(check(header::IF_MATCH, &tag), Precondition::Met);
+        assert_eq!(check(header::IF_MATCH, "\"x\""), Precondition::Failed);
+        assert_eq!(precondition(&HeaderMap::new(), &etag()), Precondition::Met);
     }
 
     #[test]
@@ -253,9 +253,9 @@ mod tests {
             size in 0_u64..5000,
         ) {
             let parts = match range(&text, size) {
-                Wanted::Part(part) => vec![part],
-                Wanted::Parts(parts) => parts,
-                Wanted::Whole | Wanted::Unsatisfiable => Vec::new(),
+                WantedRange::Part(part) => vec![part],
+                WantedRange::Parts(parts) => parts,
+                WantedRange::Whole | WantedRange::Unsatisfiable => Vec::new(),
             };
             for part in &parts {
                 prop_assert!(part.start < part.end && part.end <= size);

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use super::action::NoAction;
+use super::action::ActionError;
 use crate::auth::Denied;
 use crate::config::PublicUrl;
 use crate::message::RETRY_AFTER;
@@ -203,7 +203,7 @@ impl OciError {
 
     /// The answer. A HEAD's is without its body, as hyper sends it.
     pub(crate) fn into_response(self) -> Response {
-        let envelope = Envelope { errors: [Entry { code: self.code.as_str(), message: &self.message }] };
+        let envelope = Envelope { errors: [ErrorEntry { code: self.code.as_str(), message: &self.message }] };
         // Two strings always serialize.
         let body = serde_json::to_vec(&envelope).unwrap_or_default();
         let mut response = Response::new(Body::from(bytes::Bytes::from(body)));
@@ -224,32 +224,32 @@ fn list(digests: &[Digest]) -> String {
 
 #[derive(Serialize)]
 struct Envelope<'a> {
-    errors: [Entry<'a>; 1],
+    errors: [ErrorEntry<'a>; 1],
 }
 
 #[derive(Serialize)]
-struct Entry<'a> {
+struct ErrorEntry<'a> {
     code: &'static str,
     message: &'a str,
 }
 
-impl From<NoAction> for OciError {
-    fn from(error: NoAction) -> Self {
+impl From<ActionError> for OciError {
+    fn from(error: ActionError) -> Self {
         let text = error.to_string();
         let (status, code) = match &error {
-            NoAction::UnknownEndpoint => (StatusCode::NOT_FOUND, Code::Unsupported),
-            NoAction::Method(allow) => {
+            ActionError::UnknownEndpoint => (StatusCode::NOT_FOUND, Code::Unsupported),
+            ActionError::Method(allow) => {
                 return Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, text)
                     .with(header::ALLOW, HeaderValue::from_static(allow));
             }
-            NoAction::Name(_) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
-            NoAction::Digest(_) => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
-            NoAction::Tag(_) => (StatusCode::BAD_REQUEST, Code::TagInvalid),
-            NoAction::NoSuchTag(_) => return Self::manifest_unknown(),
-            NoAction::Upload(id) => return Self::upload_unknown(id),
-            NoAction::Parameter { name: "digest", .. } => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
-            NoAction::Parameter { .. } => return Self::invalid_parameter(text),
-            NoAction::TooManyTags => (StatusCode::URI_TOO_LONG, Code::Unsupported),
+            ActionError::Name(_) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
+            ActionError::Digest(_) => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
+            ActionError::Tag(_) => (StatusCode::BAD_REQUEST, Code::TagInvalid),
+            ActionError::NoSuchTag(_) => return Self::manifest_unknown(),
+            ActionError::Upload(id) => return Self::upload_unknown(id),
+            ActionError::Parameter { name: "digest", .. } => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
+            ActionError::Parameter { .. } => return Self::invalid_parameter(text),
+            ActionError::TooManyTags => (StatusCode::URI_TOO_LONG, Code::Unsupported),
         };
         Self::new(status, code, text)
     }

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 
-use super::conditions::{Condition, Named, condition};
+use super::conditions::{ContentHeaders, Precondition, precondition};
 use super::error::OciError;
-use super::{CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, value};
+use super::{CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, OciCall, empty, value};
 use crate::message::Response;
 use crate::message::body::{Body, BodyError, RequestBody};
 use crate::message::memory;
@@ -23,7 +23,7 @@ const TAGS_PER_HEADER: usize = 20;
 
 /// end-3. Reads the stored bytes whatever the client accepts: nothing is ever converted.
 pub(super) async fn read(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     reference: &Reference,
     head: bool,
@@ -43,10 +43,10 @@ pub(super) async fn read(
         Lookup::NoRepository => return Err(call.name_unknown(name)),
     };
     let named = named(&manifest.digest)?;
-    let mut response = match condition(&call.headers, &named.etag) {
-        Condition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
-        Condition::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Condition::Met => {
+    let mut response = match precondition(&call.headers, &named.etag) {
+        Precondition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
+        Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
+        Precondition::Met => {
             if !head {
                 registry.pulls.note(&manifest, call.now);
                 registry.metrics.sent.inc_by(manifest.payload.len() as u64);
@@ -64,8 +64,8 @@ pub(super) async fn read(
     Ok(response)
 }
 
-fn named(digest: &Digest) -> Result<Named, OciError> {
-    Named::new(digest).ok_or_else(|| StoreError::Inconsistent(format!("{digest} is no header's value")).into())
+fn named(digest: &Digest) -> Result<ContentHeaders, OciError> {
+    ContentHeaders::new(digest).ok_or_else(|| StoreError::Inconsistent(format!("{digest} is no header's value")).into())
 }
 
 fn media_type(stored: &str) -> Result<HeaderValue, OciError> {
@@ -75,7 +75,7 @@ fn media_type(stored: &str) -> Result<HeaderValue, OciError> {
 
 /// end-7.
 pub(super) async fn put(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     digest: Option<Digest>,
     tags: Vec<Tag>,
@@ -119,14 +119,14 @@ pub(super) async fn put(
 }
 
 /// end-9 by digest: the image goes with all its tags, unless a stored index holds it.
-pub(super) async fn delete(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     call.registry.metadata.delete_image(repository.id, digest, Referrers::Stay, call.now).await?;
     Ok(empty(StatusCode::ACCEPTED))
 }
 
 /// end-9 by tag: the image stays, as the distribution spec has it.
-pub(super) async fn delete_tag(call: &Call, name: &RepositoryName, tag: &Tag) -> Result<Response, OciError> {
+pub(super) async fn delete_tag(call: &OciCall, name: &RepositoryName, tag: &Tag) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     call.registry.metadata.delete_tag(repository.id, tag, None, LastTag::KeepsImage, call.now).await?;
     Ok(empty(StatusCode::ACCEPTED))

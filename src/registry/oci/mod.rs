@@ -1,6 +1,6 @@
 //! The OCI API: distribution-spec 1.1 under `/v2/`, as Amazon ECR offers it.
 //!
-//! A request is parsed to an [`Action`], authenticated, authorized and handed to its handler; who is not authenticated learns
+//! A request is parsed to an [`OciAction`], authenticated, authorized and handed to its handler; who is not authenticated learns
 //! nothing else. Handlers speak HTTP and the store; what is decided about bytes and names is in the pure modules.
 
 pub(crate) mod action;
@@ -27,7 +27,7 @@ use crate::message::body::{Body, RequestBody};
 use crate::message::memory::Caller;
 use crate::message::{OperationName, Request, RequestId, Response};
 use crate::service::Registry;
-use action::{Act, Action, Start};
+use action::{OciAction, RepositoryAction, UploadStart};
 use error::{Code, OciError};
 use wharfage_domain::names::{AccountId, RepositoryName};
 use wharfage_store::repositories::Repository;
@@ -43,7 +43,7 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 const MAX_CREDENTIAL: usize = 8 * 1024;
 
 /// A request on its way to a handler.
-struct Call {
+struct OciCall {
     registry: Arc<Registry>,
     headers: HeaderMap,
     principal: Principal,
@@ -58,8 +58,8 @@ struct Call {
 pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
     let query = parts.uri.query();
-    let action = Action::parse(&parts.method, parts.uri.path(), query);
-    let operation = action.as_ref().map_or("v2 other", Action::operation);
+    let action = OciAction::parse(&parts.method, parts.uri.path(), query);
+    let operation = action.as_ref().map_or("v2 other", OciAction::operation);
     let request_id = parts.extensions.get::<RequestId>().map(|id| id.0);
     let now = Timestamp::now();
     let answered = match authenticate(&registry, &parts.headers, action.as_ref().ok(), query, now) {
@@ -68,7 +68,7 @@ pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Respons
             let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
             let account = registry.config.account_of(host.or(parts.uri.host()));
             let caller = Caller::Verified(body.peer(), Arc::clone(&principal.access_key_id));
-            let call = Call { registry, headers: parts.headers, principal, caller, account, now };
+            let call = OciCall { registry, headers: parts.headers, principal, caller, account, now };
             let answered = match action {
                 Ok(action) => call.dispatch(action, &mut body).await,
                 Err(error) => Err(error.into()),
@@ -97,32 +97,32 @@ pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Respons
 fn authenticate(
     registry: &Registry,
     headers: &HeaderMap,
-    action: Option<&Action>,
+    action: Option<&OciAction>,
     query: Option<&str>,
     now: Timestamp,
-) -> Result<Principal, NotAuthenticated> {
-    if let Some(Action::In(name, Act::ReadBlob { digest, head: false })) = action
+) -> Result<Principal, AuthenticationError> {
+    if let Some(OciAction::Repository(name, RepositoryAction::ReadBlob { digest, head: false })) = action
         && let Some(query) = query.filter(|query| download::is_signed(query))
     {
         return download::verify(&registry.keys, name, digest, query, now)
-            .map_err(|error| NotAuthenticated::Refused(error.to_string()));
+            .map_err(|error| AuthenticationError::Refused(error.to_string()));
     }
-    let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or(NotAuthenticated::Unknown)?;
+    let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or(AuthenticationError::Unknown)?;
     token::verify(&registry.keys, &token, now).map_err(|error| match error {
-        TokenError::Invalid => NotAuthenticated::Unknown,
-        TokenError::Expired => NotAuthenticated::Refused(error.to_string()),
+        TokenError::Invalid => AuthenticationError::Unknown,
+        TokenError::Expired => AuthenticationError::Refused(error.to_string()),
     })
 }
 
 /// Why it is not known who is asking.
-enum NotAuthenticated {
+enum AuthenticationError {
     /// Nothing valid was shown: 401.
     Unknown,
     /// What was shown is not good any more, or for something else: 403.
     Refused(String),
 }
 
-impl NotAuthenticated {
+impl AuthenticationError {
     fn into_response(self, registry: &Registry) -> Response {
         match self {
             Self::Unknown => error::unauthorized(&registry.config.public_url),
@@ -141,56 +141,62 @@ fn basic_token(value: &HeaderValue) -> Option<String> {
     decoded.starts_with("AWS:").then(|| decoded.split_off(4))
 }
 
-impl Call {
-    async fn dispatch(self, action: Action, body: &mut RequestBody) -> Result<Response, OciError> {
+impl OciCall {
+    async fn dispatch(self, action: OciAction, body: &mut RequestBody) -> Result<Response, OciError> {
         let (name, act) = match action {
-            Action::Ping => return Ok(json(StatusCode::OK, "{}")),
-            Action::Catalog(page) => {
+            OciAction::Ping => return Ok(json(StatusCode::OK, "{}")),
+            OciAction::Catalog(page) => {
                 self.allow("DescribeRepositories", Resource::Registry(&self.account))?;
                 return catalog::list(&self, page).await;
             }
-            Action::In(name, act) => (name, act),
+            OciAction::Repository(name, act) => (name, act),
         };
         self.authorize(&name, &act, body.is_empty())?;
         match act {
-            Act::ReadManifest { reference, head } => manifests::read(&self, &name, &reference, head).await,
-            Act::PutManifest { digest, tags } => manifests::put(&self, &name, digest, tags, body).await,
-            Act::DeleteManifest(digest) => manifests::delete(&self, &name, &digest).await,
-            Act::DeleteTag(tag) => manifests::delete_tag(&self, &name, &tag).await,
-            Act::ReadBlob { digest, head } => blobs::read(&self, &name, &digest, head).await,
-            Act::DeleteBlob(digest) => blobs::delete(&self, &name, &digest).await,
-            Act::StartUpload(start) => uploads::start(&self, &name, start, body).await,
-            Act::PatchUpload(id) => uploads::patch(&self, &name, id, body).await,
-            Act::PutUpload(id, digest) => uploads::put(&self, &name, id, digest, body).await,
-            Act::UploadStatus(id) => uploads::status(&self, &name, id).await,
-            Act::CancelUpload(id) => uploads::cancel(&self, &name, id).await,
-            Act::ListTags(page) => tags::list(&self, &name, page).await,
-            Act::ListReferrers { digest, artifact_type, after } => {
+            RepositoryAction::ReadManifest { reference, head } => manifests::read(&self, &name, &reference, head).await,
+            RepositoryAction::PutManifest { digest, tags } => manifests::put(&self, &name, digest, tags, body).await,
+            RepositoryAction::DeleteManifest(digest) => manifests::delete(&self, &name, &digest).await,
+            RepositoryAction::DeleteTag(tag) => manifests::delete_tag(&self, &name, &tag).await,
+            RepositoryAction::ReadBlob { digest, head } => blobs::read(&self, &name, &digest, head).await,
+            RepositoryAction::DeleteBlob(digest) => blobs::delete(&self, &name, &digest).await,
+            RepositoryAction::StartUpload(start) => uploads::start(&self, &name, start, body).await,
+            RepositoryAction::PatchUpload(id) => uploads::patch(&self, &name, id, body).await,
+            RepositoryAction::PutUpload(id, digest) => uploads::put(&self, &name, id, digest, body).await,
+            RepositoryAction::UploadStatus(id) => uploads::status(&self, &name, id).await,
+            RepositoryAction::CancelUpload(id) => uploads::cancel(&self, &name, id).await,
+            RepositoryAction::ListTags(page) => tags::list(&self, &name, page).await,
+            RepositoryAction::ListReferrers { digest, artifact_type, after } => {
                 referrers::list(&self, &name, &digest, artifact_type, after).await
             }
         }
     }
 
     /// Checks the IAM actions that ECR checks for an endpoint. A mount's source is checked when it is known.
-    fn authorize(&self, name: &RepositoryName, act: &Act, empty: bool) -> Result<(), OciError> {
+    fn authorize(&self, name: &RepositoryName, act: &RepositoryAction, empty: bool) -> Result<(), OciError> {
         let needed: &[&'static str] = match act {
-            Act::ReadManifest { .. } | Act::ListReferrers { .. } => &["BatchGetImage"],
-            Act::PutManifest { .. } => &["PutImage"],
-            Act::DeleteManifest(_) | Act::DeleteTag(_) | Act::DeleteBlob(_) => &["BatchDeleteImage"],
-            Act::ReadBlob { head: false, .. } => &["GetDownloadUrlForLayer"],
-            Act::ReadBlob { head: true, .. } => {
+            RepositoryAction::ReadManifest { .. } | RepositoryAction::ListReferrers { .. } => &["BatchGetImage"],
+            RepositoryAction::PutManifest { .. } => &["PutImage"],
+            RepositoryAction::DeleteManifest(_) | RepositoryAction::DeleteTag(_) | RepositoryAction::DeleteBlob(_) => {
+                &["BatchDeleteImage"]
+            }
+            RepositoryAction::ReadBlob { head: false, .. } => &["GetDownloadUrlForLayer"],
+            RepositoryAction::ReadBlob { head: true, .. } => {
                 // Who may pull a layer may also ask whether it is there.
                 if self.may("GetDownloadUrlForLayer", name).is_ok() {
                     return Ok(());
                 }
                 &["BatchCheckLayerAvailability"]
             }
-            Act::StartUpload(Start::Whole(_)) => &["InitiateLayerUpload", "UploadLayerPart", "CompleteLayerUpload"],
-            Act::StartUpload(_) => &["InitiateLayerUpload"],
-            Act::PatchUpload(_) | Act::UploadStatus(_) | Act::CancelUpload(_) => &["UploadLayerPart"],
-            Act::PutUpload(..) if empty => &["CompleteLayerUpload"],
-            Act::PutUpload(..) => &["CompleteLayerUpload", "UploadLayerPart"],
-            Act::ListTags(_) => &["ListImages"],
+            RepositoryAction::StartUpload(UploadStart::Whole(_)) => {
+                &["InitiateLayerUpload", "UploadLayerPart", "CompleteLayerUpload"]
+            }
+            RepositoryAction::StartUpload(_) => &["InitiateLayerUpload"],
+            RepositoryAction::PatchUpload(_)
+            | RepositoryAction::UploadStatus(_)
+            | RepositoryAction::CancelUpload(_) => &["UploadLayerPart"],
+            RepositoryAction::PutUpload(..) if empty => &["CompleteLayerUpload"],
+            RepositoryAction::PutUpload(..) => &["CompleteLayerUpload", "UploadLayerPart"],
+            RepositoryAction::ListTags(_) => &["ListImages"],
         };
         needed.iter().try_for_each(|action| self.may(action, name))
     }

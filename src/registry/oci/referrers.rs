@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::action::MAX_PAGE;
 use super::error::OciError;
-use super::{Call, OCI_FILTERS_APPLIED, encoded, json, next_page};
+use super::{OCI_FILTERS_APPLIED, OciCall, encoded, json, next_page};
 use crate::message::Response;
 use wharfage_domain::names::{Digest, RepositoryName};
 use wharfage_store::StoreError;
@@ -22,7 +22,7 @@ const BATCH: usize = 16;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor<'a> {
+struct ReferrerDescriptor<'a> {
     media_type: &'a str,
     size: u64,
     digest: &'a Digest,
@@ -32,7 +32,7 @@ struct Descriptor<'a> {
     annotations: &'a BTreeMap<String, String>,
 }
 
-impl<'a> From<&'a Image> for Descriptor<'a> {
+impl<'a> From<&'a Image> for ReferrerDescriptor<'a> {
     fn from(image: &'a Image) -> Self {
         Self {
             media_type: &image.media_type,
@@ -47,7 +47,7 @@ impl<'a> From<&'a Image> for Descriptor<'a> {
 
 /// end-12: never 404 for a subject that is not there.
 pub(super) async fn list(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     subject: &Digest,
     artifact_type: Option<String>,
@@ -63,7 +63,7 @@ pub(super) async fn list(
         let metadata = &call.registry.metadata;
         let found = metadata.list_referrers(repository.id, subject, &filter, after.as_ref(), BATCH).await?;
         for image in &found {
-            let entry = serde_json::to_vec(&Descriptor::from(image))
+            let entry = serde_json::to_vec(&ReferrerDescriptor::from(image))
                 .map_err(|error| StoreError::Inconsistent(format!("a descriptor does not serialize: {error}")))?;
             if entries > 0 && (entries == MAX_PAGE || body.len() + entry.len() + 3 > MAX_BYTES) {
                 more = true;

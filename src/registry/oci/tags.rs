@@ -3,9 +3,9 @@
 use http::StatusCode;
 use serde::Serialize;
 
-use super::action::{MAX_PAGE, Page};
+use super::action::{MAX_PAGE, PageRequest};
 use super::error::OciError;
-use super::{Call, json, next_page};
+use super::{OciCall, json, next_page};
 use crate::message::Response;
 use wharfage_domain::names::{RepositoryName, Tag};
 use wharfage_store::StoreError;
@@ -17,7 +17,7 @@ struct TagList<'a> {
 }
 
 /// end-8, in byte order, a thousand at most.
-pub(super) async fn list(call: &Call, name: &RepositoryName, page: Page) -> Result<Response, OciError> {
+pub(super) async fn list(call: &OciCall, name: &RepositoryName, page: PageRequest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let n = page.n.unwrap_or(MAX_PAGE);
     // One more than the page tells whether there is another.

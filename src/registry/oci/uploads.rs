@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::action::Start;
+use super::action::UploadStart;
 use super::conditions::chunk_range;
 use super::error::{Code, OciError};
-use super::{CONTENT_DIGEST, Call, UPLOAD_UUID, empty, value};
+use super::{CONTENT_DIGEST, OciCall, UPLOAD_UUID, empty, value};
 use crate::message::Response;
 use crate::message::body::RequestBody;
 use crate::message::memory::Caller;
@@ -30,22 +30,22 @@ const SOURCES: usize = 16;
 
 /// end-4 and end-11.
 pub(super) async fn start(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
-    start: Start,
+    start: UploadStart,
     body: &mut RequestBody,
 ) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let algorithm = match start {
-        Start::Session(algorithm) => algorithm,
-        Start::Mount { digest, from } => {
+        UploadStart::Session(algorithm) => algorithm,
+        UploadStart::Mount { digest, from } => {
             if mount(call, &repository, &digest, from).await? {
                 return created(name, &digest);
             }
             // The client goes on with an upload of the same blob.
             digest.algorithm()
         }
-        Start::Whole(digest) => {
+        UploadStart::Whole(digest) => {
             let registry = &call.registry;
             let open = registry.begin_whole_upload(repository.id, digest.algorithm(), call.now);
             let session = open.await.map_err(|failure| gone(call, name, failure))?;
@@ -65,7 +65,7 @@ pub(super) async fn start(
 }
 
 /// A session that cannot begin belongs to a repository that has just been deleted.
-fn gone(call: &Call, name: &RepositoryName, failure: UploadFailure) -> OciError {
+fn gone(call: &OciCall, name: &RepositoryName, failure: UploadFailure) -> OciError {
     match failure {
         UploadFailure::NotFound => call.name_unknown(name),
         failure => OciError::of_upload(failure, ""),
@@ -74,7 +74,12 @@ fn gone(call: &Call, name: &RepositoryName, failure: UploadFailure) -> OciError 
 
 /// Links a blob of another repository, if the account lets blobs be mounted and the caller may read it there. Every reason
 /// not to ends in an upload, as the specification asks.
-async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<RepositoryName>) -> Result<bool, OciError> {
+async fn mount(
+    call: &OciCall,
+    to: &Repository,
+    digest: &Digest,
+    from: Option<RepositoryName>,
+) -> Result<bool, OciError> {
     let (registry, account) = (&call.registry, &call.registry.config.account);
     let settings = registry.metadata.list_account_settings(account).await?;
     if settings.get("BLOB_MOUNTING").is_none_or(|value| value != "ENABLED") {
@@ -104,7 +109,7 @@ async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<Repos
 
 /// end-5.
 pub(super) async fn patch(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     id: Uuid,
     body: &mut RequestBody,
@@ -122,7 +127,7 @@ pub(super) async fn patch(
 
 /// end-6.
 pub(super) async fn put(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     id: Uuid,
     digest: Digest,
@@ -136,7 +141,7 @@ pub(super) async fn put(
 }
 
 /// end-13.
-pub(super) async fn status(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+pub(super) async fn status(call: &OciCall, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let upload = call.registry.metadata.find_upload(repository.id, id).await?;
     let upload = upload.ok_or_else(|| OciError::upload_unknown(id))?;
@@ -144,7 +149,7 @@ pub(super) async fn status(call: &Call, name: &RepositoryName, id: Uuid) -> Resu
 }
 
 /// end-14.
-pub(super) async fn cancel(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+pub(super) async fn cancel(call: &OciCall, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     if call.registry.metadata.cancel_upload(repository.id, id, None, call.now).await? {
         Ok(empty(StatusCode::NO_CONTENT))
@@ -156,7 +161,7 @@ pub(super) async fn cancel(call: &Call, name: &RepositoryName, id: Uuid) -> Resu
 /// Takes hold of the session and checks that the request's chunk is the one that comes next. Returns the chunk's length, if
 /// the request says it.
 async fn open(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     repository: RepositoryId,
     id: Uuid,
@@ -251,7 +256,7 @@ async fn append(
 
 /// Appends what is left of a blob and ends its session.
 async fn complete(
-    call: &Call,
+    call: &OciCall,
     session: UploadSession,
     body: &mut RequestBody,
     expected: Option<u64>,

@@ -12,7 +12,7 @@ const QUOTED: usize = 128;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum QueryError {
     /// The request is not signed by somebody we know.
     #[error("{}", auth_message(.0))]
     Auth(#[from] AuthError),
@@ -39,7 +39,7 @@ fn auth_message(error: &AuthError) -> String {
     }
 }
 
-impl Error {
+impl QueryError {
     /// The refusal of an action that does not exist in that version.
     pub(crate) fn invalid_action(action: &str, version: Option<&str>) -> Self {
         let quoted = |text: &str| text.chars().filter(char::is_ascii_graphic).take(QUOTED).collect();
@@ -91,22 +91,22 @@ mod tests {
 
     #[test]
     fn an_error_reads_as_the_services_own() {
-        let xml = Error::invalid_action("Assume<Role>\u{0}\n", Some("2011-06-15")).to_xml(Uuid::nil());
+        let xml = QueryError::invalid_action("Assume<Role>\u{0}\n", Some("2011-06-15")).to_xml(Uuid::nil());
         insta::assert_snapshot!(xml.trim(), @r#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>InvalidAction</Code><Message>Could not find operation Assume&lt;Role&gt; for version 2011-06-15</Message></Error><RequestId>00000000-0000-0000-0000-000000000000</RequestId></ErrorResponse>"#);
     }
 
     #[test]
     fn codes_and_texts_are_those_of_sts() {
-        let told = |error: Error| (error.status().as_u16(), error.code(), error.to_string());
-        let missing = Error::from(AuthError::MissingAuthenticationToken);
+        let told = |error: QueryError| (error.status().as_u16(), error.code(), error.to_string());
+        let missing = QueryError::from(AuthError::MissingAuthenticationToken);
         let text = "Request is missing Authentication Token".to_owned();
         assert_eq!(told(missing), (403, "MissingAuthenticationToken", text));
-        let unknown = Error::from(AuthError::UnrecognizedClient);
+        let unknown = QueryError::from(AuthError::UnrecognizedClient);
         let text = "The security token included in the request is invalid.".to_owned();
         assert_eq!(told(unknown), (403, "InvalidClientTokenId", text));
         let text = "Could not find operation ListUsers for version NO_VERSION_SPECIFIED".to_owned();
-        assert_eq!(told(Error::invalid_action("ListUsers", None)), (400, "InvalidAction", text));
-        let long = Error::invalid_action(&"x".repeat(9999), None).to_string();
+        assert_eq!(told(QueryError::invalid_action("ListUsers", None)), (400, "InvalidAction", text));
+        let long = QueryError::invalid_action(&"x".repeat(9999), None).to_string();
         assert!(long.len() < 200, "{long}");
     }
 }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use self::error::Error;
+use self::error::QueryError;
 use crate::auth::Principal;
 use crate::auth::sigv4::{self, SignedRequest};
 use crate::message::AMZ_TARGET;
@@ -79,7 +79,7 @@ async fn read(
     registry: &Registry,
     head: &Parts,
     body: &mut RequestBody,
-) -> Result<(&'static QueryOperation, Principal), Error> {
+) -> Result<(&'static QueryOperation, Principal), QueryError> {
     let now = Timestamp::now();
     let scope = sigv4::Scope { region: &registry.config.region, service: sts::SERVICE };
     // What can be refused without the body is refused before it is read.
@@ -90,11 +90,11 @@ async fn read(
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
     let query = head.uri.query().unwrap_or_default().as_bytes();
     let value = |name| parameter(&form, name).or_else(|| parameter(query, name));
-    let action = value("Action").ok_or(Error::MissingAction)?;
+    let action = value("Action").ok_or(QueryError::MissingAction)?;
     let version = value("Version");
     let known = version.as_deref() == Some(sts::VERSION);
     let found = OPERATIONS.iter().find(|operation| known && operation.action == action);
-    let operation = found.ok_or_else(|| Error::invalid_action(&action, version.as_deref()))?;
+    let operation = found.ok_or_else(|| QueryError::invalid_action(&action, version.as_deref()))?;
     Ok((operation, principal))
 }
 

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const ID: &str = "6b3c9a93-af5d-473f-a4cf-9710022185cd";
 
-fn parse(method: &str, target: &str) -> Result<Action, NoAction> {
+fn parse(method: &str, target: &str) -> Result<OciAction, ActionError> {
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    Action::parse(&method.parse().unwrap(), path, query)
+    OciAction::parse(&method.parse().unwrap(), path, query)
 }
 
 fn name(text: &str) -> RepositoryName {
@@ -19,18 +19,18 @@ fn digest() -> Digest {
     Digest::sha256(b"")
 }
 
-fn act(method: &str, target: &str) -> Act {
+fn act(method: &str, target: &str) -> RepositoryAction {
     match parse(method, target) {
-        Ok(Action::In(_, act)) => act,
+        Ok(OciAction::Repository(_, act)) => act,
         other => panic!("{method} {target} is {other:?}"),
     }
 }
 
 #[test]
 fn the_root_answers_with_and_without_its_slash() {
-    assert_eq!(parse("GET", "/v2/"), Ok(Action::Ping));
-    assert_eq!(parse("GET", "/v2"), Ok(Action::Ping));
-    assert_eq!(parse("POST", "/v2/"), Err(NoAction::Method("GET, HEAD")));
+    assert_eq!(parse("GET", "/v2/"), Ok(OciAction::Ping));
+    assert_eq!(parse("GET", "/v2"), Ok(OciAction::Ping));
+    assert_eq!(parse("POST", "/v2/"), Err(ActionError::Method("GET, HEAD")));
 }
 
 #[test]
@@ -38,42 +38,58 @@ fn every_endpoint_of_the_specification_is_an_action() {
     let tag = Reference::Tag("latest".parse().unwrap());
     let id: Uuid = ID.parse().unwrap();
     let cases = [
-        ("GET", "manifests/latest".to_owned(), Act::ReadManifest { reference: tag.clone(), head: false }),
-        ("HEAD", "manifests/latest".to_owned(), Act::ReadManifest { reference: tag, head: true }),
-        ("DELETE", "manifests/latest".to_owned(), Act::DeleteTag("latest".parse().unwrap())),
-        ("DELETE", format!("manifests/sha256:{HEX}"), Act::DeleteManifest(digest())),
-        ("GET", format!("blobs/sha256:{HEX}"), Act::ReadBlob { digest: digest(), head: false }),
-        ("HEAD", format!("blobs/sha256:{HEX}"), Act::ReadBlob { digest: digest(), head: true }),
-        ("DELETE", format!("blobs/sha256:{HEX}"), Act::DeleteBlob(digest())),
-        ("POST", "blobs/uploads/".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
-        ("POST", "blobs/uploads".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
+        ("GET", "manifests/latest".to_owned(), RepositoryAction::ReadManifest { reference: tag.clone(), head: false }),
+        ("HEAD", "manifests/latest".to_owned(), RepositoryAction::ReadManifest { reference: tag, head: true }),
+        ("DELETE", "manifests/latest".to_owned(), RepositoryAction::DeleteTag("latest".parse().unwrap())),
+        ("DELETE", format!("manifests/sha256:{HEX}"), RepositoryAction::DeleteManifest(digest())),
+        ("GET", format!("blobs/sha256:{HEX}"), RepositoryAction::ReadBlob { digest: digest(), head: false }),
+        ("HEAD", format!("blobs/sha256:{HEX}"), RepositoryAction::ReadBlob { digest: digest(), head: true }),
+        ("DELETE", format!("blobs/sha256:{HEX}"), RepositoryAction::DeleteBlob(digest())),
+        ("POST", "blobs/uploads/".to_owned(), RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256))),
+        ("POST", "blobs/uploads".to_owned(), RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256))),
         (
             "POST",
             "blobs/uploads/?digest-algorithm=sha512".to_owned(),
-            Act::StartUpload(Start::Session(Algorithm::Sha512)),
+            RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha512)),
         ),
-        ("POST", format!("blobs/uploads/?digest=sha256:{HEX}"), Act::StartUpload(Start::Whole(digest()))),
+        (
+            "POST",
+            format!("blobs/uploads/?digest=sha256:{HEX}"),
+            RepositoryAction::StartUpload(UploadStart::Whole(digest())),
+        ),
         (
             "POST",
             format!("blobs/uploads/?mount=sha256%3A{HEX}&from=other%2Fone"),
-            Act::StartUpload(Start::Mount { digest: digest(), from: Some(name("other/one")) }),
+            RepositoryAction::StartUpload(UploadStart::Mount { digest: digest(), from: Some(name("other/one")) }),
         ),
-        ("POST", "blobs/uploads/?mount=&from=other".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
-        ("POST", "blobs/uploads/?mount=sha256:short".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
+        (
+            "POST",
+            "blobs/uploads/?mount=&from=other".to_owned(),
+            RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256)),
+        ),
+        (
+            "POST",
+            "blobs/uploads/?mount=sha256:short".to_owned(),
+            RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256)),
+        ),
         (
             "POST",
             format!("blobs/uploads/?mount=sha256:{HEX}"),
-            Act::StartUpload(Start::Mount { digest: digest(), from: None }),
+            RepositoryAction::StartUpload(UploadStart::Mount { digest: digest(), from: None }),
         ),
-        ("PATCH", format!("blobs/uploads/{ID}"), Act::PatchUpload(id)),
-        ("PUT", format!("blobs/uploads/{ID}?digest=sha256:{HEX}"), Act::PutUpload(id, digest())),
-        ("GET", format!("blobs/uploads/{ID}"), Act::UploadStatus(id)),
-        ("DELETE", format!("blobs/uploads/{ID}"), Act::CancelUpload(id)),
-        ("GET", "tags/list?n=5&last=abc".to_owned(), Act::ListTags(Page { n: Some(5), last: Some("abc".to_owned()) })),
+        ("PATCH", format!("blobs/uploads/{ID}"), RepositoryAction::PatchUpload(id)),
+        ("PUT", format!("blobs/uploads/{ID}?digest=sha256:{HEX}"), RepositoryAction::PutUpload(id, digest())),
+        ("GET", format!("blobs/uploads/{ID}"), RepositoryAction::UploadStatus(id)),
+        ("DELETE", format!("blobs/uploads/{ID}"), RepositoryAction::CancelUpload(id)),
+        (
+            "GET",
+            "tags/list?n=5&last=abc".to_owned(),
+            RepositoryAction::ListTags(PageRequest { n: Some(5), last: Some("abc".to_owned()) }),
+        ),
         (
             "GET",
             format!("referrers/sha256:{HEX}?artifactType=application/vnd.example+json"),
-            Act::ListReferrers {
+            RepositoryAction::ListReferrers {
                 digest: digest(),
                 artifact_type: Some("application/vnd.example+json".to_owned()),
                 after: None,
@@ -82,19 +98,21 @@ fn every_endpoint_of_the_specification_is_an_action() {
     ];
     for (method, tail, expected) in cases {
         let parsed = parse(method, &format!("/v2/team/app/{tail}"));
-        assert_eq!(parsed, Ok(Action::In(name("team/app"), expected)), "{method} {tail}");
+        assert_eq!(parsed, Ok(OciAction::Repository(name("team/app"), expected)), "{method} {tail}");
     }
-    assert_eq!(parse("GET", "/v2/_catalog"), Ok(Action::Catalog(Page::default())));
+    assert_eq!(parse("GET", "/v2/_catalog"), Ok(OciAction::Catalog(PageRequest::default())));
 }
 
 #[test]
 fn a_repository_may_be_named_like_an_endpoint() {
     let found = parse("GET", "/v2/manifests/tags/list/manifests/latest");
     assert!(
-        matches!(found, Ok(Action::In(repository, Act::ReadManifest { .. })) if repository == name("manifests/tags/list"))
+        matches!(found, Ok(OciAction::Repository(repository, RepositoryAction::ReadManifest { .. })) if repository == name("manifests/tags/list"))
     );
     let found = parse("GET", "/v2/blobs/uploads/tags/list");
-    assert!(matches!(found, Ok(Action::In(repository, Act::ListTags(_))) if repository == name("blobs/uploads")));
+    assert!(
+        matches!(found, Ok(OciAction::Repository(repository, RepositoryAction::ListTags(_))) if repository == name("blobs/uploads"))
+    );
 }
 
 #[test]
@@ -102,41 +120,41 @@ fn a_manifest_is_put_under_the_tags_of_its_path_and_its_query_once_each() {
     let tags = |text: &[&str]| text.iter().map(|tag| tag.parse().unwrap()).collect::<Vec<Tag>>();
     assert_eq!(
         act("PUT", &format!("/v2/ab/manifests/sha256:{HEX}?tag=1&tag=1.2&tag=1")),
-        Act::PutManifest { digest: Some(digest()), tags: tags(&["1", "1.2"]) }
+        RepositoryAction::PutManifest { digest: Some(digest()), tags: tags(&["1", "1.2"]) }
     );
     assert_eq!(
         act("PUT", "/v2/ab/manifests/1?tag=1&tag=2"),
-        Act::PutManifest { digest: None, tags: tags(&["1", "2"]) }
+        RepositoryAction::PutManifest { digest: None, tags: tags(&["1", "2"]) }
     );
     let many: Vec<String> = (0..=MAX_TAG_PARAMETERS).map(|n| format!("tag=t{n}")).collect();
     let target = format!("/v2/ab/manifests/sha256:{HEX}?{}", many.join("&"));
-    assert_eq!(parse("PUT", &target), Err(NoAction::TooManyTags));
+    assert_eq!(parse("PUT", &target), Err(ActionError::TooManyTags));
 }
 
 #[test]
 fn the_parts_of_a_bad_request_are_told_apart() {
-    assert!(matches!(parse("GET", "/v2/UPPER/manifests/latest"), Err(NoAction::Name(_))));
-    assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(NoAction::NoSuchTag(_))));
-    assert!(matches!(parse("PUT", "/v2/ab/manifests/.hidden"), Err(NoAction::Tag(_))));
-    assert!(matches!(parse("GET", "/v2/ab/manifests/sha256:totallywrong"), Err(NoAction::Digest(_))));
-    assert!(matches!(parse("GET", "/v2/ab/blobs/latest"), Err(NoAction::Digest(_))));
-    assert!(matches!(parse("POST", "/v2/ab/blobs/uploads/?digest-algorithm=md5"), Err(NoAction::Digest(_))));
-    assert!(matches!(parse("PATCH", "/v2/ab/blobs/uploads/7"), Err(NoAction::Upload(_))));
-    assert!(matches!(parse("PUT", &format!("/v2/ab/blobs/uploads/{ID}")), Err(NoAction::Parameter { .. })));
-    assert!(matches!(parse("GET", "/v2/ab/tags/list?n=-1"), Err(NoAction::Parameter { name: "n", .. })));
-    assert!(matches!(parse("GET", "/v2/ab/tags/list?n="), Err(NoAction::Parameter { name: "n", .. })));
-    assert!(matches!(parse("PATCH", "/v2/ab/manifests/latest"), Err(NoAction::Method(_))));
+    assert!(matches!(parse("GET", "/v2/UPPER/manifests/latest"), Err(ActionError::Name(_))));
+    assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(ActionError::NoSuchTag(_))));
+    assert!(matches!(parse("PUT", "/v2/ab/manifests/.hidden"), Err(ActionError::Tag(_))));
+    assert!(matches!(parse("GET", "/v2/ab/manifests/sha256:totallywrong"), Err(ActionError::Digest(_))));
+    assert!(matches!(parse("GET", "/v2/ab/blobs/latest"), Err(ActionError::Digest(_))));
+    assert!(matches!(parse("POST", "/v2/ab/blobs/uploads/?digest-algorithm=md5"), Err(ActionError::Digest(_))));
+    assert!(matches!(parse("PATCH", "/v2/ab/blobs/uploads/7"), Err(ActionError::Upload(_))));
+    assert!(matches!(parse("PUT", &format!("/v2/ab/blobs/uploads/{ID}")), Err(ActionError::Parameter { .. })));
+    assert!(matches!(parse("GET", "/v2/ab/tags/list?n=-1"), Err(ActionError::Parameter { name: "n", .. })));
+    assert!(matches!(parse("GET", "/v2/ab/tags/list?n="), Err(ActionError::Parameter { name: "n", .. })));
+    assert!(matches!(parse("PATCH", "/v2/ab/manifests/latest"), Err(ActionError::Method(_))));
     for unknown in ["/v2/ab", "/v2/ab/tags", "/v2//", "/v2/ab/manifests/latest/", "/v2x", "/v2/ab/tags/list/"] {
         let parsed = parse("GET", unknown);
-        assert!(!matches!(parsed, Ok(Action::In(..) | Action::Catalog(_))), "{unknown} is {parsed:?}");
+        assert!(!matches!(parsed, Ok(OciAction::Repository(..) | OciAction::Catalog(_))), "{unknown} is {parsed:?}");
     }
 }
 
 #[test]
 fn a_page_is_never_longer_than_a_thousand() {
     for n in ["1001", "99999999999999999999999999"] {
-        let page = Page { n: Some(MAX_PAGE), last: None };
-        assert_eq!(act("GET", &format!("/v2/ab/tags/list?n={n}")), Act::ListTags(page));
+        let page = PageRequest { n: Some(MAX_PAGE), last: None };
+        assert_eq!(act("GET", &format!("/v2/ab/tags/list?n={n}")), RepositoryAction::ListTags(page));
     }
 }
 
@@ -168,7 +186,7 @@ proptest! {
         path in "/v2(/(ab|manifests|blobs|uploads|tags|list|referrers|_catalog|%2e%2e|\\.\\.|sha256:[a-f0-9]{0,64}|\\PC{0,8})){0,6}/?",
         query in "((n|last|tag|digest|mount|from|artifactType)=?[a-z0-9:%&/+]{0,20}&?){0,3}",
     ) {
-        if let Ok(Action::In(name, _)) = Action::parse(&method.parse().unwrap(), &path, Some(&query)) {
+        if let Ok(OciAction::Repository(name, _)) = OciAction::parse(&method.parse().unwrap(), &path, Some(&query)) {
             prop_assert!(name.as_str().split('/').all(|part| !part.is_empty() && part != "." && part != ".."));
         }
     }
@@ -176,9 +194,9 @@ proptest! {
     #[test]
     fn a_names_manifest_is_found_whatever_the_name(name in RepositoryName::PATTERN, tag in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,20}") {
         if let Ok(name) = name.parse::<RepositoryName>() {
-            let parsed = Action::parse(&Method::GET, &format!("/v2/{name}/manifests/{tag}"), None);
+            let parsed = OciAction::parse(&Method::GET, &format!("/v2/{name}/manifests/{tag}"), None);
             let reference = Reference::Tag(tag.parse().unwrap());
-            prop_assert_eq!(parsed, Ok(Action::In(name, Act::ReadManifest { reference, head: false })));
+            prop_assert_eq!(parsed, Ok(OciAction::Repository(name, RepositoryAction::ReadManifest { reference, head: false })));
         }
     }
 }

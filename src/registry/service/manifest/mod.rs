@@ -14,7 +14,7 @@ use self::error::content;
 pub(crate) use self::media_type::ManifestKind;
 use self::media_type::{limited_text, media_type};
 use self::wire::WireManifest;
-use crate::json::Shape;
+use crate::json::JsonShape;
 use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::manifests::{BlobReference, NewManifest};
 
@@ -56,7 +56,7 @@ pub(crate) fn check(
         return Err(InvalidManifest::Syntax);
     }
     // The parser does not limit the depth of skipped members, nor the number of values.
-    let shape = Shape::of(&payload);
+    let shape = JsonShape::of(&payload);
     if shape.depth > MAX_DEPTH {
         return Err(content(format!("JSON nests deeper than {MAX_DEPTH} levels")));
     }
