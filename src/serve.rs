@@ -135,7 +135,7 @@ impl Opened {
         let mut tasks = JoinSet::new();
         tasks.spawn(server::serve(Arc::clone(&registry), listener, acceptor, limits, stopped.clone()));
         if let Some(tls) = tls {
-            tasks.spawn(tls.follow_files(stopped.clone()));
+            tasks.spawn(tls.watch_files(stopped.clone()));
         }
         tasks.spawn(jobs::run(Arc::new(job_context), jobs, stopped.clone()));
         tasks.spawn(Arc::clone(&registry.pulls).run(stopped));

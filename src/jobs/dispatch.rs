@@ -1,4 +1,4 @@
-//! Claims jobs for the lanes that have a worker to spare, and runs each with a heartbeat.
+//! Claims jobs for the lanes with a free worker, and runs each with a heartbeat.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use wharfage_process::shutdown::Stop;
 use wharfage_store::StoreError;
 use wharfage_store::jobs::{Job, JobEnd};
 
-/// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
+/// The duration of a claim without a heartbeat: a job of a killed process waits as long.
 const LEASE_DURATION: Duration = Duration::from_secs(30);
-/// How often a claim is prolonged.
+/// The interval of heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long to wait before a database that did not answer is asked again.
+/// The pause after the database did not answer.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(5);
 
 /// The workers of each lane.
@@ -32,19 +32,19 @@ impl Workers {
         self.0.iter().find(|(lane, _)| *lane == wanted).map(|(_, workers)| workers)
     }
 
-    /// The kinds of the lanes that have a worker to spare.
+    /// Returns the kinds of the lanes with a free worker.
     fn open_kinds(&self) -> Vec<&'static str> {
         let open = |kind: &&JobKind| self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0);
         KINDS.iter().filter(open).map(|kind| kind.name).collect()
     }
 
-    /// A worker for a job of this kind; only [`run`] takes them, so there is one where the lane was open.
+    /// Takes a worker for a job of this kind. Only [`run`] takes workers, so an open lane has one.
     fn take(&self, name: &str) -> Option<OwnedSemaphorePermit> {
         Arc::clone(self.of(kind(name)?.lane)?).try_acquire_owned().ok()
     }
 }
 
-/// Runs jobs until `stop`, and returns when those that ran then are given back.
+/// Runs jobs until `stop`; returns after the running jobs have been released.
 pub(super) async fn run(context: Arc<JobContext>, settings: Arc<JobSettings>, mut stop: Stop) {
     let workers = Workers::new();
     let mut running = JoinSet::new();
@@ -67,7 +67,7 @@ pub(super) async fn run(context: Arc<JobContext>, settings: Arc<JobSettings>, mu
             Ok(None) => settings.poll,
             Err(error) => {
                 let seconds = OUTAGE_PAUSE.as_secs();
-                tracing::warn!(%error, "looking for jobs failed; looking again in {seconds} s");
+                tracing::warn!(%error, "cannot claim jobs; trying again in {seconds} s");
                 OUTAGE_PAUSE
             }
         };
@@ -121,19 +121,19 @@ async fn execute(context: &JobContext, settings: &JobSettings, job: Job, mut sto
     };
     context.metrics.ended(name, state);
     if let Err(error) = context.metadata.end_job(*id, *attempts, end).await {
-        tracing::warn!(job = id, kind = name, key, %error, "recording the end of a job failed; it runs again");
+        tracing::warn!(job = id, kind = name, key, %error, "cannot record the end of a job; it runs again");
     }
 }
 
-/// Prolongs the claim again and again; returns only when it is lost.
+/// Renews the claim at every heartbeat; returns only when it is lost.
 async fn renew_until_lost(context: &JobContext, id: i64, attempts: u32) {
     loop {
         tokio::time::sleep(HEARTBEAT_INTERVAL).await;
         match context.metadata.heartbeat_job(id, attempts, LEASE_DURATION).await {
             Ok(true) => {}
             Ok(false) => return,
-            // The lease is three heartbeats long; if none gets through, another worker takes the job, as it should be.
-            Err(error) => tracing::warn!(job = id, %error, "prolonging the claim on a job failed"),
+            // A lease lasts three heartbeats; if none succeeds, another worker takes the job.
+            Err(error) => tracing::warn!(job = id, %error, "cannot renew the claim on a job; trying again"),
         }
     }
 }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn jobs_of_every_lane_are_done_and_what_cannot_be_done_is_dead() {
+    async fn jobs_of_every_lane_run_and_hopeless_ones_are_dead() {
         let (_folder, context, id) = bed().await;
         let (context, now) = (Arc::new(context), Timestamp::now());
         let unreadable =

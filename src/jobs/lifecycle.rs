@@ -1,5 +1,5 @@
-//! Carries out a repository's lifecycle policy. What it selects is the evaluator's decision alone; this file loads, acts in
-//! the evaluator's order, and tells what it did.
+//! Enforces a repository's lifecycle policy: loads the images, executes the evaluator's actions in
+//! its order, and records them. Only the evaluator selects images.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,63 +16,64 @@ use wharfage_store::images::{
 };
 use wharfage_store::repositories::{Repository, RepositoryChange, RepositoryId};
 
-/// How many rows one read takes.
+/// The number of rows per read.
 const PAGE: usize = 1000;
-/// How many images an event names; the others are counted.
+/// The number of images that an event lists; it counts the others.
 const NAMED: usize = 100;
 
-/// How often a run evaluates the policy at most. What is still to be done then is left to the next run.
+/// The number of evaluations in a run. The next run does the rest.
 const EVALUATIONS: usize = 5;
-/// How many of the images that a rule keeps are looked at again before one is acted on that is too many beside them. A rule
-/// that keeps more tolerates the few that may go while it runs.
+/// The number of a rule's kept images that are checked before an image beyond them is deleted or
+/// archived. A rule that keeps more tolerates the few that may disappear during the run.
 const KEPT_CHECKED: usize = 1000;
 
-/// What a run did.
+/// The result of a run.
 #[derive(Default)]
 struct RunResult {
     expired: Vec<Digest>,
     archived: Vec<Digest>,
-    /// Images that were not what they had been when the policy was evaluated, or were gone.
+    /// Images that were changed or deleted since the evaluation.
     changed: u64,
-    /// Images that an index holds.
+    /// Images that an index references.
     protected: u64,
 }
 
-/// An action that a policy decided on, with what the decision rests on.
+/// An action of a policy, with its preconditions.
 struct PlannedAction {
     digest: Digest,
     action: Action,
     decision: LifecycleDecision,
 }
 
-/// What a policy decided about a repository.
+/// The actions of a policy in a repository.
 struct LifecyclePlan {
     repository: Repository,
-    /// The moment that the policy was evaluated for.
+    /// The time of the evaluation.
     at: Timestamp,
     actions: Vec<PlannedAction>,
     protected: u64,
 }
 
-/// How carrying out a plan ended.
+/// The end of a plan's execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ExecutionEnd {
-    /// Nothing of it is left.
+    /// All actions were executed.
     Complete,
-    /// Images that were to be kept have changed or gone, so the policy has to be evaluated again.
+    /// Kept images have changed or disappeared, so the policy must be evaluated again.
     Outdated,
-    /// The repository has another policy by now, or none.
+    /// The policy was replaced or deleted.
     Replaced,
 }
 
-/// Evaluates the policy of this repository and carries it out. A repository or a policy that is gone is no failure.
+/// Evaluates and enforces the policy of this repository. A missing repository or policy is not an
+/// error.
 pub(super) async fn run(context: &JobContext, settings: &JobSettings, id: RepositoryId) -> Result<(), JobError> {
     let mut wanted = HashSet::new();
     for evaluation in 1..=EVALUATIONS {
         let Some(plan) = decide(context, id).await? else { return Ok(()) };
         let (repository, at, mut done) = (plan.repository.clone(), plan.at, RunResult::default());
         let ended = execute(context, plan, &mut wanted, &mut done).await;
-        // Also where it failed: what was done was done.
+        // Also after a failure, because the actions before it were executed.
         record(context, &repository, done).await?;
         match ended? {
             ExecutionEnd::Outdated if evaluation < EVALUATIONS => {}
@@ -94,7 +95,7 @@ pub(super) async fn run(context: &JobContext, settings: &JobSettings, id: Reposi
     Ok(())
 }
 
-/// Nothing if there is no policy.
+/// Evaluates the policy; `None` if there is none.
 async fn decide(context: &JobContext, id: RepositoryId) -> Result<Option<LifecyclePlan>, JobError> {
     let Some(repository) = context.metadata.find_repository_by_id(id).await? else { return Ok(None) };
     let Some(policy) = repository.lifecycle_policy.clone() else { return Ok(None) };
@@ -111,7 +112,7 @@ async fn decide(context: &JobContext, id: RepositoryId) -> Result<Option<Lifecyc
     Ok(Some(LifecyclePlan { repository, at, actions, protected: protected as u64 }))
 }
 
-/// The marks of an evaluation, each with what it rests on.
+/// Returns the actions of an evaluation with their preconditions.
 fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest, ImageState>) -> Vec<PlannedAction> {
     let kept = |images: &Vec<&Image>| -> Arc<[(ManifestId, u64)]> {
         let states = images.iter().take(KEPT_CHECKED).filter_map(|image| states.get(&image.digest));
@@ -137,8 +138,8 @@ fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest,
     evaluation.marks.iter().filter_map(planned).collect()
 }
 
-/// Acts until the policy is another one or gone: from then on that one holds, and its own run, if there is a policy. Images
-/// that were pushed or pulled while the run goes on are `wanted` by somebody: they are left to the next run.
+/// Executes a plan until the policy is replaced or deleted: the new policy has its own run. Images
+/// that were pushed or pulled during the run are `wanted`: they are left to the next run.
 async fn execute(
     context: &JobContext,
     plan: LifecyclePlan,
@@ -151,7 +152,8 @@ async fn execute(
         if wanted.contains(&digest) {
             continue;
         }
-        // A pull that this process has served counts. One that another replica serves at this moment does not.
+        // Pulls that this process has served count. A pull that another replica serves at this
+        // moment does not.
         context.pulls.flush().await?;
         let acted = match action {
             Action::Expire => expire(context, plan.repository.id, &digest, decision).await?,
@@ -173,13 +175,13 @@ async fn execute(
     Ok(ended)
 }
 
-/// What became of one action.
+/// The result of one action.
 enum ActionResult {
     Done,
     Protected,
-    /// Nothing: the image is gone, or in that storage class already.
+    /// The image does not exist any more, or has this storage class already.
     Gone,
-    /// Nothing: what it was decided by is no longer so.
+    /// A precondition has changed.
     Stale(Stale),
 }
 
@@ -213,7 +215,7 @@ async fn archive(
     }
 }
 
-/// Keeps an event row and a log line of what a run did; a run that did nothing is no event.
+/// Records the result of a run in the log, and in an event if it changed anything.
 async fn record(context: &JobContext, repository: &Repository, done: RunResult) -> StoreResult<()> {
     let RunResult { expired, archived, changed, protected } = done;
     tracing::info!(
@@ -222,7 +224,7 @@ async fn record(context: &JobContext, repository: &Repository, done: RunResult) 
         archived = archived.len(),
         changed,
         protected,
-        "carried out a lifecycle policy"
+        "executed a lifecycle policy"
     );
     if expired.is_empty() && archived.is_empty() {
         return Ok(());
@@ -246,7 +248,7 @@ async fn record(context: &JobContext, repository: &Repository, done: RunResult) 
     context.metadata.record_event(event).await
 }
 
-/// Evaluates away from the threads that answer requests: 100,000 images take a good part of a second.
+/// Evaluates on a blocking thread: 100,000 images take a good part of a second.
 pub(super) async fn evaluated<T: Send + 'static>(
     policy: Policy,
     images: Vec<Image>,
@@ -258,21 +260,21 @@ pub(super) async fn evaluated<T: Send + 'static>(
         .map_err(|error| JobError::Permanent(format!("the evaluation failed: {error}")))
 }
 
-/// Which row an image is in, and how it was when it was read.
+/// The row of an image and its revision when it was read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ImageState {
     id: ManifestId,
     revision: u64,
 }
 
-/// Every image of a repository as the evaluator wants it.
+/// The images of a repository, as the evaluator needs them.
 pub(super) struct LoadedImages {
     pub(super) images: Vec<Image>,
     states: HashMap<Digest, ImageState>,
 }
 
 pub(super) async fn load(context: &JobContext, id: RepositoryId) -> StoreResult<LoadedImages> {
-    // The pulls that this process has served count.
+    // Pulls that this process has served count.
     context.pulls.flush().await?;
     let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
     let mut last_edge = None;
@@ -331,7 +333,7 @@ pub(super) mod tests {
     use wharfage_store::sqlite::SqliteStore;
     use wharfage_store::{Lookup, Metadata};
 
-    /// What jobs get, on a folder with a repository of four images.
+    /// Creates a job context with a repository of four images.
     pub(crate) async fn bed() -> (tempfile::TempDir, JobContext, RepositoryId) {
         let folder = tempfile::tempdir().unwrap();
         let account = "123456789012".parse().unwrap();
@@ -358,7 +360,7 @@ pub(super) mod tests {
         (folder, context, repository)
     }
 
-    /// Pushes an image whose payload and tag are `text`. Images with later letters are younger.
+    /// Pushes an image with the payload and tag `text`. Images with later letters are younger.
     async fn push(context: &JobContext, repository: RepositoryId, text: &'static str) {
         let manifest = NewManifest {
             digest: Digest::sha256(text.as_bytes()),
@@ -382,7 +384,7 @@ pub(super) mod tests {
         assert!(context.metadata.change_repository(id, change, Vec::new()).await.unwrap());
     }
 
-    /// Keeps so many images; the others expire or go to the archive.
+    /// A policy that keeps this many images, and expires or archives the others.
     fn keep(images: u64, action: &str) -> String {
         let mut policy = json!({ "rules": [{
             "rulePriority": 1,
@@ -395,7 +397,7 @@ pub(super) mod tests {
         policy.to_string()
     }
 
-    /// The tags of the active images.
+    /// Returns the tags of the active images.
     async fn active(context: &JobContext, id: RepositoryId) -> String {
         let filter = ImageFilter { status: Some(ImageStatus::Active), ..ImageFilter::EVERYTHING };
         let images = context.metadata.list_images(id, filter, None, 10).await.unwrap();
@@ -413,7 +415,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_that_has_begun_stops_where_its_policy_is_replaced_or_deleted() {
+    async fn a_run_stops_when_its_policy_is_replaced_or_deleted() {
         for action in ["expire", "transition"] {
             for replacement in [None, Some(keep(4, action))] {
                 let (_folder, context, id) = bed().await;
@@ -421,7 +423,7 @@ pub(super) mod tests {
                 let mut plan = planned(&context, id).await;
                 assert_eq!(plan.actions.len(), 3);
 
-                // The first action is done before the policy changes, the others come behind.
+                // The first action is executed before the policy changes, the others after it.
                 let first = plan.actions.remove(0);
                 let begun = LifecyclePlan { repository: plan.repository.clone(), actions: vec![first], ..plan };
                 let rest = LifecyclePlan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
@@ -439,7 +441,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn an_image_that_is_wanted_while_a_run_goes_on_is_left_to_the_next() {
+    async fn an_image_used_during_a_run_is_left_to_the_next() {
         for action in ["expire", "transition"] {
             for wanted in ["pushed", "pulled"] {
                 let (_folder, context, id) = bed().await;
@@ -471,7 +473,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_many_is_decided_again_when_what_was_to_be_kept_goes() {
+    async fn a_policy_is_evaluated_again_when_kept_images_go() {
         for action in ["expire", "transition"] {
             let (_folder, context, id) = bed().await;
             set_policy(&context, id, Some(keep(2, action))).await;

@@ -1,4 +1,5 @@
-//! What is due by the clock: lifecycle policies, uploads that nobody goes on with, old events. Each has a rhythm of its own.
+//! Periodic work: due lifecycle policies, idle uploads, old events and usage counts, each with its
+//! own interval.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use wharfage_store::StoreResult;
 use wharfage_store::jobs::{JobPayload as _, PruneEvents};
 use wharfage_store::repositories::LifecycleSchedule;
 
-/// How many rows one transaction takes.
+/// The number of rows per transaction.
 const PAGE: usize = 500;
-/// How often changes of usage are folded: a count adds up what came since.
+/// The interval of folding changes of usage: a count adds the changes since.
 const FOLD_INTERVAL: Duration = Duration::from_secs(2);
-/// How often stale uploads and old events are looked for.
+/// The interval of checks for idle uploads and old events.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Enqueues the lifecycle policies that are due, until `stop`.
@@ -23,7 +24,7 @@ pub(super) async fn lifecycle(context: Arc<JobContext>, settings: Arc<JobSetting
     let every = (settings.lifecycle_interval / 4).clamp(Duration::from_millis(250), Duration::from_secs(5));
     while !*stop.borrow() {
         if let Err(error) = enqueue_due(&context, &settings, Timestamp::now(), PAGE).await {
-            tracing::warn!(%error, "looking for lifecycle policies that are due failed");
+            tracing::warn!(%error, "cannot enqueue due lifecycle policies; trying again");
         }
         pause(every, &mut stop).await;
     }
@@ -40,34 +41,34 @@ async fn enqueue_due(context: &JobContext, settings: &JobSettings, now: Timestam
     }
 }
 
-/// Folds changes of usage into what they change, until `stop`.
+/// Folds changes of usage into the counts, until `stop`.
 pub(super) async fn fold_usage(context: Arc<JobContext>, mut stop: Stop) {
     while !*stop.borrow() {
         match context.metadata.fold_usage(PAGE).await {
             // There is more.
             Ok(folded) if folded == PAGE as u64 => continue,
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "folding usage failed; counting takes longer until it works"),
+            Err(error) => tracing::warn!(%error, "cannot fold usage; counts are slower until it works"),
         }
         pause(FOLD_INTERVAL, &mut stop).await;
     }
 }
 
-/// Gives up stale uploads and has old events deleted, until `stop`.
+/// Deletes idle uploads and enqueues the deletion of old events, until `stop`.
 pub(super) async fn upkeep(context: Arc<JobContext>, settings: Arc<JobSettings>, mut stop: Stop) {
     let every = settings.upload_expiry.min(UPKEEP_INTERVAL);
     while !*stop.borrow() {
         if let Err(error) = run_upkeep(&context, &settings, Timestamp::now()).await {
-            tracing::warn!(%error, "looking for stale uploads and old events failed");
+            tracing::warn!(%error, "cannot delete idle uploads and old events; trying again");
         }
         pause(every, &mut stop).await;
     }
 }
 
 async fn run_upkeep(context: &JobContext, settings: &JobSettings, now: Timestamp) -> StoreResult<()> {
-    let given_up = context.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
-    if given_up > 0 {
-        tracing::info!(uploads = given_up, "gave up upload sessions that nobody went on with");
+    let deleted = context.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
+    if deleted > 0 {
+        tracing::info!(uploads = deleted, "deleted idle upload sessions");
     }
     context.metadata.enqueue_job(PruneEvents {}.job(now)).await
 }
@@ -90,7 +91,7 @@ mod tests {
     use wharfage_store::repositories::{Encryption, NewRepository, RepositoryChange, TagMutability};
 
     #[tokio::test]
-    async fn one_look_enqueues_every_policy_that_is_due_however_many_pages_they_are() {
+    async fn every_due_policy_is_enqueued_in_one_pass() {
         let (_folder, context, _) = bed().await;
         for number in 0..25 {
             let new = NewRepository {
@@ -112,7 +113,7 @@ mod tests {
             let counts = context.metadata.count_jobs(&wharfage_store::jobs::KINDS).await.unwrap();
             assert_eq!(counts.iter().map(|count| count.count).sum::<u64>(), 25);
         }
-        // Policies spread: not all of them are due again at the same moment.
+        // Policies are spread: not all are due again at the same time.
         let later = now + settings.lifecycle_interval.mul_f64(0.95);
         let schedule = LifecycleSchedule { now: later, next_due: (later, later), limit: 100 };
         let due = context.metadata.schedule_lifecycle(schedule).await.unwrap();

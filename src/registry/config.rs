@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use wharfage_domain::names::{AccountId, Region};
 
-/// Where clients reach this registry, as `repositoryUri` and `proxyEndpoint` say it: never taken from a request.
+/// The URL of this registry for clients, as in `repositoryUri` and `proxyEndpoint`; never taken
+/// from a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicUrl {
     /// `http` or `https`.
     pub scheme: String,
-    /// Host, and port where it is not the scheme's own.
+    /// The host, with a port unless it is the scheme's default.
     pub authority: String,
 }
 
@@ -34,24 +35,25 @@ impl std::fmt::Display for PublicUrl {
     }
 }
 
-/// What a registry is told once, at its start.
+/// The configuration of a registry, fixed at its start.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The region that it serves, the one in every ARN and in every signature's scope.
+    /// The region of every ARN and of every signature's scope.
     pub region: Region,
-    /// The account whose registry the bare host is.
+    /// The account that the bare host addresses.
     pub account: AccountId,
-    /// Where clients reach it.
+    /// The URL of the registry for clients.
     pub public_url: PublicUrl,
-    /// Whether blob reads redirect to the store where it can sign URLs.
+    /// Redirects reads of blobs to the store when it can sign URLs.
     pub redirect_blobs: bool,
     /// The structural limits.
     pub limits: Limits,
 }
 
 impl Config {
-    /// Where clients reach an account's registry: `ACCOUNT.dkr.ecr.REGION.HOST` below the public host, which is our own
-    /// account's. A loopback address counts as `localhost`; below any other address there are no names.
+    /// Returns the URL of an account's registry: `ACCOUNT.dkr.ecr.REGION.HOST` below the public
+    /// host, which is our own account's. A loopback address counts as `localhost`; below any other
+    /// address there are no names.
     pub fn url_of(&self, account: &AccountId) -> Option<PublicUrl> {
         if *account == self.account {
             return Some(self.public_url.clone());
@@ -68,7 +70,8 @@ impl Config {
         Some(PublicUrl { scheme: scheme.clone(), authority })
     }
 
-    /// The account whose registry a request is for, by its `Host` header: the one that the name begins with, else ours.
+    /// Returns the account that a `Host` header addresses: the account at the beginning of the
+    /// name, otherwise our own.
     pub fn account_of(&self, host: Option<&str>) -> AccountId {
         let host = split_port(host.unwrap_or_default()).0;
         let named = || {
@@ -81,7 +84,7 @@ impl Config {
     }
 }
 
-/// A host, and its port if the text has one.
+/// Splits a host and its optional port.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn another_account_has_a_host_of_its_own_below_the_public_one() {
+    fn another_account_has_a_host_below_the_public_one() {
         let url =
             |public: &str, account: &str| config(public).url_of(&account.parse().unwrap()).map(|url| url.to_string());
         for public in ["https://registry.example.com", "http://127.0.0.1:5000", "http://10.0.0.1"] {
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_begins_with_an_account_is_that_accounts() {
+    fn a_host_that_begins_with_an_account_addresses_it() {
         let account = |public: &str, host: Option<&str>| config(public).account_of(host).to_string();
         let public = "http://127.0.0.1:5000";
         for host in [None, Some(""), Some("127.0.0.1:5000"), Some("[::1]:5000"), Some("999999999999.example.com")] {
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_that_is_named_for_an_account_leads_to_it() {
+    fn the_host_of_an_account_addresses_it() {
         for public in ["https://registry.example.com", "http://127.0.0.1:5000"] {
             let (config, account) = (config(public), "999999999999".parse().unwrap());
             assert_eq!(config.account_of(config.url_of(&account).map(|url| url.authority).as_deref()), account);

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_leaves_space_for_the_reserve_and_as_much_again() {
+    fn a_push_leaves_space_for_twice_the_reserve() {
         assert!(usage(32, 32).has_room_for(0) && !usage(31, 32).has_room_for(0), "the reserve is allocated");
         assert!(usage(64, 0).has_room_for(0) && !usage(63, 0).has_room_for(0), "the reserve is released");
         assert!(usage(100, 32).has_room_for(68 * MIB) && !usage(100, 32).has_room_for(68 * MIB + 1));

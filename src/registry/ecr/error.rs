@@ -1,4 +1,4 @@
-//! The errors of the ECR API: their names, their texts (which clients search for words), and how they look on the wire.
+//! The errors of the ECR API: names, texts (which clients search), and wire format.
 
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -18,9 +18,7 @@ use wharfage_store::StoreError;
 /// A repository as error texts name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RepositoryRef {
-    /// The registry.
     pub(crate) account: AccountId,
-    /// The repository's name.
     pub(crate) name: RepositoryName,
 }
 
@@ -30,13 +28,13 @@ impl std::fmt::Display for RepositoryRef {
     }
 }
 
-/// Why a call failed. The texts are Amazon ECR's where it has been seen to give one.
+/// The reason why a call failed. The texts are Amazon ECR's where they are known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EcrError {
     /// The store failed.
     #[error("The registry could not carry out the request. Try again; its log says what failed.")]
     Server(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The store does not answer, or not in time: AWS's common error of this name and its text.
+    /// The store does not answer in time: AWS's common error of this name and text.
     #[error("The request has failed due to a temporary failure of the server.")]
     Unavailable(#[source] StoreError),
     /// The disk is full.
@@ -44,55 +42,53 @@ pub(crate) enum EcrError {
         "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space."
     )]
     Full(#[source] StoreError),
-    /// The request is not signed by somebody we know.
+    /// The signature is missing or not accepted.
     #[error(transparent)]
     Auth(#[from] AuthError),
-    /// The caller may not do this.
+    /// The caller has no permission.
     #[error(transparent)]
     AccessDenied(#[from] Denied),
-    /// There is no such operation.
+    /// The operation does not exist.
     #[error("{0}")]
     UnknownOperation(String),
-    /// The body is no JSON object, or a member has the wrong JSON type.
+    /// The body is not a JSON object, or a member has the wrong JSON type.
     #[error("{0}")]
     Serialization(String),
-    /// The body did not arrive whole.
+    /// The body did not arrive completely.
     #[error("{0}")]
     Body(BodyError),
-    /// There is no memory for the request or its answer now.
+    /// There is no memory for the request or its response.
     #[error("Rate exceeded")]
     Throttling,
 
     /// An input member breaks its constraint.
     #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
     InvalidParameter {
-        /// The member.
         member: ErrorText,
-        /// What it should have been.
+        /// The constraint.
         reason: ErrorText,
     },
-    /// The same, by a pure validator whose text is whole already.
+    /// An input member breaks a constraint; a validator wrote the whole text.
     #[error("{0}")]
     InvalidParameterText(String),
     /// The request contradicts a setting or a state.
     #[error("{0}")]
     Validation(String),
-    /// A quota is used up.
+    /// A quota is reached.
     #[error("{0}")]
     LimitExceeded(String),
-    /// The key that encrypts, or should, cannot be used.
+    /// The encryption key cannot be used.
     #[error("{message}")]
     Kms {
-        /// What is wrong.
         message: &'static str,
-        /// KMS's own name of it.
+        /// KMS's name of the error.
         kms_error: &'static str,
     },
 
-    /// There is no such repository.
+    /// The repository does not exist.
     #[error("The repository with name '{}' does not exist in the registry with id '{}'", .0.name, .0.account)]
     RepositoryNotFound(RepositoryRef),
-    /// The name is taken.
+    /// The repository exists already.
     #[error("The repository with name '{}' already exists in the registry with id '{}'", .0.name, .0.account)]
     RepositoryAlreadyExists(RepositoryRef),
     /// The repository has images.
@@ -101,12 +97,11 @@ pub(crate) enum EcrError {
     /// A resource tag is not valid.
     #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
     InvalidTagParameter {
-        /// Where it is.
         member: ErrorText,
-        /// What it should have been.
+        /// The constraint.
         reason: ErrorText,
     },
-    /// A repository has as many resource tags as it may have.
+    /// The repository has the maximum number of resource tags.
     #[error("A repository can have at most {0} tags")]
     TooManyTags(usize),
     /// The repository has no policy.
@@ -116,127 +111,86 @@ pub(crate) enum EcrError {
     #[error("Registry policy does not exist in the registry with id '{0}'")]
     RegistryPolicyNotFound(AccountId),
 
-    /// There is no such image.
+    /// The image does not exist.
     #[error("The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist within the repository with name '{}' in the registry with id '{}'", .repository_ref.name, .repository_ref.account)]
     ImageNotFound {
-        /// The digest that was asked for, or `null`.
+        /// The requested digest, or `null`.
         digest: ErrorText,
-        /// The tag that was asked for, or `null`.
+        /// The requested tag, or `null`.
         tag: ErrorText,
-        /// Where.
         repository_ref: RepositoryRef,
     },
     /// The push changes nothing.
     #[error("Image with digest '{digest}' and tag '{tag}' already exists in the repository with name '{}' in registry with id '{}'", .repository_ref.name, .repository_ref.account)]
     ImageAlreadyExists {
-        /// Its digest.
         digest: Digest,
         /// The tag, or `null`.
         tag: ErrorText,
-        /// Where.
         repository_ref: RepositoryRef,
     },
     /// The tag exists and is immutable.
     #[error(
         "The image tag '{tag}' already exists in the '{repository}' repository and cannot be overwritten because the repository is immutable."
     )]
-    ImageTagAlreadyExists {
-        /// The tag.
-        tag: Tag,
-        /// The repository.
-        repository: RepositoryName,
-    },
-    /// The manifest has another digest than the request says.
+    ImageTagAlreadyExists { tag: Tag, repository: RepositoryName },
+    /// The manifest has another digest than the request.
     #[error("The image digest '{expected}' does not match the digest '{actual}' of the manifest")]
     ImageDigestDoesNotMatch {
-        /// What the request says.
+        /// The digest in the request.
         expected: ErrorText,
-        /// What the manifest has.
+        /// The digest of the manifest.
         actual: Digest,
     },
     /// Blobs that a manifest needs are missing.
     #[error("Layers with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .repository_ref.name, .repository_ref.account)]
-    LayersNotFound {
-        /// The missing ones.
-        digests: Vec<Digest>,
-        /// Where.
-        repository_ref: RepositoryRef,
-    },
-    /// A layer that was asked for is missing.
+    LayersNotFound { digests: Vec<Digest>, repository_ref: RepositoryRef },
+    /// A requested layer is missing.
     #[error("The layer with digest '{digest}' does not exist in {repository_ref}")]
-    LayerNotFound {
-        /// The digest.
-        digest: ErrorText,
-        /// Where.
-        repository_ref: RepositoryRef,
-    },
-    /// A layer exists, but no image that may be pulled has it.
+    LayerNotFound { digest: ErrorText, repository_ref: RepositoryRef },
+    /// The layer exists, but no image that can be pulled has it.
     #[error("The layer with digest '{digest}' is not associated with an available image in {repository_ref}")]
-    LayerInaccessible {
-        /// The digest.
-        digest: Digest,
-        /// Where.
-        repository_ref: RepositoryRef,
-    },
+    LayerInaccessible { digest: Digest, repository_ref: RepositoryRef },
     /// Images that an index needs are missing.
     #[error("Images with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .repository_ref.name, .repository_ref.account)]
-    ReferencedImagesNotFound {
-        /// The missing ones.
-        digests: Vec<Digest>,
-        /// Where.
-        repository_ref: RepositoryRef,
-    },
-    /// The image cannot go to that storage class.
+    ReferencedImagesNotFound { digests: Vec<Digest>, repository_ref: RepositoryRef },
+    /// The image cannot change to this storage class.
     #[error("{0}")]
     StorageClassUpdateNotSupported(String),
 
-    /// There is no such upload.
+    /// The upload does not exist.
     #[error("The upload '{id}' does not exist in {repository_ref}")]
-    UploadNotFound {
-        /// The upload's id.
-        id: ErrorText,
-        /// Where.
-        repository_ref: RepositoryRef,
-    },
-    /// A part does not begin where the one before ended, or is not as long as it says.
+    UploadNotFound { id: ErrorText, repository_ref: RepositoryRef },
+    /// A part does not begin after the previous one, or has another length than stated.
     #[error("{message}")]
     InvalidLayerPart {
-        /// What is wrong.
         message: String,
-        /// Where.
         repository_ref: RepositoryRef,
-        /// The upload.
         id: Uuid,
-        /// The last byte that was accepted, if any was.
+        /// The last acknowledged byte, if any.
         last_valid_byte: Option<u64>,
     },
-    /// The bytes have none of the digests.
+    /// The bytes match none of the digests.
     #[error(
         "The layer digest calculation performed upon receipt of the image layer does not match the digest specified: {0}"
     )]
     InvalidLayer(String),
-    /// A part other than the last is too small.
+    /// A part other than the last one is too small.
     #[error("All layer parts except the last part should be at least 5MB")]
     LayerPartTooSmall,
-    /// The repository has the layer.
+    /// The repository has the layer already.
     #[error("Layer with digest '{digest}' already exists in {repository_ref}")]
-    LayerAlreadyExists {
-        /// The digest.
-        digest: Digest,
-        /// Where.
-        repository_ref: RepositoryRef,
-    },
-    /// The upload has no part.
+    LayerAlreadyExists { digest: Digest, repository_ref: RepositoryRef },
+    /// The upload has no parts.
     #[error("The upload '{0}' has no parts: upload at least one before completing it")]
     EmptyUpload(Uuid),
 
     /// The repository has no lifecycle policy.
     #[error("Lifecycle policy does not exist for {0}")]
     LifecyclePolicyNotFound(RepositoryRef),
-    /// A preview runs.
+    /// A preview is in progress.
     #[error("A lifecycle policy preview for {0} is in progress. Wait until it has completed and try again.")]
     LifecyclePolicyPreviewInProgress(RepositoryRef),
-    /// There has been no preview.
+    /// No preview was started.
     #[error("Lifecycle policy preview does not exist for {0}")]
     LifecyclePolicyPreviewNotFound(RepositoryRef),
 }
@@ -278,7 +232,7 @@ impl From<Exhausted> for EcrError {
 }
 
 impl EcrError {
-    /// The error's name.
+    /// Returns the name of the error.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Server(_) | Self::Full(_) => "ServerException",
@@ -335,7 +289,8 @@ impl EcrError {
         }
     }
 
-    /// Why the registry could not do it, for the log: the client is not told. None where it is the caller's doing.
+    /// Returns the cause of a server error for the log; the client does not see it. `None` for
+    /// errors of the caller.
     pub(crate) fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Server(cause) => Some(&**cause),
@@ -344,7 +299,7 @@ impl EcrError {
         }
     }
 
-    /// The members that some errors have beside their message.
+    /// Returns the members that some errors have beside their message.
     fn details(&self) -> Map<String, Value> {
         let details = match self {
             Self::Kms { kms_error, .. } => json!({ "kmsError": kms_error }),
@@ -360,7 +315,7 @@ impl EcrError {
         }
     }
 
-    /// The error as its caller gets it.
+    /// Renders the error.
     pub(crate) fn into_response(self) -> Response {
         let mut body =
             Map::from_iter([("__type".into(), self.code().into()), ("message".into(), self.to_string().into())]);
@@ -381,7 +336,7 @@ impl EcrError {
 mod tests {
     use super::*;
 
-    /// What Amazon ECR has been seen to say: clients and scripts search for these words.
+    /// Texts observed from Amazon ECR, which clients and scripts search for.
     #[test]
     fn texts_are_amazon_ecrs() {
         let repository_ref =

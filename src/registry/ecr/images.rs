@@ -1,4 +1,4 @@
-//! Images: put, read, deleted, moved between storage classes.
+//! Images: PutImage, BatchGetImage, BatchDeleteImage and UpdateImageStorageClass.
 
 use std::borrow::Cow;
 
@@ -19,11 +19,12 @@ use wharfage_store::manifests::{Manifest, PutManifestError};
 use wharfage_store::repositories::Repository;
 use wharfage_store::{Lookup, StoreError};
 
-/// How much of manifests one BatchGetImage gives at most. A hundred of ordinary size are half a MiB.
+/// The limit of manifests in one BatchGetImage, in bytes. A hundred of ordinary size have half a
+/// MiB.
 const MAX_MANIFESTS: usize = 28 * 1024 * 1024;
 
 input! {
-    /// PutImage's.
+    /// The input of PutImage.
     Put {
         registry_id: String,
         repository_name: String,
@@ -44,7 +45,7 @@ pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
         None => None,
         Some(text) => match input::digest("imageDigest", &text)? {
             Some(digest) => Some(digest),
-            // Of an algorithm that names no image here.
+            // The digest is of an algorithm that no image here has.
             None => {
                 let actual = Digest::sha256(manifest.as_bytes());
                 return Err(EcrError::ImageDigestDoesNotMatch { expected: text.into(), actual });
@@ -95,7 +96,8 @@ fn refused_put(
             EcrError::InvalidParameterText(InvalidManifest::from(mismatch).to_string())
         }
         PutManifestError::TagAlreadyExists { tag, current } => {
-            // The same image under the same immutable tag changes nothing, which is another thing than overwriting it.
+            // The same image under the same immutable tag is reported differently from an attempt
+            // to overwrite it.
             if current == Digest::of(current.algorithm(), payload) {
                 let tag = Cow::Owned(tag.to_string());
                 return EcrError::ImageAlreadyExists { digest: current, tag, repository_ref };
@@ -143,7 +145,7 @@ fn failure(id: &ImageId, code: &str, reason: &str) -> Value {
 }
 
 input! {
-    /// BatchGetImage's.
+    /// The input of BatchGetImage.
     BatchGet {
         registry_id: String,
         repository_name: String,
@@ -152,7 +154,8 @@ input! {
     }
 }
 
-/// BatchGetImage. `acceptedMediaTypes` is checked and otherwise let be: manifests are given as they are stored.
+/// BatchGetImage. `acceptedMediaTypes` is checked and otherwise ignored: manifests are returned as
+/// they are stored.
 pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, EcrError> {
     let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
@@ -163,10 +166,10 @@ pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, 
     call.repository(&repository_ref).await?;
     let (mut images, mut failures, mut pulls, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let memory = memory::process();
-    // The call's own account, which goes on to hold the answer.
+    // The account of the call, which later holds the response.
     let mut account = call.account.lock().await;
     account.expect(2 * MAX_MANIFESTS);
-    // A manifest is in memory twice: on its way into the answer, and in it.
+    // A manifest is in memory twice: on its way into the response, and in it.
     let size = |found: &Result<(Manifest, Option<Tag>), ImageFault>| {
         found.as_ref().map_or(0, |(manifest, _)| 2 * manifest.payload.len())
     };
@@ -192,7 +195,7 @@ pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, 
     Ok(json!({ "images": images, "failures": failures }))
 }
 
-/// The manifest that an identifier means, and the tag that it was asked for by.
+/// Returns the manifest of an identifier, and the requested tag.
 async fn find(
     call: &EcrCall,
     repository_ref: &RepositoryRef,
@@ -216,11 +219,12 @@ async fn find(
 }
 
 input! {
-    /// BatchDeleteImage's.
+    /// The input of BatchDeleteImage.
     BatchDelete { registry_id: String, repository_name: String, image_ids: Vec<ImageId> }
 }
 
-/// BatchDeleteImage. A tag is removed, and with the last one its image; a digest takes its tags along.
+/// BatchDeleteImage. A tag is removed, and with the last tag its image; a digest is deleted with
+/// its tags.
 pub(crate) async fn batch_delete(call: &EcrCall, input: BatchDelete) -> Result<Value, EcrError> {
     let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
@@ -264,7 +268,7 @@ fn deletion(selector: &Selector) -> ImageDeletion {
     }
 }
 
-/// Why an image of a batch was not deleted.
+/// The reason why an image of a batch was not deleted.
 enum DeletionFailure {
     ImageFault(ImageFault),
     ReferencedBy(Vec<Digest>),
@@ -276,7 +280,7 @@ impl From<DeleteImageError> for DeletionFailure {
         match error {
             DeleteImageError::NotFound => Self::ImageFault(ImageFault::ImageNotFound),
             DeleteImageError::TagPointsElsewhere(_) => Self::ImageFault(ImageFault::ImageTagDoesNotMatchDigest),
-            // Only an expiry says what it was decided by.
+            // Only an expiry names its preconditions.
             DeleteImageError::Stale(_) => Self::ImageFault(ImageFault::ImageNotFound),
             DeleteImageError::ReferencedBy(parents) => Self::ReferencedBy(parents),
             DeleteImageError::Store(error) => Self::Other(error.into()),
@@ -285,7 +289,7 @@ impl From<DeleteImageError> for DeletionFailure {
 }
 
 input! {
-    /// UpdateImageStorageClass's.
+    /// The input of UpdateImageStorageClass.
     UpdateStorageClass {
         registry_id: String,
         repository_name: String,
@@ -308,7 +312,7 @@ pub(crate) async fn update_storage_class(call: &EcrCall, input: UpdateStorageCla
     let metadata = call.registry.metadata.as_ref();
     let changed = metadata.set_storage_class(repository.id, &image.digest, class, call.now).await;
     let status = changed.map_err(|error| match error {
-        // Only a lifecycle policy's job says what it decided by.
+        // Only a lifecycle job names its preconditions.
         StorageClassError::NotFound | StorageClassError::Stale(_) => not_found(&repository_ref, &id),
         StorageClassError::Unchanged(status) => EcrError::StorageClassUpdateNotSupported(format!(
             "The image '{}' is {} already",
@@ -333,13 +337,13 @@ pub(crate) async fn update_storage_class(call: &EcrCall, input: UpdateStorageCla
     }))
 }
 
-/// The error of an image that is not there.
+/// Creates the error of an image that does not exist.
 pub(crate) fn not_found(repository_ref: &RepositoryRef, id: &ImageId) -> EcrError {
     let (digest, tag) = (or_null(id.image_digest.as_ref()), or_null(id.image_tag.as_ref()));
     EcrError::ImageNotFound { digest, tag, repository_ref: repository_ref.clone() }
 }
 
-/// The one image that an operation is about.
+/// The one image of an operation.
 pub(crate) async fn one(
     call: &EcrCall,
     repository_ref: &RepositoryRef,
@@ -354,7 +358,7 @@ pub(crate) async fn one(
 }
 
 impl Selector {
-    /// What to look the image up by.
+    /// Returns the reference by which the image is looked up.
     pub(crate) fn reference(&self) -> Reference {
         match self {
             Self::Tag(tag) | Self::Both(tag, _) => Reference::Tag(tag.clone()),
@@ -362,7 +366,7 @@ impl Selector {
         }
     }
 
-    /// Whether what the reference led to is what was asked for.
+    /// Returns whether the found image matches the whole identifier.
     pub(crate) fn agrees(&self, found: &Digest) -> bool {
         match self {
             Self::Both(_, digest) => digest == found,

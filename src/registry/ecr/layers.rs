@@ -1,4 +1,4 @@
-//! Layers: uploaded in parts by ECR's rules, checked, and found again by a signed URL.
+//! Layers: uploads in parts by ECR's rules, availability, and signed download URLs.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -21,20 +21,20 @@ use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::layers::Layer;
 use wharfage_store::uploads::CommitOutcome;
 
-/// The size of parts that clients are told to send.
+/// The part size that clients are asked to send.
 const PART_SIZE: u64 = 10_485_760;
-/// The size of parts that is taken.
+/// The largest accepted part.
 const MAX_PART: usize = 20_971_520;
-/// What every part but the last has at least.
+/// The smallest part, except for the last one.
 const MIN_PART: u64 = 5_242_880;
 const MAX_PARTS: u32 = 4_200;
-/// What of a part is hashed at once, in bytes.
+/// The number of bytes of a part that are hashed at once.
 const PIECE: usize = 256 * 1024;
-/// How long a download URL is valid.
+/// The validity of a download URL.
 const URL_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 
 input! {
-    /// InitiateLayerUpload's.
+    /// The input of InitiateLayerUpload.
     InitiateUpload { registry_id: String, repository_name: String }
 }
 
@@ -50,13 +50,12 @@ pub(crate) async fn initiate_upload(call: &EcrCall, input: InitiateUpload) -> Re
     Ok(json!({ "uploadId": upload.id, "partSize": PART_SIZE }))
 }
 
-/// The ECR API's state of an upload's parts, in the upload's row (`protocol_state`).
+/// The ECR API's state of an upload's parts, stored in the upload's row (`protocol_state`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Parts {
     count: u32,
-    /// A part that is not the last one is too small.
+    /// A part before the last one is too small.
     too_small: bool,
-    /// The last part.
     last: Option<Part>,
 }
 
@@ -67,26 +66,26 @@ struct Part {
     digest: Digest,
 }
 
-/// What to do with a part.
+/// The position of a part in its upload.
 #[derive(Debug, PartialEq, Eq)]
 enum PartPosition {
-    /// It is the next one.
+    /// The next part.
     Append(Parts),
-    /// It is the last one once more.
+    /// The last part, repeated.
     Replay,
-    /// It does not begin where the last one ended.
+    /// A part that does not begin where the last one ended.
     OutOfSequence,
-    /// There are as many as there may be.
+    /// A part beyond the maximum.
     TooMany,
 }
 
 impl Parts {
     fn parse(protocol_state: &[u8]) -> Self {
-        // An upload that was begun through the OCI API has no state of this API.
+        // An upload that began at the OCI API has no state of this API.
         serde_json::from_slice(protocol_state).unwrap_or_default()
     }
 
-    /// Decides on a part, `offset` bytes having been acknowledged.
+    /// Returns the position of a part after `offset` acknowledged bytes.
     fn judge(&self, offset: u64, part: Part) -> PartPosition {
         if self.last.as_ref() == Some(&part) && offset == part.last + 1 {
             return PartPosition::Replay;
@@ -103,7 +102,7 @@ impl Parts {
     }
 }
 
-/// UploadLayerPart's.
+/// The input of UploadLayerPart.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct UploadPart {
@@ -117,7 +116,7 @@ pub(crate) struct UploadPart {
     _object: (),
 }
 
-/// A member of bytes, decoded from base64 as it is read, so that the text need not be kept.
+/// Decodes a member from base64 while it is read, so that the text is not kept.
 struct Blob(Bytes);
 
 impl std::fmt::Debug for Blob {
@@ -192,7 +191,7 @@ async fn append(call: &EcrCall, mut session: UploadSession, blob: Bytes, parts: 
     let length = blob.len() as u64;
     let mut rest = blob;
     while !rest.is_empty() {
-        // Hashed piece by piece: a whole part would keep other requests waiting.
+        // Hashed piece by piece: a whole part would block other requests.
         if let Err(failure) = session.append(rest.split_to(rest.len().min(PIECE))).await {
             session.abandon().await;
             return Err(failure);
@@ -208,7 +207,7 @@ fn upload_id(text: Option<&str>) -> Result<Uuid, EcrError> {
     const RULE: &str = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}";
     let text = required("uploadId", text)?;
     let fault = || invalid("uploadId", format!("must satisfy regular expression '{RULE}'"));
-    // Other spellings of a UUID exist; clients were given this one.
+    // A UUID has several spellings; clients received this one.
     if text.len() == 36 { Uuid::try_parse(text).map_err(|_| fault()) } else { Err(fault()) }
 }
 
@@ -235,7 +234,7 @@ fn refused_upload(failure: UploadFailure, repository_ref: &RepositoryRef, id: Uu
 }
 
 input! {
-    /// CompleteLayerUpload's.
+    /// The input of CompleteLayerUpload.
     CompleteUpload {
         registry_id: String,
         repository_name: String,
@@ -276,11 +275,12 @@ pub(crate) async fn complete_upload(call: &EcrCall, input: CompleteUpload) -> Re
 }
 
 input! {
-    /// BatchCheckLayerAvailability's.
+    /// The input of BatchCheckLayerAvailability.
     BatchCheck { registry_id: String, repository_name: String, layer_digests: Vec<String> }
 }
 
-/// BatchCheckLayerAvailability. What it reports as available stays so for a while.
+/// BatchCheckLayerAvailability. A layer that it reports as available is kept for the time of a
+/// lease.
 pub(crate) async fn batch_check_availability(call: &EcrCall, input: BatchCheck) -> Result<Value, EcrError> {
     let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let digests = required("layerDigests", input.layer_digests)?;
@@ -303,7 +303,7 @@ pub(crate) async fn batch_check_availability(call: &EcrCall, input: BatchCheck) 
             asked.push((text, text.parse().ok()));
         }
     }
-    // Asked of the store at once, each digest one time.
+    // The store is asked once, for each digest once.
     let wanted: BTreeSet<Digest> = asked.iter().filter_map(|(_, digest)| digest.clone()).collect();
     let wanted: Vec<Digest> = wanted.into_iter().collect();
     let found = metadata.find_layers(repository.id, &wanted).await?;
@@ -330,7 +330,7 @@ pub(crate) async fn batch_check_availability(call: &EcrCall, input: BatchCheck) 
 }
 
 input! {
-    /// GetDownloadUrlForLayer's.
+    /// The input of GetDownloadUrlForLayer.
     GetDownloadUrl { registry_id: String, repository_name: String, layer_digest: String }
 }
 
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_one_after_the_other() {
+    fn parts_follow_each_other() {
         let (parts, offset) = after(&[(0, MIN_PART - 1), (MIN_PART, MIN_PART + 9)]);
         assert_eq!(parts.judge(offset, part(offset + 1, offset + 2)), PartPosition::OutOfSequence);
         assert_eq!(parts.judge(offset, part(0, MIN_PART - 1)), PartPosition::OutOfSequence);
@@ -408,13 +408,13 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_has_only_so_many_parts() {
+    fn the_number_of_parts_is_limited() {
         let full = Parts { count: MAX_PARTS, ..Parts::default() };
         assert_eq!(full.judge(0, part(0, 9)), PartPosition::TooMany);
     }
 
     #[test]
-    fn what_is_remembered_of_parts_is_read_back() {
+    fn the_state_of_parts_round_trips() {
         let (parts, _) = after(&[(0, 9)]);
         assert_eq!(Parts::parse(&serde_json::to_vec(&parts).unwrap()), parts);
         assert_eq!(Parts::parse(b""), Parts::default());

@@ -1,4 +1,4 @@
-//! Lifecycle policies and their previews: kept and told here, carried out by jobs.
+//! Lifecycle policies and their previews: stored and reported here, enforced by jobs.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use wharfage_store::jobs::{EvaluateLifecycle, EvaluatePreview, JobPayload as _};
 use wharfage_store::previews::{Preview, PreviewResult, PreviewState};
 use wharfage_store::repositories::{Repository, RepositoryChange};
 
-/// How long a preview's results hold.
+/// The validity of a preview's results.
 const PREVIEW_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 const PREVIEW: Sizes = Sizes { max: 100, default: 100 };
 
@@ -26,7 +26,7 @@ impl From<InvalidPolicy> for EcrError {
     }
 }
 
-/// A policy's text, which must hold a policy.
+/// Checks the text of a policy.
 fn check(text: String) -> Result<String, EcrError> {
     lifecycle::check_length(&text)?;
     Policy::parse(&text)?;
@@ -34,11 +34,11 @@ fn check(text: String) -> Result<String, EcrError> {
 }
 
 input! {
-    /// PutLifecyclePolicy's.
+    /// The input of PutLifecyclePolicy.
     PutPolicy { registry_id: String, repository_name: String, lifecycle_policy_text: String }
 }
 
-/// PutLifecyclePolicy. The policy is carried out at once, by a job that is written with it.
+/// PutLifecyclePolicy. The policy is enforced at once, by a job written in the same transaction.
 pub(crate) async fn put_policy(call: &EcrCall, input: PutPolicy) -> Result<Value, EcrError> {
     let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = check(required("lifecyclePolicyText", input.lifecycle_policy_text)?)?;
@@ -56,11 +56,12 @@ fn policy_output(repository_ref: &RepositoryRef, text: &str) -> Value {
 }
 
 input! {
-    /// GetLifecyclePolicy's and DeleteLifecyclePolicy's.
+    /// The input of GetLifecyclePolicy and DeleteLifecyclePolicy.
     Which { registry_id: String, repository_name: String }
 }
 
-/// The policy with the time of its last evaluation, which is the epoch before the first one.
+/// Renders the policy with the time of its last evaluation, which is the epoch before the first
+/// one.
 fn evaluated_output(repository_ref: &RepositoryRef, repository: &Repository, text: &str) -> Value {
     let mut output = policy_output(repository_ref, text);
     output["lastEvaluatedAt"] = shapes::time(repository.lifecycle_evaluated_at.unwrap_or(Timestamp::UNIX_EPOCH));
@@ -89,11 +90,11 @@ pub(crate) async fn delete_policy(call: &EcrCall, input: Which) -> Result<Value,
 }
 
 input! {
-    /// StartLifecyclePolicyPreview's.
+    /// The input of StartLifecyclePolicyPreview.
     StartPreview { registry_id: String, repository_name: String, lifecycle_policy_text: String }
 }
 
-/// StartLifecyclePolicyPreview: of the text, or of the policy that is put.
+/// StartLifecyclePolicyPreview: of the given text, or of the stored policy.
 pub(crate) async fn start_preview(call: &EcrCall, input: StartPreview) -> Result<Value, EcrError> {
     let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let given = input.lifecycle_policy_text.map(check).transpose()?;
@@ -116,7 +117,7 @@ input! {
 }
 
 input! {
-    /// GetLifecyclePolicyPreview's.
+    /// The input of GetLifecyclePolicyPreview.
     GetPreview {
         registry_id: String,
         repository_name: String,
@@ -181,7 +182,7 @@ pub(crate) async fn get_preview(call: &EcrCall, input: GetPreview) -> Result<Val
     Ok(output)
 }
 
-/// A preview's status and summary at `now`.
+/// Returns a preview's status and summary at `now`.
 fn state(preview: &Preview, now: Timestamp) -> (&'static str, Value) {
     match &preview.state {
         PreviewState::InProgress => ("IN_PROGRESS", Value::Null),
@@ -193,7 +194,7 @@ fn state(preview: &Preview, now: Timestamp) -> (&'static str, Value) {
     }
 }
 
-/// The results of images that are asked for one by one. A tag means the image that it points at now.
+/// Reads the results of requested images. A tag means the image that it points at now.
 async fn results_of(
     call: &EcrCall,
     repository: &Repository,
@@ -203,7 +204,7 @@ async fn results_of(
     let references: Vec<Reference> = wanted.iter().map(Selector::reference).collect();
     let images = metadata.find_images(repository.id, &references).await?;
     let digest = |(reference, image): (Reference, Option<TaggedImage>)| match reference {
-        // Its image may have gone since.
+        // The image may have been deleted since.
         Reference::Digest(digest) => Some(digest),
         Reference::Tag(_) => image.map(|tagged| tagged.image.digest),
     };
@@ -213,7 +214,7 @@ async fn results_of(
     Ok(found)
 }
 
-/// Results are paged by the preview that they belong to and their position in it.
+/// Returns the key of a page: the preview of the results and the position in it.
 fn key(started_at: Timestamp, position: u64) -> String {
     format!("{} {position}", started_at.as_nanosecond())
 }

@@ -1,4 +1,4 @@
-//! Images listed: their identifiers, their descriptions, their referrers.
+//! Listings of images: identifiers, descriptions, referrers.
 
 use std::collections::HashSet;
 
@@ -14,10 +14,10 @@ use wharfage_domain::names::{Digest, Reference};
 use wharfage_store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage};
 use wharfage_store::repositories::Repository;
 
-/// ListImageReferrers has smaller pages than the others.
+/// The page sizes of ListImageReferrers, which are smaller than those of the others.
 const REFERRERS: Sizes = Sizes { max: 50, default: 20 };
 
-/// `imageStatus` in filters, `ANY` being none.
+/// The values of `imageStatus` in filters; `ANY` means no filter.
 const STATUSES: [(&str, Option<ImageStatus>); 4] = [
     ("ACTIVE", Some(ImageStatus::Active)),
     ("ARCHIVED", Some(ImageStatus::Archived)),
@@ -30,7 +30,7 @@ input! {
     Filter { tag_status: String, image_status: String }
 }
 
-/// `tagStatus` in filters.
+/// Parses `tagStatus` in filters.
 pub(crate) fn tag_status(member: &'static str, text: Option<&str>) -> Result<TagStatusFilter, EcrError> {
     const ALL: [(&str, TagStatusFilter); 3] =
         [("TAGGED", TagStatusFilter::Tagged), ("UNTAGGED", TagStatusFilter::Untagged), ("ANY", TagStatusFilter::Any)];
@@ -51,13 +51,13 @@ impl Filter {
     }
 }
 
-/// What makes a listing this one and not another one of the same operation.
+/// Returns the identity of a listing, which distinguishes it from others of the same operation.
 fn question(repository_ref: &RepositoryRef, filter: &ImageFilter) -> (String, String) {
     (repository_ref.name.to_string(), format!("{filter:?}"))
 }
 
 input! {
-    /// ListImages'.
+    /// The input of ListImages.
     ListImages {
         registry_id: String,
         repository_name: String,
@@ -83,7 +83,7 @@ pub(crate) async fn list_images(call: &EcrCall, input: ListImages) -> Result<Val
     Ok(json!({ "imageIds": ids, "nextToken": next_token }))
 }
 
-/// What an identifier is listed by. A digest holds no space.
+/// Returns the key of an identifier in the listing. A digest contains no space.
 fn key(id: &ImageIdentifier) -> String {
     match &id.tag {
         Some(tag) => format!("{} {tag}", id.digest),
@@ -96,14 +96,14 @@ fn parse_key(key: &str) -> Option<ImageIdentifier> {
     Some(ImageIdentifier { digest: digest.parse().ok()?, tag: tag.map(str::parse).transpose().ok()? })
 }
 
-/// How many images DescribeImages reads at once, and after how much text of tags in bytes a page ends: an image may have a
-/// thousand tags.
+/// The number of images that DescribeImages reads at once. A page also ends after this many bytes
+/// of tags, because an image may have a thousand tags.
 const DESCRIBED_AT_ONCE: usize = 100;
 /// See [`DESCRIBED_AT_ONCE`].
 const MAX_TAG_BYTES: usize = 1024 * 1024;
 
 input! {
-    /// DescribeImages'.
+    /// The input of DescribeImages.
     DescribeImages {
         registry_id: String,
         repository_name: String,
@@ -154,12 +154,12 @@ pub(crate) async fn describe_images(call: &EcrCall, input: DescribeImages) -> Re
     Ok(json!({ "imageDetails": details, "nextToken": next_token }))
 }
 
-/// Where a listing by digest goes on.
+/// Parses the digest after which a listing continues.
 fn parse_digest(page: &ResultPage) -> Result<Option<Digest>, EcrError> {
     page.after.as_deref().map(|key| key.parse().map_err(|_| invalid_token())).transpose()
 }
 
-/// Images that were asked for one by one: all of them, archived ones included, or an error.
+/// Describes requested images: all of them, including archived ones, or an error.
 async fn describe_these(
     call: &EcrCall,
     repository_ref: &RepositoryRef,
@@ -196,7 +196,7 @@ input! {
 }
 
 input! {
-    /// ListImageReferrers'.
+    /// The input of ListImageReferrers.
     ListReferrers {
         registry_id: String,
         repository_name: String,
@@ -207,7 +207,7 @@ input! {
     }
 }
 
-/// ListImageReferrers. A subject that is not there has none.
+/// ListImageReferrers. A missing subject has no referrers.
 pub(crate) async fn list_referrers(call: &EcrCall, input: ListReferrers) -> Result<Value, EcrError> {
     let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let subject = required("subjectId", input.subject_id)?;
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_show_active_images_unless_told_otherwise() {
+    fn lists_show_active_images_by_default() {
         let check = |tag_status: Option<&str>, image_status: Option<&str>| {
             let (tag_status, image_status) = (tag_status.map(str::to_owned), image_status.map(str::to_owned));
             Filter::check(Some(Filter { tag_status, image_status, ..Default::default() }))

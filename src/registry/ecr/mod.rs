@@ -1,7 +1,8 @@
 //! The ECR API: `POST /` with an `X-Amz-Target`, AWS JSON 1.1, signed.
 //!
-//! A request is read within its operation's limit, authenticated, looked up in the table and handed to its handler, which
-//! checks the input, authorizes, calls the store and renders. Nothing here knows SQL or bytes on disk.
+//! A request is read within its operation's limit, authenticated, looked up in the table and passed
+//! to its handler, which checks the input, authorizes, calls the store and renders. Nothing here
+//! knows SQL or bytes on disk.
 
 mod error;
 mod images;
@@ -39,19 +40,19 @@ use wharfage_process::budget::Account;
 use wharfage_store::repositories::Repository;
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
-/// What the body of an unknown operation may have, in bytes.
+/// The body limit of an unknown operation, in bytes.
 const SMALL_BODY: usize = 256 * 1024;
-/// Bodies up to this size are hashed and read on the spot; larger ones would keep other requests waiting.
+/// Bodies up to this size are hashed and read in place; larger ones would block other requests.
 const QUICK_BODY: usize = 128 * 1024;
 
-/// What a handler knows of the call beside its input.
+/// The context of a call beside its input.
 #[derive(Debug)]
 pub(crate) struct EcrCall {
     registry: Arc<Registry>,
     principal: Principal,
     operation: &'static Operation,
     now: Timestamp,
-    /// The memory for what is read of the body, and for the answer.
+    /// The memory of the parsed body and of the response.
     account: Mutex<Account>,
 }
 
@@ -95,10 +96,11 @@ async fn run(
     let now = Timestamp::now();
     let target = head.headers.get(AMZ_TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
     let scope = sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
-    // What can be refused without the body is refused before it is read.
+    // Checks that need no body come before it is read.
     let claimed = sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
-    // The signature is over the body's hash, so it can be checked only when all of it is here.
+    // The signature covers the body's hash, so it can only be checked after the whole body has
+    // arrived.
     let (memory, peer) = (memory::process(), body.peer());
     let claimed = memory.claimed(peer, &claimed.access_key_id);
     let (body, mut account) = body.read_up_to(limit, &claimed).await?;
@@ -108,7 +110,7 @@ async fn run(
     let caller = Caller::Verified(peer, Arc::clone(&principal.access_key_id));
     memory.remember(&caller);
     let operation = operation.ok_or_else(|| unknown_operation(head))?;
-    // What is read of a body takes about as much again, and so may the answer.
+    // The parsed body takes about as much again, and so may the response.
     let held = 2 * body.len();
     if caller == claimed {
         account.hold(held, memory::TIMEOUT).await?;
@@ -124,7 +126,7 @@ async fn run(
     Ok(memory::held(output, account))
 }
 
-/// The body with its SHA-256.
+/// Returns the body with its SHA-256.
 async fn hashed(body: Bytes) -> Result<(Bytes, [u8; 32]), EcrError> {
     let hash = |body: Bytes| {
         let hash = Sha256::digest(&body).into();
@@ -143,7 +145,7 @@ fn unknown_operation(head: &http::request::Parts) -> EcrError {
     })
 }
 
-/// An answer of the API.
+/// Creates a response of the API.
 fn json_response(status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -152,7 +154,7 @@ fn json_response(status: StatusCode, body: Body) -> Response {
 }
 
 impl EcrCall {
-    /// `registryId`: the caller's own account unless it says another.
+    /// Parses `registryId`: the caller's own account by default.
     fn account(&self, registry_id: Option<&str>) -> Result<AccountId, EcrError> {
         match registry_id {
             None => Ok(self.principal.account.clone()),
@@ -166,24 +168,25 @@ impl EcrCall {
         Ok(RepositoryRef { account: self.account(registry_id)?, name })
     }
 
-    /// Whether the caller may do this operation in a registry.
+    /// Checks the permission to call this operation on a registry.
     fn authorize_registry(&self, account: &AccountId) -> Result<(), EcrError> {
         Ok(auth::authorize(&self.principal, self.operation.action, Resource::Registry(account))?)
     }
 
-    /// Whether the caller may do an action to a repository, which need not exist.
+    /// Checks the permission for an action on a repository, which need not exist.
     fn authorize_action(&self, action: &'static str, repository_ref: &RepositoryRef) -> Result<(), EcrError> {
         let resource =
             Resource::Repository(&self.registry.config.region, &repository_ref.account, &repository_ref.name);
         Ok(auth::authorize(&self.principal, action, resource)?)
     }
 
-    /// Whether the caller may do this operation to a repository.
+    /// Checks the permission to call this operation on a repository.
     fn authorize(&self, repository_ref: &RepositoryRef) -> Result<(), EcrError> {
         self.authorize_action(self.operation.action, repository_ref)
     }
 
-    /// The repository, if the caller may do this operation to it. All other members of the input have been checked by then.
+    /// Returns the repository after checking the permission. All other members of the input must
+    /// have been checked before.
     async fn repository(&self, repository_ref: &RepositoryRef) -> Result<Repository, EcrError> {
         self.authorize(repository_ref)?;
         let found = self.registry.metadata.find_repository(&repository_ref.account, &repository_ref.name).await?;

@@ -1,4 +1,5 @@
-//! Pages of a listing: `maxResults`, and `nextToken`, which means something only to the same question asked again.
+//! Pages of a listing: `maxResults` and `nextToken`, which is only valid for the same request
+//! parameters.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -10,35 +11,36 @@ use super::error::EcrError;
 use super::input;
 use wharfage_domain::names::AccountId;
 
-/// Longer than any token of ours.
+/// An upper bound of the length of our tokens.
 const MAX_TOKEN: usize = 2048;
 const BINDING: usize = 16;
 
-/// How many entries an operation gives on a page.
+/// The page sizes of an operation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
-    /// At most.
+    /// The maximum.
     pub(crate) max: i64,
-    /// Unless the caller says otherwise.
+    /// The default.
     pub(crate) default: i64,
 }
 
-/// Most operations.
+/// The page sizes of most operations.
 pub(crate) const USUAL: Sizes = Sizes { max: 1000, default: 100 };
 
-/// A page that was asked for.
+/// A requested page.
 #[derive(Debug)]
 pub(crate) struct ResultPage {
-    /// Entries on it.
+    /// The number of entries.
     pub(crate) limit: usize,
-    /// The key of the entry that it starts behind.
+    /// The key of the entry after which the page begins.
     pub(crate) after: Option<String>,
-    /// What the question was.
+    /// The hash of the listing's parameters.
     question: Vec<u8>,
 }
 
 impl ResultPage {
-    /// The page that the members ask for. `filter` is everything else that makes it this question and not another one.
+    /// Parses the paging members. `filter` is the identity of the listing: all its other
+    /// parameters.
     pub(crate) fn new(
         call: &EcrCall,
         account: &AccountId,
@@ -55,13 +57,13 @@ impl ResultPage {
         Ok(Self { limit: limit as usize, after, question })
     }
 
-    /// How many entries to fetch: one more than the page shows, to know whether there is another page.
+    /// Returns the number of entries to fetch: one more than the page, to detect another page.
     pub(crate) fn fetch(&self) -> usize {
         self.limit + 1
     }
 
-    /// Cuts what was fetched to the page, and makes the token of the next one, if there is one. `key` is what an entry is
-    /// listed by.
+    /// Cuts the fetched entries to the page, and creates the token of the next page if there is
+    /// one. `key` returns the key of an entry.
     pub(crate) fn cut<T>(&self, mut entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
         if entries.len() <= self.limit {
             return (entries, None);
@@ -70,20 +72,20 @@ impl ResultPage {
         self.end(entries, key)
     }
 
-    /// Makes a page of these entries, after which others come.
+    /// Creates a page of these entries that is not the last one.
     pub(crate) fn end<T>(&self, entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
         let token = entries.last().map(|last| seal(&self.question, &key(last)));
         (entries, token)
     }
 }
 
-/// The error of a token that no page of this question gave.
+/// Creates the error of a token that no page of this listing returned.
 pub(crate) fn invalid_token() -> EcrError {
     input::invalid("nextToken", "Member must be the nextToken of a previous answer to the same request")
 }
 
-/// A token holds where to go on, and a hash that binds that to the question. It protects no secret: whoever forges one only
-/// moves in a list that he may read.
+/// Creates a token: the key to continue after, and a hash that binds it to the listing. It protects
+/// no secret: a forged token only moves within a list that the caller may read.
 fn seal(question: &[u8], after: &str) -> String {
     BASE64.encode([&binding(question, after)[..], after.as_bytes()].concat())
 }
@@ -113,7 +115,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_token_goes_on_only_with_the_question_that_gave_it() {
+    fn a_token_is_valid_only_for_its_own_listing() {
         let token = seal(b"one", "team/app");
         assert_eq!(open(b"one", &token).unwrap(), "team/app");
         let refused = open(b"two", &token).unwrap_err();

@@ -1,4 +1,4 @@
-//! The registry as a whole: its description, its account settings, and tokens to log in with.
+//! The registry as a whole: its description, its account settings and authorization tokens.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -11,7 +11,7 @@ use crate::auth::sigv4::AuthError;
 use crate::auth::token;
 
 input! {
-    /// The input of operations that have none.
+    /// The input of operations without members.
     Nothing {}
 }
 
@@ -22,11 +22,12 @@ pub(crate) async fn describe(call: &EcrCall, _: Nothing) -> Result<Value, EcrErr
 }
 
 input! {
-    /// GetAuthorizationToken's.
+    /// The input of GetAuthorizationToken.
     GetAuthorizationToken { registry_ids: Vec<String> }
 }
 
-/// GetAuthorizationToken. The token is the same identity's at whichever registry it is shown.
+/// GetAuthorizationToken. The token belongs to the caller's identity, whatever registries the input
+/// names.
 pub(crate) async fn get_authorization_token(call: &EcrCall, input: GetAuthorizationToken) -> Result<Value, EcrError> {
     const IDS: &str = "registryIds";
     let accounts = match input.registry_ids {
@@ -53,14 +54,14 @@ pub(crate) async fn get_authorization_token(call: &EcrCall, input: GetAuthorizat
     Ok(json!({ "authorizationData": data.collect::<Result<Vec<Value>, EcrError>>()? }))
 }
 
-/// The account settings: name, values (the default first).
+/// The account settings: name and allowed values, the default first.
 pub(crate) const ACCOUNT_SETTINGS: [(&str, &[&str]); 3] = [
     ("BASIC_SCAN_TYPE_VERSION", &["AWS_NATIVE", "CLAIR"]),
     ("BLOB_MOUNTING", &["DISABLED", "ENABLED"]),
     ("REGISTRY_POLICY_SCOPE", &["V2", "V1"]),
 ];
 
-/// The values that a setting may have.
+/// Returns the allowed values of a setting.
 fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), EcrError> {
     let name = required("name", name)?;
     input::length("name", &name, 1..=64)?;
@@ -69,7 +70,7 @@ fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), 
 }
 
 input! {
-    /// GetAccountSetting's.
+    /// The input of GetAccountSetting.
     GetAccountSetting { name: String }
 }
 
@@ -83,7 +84,7 @@ pub(crate) async fn get_account_setting(call: &EcrCall, input: GetAccountSetting
 }
 
 input! {
-    /// PutAccountSetting's.
+    /// The input of PutAccountSetting.
     PutAccountSetting { name: String, value: String }
 }
 

@@ -1,4 +1,4 @@
-//! The registry's policy: checked, kept as it was put, and given back so.
+//! The registry policy: checked, and stored unchanged.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use wharfage_domain::policy::{Kind, Policy};
 use wharfage_store::registries::RegistryChange;
 
 input! {
-    /// PutRegistryPolicy's.
+    /// The input of PutRegistryPolicy.
     Put { policy_text: String }
 }
 
@@ -34,17 +34,17 @@ pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
 pub(crate) async fn get(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
-    told(account, call.registry.metadata.registry_settings(account).await?.policy)
+    render(account, call.registry.metadata.registry_settings(account).await?.policy)
 }
 
 /// DeleteRegistryPolicy.
 pub(crate) async fn delete(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
-    told(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
+    render(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
 }
 
-fn told(account: &AccountId, policy: Option<String>) -> Result<Value, EcrError> {
+fn render(account: &AccountId, policy: Option<String>) -> Result<Value, EcrError> {
     let text = policy.ok_or_else(|| EcrError::RegistryPolicyNotFound(account.clone()))?;
     Ok(output(account, &text))
 }

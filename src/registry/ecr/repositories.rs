@@ -1,4 +1,4 @@
-//! Repositories: made, listed, deleted, and the settings that they have from the start.
+//! Repositories: creation, listing, deletion and settings.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use wharfage_store::repositories::{
 };
 
 input! {
-    /// CreateRepository's.
+    /// The input of CreateRepository.
     Create {
         registry_id: String,
         repository_name: String,
@@ -65,7 +65,7 @@ pub(crate) async fn create(call: &EcrCall, input: Create) -> Result<Value, EcrEr
     Ok(json!({ "repository": shapes::repository(call, &created) }))
 }
 
-/// `imageTagMutability` with its filters.
+/// Parses `imageTagMutability` with its filters.
 fn tag_mutability(mode: &str, filters: Option<Vec<ExclusionFilter>>) -> Result<TagMutability, EcrError> {
     const MEMBER: &str = "imageTagMutabilityExclusionFilters";
     let mode = input::one_of("imageTagMutability", mode, &Mutability::ALL.map(|mode| (mode.as_str(), mode)))?;
@@ -109,7 +109,7 @@ fn encryption(configuration: Option<EncryptionConfiguration>) -> Result<Encrypti
         input::length(KEY, key, 1..=2048)?;
     }
     if needs_key {
-        // Never stored in clear under the name of a key.
+        // Never stored unencrypted under the name of a key.
         return Err(EcrError::Kms {
             message: "This registry has no KMS keys yet: use the encryptionType AES256",
             kms_error: "NotFoundException",
@@ -122,7 +122,7 @@ fn encryption(configuration: Option<EncryptionConfiguration>) -> Result<Encrypti
 }
 
 input! {
-    /// DescribeRepositories'.
+    /// The input of DescribeRepositories.
     Describe {
         registry_id: String,
         repository_names: Vec<String>,
@@ -155,7 +155,7 @@ pub(crate) async fn describe(call: &EcrCall, input: Describe) -> Result<Value, E
     Ok(json!({ "repositories": found }))
 }
 
-/// What is asked for by name does not come in pages.
+/// Refuses paging members in a request by name.
 pub(crate) fn no_paging(with: &str, next_token: Option<&str>, max_results: Option<i64>) -> Result<(), EcrError> {
     match (next_token, max_results) {
         (None, None) => Ok(()),
@@ -165,7 +165,7 @@ pub(crate) fn no_paging(with: &str, next_token: Option<&str>, max_results: Optio
 }
 
 input! {
-    /// DeleteRepository's.
+    /// The input of DeleteRepository.
     Delete { registry_id: String, repository_name: String, force: bool }
 }
 
@@ -183,7 +183,7 @@ pub(crate) async fn delete(call: &EcrCall, input: Delete) -> Result<Value, EcrEr
 }
 
 input! {
-    /// PutImageTagMutability's.
+    /// The input of PutImageTagMutability.
     PutTagMutability {
         registry_id: String,
         repository_name: String,
@@ -209,7 +209,7 @@ pub(crate) async fn put_tag_mutability(call: &EcrCall, input: PutTagMutability) 
 }
 
 input! {
-    /// PutImageScanningConfiguration's.
+    /// The input of PutImageScanningConfiguration.
     PutScanningConfiguration {
         registry_id: String,
         repository_name: String,
@@ -238,7 +238,7 @@ pub(crate) async fn put_scanning_configuration(
     }))
 }
 
-/// Changes a setting of a repository that was there a moment ago.
+/// Changes a setting of a repository, which may have been deleted since it was read.
 pub(crate) async fn change(
     call: &EcrCall,
     repository_ref: &RepositoryRef,
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_refused_while_there_are_none() {
+    fn encryption_keys_are_refused() {
         let configuration = |kind: &str, key: Option<&str>| {
             encryption(Some(EncryptionConfiguration {
                 encryption_type: Some(kind.into()),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_does_not_come_in_pages() {
+    fn requests_by_name_refuse_paging() {
         assert!(no_paging("imageIds", None, None).is_ok());
         assert!(no_paging("imageIds", Some("t"), None).is_err());
         assert!(no_paging("imageIds", None, Some(1)).is_err());

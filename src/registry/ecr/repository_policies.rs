@@ -1,4 +1,4 @@
-//! Repository policies: checked, kept as they were put, and given back so.
+//! Repository policies: checked, and stored unchanged.
 
 use serde_json::{Value, json};
 
@@ -19,11 +19,12 @@ impl From<InvalidPolicy> for EcrError {
 }
 
 input! {
-    /// SetRepositoryPolicy's.
+    /// The input of SetRepositoryPolicy.
     Set { registry_id: String, repository_name: String, policy_text: String, force: bool }
 }
 
-/// SetRepositoryPolicy. Without `force`, a policy that would keep its caller from setting another one is refused.
+/// SetRepositoryPolicy. Without `force`, a policy that keeps its caller from setting another one is
+/// refused.
 pub(crate) async fn set(call: &EcrCall, input: Set) -> Result<Value, EcrError> {
     let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = required("policyText", input.policy_text)?;
@@ -49,7 +50,7 @@ fn locks_out(call: &EcrCall, policy: &Policy) -> bool {
 }
 
 input! {
-    /// GetRepositoryPolicy's and DeleteRepositoryPolicy's.
+    /// The input of GetRepositoryPolicy and DeleteRepositoryPolicy.
     Which { registry_id: String, repository_name: String }
 }
 

@@ -1,4 +1,4 @@
-//! Resource tags: what a repository is labeled with, by its ARN.
+//! Resource tags: the labels of a repository, addressed by its ARN.
 
 use std::collections::HashSet;
 
@@ -10,12 +10,12 @@ use super::input::{self, input, invalid, required};
 use wharfage_domain::names::RepositoryArn;
 use wharfage_store::repositories::{Repository, ResourceTag, TagResourceError};
 
-/// How many tags a repository may have.
+/// The number of tags that a repository may have.
 const MAX_TAGS: usize = 50;
-/// How many keys an UntagResource may name: more than a repository can have makes no sense.
+/// The number of keys in an UntagResource: a repository cannot have more tags.
 const MAX_KEYS: i64 = 200;
 
-/// ECR's `Tag`: the only structure of the API whose members begin with a capital.
+/// ECR's `Tag`: the only structure of the API with capitalized members.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Tag {
@@ -25,7 +25,7 @@ pub(crate) struct Tag {
     _object: (),
 }
 
-/// Checks tags that are to be written.
+/// Checks tags before they are written.
 pub(crate) fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, EcrError> {
     if tags.len() > MAX_TAGS {
         return Err(EcrError::TooManyTags(MAX_TAGS));
@@ -63,12 +63,12 @@ pub(crate) fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, EcrError> {
     Ok(checked)
 }
 
-/// The characters that AWS takes in tags of any service.
+/// Returns whether AWS allows a character in tags of any service.
 fn is_plain(text: &str) -> bool {
     text.chars().all(|c| c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c))
 }
 
-/// The repository of an ARN, if the caller may do this operation to it.
+/// Returns the repository of an ARN after checking the permission.
 async fn repository(call: &EcrCall, arn: Option<String>) -> Result<Repository, EcrError> {
     let arn = required("resourceArn", arn)?;
     let arn: RepositoryArn = arn.parse().map_err(|_| invalid("resourceArn", "Invalid ARN"))?;
@@ -79,7 +79,7 @@ async fn repository(call: &EcrCall, arn: Option<String>) -> Result<Repository, E
 }
 
 input! {
-    /// TagResource's.
+    /// The input of TagResource.
     TagResource { resource_arn: String, tags: Vec<Tag> }
 }
 
@@ -98,7 +98,7 @@ pub(crate) async fn tag(call: &EcrCall, input: TagResource) -> Result<Value, Ecr
 }
 
 input! {
-    /// UntagResource's.
+    /// The input of UntagResource.
     UntagResource { resource_arn: String, tag_keys: Vec<String> }
 }
 
@@ -115,7 +115,7 @@ pub(crate) async fn untag(call: &EcrCall, input: UntagResource) -> Result<Value,
 }
 
 input! {
-    /// ListTagsForResource's.
+    /// The input of ListTagsForResource.
     ListTags { resource_arn: String }
 }
 

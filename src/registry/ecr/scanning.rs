@@ -1,4 +1,4 @@
-//! How repositories are scanned: the registry's configuration, and what it means for each of them.
+//! The registry's scanning configuration, and its effect on each repository.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use wharfage_domain::scanning::{
 use wharfage_store::registries::RegistryChange;
 
 input! {
-    /// PutRegistryScanningConfiguration's.
+    /// The input of PutRegistryScanningConfiguration.
     Put { scan_type: String, rules: Vec<Rule> }
 }
 
@@ -26,7 +26,7 @@ input! {
     Filter { filter: String, filter_type: String }
 }
 
-/// PutRegistryScanningConfiguration. What it does not say becomes the default again: BASIC, and no rule.
+/// PutRegistryScanningConfiguration. Omitted members are reset to the default: BASIC without rules.
 pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
     let configuration = configuration(input)?;
     let account = &call.principal.account;
@@ -96,7 +96,7 @@ fn filters<'a>(filters: impl Iterator<Item = &'a str>) -> Value {
 }
 
 input! {
-    /// BatchGetRepositoryScanningConfiguration's.
+    /// The input of BatchGetRepositoryScanningConfiguration.
     BatchGet { repository_names: Vec<String> }
 }
 

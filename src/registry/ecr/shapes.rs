@@ -1,4 +1,4 @@
-//! What the API gives out. Handlers build JSON with `null` for what is absent; rendering leaves that out.
+//! Outputs of the API. Handlers build JSON with `null` for absent members; rendering omits these.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::error::RepositoryRef;
 use wharfage_store::images::TaggedImage;
 use wharfage_store::repositories::Repository;
 
-/// Renders an output: members that are `null` are absent ones, which the API omits.
+/// Renders an output without the members that are `null`.
 pub(crate) fn render(mut output: Value) -> String {
     omit_absent(&mut output);
     output.to_string()
@@ -25,17 +25,17 @@ fn omit_absent(value: &mut Value) {
     }
 }
 
-/// A time: seconds since the epoch, with milliseconds as a fraction.
+/// Renders a time: seconds since the epoch, with milliseconds as a fraction.
 pub(crate) fn time(timestamp: Timestamp) -> Value {
     json!(timestamp.as_millisecond() as f64 / 1000.0)
 }
 
-/// The same, where it may be absent.
+/// Renders an optional time.
 pub(crate) fn optional_time(timestamp: Option<Timestamp>) -> Value {
     timestamp.map_or(Value::Null, time)
 }
 
-/// ECR's `Repository`.
+/// Renders ECR's `Repository`.
 pub(crate) fn repository(call: &EcrCall, repository: &Repository) -> Value {
     let Repository { account, name, .. } = repository;
     json!({
@@ -54,7 +54,7 @@ pub(crate) fn repository(call: &EcrCall, repository: &Repository) -> Value {
     })
 }
 
-/// `imageTagMutabilityExclusionFilters`, absent when there are none.
+/// Renders `imageTagMutabilityExclusionFilters`, absent when there are none.
 pub(crate) fn exclusion_filters(repository: &Repository) -> Value {
     let filters = &repository.tag_mutability.exclusions;
     if filters.is_empty() {
@@ -63,7 +63,7 @@ pub(crate) fn exclusion_filters(repository: &Repository) -> Value {
     filters.iter().map(|filter| json!({ "filterType": "WILDCARD", "filter": filter })).collect()
 }
 
-/// ECR's `ImageDetail`.
+/// Renders ECR's `ImageDetail`.
 pub(crate) fn image_detail(repository_ref: &RepositoryRef, tagged: &TaggedImage) -> Value {
     let TaggedImage { image, tags } = tagged;
     json!({
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_absent_is_left_out_at_any_depth() {
+    fn absent_members_are_omitted_at_any_depth() {
         let output = json!({ "a": null, "b": { "c": null, "d": 1 }, "e": [{ "f": null, "g": [] }] });
         assert_eq!(render(output), r#"{"b":{"d":1},"e":[{"g":[]}]}"#);
     }

@@ -1,5 +1,6 @@
-//! How the registries of a process are doing, for the operations listener. Every question has a time limit of its own and
-//! waits behind nobody's work, so that the answer comes whatever the stores do.
+//! The health and the metrics of the registries of a process, for the admin listener. Each check
+//! has its own time limit and waits for no other work, so the response comes whatever the state of
+//! the stores.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,29 +16,30 @@ use wharfage_process::shutdown::Stop;
 use wharfage_store::jobs;
 use wharfage_store::{StoreError, StoreResult};
 
-/// How long a store may take to say that it is ready. Its own limits are shorter; this one holds whatever they do.
+/// The time limit of a store's readiness check. The stores' own limits are shorter; this one always
+/// holds.
 const READY_TIMEOUT: Duration = Duration::from_millis(2500);
-/// For how long readiness tells that a connection was refused because all others were busy.
+/// The time for which readiness reports that a connection was refused because all others were busy.
 const BUSY_FOR: Duration = Duration::from_secs(10);
-/// How long the database may take to count what stands, for the metrics.
+/// The time limit for counting uploads and jobs in the database.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The registries of a process, as the operations listener shows them. From `stopping` on `/readyz` says so: who routes traffic by
-/// it has to hear that while the last transfers still run.
+/// The registries of a process, as the admin listener shows them. After `stopping`, `/readyz`
+/// reports it: load balancers must learn it while the last transfers still run.
 pub struct Registries {
     /// The registries; they share one set of metrics.
     pub registries: Vec<Arc<Registry>>,
-    /// Whether the process ends.
+    /// Becomes true when the process stops.
     pub stopping: Stop,
 }
 
-/// What a store says of itself.
+/// The health of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum StoreHealth {
     Ready,
-    /// Reads and deletions are served, pushes are not: there is no room for them.
+    /// Reads and deletions work; pushes do not, because the disk is full.
     Full(String),
-    /// Nothing can be relied on.
+    /// The store does not work.
     Down(String),
 }
 
@@ -53,7 +55,7 @@ impl StoreHealth {
 }
 
 impl Registries {
-    /// Asks every store at once: of each registry its database and its blobs.
+    /// Checks all stores at the same time: database and blobs of each registry.
     async fn stores(&self) -> Vec<(&'static str, StoreHealth)> {
         let asked = self.registries.iter().map(async |registry| {
             let (metadata, blobs) =
@@ -63,7 +65,8 @@ impl Registries {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// Sets the gauges of what stands, summed over the registries; nothing of a database that does not count in time.
+    /// Sets the gauges of uploads and jobs, summed over the registries. A database that does not
+    /// answer in time is left out.
     async fn count(&self) {
         let counted = self.registries.iter().map(async |registry| {
             let counts = async {
@@ -82,7 +85,7 @@ impl Registries {
                     open += uploads;
                     jobs.extend(counts);
                 }
-                Err(error) => tracing::warn!(%error, "the metrics say nothing of uploads and jobs"),
+                Err(error) => tracing::warn!(%error, "cannot count uploads and jobs; their metrics are not updated"),
             }
         }
         if let Some(registry) = self.registries.first() {
@@ -98,7 +101,8 @@ impl Operated for Registries {
             return Err("stopping".into());
         }
         let busy = self.registries.iter().filter_map(|registry| registry.metrics.since_refusal()).min();
-        // Not a reason to send nobody here any more: the connections that are busy would go where others are.
+        // The process stays ready: otherwise clients of the busy connections would go to the other
+        // replicas.
         let mut said = match busy {
             Some(since) if since < BUSY_FOR => Cow::Borrowed("ok, but all connections are busy: new ones are refused"),
             _ => OK,
@@ -107,7 +111,7 @@ impl Operated for Registries {
             match health {
                 StoreHealth::Ready => {}
                 StoreHealth::Full(why) => {
-                    tracing::warn!(store, error = why, "no pushes are taken");
+                    tracing::warn!(store, error = why, "the store is full; pushes are refused");
                     said =
                         Cow::Borrowed("ok, but the disk is full: pulls and deletions are served, pushes are refused");
                 }

@@ -8,7 +8,8 @@ use crate::message::{Request, Response, plain};
 use crate::service::Registry;
 use crate::{ecr, oci, query};
 
-/// Answers one request: `/v2/*` is the OCI API, `POST /` the ECR API or, for a form, the AWS Query protocol.
+/// Answers one request: `/v2/*` is the OCI API, `POST /` the ECR API or, for a form, the AWS Query
+/// protocol.
 pub(crate) async fn route(registry: Arc<Registry>, request: Request) -> Response {
     let path = request.uri().path();
     if path == "/" {

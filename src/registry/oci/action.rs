@@ -1,4 +1,5 @@
-//! What a request at `/v2/` asks for: method, path and query become one [`OciAction`]. Pure, and every name in it is valid.
+//! The actions of the OCI API: parses method, path and query into one [`OciAction`]. Pure; every
+//! name in an action is valid.
 
 use std::borrow::Cow;
 
@@ -8,37 +9,36 @@ use uuid::Uuid;
 
 use wharfage_domain::names::{Algorithm, Digest, InvalidName, Reference, RepositoryName, Tag};
 
-/// How many `tag` parameters one manifest PUT may carry.
+/// The number of `tag` parameters of one manifest PUT.
 pub(crate) const MAX_TAG_PARAMETERS: usize = 100;
-/// The longest page that a listing gives (ECR's limit); a larger `n` counts as this.
+/// The largest page of a listing (ECR's limit); a larger `n` is reduced to it.
 pub(crate) const MAX_PAGE: usize = 1000;
 
 /// A request of the OCI API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum OciAction {
-    /// `GET /v2/`: does the registry speak this protocol, and does it take this token?
+    /// `GET /v2/`: checks the protocol and the token.
     Ping,
     /// `GET /v2/_catalog`.
     Catalog(PageRequest),
-    /// Something inside a repository.
+    /// An action in a repository.
     Repository(RepositoryName, RepositoryAction),
 }
 
-/// What is asked of a repository (the endpoints of distribution-spec 1.1).
+/// An action in a repository (the endpoints of distribution-spec 1.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RepositoryAction {
-    /// end-3; `head` says that only the headers are wanted.
+    /// end-3; `head` requests the headers only.
     ReadManifest {
-        /// Which one.
         reference: Reference,
         /// HEAD instead of GET.
         head: bool,
     },
     /// end-7, with the tags of the path and of the query.
     PutManifest {
-        /// The digest that the path names, if it does.
+        /// The digest in the path, if it has one.
         digest: Option<Digest>,
-        /// The tags to point at the manifest, each once.
+        /// The tags to set, each once.
         tags: Vec<Tag>,
     },
     /// end-9 by digest.
@@ -47,7 +47,6 @@ pub(crate) enum RepositoryAction {
     DeleteTag(Tag),
     /// end-2.
     ReadBlob {
-        /// Which one.
         digest: Digest,
         /// HEAD instead of GET.
         head: bool,
@@ -68,47 +67,41 @@ pub(crate) enum RepositoryAction {
     ListTags(PageRequest),
     /// end-12.
     ListReferrers {
-        /// The subject.
         digest: Digest,
-        /// The type that is asked for.
+        /// The requested type.
         artifact_type: Option<String>,
-        /// The digest behind which the page begins (ours, from a Link).
+        /// The digest after which the page begins (ours, from a Link).
         after: Option<Digest>,
     },
 }
 
-/// How an upload starts.
+/// The start of an upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum UploadStart {
-    /// With a session, hashing by this algorithm from the first byte.
+    /// A session, hashed by this algorithm from the first byte.
     Session(Algorithm),
-    /// With the whole blob in the body.
+    /// An upload with the whole blob in the body.
     Whole(Digest),
-    /// With a blob of another repository; without `from`, of any that the client may read.
-    Mount {
-        /// The blob.
-        digest: Digest,
-        /// Where it is.
-        from: Option<RepositoryName>,
-    },
+    /// A mount from another repository; without `from`, from any that the client may read.
+    Mount { digest: Digest, from: Option<RepositoryName> },
 }
 
-/// Which part of a listing.
+/// The requested page of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct PageRequest {
-    /// How many entries, at most [`MAX_PAGE`]; the default is the endpoint's.
+    /// The number of entries, at most [`MAX_PAGE`]; the endpoint has a default.
     pub(crate) n: Option<usize>,
-    /// Entries behind this one.
+    /// The entry after which the page begins.
     pub(crate) last: Option<String>,
 }
 
-/// Why a request is no action.
+/// The reason why a request is not an action.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ActionError {
-    /// The path is none of the API's.
+    /// The path is not an endpoint.
     #[error("there is no such endpoint in the distribution API")]
     UnknownEndpoint,
-    /// The path is one of the API's, the method is not; these are.
+    /// The endpoint does not accept the method, only these.
     #[error("the endpoint takes {0}")]
     Method(&'static str),
     /// The repository's name is not valid.
@@ -117,36 +110,35 @@ pub(crate) enum ActionError {
     /// A digest or an algorithm is not valid.
     #[error("{0}")]
     Digest(InvalidName),
-    /// A tag to be put is not valid.
+    /// A tag to set is not valid.
     #[error("{0}")]
     Tag(InvalidName),
-    /// A tag to be read or deleted is not valid, so there is none.
+    /// A tag to read or delete is not valid, so it does not exist.
     #[error("{0}")]
     NoSuchTag(InvalidName),
-    /// The upload was never one of ours.
+    /// The upload's id is not one of ours.
     #[error("upload {0:?} is no session")]
     Upload(String),
-    /// A query parameter is missing or makes no sense.
+    /// A query parameter is missing or not valid.
     #[error("Invalid parameter at '{name}' failed to satisfy constraint: '{rule}'")]
     Parameter {
-        /// Its name.
         name: &'static str,
-        /// What it has to be.
+        /// The constraint.
         rule: &'static str,
     },
-    /// More tags than one request may carry.
+    /// More tags than one request may set.
     #[error("a request may carry at most {MAX_TAG_PARAMETERS} tag parameters")]
     TooManyTags,
 }
 
 impl OciAction {
-    /// Parses a request line whose path is `/v2` or begins with `/v2/`.
+    /// Parses a request line with a path of `/v2` or below `/v2/`.
     ///
     /// # Errors
-    /// What is wrong with it. Who is not authenticated is not told.
+    /// The first error. An unauthenticated client does not see it.
     pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, ActionError> {
-        // Names hold no character that needs encoding, so only an odd client pays for decoding. An encoded slash makes one
-        // more segment and nothing else: what is looked at below is always the decoded path.
+        // Names need no encoding, so only unusual clients pay for decoding. An encoded slash
+        // separates segments like any other: the decoded path is parsed.
         let path = decoded(path).ok_or(ActionError::UnknownEndpoint)?;
         let rest = path.strip_prefix("/v2").unwrap_or_default();
         let Some(rest) = rest.strip_prefix('/').filter(|rest| !rest.is_empty()) else {
@@ -193,7 +185,7 @@ impl OciAction {
         }
     }
 
-    /// What metrics and the log call it.
+    /// Returns the name of the action for metrics and the log.
     pub(crate) fn operation(&self) -> &'static str {
         let act = match self {
             Self::Ping => return "GET v2",
@@ -234,7 +226,7 @@ fn parse_digest(text: &str) -> Result<Digest, ActionError> {
     text.parse().map_err(ActionError::Digest)
 }
 
-/// Whether it is a HEAD, of an endpoint that is only read.
+/// Checks that the method is GET or HEAD; returns whether it is HEAD.
 fn read(method: &Method) -> Result<bool, ActionError> {
     match *method {
         Method::GET => Ok(false),
@@ -298,7 +290,7 @@ fn start_upload(method: &Method, name: &str, query: &QueryString<'_>) -> Result<
         return Err(ActionError::Method("POST"));
     }
     let start = if let Some(mount) = query.get("mount")? {
-        // A blob or a source that cannot exist is one that is not there: the client gets its session.
+        // An invalid digest or source counts as missing: the client gets a session.
         match (mount.parse(), query.get("from")?.map(|from| from.parse()).transpose()) {
             (Ok(digest), Ok(from)) => UploadStart::Mount { digest, from },
             _ => UploadStart::Session(Algorithm::Sha256),
@@ -329,8 +321,8 @@ fn upload(method: &Method, name: &str, id: &str, query: &QueryString<'_>) -> Res
     Ok(OciAction::Repository(repository(name)?, act))
 }
 
-/// A query, looked at where it is. `+` stands for itself: no value of this API holds a space, and media types hold pluses
-/// that not every client encodes.
+/// A query string, parsed in place. `+` is not decoded: no value of this API has a space, and some
+/// clients do not encode the plus of media types.
 struct QueryString<'a>(&'a str);
 
 impl<'a> QueryString<'a> {

@@ -24,10 +24,11 @@ use wharfage_store::{BlobReader, Lookup, StoreError, StoreResult};
 
 const OCTETS: &str = "application/octet-stream";
 
-/// How long a redirect's URL is good for: as long as one download may take to begin, retries included.
+/// The validity of a redirect's URL: the time that one download may take to begin, including
+/// retries.
 const REDIRECT_VALID_FOR: Duration = Duration::from_secs(20 * 60);
 
-/// end-2. HEAD is answered here always: a presigned URL is for GET only.
+/// end-2. HEAD is always answered here: a presigned URL is for GET only.
 pub(super) async fn read(
     call: &OciCall,
     name: &RepositoryName,
@@ -46,7 +47,8 @@ pub(super) async fn read(
         Precondition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
         Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
         Precondition::Met if head => {
-            // A client that is told that a blob is here does not push it, so it stays until the manifest may have come.
+            // A client does not push a blob that is reported as present, so it is kept until the
+            // manifest can have arrived.
             let repository = call.repository(name).await?;
             registry
                 .metadata
@@ -87,7 +89,7 @@ pub(super) async fn read(
     Ok(response)
 }
 
-/// Where a blob's bytes are read from.
+/// The source of a blob's bytes.
 #[derive(Clone)]
 struct BlobSource {
     registry: Arc<Registry>,
@@ -96,7 +98,7 @@ struct BlobSource {
 }
 
 impl BlobSource {
-    /// Holds the memory that a reader takes.
+    /// Reserves the memory of a reader.
     async fn memory(&self) -> Result<Account, OciError> {
         let bytes = self.registry.blobs.reader_memory();
         let mut account = memory::process().open(&self.caller, bytes);
@@ -110,13 +112,13 @@ impl BlobSource {
         reader.ok_or_else(|| OciError::blob_unknown(&self.blob.digest))
     }
 
-    /// Opens a further range, when the answer has begun.
+    /// Opens a further range, after the response has begun.
     async fn read_on(self, range: Range<u64>) -> StoreResult<BlobReader> {
         let damaged = || StoreError::Inconsistent(format!("{} was found damaged while it was read", self.blob.digest));
         self.registry.read_blob(&self.blob, range).await?.ok_or_else(damaged)
     }
 
-    /// One range as a body.
+    /// Creates a body of one range.
     async fn body(&self, range: Range<u64>) -> Result<Body, OciError> {
         let remaining = range.end - range.start;
         if remaining == 0 {
@@ -126,8 +128,8 @@ impl BlobSource {
         Ok(Body::Blob { reader: self.read(range).await?, remaining, _memory: memory })
     }
 
-    /// Several ranges as `multipart/byteranges` (RFC 9110 §14.6), read one after the other; with how many of the blob's bytes
-    /// they are.
+    /// Creates a body of several ranges as `multipart/byteranges` (RFC 9110 §14.6), read one after
+    /// the other. Also returns the number of the blob's bytes in it.
     async fn parts(self, ranges: Vec<Range<u64>>) -> Result<(Response, u64), OciError> {
         let boundary = Uuid::new_v4().simple().to_string();
         let head = |range: &Range<u64>| {
@@ -139,9 +141,10 @@ impl BlobSource {
         let sent: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let length = sent + (heads.iter().map(String::len).sum::<usize>() + end.len()) as u64;
 
-        // There is one reader at a time.
+        // Only one reader is open at a time.
         let memory = self.memory().await?;
-        // The first one is opened before the answer begins, so that a blob that cannot be read is an error.
+        // The first range is opened before the response begins, so that an unreadable blob is an
+        // error.
         let mut first = match ranges.first() {
             Some(range) => Some(self.read(range.clone()).await?),
             None => None,
@@ -166,7 +169,7 @@ impl BlobSource {
     }
 }
 
-/// `bytes FIRST-LAST/SIZE`, both included.
+/// Formats `bytes FIRST-LAST/SIZE`, both inclusive.
 fn content_range(range: &Range<u64>, size: u64) -> String {
     format!("bytes {}-{}/{size}", range.start, range.end - 1)
 }
@@ -187,7 +190,7 @@ fn unsatisfiable(size: u64) -> Result<OciError, OciError> {
     Ok(error.with(header::CONTENT_RANGE, range))
 }
 
-/// end-10, while no manifest needs it.
+/// end-10. Fails while a manifest needs the blob.
 pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     match call.registry.metadata.unlink_blob(repository.id, digest).await? {

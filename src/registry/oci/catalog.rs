@@ -1,4 +1,4 @@
-//! The list of the registry's repositories, which the distribution spec dropped and people still use.
+//! The catalog of repositories, which the distribution spec has dropped and clients still use.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -14,7 +14,7 @@ struct Catalog<'a> {
     repositories: Vec<&'a str>,
 }
 
-/// `GET /v2/_catalog`, in byte order, a thousand at most.
+/// `GET /v2/_catalog`, in byte order, at most a thousand entries.
 pub(super) async fn list(call: &OciCall, page: PageRequest) -> Result<Response, OciError> {
     let n = page.n.unwrap_or(MAX_PAGE);
     let account = &call.registry.config.account;

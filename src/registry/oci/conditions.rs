@@ -1,4 +1,5 @@
-//! Conditional and partial reads (RFC 9110 §13 and §14) of content whose entity tag is its digest. Pure.
+//! Conditional and partial reads (RFC 9110 §13 and §14) of content whose entity tag is its digest.
+//! Pure.
 
 use std::ops::Range;
 
@@ -6,7 +7,7 @@ use http::{HeaderMap, HeaderValue, header};
 
 use wharfage_domain::names::Digest;
 
-/// The headers that name content by its digest.
+/// The headers that identify content by its digest.
 #[derive(Debug, Clone)]
 pub(crate) struct ContentHeaders {
     /// `ETag`: the digest in quotes.
@@ -16,7 +17,7 @@ pub(crate) struct ContentHeaders {
 }
 
 impl ContentHeaders {
-    /// The headers of this digest, of one allocation.
+    /// Creates the headers of this digest in one allocation.
     pub(crate) fn new(digest: &Digest) -> Option<Self> {
         let text = digest.as_str();
         let mut quoted = Vec::with_capacity(text.len() + 2);
@@ -32,14 +33,14 @@ impl ContentHeaders {
     }
 }
 
-/// What a request's conditions say.
+/// The result of a request's preconditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Precondition {
-    /// Answer as if there were none.
+    /// The request is executed.
     Met,
-    /// 304: the client has it.
+    /// 304: the client has the content already.
     NotModified,
-    /// 412: it is not what the client expects.
+    /// 412: the content is not the expected one.
     Failed,
 }
 
@@ -51,7 +52,8 @@ pub(crate) fn precondition(headers: &HeaderMap, etag: &HeaderValue) -> Precondit
     if names(headers, &header::IF_NONE_MATCH, etag) { Precondition::NotModified } else { Precondition::Met }
 }
 
-/// Whether a list of entity tags holds this one. Digests never collide, so a weak tag says as much as a strong one.
+/// Returns whether a list of entity tags contains this one. Digests never collide, so weak tags are
+/// as good as strong ones.
 fn names(headers: &HeaderMap, name: &header::HeaderName, etag: &HeaderValue) -> bool {
     headers.get_all(name).iter().any(|value| {
         value.as_bytes().split(|byte| *byte == b',').any(|candidate| {
@@ -61,25 +63,26 @@ fn names(headers: &HeaderMap, name: &header::HeaderName, etag: &HeaderValue) -> 
     })
 }
 
-/// What part of the content a request wants.
+/// The requested part of the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum WantedRange {
-    /// All of it.
+    /// The whole content.
     Whole,
-    /// These bytes, not empty and within the content.
+    /// These bytes, not empty and inside the content.
     Part(Range<u64>),
-    /// These bytes, in this order: two parts or more, each as above. Together they are no more than the content.
+    /// These bytes in this order: at least two parts, together no more than the content.
     Parts(Vec<Range<u64>>),
-    /// Bytes that it does not have: 416.
+    /// 416: bytes beyond the content.
     Unsatisfiable,
 }
 
-/// How many ranges a request may ask for; one with more gets the whole. Clients that put a layer together from chunks that
-/// they have and chunks that they lack ask for up to so many.
+/// The number of ranges in a request; one with more gets the whole content. Clients that assemble a
+/// layer from chunks request up to this many.
 const MAX_RANGES: usize = 1024;
 
-/// Reads `Range` and `If-Range`, for content of `size` bytes. What is no list of ranges of bytes is answered with the whole, as
-/// the RFC allows, and so are ranges that ask for more bytes than there are: only overlapping ones can.
+/// Reads `Range` and `If-Range` for content of `size` bytes. The response is the whole content, as
+/// the RFC allows, when `Range` is not a list of byte ranges, or when its ranges overlap so much
+/// that they exceed the content.
 pub(crate) fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> WantedRange {
     let Some(range) = headers.get(header::RANGE) else { return WantedRange::Whole };
     if headers.get(header::IF_RANGE).is_some_and(|expected| expected != etag) {
@@ -91,12 +94,12 @@ pub(crate) fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -
 
 fn parse_ranges(text: &str, size: u64) -> Option<WantedRange> {
     let (unit, set) = text.split_once('=')?;
-    // Of nothing there is no part; clients that ask for what comes after its last byte get it all.
+    // Empty content has no part; clients that request bytes after its end get all of it.
     if !unit.trim().eq_ignore_ascii_case("bytes") || size == 0 {
         return None;
     }
     let (mut parts, mut bytes, mut asked) = (Vec::new(), 0_u64, 0);
-    // The RFC lets a list have empty elements.
+    // The RFC allows empty elements in a list.
     for range in set.split(',').map(str::trim).filter(|range| !range.is_empty()) {
         asked += 1;
         if asked > MAX_RANGES {
@@ -115,7 +118,7 @@ fn parse_ranges(text: &str, size: u64) -> Option<WantedRange> {
     })
 }
 
-/// One range of a list; `None` within when the content has none of its bytes.
+/// Parses one range of a list; the inner `None` means that the content has none of its bytes.
 fn parse_range(text: &str, size: u64) -> Option<Option<Range<u64>>> {
     let (first, last) = text.split_once('-')?;
     if first.is_empty() {
@@ -124,19 +127,20 @@ fn parse_range(text: &str, size: u64) -> Option<Option<Range<u64>>> {
     }
     let first = position(first)?;
     let last = if last.is_empty() { u64::MAX } else { position(last)? };
-    // A range that ends before it begins is no range by the RFC; the conformance suite and Go's own server call it one that
-    // cannot be satisfied, which is also the more useful answer.
+    // By the RFC, a range that ends before it begins is invalid. The conformance suite and Go's
+    // server report it as unsatisfiable, which is also more useful.
     let satisfiable = first <= last && first < size;
     Some(satisfiable.then(|| first..last.saturating_add(1).min(size)))
 }
 
-/// A number of digits only; one that is too large for any blob is as good as the largest.
+/// Parses a number of digits; one that is too large counts as the largest.
 fn position(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// A chunk's `Content-Range` (`first-last`, both included), as the first byte and the length.
+/// Parses a chunk's `Content-Range` (`first-last`, both inclusive) into the first byte and the
+/// length.
 pub(crate) fn chunk_range(text: &str) -> Option<(u64, u64)> {
     let (first, last) = text.trim().split_once('-')?;
     let (first, last) = (position(first)?, position(last)?);
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_ranges_and_no_more_are_answered_one_by_one() {
+    fn the_number_of_ranges_is_limited() {
         let ranges =
             |count: u64| format!("bytes={}", (0..count).map(|n| format!("{0}-{0},", 2 * n)).collect::<String>());
         assert!(matches!(range(&ranges(1024), 4096), WantedRange::Parts(parts) if parts.len() == 1024));
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_other_content_gets_the_whole() {
+    fn a_range_of_other_content_returns_the_whole() {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-1"));
         headers.insert(header::IF_RANGE, etag());
@@ -238,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_says_its_first_and_last_byte() {
+    fn a_chunk_has_a_first_and_a_last_byte() {
         assert_eq!(chunk_range("0-1023"), Some((0, 1024)));
         assert_eq!(chunk_range("5-5"), Some((5, 1)));
         for bad in ["5-4", "a-b", "-5", "5-", "", "0-18446744073709551615", "bytes 0-1"] {
@@ -248,7 +252,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_are_never_empty_nor_outside_nor_more_than_the_whole(
+        fn parts_are_inside_the_content_and_not_empty(
             text in "(bytes=)?([0-9]{0,4}-?[0-9]{0,22},?){0,5}",
             size in 0_u64..5000,
         ) {

@@ -1,4 +1,5 @@
-//! What the OCI API says when it says no: the envelope of distribution-spec 1.1 with Amazon ECR's statuses and texts.
+//! The errors of the OCI API: the envelope of distribution-spec 1.1 with Amazon ECR's statuses and
+//! texts.
 
 use std::fmt::Display;
 
@@ -20,7 +21,7 @@ use wharfage_store::StoreError;
 use wharfage_store::images::DeleteImageError;
 use wharfage_store::manifests::PutManifestError;
 
-/// What clients read who push to a full disk.
+/// The text for a push to a full disk.
 const FULL: &str =
     "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space";
 
@@ -29,13 +30,13 @@ const FULL: &str =
 pub(crate) enum Code {
     /// A blob is not in the repository.
     BlobUnknown,
-    /// An upload cannot go on like this.
+    /// The upload cannot continue with this request.
     BlobUploadInvalid,
-    /// There is no such upload.
+    /// The upload does not exist.
     BlobUploadUnknown,
-    /// A digest is no digest, or not the content's.
+    /// A digest is not valid, or not that of the content.
     DigestInvalid,
-    /// A manifest refers to what is not in the repository.
+    /// A manifest references missing content.
     ManifestBlobUnknown,
     /// A manifest is not valid.
     ManifestInvalid,
@@ -43,19 +44,19 @@ pub(crate) enum Code {
     ManifestUnknown,
     /// A repository's name is not valid.
     NameInvalid,
-    /// There is no such repository.
+    /// The repository does not exist.
     NameUnknown,
-    /// A length is not what it was said to be.
+    /// A length differs from the stated one.
     SizeInvalid,
     /// A tag is not valid, or immutable.
     TagInvalid,
-    /// The policies do not allow it.
+    /// The caller has no permission.
     Denied,
-    /// The registry does not do that.
+    /// The registry does not support the operation.
     Unsupported,
-    /// There are more requests than there is memory for.
+    /// There is no memory for more requests.
     TooManyRequests,
-    /// The store does not answer.
+    /// The store does not answer in time.
     Unavailable,
     /// The registry failed.
     Unknown,
@@ -84,24 +85,24 @@ impl Code {
     }
 }
 
-/// A refusal.
+/// An error response.
 #[derive(Debug)]
 pub(crate) struct OciError {
     status: StatusCode,
     code: Code,
     message: String,
     headers: Vec<(HeaderName, HeaderValue)>,
-    /// What the log learns and the client does not.
+    /// The cause for the log, which the client does not see.
     cause: Option<String>,
 }
 
 impl OciError {
-    /// A refusal with this text.
+    /// Creates an error with this text.
     pub(crate) fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), headers: Vec::new(), cause: None }
     }
 
-    /// The same with a header more.
+    /// Adds a header.
     pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
@@ -113,12 +114,12 @@ impl OciError {
         Self::new(StatusCode::NOT_FOUND, Code::NameUnknown, text)
     }
 
-    /// ImageNotFoundException, of archived images too.
+    /// ImageNotFoundException, also for archived images.
     pub(crate) fn manifest_unknown() -> Self {
         Self::new(StatusCode::NOT_FOUND, Code::ManifestUnknown, "Requested image not found")
     }
 
-    /// A layer that is not there.
+    /// A layer does not exist.
     pub(crate) fn blob_unknown(digest: &Digest) -> Self {
         let text = format!("The layer with digest '{digest}' does not exist in this repository");
         Self::new(StatusCode::NOT_FOUND, Code::BlobUnknown, text)
@@ -136,17 +137,17 @@ impl OciError {
         Self::new(StatusCode::BAD_REQUEST, Code::DigestInvalid, text)
     }
 
-    /// InvalidParameterException, which ECR answers with 405 here.
+    /// InvalidParameterException, which ECR returns with status 405 here.
     pub(crate) fn invalid_parameter(message: impl Into<String>) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message)
     }
 
-    /// Why the store failed, for the log: the client is told nothing of it.
+    /// Returns the cause for the log; the client does not see it.
     pub(crate) fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
-    /// The refusal of an upload's request, which is about repository `name`.
+    /// Creates the error of a failed upload to repository `name`.
     pub(crate) fn of_upload(failure: UploadFailure, id: impl Display) -> Self {
         match failure {
             UploadFailure::NotFound => Self::upload_unknown(id),
@@ -160,7 +161,7 @@ impl OciError {
         }
     }
 
-    /// The refusal of a manifest that was to be put into repository `name`.
+    /// Creates the error of a manifest that was refused in repository `name`.
     pub(crate) fn of_put(error: PutImageError, account: &AccountId, name: &RepositoryName) -> Self {
         let absent = |what: &str, digests: &[Digest]| {
             let text = format!(
@@ -201,7 +202,7 @@ impl OciError {
         }
     }
 
-    /// The answer. A HEAD's is without its body, as hyper sends it.
+    /// Renders the response. hyper omits the body of a response to HEAD.
     pub(crate) fn into_response(self) -> Response {
         let envelope = Envelope { errors: [ErrorEntry { code: self.code.as_str(), message: &self.message }] };
         // Two strings always serialize.
@@ -214,7 +215,7 @@ impl OciError {
     }
 }
 
-/// `[a, b]`, as ECR writes lists into its texts.
+/// Formats `[a, b]`, as ECR writes lists in its texts.
 fn list(digests: &[Digest]) -> String {
     const SHOWN: usize = 50;
     let shown: Vec<&str> = digests.iter().take(SHOWN).map(Digest::as_str).collect();
@@ -268,8 +269,8 @@ impl From<StoreError> for OciError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "The registry is not available right now")
                     .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
             }
-            // Not 503: trying again in a moment does not help, and most clients do so on 503. docker shows no more of a 5xx than
-            // its status, so that has to say it.
+            // Not 503: most clients retry on 503 at once, which does not help here. docker shows
+            // only the status of a 5xx, so the status must explain the error.
             StoreError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, Code::Unavailable, FULL),
             StoreError::Inconsistent(_) | StoreError::Backend(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, "The registry failed")
@@ -305,7 +306,8 @@ impl From<BodyError> for OciError {
 impl From<DeleteImageError> for OciError {
     fn from(error: DeleteImageError) -> Self {
         match error {
-            // The OCI API names neither a digest beside a tag nor what an expiry was decided by, so nothing can disagree.
+            // The OCI API sends neither a digest beside a tag nor preconditions, so nothing can
+            // disagree.
             DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) | DeleteImageError::Stale(_) => {
                 Self::manifest_unknown()
             }
@@ -317,11 +319,12 @@ impl From<DeleteImageError> for OciError {
     }
 }
 
-/// The answer to who has shown no valid token.
+/// Creates the response to a request without a valid token.
 pub(crate) fn unauthorized(public_url: &PublicUrl) -> Response {
     let mut response = plain(StatusCode::UNAUTHORIZED, "Not Authorized\n");
     let challenge = format!("Basic realm=\"{public_url}/\",service=\"ecr.amazonaws.com\"");
-    // A URL that was parsed at the start is a header's value; without it the answer would still be 401.
+    // A URL parsed at the start is a valid header value; without the header, the status is still
+    // 401.
     if let Ok(challenge) = HeaderValue::try_from(challenge) {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     }
@@ -342,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_is_the_specifications_envelope() {
+    async fn an_error_has_the_envelope_of_the_specification() {
         let name = "team/app".parse().unwrap();
         let (status, body) = rendered(OciError::name_unknown(&"123456789012".parse().unwrap(), &name)).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_store_says_stays_in_the_log() {
+    async fn store_errors_are_only_in_the_log() {
         let error = OciError::from(StoreError::Inconsistent("row 7 of secrets".to_owned()));
         assert!(error.cause().unwrap().contains("row 7"));
         let (status, body) = rendered(error).await;
@@ -365,14 +368,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unavailable_store_says_when_to_come_back() {
+    fn an_unavailable_store_has_a_retry_after() {
         let response = OciError::from(StoreError::Unavailable("timed out".to_owned())).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_told_to_who_pushes() {
+    async fn a_push_to_a_full_disk_is_refused_with_a_text() {
         let (status, body) = rendered(OciError::from(StoreError::Full("7 bytes are free in /srv".to_owned()))).await;
         assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
         assert!(body.to_string().contains("disk is full") && !body.to_string().contains("/srv"), "{body}");

@@ -18,10 +18,10 @@ use wharfage_store::images::{ImageStatus, LastTag, Referrers};
 use wharfage_store::manifests::Manifest;
 use wharfage_store::{Lookup, StoreError};
 
-/// How many tags one `OCI-Tag` header names: clients limit the length of a header, and how many there are.
+/// The number of tags in one `OCI-Tag` header: clients limit the length and the number of headers.
 const TAGS_PER_HEADER: usize = 20;
 
-/// end-3. Reads the stored bytes whatever the client accepts: nothing is ever converted.
+/// end-3. Returns the stored bytes whatever the client accepts: nothing is converted.
 pub(super) async fn read(
     call: &OciCall,
     name: &RepositoryName,
@@ -89,7 +89,7 @@ pub(super) async fn put(
         BodyError::TooLarge(limit) => refused(InvalidManifest::TooLarge(limit).into()),
         error => error.into(),
     })?;
-    // What is read of it takes about as much again.
+    // The parsed manifest takes about as much memory again.
     account.hold(2 * payload.len(), memory::TIMEOUT).await?;
     registry.metrics.received.inc_by(payload.len() as u64);
     let by_digest = digest.is_some();
@@ -118,14 +118,14 @@ pub(super) async fn put(
     Ok(response)
 }
 
-/// end-9 by digest: the image goes with all its tags, unless a stored index holds it.
+/// end-9 by digest. Deletes the image with all its tags, unless a stored index references it.
 pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     call.registry.metadata.delete_image(repository.id, digest, Referrers::Stay, call.now).await?;
     Ok(empty(StatusCode::ACCEPTED))
 }
 
-/// end-9 by tag: the image stays, as the distribution spec has it.
+/// end-9 by tag. The image stays, as the distribution spec requires.
 pub(super) async fn delete_tag(call: &OciCall, name: &RepositoryName, tag: &Tag) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     call.registry.metadata.delete_tag(repository.id, tag, None, LastTag::KeepsImage, call.now).await?;

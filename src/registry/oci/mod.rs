@@ -1,7 +1,8 @@
 //! The OCI API: distribution-spec 1.1 under `/v2/`, as Amazon ECR offers it.
 //!
-//! A request is parsed to an [`OciAction`], authenticated, authorized and handed to its handler; who is not authenticated learns
-//! nothing else. Handlers speak HTTP and the store; what is decided about bytes and names is in the pure modules.
+//! A request is parsed into an [`OciAction`], authenticated, authorized and passed to its handler.
+//! An unauthenticated client learns nothing else. Handlers know HTTP and the store; pure modules
+//! decide about bytes and names.
 
 pub(crate) mod action;
 mod blobs;
@@ -39,22 +40,22 @@ const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-/// How long a token in the Authorization header may be with its `AWS:`, in base64.
+/// The longest accepted `AWS:TOKEN` in the Authorization header, in base64.
 const MAX_CREDENTIAL: usize = 8 * 1024;
 
-/// A request on its way to a handler.
+/// The context of a request.
 struct OciCall {
     registry: Arc<Registry>,
     headers: HeaderMap,
     principal: Principal,
-    /// Who holds the memory of bodies.
+    /// The owner of the bodies' memory.
     caller: Caller,
-    /// The account whose registry the request is for. Another one than ours is refused by authorization.
+    /// The account that the request addresses. Authorization refuses any account except ours.
     account: AccountId,
     now: Timestamp,
 }
 
-/// Answers a request whose path is `/v2` or begins with `/v2/`.
+/// Answers a request to `/v2` or below `/v2/`.
 pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
     let query = parts.uri.query();
@@ -93,7 +94,7 @@ pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Respons
     response
 }
 
-/// Finds out who is asking: a token as docker sends it, or a signed URL, which opens one blob.
+/// Authenticates a request by a token, as docker sends it, or by a signed URL of one blob.
 fn authenticate(
     registry: &Registry,
     headers: &HeaderMap,
@@ -114,11 +115,11 @@ fn authenticate(
     })
 }
 
-/// Why it is not known who is asking.
+/// The reason why a request is not authenticated.
 enum AuthenticationError {
-    /// Nothing valid was shown: 401.
+    /// There is no valid credential: 401.
     Unknown,
-    /// What was shown is not good any more, or for something else: 403.
+    /// The credential has expired, or it is for something else: 403.
     Refused(String),
 }
 
@@ -131,7 +132,7 @@ impl AuthenticationError {
     }
 }
 
-/// The password of `Basic AWS:password`.
+/// Returns the password of `Basic AWS:password`.
 fn basic_token(value: &HeaderValue) -> Option<String> {
     let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") || credential.len() > MAX_CREDENTIAL {
@@ -171,7 +172,8 @@ impl OciCall {
         }
     }
 
-    /// Checks the IAM actions that ECR checks for an endpoint. A mount's source is checked when it is known.
+    /// Checks the IAM actions that ECR requires for an endpoint. A mount's source is checked when
+    /// it is known.
     fn authorize(&self, name: &RepositoryName, act: &RepositoryAction, empty: bool) -> Result<(), OciError> {
         let needed: &[&'static str] = match act {
             RepositoryAction::ReadManifest { .. } | RepositoryAction::ListReferrers { .. } => &["BatchGetImage"],
@@ -181,7 +183,7 @@ impl OciCall {
             }
             RepositoryAction::ReadBlob { head: false, .. } => &["GetDownloadUrlForLayer"],
             RepositoryAction::ReadBlob { head: true, .. } => {
-                // Who may pull a layer may also ask whether it is there.
+                // The permission to pull a layer includes checking its presence.
                 if self.may("GetDownloadUrlForLayer", name).is_ok() {
                     return Ok(());
                 }
@@ -201,7 +203,7 @@ impl OciCall {
         needed.iter().try_for_each(|action| self.may(action, name))
     }
 
-    /// Whether the caller may do this to a repository, which need not exist.
+    /// Checks the permission for an action on a repository, which need not exist.
     fn may(&self, action: &'static str, name: &RepositoryName) -> Result<(), OciError> {
         self.allow(action, Resource::Repository(&self.registry.config.region, &self.account, name))
     }
@@ -220,14 +222,14 @@ impl OciCall {
     }
 }
 
-/// An answer without a body.
+/// Creates a response without a body.
 fn empty(status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response
 }
 
-/// An answer in JSON.
+/// Creates a JSON response.
 fn json(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response {
     let mut response = Response::new(Body::from(text.into()));
     *response.status_mut() = status;
@@ -235,20 +237,20 @@ fn json(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response {
     response
 }
 
-/// A header's value of text that this registry made itself.
+/// Creates a header value from text of this registry.
 fn value(text: impl AsRef<str>) -> Result<HeaderValue, OciError> {
     HeaderValue::from_str(text.as_ref()).map_err(|_| {
         wharfage_store::StoreError::Inconsistent(format!("{:?} is no header's value", text.as_ref())).into()
     })
 }
 
-/// `Link: <target>; rel="next"`.
+/// Adds `Link: <target>; rel="next"`.
 fn next_page(response: &mut Response, target: &str) -> Result<(), OciError> {
     response.headers_mut().insert(header::LINK, value(format!("<{target}>; rel=\"next\""))?);
     Ok(())
 }
 
-/// A query's value, encoded.
+/// Percent-encodes the value of a query parameter.
 fn encoded(text: &str) -> percent_encoding::PercentEncode<'_> {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
 }

@@ -1,4 +1,4 @@
-//! The list of the manifests that refer to a subject.
+//! Listing of the manifests that reference a subject.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,9 +15,10 @@ use wharfage_store::StoreError;
 use wharfage_store::images::{Image, ImageStatus, ReferrerFilter};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// A page is an image index, and clients read those up to the size that a manifest may have.
+/// A page is an image index, and clients read indexes up to the size limit of manifests.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// How many referrers are read at once. Each may have annotations of nearly 4 MiB, so this bounds what a request can hold.
+/// The number of referrers read at once. Each may have annotations of nearly 4 MiB, so this limits
+/// the memory of a request.
 const BATCH: usize = 16;
 
 #[derive(Serialize)]
@@ -45,7 +46,7 @@ impl<'a> From<&'a Image> for ReferrerDescriptor<'a> {
     }
 }
 
-/// end-12: never 404 for a subject that is not there.
+/// end-12. Never 404 for a missing subject.
 pub(super) async fn list(
     call: &OciCall,
     name: &RepositoryName,

@@ -1,4 +1,4 @@
-//! The list of a repository's tags.
+//! Listing of a repository's tags.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -16,11 +16,11 @@ struct TagList<'a> {
     tags: &'a [Tag],
 }
 
-/// end-8, in byte order, a thousand at most.
+/// end-8, in byte order, at most a thousand entries.
 pub(super) async fn list(call: &OciCall, name: &RepositoryName, page: PageRequest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let n = page.n.unwrap_or(MAX_PAGE);
-    // One more than the page tells whether there is another.
+    // One entry more than the page shows whether there is another page.
     let mut tags = match n {
         0 => Vec::new(),
         n => call.registry.metadata.list_tags(repository.id, page.last.as_deref(), n + 1).await?,

@@ -1,4 +1,4 @@
-//! Pushing blobs: sessions, chunks, whole bodies and mounts.
+//! Pushes of blobs: sessions, chunks, whole bodies and mounts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,10 +22,10 @@ use wharfage_store::layers::MountOutcome;
 use wharfage_store::repositories::{Repository, RepositoryId};
 use wharfage_store::{Lookup, StoreError};
 
-/// How often a body that goes on and on is acknowledged: its session must not look abandoned, and a crash should not cost
-/// hours of sending.
+/// The interval of acknowledgments of a long body: its session must not look idle, and a crash
+/// should not cost hours of sending.
 const ACKNOWLEDGED_EVERY: Duration = Duration::from_secs(10 * 60);
-/// How many repositories are tried as the source of a mount that names none.
+/// The number of repositories that are tried as the source of a mount without `from`.
 const SOURCES: usize = 16;
 
 /// end-4 and end-11.
@@ -42,7 +42,7 @@ pub(super) async fn start(
             if mount(call, &repository, &digest, from).await? {
                 return created(name, &digest);
             }
-            // The client goes on with an upload of the same blob.
+            // The client continues with an upload of the same blob.
             digest.algorithm()
         }
         UploadStart::Whole(digest) => {
@@ -64,7 +64,7 @@ pub(super) async fn start(
     progress(StatusCode::ACCEPTED, name, upload.id, 0)
 }
 
-/// A session that cannot begin belongs to a repository that has just been deleted.
+/// Creates the error of a session that cannot begin: its repository was just deleted.
 fn gone(call: &OciCall, name: &RepositoryName, failure: UploadFailure) -> OciError {
     match failure {
         UploadFailure::NotFound => call.name_unknown(name),
@@ -72,8 +72,8 @@ fn gone(call: &OciCall, name: &RepositoryName, failure: UploadFailure) -> OciErr
     }
 }
 
-/// Links a blob of another repository, if the account lets blobs be mounted and the caller may read it there. Every reason
-/// not to ends in an upload, as the specification asks.
+/// Links a blob of another repository, if the account enables mounting and the caller may read the
+/// blob there. Otherwise the client uploads it, as the specification requires.
 async fn mount(
     call: &OciCall,
     to: &Repository,
@@ -95,10 +95,11 @@ async fn mount(
     let readable = |(_, name): &&(RepositoryId, RepositoryName)| call.may("GetDownloadUrlForLayer", name).is_ok();
     let lease_until = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
     for (from, _) in sources.iter().filter(readable) {
-        // ECR wants a manifest in the source to hold the blob; the specification only wants the blob to be there.
+        // ECR requires that a manifest in the source references the blob; the specification only
+        // requires the blob.
         let mounted = registry.metadata.mount_blob(*from, to.id, digest, false, call.now, lease_until).await?;
         if mounted == MountOutcome::Mounted {
-            // What is lost or damaged is pushed instead, which heals it.
+            // A lost or damaged blob is pushed instead, which repairs it.
             let found = registry.metadata.find_blob(account, &to.name, digest).await?;
             let Lookup::Found(blob) = found else { return Ok(false) };
             return Ok(registry.check_blob(&blob).await?);
@@ -158,8 +159,8 @@ pub(super) async fn cancel(call: &OciCall, name: &RepositoryName, id: Uuid) -> R
     }
 }
 
-/// Takes hold of the session and checks that the request's chunk is the one that comes next. Returns the chunk's length, if
-/// the request says it.
+/// Opens the session and checks that the request's chunk comes next. Returns the chunk's length if
+/// the request states it.
 async fn open(
     call: &OciCall,
     name: &RepositoryName,
@@ -199,8 +200,9 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Runs what has a body on a task of its own: a client that goes away takes the connection's task with it, and what has
-/// arrived of a broken body is to be acknowledged all the same, so that the upload can go on from there.
+/// Runs the work on a body in its own task: a client that disconnects ends the connection's task,
+/// but the bytes that have arrived are still acknowledged, so that the upload can continue after
+/// them.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, OciError>> + Send + 'static,
 ) -> Result<T, OciError> {
@@ -208,7 +210,7 @@ async fn detached<T: Send + 'static>(
     ended.map_err(|error| StoreError::Backend(error.into()))?
 }
 
-/// Appends a body to a session. `expected` is the length that the request announced.
+/// Appends a body to a session. `expected` is the announced length.
 async fn append(
     mut session: UploadSession,
     mut body: RequestBody,
@@ -237,7 +239,7 @@ async fn append(
             Ok(None) => break,
             Err(broken) => {
                 if let Err(failure) = session.pause(None, Timestamp::now()).await {
-                    tracing::warn!(upload = %id, error = %failure, "the part of a broken upload was not kept");
+                    tracing::warn!(upload = %id, error = %failure, "cannot acknowledge the received part of a broken upload");
                 }
                 return Err(broken.into());
             }
@@ -254,7 +256,7 @@ async fn append(
     }
 }
 
-/// Appends what is left of a blob and ends its session.
+/// Appends the rest of a blob and finishes its session.
 async fn complete(
     call: &OciCall,
     session: UploadSession,
@@ -271,7 +273,7 @@ async fn complete(
     .await
 }
 
-/// 201 with where the blob is.
+/// Creates a 201 response with the blob's location.
 fn created(name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let mut response = empty(StatusCode::CREATED);
     response.headers_mut().insert(header::LOCATION, value(format!("/v2/{name}/blobs/{digest}"))?);
@@ -279,7 +281,7 @@ fn created(name: &RepositoryName, digest: &Digest) -> Result<Response, OciError>
     Ok(response)
 }
 
-/// Where the session is and how far.
+/// Creates a response with the session's location and offset.
 fn progress(status: StatusCode, name: &RepositoryName, id: Uuid, offset: u64) -> Result<Response, OciError> {
     let mut response = empty(status);
     let headers = response.headers_mut();
@@ -293,7 +295,8 @@ fn location(name: &RepositoryName, id: Uuid) -> String {
     format!("/v2/{name}/blobs/uploads/{id}")
 }
 
-/// `0-LAST`. Of an upload that has no byte yet it says `0-0`, as every registry does: the format knows no empty range.
+/// Formats `0-LAST`. An upload without bytes is `0-0`, as in every registry: the format has no
+/// empty range.
 fn so_far(offset: u64) -> Result<HeaderValue, OciError> {
     value(format!("0-{}", offset.saturating_sub(1)))
 }

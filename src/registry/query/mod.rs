@@ -1,7 +1,9 @@
-//! The AWS Query protocol at `/`: a signed form with an `Action`, answered in XML. STS speaks it.
+//! The AWS Query protocol at `/`: a signed form with an `Action`, and a response in XML. STS speaks
+//! it.
 //!
-//! Source: "Making query requests" and "Common errors" of the STS API reference. GetCallerIdentity is all there is, because
-//! every key is its account's root: most tools call it before anything else.
+//! Source: "Making query requests" and "Common errors" of the STS API reference. GetCallerIdentity
+//! is the only operation, because every key is its account's root: most tools call it before
+//! anything else.
 
 mod error;
 mod sts;
@@ -25,21 +27,21 @@ use crate::message::{OperationName, Request, RequestId, Response};
 use crate::service::Registry;
 
 const FORM: &str = "application/x-www-form-urlencoded";
-/// What a form may have, in bytes: several times the largest that STS takes.
+/// The limit of a form in bytes: several times the largest that STS accepts.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// An operation: its `Action`, and what renders its result as XML elements.
+/// An operation: its `Action`, and the function that renders its result as XML elements.
 struct QueryOperation {
     action: &'static str,
     run: fn(&Principal) -> String,
 }
 
-/// STS's operations of [`sts::VERSION`].
+/// The operations of STS version [`sts::VERSION`].
 static OPERATIONS: [QueryOperation; 1] =
     [QueryOperation { action: "GetCallerIdentity", run: sts::get_caller_identity }];
 
-/// Returns whether a request to `/` speaks this protocol: a form, or an `Action` in the query. With a target it is the
-/// ECR API's.
+/// Returns whether a request to `/` speaks this protocol: a form, or an `Action` in the query. A
+/// request with a target is for the ECR API.
 pub(crate) fn is_query(request: &Request) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_form =
@@ -74,7 +76,7 @@ pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Respons
     response
 }
 
-/// Reads and verifies a request; returns the operation that it asks for, and who asks.
+/// Reads and verifies a request; returns its operation and its principal.
 async fn read(
     registry: &Registry,
     head: &Parts,
@@ -82,7 +84,7 @@ async fn read(
 ) -> Result<(&'static QueryOperation, Principal), QueryError> {
     let now = Timestamp::now();
     let scope = sigv4::Scope { region: &registry.config.region, service: sts::SERVICE };
-    // What can be refused without the body is refused before it is read.
+    // Checks that need no body come before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let (form, _account) = body.read_up_to(BODY_LIMIT, &Caller::Unverified(body.peer())).await?;
     let body_hash = Sha256::digest(&form).into();
@@ -98,7 +100,7 @@ async fn read(
     Ok((operation, principal))
 }
 
-/// The first value of a form's parameter, decoded.
+/// Returns the first value of a form's parameter, decoded.
 fn parameter<'a>(form: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
     form_urlencoded::parse(form).find(|(key, _)| key == name).map(|(_, value)| value)
 }
@@ -114,7 +116,7 @@ fn success(operation: &QueryOperation, principal: &Principal, id: Uuid) -> Strin
     )
 }
 
-/// An element that holds text.
+/// Creates an element with text.
 fn element(name: &str, text: &str) -> String {
     format!("<{name}>{}</{name}>", quick_xml::escape::partial_escape(text))
 }

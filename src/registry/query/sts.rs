@@ -1,13 +1,13 @@
-//! The Security Token Service, as far as there is one: who a key stands for.
+//! The operations of the Security Token Service.
 
 use super::element;
 use crate::auth::Principal;
 
-/// The service that signatures name.
+/// The service name in signatures.
 pub(crate) const SERVICE: &str = "sts";
 /// The API's version.
 pub(crate) const VERSION: &str = "2011-06-15";
-/// The namespace of its answers.
+/// The XML namespace of responses.
 pub(crate) const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 
 /// GetCallerIdentity, which needs no permission. A root's UserId is its account's id.

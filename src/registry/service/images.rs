@@ -1,4 +1,4 @@
-//! Pushing an image, for both APIs.
+//! Pushes of images, for both APIs.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -10,47 +10,43 @@ use wharfage_store::StoreError;
 use wharfage_store::manifests::{PutManifest, PutManifestError, PutOutcome};
 use wharfage_store::repositories::RepositoryId;
 
-/// A manifest to be put, as an API received it.
+/// A manifest to store, as an API received it.
 #[derive(Debug, Clone)]
 pub(crate) struct NewImage<'a> {
-    /// Where to.
     pub(crate) repository: RepositoryId,
-    /// Its exact bytes.
+    /// The exact bytes of the manifest.
     pub(crate) payload: Bytes,
-    /// The media type that the request declares, with parameters or without.
+    /// The media type in the request, with or without parameters.
     pub(crate) media_type: Option<&'a str>,
-    /// The digest that the request says it has.
+    /// The digest in the request.
     pub(crate) digest: Option<&'a Digest>,
-    /// The tags to point at it.
+    /// The tags to set.
     pub(crate) tags: Vec<Tag>,
 }
 
-/// An image that was put.
+/// A stored image.
 #[derive(Debug, Clone)]
 pub(crate) struct PutImage {
-    /// Its digest.
     pub(crate) digest: Digest,
-    /// Its media type.
     pub(crate) media_type: String,
-    /// What it refers to, if it is a referrer.
+    /// The subject, if the image is a referrer.
     pub(crate) subject: Option<Digest>,
-    /// What the store did.
+    /// The effect of the push.
     pub(crate) outcome: PutOutcome,
 }
 
-/// Why an image was not put. Nothing was stored.
+/// The reason why an image was not stored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PutImageError {
-    /// The manifest is not valid.
     #[error(transparent)]
     Manifest(#[from] InvalidManifest),
-    /// The manifest has another digest than the request says.
+    /// The manifest has another digest than the request.
     #[error("the manifest has digest {actual}")]
     DigestMismatch {
-        /// The digest that it has.
+        /// The digest of the manifest.
         actual: Digest,
     },
-    /// The store refused it.
+    /// The store refused the manifest.
     #[error(transparent)]
     Put(#[from] PutManifestError),
 }
@@ -65,7 +61,8 @@ impl Registry {
     /// Checks a manifest and stores it with its tags: ECR's PutImage and the OCI API's PUT.
     ///
     /// # Errors
-    /// The first check that fails, in ECR's order: the manifest, its digest, its references, its tags, the quotas.
+    /// The first check that fails, in ECR's order: the manifest, its digest, its references, its
+    /// tags, the quotas.
     pub(crate) async fn put_image(&self, image: NewImage<'_>, now: Timestamp) -> Result<PutImage, PutImageError> {
         let limits = &self.config.limits;
         let algorithm = image.digest.map_or(Algorithm::Sha256, Digest::algorithm);
@@ -77,7 +74,7 @@ impl Registry {
         if !checked.foreign.is_empty() {
             let digests: Vec<Digest> = checked.foreign.iter().map(|foreign| foreign.digest.clone()).collect();
             let kept = self.metadata.find_layers(image.repository, &digests).await?;
-            // Whoever pushed a foreign layer all the same wants it kept.
+            // A client that pushed a foreign layer nevertheless wants it kept.
             let kept = checked.foreign.into_iter().zip(kept).filter_map(|(foreign, layer)| layer.map(|_| foreign));
             manifest.blobs.extend(kept);
         }
@@ -97,10 +94,10 @@ impl Registry {
     }
 }
 
-/// Manifests up to this size are hashed and read on the spot; larger ones would keep other requests waiting.
+/// Manifests up to this size are hashed and read in place; larger ones would block other requests.
 const QUICK_MANIFEST: usize = 128 * 1024;
 
-/// Checks a manifest, and one that takes long on a thread where nobody waits for it.
+/// Checks a manifest; a large one on a blocking thread.
 async fn check(
     payload: Bytes,
     declared: Option<&str>,

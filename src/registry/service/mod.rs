@@ -15,28 +15,26 @@ use wharfage_store::disk::Disk;
 use wharfage_store::pull_recorder::PullRecorder;
 use wharfage_store::{Blobs, Metadata};
 
-/// A running registry: what every handler gets.
+/// A registry: the state that all handlers share.
 #[derive(Debug)]
 pub struct Registry {
-    /// What it was told.
     pub(crate) config: Config,
-    /// What it knows.
+    /// The database.
     pub metadata: Arc<dyn Metadata>,
-    /// The bytes.
+    /// The blob store.
     pub blobs: Arc<dyn Blobs>,
     /// The access keys that sign requests and seal tokens.
     pub(crate) keys: Keyring,
-    /// What it counts.
     pub(crate) metrics: Arc<Metrics>,
-    /// The disk that it keeps its state on, if any of that lies on one.
+    /// The disk of its data, if they are on one.
     pub(crate) disk: Option<Arc<Disk>>,
     uploads: Arc<uploads::SessionLocks>,
-    /// Records what clients pull.
+    /// Records the pulls of clients.
     pub pulls: Arc<PullRecorder>,
 }
 
 impl Registry {
-    /// A registry that keeps its state in these stores.
+    /// Creates a registry on these stores.
     pub fn new(
         config: Config,
         metadata: Arc<dyn Metadata>,
@@ -48,18 +46,18 @@ impl Registry {
         Self { config, metadata, blobs, keys, metrics, disk: None, uploads, pulls }
     }
 
-    /// Says which disk its state lies on.
+    /// Sets the disk of its data.
     #[must_use]
     pub fn on_disk(self, disk: Option<Arc<Disk>>) -> Self {
         Self { disk, ..self }
     }
 
-    /// The ARN of a repository of this registry's region.
+    /// Returns the ARN of a repository in this registry's region.
     pub(crate) fn arn(&self, account: &AccountId, name: &RepositoryName) -> RepositoryArn {
         RepositoryArn { region: self.config.region.clone(), account: account.clone(), name: name.clone() }
     }
 
-    /// `repositoryUri`: the public host and the name, without a scheme.
+    /// Returns the `repositoryUri`: the public host and the name, without a scheme.
     pub(crate) fn repository_uri(&self, name: &RepositoryName) -> String {
         format!("{}/{name}", self.config.public_url.authority)
     }

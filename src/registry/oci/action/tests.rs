@@ -1,4 +1,4 @@
-//! Targets of the OCI API and the actions that they mean.
+//! Request targets and their actions.
 
 use super::*;
 use proptest::prelude::*;
@@ -116,7 +116,7 @@ fn a_repository_may_be_named_like_an_endpoint() {
 }
 
 #[test]
-fn a_manifest_is_put_under_the_tags_of_its_path_and_its_query_once_each() {
+fn a_manifest_gets_each_tag_of_path_and_query_once() {
     let tags = |text: &[&str]| text.iter().map(|tag| tag.parse().unwrap()).collect::<Vec<Tag>>();
     assert_eq!(
         act("PUT", &format!("/v2/ab/manifests/sha256:{HEX}?tag=1&tag=1.2&tag=1")),
@@ -132,7 +132,7 @@ fn a_manifest_is_put_under_the_tags_of_its_path_and_its_query_once_each() {
 }
 
 #[test]
-fn the_parts_of_a_bad_request_are_told_apart() {
+fn errors_name_the_bad_part_of_a_request() {
     assert!(matches!(parse("GET", "/v2/UPPER/manifests/latest"), Err(ActionError::Name(_))));
     assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(ActionError::NoSuchTag(_))));
     assert!(matches!(parse("PUT", "/v2/ab/manifests/.hidden"), Err(ActionError::Tag(_))));
@@ -192,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn a_names_manifest_is_found_whatever_the_name(name in RepositoryName::PATTERN, tag in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,20}") {
+    fn any_repository_name_has_a_manifest_path(name in RepositoryName::PATTERN, tag in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,20}") {
         if let Ok(name) = name.parse::<RepositoryName>() {
             let parsed = OciAction::parse(&Method::GET, &format!("/v2/{name}/manifests/{tag}"), None);
             let reference = Reference::Tag(tag.parse().unwrap());

@@ -10,7 +10,8 @@ pub(crate) enum InvalidManifest {
         "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Member must have length less than or equal to {0}'"
     )]
     TooLarge(usize),
-    /// It is not JSON, or neither it nor the request has a media type: ECR reports the same error for both.
+    /// It is not JSON, or neither it nor the request has a media type: ECR reports the same error
+    /// for both.
     #[error("Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'")]
     Syntax,
     /// It is JSON, but not of its media type.

@@ -6,8 +6,8 @@ use super::error::content;
 /// A media type is two names of at most 127 characters (RFC 6838 §4.2).
 const MAX_MEDIA_TYPE: usize = 255;
 
-/// Docker's schema 1, which is refused: its digest excludes the signatures, so it is not the digest of the stored bytes.
-/// Docker, containerd and the reference registry do not accept it any more.
+/// Docker's schema 1, which is refused: its digest excludes the signatures, so it is not the digest
+/// of the stored bytes. Docker, containerd and the reference registry do not accept it any more.
 const SCHEMA_1: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
@@ -42,7 +42,8 @@ pub(crate) fn essence(content_type: &str) -> &str {
     content_type.split(';').next().unwrap_or_default().trim()
 }
 
-/// Returns the media type and the kind of a manifest: its own type, which the request's must not contradict.
+/// Returns the media type and the kind of a manifest: its own type, which the request's must not
+/// contradict.
 pub(super) fn media_type(
     own: Option<&str>,
     declared: Option<&str>,

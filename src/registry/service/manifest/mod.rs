@@ -1,4 +1,5 @@
-//! Checks of manifests: validates their bytes and reads their references. Pure: the store checks that the references exist.
+//! Checks of manifests: validates their bytes and reads their references. Pure: the store checks
+//! that the references exist.
 
 mod error;
 mod media_type;
@@ -20,7 +21,8 @@ use wharfage_store::manifests::{BlobReference, NewManifest};
 
 /// The nesting limit of a manifest's JSON. Real manifests need five levels.
 pub(crate) const MAX_DEPTH: usize = 64;
-/// The number of descriptors that a manifest may have: an image has at most a few hundred layers, an index a few hundred children.
+/// The number of descriptors that a manifest may have: an image has at most a few hundred layers,
+/// an index a few hundred children.
 pub(crate) const MAX_REFERENCES: usize = 10_000;
 /// The number of values that a manifest's JSON may have: ten for each descriptor.
 const MAX_VALUES: usize = 10 * MAX_REFERENCES;
@@ -34,11 +36,13 @@ const MAX_ANNOTATION_BYTES: usize = 64 * 1024;
 pub(crate) struct CheckedManifest {
     /// The manifest as it is stored.
     pub(crate) manifest: NewManifest,
-    /// The foreign layers. When the repository has one of them nevertheless, the manifest references it.
+    /// The foreign layers. When the repository has one of them nevertheless, the manifest
+    /// references it.
     pub(crate) foreign: Vec<BlobReference>,
 }
 
-/// Checks a manifest of at most `max_bytes`. `declared` is the media type of the request, `algorithm` that of the digest.
+/// Checks a manifest of at most `max_bytes`. `declared` is the media type of the request,
+/// `algorithm` that of the digest.
 ///
 /// # Errors
 /// The first check that fails.
@@ -92,7 +96,8 @@ pub(crate) fn check(
     Ok(CheckedManifest { manifest, foreign: read.foreign })
 }
 
-/// Checks the limits of the annotations of a manifest with a subject; lists of referrers repeat them.
+/// Checks the limits of the annotations of a manifest with a subject; lists of referrers repeat
+/// them.
 fn limit_annotations(
     annotations: BTreeMap<String, Option<String>>,
 ) -> Result<BTreeMap<String, String>, InvalidManifest> {

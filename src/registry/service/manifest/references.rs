@@ -17,7 +17,8 @@ pub(super) struct References {
     pub(super) children: Vec<ChildReference>,
 }
 
-/// The digests of a manifest's descriptors with their sizes: each digest has one reference and one size.
+/// The digests of a manifest's descriptors with their sizes: each digest has one reference and one
+/// size.
 #[derive(Default)]
 struct SeenDigests(HashMap<Digest, u64>);
 
@@ -37,7 +38,8 @@ impl SeenDigests {
 /// Reads the references of an image manifest.
 pub(super) fn of_image(wire: &WireManifest<'_>) -> Result<References, InvalidManifest> {
     schema_version(wire, 2)?;
-    // A document that could be read as either kind would be scanned as one and run as the other (CVE-2021-41190).
+    // A document that could be read as either kind would be scanned as one and run as the other
+    // (CVE-2021-41190).
     if wire.manifests.is_some() {
         return Err(content("An image manifest must not have the member manifests".to_owned()));
     }

@@ -53,7 +53,7 @@ fn an_image_needs_its_config_and_each_layer_once() {
 }
 
 #[test]
-fn a_foreign_layer_need_not_be_here_where_it_says_where_it_is() {
+fn a_foreign_layer_with_urls_need_not_exist() {
     let urls = json!(["https://example.com/layer"]);
     let mut number = 0;
     let mut layer = |media_type: &str, urls: Option<&Value>| {
@@ -137,7 +137,7 @@ fn an_index_needs_its_children() {
 }
 
 #[test]
-fn an_index_of_nothing_is_one_whether_it_says_so_by_a_list_or_by_null() {
+fn an_empty_index_has_an_empty_list_or_null() {
     for empty in [json!([]), Value::Null] {
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": empty});
         assert!(check_json(&index, None).unwrap().manifest.children.is_empty());
@@ -153,7 +153,7 @@ fn annotations_are_kept_for_referrers_only() {
 }
 
 #[test]
-fn very_many_values_are_refused_before_they_are_read() {
+fn too_many_values_are_refused_unparsed() {
     for value in ["{}", "0"] {
         let many = vec![value; MAX_VALUES].join(",");
         let manifest = format!(r#"{{"schemaVersion":2,"mediaType":"{IMAGE}","layers":[{many}]}}"#);
@@ -163,7 +163,7 @@ fn very_many_values_are_refused_before_they_are_read() {
 }
 
 #[test]
-fn what_lists_of_referrers_repeat_is_bounded() {
+fn annotations_of_referrers_are_limited() {
     let many = |number: usize| -> Value { (0..number).map(|n| (n.to_string(), json!(""))).collect() };
     let long = |bytes: usize| json!({ "a": "x".repeat(bytes - 1) });
     let subject = with("annotations", Value::Null)["config"].clone();
@@ -180,7 +180,7 @@ fn what_lists_of_referrers_repeat_is_bounded() {
 }
 
 #[test]
-fn dockers_first_schema_is_refused_signed_or_not() {
+fn dockers_schema_1_is_refused() {
     for (end, signatures) in [("json", json!(null)), ("prettyjws", json!([{"header": {}}]))] {
         let old = json!({
             "schemaVersion": 1, "name": "app", "fsLayers": [{"blobSum": digest("a")}], "signatures": signatures,
@@ -212,7 +212,7 @@ fn a_manifest_that_could_be_read_as_either_kind_is_refused() {
 }
 
 #[test]
-fn a_member_that_comes_twice_is_refused() {
+fn a_duplicate_member_is_refused() {
     let text = format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[],"manifests":[]}}"#);
     let refused = check(Bytes::from(text), None, Algorithm::Sha256, 1000);
     assert!(reason(refused).contains("duplicate field"));
@@ -244,7 +244,7 @@ fn a_broken_descriptor_is_named() {
 }
 
 #[test]
-fn what_is_no_json_is_refused_with_ecrs_words() {
+fn invalid_json_is_refused_with_ecrs_text() {
     for text in ["", "{", "{]", "not json"] {
         let refused = check(Bytes::from(text), Some(IMAGE), Algorithm::Sha256, 1000);
         assert_eq!(
@@ -255,7 +255,7 @@ fn what_is_no_json_is_refused_with_ecrs_words() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_refused_wherever_they_stand() {
+fn invalid_utf8_is_refused_in_any_member() {
     let text = with("custom", json!("~")).to_string();
     let bytes: Vec<u8> = text.bytes().map(|byte| if byte == b'~' { 0xff } else { byte }).collect();
     let refused = check(Bytes::from(bytes), None, Algorithm::Sha256, 4096);

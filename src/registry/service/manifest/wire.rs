@@ -33,7 +33,8 @@ pub(super) struct WireManifest<'a> {
     pub(super) annotations: Option<BTreeMap<String, Option<String>>>,
 }
 
-/// A descriptor. [`Descriptor::check`] finds missing members and wrong types, and knows the position for the error.
+/// A descriptor. [`Descriptor::check`] finds missing members and wrong types, and knows the
+/// position for the error.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor<'a> {

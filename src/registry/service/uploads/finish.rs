@@ -24,7 +24,8 @@ pub struct FinishedUpload {
 }
 
 impl UploadSession {
-    /// Ends the session with a blob: its bytes become durable, then visible. One of the `expected` digests must match them.
+    /// Ends the session with a blob: its bytes become durable, then visible. One of the `expected`
+    /// digests must match them.
     ///
     /// # Errors
     /// `DigestMismatch` when none does; the session is deleted then.
@@ -102,7 +103,7 @@ impl UploadSession {
                 Err(UploadError::Unchecked(bytes)) => {
                     let intact = self.registry.is_intact(&bytes).await?;
                     if !intact {
-                        tracing::warn!(%digest, "the registry's blob is damaged; it gets the bytes of this push");
+                        tracing::warn!(%digest, "the stored blob is damaged; this push replaces it");
                     }
                     commit.known = Some(KnownBlob { generation: bytes.generation, intact });
                 }
@@ -112,7 +113,8 @@ impl UploadSession {
         Err(UploadFailure::Busy)
     }
 
-    /// Deletes a session whose bytes have another digest than the client says: it could never succeed.
+    /// Deletes a session whose bytes have another digest than the client says: it could never
+    /// succeed.
     async fn reject(&mut self, actual: Digest) -> UploadFailure {
         match self.remove().await {
             Ok(()) => UploadFailure::DigestMismatch { actual },

@@ -1,5 +1,5 @@
-//! Locks of the upload sessions that this process serves, so that requests to one session run one after the other without
-//! polling the store.
+//! Locks of the upload sessions that this process serves, so that requests to one session run one
+//! after the other without polling the store.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};

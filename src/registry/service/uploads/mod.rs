@@ -1,8 +1,10 @@
-//! Upload sessions, for both APIs: bytes are hashed and written as they arrive, and become a blob when their digest is right.
+//! Upload sessions, for both APIs: bytes are hashed and written as they arrive, and become a blob
+//! when their digest is right.
 //!
-//! A session is a row in the store, so any replica can continue it. An [`UploadSession`] is one request's access to it. It claims
-//! the session before it writes a byte, so there is one writer at a time in all replicas. The store refuses writes under a lost
-//! claim, and their bytes are deleted. Nothing is visible before [`UploadSession::finish`].
+//! A session is a row in the store, so any replica can continue it. An [`UploadSession`] is one
+//! request's access to it. It claims the session before it writes a byte, so there is one writer at
+//! a time in all replicas. The store refuses writes under a lost claim, and their bytes are
+//! deleted. Nothing is visible before [`UploadSession::finish`].
 
 mod claim;
 mod finish;
@@ -26,13 +28,13 @@ use wharfage_store::repositories::RepositoryId;
 use wharfage_store::uploads::{Upload, UploadClaim, UploadError, UploadProgress};
 use wharfage_store::{Generation, StoreError, WriterState};
 
-/// How long a blob without references is kept after a push, a mount or a response that reports it as present.
-/// It is longer than any push takes from its first layer to its manifest.
+/// How long a blob without references is kept after a push, a mount or a response that reports it
+/// as present. It is longer than any push takes from its first layer to its manifest.
 pub(crate) const LEASE: SignedDuration = SignedDuration::from_hours(24);
 
-/// Returns the end of the lease of a blob that is reported as present at `now`.
-/// The lease lasts at least three quarters of [`LEASE`] and ends at a multiple of its fourth, so that frequent requests for a
-/// blob write its lease only a few times a day.
+/// Returns the end of the lease of a blob that is reported as present at `now`. The lease lasts at
+/// least three quarters of [`LEASE`] and ends at a multiple of its fourth, so that frequent
+/// requests for a blob write its lease only a few times a day.
 pub(crate) fn lease_of_present(now: Timestamp) -> Timestamp {
     let step = LEASE.as_secs() / 4;
     let steps = (now.as_second() + 3 * step).div_euclid(step) + 1;
@@ -80,7 +82,8 @@ impl From<UploadError> for UploadFailure {
 }
 
 impl Registry {
-    /// Begins an upload to a repository. The right algorithm saves hashing everything again at the end.
+    /// Begins an upload to a repository. The right algorithm saves hashing everything again at the
+    /// end.
     ///
     /// # Errors
     /// `NotFound` when the repository does not exist.
@@ -119,7 +122,8 @@ impl Registry {
         }
     }
 
-    /// Begins an upload that ends with this request: no client knows its session, which is deleted with it.
+    /// Begins an upload that ends with this request: no client knows its session, which is deleted
+    /// with it.
     ///
     /// # Errors
     /// `NotFound` when the repository does not exist.
@@ -170,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_present_blob_is_kept_for_hours_and_no_longer_than_a_pushed_one(second in 0_i64..4_000_000_000) {
+        fn the_lease_of_a_present_blob_is_bounded(second in 0_i64..4_000_000_000) {
             let now = Timestamp::from_second(second).unwrap();
             let kept = lease_of_present(now).duration_since(now);
             prop_assert!(kept > LEASE * 3 / 4 && kept <= LEASE);

@@ -1,4 +1,5 @@
-//! One request's access to an upload session: claims it, appends bytes, acknowledges them and releases it.
+//! One request's access to an upload session: claims it, appends bytes, acknowledges them and
+//! releases it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,8 +96,9 @@ impl UploadSession {
     /// Appends the next bytes.
     ///
     /// # Errors
-    /// `TooLarge`, `Busy` or `NotFound` when the claim is lost, or an error of the store. The acknowledged part of the session
-    /// is unchanged then, and this access to it cannot be used again.
+    /// `TooLarge`, `Busy` or `NotFound` when the claim is lost, or an error of the store. The
+    /// acknowledged part of the session is unchanged then, and this access to it cannot be used
+    /// again.
     pub async fn append(&mut self, bytes: Bytes) -> Result<(), UploadFailure> {
         let length = bytes.len() as u64;
         // The writer asks the store for space, for many bytes at once.
@@ -165,8 +167,8 @@ impl UploadSession {
         }
     }
 
-    /// Makes the received bytes durable and records them, with the protocol's own state (`None` keeps the last one).
-    /// Returns the offset. Does nothing when no bytes were received.
+    /// Makes the received bytes durable and records them, with the protocol's own state (`None`
+    /// keeps the last one). Returns the offset. Does nothing when no bytes were received.
     ///
     /// # Errors
     /// `Busy` when another process has continued the session meanwhile.
@@ -178,7 +180,8 @@ impl UploadSession {
         self.checkpoint(protocol_state, Some(CLAIM_DURATION), now).await
     }
 
-    /// Acknowledges like [`UploadSession::acknowledge`] and releases the session. A session that no client knows is deleted.
+    /// Acknowledges like [`UploadSession::acknowledge`] and releases the session. A session that no
+    /// client knows is deleted.
     ///
     /// # Errors
     /// As [`UploadSession::acknowledge`]'s.
@@ -246,7 +249,8 @@ impl UploadSession {
         }
     }
 
-    /// Handles an error of the metadata store. When the claim is lost, the bytes written under it are deleted.
+    /// Handles an error of the metadata store. When the claim is lost, the bytes written under it
+    /// are deleted.
     pub(super) async fn on_metadata_error(&mut self, error: UploadError) -> UploadFailure {
         if matches!(error, UploadError::NotFound | UploadError::Conflict) {
             self.discard_written().await;
@@ -254,7 +258,8 @@ impl UploadSession {
         error.into()
     }
 
-    /// Deletes the bytes written under a lost claim. The acknowledged bytes belong to the new claimant.
+    /// Deletes the bytes written under a lost claim. The acknowledged bytes belong to the new
+    /// claimant.
     async fn discard_written(&mut self) {
         self.ended = true;
         self.abandon_writer().await;
@@ -287,7 +292,8 @@ impl UploadSession {
         Ok(())
     }
 
-    /// Releases the session: an announced one can be continued from its acknowledged bytes, any other is deleted.
+    /// Releases the session: an announced one can be continued from its acknowledged bytes, any
+    /// other is deleted.
     pub(crate) async fn abandon(mut self) {
         self.close().await;
     }
