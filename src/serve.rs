@@ -15,10 +15,10 @@ use crate::access_key::AccessKey;
 use crate::jobs::{self, JobMetrics};
 use crate::operations;
 use crate::registry::auth::Keyring;
-use crate::registry::health::Registries;
-use crate::registry::http::metrics::Metrics;
-use crate::registry::server::{self, ServerLimits};
-use crate::registry::tls::Tls;
+use crate::registry::http::health::Registries;
+use crate::registry::http::server::{self, ServerLimits};
+use crate::registry::http::tls::Tls;
+use crate::registry::metrics::Metrics;
 use crate::registry::{Config, Registry};
 use crate::store::blobs::folder::FolderBlobs;
 use crate::store::blobs::s3::{S3Blobs, S3Config};
@@ -56,7 +56,7 @@ pub struct Startup {
     /// Its bytes.
     pub storage: Storage,
     /// How its jobs run.
-    pub jobs: jobs::Settings,
+    pub jobs: jobs::JobSettings,
     /// What its listener keeps to.
     pub limits: ServerLimits,
     /// TLS, unless it answers in the clear.
@@ -83,7 +83,7 @@ pub struct Opened {
     /// The registry.
     pub registry: Arc<Registry>,
     listener: TcpListener,
-    jobs: jobs::Settings,
+    jobs: jobs::JobSettings,
     job_metrics: JobMetrics,
     limits: ServerLimits,
     tls: Option<Tls>,
@@ -124,7 +124,7 @@ impl Opened {
     /// Starts to answer, and to run the jobs. What clients read to find the registry has to exist by then.
     pub fn serve(self) -> Running {
         let Self { registry, listener, jobs, limits, tls, job_metrics } = self;
-        let job_context = jobs::Context {
+        let job_context = jobs::JobContext {
             metadata: Arc::clone(&registry.metadata),
             blobs: Arc::clone(&registry.blobs),
             pulls: Arc::clone(&registry.pulls),
@@ -135,7 +135,7 @@ impl Opened {
         let mut tasks = JoinSet::new();
         tasks.spawn(server::serve(Arc::clone(&registry), listener, acceptor, limits, stopped.clone()));
         if let Some(tls) = tls {
-            tasks.spawn(tls.follow_files(stopped.clone()));
+            tasks.spawn(tls.watch_files(stopped.clone()));
         }
         tasks.spawn(jobs::run(Arc::new(job_context), jobs, stopped.clone()));
         tasks.spawn(Arc::clone(&registry.pulls).run(stopped));

@@ -15,9 +15,9 @@ use crate::jobs;
 use crate::listener::bind;
 use crate::names::{AccountId, Region, RegistryName};
 use crate::registry::http::cors::Origin;
-use crate::registry::http::memory;
-use crate::registry::server::ServerLimits;
-use crate::registry::tls::Tls;
+use crate::registry::http::server::ServerLimits;
+use crate::registry::http::tls::Tls;
+use crate::registry::message::memory;
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::serve::{Database, Opened, Running, ServerMetrics, Startup, Storage};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
@@ -226,9 +226,9 @@ impl Serve {
                 None => Database::Sqlite(self.folder()?),
             },
             storage: self.storage()?,
-            jobs: jobs::Settings {
+            jobs: jobs::JobSettings {
                 lifecycle_interval: Duration::from_secs(self.lifecycle_interval.max(1)),
-                ..jobs::Settings::default()
+                ..jobs::JobSettings::default()
             },
             limits: ServerLimits {
                 connections: self.max_connections,

@@ -1,4 +1,4 @@
-//! Claims jobs for the lanes that have a worker to spare, and runs each with a heartbeat.
+//! Claims jobs for the lanes with a free worker, and runs each with a heartbeat.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::kinds::{KINDS, Kind, Lane, kind};
-use super::{Context, JobError, Settings, give_up, handle};
+use super::kinds::{JobKind, KINDS, Lane, kind};
+use super::{JobContext, JobError, JobSettings, handle, on_dead_job};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::StoreError;
 use wharfage_store::jobs::{Job, JobEnd};
 
-/// How long a claim holds without a heartbeat: as long as a job of a killed process has to wait.
-const LEASE: Duration = Duration::from_secs(30);
-/// How often a claim is prolonged.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-/// How long to wait before a database that did not answer is asked again.
+/// The duration of a claim without a heartbeat: a job of a killed process waits as long.
+const LEASE_DURATION: Duration = Duration::from_secs(30);
+/// The interval of heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// The pause after the database did not answer.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(5);
 
 /// The workers of each lane.
@@ -32,34 +32,34 @@ impl Workers {
         self.0.iter().find(|(lane, _)| *lane == wanted).map(|(_, workers)| workers)
     }
 
-    /// The kinds of the lanes that have a worker to spare.
+    /// Returns the kinds of the lanes with a free worker.
     fn open_kinds(&self) -> Vec<&'static str> {
-        let open = |kind: &&Kind| self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0);
+        let open = |kind: &&JobKind| self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0);
         KINDS.iter().filter(open).map(|kind| kind.name).collect()
     }
 
-    /// A worker for a job of this kind; only [`run`] takes them, so there is one where the lane was open.
+    /// Takes a worker for a job of this kind. Only [`run`] takes workers, so an open lane has one.
     fn take(&self, name: &str) -> Option<OwnedSemaphorePermit> {
         Arc::clone(self.of(kind(name)?.lane)?).try_acquire_owned().ok()
     }
 }
 
-/// Runs jobs until `stop`, and returns when those that ran then are given back.
-pub(super) async fn run(context: Arc<Context>, settings: Arc<Settings>, mut stop: Stop) {
+/// Runs jobs until `stop`; returns after the running jobs have been released.
+pub(super) async fn run(context: Arc<JobContext>, settings: Arc<JobSettings>, mut stop: Stop) {
     let workers = Workers::new();
     let mut running = JoinSet::new();
     while !*stop.borrow() {
         let kinds = workers.open_kinds();
         let claimed = match kinds.as_slice() {
             [] => Ok(None),
-            kinds => context.metadata.claim_job(kinds, Timestamp::now(), LEASE).await,
+            kinds => context.metadata.claim_job(kinds, Timestamp::now(), LEASE_DURATION).await,
         };
         let pause = match claimed {
             Ok(Some(job)) => {
                 let worker = workers.take(&job.kind);
                 let (context, settings, stop) = (Arc::clone(&context), Arc::clone(&settings), stop.clone());
                 running.spawn(async move {
-                    carry_out(&context, &settings, job, stop).await;
+                    execute(&context, &settings, job, stop).await;
                     drop(worker);
                 });
                 continue;
@@ -67,7 +67,7 @@ pub(super) async fn run(context: Arc<Context>, settings: Arc<Settings>, mut stop
             Ok(None) => settings.poll,
             Err(error) => {
                 let seconds = OUTAGE_PAUSE.as_secs();
-                tracing::warn!(%error, "looking for jobs failed; looking again in {seconds} s");
+                tracing::warn!(%error, "cannot claim jobs; trying again in {seconds} s");
                 OUTAGE_PAUSE
             }
         };
@@ -88,11 +88,11 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: Stop) {
+async fn execute(context: &JobContext, settings: &JobSettings, job: Job, mut stop: Stop) {
     let Job { id, kind: name, key, attempts, .. } = &job;
     let outcome = tokio::select! {
         outcome = handle(context, settings, &job) => outcome,
-        () = hold(context, *id, *attempts) => {
+        () = renew_until_lost(context, *id, *attempts) => {
             tracing::warn!(job = id, kind = name, key, "lost the claim on a job: another worker runs it");
             return;
         }
@@ -102,7 +102,7 @@ async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: S
     let pause = match &outcome {
         Err(JobError::Store(_)) if *stop.borrow() => Some(Duration::ZERO),
         Err(JobError::Store(_)) => kind(name).and_then(|kind| kind.pause(*attempts)),
-        Ok(()) | Err(JobError::Hopeless(_)) => None,
+        Ok(()) | Err(JobError::Permanent(_)) => None,
     };
     let (end, state) = match (outcome, pause) {
         (Ok(()), _) => (JobEnd::Done, "done"),
@@ -115,25 +115,25 @@ async fn carry_out(context: &Context, settings: &Settings, job: Job, mut stop: S
                 job = id, kind = name, key, attempts, %error,
                 "a job is dead: repair the cause, then run wharfage jobs requeue"
             );
-            give_up(context, &job).await;
+            on_dead_job(context, &job).await;
             (JobEnd::Dead { error: error.to_string() }, "dead")
         }
     };
     context.metrics.ended(name, state);
     if let Err(error) = context.metadata.end_job(*id, *attempts, end).await {
-        tracing::warn!(job = id, kind = name, key, %error, "recording the end of a job failed; it runs again");
+        tracing::warn!(job = id, kind = name, key, %error, "cannot record the end of a job; it runs again");
     }
 }
 
-/// Prolongs the claim again and again; returns only when it is lost.
-async fn hold(context: &Context, id: i64, attempts: u32) {
+/// Renews the claim at every heartbeat; returns only when it is lost.
+async fn renew_until_lost(context: &JobContext, id: i64, attempts: u32) {
     loop {
-        tokio::time::sleep(HEARTBEAT).await;
-        match context.metadata.heartbeat_job(id, attempts, LEASE).await {
+        tokio::time::sleep(HEARTBEAT_INTERVAL).await;
+        match context.metadata.heartbeat_job(id, attempts, LEASE_DURATION).await {
             Ok(true) => {}
             Ok(false) => return,
-            // The lease is three heartbeats long; if none gets through, another worker takes the job, as it should be.
-            Err(error) => tracing::warn!(job = id, %error, "prolonging the claim on a job failed"),
+            // A lease lasts three heartbeats; if none succeeds, another worker takes the job.
+            Err(error) => tracing::warn!(job = id, %error, "cannot renew the claim on a job; trying again"),
         }
     }
 }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn jobs_of_every_lane_are_done_and_what_cannot_be_done_is_dead() {
+    async fn jobs_of_every_lane_run_and_hopeless_ones_are_dead() {
         let (_folder, context, id) = bed().await;
         let (context, now) = (Arc::new(context), Timestamp::now());
         let unreadable =
@@ -173,7 +173,7 @@ mod tests {
             context.metadata.enqueue_job(job).await.unwrap();
         }
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let settings = Arc::new(Settings { poll: Duration::from_millis(1), ..Settings::default() });
+        let settings = Arc::new(JobSettings { poll: Duration::from_millis(1), ..JobSettings::default() });
         let running = tokio::spawn(run(Arc::clone(&context), settings, stopped));
         loop {
             let jobs = context.metadata.list_jobs(&JobFilter::default(), None, 10).await.unwrap();

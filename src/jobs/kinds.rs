@@ -1,4 +1,4 @@
-//! The kinds of jobs, and how each is run: one table. Pure.
+//! The table of job kinds: lane, attempts and pauses. Pure.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use wharfage_store::jobs::{
     DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, JobPayload as _, PruneEvents,
 };
 
-/// Workers of their own: jobs of one lane never wait for those of another.
+/// A group of kinds with its own workers: jobs of one lane never wait for those of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Lane {
     /// Lifecycle policies: long runs.
     Lifecycle,
-    /// What somebody waits for: previews.
+    /// Previews, for which a client waits.
     Interactive,
-    /// Bytes that are to be deleted.
+    /// Deletion of bytes.
     Bytes,
-    /// Images that follow another one.
+    /// Referrers that follow their subject.
     Images,
-    /// Repositories that were deleted.
+    /// Deletion of repositories.
     Repositories,
     /// Housekeeping.
     Upkeep,
@@ -30,7 +30,7 @@ impl Lane {
     pub(super) const ALL: [Self; 6] =
         [Self::Lifecycle, Self::Interactive, Self::Bytes, Self::Images, Self::Repositories, Self::Upkeep];
 
-    /// How many of the lane's jobs this process runs at once.
+    /// Returns the number of the lane's jobs that this process runs at once.
     pub(super) fn workers(self) -> usize {
         match self {
             Self::Lifecycle | Self::Interactive => 2,
@@ -40,63 +40,63 @@ impl Lane {
     }
 }
 
-/// How often a job is tried.
+/// The number of attempts of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempts {
-    /// So often; then it is dead.
+    /// After this many attempts, the job is dead.
     Limited(u32),
-    /// Until it is done: what is to be deleted must not stay for want of an attempt.
+    /// The job is retried until it succeeds: bytes to delete must not stay because of failures.
     Forever,
 }
 
-/// How the jobs of a kind are run.
+/// A kind of jobs.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Kind {
-    /// The kind, as its jobs' rows say it.
+pub(super) struct JobKind {
+    /// The name of the kind in the rows of its jobs.
     pub(super) name: &'static str,
-    /// Where they run.
+    /// The lane whose workers run it.
     pub(super) lane: Lane,
-    /// How often each is tried.
+    /// The number of attempts.
     pub(super) attempts: Attempts,
     /// The longest pause between two attempts.
     pub(super) longest_pause: Duration,
 }
 
-/// Every kind that this version runs.
-pub(super) const KINDS: [Kind; 6] = [
-    Kind {
+/// The kinds that this version runs.
+pub(super) const KINDS: [JobKind; 6] = [
+    JobKind {
         name: EvaluateLifecycle::KIND,
         lane: Lane::Lifecycle,
         attempts: Attempts::Limited(10),
         longest_pause: Duration::from_secs(600),
     },
-    // Somebody waits for the result, and asks again where it failed.
-    Kind {
+    // A client waits for the result, and starts another preview after a failure.
+    JobKind {
         name: EvaluatePreview::KIND,
         lane: Lane::Interactive,
         attempts: Attempts::Limited(6),
         longest_pause: Duration::from_secs(10),
     },
-    Kind {
+    JobKind {
         name: FollowSubject::KIND,
         lane: Lane::Images,
         attempts: Attempts::Forever,
         longest_pause: Duration::from_secs(600),
     },
-    Kind {
+    JobKind {
         name: DeleteGeneration::KIND,
         lane: Lane::Bytes,
         attempts: Attempts::Forever,
         longest_pause: Duration::from_secs(600),
     },
-    Kind {
+    JobKind {
         name: DeleteRepository::KIND,
         lane: Lane::Repositories,
         attempts: Attempts::Forever,
         longest_pause: Duration::from_secs(600),
     },
-    // It is enqueued again and again.
-    Kind {
+    // The job is enqueued repeatedly.
+    JobKind {
         name: PruneEvents::KIND,
         lane: Lane::Upkeep,
         attempts: Attempts::Limited(3),
@@ -104,13 +104,13 @@ pub(super) const KINDS: [Kind; 6] = [
     },
 ];
 
-/// The kind of this name, if this version runs it.
-pub(super) fn kind(name: &str) -> Option<&'static Kind> {
+/// Finds the kind of this name, if this version runs it.
+pub(super) fn kind(name: &str) -> Option<&'static JobKind> {
     KINDS.iter().find(|kind| kind.name == name)
 }
 
-impl Kind {
-    /// The pause after so many attempts, jittered; `None` when it was the last one.
+impl JobKind {
+    /// Returns the jittered pause after this many attempts; `None` after the last one.
     pub(super) fn pause(&self, attempts: u32) -> Option<Duration> {
         if matches!(self.attempts, Attempts::Limited(most) if attempts >= most) {
             return None;
@@ -121,7 +121,7 @@ impl Kind {
             .without_max_times()
             .with_jitter()
             .build();
-        // Long before, the pauses have reached the longest.
+        // The pauses have reached the longest long before.
         let turn = attempts.saturating_sub(1).min(32) as usize;
         Some(pauses.nth(turn).unwrap_or(self.longest_pause))
     }
@@ -132,19 +132,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deletions_are_tried_for_ever_with_pauses_that_are_bounded() {
+    fn deletions_are_retried_forever_with_limited_pauses() {
         for name in [DeleteGeneration::KIND, DeleteRepository::KIND, FollowSubject::KIND] {
             let kind = kind(name).unwrap();
             for attempts in [1, 10, 1_000, u32::MAX] {
                 let pause = kind.pause(attempts).expect("there is another attempt");
-                // The jitter adds up to the shortest pause.
+                // The jitter adds at most the shortest pause.
                 assert!(pause <= kind.longest_pause * 2, "{name} after {attempts}: {pause:?}");
             }
         }
     }
 
     #[test]
-    fn every_kind_of_the_store_is_run() {
+    fn every_kind_of_the_store_has_an_entry() {
         assert_eq!(KINDS.map(|kind| kind.name), wharfage_store::jobs::KINDS);
     }
 
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preview_shares_its_workers_with_nothing_long() {
+    fn previews_have_a_lane_without_long_jobs() {
         let lane = kind(EvaluatePreview::KIND).unwrap().lane;
         assert!(KINDS.iter().all(|kind| kind.lane != lane || kind.name == EvaluatePreview::KIND));
         assert!(Lane::ALL.iter().all(|lane| lane.workers() > 0 && KINDS.iter().any(|kind| kind.lane == *lane)));

@@ -1,5 +1,6 @@
-//! Background work: jobs are claimed, run with a heartbeat, tried again with growing pauses, and parked where their kind says so
-//! (`kinds`). What a job does is its own file's matter; each is idempotent, because a killed run is run again.
+//! Background jobs: claimed from the database, run with a heartbeat, retried with backoff, and dead
+//! after the last attempt of their kind (`kinds`). Each job is idempotent, because a killed run is
+//! run again.
 
 mod dispatch;
 mod kinds;
@@ -25,35 +26,35 @@ use wharfage_store::{Blobs, Metadata, StoreError, StoreResult};
 
 pub use self::metrics::JobMetrics;
 
-/// What every job gets.
+/// The context of all jobs.
 #[derive(Debug)]
-pub struct Context {
-    /// Repositories, images and the jobs themselves.
+pub struct JobContext {
+    /// The database.
     pub metadata: Arc<dyn Metadata>,
-    /// The bytes.
+    /// The blob store.
     pub blobs: Arc<dyn Blobs>,
-    /// The pulls that this process has served: a lifecycle policy counts them.
+    /// The pulls that this process has served, which lifecycle policies count.
     pub pulls: Arc<PullRecorder>,
-    /// What the jobs count.
+    /// The metrics of the jobs.
     pub metrics: JobMetrics,
 }
 
-/// How jobs run.
+/// The settings of the jobs.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// How often each lifecycle policy is evaluated.
+pub struct JobSettings {
+    /// The interval of each lifecycle policy's evaluation.
     pub lifecycle_interval: Duration,
-    /// How long an upload session may be idle before it is given up.
+    /// The time after which an idle upload session is deleted.
     pub upload_expiry: Duration,
-    /// How often jobs are looked for while there are none.
+    /// The interval of polls while there are no jobs.
     pub poll: Duration,
-    /// How old an event becomes.
+    /// The time after which an event is deleted.
     pub events_age: Duration,
-    /// How many events are kept at most, of all registries.
+    /// The number of events to keep, of all registries.
     pub events_kept: u64,
 }
 
-impl Default for Settings {
+impl Default for JobSettings {
     fn default() -> Self {
         Self {
             lifecycle_interval: Duration::from_secs(3600),
@@ -65,30 +66,31 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
-    /// When a policy that is evaluated now is due again: from nine tenths of the interval to the whole of it.
-    fn next_turn(&self, now: Timestamp) -> (Timestamp, Timestamp) {
+impl JobSettings {
+    /// Returns the range in which a policy evaluated now is due again: 90 % to 100 % of the
+    /// interval.
+    fn next_due_range(&self, now: Timestamp) -> (Timestamp, Timestamp) {
         let interval = SignedDuration::try_from(self.lifecycle_interval).unwrap_or(SignedDuration::MAX);
         let after = |pause| now.checked_add(pause).unwrap_or(Timestamp::MAX);
         (after(interval - interval / 10), after(interval))
     }
 }
 
-/// Why a job did not get done.
+/// The reason why a job failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JobError {
-    /// Trying again may help.
+    /// A retry may help.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Trying again won't.
+    /// A retry does not help.
     #[error("{0}")]
-    Hopeless(String),
+    Permanent(String),
 }
 
-/// Runs jobs, and what is due by the clock, until `stop`. A job that runs then is given back and runs again after the next
-/// start, here or elsewhere.
+/// Runs jobs and the periodic work until `stop`. Jobs that run then are released, and run again
+/// after the next start of any replica.
 // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
-pub fn run(context: Arc<Context>, settings: Settings, stop: Stop) -> BoxFuture<'static, ()> {
+pub fn run(context: Arc<JobContext>, settings: JobSettings, stop: Stop) -> BoxFuture<'static, ()> {
     async move {
         let settings = Arc::new(settings);
         let mut tasks = tokio::task::JoinSet::new();
@@ -105,7 +107,7 @@ pub fn run(context: Arc<Context>, settings: Settings, stop: Stop) -> BoxFuture<'
     .boxed()
 }
 
-/// Waits so long, or until the stop.
+/// Waits for this time, or until the stop.
 async fn pause(duration: Duration, stop: &mut Stop) {
     tokio::select! {
         () = tokio::time::sleep(duration) => {}
@@ -113,8 +115,9 @@ async fn pause(duration: Duration, stop: &mut Stop) {
     }
 }
 
-/// Ends what must not wait for a dead job: a preview could not be started again while it is in progress.
-async fn give_up(context: &Context, job: &Job) {
+/// Ends the work of a dead job that must not wait: while a preview is in progress, no other one can
+/// be started.
+async fn on_dead_job(context: &JobContext, job: &Job) {
     let (EvaluatePreview::KIND, Ok(preview)) = (job.kind.as_str(), EvaluatePreview::parse(&job.payload)) else {
         return;
     };
@@ -123,7 +126,7 @@ async fn give_up(context: &Context, job: &Job) {
     }
 }
 
-async fn handle(context: &Context, settings: &Settings, job: &Job) -> Result<(), JobError> {
+async fn handle(context: &JobContext, settings: &JobSettings, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
         EvaluateLifecycle::KIND => {
             let EvaluateLifecycle { repository } = payload(job)?;
@@ -137,28 +140,29 @@ async fn handle(context: &Context, settings: &Settings, job: &Job) -> Result<(),
         DeleteGeneration::KIND => Ok(delete_generation(context, payload(job)?).await?),
         DeleteRepository::KIND => Ok(delete_repository(context, payload(job)?).await?),
         PruneEvents::KIND => schedule::prune_events(context, settings).await,
-        kind => Err(JobError::Hopeless(format!("there is no handler for jobs of kind {kind:?}"))),
+        kind => Err(JobError::Permanent(format!("there is no handler for jobs of kind {kind:?}"))),
     }
 }
 
-/// A payload that does not parse never will.
+/// Parses the payload; a retry does not help when it is not valid.
 fn payload<T: JobPayload>(job: &Job) -> Result<T, JobError> {
-    T::parse(&job.payload).map_err(|error| JobError::Hopeless(error.to_string()))
+    T::parse(&job.payload).map_err(|error| JobError::Permanent(error.to_string()))
 }
 
-async fn delete_generation(context: &Context, deletion: DeleteGeneration) -> StoreResult<()> {
+async fn delete_generation(context: &JobContext, deletion: DeleteGeneration) -> StoreResult<()> {
     let DeleteGeneration { generation, writer } = deletion;
-    // The answer to a commit may have been lost: then a supposed leftover is a blob.
+    // The response to a commit may have been lost: then one of the generations is that of a blob.
     let generations = context.blobs.generations_to_delete(generation, &writer)?;
     let live = context.metadata.find_live_generations(&generations).await?;
     context.blobs.delete(generation, &writer, &live).await
 }
 
-/// How many images of a deleted repository one transaction deletes. On SQLite, other writes wait for it.
+/// The number of images of a deleted repository that one transaction deletes. On SQLite, other
+/// writes wait for it.
 const BATCH: usize = 25;
 
-/// Empties a repository that was deleted, batch by batch. A run that is killed left nothing half done.
-async fn delete_repository(context: &Context, deletion: DeleteRepository) -> StoreResult<()> {
+/// Empties a deleted repository in batches. A killed run leaves no batch half done.
+async fn delete_repository(context: &JobContext, deletion: DeleteRepository) -> StoreResult<()> {
     let DeleteRepository { repository } = deletion;
     while !context.metadata.empty_repository(repository, BATCH, Timestamp::now()).await? {}
     Ok(())

@@ -1,12 +1,12 @@
-//! Carries out a repository's lifecycle policy. What it selects is the evaluator's decision alone; this file loads, acts in
-//! the evaluator's order, and tells what it did.
+//! Enforces a repository's lifecycle policy: loads the images, executes the evaluator's actions in
+//! its order, and records them. Only the evaluator selects images.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Context, JobError, Settings};
+use super::{JobContext, JobError, JobSettings};
 use wharfage_domain::lifecycle::{Action, Cause, Evaluation, Image, Mark, Policy, evaluate};
 use wharfage_domain::names::Digest;
 use wharfage_store::StoreResult;
@@ -16,73 +16,74 @@ use wharfage_store::images::{
 };
 use wharfage_store::repositories::{Repository, RepositoryChange, RepositoryId};
 
-/// How many rows one read takes.
+/// The number of rows per read.
 const PAGE: usize = 1000;
-/// How many images an event names; the others are counted.
+/// The number of images that an event lists; it counts the others.
 const NAMED: usize = 100;
 
-/// How often a run evaluates the policy at most. What is still to be done then is left to the next run.
+/// The number of evaluations in a run. The next run does the rest.
 const EVALUATIONS: usize = 5;
-/// How many of the images that a rule keeps are looked at again before one is acted on that is too many beside them. A rule
-/// that keeps more tolerates the few that may go while it runs.
+/// The number of a rule's kept images that are checked before an image beyond them is deleted or
+/// archived. A rule that keeps more tolerates the few that may disappear during the run.
 const KEPT_CHECKED: usize = 1000;
 
-/// What a run did.
+/// The result of a run.
 #[derive(Default)]
-struct Done {
+struct RunResult {
     expired: Vec<Digest>,
     archived: Vec<Digest>,
-    /// Images that were not what they had been when the policy was evaluated, or were gone.
+    /// Images that were changed or deleted since the evaluation.
     changed: u64,
-    /// Images that an index holds.
+    /// Images that an index references.
     protected: u64,
 }
 
-/// An action that a policy decided on, with what the decision rests on.
-struct Planned {
+/// An action of a policy, with its preconditions.
+struct PlannedAction {
     digest: Digest,
     action: Action,
     decision: LifecycleDecision,
 }
 
-/// What a policy decided about a repository.
-struct Plan {
+/// The actions of a policy in a repository.
+struct LifecyclePlan {
     repository: Repository,
-    /// The moment that the policy was evaluated for.
+    /// The time of the evaluation.
     at: Timestamp,
-    actions: Vec<Planned>,
+    actions: Vec<PlannedAction>,
     protected: u64,
 }
 
-/// How carrying out a plan ended.
+/// The end of a plan's execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// Nothing of it is left.
-    Whole,
-    /// Images that were to be kept have changed or gone, so the policy has to be evaluated again.
+enum ExecutionEnd {
+    /// All actions were executed.
+    Complete,
+    /// Kept images have changed or disappeared, so the policy must be evaluated again.
     Outdated,
-    /// The repository has another policy by now, or none.
+    /// The policy was replaced or deleted.
     Replaced,
 }
 
-/// Evaluates the policy of this repository and carries it out. A repository or a policy that is gone is no failure.
-pub(super) async fn run(context: &Context, settings: &Settings, id: RepositoryId) -> Result<(), JobError> {
+/// Evaluates and enforces the policy of this repository. A missing repository or policy is not an
+/// error.
+pub(super) async fn run(context: &JobContext, settings: &JobSettings, id: RepositoryId) -> Result<(), JobError> {
     let mut wanted = HashSet::new();
     for evaluation in 1..=EVALUATIONS {
         let Some(plan) = decide(context, id).await? else { return Ok(()) };
-        let (repository, at, mut done) = (plan.repository.clone(), plan.at, Done::default());
-        let ended = carry_out(context, plan, &mut wanted, &mut done).await;
-        // Also where it failed: what was done was done.
-        tell(context, &repository, done).await?;
+        let (repository, at, mut done) = (plan.repository.clone(), plan.at, RunResult::default());
+        let ended = execute(context, plan, &mut wanted, &mut done).await;
+        // Also after a failure, because the actions before it were executed.
+        record(context, &repository, done).await?;
         match ended? {
-            Ended::Outdated if evaluation < EVALUATIONS => {}
-            Ended::Whole | Ended::Outdated => {
-                let (due_at, _) = settings.next_turn(at);
+            ExecutionEnd::Outdated if evaluation < EVALUATIONS => {}
+            ExecutionEnd::Complete | ExecutionEnd::Outdated => {
+                let (due_at, _) = settings.next_due_range(at);
                 let evaluated = RepositoryChange::LifecycleEvaluated { at, due_at };
                 context.metadata.change_repository(id, evaluated, Vec::new()).await?;
                 break;
             }
-            Ended::Replaced => {
+            ExecutionEnd::Replaced => {
                 tracing::info!(
                     repository = %repository.name,
                     "stopped: the lifecycle policy was replaced or deleted meanwhile"
@@ -94,25 +95,25 @@ pub(super) async fn run(context: &Context, settings: &Settings, id: RepositoryId
     Ok(())
 }
 
-/// Nothing if there is no policy.
-async fn decide(context: &Context, id: RepositoryId) -> Result<Option<Plan>, JobError> {
+/// Evaluates the policy; `None` if there is none.
+async fn decide(context: &JobContext, id: RepositoryId) -> Result<Option<LifecyclePlan>, JobError> {
     let Some(repository) = context.metadata.find_repository_by_id(id).await? else { return Ok(None) };
     let Some(policy) = repository.lifecycle_policy.clone() else { return Ok(None) };
     let parsed = Policy::parse(&policy).map_err(|error| {
-        JobError::Hopeless(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
+        JobError::Permanent(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
     })?;
     let at = Timestamp::now();
-    let Loaded { images, states } = load(context, id).await?;
+    let LoadedImages { images, states } = load(context, id).await?;
     let policy: Arc<str> = policy.into();
     let (actions, protected) = evaluated(parsed, images, at, move |evaluation| {
         (plan(evaluation, &policy, &states), evaluation.protected.len())
     })
     .await?;
-    Ok(Some(Plan { repository, at, actions, protected: protected as u64 }))
+    Ok(Some(LifecyclePlan { repository, at, actions, protected: protected as u64 }))
 }
 
-/// The marks of an evaluation, each with what it rests on.
-fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest, State>) -> Vec<Planned> {
+/// Returns the actions of an evaluation with their preconditions.
+fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest, ImageState>) -> Vec<PlannedAction> {
     let kept = |images: &Vec<&Image>| -> Arc<[(ManifestId, u64)]> {
         let states = images.iter().take(KEPT_CHECKED).filter_map(|image| states.get(&image.digest));
         states.map(|state| (state.id, state.revision)).collect()
@@ -122,7 +123,7 @@ fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest,
     let planned = |mark: &Mark<'_>| {
         let follows_subject = mark.cause == Cause::FollowsSubject;
         let kept = if follows_subject { None } else { kept.get(&mark.rule_priority) };
-        Some(Planned {
+        Some(PlannedAction {
             digest: mark.image.digest.clone(),
             action: mark.action,
             decision: LifecycleDecision {
@@ -137,87 +138,93 @@ fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest,
     evaluation.marks.iter().filter_map(planned).collect()
 }
 
-/// Acts until the policy is another one or gone: from then on that one holds, and its own run, if there is a policy. Images
-/// that were pushed or pulled while the run goes on are `wanted` by somebody: they are left to the next run.
-async fn carry_out(context: &Context, plan: Plan, wanted: &mut HashSet<Digest>, done: &mut Done) -> StoreResult<Ended> {
-    let mut ended = Ended::Whole;
+/// Executes a plan until the policy is replaced or deleted: the new policy has its own run. Images
+/// that were pushed or pulled during the run are `wanted`: they are left to the next run.
+async fn execute(
+    context: &JobContext,
+    plan: LifecyclePlan,
+    wanted: &mut HashSet<Digest>,
+    done: &mut RunResult,
+) -> StoreResult<ExecutionEnd> {
+    let mut ended = ExecutionEnd::Complete;
     done.protected = plan.protected;
-    for Planned { digest, action, decision } in plan.actions {
+    for PlannedAction { digest, action, decision } in plan.actions {
         if wanted.contains(&digest) {
             continue;
         }
-        // A pull that this process has served counts. One that another replica serves at this moment does not.
+        // Pulls that this process has served count. A pull that another replica serves at this
+        // moment does not.
         context.pulls.flush().await?;
         let acted = match action {
             Action::Expire => expire(context, plan.repository.id, &digest, decision).await?,
             Action::Transition => archive(context, plan.repository.id, &digest, decision).await?,
         };
         match (acted, action) {
-            (Acted::Done, Action::Expire) => done.expired.push(digest),
-            (Acted::Done, Action::Transition) => done.archived.push(digest),
-            (Acted::Protected, _) => done.protected += 1,
-            (Acted::Stale(Stale::Image), _) => {
+            (ActionResult::Done, Action::Expire) => done.expired.push(digest),
+            (ActionResult::Done, Action::Transition) => done.archived.push(digest),
+            (ActionResult::Protected, _) => done.protected += 1,
+            (ActionResult::Stale(Stale::Image), _) => {
                 wanted.insert(digest);
                 done.changed += 1;
             }
-            (Acted::Gone | Acted::Stale(Stale::Subject), _) => done.changed += 1,
-            (Acted::Stale(Stale::Kept), _) => ended = Ended::Outdated,
-            (Acted::Stale(Stale::Policy), _) => return Ok(Ended::Replaced),
+            (ActionResult::Gone | ActionResult::Stale(Stale::Subject), _) => done.changed += 1,
+            (ActionResult::Stale(Stale::Kept), _) => ended = ExecutionEnd::Outdated,
+            (ActionResult::Stale(Stale::Policy), _) => return Ok(ExecutionEnd::Replaced),
         }
     }
     Ok(ended)
 }
 
-/// What became of one action.
-enum Acted {
+/// The result of one action.
+enum ActionResult {
     Done,
     Protected,
-    /// Nothing: the image is gone, or in that storage class already.
+    /// The image does not exist any more, or has this storage class already.
     Gone,
-    /// Nothing: what it was decided by is no longer so.
+    /// A precondition has changed.
     Stale(Stale),
 }
 
 async fn expire(
-    context: &Context,
+    context: &JobContext,
     id: RepositoryId,
     digest: &Digest,
     decision: LifecycleDecision,
-) -> StoreResult<Acted> {
+) -> StoreResult<ActionResult> {
     match context.metadata.expire_image(id, digest, decision, Timestamp::now()).await {
-        Ok(()) => Ok(Acted::Done),
-        Err(DeleteImageError::ReferencedBy(_)) => Ok(Acted::Protected),
-        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => Ok(Acted::Gone),
-        Err(DeleteImageError::Stale(stale)) => Ok(Acted::Stale(stale)),
+        Ok(()) => Ok(ActionResult::Done),
+        Err(DeleteImageError::ReferencedBy(_)) => Ok(ActionResult::Protected),
+        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => Ok(ActionResult::Gone),
+        Err(DeleteImageError::Stale(stale)) => Ok(ActionResult::Stale(stale)),
         Err(DeleteImageError::Store(error)) => Err(error),
     }
 }
 
 async fn archive(
-    context: &Context,
+    context: &JobContext,
     id: RepositoryId,
     digest: &Digest,
     decision: LifecycleDecision,
-) -> StoreResult<Acted> {
+) -> StoreResult<ActionResult> {
     match context.metadata.archive_image(id, digest, decision, Timestamp::now()).await {
-        Ok(()) => Ok(Acted::Done),
-        Err(StorageClassError::ReferencedBy(_)) => Ok(Acted::Protected),
-        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(Acted::Gone),
-        Err(StorageClassError::Stale(stale)) => Ok(Acted::Stale(stale)),
+        Ok(()) => Ok(ActionResult::Done),
+        Err(StorageClassError::ReferencedBy(_)) => Ok(ActionResult::Protected),
+        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(ActionResult::Gone),
+        Err(StorageClassError::Stale(stale)) => Ok(ActionResult::Stale(stale)),
         Err(StorageClassError::Store(error)) => Err(error),
     }
 }
 
-/// Keeps an event row and a log line of what a run did; a run that did nothing is no event.
-async fn tell(context: &Context, repository: &Repository, done: Done) -> StoreResult<()> {
-    let Done { expired, archived, changed, protected } = done;
+/// Records the result of a run in the log, and in an event if it changed anything.
+async fn record(context: &JobContext, repository: &Repository, done: RunResult) -> StoreResult<()> {
+    let RunResult { expired, archived, changed, protected } = done;
     tracing::info!(
         repository = %repository.name,
         expired = expired.len(),
         archived = archived.len(),
         changed,
         protected,
-        "carried out a lifecycle policy"
+        "executed a lifecycle policy"
     );
     if expired.is_empty() && archived.is_empty() {
         return Ok(());
@@ -241,7 +248,7 @@ async fn tell(context: &Context, repository: &Repository, done: Done) -> StoreRe
     context.metadata.record_event(event).await
 }
 
-/// Evaluates away from the threads that answer requests: 100,000 images take a good part of a second.
+/// Evaluates on a blocking thread: 100,000 images take a good part of a second.
 pub(super) async fn evaluated<T: Send + 'static>(
     policy: Policy,
     images: Vec<Image>,
@@ -250,24 +257,24 @@ pub(super) async fn evaluated<T: Send + 'static>(
 ) -> Result<T, JobError> {
     tokio::task::spawn_blocking(move || read(&evaluate(&policy, &images, now)))
         .await
-        .map_err(|error| JobError::Hopeless(format!("the evaluation failed: {error}")))
+        .map_err(|error| JobError::Permanent(format!("the evaluation failed: {error}")))
 }
 
-/// Which row an image is in, and how it was when it was read.
+/// The row of an image and its revision when it was read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct State {
+pub(super) struct ImageState {
     id: ManifestId,
     revision: u64,
 }
 
-/// Every image of a repository as the evaluator wants it.
-pub(super) struct Loaded {
+/// The images of a repository, as the evaluator needs them.
+pub(super) struct LoadedImages {
     pub(super) images: Vec<Image>,
-    states: HashMap<Digest, State>,
+    states: HashMap<Digest, ImageState>,
 }
 
-pub(super) async fn load(context: &Context, id: RepositoryId) -> StoreResult<Loaded> {
-    // The pulls that this process has served count.
+pub(super) async fn load(context: &JobContext, id: RepositoryId) -> StoreResult<LoadedImages> {
+    // Pulls that this process has served count.
     context.pulls.flush().await?;
     let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
     let mut last_edge = None;
@@ -287,12 +294,12 @@ pub(super) async fn load(context: &Context, id: RepositoryId) -> StoreResult<Loa
         last_digest = Some(last.image.digest.clone());
         images.extend(page.into_iter().map(|found| {
             let images::Image { id, revision, ref digest, .. } = found.image;
-            states.insert(digest.clone(), State { id, revision });
+            states.insert(digest.clone(), ImageState { id, revision });
             let parents = parents.remove(digest).unwrap_or_default();
             to_image(found, parents)
         }));
     }
-    Ok(Loaded { images, states })
+    Ok(LoadedImages { images, states })
 }
 
 fn to_image(found: images::TaggedImage, parents: Vec<Digest>) -> Image {
@@ -311,174 +318,4 @@ fn to_image(found: images::TaggedImage, parents: Vec<Digest>) -> Image {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use jiff::SignedDuration;
-    use serde_json::json;
-
-    use super::*;
-    use crate::JobMetrics;
-    use wharfage_domain::names::{Reference, Tag};
-    use wharfage_store::blobs::folder::FolderBlobs;
-    use wharfage_store::images::{ImageStatus, Referrers};
-    use wharfage_store::manifests::{NewManifest, PutManifest};
-    use wharfage_store::pull_recorder::PullRecorder;
-    use wharfage_store::repositories::{Encryption, NewRepository, TagMutability};
-    use wharfage_store::sqlite::SqliteStore;
-    use wharfage_store::{Lookup, Metadata};
-
-    /// What jobs get, on a folder with a repository of four images.
-    pub(crate) async fn bed() -> (tempfile::TempDir, Context, RepositoryId) {
-        let folder = tempfile::tempdir().unwrap();
-        let account = "123456789012".parse().unwrap();
-        let metadata: Arc<dyn Metadata> = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
-        let context = Context {
-            metadata: Arc::clone(&metadata),
-            blobs: Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap()),
-            pulls: Arc::new(PullRecorder::new(metadata)),
-            metrics: JobMetrics::default(),
-        };
-        let new = NewRepository {
-            account,
-            name: "app".parse().unwrap(),
-            created_at: Timestamp::now(),
-            tag_mutability: TagMutability::MUTABLE,
-            scan_on_push: false,
-            encryption: Encryption::default(),
-            tags: Vec::new(),
-        };
-        let repository = context.metadata.create_repository(new, 1).await.unwrap().id;
-        for text in ["a", "b", "c", "d"] {
-            push(&context, repository, text).await;
-        }
-        (folder, context, repository)
-    }
-
-    /// Pushes an image whose payload and tag are `text`. Images with later letters are younger.
-    async fn push(context: &Context, repository: RepositoryId, text: &'static str) {
-        let manifest = NewManifest {
-            digest: Digest::sha256(text.as_bytes()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-            payload: text.into(),
-            artifact_type: None,
-            config_media_type: None,
-            subject: None,
-            annotations: Default::default(),
-            blobs: Vec::new(),
-            children: Vec::new(),
-        };
-        let age = i64::from(b'z' - text.as_bytes()[0]);
-        let (tags, now) = (vec![text.parse().unwrap()], Timestamp::now() - SignedDuration::from_secs(age));
-        let put = PutManifest { repository, manifest, tags, now, max_images: 9, max_tags: 9, jobs: Vec::new() };
-        context.metadata.put_manifest(put).await.unwrap();
-    }
-
-    async fn set_policy(context: &Context, id: RepositoryId, policy: Option<String>) {
-        let change = RepositoryChange::LifecyclePolicy(policy);
-        assert!(context.metadata.change_repository(id, change, Vec::new()).await.unwrap());
-    }
-
-    /// Keeps so many images; the others expire or go to the archive.
-    fn keep(images: u64, action: &str) -> String {
-        let mut policy = json!({ "rules": [{
-            "rulePriority": 1,
-            "selection": { "tagStatus": "any", "countType": "imageCountMoreThan", "countNumber": images },
-            "action": { "type": action },
-        }] });
-        if action == "transition" {
-            policy["rules"][0]["action"]["targetStorageClass"] = "archive".into();
-        }
-        policy.to_string()
-    }
-
-    /// The tags of the active images.
-    async fn active(context: &Context, id: RepositoryId) -> String {
-        let filter = ImageFilter { status: Some(ImageStatus::Active), ..ImageFilter::EVERYTHING };
-        let images = context.metadata.list_images(id, filter, None, 10).await.unwrap();
-        let mut tags: Vec<&str> = images.iter().flat_map(|it| &it.tags).map(Tag::as_str).collect();
-        tags.sort_unstable();
-        tags.join(" ")
-    }
-
-    async fn was_evaluated(context: &Context, id: RepositoryId) -> bool {
-        context.metadata.find_repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
-    }
-
-    async fn planned(context: &Context, id: RepositoryId) -> Plan {
-        decide(context, id).await.unwrap().unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_run_that_has_begun_stops_where_its_policy_is_replaced_or_deleted() {
-        for action in ["expire", "transition"] {
-            for replacement in [None, Some(keep(4, action))] {
-                let (_folder, context, id) = bed().await;
-                set_policy(&context, id, Some(keep(1, action))).await;
-                let mut plan = planned(&context, id).await;
-                assert_eq!(plan.actions.len(), 3);
-
-                // The first action is done before the policy changes, the others come behind.
-                let first = plan.actions.remove(0);
-                let begun = Plan { repository: plan.repository.clone(), actions: vec![first], ..plan };
-                let rest = Plan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
-                let (mut wanted, mut done) = (HashSet::new(), Done::default());
-                assert_eq!(carry_out(&context, begun, &mut wanted, &mut done).await.unwrap(), Ended::Whole);
-                assert_eq!(active(&context, id).await, "b c d");
-
-                set_policy(&context, id, replacement.clone()).await;
-                assert_eq!(carry_out(&context, rest, &mut wanted, &mut done).await.unwrap(), Ended::Replaced);
-                assert_eq!(active(&context, id).await, "b c d", "{action}, then {replacement:?}");
-                assert_eq!(done.expired.len() + done.archived.len(), 1);
-                assert!(!was_evaluated(&context, id).await);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn an_image_that_is_wanted_while_a_run_goes_on_is_left_to_the_next() {
-        for action in ["expire", "transition"] {
-            for wanted in ["pushed", "pulled"] {
-                let (_folder, context, id) = bed().await;
-                set_policy(&context, id, Some(keep(1, action))).await;
-                let plan = planned(&context, id).await;
-                match wanted {
-                    "pushed" => push(&context, id, "a").await,
-                    _ => {
-                        let (account, name) = (&plan.repository.account, &plan.repository.name);
-                        let tag = Reference::Tag("a".parse().unwrap());
-                        let found = context.metadata.find_manifest(account, name, &tag).await.unwrap();
-                        let Lookup::Found(manifest) = found else { panic!("the image is there") };
-                        context.pulls.note(&manifest, Timestamp::now());
-                    }
-                }
-                let (mut left, mut done) = (HashSet::new(), Done::default());
-                carry_out(&context, plan, &mut left, &mut done).await.unwrap();
-                assert_eq!(active(&context, id).await, "a d", "{action}, {wanted}");
-                let again = planned(&context, id).await;
-                assert_eq!(again.actions.len(), 1, "the policy would still act on it");
-                carry_out(&context, again, &mut left, &mut done).await.unwrap();
-                assert_eq!(active(&context, id).await, "a d", "{action}, {wanted}");
-
-                run(&context, &Settings::default(), id).await.unwrap();
-                assert_eq!(active(&context, id).await, "d");
-                assert!(was_evaluated(&context, id).await);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_too_many_is_decided_again_when_what_was_to_be_kept_goes() {
-        for action in ["expire", "transition"] {
-            let (_folder, context, id) = bed().await;
-            set_policy(&context, id, Some(keep(2, action))).await;
-            let plan = planned(&context, id).await;
-            assert_eq!(plan.actions.len(), 2);
-            let newest = Digest::sha256(b"d");
-            context.metadata.delete_image(id, &newest, Referrers::Stay, Timestamp::now()).await.unwrap();
-            let (mut wanted, mut done) = (HashSet::new(), Done::default());
-            assert_eq!(carry_out(&context, plan, &mut wanted, &mut done).await.unwrap(), Ended::Outdated);
-            assert_eq!(active(&context, id).await, "a b c");
-            run(&context, &Settings::default(), id).await.unwrap();
-            assert_eq!(active(&context, id).await, "b c");
-        }
-    }
-}
+pub(super) mod tests;

@@ -1,11 +1,11 @@
-//! What the jobs count.
+//! The metrics of the jobs.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// The labels of jobs that ended: both from closed sets.
+/// The labels of ended jobs, from closed sets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndLabels {
     kind: String,
@@ -13,14 +13,14 @@ struct EndLabels {
     state: &'static str,
 }
 
-/// Counts the jobs that ended. Clones count together.
+/// Counts ended jobs. Clones share their counts.
 #[derive(Debug, Clone, Default)]
 pub struct JobMetrics {
     ended: Family<EndLabels, Counter>,
 }
 
 impl JobMetrics {
-    /// Metrics that start at zero, exported with `registry`.
+    /// Creates metrics that start at zero, exported with `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("jobs_ended", "Jobs that ended", Family::clone(&metrics.ended));

@@ -1,19 +1,20 @@
-//! Evaluates a lifecycle policy that is not carried out, and keeps what it would do.
+//! Evaluates the policy of a lifecycle preview, and stores the results.
 
 use jiff::Timestamp;
 
 use super::lifecycle::{evaluated, load};
-use super::{Context, JobError};
+use super::{JobContext, JobError};
 use wharfage_domain::lifecycle::{Action, Evaluation, Policy};
 use wharfage_store::StoreResult;
 use wharfage_store::previews::{PreviewResult, PreviewRun, PreviewState};
 use wharfage_store::repositories::RepositoryId;
 
-/// How many results one transaction writes or deletes: other writes wait for no more than that.
+/// The number of results that one transaction writes or deletes, which limits the wait of other
+/// writes.
 const BATCH: usize = 500;
 
-/// Ends the preview that is in progress. One that is not, or a repository that is gone, is no failure.
-pub(super) async fn run(context: &Context, id: RepositoryId) -> Result<(), JobError> {
+/// Completes the preview in progress. A missing preview or repository is not an error.
+pub(super) async fn run(context: &JobContext, id: RepositoryId) -> Result<(), JobError> {
     let Some(preview) = context.metadata.find_preview(id).await? else { return Ok(()) };
     if preview.state != PreviewState::InProgress {
         return Ok(());
@@ -37,13 +38,13 @@ pub(super) async fn run(context: &Context, id: RepositoryId) -> Result<(), JobEr
         }
     }
     context.metadata.finish_preview(run, state).await?;
-    // Those of the preview before, and of runs that did not end.
+    // Results of the previous preview, and of runs that did not end.
     while !context.metadata.prune_preview_results(run, BATCH).await? {}
     Ok(())
 }
 
-/// Ends the preview that is in progress, if there is one, as failed.
-pub(super) async fn fail(context: &Context, id: RepositoryId) -> StoreResult<()> {
+/// Ends the preview in progress, if there is one, as failed.
+pub(super) async fn fail(context: &JobContext, id: RepositoryId) -> StoreResult<()> {
     match context.metadata.find_preview(id).await? {
         Some(preview) if preview.state == PreviewState::InProgress => {
             context.metadata.finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed).await
@@ -52,7 +53,7 @@ pub(super) async fn fail(context: &Context, id: RepositoryId) -> StoreResult<()>
     }
 }
 
-/// ECR's `summary`: the transitioning counts are there only if an image transitions.
+/// Renders ECR's `summary`, with transitioning counts only if an image transitions.
 fn summary(evaluation: &Evaluation<'_>) -> String {
     let counts = evaluation.summary();
     let mut summary = serde_json::json!({ "expiringImageTotalCount": counts.expiring });

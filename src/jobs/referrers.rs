@@ -1,5 +1,6 @@
-//! Has signatures and other referrers follow their subject when it was deleted by the API or a lifecycle policy, archived or
-//! restored. (At `/v2/` a referrer may outlive its subject.) The jobs are written by the store, along with their cause.
+//! Signatures and other referrers follow their subject when the API or a lifecycle policy deletes,
+//! archives or restores it. (At `/v2/`, a referrer may outlive its subject.) The store writes the
+//! jobs in the transaction of their cause.
 
 use jiff::Timestamp;
 
@@ -9,8 +10,9 @@ use wharfage_store::{Metadata, StoreResult};
 
 const PAGE: usize = 100;
 
-/// Makes the referrers what their subject is by now. What that is, is looked at again for each: a subject that was pushed
-/// again keeps its referrers. What refers to a referrer follows it by a job of its own.
+/// Deletes, archives or restores the referrers like their subject. The subject is checked again for
+/// each referrer: one that was pushed again keeps its referrers. The referrers of a referrer follow
+/// it by another job.
 pub async fn run(metadata: &dyn Metadata, follow: &FollowSubject) -> StoreResult<()> {
     let FollowSubject { repository, subject } = follow;
     let repository = *repository;

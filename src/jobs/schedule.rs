@@ -1,38 +1,39 @@
-//! What is due by the clock: lifecycle policies, uploads that nobody goes on with, old events. Each has a rhythm of its own.
+//! Periodic work: due lifecycle policies, idle uploads, old events and usage counts, each with its
+//! own interval.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Context, JobError, Settings, pause};
+use super::{JobContext, JobError, JobSettings, pause};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::StoreResult;
 use wharfage_store::jobs::{JobPayload as _, PruneEvents};
 use wharfage_store::repositories::LifecycleSchedule;
 
-/// How many rows one transaction takes.
+/// The number of rows per transaction.
 const PAGE: usize = 500;
-/// How often changes of usage are folded: a count adds up what came since.
-const FOLD: Duration = Duration::from_secs(2);
-/// How often stale uploads and old events are looked for.
-const UPKEEP: Duration = Duration::from_secs(60);
+/// The interval of folding changes of usage: a count adds the changes since.
+const FOLD_INTERVAL: Duration = Duration::from_secs(2);
+/// The interval of checks for idle uploads and old events.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Enqueues the lifecycle policies that are due, until `stop`.
-pub(super) async fn lifecycle(context: Arc<Context>, settings: Arc<Settings>, mut stop: Stop) {
+pub(super) async fn lifecycle(context: Arc<JobContext>, settings: Arc<JobSettings>, mut stop: Stop) {
     let every = (settings.lifecycle_interval / 4).clamp(Duration::from_millis(250), Duration::from_secs(5));
     while !*stop.borrow() {
         if let Err(error) = enqueue_due(&context, &settings, Timestamp::now(), PAGE).await {
-            tracing::warn!(%error, "looking for lifecycle policies that are due failed");
+            tracing::warn!(%error, "cannot enqueue due lifecycle policies; trying again");
         }
         pause(every, &mut stop).await;
     }
 }
 
 /// Enqueues whole pages of policies until none is due.
-async fn enqueue_due(context: &Context, settings: &Settings, now: Timestamp, page: usize) -> StoreResult<()> {
+async fn enqueue_due(context: &JobContext, settings: &JobSettings, now: Timestamp, page: usize) -> StoreResult<()> {
     loop {
-        let next_due = settings.next_turn(now);
+        let next_due = settings.next_due_range(now);
         let schedule = LifecycleSchedule { now, next_due, limit: page };
         if context.metadata.schedule_lifecycle(schedule).await? < page {
             return Ok(());
@@ -40,40 +41,40 @@ async fn enqueue_due(context: &Context, settings: &Settings, now: Timestamp, pag
     }
 }
 
-/// Folds changes of usage into what they change, until `stop`.
-pub(super) async fn fold_usage(context: Arc<Context>, mut stop: Stop) {
+/// Folds changes of usage into the counts, until `stop`.
+pub(super) async fn fold_usage(context: Arc<JobContext>, mut stop: Stop) {
     while !*stop.borrow() {
         match context.metadata.fold_usage(PAGE).await {
             // There is more.
             Ok(folded) if folded == PAGE as u64 => continue,
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "folding usage failed; counting takes longer until it works"),
+            Err(error) => tracing::warn!(%error, "cannot fold usage; counts are slower until it works"),
         }
-        pause(FOLD, &mut stop).await;
+        pause(FOLD_INTERVAL, &mut stop).await;
     }
 }
 
-/// Gives up stale uploads and has old events deleted, until `stop`.
-pub(super) async fn upkeep(context: Arc<Context>, settings: Arc<Settings>, mut stop: Stop) {
-    let every = settings.upload_expiry.min(UPKEEP);
+/// Deletes idle uploads and enqueues the deletion of old events, until `stop`.
+pub(super) async fn upkeep(context: Arc<JobContext>, settings: Arc<JobSettings>, mut stop: Stop) {
+    let every = settings.upload_expiry.min(UPKEEP_INTERVAL);
     while !*stop.borrow() {
-        if let Err(error) = look(&context, &settings, Timestamp::now()).await {
-            tracing::warn!(%error, "looking for stale uploads and old events failed");
+        if let Err(error) = run_upkeep(&context, &settings, Timestamp::now()).await {
+            tracing::warn!(%error, "cannot delete idle uploads and old events; trying again");
         }
         pause(every, &mut stop).await;
     }
 }
 
-async fn look(context: &Context, settings: &Settings, now: Timestamp) -> StoreResult<()> {
-    let given_up = context.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
-    if given_up > 0 {
-        tracing::info!(uploads = given_up, "gave up upload sessions that nobody went on with");
+async fn run_upkeep(context: &JobContext, settings: &JobSettings, now: Timestamp) -> StoreResult<()> {
+    let deleted = context.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
+    if deleted > 0 {
+        tracing::info!(uploads = deleted, "deleted idle upload sessions");
     }
     context.metadata.enqueue_job(PruneEvents {}.job(now)).await
 }
 
 /// Deletes old events in batches, so that no other write waits long.
-pub(super) async fn prune_events(context: &Context, settings: &Settings) -> Result<(), JobError> {
+pub(super) async fn prune_events(context: &JobContext, settings: &JobSettings) -> Result<(), JobError> {
     let age = SignedDuration::try_from(settings.events_age).unwrap_or(SignedDuration::MAX);
     let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
     loop {
@@ -90,7 +91,7 @@ mod tests {
     use wharfage_store::repositories::{Encryption, NewRepository, RepositoryChange, TagMutability};
 
     #[tokio::test]
-    async fn one_look_enqueues_every_policy_that_is_due_however_many_pages_they_are() {
+    async fn every_due_policy_is_enqueued_in_one_pass() {
         let (_folder, context, _) = bed().await;
         for number in 0..25 {
             let new = NewRepository {
@@ -106,13 +107,13 @@ mod tests {
             let policy = RepositoryChange::LifecyclePolicy(Some("{}".into()));
             assert!(context.metadata.change_repository(id, policy, Vec::new()).await.unwrap());
         }
-        let (settings, now) = (Settings::default(), Timestamp::now());
+        let (settings, now) = (JobSettings::default(), Timestamp::now());
         for now in [now, now + settings.lifecycle_interval / 2] {
             enqueue_due(&context, &settings, now, 10).await.unwrap();
             let counts = context.metadata.count_jobs(&wharfage_store::jobs::KINDS).await.unwrap();
             assert_eq!(counts.iter().map(|count| count.count).sum::<u64>(), 25);
         }
-        // Policies spread: not all of them are due again at the same moment.
+        // Policies are spread: not all are due again at the same time.
         let later = now + settings.lifecycle_interval.mul_f64(0.95);
         let schedule = LifecycleSchedule { now: later, next_due: (later, later), limit: 100 };
         let due = context.metadata.schedule_lifecycle(schedule).await.unwrap();

@@ -1,18 +1,18 @@
-//! What JSON will be once it is read, judged before a parser sees it: values take many times their text, and what a parser
-//! passes over it does not limit.
+//! The shape of JSON text, checked before it is parsed: parsed values take many times the memory of
+//! their text, and the parser does not limit members that it skips.
 
 /// The shape of a text, if it is JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// How deep brackets nest.
-    pub depth: usize,
-    /// How many values there are, or more.
-    pub values: usize,
+pub(crate) struct JsonShape {
+    /// The nesting depth of brackets.
+    pub(crate) depth: usize,
+    /// An upper bound of the number of values.
+    pub(crate) values: usize,
 }
 
-impl Shape {
-    /// Looks at a text once.
-    pub fn of(json: &[u8]) -> Self {
+impl JsonShape {
+    /// Measures a text in one pass.
+    pub(crate) fn of(json: &[u8]) -> Self {
         let (mut open, mut shape) = (0_usize, Self { depth: 0, values: 1 });
         let (mut in_string, mut escaped) = (false, false);
         for byte in json {
@@ -77,17 +77,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_is_missed(value in value()) {
-            let shape = Shape::of(value.to_string().as_bytes());
+        fn every_value_is_counted(value in value()) {
+            let shape = JsonShape::of(value.to_string().as_bytes());
             prop_assert_eq!(shape.depth, depth(&value));
             prop_assert!(shape.values >= count(&value) && shape.values <= 2 * count(&value));
         }
     }
 
     #[test]
-    fn small_ones_count_too() {
+    fn empty_values_count() {
         let text = json!({ "a": [{}, {}, {}] }).to_string();
-        assert_eq!(Shape::of(text.as_bytes()), Shape { depth: 3, values: 8 });
-        assert_eq!(Shape::of(b""), Shape { depth: 0, values: 1 });
+        assert_eq!(JsonShape::of(text.as_bytes()), JsonShape { depth: 3, values: 8 });
+        assert_eq!(JsonShape::of(b""), JsonShape { depth: 0, values: 1 });
     }
 }

@@ -76,7 +76,7 @@ impl Disk {
 
     /// Creates the disk of an existing folder with the reserve in its file `reserve`, and adjusts
     /// the reserve.
-    pub fn with_reserve(folder: &Path) -> Self {
+    pub(crate) fn with_reserve(folder: &Path) -> Self {
         let path = folder.join("reserve");
         let held = path.metadata().map_or(0, |kept| kept.len());
         let disk = Self { reserve: Some(path), held: AtomicU64::new(held), ..Self::new(folder) };
@@ -108,7 +108,7 @@ impl Disk {
 
     /// Allocates or releases the reserve, depending on the free space. Returns true if space is
     /// short. May wait for the disk.
-    pub fn adjust_reserve(&self) -> bool {
+    pub(crate) fn adjust_reserve(&self) -> bool {
         let _adjusting = self.adjusting.lock().unwrap_or_else(PoisonError::into_inner);
         let (Some(reserve), Some(usage)) = (&self.reserve, self.usage()) else { return false };
         let held = match usage.reserve_change() {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_leaves_space_for_the_reserve_and_as_much_again() {
+    fn a_push_leaves_space_for_twice_the_reserve() {
         assert!(usage(32, 32).has_room_for(0) && !usage(31, 32).has_room_for(0), "the reserve is allocated");
         assert!(usage(64, 0).has_room_for(0) && !usage(63, 0).has_room_for(0), "the reserve is released");
         assert!(usage(100, 32).has_room_for(68 * MIB) && !usage(100, 32).has_room_for(68 * MIB + 1));

@@ -1,7 +1,7 @@
 //! Events: what was pushed, deleted or moved, and what the lifecycle job did.
 //!
-//! The store writes the events of an image in the transaction that changes it, in the format of Amazon
-//! ECR's EventBridge events ("ECR Image Action").
+//! The store writes the events of an image in the transaction that changes it, in the format of
+//! Amazon ECR's EventBridge events ("ECR Image Action").
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -18,8 +18,8 @@ pub trait EventStore: Send + Sync {
     async fn record_event(&self, event: Event) -> StoreResult<()>;
     /// Lists the latest events of a registry, newest first.
     async fn list_events(&self, account: &AccountId, limit: usize) -> StoreResult<Vec<Event>>;
-    /// Deletes events older than `before` and events not among the last `keep`: at most `limit`, the
-    /// oldest first. Returns how many were deleted.
+    /// Deletes events older than `before` and events not among the last `keep`: at most `limit`,
+    /// the oldest first. Returns how many were deleted.
     async fn prune_events(&self, before: Timestamp, keep: u64, limit: usize) -> StoreResult<u64>;
 }
 
@@ -40,7 +40,7 @@ pub struct Event {
 
 /// Builds the events of one image.
 #[derive(Debug, Clone, Copy)]
-pub struct ImageEvents<'a> {
+pub(crate) struct ImageEvents<'a> {
     /// Registry of the image.
     pub account: &'a AccountId,
     /// Repository of the image.
@@ -50,14 +50,14 @@ pub struct ImageEvents<'a> {
     /// Media type of the image.
     pub media_type: &'a str,
     /// `artifactType` of the image, else its config's media type.
-    pub artifact_media_type: Option<&'a str>,
+    pub(crate) artifact_media_type: Option<&'a str>,
     /// The image has an OCI `subject`: ECR then calls its events "ECR Referrer Action".
-    pub is_referrer: bool,
+    pub(crate) is_referrer: bool,
 }
 
 impl ImageEvents<'_> {
-    /// Builds a PUSH event for each tag that was set. A push that set none gets one for each tag that it
-    /// named, else one without a tag; none if nothing changed.
+    /// Builds a PUSH event for each tag that was set. A push that set none gets one for each tag
+    /// that it named, else one without a tag; none if nothing changed.
     pub fn pushed(&self, outcome: &PutOutcome, now: Timestamp) -> Vec<Event> {
         if outcome.unchanged() {
             return Vec::new();
@@ -73,8 +73,8 @@ impl ImageEvents<'_> {
         self.each("DELETE", tags, now)
     }
 
-    /// Builds the event of a change of storage class. `activated_at` is when the image was restored, if
-    /// it was.
+    /// Builds the event of a change of storage class. `activated_at` is when the image was
+    /// restored, if it was.
     pub fn moved(&self, class: StorageClass, activated_at: Option<Timestamp>, now: Timestamp) -> Event {
         let mut detail = self.detail("UPDATE_STORAGE_CLASS");
         let target = match class {

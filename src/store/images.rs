@@ -28,8 +28,8 @@ pub trait ImageStore: Send + Sync {
         after: Option<&Digest>,
         limit: usize,
     ) -> StoreResult<Vec<TaggedImage>>;
-    /// Lists the entries of ListImages in the order of (digest, tag). The entry of an untagged image
-    /// has no tag.
+    /// Lists the entries of ListImages in the order of (digest, tag). The entry of an untagged
+    /// image has no tag.
     async fn list_image_ids(
         &self,
         repository: RepositoryId,
@@ -37,8 +37,8 @@ pub trait ImageStore: Send + Sync {
         after: Option<&ImageIdentifier>,
         limit: usize,
     ) -> StoreResult<Vec<ImageIdentifier>>;
-    /// Lists tags in byte order, without those of archived images and those longer than `/v2/` can name
-    /// ([`Tag::MAX_OCI`]).
+    /// Lists tags in byte order, without those of archived images and those longer than `/v2/` can
+    /// name ([`Tag::MAX_OCI`]).
     async fn list_tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>>;
     /// Lists the edges from stored indexes to stored children as (parent, child), in that order.
     async fn list_index_edges(
@@ -56,8 +56,8 @@ pub trait ImageStore: Send + Sync {
         after: Option<&Digest>,
         limit: usize,
     ) -> StoreResult<Vec<Image>>;
-    /// Deletes an image with all its tags, and returns them, sorted. Refused while a stored index holds
-    /// it. Also writes DELETE events, as [`ImageStore::delete_tag`] does.
+    /// Deletes an image with all its tags, and returns them, sorted. Refused while a stored index
+    /// holds it. Also writes DELETE events, as [`ImageStore::delete_tag`] does.
     async fn delete_image(
         &self,
         repository: RepositoryId,
@@ -65,9 +65,9 @@ pub trait ImageStore: Send + Sync {
         referrers: Referrers,
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError>;
-    /// Deletes a tag. If the caller gives the digest `expected`, the tag must point at it. If it is the
-    /// last tag and `last` deletes the image, the rules of [`ImageStore::delete_image`] hold, and
-    /// referrers follow.
+    /// Deletes a tag. If the caller gives the digest `expected`, the tag must point at it. If it is
+    /// the last tag and `last` deletes the image, the rules of [`ImageStore::delete_image`] hold,
+    /// and referrers follow.
     async fn delete_tag(
         &self,
         repository: RepositoryId,
@@ -85,8 +85,8 @@ pub trait ImageStore: Send + Sync {
         deletions: &[ImageDeletion],
         now: Timestamp,
     ) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>>;
-    /// Deletes an image like [`ImageStore::delete_image`], its referrers following, unless a condition
-    /// of the decision no longer holds ([`DeleteImageError::Stale`]).
+    /// Deletes an image like [`ImageStore::delete_image`], its referrers following, unless a
+    /// condition of the decision no longer holds ([`DeleteImageError::Stale`]).
     async fn expire_image(
         &self,
         repository: RepositoryId,
@@ -104,8 +104,8 @@ pub trait ImageStore: Send + Sync {
         class: StorageClass,
         now: Timestamp,
     ) -> Result<ImageStatus, StorageClassError>;
-    /// Archives an image like [`ImageStore::set_storage_class`], unless a condition of the decision no
-    /// longer holds ([`StorageClassError::Stale`]).
+    /// Archives an image like [`ImageStore::set_storage_class`], unless a condition of the decision
+    /// no longer holds ([`StorageClassError::Stale`]).
     async fn archive_image(
         &self,
         repository: RepositoryId,
@@ -113,9 +113,9 @@ pub trait ImageStore: Send + Sync {
         decision: LifecycleDecision,
         now: Timestamp,
     ) -> Result<(), StorageClassError>;
-    /// Gives a referrer the state that its subject has now: deleted, archived or active. Returns true
-    /// if that changed it. A referrer that does not exist, has no subject or is held by an index is
-    /// left unchanged. Its own referrers follow in turn.
+    /// Gives a referrer the state that its subject has now: deleted, archived or active. Returns
+    /// true if that changed it. A referrer that does not exist, has no subject or is held by an
+    /// index is left unchanged. Its own referrers follow in turn.
     async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool>;
     /// Records pulls, in bulk; an earlier time never replaces a later one.
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()>;
@@ -152,8 +152,8 @@ pub struct Image {
     pub archived_at: Option<Timestamp>,
     /// When it was last restored from the archive.
     pub activated_at: Option<Timestamp>,
-    /// Grows with every push of the image, even one that changes nothing, and with every change of its
-    /// tags or storage class. A recorded pull shows in `last_pulled_at`.
+    /// Grows with every push of the image, even one that changes nothing, and with every change of
+    /// its tags or storage class. A recorded pull shows in `last_pulled_at`.
     pub revision: u64,
 }
 
@@ -187,8 +187,8 @@ pub struct ImageFilter {
     pub status: Option<ImageStatus>,
 }
 
-/// The images of one status that have a tag, or those that have none: a contiguous range of an index
-/// that is in the order of digests.
+/// The images of one status that have a tag, or those that have none: a contiguous range of an
+/// index that is in the order of digests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ImageRange {
     pub(super) status: ImageStatus,
@@ -199,8 +199,8 @@ impl ImageFilter {
     /// Matches every image.
     pub const EVERYTHING: Self = Self { tag_status: TagStatusFilter::Any, status: None };
 
-    /// Returns the ranges that hold the matching images. Returns none if the filter matches everything,
-    /// for which there is another index.
+    /// Returns the ranges that hold the matching images. Returns none if the filter matches
+    /// everything, for which there is another index.
     pub(super) fn ranges(self) -> Vec<ImageRange> {
         if self == Self::EVERYTHING {
             return Vec::new();
@@ -309,17 +309,19 @@ pub enum DeleteImageError {
     Store(#[from] StoreError),
 }
 
-/// What happens to the referrers of a deleted image. (They always follow a change of storage class.)
+/// What happens to the referrers of a deleted image. (They always follow a change of storage
+/// class.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Referrers {
-    /// A [`super::jobs::FollowSubject`] job is written with the deletion (the API, lifecycle policies).
+    /// A [`super::jobs::FollowSubject`] job is written with the deletion (the API, lifecycle
+    /// policies).
     Follow,
     /// They are kept, as the distribution spec allows (`/v2/`).
     Stay,
 }
 
-/// The conditions under which a lifecycle policy decided about one image. The store acts on the image
-/// only while all of them hold.
+/// The conditions under which a lifecycle policy decided about one image. The store acts on the
+/// image only while all of them hold.
 #[derive(Debug, Clone)]
 pub struct LifecycleDecision {
     /// Text of the repository's lifecycle policy.
@@ -328,8 +330,8 @@ pub struct LifecycleDecision {
     pub revision: u64,
     /// The image's [`Image::last_pulled_at`].
     pub last_pulled_at: Option<Timestamp>,
-    /// The image only follows its subject. Then the subject must not exist, or be archived if the image
-    /// is to be archived.
+    /// The image only follows its subject. Then the subject must not exist, or be archived if the
+    /// image is to be archived.
     pub follows_subject: bool,
     /// The images that a counting rule keeps instead of this one (`imageCountMoreThan`), with their
     /// revisions. All of them must still exist.
@@ -371,7 +373,8 @@ pub enum StorageClassError {
     /// The image already has that class.
     #[error("the image is {} already", .0.as_str())]
     Unchanged(ImageStatus),
-    /// Active indexes hold the image, of which up to a hundred are named, so it may not be archived.
+    /// Active indexes hold the image, of which up to a hundred are named, so it may not be
+    /// archived.
     #[error("the image is referenced by {0:?}")]
     ReferencedBy(Vec<Digest>),
     /// A condition of the lifecycle policy's decision no longer holds.

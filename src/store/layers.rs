@@ -11,8 +11,8 @@ use wharfage_domain::names::{AccountId, Digest, RepositoryName};
 /// the repositories that have it link to.
 #[async_trait::async_trait]
 pub trait LayerStore: Send + Sync {
-    /// Finds the live blob of a digest in a repository: the hot path of a pull, one round trip. A blob
-    /// that only archived images have is missing, unless it was pushed again since.
+    /// Finds the live blob of a digest in a repository: the hot path of a pull, one round trip. A
+    /// blob that only archived images have is missing, unless it was pushed again since.
     async fn find_blob(
         &self,
         account: &AccountId,
@@ -21,8 +21,8 @@ pub trait LayerStore: Send + Sync {
     ) -> StoreResult<Lookup<Blob>>;
     /// Finds layers, in the order given; `None` for each that the repository does not have.
     async fn find_layers(&self, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>>;
-    /// Lists some repositories that have this blob, live and intact; the one that has had it longest
-    /// first. A mount that names no source may use any of them.
+    /// Lists some repositories that have this blob, live and intact; the one that has had it
+    /// longest first. A mount that names no source may use any of them.
     async fn list_blob_sources(
         &self,
         account: &AccountId,
@@ -30,9 +30,9 @@ pub trait LayerStore: Send + Sync {
         limit: usize,
     ) -> StoreResult<Vec<(RepositoryId, RepositoryName)>>;
     /// Links a blob of `from` into `to`. With `referenced_only`, only if a manifest of `from`
-    /// references it (ECR's rule). A blob that `to` already has counts as mounted, and as pushed again.
-    /// Repositories of two registries do not share blobs. A blob that only archived images of `from`
-    /// have is not mounted.
+    /// references it (ECR's rule). A blob that `to` already has counts as mounted, and as pushed
+    /// again. Repositories of two registries do not share blobs. A blob that only archived images
+    /// of `from` have is not mounted.
     async fn mount_blob(
         &self,
         from: RepositoryId,
@@ -47,8 +47,9 @@ pub trait LayerStore: Send + Sync {
     /// Extends the leases of blobs to `until`, and never shortens one. A blob that was reported as
     /// present has to stay so for a while.
     async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()>;
-    /// Marks the bytes at `generation` as damaged since `at`, or as intact. A damaged blob is neither
-    /// mounted nor used by new manifests, and the next commit of its digest replaces its bytes.
+    /// Marks the bytes at `generation` as damaged since `at`, or as intact. A damaged blob is
+    /// neither mounted nor used by new manifests, and the next commit of its digest replaces its
+    /// bytes.
     async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()>;
     /// Returns those of the generations that hold the bytes of a live blob.
     async fn find_live_generations(&self, generations: &[Generation]) -> StoreResult<Vec<Generation>>;

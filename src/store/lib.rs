@@ -2,10 +2,11 @@
 //! implementations pass one contract suite.
 //!
 //! This module knows repositories, manifests, tags, blobs, uploads and jobs. It knows neither HTTP
-//! nor the OCI and ECR protocols: a handler turns the outcomes below into an OCI or an ECR response.
+//! nor the OCI and ECR protocols: a handler turns the outcomes below into an OCI or an ECR
+//! response.
 //!
-//! Each resource has a module with its types and its trait. `sqlite` and `postgres` have a module of
-//! the same name that implements the trait: same functions, same order, other SQL.
+//! Each resource has a module with its types and its trait. `sqlite` and `postgres` have a module
+//! of the same name that implements the trait: same functions, same order, other SQL.
 
 pub mod blobs;
 pub mod disk;
@@ -41,8 +42,8 @@ pub enum StoreError {
     /// deletions work.
     #[error("the store is full: {0}")]
     Full(String),
-    /// The stored data contradicts itself: a row does not parse, an object is missing or has another
-    /// size.
+    /// The stored data contradicts itself: a row does not parse, an object is missing or has
+    /// another size.
     #[error("the store is inconsistent: {0}")]
     Inconsistent(String),
     /// Any other failure of the backend.

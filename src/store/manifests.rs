@@ -22,11 +22,11 @@ pub trait ManifestStore: Send + Sync {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> StoreResult<Lookup<Manifest>>;
-    /// Stores a manifest. An existing digest keeps its `pushed_at` and takes the push's media type. An
-    /// archived one becomes active again, and so does every archived manifest below it, at any depth.
-    /// Also writes PUSH events, and UPDATE_STORAGE_CLASS events of children. If nothing changes
-    /// ([`PutOutcome::unchanged`]), neither events nor jobs are written; only the image's revision
-    /// grows.
+    /// Stores a manifest. An existing digest keeps its `pushed_at` and takes the push's media type.
+    /// An archived one becomes active again, and so does every archived manifest below it, at any
+    /// depth. Also writes PUSH events, and UPDATE_STORAGE_CLASS events of children. If nothing
+    /// changes ([`PutOutcome::unchanged`]), neither events nor jobs are written; only the image's
+    /// revision grows.
     async fn put_manifest(&self, put: PutManifest) -> Result<PutOutcome, PutManifestError>;
 }
 
@@ -68,7 +68,8 @@ pub struct NewManifest {
     pub subject: Option<Digest>,
     /// Annotations of a manifest that has a subject; empty otherwise.
     pub annotations: BTreeMap<String, String>,
-    /// The config and every layer that is not foreign; the repository must have each. Unique digests.
+    /// The config and every layer that is not foreign; the repository must have each. Unique
+    /// digests.
     pub blobs: Vec<BlobReference>,
     /// Children of an index; the repository must have each. Unique digests.
     pub children: Vec<ChildReference>,
@@ -141,7 +142,7 @@ pub enum TagEffect {
 /// Decides the effect of putting `tag` on the digest `new` when it points at `current` now. An
 /// immutable tag is refused even for the same digest; each protocol has its own response to
 /// [`PutManifestError::TagAlreadyExists`].
-pub fn tag_effect(mutability: &TagMutability, tag: &Tag, current: Option<&Digest>, new: &Digest) -> TagEffect {
+pub(crate) fn tag_effect(mutability: &TagMutability, tag: &Tag, current: Option<&Digest>, new: &Digest) -> TagEffect {
     match current {
         None => TagEffect::Created,
         Some(_) if !mutability.allows_moving(tag) => TagEffect::Refused,

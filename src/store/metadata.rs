@@ -1,9 +1,10 @@
-//! The metadata contract: every method is one transaction, and its effect is durable when it returns.
+//! The metadata contract: every method is one transaction, and its effect is durable when it
+//! returns.
 //!
 //! Times come in as arguments: an implementation reads no clock, with one exception. The lease of a
 //! job is a duration that begins and ends by the database's clock, because replicas whose clocks
-//! differ must agree on who holds a job. Lists are keyset pages: they are ordered by their key, begin
-//! after the key `after`, and hold at most `limit` entries.
+//! differ must agree on who holds a job. Lists are keyset pages: they are ordered by their key,
+//! begin after the key `after`, and hold at most `limit` entries.
 
 use super::StoreResult;
 use super::events::EventStore;

@@ -22,8 +22,8 @@ pub trait PreviewStore: Send + Sync {
     ) -> StoreResult<bool>;
     /// Finds the latest preview.
     async fn find_preview(&self, repository: RepositoryId) -> StoreResult<Option<Preview>>;
-    /// Adds results of a run, the first at `position`; false if its preview is not in progress. They
-    /// are invisible until the preview ends.
+    /// Adds results of a run, the first at `position`; false if its preview is not in progress.
+    /// They are invisible until the preview ends.
     async fn add_preview_results(
         &self,
         run: PreviewRun,
@@ -33,8 +33,8 @@ pub trait PreviewStore: Send + Sync {
     /// Ends the preview of a run, and makes the run's results those of the preview. Ignored if that
     /// preview is not in progress.
     async fn finish_preview(&self, run: PreviewRun, state: PreviewState) -> StoreResult<()>;
-    /// Lists the latest preview's results after the position `after`, with their positions: those of
-    /// images that had tags, of images that had none, or all.
+    /// Lists the latest preview's results after the position `after`, with their positions: those
+    /// of images that had tags, of images that had none, or all.
     async fn list_preview_results(
         &self,
         repository: RepositoryId,
@@ -42,14 +42,15 @@ pub trait PreviewStore: Send + Sync {
         after: Option<u64>,
         limit: usize,
     ) -> StoreResult<Vec<(u64, PreviewResult)>>;
-    /// Finds the latest preview's results of these images, ordered by position, with their positions.
+    /// Finds the latest preview's results of these images, ordered by position, with their
+    /// positions.
     async fn find_preview_results(
         &self,
         repository: RepositoryId,
         digests: &[Digest],
     ) -> StoreResult<Vec<(u64, PreviewResult)>>;
-    /// Deletes at most `limit` results of other runs than this one, which has ended the latest preview.
-    /// True if none is left, or if another preview has been started.
+    /// Deletes at most `limit` results of other runs than this one, which has ended the latest
+    /// preview. True if none is left, or if another preview has been started.
     async fn prune_preview_results(&self, run: PreviewRun, limit: usize) -> StoreResult<bool>;
 }
 

@@ -71,7 +71,8 @@ impl PullRecorder {
     }
 
     /// Writes noted pulls until `stop`, and then the rest.
-    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits
+    // it.
     pub fn run(self: Arc<Self>, mut stop: Stop) -> BoxFuture<'static, ()> {
         async move {
             loop {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_is_noted_if_the_last_one_is_hours_old() {
+    fn a_pull_is_recorded_hours_after_the_last_one() {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         assert!(noted(None, now), "the first pull is noted");
         assert!(noted(Some(now - SignedDuration::from_hours(7)), now));

@@ -27,7 +27,8 @@ pub struct RegistrySettings {
     pub policy: Option<String>,
     /// ECR's registry scanning configuration.
     pub scanning: ScanningConfiguration,
-    /// Grows with every change of the settings, account settings included; 0 if nothing was ever put.
+    /// Grows with every change of the settings, account settings included; 0 if nothing was ever
+    /// put.
     pub version: u64,
     /// Grows with every change of the registry policy.
     pub policy_version: u64,

@@ -13,7 +13,8 @@ pub use wharfage_domain::tag_mutability::{Mutability, TagMutability};
 #[async_trait::async_trait]
 pub trait RepositoryStore: Send + Sync {
     /// Creates a repository, unless its name is taken or the registry has `max` already. Well below
-    /// `max`, repositories that are being created at the same time are not counted; near it they are.
+    /// `max`, repositories that are being created at the same time are not counted; near it they
+    /// are.
     async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError>;
     /// Finds a repository by its name.
     async fn find_repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>>;
@@ -34,8 +35,8 @@ pub trait RepositoryStore: Send + Sync {
         change: RepositoryChange,
         jobs: Vec<NewJob>,
     ) -> StoreResult<bool>;
-    /// Deletes a repository with everything in it; without `force` only if it has no image. From then
-    /// on no lookup finds it or its contents, its name is free and its uploads are gone. A
+    /// Deletes a repository with everything in it; without `force` only if it has no image. From
+    /// then on no lookup finds it or its contents, its name is free and its uploads are gone. A
     /// `delete-repository` job deletes the rows.
     async fn delete_repository(
         &self,
@@ -44,12 +45,13 @@ pub trait RepositoryStore: Send + Sync {
         now: Timestamp,
     ) -> Result<(), DeleteRepositoryError>;
     /// Deletes at most `limit` rows of one kind that a deleted repository still has, in one short
-    /// transaction; true when none is left, its own row included. Hands the generations of its uploads
-    /// to `delete-generation` jobs. Removes the links to its blobs, which await the collector.
+    /// transaction; true when none is left, its own row included. Hands the generations of its
+    /// uploads to `delete-generation` jobs. Removes the links to its blobs, which await the
+    /// collector.
     async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool>;
-    /// Enqueues the lifecycle jobs that are due, of every account, the longest overdue first, and sets
-    /// when each is due again. A policy whose job is running is not enqueued. Returns how many policies
-    /// were due; replicas that call this at the same time share them.
+    /// Enqueues the lifecycle jobs that are due, of every account, the longest overdue first, and
+    /// sets when each is due again. A policy whose job is running is not enqueued. Returns how many
+    /// policies were due; replicas that call this at the same time share them.
     async fn schedule_lifecycle(&self, schedule: LifecycleSchedule) -> StoreResult<usize>;
     /// Lists a repository's resource tags in the order of their keys.
     async fn list_resource_tags(&self, id: RepositoryId) -> StoreResult<Vec<ResourceTag>>;

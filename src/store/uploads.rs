@@ -3,9 +3,9 @@
 //!
 //! **Claims.** A writer first claims a session, by a compare-and-swap on its version. The claim's
 //! version is its fencing token: whatever advances, commits or renews the session names it, and is
-//! refused if another claim has been granted since. A claim ends cleanly once its writer has ended. A
-//! claim that its holder stops renewing expires and can be taken over. The old holder may still write
-//! after that, but only to bytes that the session no longer needs: see [`super::blobs`].
+//! refused if another claim has been granted since. A claim ends cleanly once its writer has ended.
+//! A claim that its holder stops renewing expires and can be taken over. The old holder may still
+//! write after that, but only to bytes that the session no longer needs: see [`super::blobs`].
 
 use std::time::Duration;
 
@@ -20,15 +20,15 @@ use wharfage_domain::names::{Algorithm, Digest};
 /// share it, `now` where one process owns the database.
 #[async_trait::async_trait]
 pub trait UploadStore: Send + Sync {
-    /// Stores a new session, claimed for the duration `claim` if given; false if the repository does
-    /// not exist.
+    /// Stores a new session, claimed for the duration `claim` if given; false if the repository
+    /// does not exist.
     async fn create_upload(&self, upload: Upload, claim: Option<Duration>) -> StoreResult<bool>;
     /// Finds a session of this repository.
     async fn find_upload(&self, repository: RepositoryId, id: Uuid) -> StoreResult<Option<Upload>>;
-    /// Claims a session for `lease`. Refused while another claim holds, and if the session was claimed
-    /// or advanced since it was `read` (its version and generation show that). A claim that follows one
-    /// that did not end cleanly is a takeover: the session gets the generation `fresh`, and a
-    /// `delete-generation` job gets the old one.
+    /// Claims a session for `lease`. Refused while another claim holds, and if the session was
+    /// claimed or advanced since it was `read` (its version and generation show that). A claim that
+    /// follows one that did not end cleanly is a takeover: the session gets the generation `fresh`,
+    /// and a `delete-generation` job gets the old one.
     async fn claim_upload(
         &self,
         read: &Upload,
@@ -38,20 +38,20 @@ pub trait UploadStore: Send + Sync {
     ) -> Result<UploadClaim, UploadError>;
     /// Renews a claim that has not been taken over, even if it has expired.
     async fn renew_upload(&self, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError>;
-    /// Ends a claim, if it is still the last one. `clean` means that its writer ended with a checkpoint
-    /// or never began.
+    /// Ends a claim, if it is still the last one. `clean` means that its writer ended with a
+    /// checkpoint or never began.
     async fn release_upload(&self, id: Uuid, version: i64, clean: bool) -> StoreResult<()>;
     /// Replaces the session's progress, if the claim is still the last one.
     async fn advance_upload(&self, advance: AdvanceUpload) -> Result<(), UploadError>;
-    /// Turns a session into a live blob of its repository, if the claim is still the last one. If the
-    /// account has a live blob of this digest with the same encryption, an intact one is linked instead
-    /// and a damaged one gets the new bytes. Bytes that are not needed after that are handed to
-    /// `delete-generation` jobs.
+    /// Turns a session into a live blob of its repository, if the claim is still the last one. If
+    /// the account has a live blob of this digest with the same encryption, an intact one is linked
+    /// instead and a damaged one gets the new bytes. Bytes that are not needed after that are
+    /// handed to `delete-generation` jobs.
     async fn commit_upload(&self, commit: CommitUpload) -> Result<CommitOutcome, UploadError>;
-    /// Removes a session and hands its bytes to a `delete-generation` job; false if it did not exist.
-    /// With a `version`, the caller is the claim's holder and none of its writes is in flight; false
-    /// also if another claim has been granted since. Without one, the job waits until the claim can no
-    /// longer write.
+    /// Removes a session and hands its bytes to a `delete-generation` job; false if it did not
+    /// exist. With a `version`, the caller is the claim's holder and none of its writes is in
+    /// flight; false also if another claim has been granted since. Without one, the job waits until
+    /// the claim can no longer write.
     async fn cancel_upload(
         &self,
         repository: RepositoryId,
@@ -59,15 +59,16 @@ pub trait UploadStore: Send + Sync {
         version: Option<i64>,
         now: Timestamp,
     ) -> StoreResult<bool>;
-    /// Cancels unclaimed sessions as [`UploadStore::cancel_upload`] does: those without a chunk since
-    /// `before`, and those that no client knows and whose claim ended some minutes ago. At most `limit`
-    /// of each; returns how many.
+    /// Cancels unclaimed sessions as [`UploadStore::cancel_upload`] does: those without a chunk
+    /// since `before`, and those that no client knows and whose claim ended some minutes ago. At
+    /// most `limit` of each; returns how many.
     async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64>;
     /// Counts the open sessions, up to 10,000, for the metrics.
     async fn count_uploads(&self) -> StoreResult<u64>;
 }
 
-/// The number up to which open sessions are counted: a scrape must not cost more the more there are.
+/// The number up to which open sessions are counted: a scrape must not cost more the more there
+/// are.
 pub(super) const COUNT_LIMIT: u64 = 10_000;
 
 /// How long after the end of a claim its writer's last request may still reach the object store. It
@@ -195,7 +196,7 @@ pub enum UploadError {
     #[error("another request writes to the upload")]
     Conflict,
     /// The registry has a blob of this digest that the caller has not checked.
-    #[error("the registry's blob of this digest has to be looked at first")]
+    #[error("the stored blob of this digest must be checked first")]
     Unchecked(BlobKey),
     /// The store failed.
     #[error(transparent)]

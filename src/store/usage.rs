@@ -10,9 +10,9 @@ use wharfage_domain::names::AccountId;
 pub trait UsageStore: Send + Sync {
     /// Returns the number of images of a repository, and the sum of their `imageSizeInBytes`.
     async fn repository_usage(&self, id: RepositoryId) -> StoreResult<(u64, u64)>;
-    /// Folds at most `limit` changes of usage, the oldest first, into the totals, and returns how many.
-    /// Without it, reading the usage would take longer with every change. Returns 0 where the database
-    /// counts in place.
+    /// Folds at most `limit` changes of usage, the oldest first, into the totals, and returns how
+    /// many. Without it, reading the usage would take longer with every change. Returns 0 where the
+    /// database counts in place.
     async fn fold_usage(&self, limit: usize) -> StoreResult<u64>;
 }
 

@@ -1,5 +1,6 @@
 //! Checks the direction of imports, by a scan of the source text: the top-level modules of a crate import each other without
-//! cycles, and inside `operator` only a parent and its children may import each other. Between crates, cargo sees to it.
+//! cycles, inside `operator` only a parent and its children may import each other, and the modules of `registry` import lower
+//! layers only. Between crates, cargo sees to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -219,6 +220,30 @@ fn top_level(graph: &Graph) -> Graph {
     joined
 }
 
+/// The layers of the registry, from the lowest. A module may import modules of lower layers only.
+const REGISTRY_LAYERS: [&[&str]; 4] =
+    [&["auth", "config", "json", "metrics"], &["message", "service"], &["oci", "ecr", "query"], &["http"]];
+
+/// Finds the imports between top-level modules that do not lead to a lower layer, and modules without a layer.
+fn against_layers(graph: &Graph, layers: &[&[&str]]) -> Vec<String> {
+    let layer = |module: &Module| match module.first() {
+        // The root re-exports modules of several layers, so an import through it hides its target.
+        None => Some(layers.len()),
+        Some(name) => layers.iter().position(|layer| layer.contains(&name.as_str())),
+    };
+    let mut found = Vec::new();
+    for (module, imported) in graph.iter().filter(|(module, _)| !module.is_empty()) {
+        let own = layer(module);
+        if own.is_none() {
+            found.push(format!("{} has no layer", module.join("::")));
+        }
+        let other = imported.iter().filter(|target| target.first() != module.first());
+        let wrong = other.filter(|target| layer(target) >= own);
+        found.extend(wrong.map(|target| format!("{} imports crate::{}", module.join("::"), target.join("::"))));
+    }
+    found
+}
+
 fn all(graph: &Graph) -> BTreeSet<Module> {
     graph.keys().cloned().collect()
 }
@@ -242,6 +267,17 @@ fn no_import_cycles_between_modules() {
         }
     }
     assert!(found > 500, "the scan finds imports");
+}
+
+#[test]
+fn registry_modules_import_lower_layers_only() {
+    let known = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/registry"));
+    assert_eq!(against_layers(&imports(&known), &REGISTRY_LAYERS), Vec::<String>::new());
+    for (module, text) in known.iter().filter(|(module, _)| module.first().is_some_and(|name| name == "service")) {
+        let text = code(text);
+        let http = paths(&text).into_iter().find(|path| ["http", "http_body", "hyper"].contains(&path[0]));
+        assert_eq!(http, None, "{}", module.join("::"));
+    }
 }
 
 fn made_up(files: &[(&str, &str)]) -> Graph {
@@ -292,6 +328,28 @@ fn import_check_allows_parents_and_children_only() {
     // Through a child: the family is not alone in its cycle.
     let through = ("o/a/c", "use crate::o::b::B;");
     assert_eq!(beyond(&[root, ("o/a", "mod c; pub use c::C;"), through, ("o/b", "use super::a::A;")]), 1);
+}
+
+#[test]
+fn import_check_finds_imports_against_the_layers() {
+    let check = |text: &str| {
+        let graph = made_up(&[("low", ""), ("a", ""), ("b", ""), ("a/c", text), ("high", "")]);
+        against_layers(&graph, &[&["low"], &["a", "b"], &["high"]])
+    };
+    for right in ["use crate::low::L;", "use crate::a::A;", "use super::A;"] {
+        assert_eq!(check(right), Vec::<String>::new(), "{right}");
+    }
+    for (wrong, target) in [("use crate::b::B;", "b"), ("fn f() { crate::high::h() }", "high")] {
+        assert_eq!(check(wrong), [format!("a::c imports crate::{target}")]);
+    }
+    let unknown = made_up(&[("low", ""), ("other", "")]);
+    assert_eq!(against_layers(&unknown, &[&["low"]]), ["other has no layer"]);
+    let through_root = imports(&BTreeMap::from([
+        (Module::new(), "pub use high::H;".to_owned()),
+        (vec!["low".to_owned()], "use crate::H;".to_owned()),
+        (vec!["high".to_owned()], String::new()),
+    ]));
+    assert_eq!(against_layers(&through_root, &[&["low"], &["high"]]), ["low imports crate::"]);
 }
 
 #[test]

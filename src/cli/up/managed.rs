@@ -21,7 +21,7 @@ use crate::jobs;
 use crate::listener::bind;
 use crate::manifests::Manifests;
 use crate::names::{AccountId, RegistryName};
-use crate::registry::server::ServerLimits;
+use crate::registry::http::server::ServerLimits;
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::serve::{Database, Opened, Running, ServerMetrics, Startup, Storage};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
@@ -212,7 +212,7 @@ async fn open(
         root_key: key.clone(),
         database: database(managed, &folder)?,
         storage: storage(managed, &folder, name.as_str())?,
-        jobs: jobs::Settings::default(),
+        jobs: jobs::JobSettings::default(),
         limits: ServerLimits::default(),
         tls: None,
     };

@@ -1,4 +1,5 @@
-//! Signed URLs of blobs: what GetDownloadUrlForLayer gives. Whoever holds one may GET that one blob until it expires.
+//! Signed URLs of blobs, as GetDownloadUrlForLayer returns them. The bearer of a URL may GET its
+//! blob until it expires.
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
@@ -10,34 +11,33 @@ const EXPIRES: &str = "X-Wharfage-Expires";
 const KEY: &str = "X-Wharfage-Key";
 const SIGNATURE: &str = "X-Wharfage-Signature";
 
-/// Why a signed URL is not accepted.
+/// The reason why a signed URL is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum DownloadError {
-    /// The signature is not that of a known key for this blob.
+pub(crate) enum DownloadError {
     #[error("the URL's signature is not valid")]
     Invalid,
-    /// It was valid, but no longer.
+    /// The URL has expired.
     #[error("the URL has expired")]
     Expired,
 }
 
-/// Whether a query claims to be one of [`sign`]'s.
-pub fn is_signed(query: &str) -> bool {
+/// Returns whether a query looks like one of [`sign`]'s.
+pub(crate) fn is_signed(query: &str) -> bool {
     parameter(query, SIGNATURE).is_some()
 }
 
-/// The query that lets its bearer GET this blob until `expires`.
-pub fn sign(key: &SigningKey, name: &RepositoryName, digest: &Digest, expires: Timestamp) -> String {
+/// Returns the query that lets its bearer GET this blob until `expires`.
+pub(crate) fn sign(key: &SigningKey, name: &RepositoryName, digest: &Digest, expires: Timestamp) -> String {
     let expires = expires.as_second();
     let signature = hex::encode(hmac::sign(&key.derived.download, &message(&key.access_key.id, name, digest, expires)));
     format!("{EXPIRES}={expires}&{KEY}={}&{SIGNATURE}={signature}", key.access_key.id)
 }
 
-/// The principal who signed this query for this blob.
+/// Returns the principal who signed this query for this blob.
 ///
 /// # Errors
-/// [`DownloadError`] when nobody did, or too long ago.
-pub fn verify(
+/// [`DownloadError`] when the signature is wrong or has expired.
+pub(crate) fn verify(
     keyring: &Keyring,
     name: &RepositoryName,
     digest: &Digest,
@@ -55,12 +55,12 @@ pub fn verify(
     if now.as_second() >= expires { Err(DownloadError::Expired) } else { Ok(key.principal()) }
 }
 
-/// What is signed. None of the fields can hold a line break, so no two blobs share one.
+/// Builds the signed text. No field can contain a line break, so no two blobs share a text.
 fn message(id: &str, name: &RepositoryName, digest: &Digest, expires: i64) -> Vec<u8> {
     format!("GET\n{name}\n{digest}\n{id}\n{expires}").into_bytes()
 }
 
-/// A parameter's value. Ours hold nothing that needs percent-encoding.
+/// Returns the value of a parameter. Our values need no percent-encoding.
 fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
 }
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_query_opens_its_blob_until_it_expires_and_no_other() {
+    fn a_signed_query_opens_only_its_blob_until_it_expires() {
         let (keyring, digest) = (Keyring::new([key()]), Digest::sha256(b"layer"));
         let query = sign(&key().into(), &name(), &digest, at(100));
         assert!(is_signed(&query));

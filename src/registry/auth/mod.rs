@@ -1,8 +1,8 @@
-//! Who is asking: access keys, the principals they stand for, the ways to show one (a SigV4 signature, a token, a signed
-//! URL), and what each may do.
+//! Authentication and authorization: access keys, their principals, the credentials that prove a
+//! key (a SigV4 signature, a token, a signed URL), and the permissions of a principal.
 
-pub mod download;
-pub mod sigv4;
+pub(crate) mod download;
+pub(crate) mod sigv4;
 pub mod token;
 
 use std::collections::HashMap;
@@ -16,13 +16,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 use wharfage_domain::access_key::AccessKey;
 use wharfage_domain::names::{AccountId, Region, RepositoryName};
 
-/// An access key with the keys that are derived from its secret: they seal tokens and sign download URLs.
+/// An access key with the keys derived from its secret, which seal tokens and sign download URLs.
 ///
 /// They are derived once, because every request needs one of them.
 #[derive(Clone)]
 pub struct SigningKey {
     /// The access key.
-    pub access_key: AccessKey,
+    pub(crate) access_key: AccessKey,
     derived: Arc<Derived>,
 }
 
@@ -39,8 +39,8 @@ impl From<AccessKey> for SigningKey {
 }
 
 impl SigningKey {
-    /// The principal that it stands for.
-    pub fn principal(&self) -> Principal {
+    /// Returns the principal of the key.
+    pub(crate) fn principal(&self) -> Principal {
         let AccessKey { id, account, .. } = &self.access_key;
         Principal { account: account.clone(), access_key_id: id.clone() }
     }
@@ -71,46 +71,48 @@ impl Derived {
     }
 }
 
-/// Who a request comes from. For now each key is its account's root, which may do everything in its own account.
+/// The caller of a request. Each key is the root of its account, with every permission in that
+/// account.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Principal {
-    /// Its account.
-    pub account: AccountId,
-    /// The key that it showed, directly or by a token.
-    pub access_key_id: Arc<str>,
+pub(crate) struct Principal {
+    /// The account of the key.
+    pub(crate) account: AccountId,
+    /// The key that signed the request, directly or by a token.
+    pub(crate) access_key_id: Arc<str>,
 }
 
 impl Principal {
-    /// Its ARN.
-    pub fn arn(&self) -> String {
+    /// Returns the ARN of the principal.
+    pub(crate) fn arn(&self) -> String {
         format!("arn:aws:iam::{}:root", self.account)
     }
 }
 
-/// The access keys that this registry knows.
+/// The access keys of a registry.
 #[derive(Debug, Default)]
 pub struct Keyring {
     keys: HashMap<Arc<str>, SigningKey>,
 }
 
 impl Keyring {
-    /// A keyring of these keys.
+    /// Creates a keyring of these keys.
     pub fn new(keys: impl IntoIterator<Item = AccessKey>) -> Self {
         Self { keys: keys.into_iter().map(|key| (key.id.clone(), key.into())).collect() }
     }
 
-    /// The key with this id.
-    pub fn get(&self, id: &str) -> Option<&SigningKey> {
+    /// Returns the key with this id.
+    pub(crate) fn get(&self, id: &str) -> Option<&SigningKey> {
         self.keys.get(id)
     }
 }
 
-/// What an action is done to.
+/// The resource of an action.
 #[derive(Debug, Clone, Copy)]
-pub enum Resource<'a> {
+pub(crate) enum Resource<'a> {
     /// The registry as a whole, which has no ARN: `*`.
     Registry(&'a AccountId),
-    /// A repository, which need not exist: who may not, is not told whether it does.
+    /// A repository, which need not exist: without permission, a caller does not learn whether it
+    /// does.
     Repository(&'a Region, &'a AccountId, &'a RepositoryName),
 }
 
@@ -128,19 +130,20 @@ impl fmt::Display for Resource<'_> {
 #[error(
     "User: {user} is not authorized to perform: ecr:{action} on resource: {resource} because no identity-based policy allows the ecr:{action} action"
 )]
-pub struct Denied {
+pub(crate) struct Denied {
     user: String,
     action: &'static str,
     resource: String,
 }
 
-/// Decides whether `principal` may do `action` (ECR's name of it, without `ecr:`) to `resource`.
+/// Decides whether `principal` may execute `action` (ECR's name, without `ecr:`) on `resource`.
 ///
-/// Every principal is its account's root for now: it may do everything in its account, and nothing in another one.
+/// Every principal is its account's root for now: it may do everything in its account, and nothing
+/// in another one.
 ///
 /// # Errors
 /// [`Denied`] when it may not.
-pub fn authorize(principal: &Principal, action: &'static str, resource: Resource<'_>) -> Result<(), Denied> {
+pub(crate) fn authorize(principal: &Principal, action: &'static str, resource: Resource<'_>) -> Result<(), Denied> {
     let (Resource::Registry(owner) | Resource::Repository(_, owner, _)) = resource;
     if *owner == principal.account {
         return Ok(());

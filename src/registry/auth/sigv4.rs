@@ -1,7 +1,7 @@
-//! AWS Signature Version 4, the form in the Authorization header: whether a request was signed by a key that we know.
+//! Verifies AWS Signature Version 4 in the Authorization header.
 //!
-//! Pure: the request, the keys and the time come in, a principal or the error that Amazon ECR names comes out. Nothing here
-//! decides what the principal may do.
+//! Pure: from the request, the keys and the time to a principal, or to the error that Amazon ECR
+//! returns. Permissions are decided elsewhere.
 
 use secrecy::ExposeSecret as _;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use wharfage_domain::names::Region;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const TERMINATOR: &str = "aws4_request";
-/// How far a client's clock may be off.
+/// The largest accepted difference of a client's clock.
 const SKEW: SignedDuration = SignedDuration::from_mins(5);
 const DATE_FORMAT: &str = "%Y%m%dT%H%M%SZ";
 
@@ -26,53 +26,52 @@ const X_AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const X_AMZ_CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 const X_AMZ_SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 const X_AMZ_TARGET: HeaderName = HeaderName::from_static("x-amz-target");
-/// The headers that the server acts on: none may be added behind the signer's back.
+/// The headers that the server evaluates: they must be signed, so that nobody can add one.
 const SIGNED_IF_PRESENT: [HeaderName; 4] = [X_AMZ_DATE, X_AMZ_TARGET, X_AMZ_SECURITY_TOKEN, X_AMZ_CONTENT_SHA256];
 
-/// Why a request is not taken for its signer's. The texts are Amazon ECR's, none of them holds a secret.
+/// The reason why a signature is not accepted, in Amazon ECR's texts, none of which contains a
+/// secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AuthError {
-    /// It has no Authorization header.
+pub(crate) enum AuthError {
     #[error("Missing Authentication Token")]
     MissingAuthenticationToken,
-    /// Its Authorization header is malformed.
     #[error("{0}")]
     IncompleteSignature(String),
-    /// The access key, or the session that it claims, is not known.
+    /// The access key or the session token is unknown.
     #[error("The security token included in the request is invalid.")]
     UnrecognizedClient,
-    /// The signature does not fit the request, or is not of now and here.
+    /// The signature does not match the request, or it is for another time, region or service.
     #[error("{0}")]
     InvalidSignature(String),
 }
 
-/// What of a request is signed.
+/// The signed parts of a request.
 #[derive(Debug, Clone, Copy)]
-pub struct SignedRequest<'a> {
+pub(crate) struct SignedRequest<'a> {
     /// Its method.
-    pub method: &'a Method,
-    /// Its path and query.
-    pub uri: &'a Uri,
-    /// All its headers.
-    pub headers: &'a HeaderMap,
-    /// The SHA-256 of its body.
-    pub body_hash: [u8; 32],
+    pub(crate) method: &'a Method,
+    /// The path and the query.
+    pub(crate) uri: &'a Uri,
+    /// All headers.
+    pub(crate) headers: &'a HeaderMap,
+    /// The SHA-256 of the body.
+    pub(crate) body_hash: [u8; 32],
 }
 
-/// Where a signature must be scoped to.
+/// The required scope of a signature.
 #[derive(Debug, Clone, Copy)]
-pub struct Scope<'a> {
-    /// The region that we serve.
-    pub region: &'a Region,
-    /// The service that the request is for.
-    pub service: &'static str,
+pub(crate) struct Scope<'a> {
+    /// The region of the registry.
+    pub(crate) region: &'a Region,
+    /// The service that the request calls.
+    pub(crate) service: &'static str,
 }
 
-/// Checks what a request claims about its signature as far as that needs no body. Returns who it claims to be from.
+/// Checks the claims of a request's signature that need no body. Returns the claimed principal.
 ///
 /// # Errors
 /// [`AuthError`] as Amazon ECR would put it.
-pub fn check_claims(
+pub(crate) fn check_claims(
     uri: &Uri,
     headers: &HeaderMap,
     scope: Scope<'_>,
@@ -82,11 +81,11 @@ pub fn check_claims(
     claims(uri, headers, scope, keyring, now).map(|(_, _, key)| key.principal())
 }
 
-/// The principal who signed the request.
+/// Verifies the signature. Returns the principal who signed the request.
 ///
 /// # Errors
 /// [`AuthError`] as Amazon ECR would put it.
-pub fn verify(
+pub(crate) fn verify(
     request: SignedRequest<'_>,
     scope: Scope<'_>,
     keyring: &Keyring,
@@ -105,7 +104,7 @@ pub fn verify(
     Ok(key.principal())
 }
 
-/// The Authorization header, the text of X-Amz-Date, and the key that is said to have signed.
+/// Returns the Authorization header, the text of X-Amz-Date, and the claimed key.
 fn claims<'a>(
     uri: &Uri,
     headers: &'a HeaderMap,
@@ -224,7 +223,7 @@ impl<'a> Authorization<'a> {
         Ok(())
     }
 
-    /// The signature that the holder of `secret` would make.
+    /// Computes the signature that the holder of `secret` would make.
     fn signature(&self, request: &SignedRequest<'_>, date: &str, secret: &str) -> Result<hmac::Tag, AuthError> {
         let canonical = hex::encode(Sha256::digest(self.canonical_request(request)?));
         let scope = format!("{}/{}/{}/{TERMINATOR}", self.date, self.region, self.service);
@@ -266,7 +265,7 @@ impl<'a> Authorization<'a> {
     }
 }
 
-/// The text of X-Amz-Date and the time that it names.
+/// Returns the text of X-Amz-Date and its time.
 fn signing_date(headers: &HeaderMap) -> Result<(&str, Timestamp), AuthError> {
     let mut values = headers.get_all(X_AMZ_DATE).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
@@ -312,7 +311,7 @@ fn basic(timestamp: Timestamp) -> String {
     timestamp.strftime(DATE_FORMAT).to_string()
 }
 
-/// A header's value without the spaces around it, runs of spaces inside it made one.
+/// Returns the value of a header without surrounding spaces and with single spaces inside.
 fn push_collapsed(canonical: &mut Vec<u8>, value: &[u8]) {
     let mut after_space = false;
     for &byte in value.trim_ascii() {
@@ -324,7 +323,7 @@ fn push_collapsed(canonical: &mut Vec<u8>, value: &[u8]) {
     }
 }
 
-/// The parameters, each name and value in its one encoding, in the order of (name, value).
+/// Returns the parameters in their canonical encoding, in the order of (name, value).
 fn canonical_query(query: &str) -> String {
     let mut pairs: Vec<(String, String)> = query
         .split('&')
@@ -339,7 +338,7 @@ fn canonical_query(query: &str) -> String {
     pairs.join("&")
 }
 
-/// Percent-encodes everything but RFC 3986's unreserved characters, and the slash where it parts a path.
+/// Percent-encodes everything except RFC 3986's unreserved characters and, in a path, the slash.
 fn encode(bytes: &[u8], path: bool) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len()), |mut text, &byte| {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') || (path && byte == b'/') {
@@ -352,7 +351,7 @@ fn encode(bytes: &[u8], path: bool) -> String {
     })
 }
 
-/// Undoes percent-encoding; what is none stays as it is.
+/// Decodes percent-encoding; invalid sequences stay unchanged.
 fn decode(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());

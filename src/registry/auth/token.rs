@@ -1,7 +1,9 @@
-//! Authorization tokens: what GetAuthorizationToken gives and what docker sends as Basic `AWS:TOKEN`.
+//! Authorization tokens, as GetAuthorizationToken returns them and docker sends them as Basic
+//! `AWS:TOKEN`.
 //!
-//! A token is sealed with a key that comes from its access key's secret and is kept nowhere: every replica with the key can
-//! open it, and it dies with its key. It holds no permission: what its principal may do is decided at each use.
+//! A token is sealed with a key derived from its access key's secret and is not stored: every
+//! replica with the access key can open it, and it ends with the key. It contains no permission;
+//! permissions are checked at each use.
 
 use aws_lc_rs::aead::{Aad, Nonce};
 use base64::Engine as _;
@@ -12,40 +14,40 @@ use serde::{Deserialize, Serialize};
 use super::{Keyring, Principal, SigningKey};
 use wharfage_domain::access_key::NoRandomness;
 
-/// How long a token is valid.
-pub const LIFETIME: SignedDuration = SignedDuration::from_hours(12);
+/// The validity of a token.
+pub(crate) const LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 
-/// Longer than any token of ours; what is longer is not looked at.
+/// An upper bound of the length of our tokens; longer ones are not parsed.
 const MAX_LEN: usize = 4096;
 const NONCE_LEN: usize = 12;
 
-/// A token's outer form, which is that of Amazon ECR's: some tools read `expiration` out of it.
+/// The outer form of a token, the same as Amazon ECR's: some tools read `expiration` from it.
 #[derive(Serialize, Deserialize)]
 struct Outer<'a> {
-    /// Nonce and sealed expiration.
+    /// The nonce and the sealed expiration.
     payload: &'a str,
-    /// The access key's id, in clear: it says which key opens the payload.
+    /// The access key's id in clear text: it selects the key that opens the payload.
     datakey: &'a str,
     version: &'a str,
     r#type: &'a str,
     expiration: i64,
 }
 
-/// Why a token is not accepted.
+/// The reason why a token is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    /// It is not one of ours, or its access key is gone.
+pub(crate) enum TokenError {
+    /// It is not one of ours, or its access key does not exist any more.
     #[error("Not Authorized")]
     Invalid,
-    /// Its 12 hours are over.
+    /// Its 12 hours have passed.
     #[error("Your authorization token has expired. Reauthenticate and try again.")]
     Expired,
 }
 
-/// Issues a token for the key's principal: the password of user `AWS`, and until when it is valid.
+/// Issues a token for the key's principal: the password of user `AWS`, and its expiry.
 ///
 /// # Errors
-/// When the operating system gives no randomness.
+/// When the operating system provides no randomness.
 pub fn issue(key: &SigningKey, now: Timestamp) -> Result<(String, Timestamp), NoRandomness> {
     let expiration = now.as_second() + LIFETIME.as_secs();
     let expires_at = Timestamp::from_second(expiration).unwrap_or(Timestamp::MAX);
@@ -58,11 +60,11 @@ pub fn issue(key: &SigningKey, now: Timestamp) -> Result<(String, Timestamp), No
     Ok((BASE64.encode(serde_json::to_vec(&outer).unwrap_or_default()), expires_at))
 }
 
-/// The principal that a token (the password of user `AWS`) stands for.
+/// Verifies a token (the password of user `AWS`) and returns its principal.
 ///
 /// # Errors
-/// [`TokenError`] says whether a new token would help.
-pub fn verify(keyring: &Keyring, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
+/// [`TokenError`] tells an expired token from an invalid one.
+pub(crate) fn verify(keyring: &Keyring, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
     if token.len() > MAX_LEN {
         return Err(TokenError::Invalid);
     }
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_valid_for_twelve_hours_and_says_so() {
+    fn a_token_is_valid_for_twelve_hours() {
         let keyring = Keyring::new([key()]);
         let (token, expires_at) = issue(&key().into(), at(1_700_000_000)).unwrap();
         assert_eq!(expires_at, at(1_700_043_200));

@@ -1,15 +1,15 @@
-//! The errors of the ECR API: their names, their texts (which clients search for words), and how they look on the wire.
+//! The errors of the ECR API: names, texts (which clients search), and wire format.
 
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::input::Text;
-use crate::Response;
+use super::input::ErrorText;
 use crate::auth::Denied;
 use crate::auth::sigv4::AuthError;
-use crate::body::{Body, BodyError};
-use crate::server::RETRY_AFTER;
+use crate::message::RETRY_AFTER;
+use crate::message::Response;
+use crate::message::body::{Body, BodyError};
 use wharfage_domain::access_key::NoRandomness;
 use wharfage_domain::names::{AccountId, Digest, RepositoryName, Tag};
 use wharfage_process::budget::Exhausted;
@@ -17,26 +17,24 @@ use wharfage_store::StoreError;
 
 /// A repository as error texts name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The registry.
-    pub account: AccountId,
-    /// The repository's name.
-    pub name: RepositoryName,
+pub(crate) struct RepositoryRef {
+    pub(crate) account: AccountId,
+    pub(crate) name: RepositoryName,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for RepositoryRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the repository with name '{}' in the registry with id '{}'", self.name, self.account)
     }
 }
 
-/// Why a call failed. The texts are Amazon ECR's where it has been seen to give one.
+/// The reason why a call failed. The texts are Amazon ECR's where they are known.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum EcrError {
     /// The store failed.
-    #[error("The registry could not carry out the request. Try again; its log says what failed.")]
+    #[error("The registry could not handle the request. Try again; its log says what failed.")]
     Server(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The store does not answer, or not in time: AWS's common error of this name and its text.
+    /// The store does not answer in time: AWS's common error of this name and text.
     #[error("The request has failed due to a temporary failure of the server.")]
     Unavailable(#[source] StoreError),
     /// The disk is full.
@@ -44,201 +42,157 @@ pub enum Error {
         "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space."
     )]
     Full(#[source] StoreError),
-    /// The request is not signed by somebody we know.
+    /// The signature is missing or not accepted.
     #[error(transparent)]
     Auth(#[from] AuthError),
-    /// The caller may not do this.
+    /// The caller has no permission.
     #[error(transparent)]
     AccessDenied(#[from] Denied),
-    /// There is no such operation.
+    /// The operation does not exist.
     #[error("{0}")]
     UnknownOperation(String),
-    /// The body is no JSON object, or a member has the wrong JSON type.
+    /// The body is not a JSON object, or a member has the wrong JSON type.
     #[error("{0}")]
     Serialization(String),
-    /// The body did not arrive whole.
+    /// The body did not arrive completely.
     #[error("{0}")]
     Body(BodyError),
-    /// There is no memory for the request or its answer now.
+    /// There is no memory for the request or its response.
     #[error("Rate exceeded")]
     Throttling,
 
     /// An input member breaks its constraint.
     #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
     InvalidParameter {
-        /// The member.
-        member: Text,
-        /// What it should have been.
-        reason: Text,
+        member: ErrorText,
+        /// The constraint.
+        reason: ErrorText,
     },
-    /// The same, by a pure validator whose text is whole already.
+    /// An input member breaks a constraint; a validator wrote the whole text.
     #[error("{0}")]
     InvalidParameterText(String),
     /// The request contradicts a setting or a state.
     #[error("{0}")]
     Validation(String),
-    /// A quota is used up.
+    /// A quota is reached.
     #[error("{0}")]
     LimitExceeded(String),
-    /// The key that encrypts, or should, cannot be used.
+    /// The encryption key cannot be used.
     #[error("{message}")]
     Kms {
-        /// What is wrong.
         message: &'static str,
-        /// KMS's own name of it.
+        /// KMS's name of the error.
         kms_error: &'static str,
     },
 
-    /// There is no such repository.
+    /// The repository does not exist.
     #[error("The repository with name '{}' does not exist in the registry with id '{}'", .0.name, .0.account)]
-    RepositoryNotFound(Place),
-    /// The name is taken.
+    RepositoryNotFound(RepositoryRef),
+    /// The repository exists already.
     #[error("The repository with name '{}' already exists in the registry with id '{}'", .0.name, .0.account)]
-    RepositoryAlreadyExists(Place),
+    RepositoryAlreadyExists(RepositoryRef),
     /// The repository has images.
     #[error("The repository with name '{}' in registry with id '{}' cannot be deleted because it still contains images", .0.name, .0.account)]
-    RepositoryNotEmpty(Place),
+    RepositoryNotEmpty(RepositoryRef),
     /// A resource tag is not valid.
     #[error("Invalid parameter at '{member}' failed to satisfy constraint: '{reason}'")]
     InvalidTagParameter {
-        /// Where it is.
-        member: Text,
-        /// What it should have been.
-        reason: Text,
+        member: ErrorText,
+        /// The constraint.
+        reason: ErrorText,
     },
-    /// A repository has as many resource tags as it may have.
+    /// The repository has the maximum number of resource tags.
     #[error("A repository can have at most {0} tags")]
     TooManyTags(usize),
     /// The repository has no policy.
     #[error("Repository policy does not exist for {0}")]
-    RepositoryPolicyNotFound(Place),
+    RepositoryPolicyNotFound(RepositoryRef),
     /// The registry has no policy.
     #[error("Registry policy does not exist in the registry with id '{0}'")]
     RegistryPolicyNotFound(AccountId),
 
-    /// There is no such image.
-    #[error("The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist within the repository with name '{}' in the registry with id '{}'", .place.name, .place.account)]
+    /// The image does not exist.
+    #[error("The image with imageId {{imageDigest:'{digest}', imageTag:'{tag}'}} does not exist within the repository with name '{}' in the registry with id '{}'", .repository_ref.name, .repository_ref.account)]
     ImageNotFound {
-        /// The digest that was asked for, or `null`.
-        digest: Text,
-        /// The tag that was asked for, or `null`.
-        tag: Text,
-        /// Where.
-        place: Place,
+        /// The requested digest, or `null`.
+        digest: ErrorText,
+        /// The requested tag, or `null`.
+        tag: ErrorText,
+        repository_ref: RepositoryRef,
     },
     /// The push changes nothing.
-    #[error("Image with digest '{digest}' and tag '{tag}' already exists in the repository with name '{}' in registry with id '{}'", .place.name, .place.account)]
+    #[error("Image with digest '{digest}' and tag '{tag}' already exists in the repository with name '{}' in registry with id '{}'", .repository_ref.name, .repository_ref.account)]
     ImageAlreadyExists {
-        /// Its digest.
         digest: Digest,
         /// The tag, or `null`.
-        tag: Text,
-        /// Where.
-        place: Place,
+        tag: ErrorText,
+        repository_ref: RepositoryRef,
     },
     /// The tag exists and is immutable.
     #[error(
         "The image tag '{tag}' already exists in the '{repository}' repository and cannot be overwritten because the repository is immutable."
     )]
-    ImageTagAlreadyExists {
-        /// The tag.
-        tag: Tag,
-        /// The repository.
-        repository: RepositoryName,
-    },
-    /// The manifest has another digest than the request says.
+    ImageTagAlreadyExists { tag: Tag, repository: RepositoryName },
+    /// The manifest has another digest than the request.
     #[error("The image digest '{expected}' does not match the digest '{actual}' of the manifest")]
     ImageDigestDoesNotMatch {
-        /// What the request says.
-        expected: Text,
-        /// What the manifest has.
+        /// The digest in the request.
+        expected: ErrorText,
+        /// The digest of the manifest.
         actual: Digest,
     },
     /// Blobs that a manifest needs are missing.
-    #[error("Layers with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .place.name, .place.account)]
-    LayersNotFound {
-        /// The missing ones.
-        digests: Vec<Digest>,
-        /// Where.
-        place: Place,
-    },
-    /// A layer that was asked for is missing.
-    #[error("The layer with digest '{digest}' does not exist in {place}")]
-    LayerNotFound {
-        /// The digest.
-        digest: Text,
-        /// Where.
-        place: Place,
-    },
-    /// A layer exists, but no image that may be pulled has it.
-    #[error("The layer with digest '{digest}' is not associated with an available image in {place}")]
-    LayerInaccessible {
-        /// The digest.
-        digest: Digest,
-        /// Where.
-        place: Place,
-    },
+    #[error("Layers with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .repository_ref.name, .repository_ref.account)]
+    LayersNotFound { digests: Vec<Digest>, repository_ref: RepositoryRef },
+    /// A requested layer is missing.
+    #[error("The layer with digest '{digest}' does not exist in {repository_ref}")]
+    LayerNotFound { digest: ErrorText, repository_ref: RepositoryRef },
+    /// The layer exists, but no image that can be pulled has it.
+    #[error("The layer with digest '{digest}' is not associated with an available image in {repository_ref}")]
+    LayerInaccessible { digest: Digest, repository_ref: RepositoryRef },
     /// Images that an index needs are missing.
-    #[error("Images with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .place.name, .place.account)]
-    ReferencedImagesNotFound {
-        /// The missing ones.
-        digests: Vec<Digest>,
-        /// Where.
-        place: Place,
-    },
-    /// The image cannot go to that storage class.
+    #[error("Images with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .repository_ref.name, .repository_ref.account)]
+    ReferencedImagesNotFound { digests: Vec<Digest>, repository_ref: RepositoryRef },
+    /// The image cannot change to this storage class.
     #[error("{0}")]
     StorageClassUpdateNotSupported(String),
 
-    /// There is no such upload.
-    #[error("The upload '{id}' does not exist in {place}")]
-    UploadNotFound {
-        /// The upload's id.
-        id: Text,
-        /// Where.
-        place: Place,
-    },
-    /// A part does not begin where the one before ended, or is not as long as it says.
+    /// The upload does not exist.
+    #[error("The upload '{id}' does not exist in {repository_ref}")]
+    UploadNotFound { id: ErrorText, repository_ref: RepositoryRef },
+    /// A part does not begin after the previous one, or has another length than stated.
     #[error("{message}")]
     InvalidLayerPart {
-        /// What is wrong.
         message: String,
-        /// Where.
-        place: Place,
-        /// The upload.
+        repository_ref: RepositoryRef,
         id: Uuid,
-        /// The last byte that was accepted, if any was.
+        /// The last acknowledged byte, if any.
         last_valid_byte: Option<u64>,
     },
-    /// The bytes have none of the digests.
+    /// The bytes match none of the digests.
     #[error(
         "The layer digest calculation performed upon receipt of the image layer does not match the digest specified: {0}"
     )]
     InvalidLayer(String),
-    /// A part other than the last is too small.
+    /// A part other than the last one is too small.
     #[error("All layer parts except the last part should be at least 5MB")]
     LayerPartTooSmall,
-    /// The repository has the layer.
-    #[error("Layer with digest '{digest}' already exists in {place}")]
-    LayerAlreadyExists {
-        /// The digest.
-        digest: Digest,
-        /// Where.
-        place: Place,
-    },
-    /// The upload has no part.
+    /// The repository has the layer already.
+    #[error("Layer with digest '{digest}' already exists in {repository_ref}")]
+    LayerAlreadyExists { digest: Digest, repository_ref: RepositoryRef },
+    /// The upload has no parts.
     #[error("The upload '{0}' has no parts: upload at least one before completing it")]
     EmptyUpload(Uuid),
 
     /// The repository has no lifecycle policy.
     #[error("Lifecycle policy does not exist for {0}")]
-    LifecyclePolicyNotFound(Place),
-    /// A preview runs.
+    LifecyclePolicyNotFound(RepositoryRef),
+    /// A preview is in progress.
     #[error("A lifecycle policy preview for {0} is in progress. Wait until it has completed and try again.")]
-    LifecyclePolicyPreviewInProgress(Place),
-    /// There has been no preview.
+    LifecyclePolicyPreviewInProgress(RepositoryRef),
+    /// No preview was started.
     #[error("Lifecycle policy preview does not exist for {0}")]
-    LifecyclePolicyPreviewNotFound(Place),
+    LifecyclePolicyPreviewNotFound(RepositoryRef),
 }
 
 fn digest_list(digests: &[Digest]) -> String {
@@ -246,7 +200,7 @@ fn digest_list(digests: &[Digest]) -> String {
     format!("[{}]", digests.join(", "))
 }
 
-impl From<StoreError> for Error {
+impl From<StoreError> for EcrError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(_) => Self::Unavailable(error),
@@ -256,13 +210,13 @@ impl From<StoreError> for Error {
     }
 }
 
-impl From<NoRandomness> for Error {
+impl From<NoRandomness> for EcrError {
     fn from(error: NoRandomness) -> Self {
         Self::Server(Box::new(error))
     }
 }
 
-impl From<BodyError> for Error {
+impl From<BodyError> for EcrError {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::Exhausted(exhausted) => exhausted.into(),
@@ -271,15 +225,15 @@ impl From<BodyError> for Error {
     }
 }
 
-impl From<Exhausted> for Error {
+impl From<Exhausted> for EcrError {
     fn from(_: Exhausted) -> Self {
         Self::Throttling
     }
 }
 
-impl Error {
-    /// The error's name.
-    pub fn code(&self) -> &'static str {
+impl EcrError {
+    /// Returns the name of the error.
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Server(_) | Self::Full(_) => "ServerException",
             Self::Unavailable(_) => "ServiceUnavailable",
@@ -335,8 +289,9 @@ impl Error {
         }
     }
 
-    /// Why the registry could not do it, for the log: the client is not told. None where it is the caller's doing.
-    pub fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
+    /// Returns the cause of a server error for the log; the client does not see it. `None` for
+    /// errors of the caller.
+    pub(crate) fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Server(cause) => Some(&**cause),
             Self::Unavailable(cause) | Self::Full(cause) => Some(cause),
@@ -344,12 +299,12 @@ impl Error {
         }
     }
 
-    /// The members that some errors have beside their message.
+    /// Returns the members that some errors have beside their message.
     fn details(&self) -> Map<String, Value> {
         let details = match self {
             Self::Kms { kms_error, .. } => json!({ "kmsError": kms_error }),
-            Self::InvalidLayerPart { place, id, last_valid_byte, .. } => json!({
-                "registryId": place.account, "repositoryName": place.name, "uploadId": id,
+            Self::InvalidLayerPart { repository_ref, id, last_valid_byte, .. } => json!({
+                "registryId": repository_ref.account, "repositoryName": repository_ref.name, "uploadId": id,
                 "lastValidByteReceived": last_valid_byte,
             }),
             _ => Value::Null,
@@ -360,8 +315,8 @@ impl Error {
         }
     }
 
-    /// The error as its caller gets it.
-    pub fn into_response(self) -> Response {
+    /// Renders the error.
+    pub(crate) fn into_response(self) -> Response {
         let mut body =
             Map::from_iter([("__type".into(), self.code().into()), ("message".into(), self.to_string().into())]);
         body.extend(self.details());
@@ -378,63 +333,4 @@ impl Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What Amazon ECR has been seen to say: clients and scripts search for these words.
-    #[test]
-    fn texts_are_amazon_ecrs() {
-        let place = || Place { account: "123456789012".parse().unwrap(), name: "team/app".parse().unwrap() };
-        let (digest, other) = (Digest::sha256(b"one"), Digest::sha256(b"two"));
-        let named = "with name 'team/app' in the registry with id '123456789012'";
-        let found = "with name 'team/app' does not exist in the registry with id '123456789012'";
-        let required = format!("required for pushing image into repository {named} do not exist");
-        let table = [
-            (Error::RepositoryNotFound(place()), format!("The repository {found}")),
-            (Error::RepositoryAlreadyExists(place()), format!("The repository {}", found.replace("does not exist", "already exists"))),
-            (
-                Error::RepositoryNotEmpty(place()),
-                "The repository with name 'team/app' in registry with id '123456789012' cannot be deleted because it still \
-                 contains images"
-                    .to_owned(),
-            ),
-            (
-                Error::ImageNotFound { digest: "null".into(), tag: "v1".into(), place: place() },
-                format!("The image with imageId {{imageDigest:'null', imageTag:'v1'}} does not exist within the repository {named}"),
-            ),
-            (
-                Error::ImageAlreadyExists { digest: digest.clone(), tag: "v1".into(), place: place() },
-                format!(
-                    "Image with digest '{digest}' and tag 'v1' already exists in the repository with name 'team/app' in \
-                     registry with id '123456789012'"
-                ),
-            ),
-            (
-                Error::ImageTagAlreadyExists { tag: "v1".parse().unwrap(), repository: place().name },
-                "The image tag 'v1' already exists in the 'team/app' repository and cannot be overwritten because the \
-                 repository is immutable."
-                    .to_owned(),
-            ),
-            (
-                Error::LayersNotFound { digests: vec![digest.clone(), other.clone()], place: place() },
-                format!("Layers with digests '[{digest}, {other}]' {required}"),
-            ),
-            (
-                Error::ReferencedImagesNotFound { digests: vec![digest.clone()], place: place() },
-                format!("Images with digests '[{digest}]' {required}"),
-            ),
-            (Error::LayerPartTooSmall, "All layer parts except the last part should be at least 5MB".to_owned()),
-            (Error::RepositoryPolicyNotFound(place()), format!("Repository policy does not exist for the repository {named}")),
-            (Error::LifecyclePolicyNotFound(place()), format!("Lifecycle policy does not exist for the repository {named}")),
-            (
-                Error::RegistryPolicyNotFound(place().account),
-                "Registry policy does not exist in the registry with id '123456789012'".to_owned(),
-            ),
-            (AuthError::MissingAuthenticationToken.into(), "Missing Authentication Token".to_owned()),
-            (AuthError::UnrecognizedClient.into(), "The security token included in the request is invalid.".to_owned()),
-        ];
-        for (error, text) in table {
-            assert_eq!(error.to_string(), text);
-        }
-    }
-}
+mod tests;

@@ -1,16 +1,16 @@
-//! Images: put, read, deleted, moved between storage classes.
+//! Images: PutImage, BatchGetImage, BatchDeleteImage and UpdateImageStorageClass.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::Call;
-use super::error::{Error, Place};
-use super::input::{self, Fault, ImageId, Selector, input, required};
-use crate::http::memory;
-use crate::images::{NewImage, PutImageError};
-use crate::manifests::InvalidManifest;
+use super::EcrCall;
+use super::error::{EcrError, RepositoryRef};
+use super::input::{self, ImageFault, ImageId, Selector, input, required};
+use crate::message::memory;
+use crate::service::images::{NewImage, PutImageError};
+use crate::service::manifest::InvalidManifest;
 use wharfage_domain::names::{Digest, Reference, Tag};
 use wharfage_store::images::{
     DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, StorageClass, StorageClassError, TaggedImage,
@@ -19,11 +19,12 @@ use wharfage_store::manifests::{Manifest, PutManifestError};
 use wharfage_store::repositories::Repository;
 use wharfage_store::{Lookup, StoreError};
 
-/// How much of manifests one BatchGetImage gives at most. A hundred of ordinary size are half a MiB.
+/// The limit of manifests in one BatchGetImage, in bytes. A hundred of ordinary size have half a
+/// MiB.
 const MAX_MANIFESTS: usize = 28 * 1024 * 1024;
 
 input! {
-    /// PutImage's.
+    /// The input of PutImage.
     Put {
         registry_id: String,
         repository_name: String,
@@ -35,8 +36,8 @@ input! {
 }
 
 /// PutImage.
-pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let manifest = required("imageManifest", input.image_manifest)?;
     input::length("imageManifest", &manifest, 1..=4_194_304)?;
     let tag = input.image_tag.map(|tag| input::image_tag("imageTag", &tag)).transpose()?;
@@ -44,14 +45,14 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
         None => None,
         Some(text) => match input::digest("imageDigest", &text)? {
             Some(digest) => Some(digest),
-            // Of an algorithm that names no image here.
+            // The digest is of an algorithm that no image here has.
             None => {
                 let actual = Digest::sha256(manifest.as_bytes());
-                return Err(Error::ImageDigestDoesNotMatch { expected: text.into(), actual });
+                return Err(EcrError::ImageDigestDoesNotMatch { expected: text.into(), actual });
             }
         },
     };
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
 
     let payload = Bytes::from(manifest);
     let image = NewImage {
@@ -61,55 +62,68 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
         digest: digest.as_ref(),
         tags: tag.iter().cloned().collect(),
     };
-    let refuse = |error| refused_put(error, &place, &payload, digest.as_ref());
+    let refuse = |error| refused_put(error, &repository_ref, &payload, digest.as_ref());
     let put = call.registry.put_image(image, call.now).await.map_err(refuse)?;
     if put.outcome.unchanged() {
-        return Err(Error::ImageAlreadyExists { digest: put.digest, tag: or_null(tag.as_ref()), place });
+        return Err(EcrError::ImageAlreadyExists { digest: put.digest, tag: or_null(tag.as_ref()), repository_ref });
     }
-    Ok(json!({ "image": image_shape(&place, &put.digest, tag.as_ref(), &payload, &put.media_type) }))
+    Ok(json!({ "image": image_shape(&repository_ref, &put.digest, tag.as_ref(), &payload, &put.media_type) }))
 }
 
 fn or_null<T: ToString>(value: Option<&T>) -> Cow<'static, str> {
     value.map_or(Cow::Borrowed("null"), |value| Cow::Owned(value.to_string()))
 }
 
-fn refused_put(error: PutImageError, place: &Place, payload: &[u8], expected: Option<&Digest>) -> Error {
-    let place = place.clone();
+fn refused_put(
+    error: PutImageError,
+    repository_ref: &RepositoryRef,
+    payload: &[u8],
+    expected: Option<&Digest>,
+) -> EcrError {
+    let repository_ref = repository_ref.clone();
     let put = match error {
-        PutImageError::Manifest(error) => return Error::InvalidParameterText(error.to_string()),
+        PutImageError::Manifest(error) => return EcrError::InvalidParameterText(error.to_string()),
         PutImageError::DigestMismatch { actual } => {
-            return Error::ImageDigestDoesNotMatch { expected: or_null(expected), actual };
+            return EcrError::ImageDigestDoesNotMatch { expected: or_null(expected), actual };
         }
         PutImageError::Put(put) => put,
     };
     match put {
-        PutManifestError::NoRepository => Error::RepositoryNotFound(place),
-        PutManifestError::BlobsNotFound(digests) => Error::LayersNotFound { digests, place },
-        PutManifestError::ChildrenNotFound(digests) => Error::ReferencedImagesNotFound { digests, place },
+        PutManifestError::NoRepository => EcrError::RepositoryNotFound(repository_ref),
+        PutManifestError::BlobsNotFound(digests) => EcrError::LayersNotFound { digests, repository_ref },
+        PutManifestError::ChildrenNotFound(digests) => EcrError::ReferencedImagesNotFound { digests, repository_ref },
         PutManifestError::SizeMismatch(mismatch) => {
-            Error::InvalidParameterText(InvalidManifest::from(mismatch).to_string())
+            EcrError::InvalidParameterText(InvalidManifest::from(mismatch).to_string())
         }
         PutManifestError::TagAlreadyExists { tag, current } => {
-            // The same image under the same immutable tag changes nothing, which is another thing than overwriting it.
+            // The same image under the same immutable tag is reported differently from an attempt
+            // to overwrite it.
             if current == Digest::of(current.algorithm(), payload) {
                 let tag = Cow::Owned(tag.to_string());
-                return Error::ImageAlreadyExists { digest: current, tag, place };
+                return EcrError::ImageAlreadyExists { digest: current, tag, repository_ref };
             }
-            Error::ImageTagAlreadyExists { tag, repository: place.name }
+            EcrError::ImageTagAlreadyExists { tag, repository: repository_ref.name }
         }
-        PutManifestError::TooManyImages(limit) => {
-            Error::LimitExceeded(format!("The repository with name '{}' has its {limit} images", place.name))
-        }
-        PutManifestError::TooManyTags(limit) => Error::LimitExceeded(format!("The image has its {limit} tags")),
+        PutManifestError::TooManyImages(limit) => EcrError::LimitExceeded(format!(
+            "The repository with name '{}' has its {limit} images",
+            repository_ref.name
+        )),
+        PutManifestError::TooManyTags(limit) => EcrError::LimitExceeded(format!("The image has its {limit} tags")),
         PutManifestError::Store(error) => error.into(),
     }
 }
 
 /// ECR's `Image`.
-fn image_shape(place: &Place, digest: &Digest, tag: Option<&Tag>, payload: &[u8], media_type: &str) -> Value {
+fn image_shape(
+    repository_ref: &RepositoryRef,
+    digest: &Digest,
+    tag: Option<&Tag>,
+    payload: &[u8],
+    media_type: &str,
+) -> Value {
     json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "imageId": image_id(digest, tag),
         "imageManifest": String::from_utf8_lossy(payload),
         "imageManifestMediaType": media_type,
@@ -117,7 +131,7 @@ fn image_shape(place: &Place, digest: &Digest, tag: Option<&Tag>, payload: &[u8]
 }
 
 /// ECR's `ImageIdentifier`.
-pub fn image_id(digest: &Digest, tag: Option<&Tag>) -> Value {
+pub(crate) fn image_id(digest: &Digest, tag: Option<&Tag>) -> Value {
     json!({ "imageDigest": digest, "imageTag": tag })
 }
 
@@ -131,7 +145,7 @@ fn failure(id: &ImageId, code: &str, reason: &str) -> Value {
 }
 
 input! {
-    /// BatchGetImage's.
+    /// The input of BatchGetImage.
     BatchGet {
         registry_id: String,
         repository_name: String,
@@ -140,37 +154,38 @@ input! {
     }
 }
 
-/// BatchGetImage. `acceptedMediaTypes` is checked and otherwise let be: manifests are given as they are stored.
-pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+/// BatchGetImage. `acceptedMediaTypes` is checked and otherwise ignored: manifests are returned as
+/// they are stored.
+pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
     input::count("imageIds", &ids, 1..=100)?;
     if let Some(types) = &input.accepted_media_types {
         input::count("acceptedMediaTypes", types, 1..=100)?;
     }
-    call.repository(&place).await?;
+    call.repository(&repository_ref).await?;
     let (mut images, mut failures, mut pulls, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let memory = memory::process();
-    // The call's own account, which goes on to hold the answer.
+    // The account of the call, which later holds the response.
     let mut account = call.account.lock().await;
     account.expect(2 * MAX_MANIFESTS);
-    // A manifest is in memory twice: on its way into the answer, and in it.
-    let size = |found: &Result<(Manifest, Option<Tag>), Fault>| {
+    // A manifest is in memory twice: on its way into the response, and in it.
+    let size = |found: &Result<(Manifest, Option<Tag>), ImageFault>| {
         found.as_ref().map_or(0, |(manifest, _)| 2 * manifest.payload.len())
     };
     for id in &ids {
-        let found = memory.read(&mut account, 2 * bytes, || Box::pin(find(call, &place, id)), size).await?;
+        let found = memory.read(&mut account, 2 * bytes, || Box::pin(find(call, &repository_ref, id)), size).await?;
         match found {
             Ok((mut manifest, tag)) => {
                 let payload = std::mem::take(&mut manifest.payload);
                 bytes += payload.len();
                 if bytes > MAX_MANIFESTS {
-                    return Err(Error::LimitExceeded(format!(
+                    return Err(EcrError::LimitExceeded(format!(
                         "The manifests have more than {MAX_MANIFESTS} bytes together: ask for fewer imageIds"
                     )));
                 }
                 let Manifest { digest, media_type, .. } = &manifest;
-                images.push(image_shape(&place, digest, tag.as_ref(), &payload, media_type));
+                images.push(image_shape(&repository_ref, digest, tag.as_ref(), &payload, media_type));
                 pulls.push(manifest);
             }
             Err(fault) => failures.push(failure(id, fault.code(), fault.reason())),
@@ -180,37 +195,42 @@ pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
     Ok(json!({ "images": images, "failures": failures }))
 }
 
-/// The manifest that an identifier means, and the tag that it was asked for by.
-async fn find(call: &Call, place: &Place, id: &ImageId) -> Result<Result<(Manifest, Option<Tag>), Fault>, Error> {
+/// Returns the manifest of an identifier, and the requested tag.
+async fn find(
+    call: &EcrCall,
+    repository_ref: &RepositoryRef,
+    id: &ImageId,
+) -> Result<Result<(Manifest, Option<Tag>), ImageFault>, EcrError> {
     let (reference, tag, digest) = match id.selector() {
         Ok(Selector::Tag(tag)) => (Reference::Tag(tag.clone()), Some(tag), None),
         Ok(Selector::Both(tag, digest)) => (Reference::Tag(tag.clone()), Some(tag), Some(digest)),
         Ok(Selector::Digest(digest)) => (Reference::Digest(digest), None, None),
         Err(fault) => return Ok(Err(fault)),
     };
-    Ok(match call.registry.metadata.find_manifest(&place.account, &place.name, &reference).await? {
-        Lookup::NoRepository => return Err(Error::RepositoryNotFound(place.clone())),
-        Lookup::Missing => Err(Fault::ImageNotFound),
+    Ok(match call.registry.metadata.find_manifest(&repository_ref.account, &repository_ref.name, &reference).await? {
+        Lookup::NoRepository => return Err(EcrError::RepositoryNotFound(repository_ref.clone())),
+        Lookup::Missing => Err(ImageFault::ImageNotFound),
         Lookup::Found(manifest) if digest.is_some_and(|digest| digest != manifest.digest) => {
-            Err(Fault::ImageTagDoesNotMatchDigest)
+            Err(ImageFault::ImageTagDoesNotMatchDigest)
         }
-        Lookup::Found(manifest) if manifest.status != ImageStatus::Active => Err(Fault::ImageInaccessible),
+        Lookup::Found(manifest) if manifest.status != ImageStatus::Active => Err(ImageFault::ImageInaccessible),
         Lookup::Found(manifest) => Ok((manifest, tag)),
     })
 }
 
 input! {
-    /// BatchDeleteImage's.
+    /// The input of BatchDeleteImage.
     BatchDelete { registry_id: String, repository_name: String, image_ids: Vec<ImageId> }
 }
 
-/// BatchDeleteImage. A tag is removed, and with the last one its image; a digest takes its tags along.
-pub async fn batch_delete(call: &Call, input: BatchDelete) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+/// BatchDeleteImage. A tag is removed, and with the last tag its image; a digest is deleted with
+/// its tags.
+pub(crate) async fn batch_delete(call: &EcrCall, input: BatchDelete) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
     input::count("imageIds", &ids, 1..=100)?;
-    let repository = call.repository(&place).await?;
-    let selectors: Vec<Result<Selector, Fault>> = ids.iter().map(ImageId::selector).collect();
+    let repository = call.repository(&repository_ref).await?;
+    let selectors: Vec<Result<Selector, ImageFault>> = ids.iter().map(ImageId::selector).collect();
     let deletions: Vec<ImageDeletion> = selectors.iter().flatten().map(deletion).collect();
     let outcomes = match deletions.as_slice() {
         [] => Vec::new(),
@@ -219,21 +239,21 @@ pub async fn batch_delete(call: &Call, input: BatchDelete) -> Result<Value, Erro
     let (mut outcomes, mut deleted, mut failures) = (outcomes.into_iter(), Vec::new(), Vec::new());
     for (id, selector) in ids.iter().zip(selectors) {
         let outcome = match selector {
-            Ok(_) => outcomes.next().map(|outcome| outcome.map_err(Undeleted::from)),
-            Err(fault) => Some(Err(Undeleted::Fault(fault))),
+            Ok(_) => outcomes.next().map(|outcome| outcome.map_err(DeletionFailure::from)),
+            Err(fault) => Some(Err(DeletionFailure::ImageFault(fault))),
         };
         match outcome {
             Some(Ok(ImageDeleted { digest, tags, .. })) => {
                 let none = tags.is_empty().then(|| image_id(&digest, None));
                 deleted.extend(tags.iter().map(|tag| image_id(&digest, Some(tag))).chain(none));
             }
-            Some(Err(Undeleted::Fault(fault))) => failures.push(failure(id, fault.code(), fault.reason())),
-            Some(Err(Undeleted::ReferencedBy(parents))) => {
+            Some(Err(DeletionFailure::ImageFault(fault))) => failures.push(failure(id, fault.code(), fault.reason())),
+            Some(Err(DeletionFailure::ReferencedBy(parents))) => {
                 let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
                 let reason = format!("Requested image referenced by manifest list: [{}]", parents.join(", "));
                 failures.push(failure(id, "ImageReferencedByManifestList", &reason));
             }
-            Some(Err(Undeleted::Error(error))) => return Err(error),
+            Some(Err(DeletionFailure::Other(error))) => return Err(error),
             None => return Err(StoreError::Inconsistent("a deletion has no outcome".to_owned()).into()),
         }
     }
@@ -248,28 +268,28 @@ fn deletion(selector: &Selector) -> ImageDeletion {
     }
 }
 
-/// Why an image of a batch was not deleted.
-enum Undeleted {
-    Fault(Fault),
+/// The reason why an image of a batch was not deleted.
+enum DeletionFailure {
+    ImageFault(ImageFault),
     ReferencedBy(Vec<Digest>),
-    Error(Error),
+    Other(EcrError),
 }
 
-impl From<DeleteImageError> for Undeleted {
+impl From<DeleteImageError> for DeletionFailure {
     fn from(error: DeleteImageError) -> Self {
         match error {
-            DeleteImageError::NotFound => Self::Fault(Fault::ImageNotFound),
-            DeleteImageError::TagPointsElsewhere(_) => Self::Fault(Fault::ImageTagDoesNotMatchDigest),
-            // Only an expiry says what it was decided by.
-            DeleteImageError::Stale(_) => Self::Fault(Fault::ImageNotFound),
+            DeleteImageError::NotFound => Self::ImageFault(ImageFault::ImageNotFound),
+            DeleteImageError::TagPointsElsewhere(_) => Self::ImageFault(ImageFault::ImageTagDoesNotMatchDigest),
+            // Only an expiry names its preconditions.
+            DeleteImageError::Stale(_) => Self::ImageFault(ImageFault::ImageNotFound),
             DeleteImageError::ReferencedBy(parents) => Self::ReferencedBy(parents),
-            DeleteImageError::Store(error) => Self::Error(error.into()),
+            DeleteImageError::Store(error) => Self::Other(error.into()),
         }
     }
 }
 
 input! {
-    /// UpdateImageStorageClass's.
+    /// The input of UpdateImageStorageClass.
     UpdateStorageClass {
         registry_id: String,
         repository_name: String,
@@ -279,29 +299,29 @@ input! {
 }
 
 /// UpdateImageStorageClass.
-pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn update_storage_class(call: &EcrCall, input: UpdateStorageClass) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = required("imageId", input.image_id)?;
     let selector = id.required_selector("imageId")?;
     let class = required("targetStorageClass", input.target_storage_class)?;
     let classes = [("STANDARD", StorageClass::Standard), ("ARCHIVE", StorageClass::Archive)];
     let class = input::one_of("targetStorageClass", &class, &classes)?;
-    let repository = call.repository(&place).await?;
-    let TaggedImage { image, .. } = one(call, &place, &repository, &id, selector).await?;
+    let repository = call.repository(&repository_ref).await?;
+    let TaggedImage { image, .. } = one(call, &repository_ref, &repository, &id, selector).await?;
 
     let metadata = call.registry.metadata.as_ref();
     let changed = metadata.set_storage_class(repository.id, &image.digest, class, call.now).await;
     let status = changed.map_err(|error| match error {
-        // Only a lifecycle policy's job says what it decided by.
-        StorageClassError::NotFound | StorageClassError::Stale(_) => not_found(&place, &id),
-        StorageClassError::Unchanged(status) => Error::StorageClassUpdateNotSupported(format!(
+        // Only a lifecycle job names its preconditions.
+        StorageClassError::NotFound | StorageClassError::Stale(_) => not_found(&repository_ref, &id),
+        StorageClassError::Unchanged(status) => EcrError::StorageClassUpdateNotSupported(format!(
             "The image '{}' is {} already",
             image.digest,
             status.as_str()
         )),
         StorageClassError::ReferencedBy(parents) => {
             let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
-            Error::StorageClassUpdateNotSupported(format!(
+            EcrError::StorageClassUpdateNotSupported(format!(
                 "Requested image referenced by manifest list: [{}]",
                 parents.join(", ")
             ))
@@ -310,44 +330,44 @@ pub async fn update_storage_class(call: &Call, input: UpdateStorageClass) -> Res
     })?;
     let tag = id.image_tag.as_deref().and_then(|tag| tag.parse::<Tag>().ok());
     Ok(json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "imageId": image_id(&image.digest, tag.as_ref()),
         "imageStatus": status.as_str(),
     }))
 }
 
-/// The error of an image that is not there.
-pub fn not_found(place: &Place, id: &ImageId) -> Error {
+/// Creates the error of an image that does not exist.
+pub(crate) fn not_found(repository_ref: &RepositoryRef, id: &ImageId) -> EcrError {
     let (digest, tag) = (or_null(id.image_digest.as_ref()), or_null(id.image_tag.as_ref()));
-    Error::ImageNotFound { digest, tag, place: place.clone() }
+    EcrError::ImageNotFound { digest, tag, repository_ref: repository_ref.clone() }
 }
 
-/// The one image that an operation is about.
-pub async fn one(
-    call: &Call,
-    place: &Place,
+/// The one image of an operation.
+pub(crate) async fn one(
+    call: &EcrCall,
+    repository_ref: &RepositoryRef,
     repository: &Repository,
     id: &ImageId,
     selector: Option<Selector>,
-) -> Result<TaggedImage, Error> {
-    let selector = selector.ok_or_else(|| not_found(place, id))?;
+) -> Result<TaggedImage, EcrError> {
+    let selector = selector.ok_or_else(|| not_found(repository_ref, id))?;
     let found = call.registry.metadata.find_images(repository.id, &[selector.reference()]).await?;
     let found = found.into_iter().next().flatten().filter(|found| selector.agrees(&found.image.digest));
-    found.ok_or_else(|| not_found(place, id))
+    found.ok_or_else(|| not_found(repository_ref, id))
 }
 
 impl Selector {
-    /// What to look the image up by.
-    pub fn reference(&self) -> Reference {
+    /// Returns the reference by which the image is looked up.
+    pub(crate) fn reference(&self) -> Reference {
         match self {
             Self::Tag(tag) | Self::Both(tag, _) => Reference::Tag(tag.clone()),
             Self::Digest(digest) => Reference::Digest(digest.clone()),
         }
     }
 
-    /// Whether what the reference led to is what was asked for.
-    pub fn agrees(&self, found: &Digest) -> bool {
+    /// Returns whether the found image matches the whole identifier.
+    pub(crate) fn agrees(&self, found: &Digest) -> bool {
         match self {
             Self::Both(_, digest) => digest == found,
             Self::Tag(_) | Self::Digest(_) => true,

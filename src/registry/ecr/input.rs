@@ -1,4 +1,5 @@
-//! What the API takes in: JSON objects of optional members, and the constraints that members keep, in ECR's words.
+//! Inputs of the API: JSON objects of optional members, and the constraints of members, in ECR's
+//! texts.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -10,23 +11,24 @@ use regex::Regex;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::error::Error;
-use crate::json::Shape;
+use super::error::EcrError;
+use crate::json::JsonShape;
 use wharfage_domain::names::{Digest, InvalidName, RepositoryName, Tag};
 
 /// A text that is mostly a constant.
-pub type Text = Cow<'static, str>;
+pub(crate) type ErrorText = Cow<'static, str>;
 
-/// Defines an operation's input, or a structure in one: every member is optional until [`required`] says otherwise, members
-/// that we do not know are passed over, and only a JSON object will do.
+/// Defines the input of an operation, or a structure in one: every member is optional until
+/// [`required`] is called, unknown members are ignored, and only a JSON object is accepted.
 macro_rules! input {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(rename_all = "camelCase", default)]
-        pub struct $name {
+        pub(crate) struct $name {
             $(pub(super) $field: Option<$type>,)*
-            // Serde also reads a struct from an array, by position; with something flattened into it, it does not.
+            // Serde also reads a struct from an array, by position; with a flattened member, it
+            // does not.
             #[serde(flatten)]
             _object: (),
         }
@@ -34,33 +36,34 @@ macro_rules! input {
 }
 pub(super) use input;
 
-/// How many values a body may have. The longest lists have a thousand; what is read of a value takes many times its text.
+/// The number of values that a body may have. The longest lists have a thousand; a parsed value
+/// takes many times its text.
 const MAX_VALUES: usize = 10_000;
 
-/// Reads an input. No body at all is an empty object: operations without input may be sent so.
-pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
+/// Reads an input. An empty body is an empty object: clients may send operations without input so.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, EcrError> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    if Shape::of(body).values > MAX_VALUES {
-        return Err(Error::Serialization(format!("The body has more than {MAX_VALUES} values")));
+    if JsonShape::of(body).values > MAX_VALUES {
+        return Err(EcrError::Serialization(format!("The body has more than {MAX_VALUES} values")));
     }
-    serde_json::from_slice(body).map_err(|error| Error::Serialization(error.to_string()))
+    serde_json::from_slice(body).map_err(|error| EcrError::Serialization(error.to_string()))
 }
 
-/// Reads an input, and one that takes long on a thread where nobody waits for it.
-pub async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, Error> {
+/// Reads an input; a large one on a blocking thread.
+pub(crate) async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, EcrError> {
     if body.len() <= super::QUICK_BODY {
         return parse(&body);
     }
-    tokio::task::spawn_blocking(move || parse(&body)).await.map_err(|error| Error::Server(error.into()))?
+    tokio::task::spawn_blocking(move || parse(&body)).await.map_err(|error| EcrError::Server(error.into()))?
 }
 
-/// The error of a member that breaks a constraint.
-pub fn invalid(member: impl Into<Text>, reason: impl Into<Text>) -> Error {
-    Error::InvalidParameter { member: member.into(), reason: reason.into() }
+/// Creates the error of a member that breaks a constraint.
+pub(crate) fn invalid(member: impl Into<ErrorText>, reason: impl Into<ErrorText>) -> EcrError {
+    EcrError::InvalidParameter { member: member.into(), reason: reason.into() }
 }
 
-/// The member's value, which must be there.
-pub fn required<T>(member: &'static str, value: Option<T>) -> Result<T, Error> {
+/// Returns the value of a required member.
+pub(crate) fn required<T>(member: &'static str, value: Option<T>) -> Result<T, EcrError> {
     value.ok_or_else(|| invalid(member, "Member must not be null"))
 }
 
@@ -74,60 +77,65 @@ fn bounds(value: i64, allowed: &RangeInclusive<i64>, what: &str) -> Result<(), S
     Ok(())
 }
 
-/// Checks a text's length, in characters.
-pub fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+/// Checks the length of a text, in characters.
+pub(crate) fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
     bounds(text.chars().count() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
 }
 
-/// Checks how many entries a list has.
-pub fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), Error> {
+/// Checks the number of entries of a list.
+pub(crate) fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
     bounds(list.len() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
 }
 
-/// Checks a number.
-pub fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), Error> {
+/// Checks the range of a number.
+pub(crate) fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
     bounds(value, &allowed, "value").map_err(|reason| invalid(member, reason))
 }
 
-/// The variant of this spelling.
-pub fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, Error> {
+/// Returns the variant with this spelling.
+pub(crate) fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, EcrError> {
     variants.iter().find(|(spelling, _)| *spelling == text).map(|(_, variant)| *variant).ok_or_else(|| {
         let spellings: Vec<&str> = variants.iter().map(|(spelling, _)| *spelling).collect();
         invalid(member, format!("Member must satisfy enum value set: [{}]", spellings.join(", ")))
     })
 }
 
-fn expression(member: &'static str, expression: &str) -> Error {
+fn expression(member: &'static str, expression: &str) -> EcrError {
     invalid(member, format!("must satisfy regular expression '{expression}'"))
 }
 
-/// A name whose whole rule is a regular expression.
-pub fn matching<T: FromStr<Err = InvalidName>>(member: &'static str, text: &str, rule: &str) -> Result<T, Error> {
+/// Parses a name that a regular expression constrains.
+pub(crate) fn matching<T: FromStr<Err = InvalidName>>(
+    member: &'static str,
+    text: &str,
+    rule: &str,
+) -> Result<T, EcrError> {
     text.parse().map_err(|_| expression(member, rule))
 }
 
-/// `repositoryName`, or an entry of `repositoryNames`.
-pub fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, Error> {
+/// Parses `repositoryName`, or an entry of `repositoryNames`.
+pub(crate) fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, EcrError> {
     length(member, text, 2..=256)?;
     matching(member, text, RepositoryName::PATTERN)
 }
 
 /// The expression that ECR cites for digests of images and layers.
-pub const DIGEST_EXPRESSION: &str = "[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+";
+pub(crate) const DIGEST_EXPRESSION: &str = "[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+";
 
-/// Whether a text has a digest's syntax, be it one that we compute or not.
-pub fn is_digest_like(text: &str) -> bool {
+/// Returns whether a text has the syntax of a digest, of any algorithm.
+pub(crate) fn is_digest_like(text: &str) -> bool {
     static SYNTAX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("^[a-zA-Z0-9_+.-]+:[a-fA-F0-9]+$").ok());
     SYNTAX.as_ref().is_some_and(|syntax| syntax.is_match(text))
 }
 
-/// A member that must look like a digest. One that no blob or manifest here can have (another algorithm, say) is `None`.
-pub fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, Error> {
+/// Parses a member that must look like a digest; `None` for a digest that nothing here can have,
+/// such as of another algorithm.
+pub(crate) fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, EcrError> {
     if is_digest_like(text) { Ok(text.parse().ok()) } else { Err(expression(member, DIGEST_EXPRESSION)) }
 }
 
-/// An image tag at the API, which may be longer than at `/v2/`.
-pub fn image_tag(member: &'static str, text: &str) -> Result<Tag, Error> {
+/// Parses an image tag, which may be longer than at `/v2/`.
+pub(crate) fn image_tag(member: &'static str, text: &str) -> Result<Tag, EcrError> {
     length(member, text, 1..=300)?;
     matching(member, text, "[a-zA-Z0-9_][a-zA-Z0-9._-]*")
 }
@@ -137,37 +145,37 @@ input! {
     ImageId { image_digest: String, image_tag: String }
 }
 
-/// Which image is meant.
+/// The selection of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selector {
-    /// The one that the tag points at.
+pub(crate) enum Selector {
+    /// The image that the tag points at.
     Tag(Tag),
-    /// The one with the digest.
+    /// The image with the digest.
     Digest(Digest),
-    /// The one that the tag points at, if it has the digest.
+    /// The image that the tag points at, if it has the digest.
     Both(Tag, Digest),
 }
 
-/// Why an identifier means no image, as a batch operation's failure says it.
+/// The reason why an identifier selects no image, as a failure of a batch operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// Neither a digest nor a tag.
+pub(crate) enum ImageFault {
+    /// Neither a digest nor a tag is given.
     MissingDigestAndTag,
-    /// The digest has not the syntax of one.
+    /// The digest has the wrong syntax.
     InvalidImageDigest,
-    /// The tag has not the syntax of one.
+    /// The tag has the wrong syntax.
     InvalidImageTag,
-    /// There is none.
+    /// The image does not exist.
     ImageNotFound,
     /// The tag points at another digest.
     ImageTagDoesNotMatchDigest,
-    /// It is archived.
+    /// The image is archived.
     ImageInaccessible,
 }
 
-impl Fault {
-    /// `failureCode`.
-    pub fn code(self) -> &'static str {
+impl ImageFault {
+    /// Returns the `failureCode`.
+    pub(crate) fn code(self) -> &'static str {
         match self {
             Self::MissingDigestAndTag => "MissingDigestAndTag",
             Self::InvalidImageDigest => "InvalidImageDigest",
@@ -178,8 +186,8 @@ impl Fault {
         }
     }
 
-    /// `failureReason`.
-    pub fn reason(self) -> &'static str {
+    /// Returns the `failureReason`.
+    pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::MissingDigestAndTag => "Invalid request parameters: both tag and digest cannot be null",
             Self::InvalidImageDigest => {
@@ -196,29 +204,29 @@ impl Fault {
 }
 
 impl ImageId {
-    /// Which image is meant.
-    pub fn selector(&self) -> Result<Selector, Fault> {
-        let tag = self.image_tag.as_deref().map(|text| text.parse::<Tag>().map_err(|_| Fault::InvalidImageTag));
+    /// Returns the selection of the identifier.
+    pub(crate) fn selector(&self) -> Result<Selector, ImageFault> {
+        let tag = self.image_tag.as_deref().map(|text| text.parse::<Tag>().map_err(|_| ImageFault::InvalidImageTag));
         let digest = self.image_digest.as_deref().map(|text| match text.parse::<Digest>() {
             Ok(digest) => Ok(digest),
             // The syntax is right, but nothing here has such a digest.
-            Err(_) if is_digest_like(text) => Err(Fault::ImageNotFound),
-            Err(_) => Err(Fault::InvalidImageDigest),
+            Err(_) if is_digest_like(text) => Err(ImageFault::ImageNotFound),
+            Err(_) => Err(ImageFault::InvalidImageDigest),
         });
         match (tag.transpose()?, digest.transpose()?) {
             (Some(tag), Some(digest)) => Ok(Selector::Both(tag, digest)),
             (Some(tag), None) => Ok(Selector::Tag(tag)),
             (None, Some(digest)) => Ok(Selector::Digest(digest)),
-            (None, None) => Err(Fault::MissingDigestAndTag),
+            (None, None) => Err(ImageFault::MissingDigestAndTag),
         }
     }
 
-    /// The same, where the operation is about this one image: what is wrong is the parameter's fault, or there is no such
-    /// image.
-    pub fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, Error> {
+    /// Returns the selection for an operation on one image: a wrong syntax is an invalid parameter,
+    /// otherwise the image does not exist.
+    pub(crate) fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, EcrError> {
         match self.selector() {
             Ok(selector) => Ok(Some(selector)),
-            Err(Fault::ImageNotFound) => Ok(None),
+            Err(ImageFault::ImageNotFound) => Ok(None),
             Err(fault) => Err(invalid(member, fault.reason())),
         }
     }
@@ -238,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_members_are_passed_over_and_null_is_absent() {
+    fn unknown_members_are_ignored_and_null_is_absent() {
         let outer: Outer =
             parse(br#"{"name": "x", "inner": {"flag": true, "more": [1]}, "number": null, "a": {}}"#).unwrap();
         assert_eq!(outer.name.as_deref(), Some("x"));
@@ -248,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn only_objects_with_the_right_types_are_taken() {
+    fn only_objects_with_the_right_types_are_accepted() {
         for body in [
             "[]",
             "[\"x\"]",
@@ -264,18 +272,18 @@ mod tests {
             "\u{feff}{}",
         ] {
             let refused = parse::<Outer>(body.as_bytes());
-            assert!(matches!(refused, Err(Error::Serialization(_))), "{body}: {refused:?}");
+            assert!(matches!(refused, Err(EcrError::Serialization(_))), "{body}: {refused:?}");
         }
     }
 
     #[test]
-    fn a_body_of_very_many_values_is_refused_before_it_is_read() {
+    fn a_body_with_too_many_values_is_refused_unparsed() {
         let list = |count: usize, value: &str| format!(r#"{{"other":[{}]}}"#, vec![value; count].join(","));
         assert!(parse::<Outer>(list(MAX_VALUES - 2, "0").as_bytes()).is_ok());
         for value in ["0", "{}", "[]", r#""""#, r#"{"flag":true}"#] {
             let refused = parse::<Outer>(list(MAX_VALUES, value).as_bytes());
-            let told = refused.unwrap_err().to_string();
-            assert!(told.contains("more than 10000 values"), "{value}: {told}");
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains("more than 10000 values"), "{value}: {text}");
         }
         // A text is one value, whatever is in it.
         let text = r#",[{\"\\,"#.repeat(MAX_VALUES);
@@ -284,29 +292,29 @@ mod tests {
     }
 
     #[test]
-    fn constraints_are_told_in_ecrs_words() {
-        let told = |result: Result<(), Error>| result.unwrap_err().to_string();
+    fn broken_constraints_have_ecrs_texts() {
+        let text = |result: Result<(), EcrError>| result.unwrap_err().to_string();
         assert_eq!(
-            told(length("policyText", &"x".repeat(11), 0..=10)),
+            text(length("policyText", &"x".repeat(11), 0..=10)),
             "Invalid parameter at 'policyText' failed to satisfy constraint: 'Member must have length less than or equal to 10'"
         );
         assert_eq!(
-            told(range("maxResults", 0, 1..=1000)),
+            text(range("maxResults", 0, 1..=1000)),
             "Invalid parameter at 'maxResults' failed to satisfy constraint: 'Member must have value greater than or equal to 1'"
         );
         assert_eq!(
-            told(one_of("x", "c", &[("A", ()), ("B", ())])),
+            text(one_of("x", "c", &[("A", ()), ("B", ())])),
             "Invalid parameter at 'x' failed to satisfy constraint: 'Member must satisfy enum value set: [A, B]'"
         );
         assert!(
-            told(repository_name("repositoryName", "UPPER").map(drop))
+            text(repository_name("repositoryName", "UPPER").map(drop))
                 .contains("must satisfy regular expression '[a-z0-9]+")
         );
-        assert!(told(required::<()>("repositoryName", None)).contains("'repositoryName'"));
+        assert!(text(required::<()>("repositoryName", None)).contains("'repositoryName'"));
     }
 
     #[test]
-    fn an_identifier_means_an_image_or_says_why_not() {
+    fn an_identifier_selects_an_image_or_has_a_failure() {
         let id = |digest: Option<&str>, tag: Option<&str>| {
             let (image_digest, image_tag) = (digest.map(str::to_owned), tag.map(str::to_owned));
             ImageId { image_digest, image_tag, ..Default::default() }.selector()
@@ -316,11 +324,11 @@ mod tests {
         assert_eq!(id(Some(digest.as_str()), None), Ok(Selector::Digest(digest.clone())));
         assert_eq!(id(None, Some("v1")), Ok(Selector::Tag(tag.clone())));
         assert_eq!(id(Some(digest.as_str()), Some("v1")), Ok(Selector::Both(tag, digest)));
-        assert_eq!(id(None, None), Err(Fault::MissingDigestAndTag));
-        assert_eq!(id(Some("nonsense"), None), Err(Fault::InvalidImageDigest));
-        assert_eq!(id(Some("md5:d41d8cd98f00b204e9800998ecf8427e"), None), Err(Fault::ImageNotFound));
-        assert_eq!(id(None, Some("a b")), Err(Fault::InvalidImageTag));
-        assert_eq!(id(None, Some("")), Err(Fault::InvalidImageTag));
-        assert_eq!(id(None, Some(&"t".repeat(301))), Err(Fault::InvalidImageTag));
+        assert_eq!(id(None, None), Err(ImageFault::MissingDigestAndTag));
+        assert_eq!(id(Some("nonsense"), None), Err(ImageFault::InvalidImageDigest));
+        assert_eq!(id(Some("md5:d41d8cd98f00b204e9800998ecf8427e"), None), Err(ImageFault::ImageNotFound));
+        assert_eq!(id(None, Some("a b")), Err(ImageFault::InvalidImageTag));
+        assert_eq!(id(None, Some("")), Err(ImageFault::InvalidImageTag));
+        assert_eq!(id(None, Some(&"t".repeat(301))), Err(ImageFault::InvalidImageTag));
     }
 }

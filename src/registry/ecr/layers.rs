@@ -1,4 +1,4 @@
-//! Layers: uploaded in parts by ECR's rules, checked, and found again by a signed URL.
+//! Layers: uploads in parts by ECR's rules, availability, and signed download URLs.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -11,52 +11,51 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::Call;
-use super::error::{Error, Place};
+use super::EcrCall;
+use super::error::{EcrError, RepositoryRef};
 use super::input::{self, input, invalid, required};
 use crate::auth::download;
 use crate::auth::sigv4::AuthError;
-use crate::uploads::{Session, UploadFailure, lease_of_present};
+use crate::service::uploads::{UploadFailure, UploadSession, lease_of_present};
 use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::layers::Layer;
 use wharfage_store::uploads::CommitOutcome;
 
-/// The size of parts that clients are told to send.
+/// The part size that clients are asked to send.
 const PART_SIZE: u64 = 10_485_760;
-/// The size of parts that is taken.
+/// The largest accepted part.
 const MAX_PART: usize = 20_971_520;
-/// What every part but the last has at least.
+/// The smallest part, except for the last one.
 const MIN_PART: u64 = 5_242_880;
 const MAX_PARTS: u32 = 4_200;
-/// What of a part is hashed at once, in bytes.
+/// The number of bytes of a part that are hashed at once.
 const PIECE: usize = 256 * 1024;
-/// How long a download URL is valid.
+/// The validity of a download URL.
 const URL_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 
 input! {
-    /// InitiateLayerUpload's.
+    /// The input of InitiateLayerUpload.
     InitiateUpload { registry_id: String, repository_name: String }
 }
 
 /// InitiateLayerUpload.
-pub async fn initiate_upload(call: &Call, input: InitiateUpload) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
-    let repository = call.repository(&place).await?;
+pub(crate) async fn initiate_upload(call: &EcrCall, input: InitiateUpload) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&repository_ref).await?;
     let begun = call.registry.begin_upload(repository.id, Algorithm::Sha256, call.now).await;
     let upload = begun.map_err(|failure| match failure {
-        UploadFailure::NotFound => Error::RepositoryNotFound(place.clone()),
-        other => refused_upload(other, &place, Uuid::nil()),
+        UploadFailure::NotFound => EcrError::RepositoryNotFound(repository_ref.clone()),
+        other => refused_upload(other, &repository_ref, Uuid::nil()),
     })?;
     Ok(json!({ "uploadId": upload.id, "partSize": PART_SIZE }))
 }
 
-/// The ECR API's state of an upload's parts, in the upload's row (`protocol_state`).
+/// The ECR API's state of an upload's parts, stored in the upload's row (`protocol_state`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Parts {
     count: u32,
-    /// A part that is not the last one is too small.
+    /// A part before the last one is too small.
     too_small: bool,
-    /// The last part.
     last: Option<Part>,
 }
 
@@ -67,46 +66,46 @@ struct Part {
     digest: Digest,
 }
 
-/// What to do with a part.
+/// The position of a part in its upload.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It is the next one.
+enum PartPosition {
+    /// The next part.
     Append(Parts),
-    /// It is the last one once more.
+    /// The last part, repeated.
     Replay,
-    /// It does not begin where the last one ended.
+    /// A part that does not begin where the last one ended.
     OutOfSequence,
-    /// There are as many as there may be.
+    /// A part beyond the maximum.
     TooMany,
 }
 
 impl Parts {
     fn parse(protocol_state: &[u8]) -> Self {
-        // An upload that was begun through the OCI API has no state of this API.
+        // An upload that began at the OCI API has no state of this API.
         serde_json::from_slice(protocol_state).unwrap_or_default()
     }
 
-    /// Decides on a part, `offset` bytes having been acknowledged.
-    fn judge(&self, offset: u64, part: Part) -> Verdict {
+    /// Returns the position of a part after `offset` acknowledged bytes.
+    fn judge(&self, offset: u64, part: Part) -> PartPosition {
         if self.last.as_ref() == Some(&part) && offset == part.last + 1 {
-            return Verdict::Replay;
+            return PartPosition::Replay;
         }
         if part.first != offset {
-            return Verdict::OutOfSequence;
+            return PartPosition::OutOfSequence;
         }
         if self.count >= MAX_PARTS {
-            return Verdict::TooMany;
+            return PartPosition::TooMany;
         }
         let before = self.last.as_ref();
         let too_small = self.too_small || before.is_some_and(|before| before.last - before.first + 1 < MIN_PART);
-        Verdict::Append(Self { count: self.count + 1, too_small, last: Some(part) })
+        PartPosition::Append(Self { count: self.count + 1, too_small, last: Some(part) })
     }
 }
 
-/// UploadLayerPart's.
+/// The input of UploadLayerPart.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct UploadPart {
+pub(crate) struct UploadPart {
     registry_id: Option<String>,
     repository_name: Option<String>,
     upload_id: Option<String>,
@@ -117,7 +116,7 @@ pub struct UploadPart {
     _object: (),
 }
 
-/// A member of bytes, decoded from base64 as it is read, so that the text need not be kept.
+/// Decodes a member from base64 while it is read, so that the text is not kept.
 struct Blob(Bytes);
 
 impl std::fmt::Debug for Blob {
@@ -143,8 +142,8 @@ impl<'de> Deserialize<'de> for Blob {
 }
 
 /// UploadLayerPart.
-pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn upload_part(call: &EcrCall, input: UploadPart) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = upload_id(input.upload_id.as_deref())?;
     let first = not_negative("partFirstByte", input.part_first_byte)?;
     let last = not_negative("partLastByte", input.part_last_byte)?;
@@ -152,45 +151,49 @@ pub async fn upload_part(call: &Call, input: UploadPart) -> Result<Value, Error>
     if blob.len() > MAX_PART {
         return Err(invalid("layerPartBlob", format!("Member must have length less than or equal to {MAX_PART}")));
     }
-    let repository = call.repository(&place).await?;
-    let refused = |failure| refused_upload(failure, &place, id);
+    let repository = call.repository(&repository_ref).await?;
+    let refused = |failure| refused_upload(failure, &repository_ref, id);
     let session = call.registry.open_upload(repository.id, id).await.map_err(refused)?;
     let offset = session.offset();
-    let invalid_part =
-        |message| Error::InvalidLayerPart { message, place: place.clone(), id, last_valid_byte: offset.checked_sub(1) };
+    let invalid_part = |message| EcrError::InvalidLayerPart {
+        message,
+        repository_ref: repository_ref.clone(),
+        id,
+        last_valid_byte: offset.checked_sub(1),
+    };
     if last.checked_sub(first).is_none_or(|length| length + 1 != blob.len() as u64) {
         return Err(invalid_part(format!("The part claims the bytes {first} to {last} but has {} bytes", blob.len())));
     }
     let hashed = blob.clone();
     let digest = tokio::task::spawn_blocking(move || Digest::sha256(&hashed)).await;
-    let part = Part { first, last, digest: digest.map_err(|error| Error::Server(error.into()))? };
+    let part = Part { first, last, digest: digest.map_err(|error| EcrError::Server(error.into()))? };
     match Parts::parse(&session.acknowledged().progress.protocol_state).judge(offset, part) {
-        Verdict::Replay => {}
-        Verdict::OutOfSequence => {
+        PartPosition::Replay => {}
+        PartPosition::OutOfSequence => {
             return Err(invalid_part(format!("The part begins at byte {first}, but byte {offset} is the next one")));
         }
-        Verdict::TooMany => {
-            return Err(Error::LimitExceeded(format!("A layer may have at most {MAX_PARTS} parts")));
+        PartPosition::TooMany => {
+            return Err(EcrError::LimitExceeded(format!("A layer may have at most {MAX_PARTS} parts")));
         }
-        Verdict::Append(parts) => append(call, session, blob, &parts).await.map_err(refused)?,
+        PartPosition::Append(parts) => append(call, session, blob, &parts).await.map_err(refused)?,
     }
     Ok(json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "uploadId": id,
         "lastByteReceived": last,
     }))
 }
 
-async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
+async fn append(call: &EcrCall, mut session: UploadSession, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
     // Numbers and a digest always serialize.
     let protocol_state = serde_json::to_vec(parts).unwrap_or_default();
     let length = blob.len() as u64;
     let mut rest = blob;
     while !rest.is_empty() {
-        // Hashed piece by piece: a whole part would keep other requests waiting.
+        // Hashed piece by piece: a whole part would block other requests.
         if let Err(failure) = session.append(rest.split_to(rest.len().min(PIECE))).await {
-            session.give_up().await;
+            session.abandon().await;
             return Err(failure);
         }
         tokio::task::yield_now().await;
@@ -200,36 +203,38 @@ async fn append(call: &Call, mut session: Session, blob: Bytes, parts: &Parts) -
     Ok(())
 }
 
-fn upload_id(text: Option<&str>) -> Result<Uuid, Error> {
+fn upload_id(text: Option<&str>) -> Result<Uuid, EcrError> {
     const RULE: &str = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}";
     let text = required("uploadId", text)?;
     let fault = || invalid("uploadId", format!("must satisfy regular expression '{RULE}'"));
-    // Other spellings of a UUID exist; clients were given this one.
+    // A UUID has several spellings; clients received this one.
     if text.len() == 36 { Uuid::try_parse(text).map_err(|_| fault()) } else { Err(fault()) }
 }
 
-fn not_negative(member: &'static str, value: Option<i64>) -> Result<u64, Error> {
+fn not_negative(member: &'static str, value: Option<i64>) -> Result<u64, EcrError> {
     let value = required(member, value)?;
     input::range(member, value, 0..=i64::MAX)?;
     Ok(value.unsigned_abs())
 }
 
-fn refused_upload(failure: UploadFailure, place: &Place, id: Uuid) -> Error {
+fn refused_upload(failure: UploadFailure, repository_ref: &RepositoryRef, id: Uuid) -> EcrError {
     match failure {
-        UploadFailure::NotFound => Error::UploadNotFound { id: id.to_string().into(), place: place.clone() },
-        UploadFailure::Busy => {
-            Error::Validation(format!("Another request is writing to the upload '{id}'. Try again."))
+        UploadFailure::NotFound => {
+            EcrError::UploadNotFound { id: id.to_string().into(), repository_ref: repository_ref.clone() }
         }
-        UploadFailure::TooLarge(limit) => Error::LimitExceeded(format!("A layer may have at most {limit} bytes")),
+        UploadFailure::Busy => {
+            EcrError::Validation(format!("Another request is writing to the upload '{id}'. Try again."))
+        }
+        UploadFailure::TooLarge(limit) => EcrError::LimitExceeded(format!("A layer may have at most {limit} bytes")),
         UploadFailure::DigestMismatch { actual } => {
-            Error::InvalidLayer(format!("the content has the digest '{actual}'"))
+            EcrError::InvalidLayer(format!("the content has the digest '{actual}'"))
         }
         UploadFailure::Store(error) => error.into(),
     }
 }
 
 input! {
-    /// CompleteLayerUpload's.
+    /// The input of CompleteLayerUpload.
     CompleteUpload {
         registry_id: String,
         repository_name: String,
@@ -239,8 +244,8 @@ input! {
 }
 
 /// CompleteLayerUpload. The digests are alternatives for the same content.
-pub async fn complete_upload(call: &Call, input: CompleteUpload) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn complete_upload(call: &EcrCall, input: CompleteUpload) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = upload_id(input.upload_id.as_deref())?;
     let digests = required("layerDigests", input.layer_digests)?;
     input::count("layerDigests", &digests, 1..=100)?;
@@ -248,41 +253,42 @@ pub async fn complete_upload(call: &Call, input: CompleteUpload) -> Result<Value
     for text in &digests {
         expected.extend(input::digest("layerDigests", text)?);
     }
-    let repository = call.repository(&place).await?;
-    let refused = |failure| refused_upload(failure, &place, id);
+    let repository = call.repository(&repository_ref).await?;
+    let refused = |failure| refused_upload(failure, &repository_ref, id);
     let session = call.registry.open_upload(repository.id, id).await.map_err(refused)?;
     if session.offset() == 0 {
-        return Err(Error::EmptyUpload(id));
+        return Err(EcrError::EmptyUpload(id));
     }
     if Parts::parse(&session.acknowledged().progress.protocol_state).too_small {
-        return Err(Error::LayerPartTooSmall);
+        return Err(EcrError::LayerPartTooSmall);
     }
     let finished = session.finish(&expected, call.now).await.map_err(refused)?;
     if finished.committed == CommitOutcome::AlreadyInRepository {
-        return Err(Error::LayerAlreadyExists { digest: finished.digest, place });
+        return Err(EcrError::LayerAlreadyExists { digest: finished.digest, repository_ref });
     }
     Ok(json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "uploadId": id,
         "layerDigest": finished.digest,
     }))
 }
 
 input! {
-    /// BatchCheckLayerAvailability's.
+    /// The input of BatchCheckLayerAvailability.
     BatchCheck { registry_id: String, repository_name: String, layer_digests: Vec<String> }
 }
 
-/// BatchCheckLayerAvailability. What it reports as available stays so for a while.
-pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+/// BatchCheckLayerAvailability. A layer that it reports as available is kept for the time of a
+/// lease.
+pub(crate) async fn batch_check_availability(call: &EcrCall, input: BatchCheck) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let digests = required("layerDigests", input.layer_digests)?;
     input::count("layerDigests", &digests, 1..=100)?;
     for digest in &digests {
         input::length("layerDigests", digest, 0..=1000)?;
     }
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
     let mut failures = Vec::new();
     let mut asked: Vec<(&str, Option<Digest>)> = Vec::new();
@@ -297,7 +303,7 @@ pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<
             asked.push((text, text.parse().ok()));
         }
     }
-    // Asked of the store at once, each digest one time.
+    // The store is asked once, for each digest once.
     let wanted: BTreeSet<Digest> = asked.iter().filter_map(|(_, digest)| digest.clone()).collect();
     let wanted: Vec<Digest> = wanted.into_iter().collect();
     let found = metadata.find_layers(repository.id, &wanted).await?;
@@ -324,28 +330,28 @@ pub async fn batch_check_availability(call: &Call, input: BatchCheck) -> Result<
 }
 
 input! {
-    /// GetDownloadUrlForLayer's.
+    /// The input of GetDownloadUrlForLayer.
     GetDownloadUrl { registry_id: String, repository_name: String, layer_digest: String }
 }
 
 /// GetDownloadUrlForLayer.
-pub async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn get_download_url(call: &EcrCall, input: GetDownloadUrl) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = required("layerDigest", input.layer_digest)?;
     let digest = input::digest("layerDigest", &text)?;
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
     let layer = match &digest {
         Some(digest) => metadata.find_layers(repository.id, std::slice::from_ref(digest)).await?.pop().flatten(),
         None => None,
     };
-    let Some(layer) = layer else { return Err(Error::LayerNotFound { digest: text.into(), place }) };
+    let Some(layer) = layer else { return Err(EcrError::LayerNotFound { digest: text.into(), repository_ref }) };
     let digest = layer.blob.digest.clone();
     if !call.registry.is_usable(&layer.blob).await? {
-        return Err(Error::LayerNotFound { digest: text.into(), place });
+        return Err(EcrError::LayerNotFound { digest: text.into(), repository_ref });
     }
     if !layer.referenced || layer.archived {
-        return Err(Error::LayerInaccessible { digest, place });
+        return Err(EcrError::LayerInaccessible { digest, repository_ref });
     }
 
     let valid_for = std::time::Duration::from_secs(URL_LIFETIME.as_secs().unsigned_abs());
@@ -354,76 +360,12 @@ pub async fn get_download_url(call: &Call, input: GetDownloadUrl) -> Result<Valu
         None => {
             let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
             let expires = call.now.checked_add(URL_LIFETIME).unwrap_or(Timestamp::MAX);
-            let query = download::sign(key, &place.name, &digest, expires);
-            format!("{}/v2/{}/blobs/{digest}?{query}", call.registry.config.public_url, place.name)
+            let query = download::sign(key, &repository_ref.name, &digest, expires);
+            format!("{}/v2/{}/blobs/{digest}?{query}", call.registry.config.public_url, repository_ref.name)
         }
     };
     Ok(json!({ "downloadUrl": url, "layerDigest": digest }))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn part(first: u64, last: u64) -> Part {
-        Part { first, last, digest: Digest::sha256(&first.to_be_bytes()) }
-    }
-
-    fn after(parts: &[(u64, u64)]) -> (Parts, u64) {
-        parts.iter().fold((Parts::default(), 0), |(parts, offset), &(first, last)| {
-            match parts.judge(offset, part(first, last)) {
-                Verdict::Append(parts) => (parts, last + 1),
-                other => panic!("{first}-{last}: {other:?}"),
-            }
-        })
-    }
-
-    #[test]
-    fn parts_come_one_after_the_other() {
-        let (parts, offset) = after(&[(0, MIN_PART - 1), (MIN_PART, MIN_PART + 9)]);
-        assert_eq!(parts.judge(offset, part(offset + 1, offset + 2)), Verdict::OutOfSequence);
-        assert_eq!(parts.judge(offset, part(0, MIN_PART - 1)), Verdict::OutOfSequence);
-        assert!(matches!(parts.judge(offset, part(offset, offset)), Verdict::Append(_)));
-    }
-
-    #[test]
-    fn the_last_part_may_be_sent_again_as_it_was() {
-        let (parts, offset) = after(&[(0, 9)]);
-        assert_eq!(parts.judge(offset, part(0, 9)), Verdict::Replay);
-        let other = Part { digest: Digest::sha256(b"other"), ..part(0, 9) };
-        assert_eq!(parts.judge(offset, other), Verdict::OutOfSequence);
-    }
-
-    #[test]
-    fn only_the_last_part_may_be_small() {
-        assert!(!after(&[(0, 9)]).0.too_small);
-        assert!(!after(&[(0, MIN_PART - 1), (MIN_PART, MIN_PART)]).0.too_small);
-        assert!(after(&[(0, MIN_PART - 2), (MIN_PART - 1, MIN_PART)]).0.too_small);
-    }
-
-    #[test]
-    fn a_layer_has_only_so_many_parts() {
-        let full = Parts { count: MAX_PARTS, ..Parts::default() };
-        assert_eq!(full.judge(0, part(0, 9)), Verdict::TooMany);
-    }
-
-    #[test]
-    fn what_is_remembered_of_parts_is_read_back() {
-        let (parts, _) = after(&[(0, 9)]);
-        assert_eq!(Parts::parse(&serde_json::to_vec(&parts).unwrap()), parts);
-        assert_eq!(Parts::parse(b""), Parts::default());
-    }
-
-    #[test]
-    fn parts_are_base64_and_nothing_else() {
-        let read = |body: &str| input::parse::<UploadPart>(body.as_bytes());
-        let blob = read(r#"{"layerPartBlob": "aGk="}"#).unwrap().layer_part_blob.unwrap();
-        assert_eq!(blob.0.as_ref(), b"hi");
-        for body in [r#"{"layerPartBlob": "%"}"#, r#"{"layerPartBlob": [1]}"#, r#"{"partFirstByte": "0"}"#, "[]"] {
-            assert!(matches!(read(body), Err(Error::Serialization(_))), "{body}");
-        }
-        assert!(upload_id(Some("../../etc/passwd")).is_err());
-        assert!(upload_id(Some("00000000000000000000000000000000")).is_err());
-        assert!(not_negative("partFirstByte", Some(-1)).is_err());
-    }
-}
+mod tests;

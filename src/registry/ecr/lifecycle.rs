@@ -1,14 +1,14 @@
-//! Lifecycle policies and their previews: kept and told here, carried out by jobs.
+//! Lifecycle policies and their previews: stored and reported here, enforced by jobs.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::error::{Error, Place};
+use super::error::{EcrError, RepositoryRef};
 use super::input::{self, ImageId, Selector, input, required};
 use super::listings::tag_status;
-use super::page::{Page, Sizes, invalid_token};
+use super::page::{ResultPage, Sizes, invalid_token};
 use super::repositories::no_paging;
-use super::{Call, shapes};
+use super::{EcrCall, shapes};
 use wharfage_domain::lifecycle::{self, InvalidPolicy, Policy};
 use wharfage_domain::names::{Digest, Reference};
 use wharfage_store::images::{TagStatusFilter, TaggedImage};
@@ -16,92 +16,97 @@ use wharfage_store::jobs::{EvaluateLifecycle, EvaluatePreview, JobPayload as _};
 use wharfage_store::previews::{Preview, PreviewResult, PreviewState};
 use wharfage_store::repositories::{Repository, RepositoryChange};
 
-/// How long a preview's results hold.
+/// The validity of a preview's results.
 const PREVIEW_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 const PREVIEW: Sizes = Sizes { max: 100, default: 100 };
 
-impl From<InvalidPolicy> for Error {
+impl From<InvalidPolicy> for EcrError {
     fn from(error: InvalidPolicy) -> Self {
         Self::InvalidParameterText(error.to_string())
     }
 }
 
-/// A policy's text, which must hold a policy.
-fn check(text: String) -> Result<String, Error> {
+/// Checks the text of a policy.
+fn check(text: String) -> Result<String, EcrError> {
     lifecycle::check_length(&text)?;
     Policy::parse(&text)?;
     Ok(text)
 }
 
 input! {
-    /// PutLifecyclePolicy's.
+    /// The input of PutLifecyclePolicy.
     PutPolicy { registry_id: String, repository_name: String, lifecycle_policy_text: String }
 }
 
-/// PutLifecyclePolicy. The policy is carried out at once, by a job that is written with it.
-pub async fn put_policy(call: &Call, input: PutPolicy) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+/// PutLifecyclePolicy. The policy is enforced at once, by a job written in the same transaction.
+pub(crate) async fn put_policy(call: &EcrCall, input: PutPolicy) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = check(required("lifecyclePolicyText", input.lifecycle_policy_text)?)?;
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
     let change = RepositoryChange::LifecyclePolicy(Some(text.clone()));
     let job = EvaluateLifecycle { repository: repository.id }.job(call.now);
     if !call.registry.metadata.change_repository(repository.id, change, vec![job]).await? {
-        return Err(Error::RepositoryNotFound(place));
+        return Err(EcrError::RepositoryNotFound(repository_ref));
     }
-    Ok(policy_output(&place, &text))
+    Ok(policy_output(&repository_ref, &text))
 }
 
-fn policy_output(place: &Place, text: &str) -> Value {
-    json!({ "registryId": place.account, "repositoryName": place.name, "lifecyclePolicyText": text })
+fn policy_output(repository_ref: &RepositoryRef, text: &str) -> Value {
+    json!({ "registryId": repository_ref.account, "repositoryName": repository_ref.name, "lifecyclePolicyText": text })
 }
 
 input! {
-    /// GetLifecyclePolicy's and DeleteLifecyclePolicy's.
+    /// The input of GetLifecyclePolicy and DeleteLifecyclePolicy.
     Which { registry_id: String, repository_name: String }
 }
 
-/// The policy with the time of its last evaluation, which is the epoch before the first one.
-fn evaluated_output(place: &Place, repository: &Repository, text: &str) -> Value {
-    let mut output = policy_output(place, text);
+/// Renders the policy with the time of its last evaluation, which is the epoch before the first
+/// one.
+fn evaluated_output(repository_ref: &RepositoryRef, repository: &Repository, text: &str) -> Value {
+    let mut output = policy_output(repository_ref, text);
     output["lastEvaluatedAt"] = shapes::time(repository.lifecycle_evaluated_at.unwrap_or(Timestamp::UNIX_EPOCH));
     output
 }
 
 /// GetLifecyclePolicy.
-pub async fn get_policy(call: &Call, input: Which) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
-    let repository = call.repository(&place).await?;
+pub(crate) async fn get_policy(call: &EcrCall, input: Which) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&repository_ref).await?;
     match &repository.lifecycle_policy {
-        Some(text) => Ok(evaluated_output(&place, &repository, text)),
-        None => Err(Error::LifecyclePolicyNotFound(place)),
+        Some(text) => Ok(evaluated_output(&repository_ref, &repository, text)),
+        None => Err(EcrError::LifecyclePolicyNotFound(repository_ref)),
     }
 }
 
 /// DeleteLifecyclePolicy.
-pub async fn delete_policy(call: &Call, input: Which) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
-    let repository = call.repository(&place).await?;
-    let Some(text) = &repository.lifecycle_policy else { return Err(Error::LifecyclePolicyNotFound(place)) };
-    super::repositories::change(call, &place, repository.id, RepositoryChange::LifecyclePolicy(None)).await?;
-    Ok(evaluated_output(&place, &repository, text))
+pub(crate) async fn delete_policy(call: &EcrCall, input: Which) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&repository_ref).await?;
+    let Some(text) = &repository.lifecycle_policy else {
+        return Err(EcrError::LifecyclePolicyNotFound(repository_ref));
+    };
+    super::repositories::change(call, &repository_ref, repository.id, RepositoryChange::LifecyclePolicy(None)).await?;
+    Ok(evaluated_output(&repository_ref, &repository, text))
 }
 
 input! {
-    /// StartLifecyclePolicyPreview's.
+    /// The input of StartLifecyclePolicyPreview.
     StartPreview { registry_id: String, repository_name: String, lifecycle_policy_text: String }
 }
 
-/// StartLifecyclePolicyPreview: of the text, or of the policy that is put.
-pub async fn start_preview(call: &Call, input: StartPreview) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+/// StartLifecyclePolicyPreview: of the given text, or of the stored policy.
+pub(crate) async fn start_preview(call: &EcrCall, input: StartPreview) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let given = input.lifecycle_policy_text.map(check).transpose()?;
-    let repository = call.repository(&place).await?;
-    let Some(text) = given.or(repository.lifecycle_policy) else { return Err(Error::LifecyclePolicyNotFound(place)) };
+    let repository = call.repository(&repository_ref).await?;
+    let Some(text) = given.or(repository.lifecycle_policy) else {
+        return Err(EcrError::LifecyclePolicyNotFound(repository_ref));
+    };
     let job = EvaluatePreview { repository: repository.id }.job(call.now);
     if !call.registry.metadata.start_preview(repository.id, &text, call.now, job).await? {
-        return Err(Error::LifecyclePolicyPreviewInProgress(place));
+        return Err(EcrError::LifecyclePolicyPreviewInProgress(repository_ref));
     }
-    let mut output = policy_output(&place, &text);
+    let mut output = policy_output(&repository_ref, &text);
     output["status"] = "IN_PROGRESS".into();
     Ok(output)
 }
@@ -112,7 +117,7 @@ input! {
 }
 
 input! {
-    /// GetLifecyclePolicyPreview's.
+    /// The input of GetLifecyclePolicyPreview.
     GetPreview {
         registry_id: String,
         repository_name: String,
@@ -124,8 +129,8 @@ input! {
 }
 
 /// GetLifecyclePolicyPreview. Filters narrow the results, not the summary.
-pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn get_preview(call: &EcrCall, input: GetPreview) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
     let wanted = match &input.image_ids {
         None => None,
@@ -137,13 +142,13 @@ pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error>
         }
     };
     let tag_status = tag_status("filter.tagStatus", input.filter.and_then(|filter| filter.tag_status).as_deref())?;
-    let question = (place.name.to_string(), format!("{tag_status:?}"));
-    let page = Page::new(call, &place.account, question, token, size, PREVIEW)?;
+    let question = (repository_ref.name.to_string(), format!("{tag_status:?}"));
+    let page = ResultPage::new(call, &repository_ref.account, question, token, size, PREVIEW)?;
     let after = page.after.as_deref().map(parse_key).transpose()?;
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
     let Some(preview) = metadata.find_preview(repository.id).await? else {
-        return Err(Error::LifecyclePolicyPreviewNotFound(place));
+        return Err(EcrError::LifecyclePolicyPreviewNotFound(repository_ref));
     };
     if after.is_some_and(|(started, _)| started != preview.started_at.as_nanosecond()) {
         // Another preview was started since; its results have other positions.
@@ -169,7 +174,7 @@ pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error>
             page.cut(found, |(position, _)| key(preview.started_at, *position))
         }
     };
-    let mut output = policy_output(&place, &preview.policy);
+    let mut output = policy_output(&repository_ref, &preview.policy);
     output["status"] = status.into();
     output["previewResults"] = results.iter().map(|(_, result)| result_shape(result)).collect();
     output["summary"] = summary;
@@ -177,7 +182,7 @@ pub async fn get_preview(call: &Call, input: GetPreview) -> Result<Value, Error>
     Ok(output)
 }
 
-/// A preview's status and summary at `now`.
+/// Returns a preview's status and summary at `now`.
 fn state(preview: &Preview, now: Timestamp) -> (&'static str, Value) {
     match &preview.state {
         PreviewState::InProgress => ("IN_PROGRESS", Value::Null),
@@ -189,17 +194,17 @@ fn state(preview: &Preview, now: Timestamp) -> (&'static str, Value) {
     }
 }
 
-/// The results of images that are asked for one by one. A tag means the image that it points at now.
+/// Reads the results of requested images. A tag means the image that it points at now.
 async fn results_of(
-    call: &Call,
+    call: &EcrCall,
     repository: &Repository,
     wanted: &[Selector],
-) -> Result<Vec<(u64, PreviewResult)>, Error> {
+) -> Result<Vec<(u64, PreviewResult)>, EcrError> {
     let metadata = call.registry.metadata.as_ref();
     let references: Vec<Reference> = wanted.iter().map(Selector::reference).collect();
     let images = metadata.find_images(repository.id, &references).await?;
     let digest = |(reference, image): (Reference, Option<TaggedImage>)| match reference {
-        // Its image may have gone since.
+        // The image may have been deleted since.
         Reference::Digest(digest) => Some(digest),
         Reference::Tag(_) => image.map(|tagged| tagged.image.digest),
     };
@@ -209,12 +214,12 @@ async fn results_of(
     Ok(found)
 }
 
-/// Results are paged by the preview that they belong to and their position in it.
+/// Returns the key of a page: the preview of the results and the position in it.
 fn key(started_at: Timestamp, position: u64) -> String {
     format!("{} {position}", started_at.as_nanosecond())
 }
 
-fn parse_key(key: &str) -> Result<(i128, u64), Error> {
+fn parse_key(key: &str) -> Result<(i128, u64), EcrError> {
     let parsed =
         key.split_once(' ').and_then(|(started, position)| Some((started.parse().ok()?, position.parse().ok()?)));
     parsed.ok_or_else(invalid_token)

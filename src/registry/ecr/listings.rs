@@ -1,23 +1,23 @@
-//! Images listed: their identifiers, their descriptions, their referrers.
+//! Listings of images: identifiers, descriptions, referrers.
 
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::error::{Error, Place};
+use super::error::{EcrError, RepositoryRef};
 use super::images::{image_id, not_found};
 use super::input::{self, ImageId, Selector, input, required};
-use super::page::{self, Page, Sizes, invalid_token};
+use super::page::{self, ResultPage, Sizes, invalid_token};
 use super::repositories::no_paging;
-use super::{Call, shapes};
+use super::{EcrCall, shapes};
 use wharfage_domain::names::{Digest, Reference};
 use wharfage_store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage};
 use wharfage_store::repositories::Repository;
 
-/// ListImageReferrers has smaller pages than the others.
+/// The page sizes of ListImageReferrers, which are smaller than those of the others.
 const REFERRERS: Sizes = Sizes { max: 50, default: 20 };
 
-/// `imageStatus` in filters, `ANY` being none.
+/// The values of `imageStatus` in filters; `ANY` means no filter.
 const STATUSES: [(&str, Option<ImageStatus>); 4] = [
     ("ACTIVE", Some(ImageStatus::Active)),
     ("ARCHIVED", Some(ImageStatus::Archived)),
@@ -30,19 +30,19 @@ input! {
     Filter { tag_status: String, image_status: String }
 }
 
-/// `tagStatus` in filters.
-pub fn tag_status(member: &'static str, text: Option<&str>) -> Result<TagStatusFilter, Error> {
+/// Parses `tagStatus` in filters.
+pub(crate) fn tag_status(member: &'static str, text: Option<&str>) -> Result<TagStatusFilter, EcrError> {
     const ALL: [(&str, TagStatusFilter); 3] =
         [("TAGGED", TagStatusFilter::Tagged), ("UNTAGGED", TagStatusFilter::Untagged), ("ANY", TagStatusFilter::Any)];
     text.map_or(Ok(TagStatusFilter::Any), |text| input::one_of(member, text, &ALL))
 }
 
-fn status(member: &'static str, text: Option<&str>) -> Result<Option<ImageStatus>, Error> {
+fn status(member: &'static str, text: Option<&str>) -> Result<Option<ImageStatus>, EcrError> {
     text.map_or(Ok(Some(ImageStatus::Active)), |text| input::one_of(member, text, &STATUSES))
 }
 
 impl Filter {
-    fn check(filter: Option<Self>) -> Result<ImageFilter, Error> {
+    fn check(filter: Option<Self>) -> Result<ImageFilter, EcrError> {
         let filter = filter.unwrap_or_default();
         Ok(ImageFilter {
             tag_status: tag_status("filter.tagStatus", filter.tag_status.as_deref())?,
@@ -51,13 +51,13 @@ impl Filter {
     }
 }
 
-/// What makes a listing this one and not another one of the same operation.
-fn question(place: &Place, filter: &ImageFilter) -> (String, String) {
-    (place.name.to_string(), format!("{filter:?}"))
+/// Returns the identity of a listing, which distinguishes it from others of the same operation.
+fn question(repository_ref: &RepositoryRef, filter: &ImageFilter) -> (String, String) {
+    (repository_ref.name.to_string(), format!("{filter:?}"))
 }
 
 input! {
-    /// ListImages'.
+    /// The input of ListImages.
     ListImages {
         registry_id: String,
         repository_name: String,
@@ -68,13 +68,14 @@ input! {
 }
 
 /// ListImages.
-pub async fn list_images(call: &Call, input: ListImages) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn list_images(call: &EcrCall, input: ListImages) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let filter = Filter::check(input.filter)?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
-    let page = Page::new(call, &place.account, question(&place, &filter), token, size, page::USUAL)?;
+    let page =
+        ResultPage::new(call, &repository_ref.account, question(&repository_ref, &filter), token, size, page::USUAL)?;
     let after = page.after.as_deref().map(|key| parse_key(key).ok_or_else(invalid_token)).transpose()?;
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
     let found = metadata.list_image_ids(repository.id, filter, after.as_ref(), page.fetch()).await?;
     let (found, next_token) = page.cut(found, key);
@@ -82,7 +83,7 @@ pub async fn list_images(call: &Call, input: ListImages) -> Result<Value, Error>
     Ok(json!({ "imageIds": ids, "nextToken": next_token }))
 }
 
-/// What an identifier is listed by. A digest holds no space.
+/// Returns the key of an identifier in the listing. A digest contains no space.
 fn key(id: &ImageIdentifier) -> String {
     match &id.tag {
         Some(tag) => format!("{} {tag}", id.digest),
@@ -95,14 +96,14 @@ fn parse_key(key: &str) -> Option<ImageIdentifier> {
     Some(ImageIdentifier { digest: digest.parse().ok()?, tag: tag.map(str::parse).transpose().ok()? })
 }
 
-/// How many images DescribeImages reads at once, and after how much text of tags in bytes a page ends: an image may have a
-/// thousand tags.
+/// The number of images that DescribeImages reads at once. A page also ends after this many bytes
+/// of tags, because an image may have a thousand tags.
 const DESCRIBED_AT_ONCE: usize = 100;
 /// See [`DESCRIBED_AT_ONCE`].
 const MAX_TAG_BYTES: usize = 1024 * 1024;
 
 input! {
-    /// DescribeImages'.
+    /// The input of DescribeImages.
     DescribeImages {
         registry_id: String,
         repository_name: String,
@@ -114,8 +115,8 @@ input! {
 }
 
 /// DescribeImages.
-pub async fn describe_images(call: &Call, input: DescribeImages) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn describe_images(call: &EcrCall, input: DescribeImages) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let filter = Filter::check(input.filter)?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
     if let Some(ids) = input.image_ids {
@@ -125,12 +126,13 @@ pub async fn describe_images(call: &Call, input: DescribeImages) -> Result<Value
         for id in &ids {
             selectors.push(id.required_selector("imageIds")?);
         }
-        let repository = call.repository(&place).await?;
-        return describe_these(call, &place, &repository, &ids, &selectors).await;
+        let repository = call.repository(&repository_ref).await?;
+        return describe_these(call, &repository_ref, &repository, &ids, &selectors).await;
     }
-    let page = Page::new(call, &place.account, question(&place, &filter), token, size, page::USUAL)?;
+    let page =
+        ResultPage::new(call, &repository_ref.account, question(&repository_ref, &filter), token, size, page::USUAL)?;
     let after = parse_digest(&page)?;
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
     let key = |tagged: &TaggedImage| tagged.image.digest.to_string();
     let (mut found, mut after, mut bytes) = (Vec::new(), after, 0);
@@ -148,26 +150,26 @@ pub async fn describe_images(call: &Call, input: DescribeImages) -> Result<Value
             break page.end(found, key);
         }
     };
-    let details: Vec<Value> = found.iter().map(|tagged| shapes::image_detail(&place, tagged)).collect();
+    let details: Vec<Value> = found.iter().map(|tagged| shapes::image_detail(&repository_ref, tagged)).collect();
     Ok(json!({ "imageDetails": details, "nextToken": next_token }))
 }
 
-/// Where a listing by digest goes on.
-fn parse_digest(page: &Page) -> Result<Option<Digest>, Error> {
+/// Parses the digest after which a listing continues.
+fn parse_digest(page: &ResultPage) -> Result<Option<Digest>, EcrError> {
     page.after.as_deref().map(|key| key.parse().map_err(|_| invalid_token())).transpose()
 }
 
-/// Images that were asked for one by one: all of them, archived ones included, or an error.
+/// Describes requested images: all of them, including archived ones, or an error.
 async fn describe_these(
-    call: &Call,
-    place: &Place,
+    call: &EcrCall,
+    repository_ref: &RepositoryRef,
     repository: &Repository,
     ids: &[ImageId],
     selectors: &[Option<Selector>],
-) -> Result<Value, Error> {
+) -> Result<Value, EcrError> {
     let mut references: Vec<Reference> = Vec::with_capacity(ids.len());
     for (id, selector) in ids.iter().zip(selectors) {
-        references.push(selector.as_ref().ok_or_else(|| not_found(place, id))?.reference());
+        references.push(selector.as_ref().ok_or_else(|| not_found(repository_ref, id))?.reference());
     }
     let found = call.registry.metadata.find_images(repository.id, &references).await?;
     let (mut details, mut seen) = (Vec::new(), HashSet::new());
@@ -175,9 +177,9 @@ async fn describe_these(
         let agreeing = found
             .as_ref()
             .filter(|found| selector.as_ref().is_some_and(|selector| selector.agrees(&found.image.digest)));
-        let tagged = agreeing.ok_or_else(|| not_found(place, id))?;
+        let tagged = agreeing.ok_or_else(|| not_found(repository_ref, id))?;
         if seen.insert(&tagged.image.digest) {
-            details.push(shapes::image_detail(place, tagged));
+            details.push(shapes::image_detail(repository_ref, tagged));
         }
     }
     Ok(json!({ "imageDetails": details }))
@@ -194,7 +196,7 @@ input! {
 }
 
 input! {
-    /// ListImageReferrers'.
+    /// The input of ListImageReferrers.
     ListReferrers {
         registry_id: String,
         repository_name: String,
@@ -205,18 +207,18 @@ input! {
     }
 }
 
-/// ListImageReferrers. A subject that is not there has none.
-pub async fn list_referrers(call: &Call, input: ListReferrers) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+/// ListImageReferrers. A missing subject has no referrers.
+pub(crate) async fn list_referrers(call: &EcrCall, input: ListReferrers) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let subject = required("subjectId", input.subject_id)?;
     let subject = required("subjectId.imageDigest", subject.image_digest)?;
     let digest = input::digest("subjectId.imageDigest", &subject)?;
     let filter = check_referrers_filter(input.filter.unwrap_or_default())?;
-    let question = (place.name.to_string(), &subject, format!("{filter:?}"));
+    let question = (repository_ref.name.to_string(), &subject, format!("{filter:?}"));
     let (token, size) = (input.next_token.as_deref(), input.max_results);
-    let page = Page::new(call, &place.account, question, token, size, REFERRERS)?;
+    let page = ResultPage::new(call, &repository_ref.account, question, token, size, REFERRERS)?;
     let after = parse_digest(&page)?;
-    let repository = call.repository(&place).await?;
+    let repository = call.repository(&repository_ref).await?;
     let found = match digest {
         Some(digest) => {
             let metadata = call.registry.metadata.as_ref();
@@ -241,7 +243,7 @@ pub async fn list_referrers(call: &Call, input: ListReferrers) -> Result<Value, 
     Ok(json!({ "referrers": referrers, "nextToken": next_token }))
 }
 
-fn check_referrers_filter(filter: ReferrersFilter) -> Result<ReferrerFilter, Error> {
+fn check_referrers_filter(filter: ReferrersFilter) -> Result<ReferrerFilter, EcrError> {
     let artifact_types = filter.artifact_types.unwrap_or_default();
     input::count("filter.artifactTypes", &artifact_types, 0..=5)?;
     for artifact_type in &artifact_types {
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_show_active_images_unless_told_otherwise() {
+    fn lists_show_active_images_by_default() {
         let check = |tag_status: Option<&str>, image_status: Option<&str>| {
             let (tag_status, image_status) = (tag_status.map(str::to_owned), image_status.map(str::to_owned));
             Filter::check(Some(Filter { tag_status, image_status, ..Default::default() }))

@@ -1,37 +1,36 @@
-//! The table of operations: an operation joins by one line.
+//! The table of operations: one line per operation.
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::error::Error;
-use super::{Call, images, input, layers, lifecycle, listings, registry, registry_policies};
+use super::error::EcrError;
+use super::{EcrCall, images, input, layers, lifecycle, listings, registry, registry_policies};
 use super::{repositories, repository_policies, resource_tags, scanning, shapes};
-use crate::http::memory;
+use crate::message::memory;
 
-/// What a body may have, unless it carries a part of a layer.
+/// The body limit, except for parts of a layer.
 const BODY_LIMIT: usize = 5 * 1024 * 1024;
 /// A manifest of 4 MiB as a JSON string, in which each quote and line break takes two bytes.
 const MANIFEST_BODY_LIMIT: usize = 10 * 1024 * 1024;
-/// 20 MiB of layer in base64, and what is around it.
+/// A layer part of 20 MiB in base64, and the rest of the body.
 const PART_BODY_LIMIT: usize = memory::LARGEST_BODY;
 
 /// Runs an operation on its body.
-type Run = for<'a> fn(&'a Call, Bytes) -> BoxFuture<'a, Result<String, Error>>;
+type Handler = for<'a> fn(&'a EcrCall, Bytes) -> BoxFuture<'a, Result<String, EcrError>>;
 
 /// An operation of the API.
 #[derive(Debug)]
-pub struct Operation {
-    /// Its name.
-    pub name: &'static str,
-    /// The IAM action that its caller must be allowed, without `ecr:`.
-    pub action: &'static str,
-    /// How long its body may be.
-    pub body_limit: usize,
-    /// Reads its input, runs its handler and renders what that returns.
-    pub run: Run,
+pub(crate) struct Operation {
+    pub(crate) name: &'static str,
+    /// The IAM action that the caller needs, without `ecr:`.
+    pub(crate) action: &'static str,
+    /// The body limit in bytes.
+    pub(crate) body_limit: usize,
+    /// Reads the input, runs the handler and renders its result.
+    pub(crate) run: Handler,
 }
 
-/// The input's type is that of the handler's second argument.
+/// The type of the input is that of the handler's second argument.
 macro_rules! operation {
     ($name:literal, $handler:path) => {
         operation!($name, $handler, action: $name)
@@ -93,18 +92,19 @@ pub(super) static PRIVATE: &[Operation] = &[
     Operation { body_limit: PART_BODY_LIMIT, ..operation!("UploadLayerPart", layers::upload_part) },
 ];
 
-/// What the targets of the private API begin with.
+/// The prefix of the private API's targets.
 const PRIVATE_PREFIX: &[u8] = b"AmazonEC2ContainerRegistry_V20150921.";
-/// What the targets of the public API begin with. None of its operations exists here.
+/// The prefix of the public API's targets. None of its operations exists here.
 const PUBLIC_PREFIX: &[u8] = b"SpencerFrontendService.";
 
-/// The service that a signature must name for this `X-Amz-Target`: each API takes its own only.
-pub fn service(target: &[u8]) -> &'static str {
+/// Returns the service that a signature must name for this `X-Amz-Target`: each API accepts only
+/// its own.
+pub(crate) fn service(target: &[u8]) -> &'static str {
     if target.starts_with(PUBLIC_PREFIX) { "ecr-public" } else { "ecr" }
 }
 
-/// The operation that an `X-Amz-Target` names.
-pub fn find(target: &[u8]) -> Option<&'static Operation> {
+/// Finds the operation of an `X-Amz-Target`.
+pub(crate) fn find(target: &[u8]) -> Option<&'static Operation> {
     let name = target.strip_prefix(PRIVATE_PREFIX)?;
     let at = PRIVATE.binary_search_by(|operation| operation.name.as_bytes().cmp(name)).ok()?;
     PRIVATE.get(at)

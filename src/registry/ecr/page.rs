@@ -1,68 +1,70 @@
-//! Pages of a listing: `maxResults`, and `nextToken`, which means something only to the same question asked again.
+//! Pages of a listing: `maxResults` and `nextToken`, which is only valid for the same request
+//! parameters.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::Call;
-use super::error::Error;
+use super::EcrCall;
+use super::error::EcrError;
 use super::input;
 use wharfage_domain::names::AccountId;
 
-/// Longer than any token of ours.
+/// An upper bound of the length of our tokens.
 const MAX_TOKEN: usize = 2048;
 const BINDING: usize = 16;
 
-/// How many entries an operation gives on a page.
+/// The page sizes of an operation.
 #[derive(Debug, Clone, Copy)]
-pub struct Sizes {
-    /// At most.
-    pub max: i64,
-    /// Unless the caller says otherwise.
-    pub default: i64,
+pub(crate) struct Sizes {
+    /// The maximum.
+    pub(crate) max: i64,
+    /// The default.
+    pub(crate) default: i64,
 }
 
-/// Most operations.
-pub const USUAL: Sizes = Sizes { max: 1000, default: 100 };
+/// The page sizes of most operations.
+pub(crate) const USUAL: Sizes = Sizes { max: 1000, default: 100 };
 
-/// A page that was asked for.
+/// A requested page.
 #[derive(Debug)]
-pub struct Page {
-    /// Entries on it.
-    pub limit: usize,
-    /// The key of the entry that it starts behind.
-    pub after: Option<String>,
-    /// What the question was.
+pub(crate) struct ResultPage {
+    /// The number of entries.
+    pub(crate) limit: usize,
+    /// The key of the entry after which the page begins.
+    pub(crate) after: Option<String>,
+    /// The hash of the listing's parameters.
     question: Vec<u8>,
 }
 
-impl Page {
-    /// The page that the members ask for. `filter` is everything else that makes it this question and not another one.
-    pub fn new(
-        call: &Call,
+impl ResultPage {
+    /// Parses the paging members. `filter` is the identity of the listing: all its other
+    /// parameters.
+    pub(crate) fn new(
+        call: &EcrCall,
         account: &AccountId,
         filter: impl Serialize,
         next_token: Option<&str>,
         max_results: Option<i64>,
         sizes: Sizes,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, EcrError> {
         let limit = max_results.unwrap_or(sizes.default);
         input::range("maxResults", limit, 1..=sizes.max)?;
         let question = serde_json::to_vec(&(call.operation.name, account, filter))
-            .map_err(|error| Error::Serialization(error.to_string()))?;
+            .map_err(|error| EcrError::Serialization(error.to_string()))?;
         let after = next_token.map(|token| open(&question, token)).transpose()?;
         Ok(Self { limit: limit as usize, after, question })
     }
 
-    /// How many entries to fetch: one more than the page shows, to know whether there is another page.
-    pub fn fetch(&self) -> usize {
+    /// Returns the number of entries to fetch: one more than the page, to detect another page.
+    pub(crate) fn fetch(&self) -> usize {
         self.limit + 1
     }
 
-    /// Cuts what was fetched to the page, and makes the token of the next one, if there is one. `key` is what an entry is
-    /// listed by.
-    pub fn cut<T>(&self, mut entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    /// Cuts the fetched entries to the page, and creates the token of the next page if there is
+    /// one. `key` returns the key of an entry.
+    pub(crate) fn cut<T>(&self, mut entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
         if entries.len() <= self.limit {
             return (entries, None);
         }
@@ -70,25 +72,25 @@ impl Page {
         self.end(entries, key)
     }
 
-    /// Makes a page of these entries, after which others come.
-    pub fn end<T>(&self, entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    /// Creates a page of these entries that is not the last one.
+    pub(crate) fn end<T>(&self, entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
         let token = entries.last().map(|last| seal(&self.question, &key(last)));
         (entries, token)
     }
 }
 
-/// The error of a token that no page of this question gave.
-pub fn invalid_token() -> Error {
+/// Creates the error of a token that no page of this listing returned.
+pub(crate) fn invalid_token() -> EcrError {
     input::invalid("nextToken", "Member must be the nextToken of a previous answer to the same request")
 }
 
-/// A token holds where to go on, and a hash that binds that to the question. It protects no secret: whoever forges one only
-/// moves in a list that he may read.
+/// Creates a token: the key to continue after, and a hash that binds it to the listing. It protects
+/// no secret: a forged token only moves within a list that the caller may read.
 fn seal(question: &[u8], after: &str) -> String {
     BASE64.encode([&binding(question, after)[..], after.as_bytes()].concat())
 }
 
-fn open(question: &[u8], token: &str) -> Result<String, Error> {
+fn open(question: &[u8], token: &str) -> Result<String, EcrError> {
     if token.len() > MAX_TOKEN {
         return Err(invalid_token());
     }
@@ -113,7 +115,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_token_goes_on_only_with_the_question_that_gave_it() {
+    fn a_token_is_valid_only_for_its_own_listing() {
         let token = seal(b"one", "team/app");
         assert_eq!(open(b"one", &token).unwrap(), "team/app");
         let refused = open(b"two", &token).unwrap_err();
@@ -123,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_last_page_has_no_token() {
-        let page = Page { limit: 2, after: None, question: b"q".to_vec() };
+        let page = ResultPage { limit: 2, after: None, question: b"q".to_vec() };
         let (entries, token) = page.cut(vec!["a", "b"], |entry| (*entry).to_owned());
         assert_eq!((entries.len(), token), (2, None));
         let (entries, token) = page.cut(vec!["a", "b", "c"], |entry| (*entry).to_owned());

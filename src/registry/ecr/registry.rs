@@ -1,33 +1,34 @@
-//! The registry as a whole: its description, its account settings, and tokens to log in with.
+//! The registry as a whole: its description, its account settings and authorization tokens.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::error::Error;
+use super::error::EcrError;
 use super::input::{self, input, required};
-use super::{Call, shapes};
+use super::{EcrCall, shapes};
 use crate::auth::sigv4::AuthError;
 use crate::auth::token;
 
 input! {
-    /// The input of operations that have none.
+    /// The input of operations without members.
     Nothing {}
 }
 
 /// DescribeRegistry.
-pub async fn describe(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn describe(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     call.authorize_registry(&call.principal.account)?;
     Ok(json!({ "registryId": call.principal.account, "replicationConfiguration": { "rules": [] } }))
 }
 
 input! {
-    /// GetAuthorizationToken's.
+    /// The input of GetAuthorizationToken.
     GetAuthorizationToken { registry_ids: Vec<String> }
 }
 
-/// GetAuthorizationToken. The token is the same identity's at whichever registry it is shown.
-pub async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) -> Result<Value, Error> {
+/// GetAuthorizationToken. The token belongs to the caller's identity, whatever registries the input
+/// names.
+pub(crate) async fn get_authorization_token(call: &EcrCall, input: GetAuthorizationToken) -> Result<Value, EcrError> {
     const IDS: &str = "registryIds";
     let accounts = match input.registry_ids {
         None => vec![call.principal.account.clone()],
@@ -50,18 +51,18 @@ pub async fn get_authorization_token(call: &Call, input: GetAuthorizationToken) 
             "proxyEndpoint": endpoint.to_string(),
         }))
     });
-    Ok(json!({ "authorizationData": data.collect::<Result<Vec<Value>, Error>>()? }))
+    Ok(json!({ "authorizationData": data.collect::<Result<Vec<Value>, EcrError>>()? }))
 }
 
-/// The account settings: name, values (the default first).
-pub const ACCOUNT_SETTINGS: [(&str, &[&str]); 3] = [
+/// The account settings: name and allowed values, the default first.
+pub(crate) const ACCOUNT_SETTINGS: [(&str, &[&str]); 3] = [
     ("BASIC_SCAN_TYPE_VERSION", &["AWS_NATIVE", "CLAIR"]),
     ("BLOB_MOUNTING", &["DISABLED", "ENABLED"]),
     ("REGISTRY_POLICY_SCOPE", &["V2", "V1"]),
 ];
 
-/// The values that a setting may have.
-fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), Error> {
+/// Returns the allowed values of a setting.
+fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), EcrError> {
     let name = required("name", name)?;
     input::length("name", &name, 1..=64)?;
     let values = input::one_of("name", &name, &ACCOUNT_SETTINGS)?;
@@ -69,12 +70,12 @@ fn values_of(name: Option<String>) -> Result<(String, &'static [&'static str]), 
 }
 
 input! {
-    /// GetAccountSetting's.
+    /// The input of GetAccountSetting.
     GetAccountSetting { name: String }
 }
 
 /// GetAccountSetting.
-pub async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Result<Value, Error> {
+pub(crate) async fn get_account_setting(call: &EcrCall, input: GetAccountSetting) -> Result<Value, EcrError> {
     let (name, values) = values_of(input.name)?;
     call.authorize_registry(&call.principal.account)?;
     let settings = call.registry.metadata.list_account_settings(&call.principal.account).await?;
@@ -83,12 +84,12 @@ pub async fn get_account_setting(call: &Call, input: GetAccountSetting) -> Resul
 }
 
 input! {
-    /// PutAccountSetting's.
+    /// The input of PutAccountSetting.
     PutAccountSetting { name: String, value: String }
 }
 
 /// PutAccountSetting.
-pub async fn put_account_setting(call: &Call, input: PutAccountSetting) -> Result<Value, Error> {
+pub(crate) async fn put_account_setting(call: &EcrCall, input: PutAccountSetting) -> Result<Value, EcrError> {
     let (name, values) = values_of(input.name)?;
     let value = required("value", input.value)?;
     let variants: Vec<(&'static str, ())> = values.iter().map(|value| (*value, ())).collect();

@@ -1,9 +1,9 @@
-//! The registry's policy: checked, kept as it was put, and given back so.
+//! The registry policy: checked, and stored unchanged.
 
 use serde_json::{Value, json};
 
-use super::Call;
-use super::error::Error;
+use super::EcrCall;
+use super::error::EcrError;
 use super::input::{self, input, required};
 use super::registry::Nothing;
 use super::repository_policies::MAX_LENGTH;
@@ -12,12 +12,12 @@ use wharfage_domain::policy::{Kind, Policy};
 use wharfage_store::registries::RegistryChange;
 
 input! {
-    /// PutRegistryPolicy's.
+    /// The input of PutRegistryPolicy.
     Put { policy_text: String }
 }
 
 /// PutRegistryPolicy.
-pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
     let text = required("policyText", input.policy_text)?;
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
     let policy = Policy::parse(Kind::Registry, &text)?;
@@ -31,21 +31,21 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
 }
 
 /// GetRegistryPolicy.
-pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn get(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
-    told(account, call.registry.metadata.registry_settings(account).await?.policy)
+    render(account, call.registry.metadata.registry_settings(account).await?.policy)
 }
 
 /// DeleteRegistryPolicy.
-pub async fn delete(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn delete(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
-    told(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
+    render(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
 }
 
-fn told(account: &AccountId, policy: Option<String>) -> Result<Value, Error> {
-    let text = policy.ok_or_else(|| Error::RegistryPolicyNotFound(account.clone()))?;
+fn render(account: &AccountId, policy: Option<String>) -> Result<Value, EcrError> {
+    let text = policy.ok_or_else(|| EcrError::RegistryPolicyNotFound(account.clone()))?;
     Ok(output(account, &text))
 }
 

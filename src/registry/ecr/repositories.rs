@@ -1,18 +1,18 @@
-//! Repositories: made, listed, deleted, and the settings that they have from the start.
+//! Repositories: creation, listing, deletion and settings.
 
 use serde_json::{Value, json};
 
-use super::error::{Error, Place};
+use super::error::{EcrError, RepositoryRef};
 use super::input::{self, input, invalid, required};
-use super::page::{self, Page};
-use super::{Call, resource_tags, shapes};
+use super::page::{self, ResultPage};
+use super::{EcrCall, resource_tags, shapes};
 use wharfage_store::repositories::{
     CreateRepositoryError, DeleteRepositoryError, Encryption, Mutability, NewRepository, RepositoryChange,
     TagMutability,
 };
 
 input! {
-    /// CreateRepository's.
+    /// The input of CreateRepository.
     Create {
         registry_id: String,
         repository_name: String,
@@ -40,24 +40,24 @@ input! {
 }
 
 /// CreateRepository.
-pub async fn create(call: &Call, input: Create) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn create(call: &EcrCall, input: Create) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let mutability = input.image_tag_mutability.as_deref().unwrap_or(Mutability::Mutable.as_str());
     let tag_mutability = tag_mutability(mutability, input.image_tag_mutability_exclusion_filters)?;
     let scan_on_push = input.image_scanning_configuration.and_then(|scanning| scanning.scan_on_push).unwrap_or(false);
     let encryption = encryption(input.encryption_configuration)?;
     let tags = resource_tags::check(input.tags.unwrap_or_default())?;
-    call.authorize(&place)?;
+    call.authorize(&repository_ref)?;
     if !tags.is_empty() {
-        call.authorize_action("TagResource", &place)?;
+        call.authorize_action("TagResource", &repository_ref)?;
     }
 
     let max = call.registry.config.limits.repositories;
-    let Place { account, name } = place.clone();
+    let RepositoryRef { account, name } = repository_ref.clone();
     let new = NewRepository { account, name, created_at: call.now, tag_mutability, scan_on_push, encryption, tags };
     let created = call.registry.metadata.create_repository(new, max).await.map_err(|error| match error {
-        CreateRepositoryError::AlreadyExists => Error::RepositoryAlreadyExists(place),
-        CreateRepositoryError::LimitExceeded(limit) => Error::LimitExceeded(format!(
+        CreateRepositoryError::AlreadyExists => EcrError::RepositoryAlreadyExists(repository_ref),
+        CreateRepositoryError::LimitExceeded(limit) => EcrError::LimitExceeded(format!(
             "The registry has its {limit} repositories: delete one before creating another"
         )),
         CreateRepositoryError::Store(error) => error.into(),
@@ -65,8 +65,8 @@ pub async fn create(call: &Call, input: Create) -> Result<Value, Error> {
     Ok(json!({ "repository": shapes::repository(call, &created) }))
 }
 
-/// `imageTagMutability` with its filters.
-fn tag_mutability(mode: &str, filters: Option<Vec<ExclusionFilter>>) -> Result<TagMutability, Error> {
+/// Parses `imageTagMutability` with its filters.
+fn tag_mutability(mode: &str, filters: Option<Vec<ExclusionFilter>>) -> Result<TagMutability, EcrError> {
     const MEMBER: &str = "imageTagMutabilityExclusionFilters";
     let mode = input::one_of("imageTagMutability", mode, &Mutability::ALL.map(|mode| (mode.as_str(), mode)))?;
     let Some(filters) = filters else {
@@ -84,7 +84,7 @@ fn tag_mutability(mode: &str, filters: Option<Vec<ExclusionFilter>>) -> Result<T
     Ok(TagMutability { mode, exclusions: exclusions? })
 }
 
-fn exclusion_filter(filter: ExclusionFilter) -> Result<String, Error> {
+fn exclusion_filter(filter: ExclusionFilter) -> Result<String, EcrError> {
     const MEMBER: &str = "imageTagMutabilityExclusionFilters.filter";
     const TYPE: &str = "imageTagMutabilityExclusionFilters.filterType";
     input::one_of(TYPE, &required(TYPE, filter.filter_type)?, &[("WILDCARD", ())])?;
@@ -99,7 +99,7 @@ fn exclusion_filter(filter: ExclusionFilter) -> Result<String, Error> {
     Ok(filter)
 }
 
-fn encryption(configuration: Option<EncryptionConfiguration>) -> Result<Encryption, Error> {
+fn encryption(configuration: Option<EncryptionConfiguration>) -> Result<Encryption, EcrError> {
     const TYPE: &str = "encryptionConfiguration.encryptionType";
     const KEY: &str = "encryptionConfiguration.kmsKey";
     let Some(configuration) = configuration else { return Ok(Encryption::default()) };
@@ -109,8 +109,8 @@ fn encryption(configuration: Option<EncryptionConfiguration>) -> Result<Encrypti
         input::length(KEY, key, 1..=2048)?;
     }
     if needs_key {
-        // Never stored in clear under the name of a key.
-        return Err(Error::Kms {
+        // Never stored unencrypted under the name of a key.
+        return Err(EcrError::Kms {
             message: "This registry has no KMS keys yet: use the encryptionType AES256",
             kms_error: "NotFoundException",
         });
@@ -122,7 +122,7 @@ fn encryption(configuration: Option<EncryptionConfiguration>) -> Result<Encrypti
 }
 
 input! {
-    /// DescribeRepositories'.
+    /// The input of DescribeRepositories.
     Describe {
         registry_id: String,
         repository_names: Vec<String>,
@@ -132,10 +132,10 @@ input! {
 }
 
 /// DescribeRepositories.
-pub async fn describe(call: &Call, input: Describe) -> Result<Value, Error> {
+pub(crate) async fn describe(call: &EcrCall, input: Describe) -> Result<Value, EcrError> {
     let account = call.account(input.registry_id.as_deref())?;
     let Some(names) = input.repository_names else {
-        let page = Page::new(call, &account, (), input.next_token.as_deref(), input.max_results, page::USUAL)?;
+        let page = ResultPage::new(call, &account, (), input.next_token.as_deref(), input.max_results, page::USUAL)?;
         call.authorize_registry(&account)?;
         let found = call.registry.metadata.list_repositories(&account, page.after.as_deref(), page.fetch()).await?;
         let (found, next_token) = page.cut(found, |repository| repository.name.to_string());
@@ -146,17 +146,17 @@ pub async fn describe(call: &Call, input: Describe) -> Result<Value, Error> {
     no_paging("repositoryNames", input.next_token.as_deref(), input.max_results)?;
     let mut places = Vec::with_capacity(names.len());
     for name in &names {
-        places.push(Place::new(&account, &input::repository_name("repositoryNames", name)?));
+        places.push(RepositoryRef::new(&account, &input::repository_name("repositoryNames", name)?));
     }
     let mut found = Vec::with_capacity(places.len());
-    for place in &places {
-        found.push(shapes::repository(call, &call.repository(place).await?));
+    for repository_ref in &places {
+        found.push(shapes::repository(call, &call.repository(repository_ref).await?));
     }
     Ok(json!({ "repositories": found }))
 }
 
-/// What is asked for by name does not come in pages.
-pub fn no_paging(with: &str, next_token: Option<&str>, max_results: Option<i64>) -> Result<(), Error> {
+/// Refuses paging members in a request by name.
+pub(crate) fn no_paging(with: &str, next_token: Option<&str>, max_results: Option<i64>) -> Result<(), EcrError> {
     match (next_token, max_results) {
         (None, None) => Ok(()),
         (Some(_), _) => Err(invalid("nextToken", format!("Member must be null when {with} is given"))),
@@ -165,25 +165,25 @@ pub fn no_paging(with: &str, next_token: Option<&str>, max_results: Option<i64>)
 }
 
 input! {
-    /// DeleteRepository's.
+    /// The input of DeleteRepository.
     Delete { registry_id: String, repository_name: String, force: bool }
 }
 
 /// DeleteRepository.
-pub async fn delete(call: &Call, input: Delete) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
-    let repository = call.repository(&place).await?;
+pub(crate) async fn delete(call: &EcrCall, input: Delete) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository = call.repository(&repository_ref).await?;
     let force = input.force.unwrap_or(false);
     call.registry.metadata.delete_repository(repository.id, force, call.now).await.map_err(|error| match error {
-        DeleteRepositoryError::NotFound => Error::RepositoryNotFound(place),
-        DeleteRepositoryError::NotEmpty => Error::RepositoryNotEmpty(place),
+        DeleteRepositoryError::NotFound => EcrError::RepositoryNotFound(repository_ref),
+        DeleteRepositoryError::NotEmpty => EcrError::RepositoryNotEmpty(repository_ref),
         DeleteRepositoryError::Store(error) => error.into(),
     })?;
     Ok(json!({ "repository": shapes::repository(call, &repository) }))
 }
 
 input! {
-    /// PutImageTagMutability's.
+    /// The input of PutImageTagMutability.
     PutTagMutability {
         registry_id: String,
         repository_name: String,
@@ -193,23 +193,23 @@ input! {
 }
 
 /// PutImageTagMutability.
-pub async fn put_tag_mutability(call: &Call, input: PutTagMutability) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn put_tag_mutability(call: &EcrCall, input: PutTagMutability) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let mode = required("imageTagMutability", input.image_tag_mutability)?;
     let tag_mutability = tag_mutability(&mode, input.image_tag_mutability_exclusion_filters)?;
-    let mut repository = call.repository(&place).await?;
+    let mut repository = call.repository(&repository_ref).await?;
     repository.tag_mutability = tag_mutability.clone();
-    change(call, &place, repository.id, RepositoryChange::TagMutability(tag_mutability)).await?;
+    change(call, &repository_ref, repository.id, RepositoryChange::TagMutability(tag_mutability)).await?;
     Ok(json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "imageTagMutability": repository.tag_mutability.mode.as_str(),
         "imageTagMutabilityExclusionFilters": shapes::exclusion_filters(&repository),
     }))
 }
 
 input! {
-    /// PutImageScanningConfiguration's.
+    /// The input of PutImageScanningConfiguration.
     PutScanningConfiguration {
         registry_id: String,
         repository_name: String,
@@ -218,32 +218,35 @@ input! {
 }
 
 /// PutImageScanningConfiguration.
-pub async fn put_scanning_configuration(call: &Call, input: PutScanningConfiguration) -> Result<Value, Error> {
-    let place = call.place(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn put_scanning_configuration(
+    call: &EcrCall,
+    input: PutScanningConfiguration,
+) -> Result<Value, EcrError> {
+    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let configuration = required("imageScanningConfiguration", input.image_scanning_configuration)?;
     let scan_on_push = configuration.scan_on_push.unwrap_or(false);
-    let repository = call.repository(&place).await?;
-    change(call, &place, repository.id, RepositoryChange::ScanOnPush(scan_on_push)).await?;
+    let repository = call.repository(&repository_ref).await?;
+    change(call, &repository_ref, repository.id, RepositoryChange::ScanOnPush(scan_on_push)).await?;
     if scan_on_push {
-        let Place { account, name } = &place;
+        let RepositoryRef { account, name } = &repository_ref;
         tracing::info!(%account, repository = %name, "scanOnPush was set; it is stored, and no image is scanned yet");
     }
     Ok(json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "imageScanningConfiguration": { "scanOnPush": scan_on_push },
     }))
 }
 
-/// Changes a setting of a repository that was there a moment ago.
-pub async fn change(
-    call: &Call,
-    place: &Place,
+/// Changes a setting of a repository, which may have been deleted since it was read.
+pub(crate) async fn change(
+    call: &EcrCall,
+    repository_ref: &RepositoryRef,
     id: wharfage_store::repositories::RepositoryId,
     change: RepositoryChange,
-) -> Result<(), Error> {
+) -> Result<(), EcrError> {
     let changed = call.registry.metadata.change_repository(id, change, Vec::new()).await?;
-    if changed { Ok(()) } else { Err(Error::RepositoryNotFound(place.clone())) }
+    if changed { Ok(()) } else { Err(EcrError::RepositoryNotFound(repository_ref.clone())) }
 }
 
 #[cfg(test)]
@@ -296,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_refused_while_there_are_none() {
+    fn encryption_keys_are_refused() {
         let configuration = |kind: &str, key: Option<&str>| {
             encryption(Some(EncryptionConfiguration {
                 encryption_type: Some(kind.into()),
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_does_not_come_in_pages() {
+    fn requests_by_name_refuse_paging() {
         assert!(no_paging("imageIds", None, None).is_ok());
         assert!(no_paging("imageIds", Some("t"), None).is_err());
         assert!(no_paging("imageIds", None, Some(1)).is_err());

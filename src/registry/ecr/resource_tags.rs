@@ -1,39 +1,39 @@
-//! Resource tags: what a repository is labeled with, by its ARN.
+//! Resource tags: the labels of a repository, addressed by its ARN.
 
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::Call;
-use super::error::{Error, Place};
+use super::EcrCall;
+use super::error::{EcrError, RepositoryRef};
 use super::input::{self, input, invalid, required};
 use wharfage_domain::names::RepositoryArn;
 use wharfage_store::repositories::{Repository, ResourceTag, TagResourceError};
 
-/// How many tags a repository may have.
+/// The number of tags that a repository may have.
 const MAX_TAGS: usize = 50;
-/// How many keys an UntagResource may name: more than a repository can have makes no sense.
+/// The number of keys in an UntagResource: a repository cannot have more tags.
 const MAX_KEYS: i64 = 200;
 
-/// ECR's `Tag`: the only structure of the API whose members begin with a capital.
+/// ECR's `Tag`: the only structure of the API with capitalized members.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Tag {
+pub(crate) struct Tag {
     key: Option<String>,
     value: Option<String>,
     #[serde(flatten)]
     _object: (),
 }
 
-/// Checks tags that are to be written.
-pub fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, Error> {
+/// Checks tags before they are written.
+pub(crate) fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, EcrError> {
     if tags.len() > MAX_TAGS {
-        return Err(Error::TooManyTags(MAX_TAGS));
+        return Err(EcrError::TooManyTags(MAX_TAGS));
     }
     let mut keys = HashSet::new();
     let mut checked = Vec::with_capacity(tags.len());
     for tag in tags {
-        let fault = |member, reason: &str| Error::InvalidTagParameter { member, reason: reason.to_owned().into() };
+        let fault = |member, reason: &str| EcrError::InvalidTagParameter { member, reason: reason.to_owned().into() };
         let in_key = |reason: &str| fault("tags.Key".into(), reason);
         let in_value = |reason: &str| fault("tags.Value".into(), reason);
         let key = tag.key.ok_or_else(|| in_key("Member must not be null"))?;
@@ -63,45 +63,47 @@ pub fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, Error> {
     Ok(checked)
 }
 
-/// The characters that AWS takes in tags of any service.
+/// Returns whether AWS allows a character in tags of any service.
 fn is_plain(text: &str) -> bool {
     text.chars().all(|c| c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c))
 }
 
-/// The repository of an ARN, if the caller may do this operation to it.
-async fn repository(call: &Call, arn: Option<String>) -> Result<Repository, Error> {
+/// Returns the repository of an ARN after checking the permission.
+async fn repository(call: &EcrCall, arn: Option<String>) -> Result<Repository, EcrError> {
     let arn = required("resourceArn", arn)?;
     let arn: RepositoryArn = arn.parse().map_err(|_| invalid("resourceArn", "Invalid ARN"))?;
     if arn.region != call.registry.config.region {
         return Err(invalid("resourceArn", "Invalid ARN"));
     }
-    call.repository(&Place { account: arn.account, name: arn.name }).await
+    call.repository(&RepositoryRef { account: arn.account, name: arn.name }).await
 }
 
 input! {
-    /// TagResource's.
+    /// The input of TagResource.
     TagResource { resource_arn: String, tags: Vec<Tag> }
 }
 
 /// TagResource.
-pub async fn tag(call: &Call, input: TagResource) -> Result<Value, Error> {
+pub(crate) async fn tag(call: &EcrCall, input: TagResource) -> Result<Value, EcrError> {
     let tags = check(required("tags", input.tags)?)?;
     let repository = repository(call, input.resource_arn).await?;
     call.registry.metadata.tag_resource(repository.id, tags, MAX_TAGS).await.map_err(|error| match error {
-        TagResourceError::NotFound => Error::RepositoryNotFound(Place::new(&repository.account, &repository.name)),
-        TagResourceError::TooMany(limit) => Error::TooManyTags(limit),
+        TagResourceError::NotFound => {
+            EcrError::RepositoryNotFound(RepositoryRef::new(&repository.account, &repository.name))
+        }
+        TagResourceError::TooMany(limit) => EcrError::TooManyTags(limit),
         TagResourceError::Store(error) => error.into(),
     })?;
     Ok(json!({}))
 }
 
 input! {
-    /// UntagResource's.
+    /// The input of UntagResource.
     UntagResource { resource_arn: String, tag_keys: Vec<String> }
 }
 
 /// UntagResource.
-pub async fn untag(call: &Call, input: UntagResource) -> Result<Value, Error> {
+pub(crate) async fn untag(call: &EcrCall, input: UntagResource) -> Result<Value, EcrError> {
     let keys = required("tagKeys", input.tag_keys)?;
     input::count("tagKeys", &keys, 0..=MAX_KEYS)?;
     for key in &keys {
@@ -113,12 +115,12 @@ pub async fn untag(call: &Call, input: UntagResource) -> Result<Value, Error> {
 }
 
 input! {
-    /// ListTagsForResource's.
+    /// The input of ListTagsForResource.
     ListTags { resource_arn: String }
 }
 
 /// ListTagsForResource.
-pub async fn list(call: &Call, input: ListTags) -> Result<Value, Error> {
+pub(crate) async fn list(call: &EcrCall, input: ListTags) -> Result<Value, EcrError> {
     let repository = repository(call, input.resource_arn).await?;
     let tags = call.registry.metadata.list_resource_tags(repository.id).await?;
     let tags: Vec<Value> = tags.into_iter().map(|tag| json!({ "Key": tag.key, "Value": tag.value })).collect();

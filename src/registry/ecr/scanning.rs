@@ -1,9 +1,9 @@
-//! How repositories are scanned: the registry's configuration, and what it means for each of them.
+//! The registry's scanning configuration, and its effect on each repository.
 
 use serde_json::{Value, json};
 
-use super::Call;
-use super::error::{Error, Place};
+use super::EcrCall;
+use super::error::{EcrError, RepositoryRef};
 use super::input::{self, input, invalid, required};
 use super::registry::Nothing;
 use wharfage_domain::scanning::{
@@ -12,7 +12,7 @@ use wharfage_domain::scanning::{
 use wharfage_store::registries::RegistryChange;
 
 input! {
-    /// PutRegistryScanningConfiguration's.
+    /// The input of PutRegistryScanningConfiguration.
     Put { scan_type: String, rules: Vec<Rule> }
 }
 
@@ -26,8 +26,8 @@ input! {
     Filter { filter: String, filter_type: String }
 }
 
-/// PutRegistryScanningConfiguration. What it does not say becomes the default again: BASIC, and no rule.
-pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
+/// PutRegistryScanningConfiguration. Omitted members are reset to the default: BASIC without rules.
+pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
     let configuration = configuration(input)?;
     let account = &call.principal.account;
     call.authorize_registry(account)?;
@@ -39,7 +39,7 @@ pub async fn put(call: &Call, input: Put) -> Result<Value, Error> {
     Ok(output)
 }
 
-fn configuration(input: Put) -> Result<ScanningConfiguration, Error> {
+fn configuration(input: Put) -> Result<ScanningConfiguration, EcrError> {
     let scan_type = input.scan_type.as_deref().unwrap_or(ScanType::default().as_str());
     let scan_type = input::one_of("scanType", scan_type, &ScanType::ALL.map(|it| (it.as_str(), it)))?;
     let rules = input.rules.unwrap_or_default();
@@ -47,12 +47,12 @@ fn configuration(input: Put) -> Result<ScanningConfiguration, Error> {
     let rules = rules.into_iter().map(rule).collect::<Result<_, _>>()?;
     let configuration = ScanningConfiguration { scan_type, rules };
     match configuration.fault() {
-        Some(fault) => Err(Error::Validation(fault)),
+        Some(fault) => Err(EcrError::Validation(fault)),
         None => Ok(configuration),
     }
 }
 
-fn rule(rule: Rule) -> Result<ScanningRule, Error> {
+fn rule(rule: Rule) -> Result<ScanningRule, EcrError> {
     const FREQUENCY: &str = "rules.scanFrequency";
     const FILTERS: &str = "rules.repositoryFilters";
     let frequency = required(FREQUENCY, rule.scan_frequency)?;
@@ -62,7 +62,7 @@ fn rule(rule: Rule) -> Result<ScanningRule, Error> {
     Ok(ScanningRule { scan_frequency, filters: filters.into_iter().map(filter).collect::<Result<_, _>>()? })
 }
 
-fn filter(filter: Filter) -> Result<String, Error> {
+fn filter(filter: Filter) -> Result<String, EcrError> {
     const FILTER: &str = "rules.repositoryFilters.filter";
     const TYPE: &str = "rules.repositoryFilters.filterType";
     input::one_of(TYPE, &required(TYPE, filter.filter_type)?, &[("WILDCARD", ())])?;
@@ -75,7 +75,7 @@ fn filter(filter: Filter) -> Result<String, Error> {
 }
 
 /// GetRegistryScanningConfiguration.
-pub async fn get(call: &Call, _: Nothing) -> Result<Value, Error> {
+pub(crate) async fn get(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
     let settings = call.registry.metadata.registry_settings(account).await?;
@@ -96,29 +96,29 @@ fn filters<'a>(filters: impl Iterator<Item = &'a str>) -> Value {
 }
 
 input! {
-    /// BatchGetRepositoryScanningConfiguration's.
+    /// The input of BatchGetRepositoryScanningConfiguration.
     BatchGet { repository_names: Vec<String> }
 }
 
 /// BatchGetRepositoryScanningConfiguration.
-pub async fn batch_get(call: &Call, input: BatchGet) -> Result<Value, Error> {
+pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, EcrError> {
     let names = required("repositoryNames", input.repository_names)?;
     input::count("repositoryNames", &names, 1..=25)?;
     let account = &call.principal.account;
     let mut places = Vec::with_capacity(names.len());
     for name in &names {
-        let place = Place::new(account, &input::repository_name("repositoryNames", name)?);
-        call.authorize(&place)?;
-        places.push(place);
+        let repository_ref = RepositoryRef::new(account, &input::repository_name("repositoryNames", name)?);
+        call.authorize(&repository_ref)?;
+        places.push(repository_ref);
     }
     let configuration = call.registry.metadata.registry_settings(account).await?.scanning;
     let (mut found, mut failures) = (Vec::new(), Vec::new());
-    for Place { account, name } in places {
+    for RepositoryRef { account, name } in places {
         let Some(repository) = call.registry.metadata.find_repository(&account, &name).await? else {
             failures.push(json!({
                 "repositoryName": name,
                 "failureCode": "REPOSITORY_NOT_FOUND",
-                "failureReason": Error::RepositoryNotFound(Place { account, name: name.clone() }).to_string(),
+                "failureReason": EcrError::RepositoryNotFound(RepositoryRef { account, name: name.clone() }).to_string(),
             }));
             continue;
         };

@@ -1,15 +1,15 @@
-//! What the API gives out. Handlers build JSON with `null` for what is absent; rendering leaves that out.
+//! Outputs of the API. Handlers build JSON with `null` for absent members; rendering omits these.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::Call;
-use super::error::Place;
+use super::EcrCall;
+use super::error::RepositoryRef;
 use wharfage_store::images::TaggedImage;
 use wharfage_store::repositories::Repository;
 
-/// Renders an output: members that are `null` are absent ones, which the API omits.
-pub fn render(mut output: Value) -> String {
+/// Renders an output without the members that are `null`.
+pub(crate) fn render(mut output: Value) -> String {
     omit_absent(&mut output);
     output.to_string()
 }
@@ -25,18 +25,18 @@ fn omit_absent(value: &mut Value) {
     }
 }
 
-/// A time: seconds since the epoch, with milliseconds as a fraction.
-pub fn time(timestamp: Timestamp) -> Value {
+/// Renders a time: seconds since the epoch, with milliseconds as a fraction.
+pub(crate) fn time(timestamp: Timestamp) -> Value {
     json!(timestamp.as_millisecond() as f64 / 1000.0)
 }
 
-/// The same, where it may be absent.
-pub fn optional_time(timestamp: Option<Timestamp>) -> Value {
+/// Renders an optional time.
+pub(crate) fn optional_time(timestamp: Option<Timestamp>) -> Value {
     timestamp.map_or(Value::Null, time)
 }
 
-/// ECR's `Repository`.
-pub fn repository(call: &Call, repository: &Repository) -> Value {
+/// Renders ECR's `Repository`.
+pub(crate) fn repository(call: &EcrCall, repository: &Repository) -> Value {
     let Repository { account, name, .. } = repository;
     json!({
         "repositoryArn": call.registry.arn(account, name).to_string(),
@@ -54,8 +54,8 @@ pub fn repository(call: &Call, repository: &Repository) -> Value {
     })
 }
 
-/// `imageTagMutabilityExclusionFilters`, absent when there are none.
-pub fn exclusion_filters(repository: &Repository) -> Value {
+/// Renders `imageTagMutabilityExclusionFilters`, absent when there are none.
+pub(crate) fn exclusion_filters(repository: &Repository) -> Value {
     let filters = &repository.tag_mutability.exclusions;
     if filters.is_empty() {
         return Value::Null;
@@ -63,12 +63,12 @@ pub fn exclusion_filters(repository: &Repository) -> Value {
     filters.iter().map(|filter| json!({ "filterType": "WILDCARD", "filter": filter })).collect()
 }
 
-/// ECR's `ImageDetail`.
-pub fn image_detail(place: &Place, tagged: &TaggedImage) -> Value {
+/// Renders ECR's `ImageDetail`.
+pub(crate) fn image_detail(repository_ref: &RepositoryRef, tagged: &TaggedImage) -> Value {
     let TaggedImage { image, tags } = tagged;
     json!({
-        "registryId": place.account,
-        "repositoryName": place.name,
+        "registryId": repository_ref.account,
+        "repositoryName": repository_ref.name,
         "imageDigest": image.digest,
         "imageTags": if tags.is_empty() { Value::Null } else { json!(tags) },
         "imageSizeInBytes": image.image_size,
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_absent_is_left_out_at_any_depth() {
+    fn absent_members_are_omitted_at_any_depth() {
         let output = json!({ "a": null, "b": { "c": null, "d": 1 }, "e": [{ "f": null, "g": [] }] });
         assert_eq!(render(output), r#"{"b":{"d":1},"e":[{"g":[]}]}"#);
     }

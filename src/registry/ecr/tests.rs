@@ -1,4 +1,4 @@
-//! The API as a whole on a real store: any input gets an answer, and what takes several calls to see.
+//! The API on a real store: any input gets a response, and behavior over several calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::auth::{Keyring, SigningKey};
-use crate::{Config, Limits, PublicUrl};
+use crate::config::{Config, Limits, PublicUrl};
 use wharfage_domain::access_key::AccessKey;
 use wharfage_domain::names::Digest;
 use wharfage_jobs::referrers;
@@ -55,13 +55,13 @@ impl Bed {
         Self { runtime, registry, principal: SigningKey::from(key).principal(), _folder: folder }
     }
 
-    fn send(&self, name: &str, body: impl Into<Bytes>) -> Result<Value, Error> {
+    fn send(&self, name: &str, body: impl Into<Bytes>) -> Result<Value, EcrError> {
         let target = format!("AmazonEC2ContainerRegistry_V20150921.{name}");
         let operation = operations::find(target.as_bytes()).unwrap();
         let (registry, principal) = (Arc::clone(&self.registry), self.principal.clone());
         let caller = Caller::Verified([192, 0, 2, 1].into(), Arc::clone(&principal.access_key_id));
         let account = Mutex::new(memory::process().open(&caller, 0));
-        let call = Call { registry, principal, operation, now: Timestamp::now(), account };
+        let call = EcrCall { registry, principal, operation, now: Timestamp::now(), account };
         let output = self.runtime.block_on((operation.run)(&call, body.into()))?;
         Ok(serde_json::from_str(&output).unwrap())
     }
@@ -75,7 +75,7 @@ impl Bed {
         (error.code(), error.to_string())
     }
 
-    fn part(&self, upload: &Value, first: usize, bytes: &[u8]) -> Result<Value, Error> {
+    fn part(&self, upload: &Value, first: usize, bytes: &[u8]) -> Result<Value, EcrError> {
         let input = json!({
             "repositoryName": "app", "uploadId": upload, "partFirstByte": first,
             "partLastByte": (first + bytes.len()).saturating_sub(1), "layerPartBlob": BASE64.encode(bytes),
@@ -125,7 +125,7 @@ fn the_last_part_of_a_layer_may_be_sent_twice() {
 }
 
 #[test]
-fn a_registry_has_only_so_many_repositories() {
+fn the_number_of_repositories_is_limited() {
     let bed = Bed::new();
     for name in ["aa", "bb", "cc"] {
         bed.call("CreateRepository", json!({ "repositoryName": name }));
@@ -134,7 +134,7 @@ fn a_registry_has_only_so_many_repositories() {
 }
 
 #[test]
-fn a_page_of_images_ends_after_so_much_text_of_tags() {
+fn the_tags_on_a_page_of_images_are_limited() {
     let bed = Bed::new();
     bed.call("CreateRepository", json!({ "repositoryName": "app" }));
     let (metadata, account) = (&bed.registry.metadata, &bed.registry.config.account);
@@ -179,7 +179,7 @@ fn a_page_of_images_ends_after_so_much_text_of_tags() {
 }
 
 #[test]
-fn another_account_is_out_of_reach() {
+fn another_account_is_denied() {
     let bed = Bed::new();
     let input = json!({ "repositoryName": "app", "registryId": "999999999999" });
     let (code, text) = bed.refusal("CreateRepository", input);
@@ -190,7 +190,7 @@ fn another_account_is_out_of_reach() {
     );
 }
 
-/// Amazon ECR's words, which scripts search for.
+/// Amazon ECR's texts, which scripts search for.
 #[test]
 fn a_refused_push_has_ecrs_text() {
     let bed = Bed::new();
@@ -271,7 +271,7 @@ fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
         let found = bed.send("DescribeImages", json!({ "repositoryName": "app", "imageIds": ids }).to_string());
         found.map_or(Value::Null, |mut found| found["imageDetails"][0]["imageStatus"].take())
     };
-    // What a worker would do when the jobs are due.
+    // Does the work of a job's worker.
     let run_jobs = || {
         bed.runtime.block_on(async {
             let later = Timestamp::now() + Duration::from_secs(3600);
@@ -297,7 +297,8 @@ fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
     assert_eq!((status(&signature), status(&attestation)), (Value::Null, Value::Null));
 }
 
-/// JSON around the members that inputs have: nearly right more often than chance would have it.
+/// Creates JSON with the members that inputs have, which is nearly valid more often than random
+/// JSON.
 fn anything() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
         prop::sample::select(vec![
@@ -389,7 +390,7 @@ fn anything() -> impl Strategy<Value = Value> {
 }
 
 #[test]
-fn any_input_gets_an_answer_that_is_not_the_registrys_fault() {
+fn no_input_causes_a_server_error() {
     let bed = Bed::new();
     bed.call("CreateRepository", json!({ "repositoryName": "app" }));
     bed.push(b"layer", Some("v1"), None);

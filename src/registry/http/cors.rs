@@ -1,13 +1,13 @@
-//! Cross-origin requests (the Fetch standard's CORS protocol): lets pages of configured origins speak to the registry from a
-//! browser. Off unless configured. Pure.
+//! Cross-origin requests (the Fetch standard's CORS protocol): lets pages of configured origins
+//! call the registry from a browser. Disabled by default. Pure.
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 
-use crate::Response;
-use crate::body::Body;
+use crate::message::Response;
+use crate::message::body::Body;
 
-/// How long a browser may remember what a preflight was answered, in seconds.
+/// The time for which a browser may cache the response to a preflight, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("3600");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
 /// The headers that clients of both APIs send.
@@ -16,17 +16,17 @@ const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
      if-range, range, x-amz-content-sha256, x-amz-date, x-amz-security-token, x-amz-target, x-amz-user-agent, \
      x-amzn-query-mode",
 );
-/// The headers of answers that a page may read.
+/// The response headers that a page may read.
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "accept-ranges, content-length, content-range, docker-content-digest, docker-distribution-api-version, \
      docker-upload-uuid, etag, link, location, oci-chunk-min-length, oci-filters-applied, oci-subject, oci-tag, range, \
      retry-after, www-authenticate, x-amzn-errortype, x-amzn-requestid",
 );
 
-/// An origin whose pages may speak to the registry.
+/// An origin that may call the registry from a browser.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Every one.
+    /// Every origin.
     Any,
     /// One scheme, host and port.
     One(HeaderValue),
@@ -52,20 +52,21 @@ impl std::str::FromStr for Origin {
     }
 }
 
-/// What is done for cross-origin requests.
+/// The CORS settings of a server.
 #[derive(Debug)]
-pub struct Cors {
+pub(crate) struct Cors {
     origins: Vec<Origin>,
 }
 
 impl Cors {
-    /// Lets pages of these origins in; none when there are none.
-    pub fn new(origins: &[Origin]) -> Option<Self> {
+    /// Allows these origins; returns `None` when there are none.
+    pub(crate) fn new(origins: &[Origin]) -> Option<Self> {
         (!origins.is_empty()).then(|| Self { origins: origins.to_vec() })
     }
 
-    /// What an answer to this request says of its origin: the origin if it is let in, `*` if all are.
-    pub fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+    /// Returns the value of `Access-Control-Allow-Origin`: the origin if it is allowed, `*` if all
+    /// are.
+    pub(crate) fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         if self.origins.contains(&Origin::Any) {
             return Some(HeaderValue::from_static("*"));
@@ -74,8 +75,8 @@ impl Cors {
         listed.then(|| origin.clone())
     }
 
-    /// The answer to a preflight, which asks what a request may have before it is sent. None for other requests.
-    pub fn preflight(&self, request: &Parts) -> Option<Response> {
+    /// Returns the response to a preflight; `None` for other requests.
+    pub(crate) fn preflight(&self, request: &Parts) -> Option<Response> {
         let asks = request.method == Method::OPTIONS
             && request.headers.contains_key(header::ORIGIN)
             && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
@@ -93,10 +94,10 @@ impl Cors {
         Some(response)
     }
 
-    /// Adds what a browser needs before it gives the answer to a page. `allowed` is what [`Cors::allowed`] said.
-    pub fn mark(&self, allowed: Option<HeaderValue>, response: &mut Response) {
+    /// Adds the CORS headers to a response. `allowed` is the result of [`Cors::allowed`].
+    pub(crate) fn mark(&self, allowed: Option<HeaderValue>, response: &mut Response) {
         let headers = response.headers_mut();
-        // Even without an origin: a cache must not give one origin's answer to another.
+        // Also without an origin: a cache must not return one origin's response to another.
         headers.append(header::VARY, HeaderValue::from_static("Origin"));
         if let Some(origin) = allowed {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_let_in_when_it_is_listed_or_all_are() {
+    fn listed_origins_are_allowed() {
         let allowed = |origins: &[&str], origin: &'static str| {
             let origins: Vec<Origin> = origins.iter().map(|origin| origin.parse().unwrap()).collect();
             let headers = HeaderMap::from_iter([(header::ORIGIN, HeaderValue::from_static(origin))]);

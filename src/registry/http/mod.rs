@@ -1,8 +1,7 @@
-//! HTTP as both APIs need it: connections, TLS, bodies within memory, and what browsers ask. Knows nothing of images.
+//! The HTTP server: connections, TLS, CORS, routing and readiness. Contains no protocol logic.
 
-pub mod body;
 pub mod cors;
-pub mod memory;
-pub mod metrics;
+pub mod health;
+mod router;
 pub mod server;
 pub mod tls;

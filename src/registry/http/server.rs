@@ -1,5 +1,5 @@
-//! Connections of clients: TLS, HTTP/1.1 and HTTP/2 within limits. Gives each request its id, its log line and its place in
-//! the metrics, and ends without cutting transfers. What a request means is the registry's matter.
+//! Client connections: TLS, HTTP/1.1 and HTTP/2 within limits. Gives each request an id, a log line
+//! and metrics, and stops without breaking transfers. The router selects the protocol.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -22,55 +22,56 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use super::body::{Body, RequestBody};
-use super::memory;
-use super::{cors, tls};
-use crate::{Operation, Registry, RequestId, Response, plain};
+use super::{cors, router, tls};
+use crate::message::body::{Body, RequestBody};
+use crate::message::memory;
+use crate::message::{OperationName, RETRY_AFTER, RequestId, Response, plain};
+use crate::service::Registry;
 use wharfage_process::listener::{self, Activity, Admission, ConnectionLimits, Exchange, Socket};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::StoreError;
 
-/// How long a TLS handshake may take.
+/// The time limit of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The read buffer that one connection may grow to: large reads make pushes cheap, and it bounds the head of a request.
+/// The largest read buffer of a connection: large reads make pushes cheap, and the buffer limits
+/// the head of a request.
 const BUFFER: usize = 256 * 1024;
 
-/// HTTP/2: requests of one connection that are answered at once.
+/// HTTP/2: the concurrent requests of one connection.
 const STREAMS: u32 = 64;
-/// HTTP/2: bytes that a client may send ahead on one stream, and on all of a connection's.
+/// HTTP/2: the bytes that a client may send ahead on one stream, and on all streams of a
+/// connection.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Connections that have those windows, at once; further ones have the smallest that the RFC allows.
+/// The number of connections with these windows; further ones have the smallest that the RFC
+/// allows.
 const LARGE_WINDOWS: usize = 64;
 const SMALL_WINDOW: u32 = 65_535;
-/// HTTP/2: bytes of an answer that wait for the client, on one stream.
+/// HTTP/2: the response bytes that wait for the client on one stream.
 const SEND_BUFFER: usize = 64 * 1024;
-/// HTTP/2: bytes of a request's head. It is what a path of a thousand ranges or tags needs.
+/// HTTP/2: the bytes of a request's head. A path with a thousand ranges or tags needs this many.
 const HEADER_LIST: u32 = 64 * 1024;
-/// HTTP/2: streams that a client has reset before they were accepted, and that this side has reset for an error, before the
-/// connection ends: more are an attack.
+/// HTTP/2: the streams that a client has reset before they were accepted, and that this side has
+/// reset for an error, before the connection is closed: more are an attack.
 const PENDING_RESETS: usize = 64;
 const LOCAL_RESETS: usize = 256;
-/// HTTP/2: how often a client is asked whether it is there, and how long it may take to answer.
+/// HTTP/2: the interval of pings, and the time limit of the response to one.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// When to try again after a refusal for want of a connection or memory, in seconds.
-pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
-
-/// What every answer's `Server` header says: what speaks, and which version of it.
+/// The value of the `Server` header: the product and its version.
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("wharfage/", env!("CARGO_PKG_VERSION")));
 
-/// What a listener keeps to.
+/// The limits of a server.
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
-    /// Connections at once, and requests at once on all of them.
+    /// Connections, and concurrent requests on all of them.
     pub connections: usize,
-    /// Connections at once of one peer. None: three quarters of all.
+    /// Connections of one peer; three quarters of all by default.
     pub connections_per_peer: Option<usize>,
-    /// How long running transfers may go on after the stop.
+    /// The time that running transfers have after the stop.
     pub grace: Duration,
-    /// The origins whose pages may speak to the registry from a browser.
+    /// The origins that may call the registry from a browser.
     pub cors: Vec<cors::Origin>,
 }
 
@@ -82,7 +83,7 @@ impl Default for ServerLimits {
 
 impl ServerLimits {
     fn connection_limits(&self) -> ConnectionLimits {
-        /// Files that the process has open beside its connections: blobs being read and written, databases, buckets.
+        /// Open files beside the connections: blobs, databases, buckets.
         const RESERVED_FILES: usize = 256;
         let connections = listener::connections_that_fit(self.connections, RESERVED_FILES);
         if connections < self.connections {
@@ -94,18 +95,19 @@ impl ServerLimits {
     }
 }
 
-/// What the connections of a listener share.
+/// The state that the connections of a listener share.
 struct Server {
     registry: Arc<Registry>,
     tls: Option<TlsAcceptor>,
     cors: Option<cors::Cors>,
-    /// Requests at once, in all and of one peer: one connection of HTTP/2 has many.
+    /// Concurrent requests, in total and per peer: one HTTP/2 connection has many.
     requests: Arc<Semaphore>,
     requests_per_peer: usize,
     large_windows: Arc<Semaphore>,
 }
 
-/// Serves the registry's APIs until `stop`, then lets running requests end within the limits' grace.
+/// Serves the registry's APIs until `stop`, then waits for running requests within the limits'
+/// grace period.
 // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
 pub fn serve(
     registry: Arc<Registry>,
@@ -166,7 +168,7 @@ pub fn serve(
 }
 
 impl Server {
-    /// Serves one connection, whatever it is wrapped in.
+    /// Serves one connection, with or without TLS.
     async fn connection(self: Arc<Self>, socket: Socket, admission: Admission, watcher: Watcher) -> anyhow::Result<()> {
         let activity = Arc::clone(socket.activity());
         let Some(acceptor) = self.tls.clone() else { return self.http1(socket, activity, admission, watcher).await };
@@ -186,7 +188,7 @@ impl Server {
         watcher: Watcher,
     ) -> anyhow::Result<()> {
         let service = service_fn(move |request| Arc::clone(&self).answer(request, Arc::clone(&activity), admission));
-        // How long a head may take is the listener's matter, which ends the connection.
+        // The listener limits the time of a head, and closes the connection.
         let connection = hyper::server::conn::http1::Builder::new()
             .max_buf_size(BUFFER)
             .title_case_headers(true)
@@ -233,7 +235,7 @@ impl Server {
         request: http::Request<Incoming>,
         activity: Arc<Activity>,
         admission: Admission,
-    ) -> Result<http::Response<Answer>, Infallible> {
+    ) -> Result<http::Response<CountedBody>, Infallible> {
         let started = Instant::now();
         let mut exchange = activity.begin();
         let id = uuid::Uuid::new_v4();
@@ -251,7 +253,7 @@ impl Server {
             Admission::Serve | Admission::Refuse => None,
         };
         let mut response = if running.is_some() {
-            // A panic is a defect, but one request's: it must not take the connection or the process along.
+            // A panic is a defect in one request: it must not stop the connection or the process.
             let handled = AssertUnwindSafe(self.handle(request)).catch_unwind().await;
             handled.unwrap_or_else(|_panic| {
                 let text = format!("The registry failed; its log says why, under {id}.\n");
@@ -265,14 +267,14 @@ impl Server {
 
         response.headers_mut().insert(header::SERVER, SERVER);
         if version < Version::HTTP_2 && activity.has_unread_body() {
-            // So the client knows that the connection cannot be used again, before it finds it closed.
+            // The client learns that the connection cannot be used again before it finds it closed.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let mut text = uuid::Uuid::encode_buffer();
         if let Ok(value) = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)) {
             response.headers_mut().insert("x-amzn-requestid", value);
         }
-        let operation = response.extensions().get::<Operation>().map_or("other", |operation| operation.0);
+        let operation = response.extensions().get::<OperationName>().map_or("other", |operation| operation.0);
         let status = response.status();
         let took = started.elapsed();
         metrics.request(operation, status.as_u16(), took);
@@ -288,30 +290,30 @@ impl Server {
         }
         let reads_ahead = version >= Version::HTTP_2;
         if !reads_ahead || method == Method::HEAD {
-            // Nothing of such an answer can be taken back without the connection, or it has no body to be taken.
+            // Such a response cannot be canceled without its connection, or it has no body.
             exchange.answered();
         }
-        Ok(response.map(|body| Answer { body, reads_ahead, exchange, _running: running }))
+        Ok(response.map(|body| CountedBody { body, reads_ahead, exchange, _running: running }))
     }
 
     async fn handle(&self, mut request: http::Request<RequestBody>) -> Response {
         if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-            // RFC 9112 §3.2: a proxy may have decided by another one than we would.
+            // RFC 9112 §3.2: a proxy may have used another one than we would.
             return plain(StatusCode::BAD_REQUEST, "A request has one Host header.\n");
         }
         if request.version() >= Version::HTTP_2 && !request.headers().contains_key(header::HOST) {
-            // HTTP/2 says it in the target. Signatures are over the header.
+            // HTTP/2 sends the host in the target, but signatures cover the header.
             let host = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
             if let Some(host) = host {
                 request.headers_mut().insert(header::HOST, host);
             }
         }
-        let Some(cors) = &self.cors else { return Arc::clone(&self.registry).handle(request).await };
+        let Some(cors) = &self.cors else { return router::route(Arc::clone(&self.registry), request).await };
         let allowed = cors.allowed(request.headers());
         let (parts, body) = request.into_parts();
         let mut response = match cors.preflight(&parts) {
             Some(response) => response,
-            None => Arc::clone(&self.registry).handle(http::Request::from_parts(parts, body)).await,
+            None => router::route(Arc::clone(&self.registry), http::Request::from_parts(parts, body)).await,
         };
         cors.mark(allowed, &mut response);
         response
@@ -325,23 +327,23 @@ async fn until_closed<C: GracefulConnection<Error = hyper::Error>>(
     Ok(watcher.watch(connection).await?)
 }
 
-/// The answer when there are too many connections or requests.
+/// Creates the response to too many connections or requests.
 fn busy() -> Response {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "The registry is busy. Try again later.\n");
     response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     response
 }
 
-/// An answer on its way. Its request is over when it is dropped.
-struct Answer {
+/// The body of a response. Its request ends when it is dropped.
+struct CountedBody {
     body: Body,
-    /// Whether more of the body is read while the client has to take what it was sent.
+    /// More of the body is read before the client has taken the bytes sent so far.
     reads_ahead: bool,
     exchange: Exchange,
     _running: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Answer {
+impl Drop for CountedBody {
     fn drop(&mut self) {
         if http_body::Body::is_end_stream(&self.body) {
             self.exchange.answered();
@@ -349,13 +351,13 @@ impl Drop for Answer {
     }
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = StoreError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
         if !self.reads_ahead && self.exchange.activity().is_blocked() {
-            // The connection asks again when the socket has taken something, which is what wakes it.
+            // The connection polls again when the socket has taken bytes.
             return Poll::Pending;
         }
         Pin::new(&mut self.body).poll_frame(cx)
@@ -370,10 +372,10 @@ impl http_body::Body for Answer {
     }
 }
 
-/// A path as the log shows it: a client chooses how long it is.
+/// Shortens a path for the log: clients choose its length.
 fn shown(path: &str) -> String {
     const MOST: usize = 512;
-    // Paths are ASCII; whatever else one were would not be cut within a character.
+    // Paths are ASCII, so this never cuts inside a character.
     match path.get(..MOST) {
         Some(begin) if path.len() > MOST => format!("{begin}…"),
         _ => path.to_owned(),

@@ -1,5 +1,5 @@
-//! The certificate that a listener shows: read from files, and read again when they change, so that a renewed certificate
-//! needs no restart.
+//! The certificate of a listener: read from files, and read again when they change, so that a
+//! renewed certificate needs no restart.
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,37 +18,38 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 
 use wharfage_process::shutdown::Stop;
 
-/// How often the files are looked at. They are small, and a volume that a node swaps under them tells nobody.
+/// The interval between checks of the files. They are small, and a volume gives no notice of a
+/// change.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What clients and listeners call the versions of HTTP when they agree on one (ALPN).
-pub const HTTP2: &[u8] = b"h2";
+/// The names of the HTTP versions in ALPN.
+pub(crate) const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
 /// TLS with the certificate of two files.
 pub struct Tls {
     acceptor: TlsAcceptor,
     files: Files,
-    /// What the files held when they were last looked at, whether it was taken or not.
+    /// The content of the files at the last check, accepted or not.
     seen: Pair,
     shown: Arc<Shown>,
 }
 
-/// Where the certificate chain and its key are.
+/// The paths of the certificate chain and of its key.
 #[derive(Debug, Clone)]
 struct Files {
     certificate: PathBuf,
     key: PathBuf,
 }
 
-/// What the two files hold.
+/// The content of the two files.
 #[derive(PartialEq, Eq)]
 struct Pair {
     certificate: Vec<u8>,
     key: Vec<u8>,
 }
 
-/// The certificate that new connections see.
+/// The certificate of new connections.
 #[derive(Debug)]
 struct Shown(RwLock<Arc<CertifiedKey>>);
 
@@ -65,10 +66,10 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// TLS with the certificate chain and the key of these files, both PEM.
+    /// Creates TLS with the certificate chain and the key of these files, both PEM.
     ///
     /// # Errors
-    /// When one can't be read, or they don't belong together.
+    /// When a file cannot be read, or the key does not match the certificate.
     pub fn from_files(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> anyhow::Result<Self> {
         let files = Files { certificate: certificate.into(), key: key.into() };
         let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
@@ -83,15 +84,16 @@ impl Tls {
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), files, seen, shown })
     }
 
-    /// What a listener wraps its connections in.
+    /// Returns the TLS acceptor of a listener.
     pub fn acceptor(&self) -> TlsAcceptor {
         self.acceptor.clone()
     }
 
-    /// Looks at the files until `stop`, and shows what they hold to connections that come after a change. Files that don't
-    /// hold a certificate and its key change nothing.
-    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
-    pub fn follow_files(mut self, mut stop: Stop) -> BoxFuture<'static, ()> {
+    /// Checks the files until `stop`, and uses a changed certificate for new connections. Files
+    /// without a valid certificate and key change nothing.
+    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits
+    // it.
+    pub fn watch_files(mut self, mut stop: Stop) -> BoxFuture<'static, ()> {
         async move {
             let mut looks = tokio::time::interval(LOOK);
             loop {
@@ -99,7 +101,7 @@ impl Tls {
                     _ = stop.wait_for(|stop| *stop) => break,
                     _ = looks.tick() => {}
                 }
-                match self.look().await {
+                match self.reload().await {
                     Ok(false) => {}
                     Ok(true) => tracing::info!(file = %self.files.certificate.display(), "a new certificate is shown"),
                     Err(error) => {
@@ -112,10 +114,10 @@ impl Tls {
         .boxed()
     }
 
-    /// Takes up what the files hold if it is not what they held before; whether it did.
-    async fn look(&mut self) -> anyhow::Result<bool> {
+    /// Uses the content of the files if it has changed; returns whether it has.
+    async fn reload(&mut self) -> anyhow::Result<bool> {
         let Files { certificate, key } = &self.files;
-        // A file that is gone for a moment is one that is being replaced.
+        // A file that is missing for a moment is being replaced.
         let (Ok(certificate), Ok(key)) = tokio::join!(tokio::fs::read(certificate), tokio::fs::read(key)) else {
             return Ok(false);
         };
@@ -136,7 +138,7 @@ impl Files {
         let chain = CertificateDer::pem_slice_iter(&pair.certificate)
             .collect::<Result<Vec<_>, _>>()
             .with_context(|| format!("cannot read the certificates of {certificate}"))?;
-        // The parser's message is kept away from what is in the file.
+        // The parser's message could contain parts of the file.
         let key_der = PrivateKeyDer::from_pem_slice(&pair.key)
             .map_err(|_| anyhow::anyhow!("cannot read a private key from {key}: it must be a PEM file"))?;
         CertifiedKey::from_der(chain, key_der, provider)
@@ -152,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes a new certificate for `localhost` where `files` says; it in DER.
+    /// Writes a new certificate for `localhost` to `files`; returns it in DER.
     fn renew(folder: &std::path::Path) -> CertificateDer<'static> {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         std::fs::write(folder.join("tls.crt"), cert.pem()).unwrap();
@@ -160,7 +162,7 @@ mod tests {
         cert.der().clone()
     }
 
-    /// The certificate that a client sees.
+    /// Returns the certificate that a client sees.
     async fn seen(tls: &Tls, trusted: &CertificateDer<'static>) -> std::io::Result<CertificateDer<'static>> {
         let mut roots = RootCertStore::empty();
         roots.add(trusted.clone()).unwrap();
@@ -179,32 +181,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_renewed_certificate_is_shown_and_a_broken_one_is_not() {
+    async fn a_renewed_certificate_is_used_unless_it_is_broken() {
         let folder = tempfile::tempdir().unwrap();
         let first = renew(folder.path());
         let mut tls = Tls::from_files(folder.path().join("tls.crt"), folder.path().join("tls.key")).unwrap();
         assert_eq!(seen(&tls, &first).await.unwrap(), first);
-        assert!(!tls.look().await.unwrap());
+        assert!(!tls.reload().await.unwrap());
 
         let second = renew(folder.path());
-        assert!(tls.look().await.unwrap());
+        assert!(tls.reload().await.unwrap());
         assert_eq!(seen(&tls, &second).await.unwrap(), second);
         assert!(seen(&tls, &first).await.is_err(), "the first one is still shown");
 
         let key = std::fs::read(folder.path().join("tls.key")).unwrap();
         let other = renew(folder.path());
         std::fs::write(folder.path().join("tls.key"), key).unwrap();
-        let error = format!("{:#}", tls.look().await.unwrap_err());
+        let error = format!("{:#}", tls.reload().await.unwrap_err());
         assert!(error.contains("do not belong together"), "{error}");
-        assert!(!tls.look().await.unwrap(), "what is broken is told of once");
+        assert!(!tls.reload().await.unwrap(), "an error is reported once");
         assert_eq!(seen(&tls, &second).await.unwrap(), second);
         std::fs::remove_file(folder.path().join("tls.key")).unwrap();
-        assert!(!tls.look().await.unwrap());
+        assert!(!tls.reload().await.unwrap());
         assert_ne!(other, second);
     }
 
     #[test]
-    fn what_is_no_certificate_is_named_and_not_quoted() {
+    fn an_invalid_certificate_is_reported_without_its_content() {
         let folder = tempfile::tempdir().unwrap();
         renew(folder.path());
         let key = folder.path().join("tls.key");

@@ -1,4 +1,5 @@
-//! What a request at `/v2/` asks for: method, path and query become one [`Action`]. Pure, and every name in it is valid.
+//! The actions of the OCI API: parses method, path and query into one [`OciAction`]. Pure; every
+//! name in an action is valid.
 
 use std::borrow::Cow;
 
@@ -8,37 +9,36 @@ use uuid::Uuid;
 
 use wharfage_domain::names::{Algorithm, Digest, InvalidName, Reference, RepositoryName, Tag};
 
-/// How many `tag` parameters one manifest PUT may carry.
-pub const MAX_TAG_PARAMETERS: usize = 100;
-/// The longest page that a listing gives (ECR's limit); a larger `n` counts as this.
-pub const MAX_PAGE: usize = 1000;
+/// The number of `tag` parameters of one manifest PUT.
+pub(crate) const MAX_TAG_PARAMETERS: usize = 100;
+/// The largest page of a listing (ECR's limit); a larger `n` is reduced to it.
+pub(crate) const MAX_PAGE: usize = 1000;
 
 /// A request of the OCI API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// `GET /v2/`: does the registry speak this protocol, and does it take this token?
+pub(crate) enum OciAction {
+    /// `GET /v2/`: checks the protocol and the token.
     Ping,
     /// `GET /v2/_catalog`.
-    Catalog(Page),
-    /// Something inside a repository.
-    In(RepositoryName, Act),
+    Catalog(PageRequest),
+    /// An action in a repository.
+    Repository(RepositoryName, RepositoryAction),
 }
 
-/// What is asked of a repository (the endpoints of distribution-spec 1.1).
+/// An action in a repository (the endpoints of distribution-spec 1.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Act {
-    /// end-3; `head` says that only the headers are wanted.
+pub(crate) enum RepositoryAction {
+    /// end-3; `head` requests the headers only.
     ReadManifest {
-        /// Which one.
         reference: Reference,
         /// HEAD instead of GET.
         head: bool,
     },
     /// end-7, with the tags of the path and of the query.
     PutManifest {
-        /// The digest that the path names, if it does.
+        /// The digest in the path, if it has one.
         digest: Option<Digest>,
-        /// The tags to point at the manifest, each once.
+        /// The tags to set, each once.
         tags: Vec<Tag>,
     },
     /// end-9 by digest.
@@ -47,7 +47,6 @@ pub enum Act {
     DeleteTag(Tag),
     /// end-2.
     ReadBlob {
-        /// Which one.
         digest: Digest,
         /// HEAD instead of GET.
         head: bool,
@@ -55,7 +54,7 @@ pub enum Act {
     /// end-10.
     DeleteBlob(Digest),
     /// end-4 and end-11.
-    StartUpload(Start),
+    StartUpload(UploadStart),
     /// end-5.
     PatchUpload(Uuid),
     /// end-6.
@@ -65,50 +64,44 @@ pub enum Act {
     /// end-14.
     CancelUpload(Uuid),
     /// end-8.
-    ListTags(Page),
+    ListTags(PageRequest),
     /// end-12.
     ListReferrers {
-        /// The subject.
         digest: Digest,
-        /// The type that is asked for.
+        /// The requested type.
         artifact_type: Option<String>,
-        /// The digest behind which the page begins (ours, from a Link).
+        /// The digest after which the page begins (ours, from a Link).
         after: Option<Digest>,
     },
 }
 
-/// How an upload starts.
+/// The start of an upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
-    /// With a session, hashing by this algorithm from the first byte.
+pub(crate) enum UploadStart {
+    /// A session, hashed by this algorithm from the first byte.
     Session(Algorithm),
-    /// With the whole blob in the body.
+    /// An upload with the whole blob in the body.
     Whole(Digest),
-    /// With a blob of another repository; without `from`, of any that the client may read.
-    Mount {
-        /// The blob.
-        digest: Digest,
-        /// Where it is.
-        from: Option<RepositoryName>,
-    },
+    /// A mount from another repository; without `from`, from any that the client may read.
+    Mount { digest: Digest, from: Option<RepositoryName> },
 }
 
-/// Which part of a listing.
+/// The requested page of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Page {
-    /// How many entries, at most [`MAX_PAGE`]; the default is the endpoint's.
-    pub n: Option<usize>,
-    /// Entries behind this one.
-    pub last: Option<String>,
+pub(crate) struct PageRequest {
+    /// The number of entries, at most [`MAX_PAGE`]; the endpoint has a default.
+    pub(crate) n: Option<usize>,
+    /// The entry after which the page begins.
+    pub(crate) last: Option<String>,
 }
 
-/// Why a request is no action.
+/// The reason why a request is not an action.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoAction {
-    /// The path is none of the API's.
+pub(crate) enum ActionError {
+    /// The path is not an endpoint.
     #[error("there is no such endpoint in the distribution API")]
     UnknownEndpoint,
-    /// The path is one of the API's, the method is not; these are.
+    /// The endpoint does not accept the method, only these.
     #[error("the endpoint takes {0}")]
     Method(&'static str),
     /// The repository's name is not valid.
@@ -117,104 +110,106 @@ pub enum NoAction {
     /// A digest or an algorithm is not valid.
     #[error("{0}")]
     Digest(InvalidName),
-    /// A tag to be put is not valid.
+    /// A tag to set is not valid.
     #[error("{0}")]
     Tag(InvalidName),
-    /// A tag to be read or deleted is not valid, so there is none.
+    /// A tag to read or delete is not valid, so it does not exist.
     #[error("{0}")]
     NoSuchTag(InvalidName),
-    /// The upload was never one of ours.
+    /// The upload's id is not one of ours.
     #[error("upload {0:?} is no session")]
     Upload(String),
-    /// A query parameter is missing or makes no sense.
+    /// A query parameter is missing or not valid.
     #[error("Invalid parameter at '{name}' failed to satisfy constraint: '{rule}'")]
     Parameter {
-        /// Its name.
         name: &'static str,
-        /// What it has to be.
+        /// The constraint.
         rule: &'static str,
     },
-    /// More tags than one request may carry.
+    /// More tags than one request may set.
     #[error("a request may carry at most {MAX_TAG_PARAMETERS} tag parameters")]
     TooManyTags,
 }
 
-impl Action {
-    /// Parses a request line whose path is `/v2` or begins with `/v2/`.
+impl OciAction {
+    /// Parses a request line with a path of `/v2` or below `/v2/`.
     ///
     /// # Errors
-    /// What is wrong with it. Who is not authenticated is not told.
-    pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, NoAction> {
-        // Names hold no character that needs encoding, so only an odd client pays for decoding. An encoded slash makes one
-        // more segment and nothing else: what is looked at below is always the decoded path.
-        let path = decoded(path).ok_or(NoAction::UnknownEndpoint)?;
+    /// The first error. An unauthenticated client does not see it.
+    pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, ActionError> {
+        // Names need no encoding, so only unusual clients pay for decoding. An encoded slash
+        // separates segments like any other: the decoded path is parsed.
+        let path = decoded(path).ok_or(ActionError::UnknownEndpoint)?;
         let rest = path.strip_prefix("/v2").unwrap_or_default();
         let Some(rest) = rest.strip_prefix('/').filter(|rest| !rest.is_empty()) else {
             return read(method).map(|_| Self::Ping);
         };
-        let query = Query(query.unwrap_or_default());
+        let query = QueryString(query.unwrap_or_default());
         if rest == "_catalog" {
             read(method)?;
             return Ok(Self::Catalog(query.page()?));
         }
-        let (before, last) = rest.rsplit_once('/').ok_or(NoAction::UnknownEndpoint)?;
+        let (before, last) = rest.rsplit_once('/').ok_or(ActionError::UnknownEndpoint)?;
         if last == "uploads"
             && let Some(name) = before.strip_suffix("/blobs")
         {
             return start_upload(method, name, &query);
         }
-        let (name, kind) = before.rsplit_once('/').ok_or(NoAction::UnknownEndpoint)?;
+        let (name, kind) = before.rsplit_once('/').ok_or(ActionError::UnknownEndpoint)?;
         match (kind, last) {
             ("manifests", reference) => manifest(method, name, reference, &query),
             ("blobs", digest) => blob(method, name, digest),
             ("uploads", "") => {
-                let name = name.strip_suffix("/blobs").ok_or(NoAction::UnknownEndpoint)?;
+                let name = name.strip_suffix("/blobs").ok_or(ActionError::UnknownEndpoint)?;
                 start_upload(method, name, &query)
             }
             ("uploads", id) => {
-                let name = name.strip_suffix("/blobs").ok_or(NoAction::UnknownEndpoint)?;
+                let name = name.strip_suffix("/blobs").ok_or(ActionError::UnknownEndpoint)?;
                 upload(method, name, id, &query)
             }
             ("tags", "list") => {
                 read(method)?;
-                Ok(Self::In(repository(name)?, Act::ListTags(query.page()?)))
+                Ok(Self::Repository(repository(name)?, RepositoryAction::ListTags(query.page()?)))
             }
             ("referrers", digest) => {
                 read(method)?;
                 let after = query.get("last")?.and_then(|last| last.parse().ok());
                 let artifact_type = query.get("artifactType")?.filter(|text| !text.is_empty()).map(Cow::into_owned);
                 let digest = parse_digest(digest)?;
-                Ok(Self::In(repository(name)?, Act::ListReferrers { digest, artifact_type, after }))
+                Ok(Self::Repository(
+                    repository(name)?,
+                    RepositoryAction::ListReferrers { digest, artifact_type, after },
+                ))
             }
-            _ => Err(NoAction::UnknownEndpoint),
+            _ => Err(ActionError::UnknownEndpoint),
         }
     }
 
-    /// What metrics and the log call it.
-    pub fn operation(&self) -> &'static str {
+    /// Returns the name of the action for metrics and the log.
+    pub(crate) fn operation(&self) -> &'static str {
         let act = match self {
             Self::Ping => return "GET v2",
             Self::Catalog(_) => return "GET catalog",
-            Self::In(_, act) => act,
+            Self::Repository(_, act) => act,
         };
         match act {
-            Act::ReadManifest { head: false, .. } => "GET manifest",
-            Act::ReadManifest { head: true, .. } => "HEAD manifest",
-            Act::PutManifest { .. } => "PUT manifest",
-            Act::DeleteManifest(_) => "DELETE manifest",
-            Act::DeleteTag(_) => "DELETE tag",
-            Act::ReadBlob { head: false, .. } => "GET blob",
-            Act::ReadBlob { head: true, .. } => "HEAD blob",
-            Act::DeleteBlob(_) => "DELETE blob",
-            Act::StartUpload(Start::Session(_)) => "POST upload",
-            Act::StartUpload(Start::Whole(_)) => "POST blob",
-            Act::StartUpload(Start::Mount { .. }) => "POST mount",
-            Act::PatchUpload(_) => "PATCH upload",
-            Act::PutUpload(..) => "PUT upload",
-            Act::UploadStatus(_) => "GET upload",
-            Act::CancelUpload(_) => "DELETE upload",
-            Act::ListTags(_) => "GET tags",
-            Act::ListReferrers { .. } => "GET referrers",
+            RepositoryAction::ReadManifest { head: false, .. } => "GET manifest",
+            RepositoryAction::ReadManifest { head: true, .. } => "HEAD manifest",
+            RepositoryAction::PutManifest { .. } => "PUT manifest",
+            RepositoryAction::DeleteManifest(_) => "DELETE manifest",
+            RepositoryAction::DeleteTag(_) => "DELETE tag",
+            RepositoryAction::ReadBlob { head: false, .. } => "GET blob",
+            RepositoryAction::ReadBlob { head: true, .. } => "HEAD blob",
+            RepositoryAction::DeleteBlob(_) => "DELETE blob",
+            RepositoryAction::StartUpload(UploadStart::Session(_)) => "POST upload",
+            RepositoryAction::StartUpload(UploadStart::Whole(_)) => "POST blob",
+            RepositoryAction::StartUpload(UploadStart::Mount { .. }) => "POST mount",
+            RepositoryAction::PatchUpload(_) => "PATCH upload",
+            RepositoryAction::PutUpload(..) => "PUT upload",
+            RepositoryAction::UploadStatus(_) => "GET upload",
+            RepositoryAction::CancelUpload(_) => "DELETE upload",
+            RepositoryAction::ListTags(_) => "GET tags",
+            RepositoryAction::ListReferrers { .. } => "GET referrers",
         }
     }
 }
@@ -223,37 +218,37 @@ fn decoded(text: &str) -> Option<Cow<'_, str>> {
     if text.contains('%') { percent_decode_str(text).decode_utf8().ok() } else { Some(Cow::Borrowed(text)) }
 }
 
-fn repository(name: &str) -> Result<RepositoryName, NoAction> {
-    name.parse().map_err(NoAction::Name)
+fn repository(name: &str) -> Result<RepositoryName, ActionError> {
+    name.parse().map_err(ActionError::Name)
 }
 
-fn parse_digest(text: &str) -> Result<Digest, NoAction> {
-    text.parse().map_err(NoAction::Digest)
+fn parse_digest(text: &str) -> Result<Digest, ActionError> {
+    text.parse().map_err(ActionError::Digest)
 }
 
-/// Whether it is a HEAD, of an endpoint that is only read.
-fn read(method: &Method) -> Result<bool, NoAction> {
+/// Checks that the method is GET or HEAD; returns whether it is HEAD.
+fn read(method: &Method) -> Result<bool, ActionError> {
     match *method {
         Method::GET => Ok(false),
         Method::HEAD => Ok(true),
-        _ => Err(NoAction::Method("GET, HEAD")),
+        _ => Err(ActionError::Method("GET, HEAD")),
     }
 }
 
-fn manifest(method: &Method, name: &str, reference: &str, query: &Query<'_>) -> Result<Action, NoAction> {
+fn manifest(method: &Method, name: &str, reference: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
     let reference = || {
         reference.parse::<Reference>().map_err(|error| match *method {
-            _ if reference.contains(':') => NoAction::Digest(error),
-            Method::PUT => NoAction::Tag(error),
-            _ => NoAction::NoSuchTag(error),
+            _ if reference.contains(':') => ActionError::Digest(error),
+            Method::PUT => ActionError::Tag(error),
+            _ => ActionError::NoSuchTag(error),
         })
     };
     let act = match *method {
-        Method::GET => Act::ReadManifest { reference: reference()?, head: false },
-        Method::HEAD => Act::ReadManifest { reference: reference()?, head: true },
+        Method::GET => RepositoryAction::ReadManifest { reference: reference()?, head: false },
+        Method::HEAD => RepositoryAction::ReadManifest { reference: reference()?, head: true },
         Method::DELETE => match reference()? {
-            Reference::Tag(tag) => Act::DeleteTag(tag),
-            Reference::Digest(digest) => Act::DeleteManifest(digest),
+            Reference::Tag(tag) => RepositoryAction::DeleteTag(tag),
+            Reference::Digest(digest) => RepositoryAction::DeleteManifest(digest),
         },
         Method::PUT => {
             let mut tags = Vec::new();
@@ -266,287 +261,92 @@ fn manifest(method: &Method, name: &str, reference: &str, query: &Query<'_>) -> 
             };
             for text in query.all("tag") {
                 if tags.len() >= MAX_TAG_PARAMETERS {
-                    return Err(NoAction::TooManyTags);
+                    return Err(ActionError::TooManyTags);
                 }
-                let tag = Tag::parse_oci(&text?).map_err(NoAction::Tag)?;
+                let tag = Tag::parse_oci(&text?).map_err(ActionError::Tag)?;
                 if !tags.contains(&tag) {
                     tags.push(tag);
                 }
             }
-            Act::PutManifest { digest, tags }
+            RepositoryAction::PutManifest { digest, tags }
         }
-        _ => return Err(NoAction::Method("GET, HEAD, PUT, DELETE")),
+        _ => return Err(ActionError::Method("GET, HEAD, PUT, DELETE")),
     };
-    Ok(Action::In(repository(name)?, act))
+    Ok(OciAction::Repository(repository(name)?, act))
 }
 
-fn blob(method: &Method, name: &str, digest: &str) -> Result<Action, NoAction> {
+fn blob(method: &Method, name: &str, digest: &str) -> Result<OciAction, ActionError> {
     let act = match *method {
-        Method::GET => Act::ReadBlob { digest: parse_digest(digest)?, head: false },
-        Method::HEAD => Act::ReadBlob { digest: parse_digest(digest)?, head: true },
-        Method::DELETE => Act::DeleteBlob(parse_digest(digest)?),
-        _ => return Err(NoAction::Method("GET, HEAD, DELETE")),
+        Method::GET => RepositoryAction::ReadBlob { digest: parse_digest(digest)?, head: false },
+        Method::HEAD => RepositoryAction::ReadBlob { digest: parse_digest(digest)?, head: true },
+        Method::DELETE => RepositoryAction::DeleteBlob(parse_digest(digest)?),
+        _ => return Err(ActionError::Method("GET, HEAD, DELETE")),
     };
-    Ok(Action::In(repository(name)?, act))
+    Ok(OciAction::Repository(repository(name)?, act))
 }
 
-fn start_upload(method: &Method, name: &str, query: &Query<'_>) -> Result<Action, NoAction> {
+fn start_upload(method: &Method, name: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
     if *method != Method::POST {
-        return Err(NoAction::Method("POST"));
+        return Err(ActionError::Method("POST"));
     }
     let start = if let Some(mount) = query.get("mount")? {
-        // A blob or a source that cannot exist is one that is not there: the client gets its session.
+        // An invalid digest or source counts as missing: the client gets a session.
         match (mount.parse(), query.get("from")?.map(|from| from.parse()).transpose()) {
-            (Ok(digest), Ok(from)) => Start::Mount { digest, from },
-            _ => Start::Session(Algorithm::Sha256),
+            (Ok(digest), Ok(from)) => UploadStart::Mount { digest, from },
+            _ => UploadStart::Session(Algorithm::Sha256),
         }
     } else if let Some(digest) = query.get("digest")? {
-        Start::Whole(parse_digest(&digest)?)
+        UploadStart::Whole(parse_digest(&digest)?)
     } else {
-        let algorithm = query.get("digest-algorithm")?.map(|text| text.parse().map_err(NoAction::Digest));
-        Start::Session(algorithm.transpose()?.unwrap_or(Algorithm::Sha256))
+        let algorithm = query.get("digest-algorithm")?.map(|text| text.parse().map_err(ActionError::Digest));
+        UploadStart::Session(algorithm.transpose()?.unwrap_or(Algorithm::Sha256))
     };
-    Ok(Action::In(repository(name)?, Act::StartUpload(start)))
+    Ok(OciAction::Repository(repository(name)?, RepositoryAction::StartUpload(start)))
 }
 
-fn upload(method: &Method, name: &str, id: &str, query: &Query<'_>) -> Result<Action, NoAction> {
-    let session = || Uuid::try_parse(id).map_err(|_| NoAction::Upload(id.chars().take(64).collect()));
+fn upload(method: &Method, name: &str, id: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
+    let session = || Uuid::try_parse(id).map_err(|_| ActionError::Upload(id.chars().take(64).collect()));
     let act = match *method {
-        Method::GET | Method::HEAD => Act::UploadStatus(session()?),
-        Method::PATCH => Act::PatchUpload(session()?),
+        Method::GET | Method::HEAD => RepositoryAction::UploadStatus(session()?),
+        Method::PATCH => RepositoryAction::PatchUpload(session()?),
         Method::PUT => {
             let id = session()?;
             let digest = query.get("digest")?;
-            let digest = digest.ok_or(NoAction::Parameter { name: "digest", rule: "Member must not be null" })?;
-            Act::PutUpload(id, parse_digest(&digest)?)
+            let digest = digest.ok_or(ActionError::Parameter { name: "digest", rule: "Member must not be null" })?;
+            RepositoryAction::PutUpload(id, parse_digest(&digest)?)
         }
-        Method::DELETE => Act::CancelUpload(session()?),
-        _ => return Err(NoAction::Method("GET, PATCH, PUT, DELETE")),
+        Method::DELETE => RepositoryAction::CancelUpload(session()?),
+        _ => return Err(ActionError::Method("GET, PATCH, PUT, DELETE")),
     };
-    Ok(Action::In(repository(name)?, act))
+    Ok(OciAction::Repository(repository(name)?, act))
 }
 
-/// A query, looked at where it is. `+` stands for itself: no value of this API holds a space, and media types hold pluses
-/// that not every client encodes.
-struct Query<'a>(&'a str);
+/// A query string, parsed in place. `+` is not decoded: no value of this API has a space, and some
+/// clients do not encode the plus of media types.
+struct QueryString<'a>(&'a str);
 
-impl<'a> Query<'a> {
-    fn all<'q>(&'q self, name: &'static str) -> impl Iterator<Item = Result<Cow<'a, str>, NoAction>> + 'q {
+impl<'a> QueryString<'a> {
+    fn all<'q>(&'q self, name: &'static str) -> impl Iterator<Item = Result<Cow<'a, str>, ActionError>> + 'q {
         let pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         pairs
             .filter(move |(key, _)| *key == name)
-            .map(move |(_, value)| decoded(value).ok_or(NoAction::Parameter { name, rule: "Member must be UTF-8" }))
+            .map(move |(_, value)| decoded(value).ok_or(ActionError::Parameter { name, rule: "Member must be UTF-8" }))
     }
 
-    fn get(&self, name: &'static str) -> Result<Option<Cow<'a, str>>, NoAction> {
+    fn get(&self, name: &'static str) -> Result<Option<Cow<'a, str>>, ActionError> {
         self.all(name).next().transpose()
     }
 
-    fn page(&self) -> Result<Page, NoAction> {
+    fn page(&self) -> Result<PageRequest, ActionError> {
         let n = self.get("n")?.map(|n| match n.parse::<usize>() {
             Ok(n) => Ok(n.min(MAX_PAGE)),
             Err(_) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => Ok(MAX_PAGE),
-            Err(_) => Err(NoAction::Parameter { name: "n", rule: "Member must be a number from 0 to 1000" }),
+            Err(_) => Err(ActionError::Parameter { name: "n", rule: "Member must be a number from 0 to 1000" }),
         });
         let last = self.get("last")?.filter(|last| !last.is_empty()).map(Cow::into_owned);
-        Ok(Page { n: n.transpose()?, last })
+        Ok(PageRequest { n: n.transpose()?, last })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    const ID: &str = "6b3c9a93-af5d-473f-a4cf-9710022185cd";
-
-    fn parse(method: &str, target: &str) -> Result<Action, NoAction> {
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        Action::parse(&method.parse().unwrap(), path, query)
-    }
-
-    fn name(text: &str) -> RepositoryName {
-        text.parse().unwrap()
-    }
-
-    fn digest() -> Digest {
-        Digest::sha256(b"")
-    }
-
-    fn act(method: &str, target: &str) -> Act {
-        match parse(method, target) {
-            Ok(Action::In(_, act)) => act,
-            other => panic!("{method} {target} is {other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_root_answers_with_and_without_its_slash() {
-        assert_eq!(parse("GET", "/v2/"), Ok(Action::Ping));
-        assert_eq!(parse("GET", "/v2"), Ok(Action::Ping));
-        assert_eq!(parse("POST", "/v2/"), Err(NoAction::Method("GET, HEAD")));
-    }
-
-    #[test]
-    fn every_endpoint_of_the_specification_is_an_action() {
-        let tag = Reference::Tag("latest".parse().unwrap());
-        let id: Uuid = ID.parse().unwrap();
-        let cases = [
-            ("GET", "manifests/latest".to_owned(), Act::ReadManifest { reference: tag.clone(), head: false }),
-            ("HEAD", "manifests/latest".to_owned(), Act::ReadManifest { reference: tag, head: true }),
-            ("DELETE", "manifests/latest".to_owned(), Act::DeleteTag("latest".parse().unwrap())),
-            ("DELETE", format!("manifests/sha256:{HEX}"), Act::DeleteManifest(digest())),
-            ("GET", format!("blobs/sha256:{HEX}"), Act::ReadBlob { digest: digest(), head: false }),
-            ("HEAD", format!("blobs/sha256:{HEX}"), Act::ReadBlob { digest: digest(), head: true }),
-            ("DELETE", format!("blobs/sha256:{HEX}"), Act::DeleteBlob(digest())),
-            ("POST", "blobs/uploads/".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
-            ("POST", "blobs/uploads".to_owned(), Act::StartUpload(Start::Session(Algorithm::Sha256))),
-            (
-                "POST",
-                "blobs/uploads/?digest-algorithm=sha512".to_owned(),
-                Act::StartUpload(Start::Session(Algorithm::Sha512)),
-            ),
-            ("POST", format!("blobs/uploads/?digest=sha256:{HEX}"), Act::StartUpload(Start::Whole(digest()))),
-            (
-                "POST",
-                format!("blobs/uploads/?mount=sha256%3A{HEX}&from=other%2Fone"),
-                Act::StartUpload(Start::Mount { digest: digest(), from: Some(name("other/one")) }),
-            ),
-            (
-                "POST",
-                "blobs/uploads/?mount=&from=other".to_owned(),
-                Act::StartUpload(Start::Session(Algorithm::Sha256)),
-            ),
-            (
-                "POST",
-                "blobs/uploads/?mount=sha256:short".to_owned(),
-                Act::StartUpload(Start::Session(Algorithm::Sha256)),
-            ),
-            (
-                "POST",
-                format!("blobs/uploads/?mount=sha256:{HEX}"),
-                Act::StartUpload(Start::Mount { digest: digest(), from: None }),
-            ),
-            ("PATCH", format!("blobs/uploads/{ID}"), Act::PatchUpload(id)),
-            ("PUT", format!("blobs/uploads/{ID}?digest=sha256:{HEX}"), Act::PutUpload(id, digest())),
-            ("GET", format!("blobs/uploads/{ID}"), Act::UploadStatus(id)),
-            ("DELETE", format!("blobs/uploads/{ID}"), Act::CancelUpload(id)),
-            (
-                "GET",
-                "tags/list?n=5&last=abc".to_owned(),
-                Act::ListTags(Page { n: Some(5), last: Some("abc".to_owned()) }),
-            ),
-            (
-                "GET",
-                format!("referrers/sha256:{HEX}?artifactType=application/vnd.example+json"),
-                Act::ListReferrers {
-                    digest: digest(),
-                    artifact_type: Some("application/vnd.example+json".to_owned()),
-                    after: None,
-                },
-            ),
-        ];
-        for (method, tail, expected) in cases {
-            let parsed = parse(method, &format!("/v2/team/app/{tail}"));
-            assert_eq!(parsed, Ok(Action::In(name("team/app"), expected)), "{method} {tail}");
-        }
-        assert_eq!(parse("GET", "/v2/_catalog"), Ok(Action::Catalog(Page::default())));
-    }
-
-    #[test]
-    fn a_repository_may_be_named_like_an_endpoint() {
-        let found = parse("GET", "/v2/manifests/tags/list/manifests/latest");
-        assert!(
-            matches!(found, Ok(Action::In(repository, Act::ReadManifest { .. })) if repository == name("manifests/tags/list"))
-        );
-        let found = parse("GET", "/v2/blobs/uploads/tags/list");
-        assert!(matches!(found, Ok(Action::In(repository, Act::ListTags(_))) if repository == name("blobs/uploads")));
-    }
-
-    #[test]
-    fn a_manifest_is_put_under_the_tags_of_its_path_and_its_query_once_each() {
-        let tags = |text: &[&str]| text.iter().map(|tag| tag.parse().unwrap()).collect::<Vec<Tag>>();
-        assert_eq!(
-            act("PUT", &format!("/v2/ab/manifests/sha256:{HEX}?tag=1&tag=1.2&tag=1")),
-            Act::PutManifest { digest: Some(digest()), tags: tags(&["1", "1.2"]) }
-        );
-        assert_eq!(
-            act("PUT", "/v2/ab/manifests/1?tag=1&tag=2"),
-            Act::PutManifest { digest: None, tags: tags(&["1", "2"]) }
-        );
-        let many: Vec<String> = (0..=MAX_TAG_PARAMETERS).map(|n| format!("tag=t{n}")).collect();
-        let target = format!("/v2/ab/manifests/sha256:{HEX}?{}", many.join("&"));
-        assert_eq!(parse("PUT", &target), Err(NoAction::TooManyTags));
-    }
-
-    #[test]
-    fn the_parts_of_a_bad_request_are_told_apart() {
-        assert!(matches!(parse("GET", "/v2/UPPER/manifests/latest"), Err(NoAction::Name(_))));
-        assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(NoAction::NoSuchTag(_))));
-        assert!(matches!(parse("PUT", "/v2/ab/manifests/.hidden"), Err(NoAction::Tag(_))));
-        assert!(matches!(parse("GET", "/v2/ab/manifests/sha256:totallywrong"), Err(NoAction::Digest(_))));
-        assert!(matches!(parse("GET", "/v2/ab/blobs/latest"), Err(NoAction::Digest(_))));
-        assert!(matches!(parse("POST", "/v2/ab/blobs/uploads/?digest-algorithm=md5"), Err(NoAction::Digest(_))));
-        assert!(matches!(parse("PATCH", "/v2/ab/blobs/uploads/7"), Err(NoAction::Upload(_))));
-        assert!(matches!(parse("PUT", &format!("/v2/ab/blobs/uploads/{ID}")), Err(NoAction::Parameter { .. })));
-        assert!(matches!(parse("GET", "/v2/ab/tags/list?n=-1"), Err(NoAction::Parameter { name: "n", .. })));
-        assert!(matches!(parse("GET", "/v2/ab/tags/list?n="), Err(NoAction::Parameter { name: "n", .. })));
-        assert!(matches!(parse("PATCH", "/v2/ab/manifests/latest"), Err(NoAction::Method(_))));
-        for unknown in ["/v2/ab", "/v2/ab/tags", "/v2//", "/v2/ab/manifests/latest/", "/v2x", "/v2/ab/tags/list/"] {
-            let parsed = parse("GET", unknown);
-            assert!(!matches!(parsed, Ok(Action::In(..) | Action::Catalog(_))), "{unknown} is {parsed:?}");
-        }
-    }
-
-    #[test]
-    fn a_page_is_never_longer_than_a_thousand() {
-        for n in ["1001", "99999999999999999999999999"] {
-            let page = Page { n: Some(MAX_PAGE), last: None };
-            assert_eq!(act("GET", &format!("/v2/ab/tags/list?n={n}")), Act::ListTags(page));
-        }
-    }
-
-    #[test]
-    fn path_tricks_are_refused_encoded_or_not() {
-        for trick in [
-            "/v2/../etc/manifests/latest",
-            "/v2/a/../b/manifests/latest",
-            "/v2/%2e%2e/ab/manifests/latest",
-            "/v2/ab%2f..%2fcd/manifests/latest",
-            "/v2//ab/manifests/latest",
-            "/v2/ab%00/manifests/latest",
-            "/v2/ab\\cd/manifests/latest",
-            "/v2/ab/manifests/..",
-            "/v2/ab/manifests/%2e%2e",
-            "/v2/ab/blobs/../../etc",
-            "/v2/ab/blobs/uploads/../../x",
-            "/v2/%ff/manifests/latest",
-            "/v2/ab;/manifests/latest",
-        ] {
-            assert!(parse("GET", trick).is_err(), "{trick} is refused");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_target_gives_an_action_or_an_error(
-            method in "GET|HEAD|PUT|POST|PATCH|DELETE|OPTIONS",
-            path in "/v2(/(ab|manifests|blobs|uploads|tags|list|referrers|_catalog|%2e%2e|\\.\\.|sha256:[a-f0-9]{0,64}|\\PC{0,8})){0,6}/?",
-            query in "((n|last|tag|digest|mount|from|artifactType)=?[a-z0-9:%&/+]{0,20}&?){0,3}",
-        ) {
-            if let Ok(Action::In(name, _)) = Action::parse(&method.parse().unwrap(), &path, Some(&query)) {
-                prop_assert!(name.as_str().split('/').all(|part| !part.is_empty() && part != "." && part != ".."));
-            }
-        }
-
-        #[test]
-        fn a_names_manifest_is_found_whatever_the_name(name in RepositoryName::PATTERN, tag in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,20}") {
-            if let Ok(name) = name.parse::<RepositoryName>() {
-                let parsed = Action::parse(&Method::GET, &format!("/v2/{name}/manifests/{tag}"), None);
-                let reference = Reference::Tag(tag.parse().unwrap());
-                prop_assert_eq!(parsed, Ok(Action::In(name, Act::ReadManifest { reference, head: false })));
-            }
-        }
-    }
-}
+mod tests;

@@ -9,13 +9,14 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderValue, StatusCode, header};
 use uuid::Uuid;
 
-use super::conditions::{Condition, Named, Wanted, condition, wanted};
+use super::conditions::{ContentHeaders, Precondition, WantedRange, precondition, wanted_range};
 use super::error::{Code, OciError};
-use super::{CONTENT_DIGEST, Call, empty, value};
-use crate::body::Body;
-use crate::http::memory::{self, Caller};
-use crate::uploads::lease_of_present;
-use crate::{Registry, Response};
+use super::{CONTENT_DIGEST, OciCall, empty, value};
+use crate::message::Response;
+use crate::message::body::Body;
+use crate::message::memory::{self, Caller};
+use crate::service::Registry;
+use crate::service::uploads::lease_of_present;
 use wharfage_domain::names::{Digest, RepositoryName};
 use wharfage_process::budget::Account;
 use wharfage_store::layers::{Blob, UnlinkOutcome};
@@ -23,12 +24,13 @@ use wharfage_store::{BlobReader, Lookup, StoreError, StoreResult};
 
 const OCTETS: &str = "application/octet-stream";
 
-/// How long a redirect's URL is good for: as long as one download may take to begin, retries included.
+/// The validity of a redirect's URL: the time that one download may take to begin, including
+/// retries.
 const REDIRECT_VALID_FOR: Duration = Duration::from_secs(20 * 60);
 
-/// end-2. HEAD is answered here always: a presigned URL is for GET only.
+/// end-2. HEAD is always answered here: a presigned URL is for GET only.
 pub(super) async fn read(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     digest: &Digest,
     head: bool,
@@ -39,13 +41,14 @@ pub(super) async fn read(
         Lookup::Found(_) | Lookup::Missing => return Err(OciError::blob_unknown(digest)),
         Lookup::NoRepository => return Err(call.name_unknown(name)),
     };
-    let named = Named::new(&blob.digest)
+    let named = ContentHeaders::new(&blob.digest)
         .ok_or_else(|| StoreError::Inconsistent(format!("{} is no header's value", blob.digest)))?;
-    let mut response = match condition(&call.headers, &named.etag) {
-        Condition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
-        Condition::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Condition::Met if head => {
-            // A client that is told that a blob is here does not push it, so it stays until the manifest may have come.
+    let mut response = match precondition(&call.headers, &named.etag) {
+        Precondition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
+        Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
+        Precondition::Met if head => {
+            // A client does not push a blob that is reported as present, so it is kept until the
+            // manifest can have arrived.
             let repository = call.repository(name).await?;
             registry
                 .metadata
@@ -53,18 +56,18 @@ pub(super) async fn read(
                 .await?;
             content(StatusCode::OK, blob.bytes.size, Body::empty())
         }
-        Condition::Met => {
+        Precondition::Met => {
             if let Some(url) = registry.presigned_url(&blob, REDIRECT_VALID_FOR).await? {
                 let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
                 response.headers_mut().insert(header::LOCATION, value(url)?);
                 response.headers_mut().insert(CONTENT_DIGEST, named.digest);
                 return Ok(response);
             }
-            let source = Source { registry: Arc::clone(registry), blob: blob.clone(), caller: call.caller.clone() };
+            let source = BlobSource { registry: Arc::clone(registry), blob: blob.clone(), caller: call.caller.clone() };
             let size = blob.bytes.size;
-            let (response, sent) = match wanted(&call.headers, &named.etag, size) {
-                Wanted::Whole => (content(StatusCode::OK, size, source.body(0..size).await?), size),
-                Wanted::Part(range) => {
+            let (response, sent) = match wanted_range(&call.headers, &named.etag, size) {
+                WantedRange::Whole => (content(StatusCode::OK, size, source.body(0..size).await?), size),
+                WantedRange::Part(range) => {
                     let length = range.end - range.start;
                     let body = source.body(range.clone()).await?;
                     let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
@@ -72,8 +75,8 @@ pub(super) async fn read(
                     headers.insert(header::CONTENT_RANGE, value(content_range(&range, size))?);
                     (response, length)
                 }
-                Wanted::Parts(ranges) => source.parts(ranges).await?,
-                Wanted::Unsatisfiable => return Err(unsatisfiable(size)?),
+                WantedRange::Parts(ranges) => source.parts(ranges).await?,
+                WantedRange::Unsatisfiable => return Err(unsatisfiable(size)?),
             };
             registry.metrics.sent.inc_by(sent);
             response
@@ -86,16 +89,16 @@ pub(super) async fn read(
     Ok(response)
 }
 
-/// Where a blob's bytes are read from.
+/// The source of a blob's bytes.
 #[derive(Clone)]
-struct Source {
+struct BlobSource {
     registry: Arc<Registry>,
     blob: Blob,
     caller: Caller,
 }
 
-impl Source {
-    /// Holds the memory that a reader takes.
+impl BlobSource {
+    /// Reserves the memory of a reader.
     async fn memory(&self) -> Result<Account, OciError> {
         let bytes = self.registry.blobs.reader_memory();
         let mut account = memory::process().open(&self.caller, bytes);
@@ -109,24 +112,24 @@ impl Source {
         reader.ok_or_else(|| OciError::blob_unknown(&self.blob.digest))
     }
 
-    /// Opens a further range, when the answer has begun.
+    /// Opens a further range, after the response has begun.
     async fn read_on(self, range: Range<u64>) -> StoreResult<BlobReader> {
         let damaged = || StoreError::Inconsistent(format!("{} was found damaged while it was read", self.blob.digest));
         self.registry.read_blob(&self.blob, range).await?.ok_or_else(damaged)
     }
 
-    /// One range as a body.
+    /// Creates a body of one range.
     async fn body(&self, range: Range<u64>) -> Result<Body, OciError> {
         let remaining = range.end - range.start;
         if remaining == 0 {
             return Ok(Body::empty());
         }
         let memory = self.memory().await?;
-        Ok(Body::Blob { reader: self.read(range).await?, remaining, memory })
+        Ok(Body::Blob { reader: self.read(range).await?, remaining, _memory: memory })
     }
 
-    /// Several ranges as `multipart/byteranges` (RFC 9110 §14.6), read one after the other; with how many of the blob's bytes
-    /// they are.
+    /// Creates a body of several ranges as `multipart/byteranges` (RFC 9110 §14.6), read one after
+    /// the other. Also returns the number of the blob's bytes in it.
     async fn parts(self, ranges: Vec<Range<u64>>) -> Result<(Response, u64), OciError> {
         let boundary = Uuid::new_v4().simple().to_string();
         let head = |range: &Range<u64>| {
@@ -138,9 +141,10 @@ impl Source {
         let sent: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let length = sent + (heads.iter().map(String::len).sum::<usize>() + end.len()) as u64;
 
-        // There is one reader at a time.
+        // Only one reader is open at a time.
         let memory = self.memory().await?;
-        // The first one is opened before the answer begins, so that a blob that cannot be read is an error.
+        // The first range is opened before the response begins, so that an unreadable blob is an
+        // error.
         let mut first = match ranges.first() {
             Some(range) => Some(self.read(range.clone()).await?),
             None => None,
@@ -157,7 +161,7 @@ impl Source {
             head.chain(futures::stream::once(read).try_flatten())
         });
         let end = futures::stream::once(std::future::ready(Ok(Bytes::from(end))));
-        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length, memory };
+        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length, _memory: memory };
         let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
         let media_type = value(format!("multipart/byteranges; boundary={boundary}"))?;
         response.headers_mut().insert(header::CONTENT_TYPE, media_type);
@@ -165,7 +169,7 @@ impl Source {
     }
 }
 
-/// `bytes FIRST-LAST/SIZE`, both included.
+/// Formats `bytes FIRST-LAST/SIZE`, both inclusive.
 fn content_range(range: &Range<u64>, size: u64) -> String {
     format!("bytes {}-{}/{size}", range.start, range.end - 1)
 }
@@ -186,8 +190,8 @@ fn unsatisfiable(size: u64) -> Result<OciError, OciError> {
     Ok(error.with(header::CONTENT_RANGE, range))
 }
 
-/// end-10, while no manifest needs it.
-pub(super) async fn delete(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+/// end-10. Fails while a manifest needs the blob.
+pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     match call.registry.metadata.unlink_blob(repository.id, digest).await? {
         UnlinkOutcome::Unlinked => Ok(empty(StatusCode::ACCEPTED)),

@@ -1,12 +1,12 @@
-//! The list of the registry's repositories, which the distribution spec dropped and people still use.
+//! The catalog of repositories, which the distribution spec has dropped and clients still use.
 
 use http::StatusCode;
 use serde::Serialize;
 
-use super::action::{MAX_PAGE, Page};
+use super::action::{MAX_PAGE, PageRequest};
 use super::error::OciError;
-use super::{Call, encoded, json, next_page};
-use crate::Response;
+use super::{OciCall, encoded, json, next_page};
+use crate::message::Response;
 use wharfage_store::StoreError;
 
 #[derive(Serialize)]
@@ -14,8 +14,8 @@ struct Catalog<'a> {
     repositories: Vec<&'a str>,
 }
 
-/// `GET /v2/_catalog`, in byte order, a thousand at most.
-pub(super) async fn list(call: &Call, page: Page) -> Result<Response, OciError> {
+/// `GET /v2/_catalog`, in byte order, at most a thousand entries.
+pub(super) async fn list(call: &OciCall, page: PageRequest) -> Result<Response, OciError> {
     let n = page.n.unwrap_or(MAX_PAGE);
     let account = &call.registry.config.account;
     let mut found = match n {

@@ -1,4 +1,5 @@
-//! Conditional and partial reads (RFC 9110 §13 and §14) of content whose entity tag is its digest. Pure.
+//! Conditional and partial reads (RFC 9110 §13 and §14) of content whose entity tag is its digest.
+//! Pure.
 
 use std::ops::Range;
 
@@ -6,18 +7,18 @@ use http::{HeaderMap, HeaderValue, header};
 
 use wharfage_domain::names::Digest;
 
-/// The headers that name content by its digest.
+/// The headers that identify content by its digest.
 #[derive(Debug, Clone)]
-pub struct Named {
+pub(crate) struct ContentHeaders {
     /// `ETag`: the digest in quotes.
-    pub etag: HeaderValue,
+    pub(crate) etag: HeaderValue,
     /// `Docker-Content-Digest`.
-    pub digest: HeaderValue,
+    pub(crate) digest: HeaderValue,
 }
 
-impl Named {
-    /// The headers of this digest, of one allocation.
-    pub fn new(digest: &Digest) -> Option<Self> {
+impl ContentHeaders {
+    /// Creates the headers of this digest in one allocation.
+    pub(crate) fn new(digest: &Digest) -> Option<Self> {
         let text = digest.as_str();
         let mut quoted = Vec::with_capacity(text.len() + 2);
         quoted.push(b'"');
@@ -32,26 +33,27 @@ impl Named {
     }
 }
 
-/// What a request's conditions say.
+/// The result of a request's preconditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
-    /// Answer as if there were none.
+pub(crate) enum Precondition {
+    /// The request is executed.
     Met,
-    /// 304: the client has it.
+    /// 304: the client has the content already.
     NotModified,
-    /// 412: it is not what the client expects.
+    /// 412: the content is not the expected one.
     Failed,
 }
 
 /// Evaluates `If-Match` and `If-None-Match`.
-pub fn condition(headers: &HeaderMap, etag: &HeaderValue) -> Condition {
+pub(crate) fn precondition(headers: &HeaderMap, etag: &HeaderValue) -> Precondition {
     if headers.contains_key(header::IF_MATCH) && !names(headers, &header::IF_MATCH, etag) {
-        return Condition::Failed;
+        return Precondition::Failed;
     }
-    if names(headers, &header::IF_NONE_MATCH, etag) { Condition::NotModified } else { Condition::Met }
+    if names(headers, &header::IF_NONE_MATCH, etag) { Precondition::NotModified } else { Precondition::Met }
 }
 
-/// Whether a list of entity tags holds this one. Digests never collide, so a weak tag says as much as a strong one.
+/// Returns whether a list of entity tags contains this one. Digests never collide, so weak tags are
+/// as good as strong ones.
 fn names(headers: &HeaderMap, name: &header::HeaderName, etag: &HeaderValue) -> bool {
     headers.get_all(name).iter().any(|value| {
         value.as_bytes().split(|byte| *byte == b',').any(|candidate| {
@@ -61,42 +63,43 @@ fn names(headers: &HeaderMap, name: &header::HeaderName, etag: &HeaderValue) -> 
     })
 }
 
-/// What part of the content a request wants.
+/// The requested part of the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// All of it.
+pub(crate) enum WantedRange {
+    /// The whole content.
     Whole,
-    /// These bytes, not empty and within the content.
+    /// These bytes, not empty and inside the content.
     Part(Range<u64>),
-    /// These bytes, in this order: two parts or more, each as above. Together they are no more than the content.
+    /// These bytes in this order: at least two parts, together no more than the content.
     Parts(Vec<Range<u64>>),
-    /// Bytes that it does not have: 416.
+    /// 416: bytes beyond the content.
     Unsatisfiable,
 }
 
-/// How many ranges a request may ask for; one with more gets the whole. Clients that put a layer together from chunks that
-/// they have and chunks that they lack ask for up to so many.
+/// The number of ranges in a request; one with more gets the whole content. Clients that assemble a
+/// layer from chunks request up to this many.
 const MAX_RANGES: usize = 1024;
 
-/// Reads `Range` and `If-Range`, for content of `size` bytes. What is no list of ranges of bytes is answered with the whole, as
-/// the RFC allows, and so are ranges that ask for more bytes than there are: only overlapping ones can.
-pub fn wanted(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
-    let Some(range) = headers.get(header::RANGE) else { return Wanted::Whole };
+/// Reads `Range` and `If-Range` for content of `size` bytes. The response is the whole content, as
+/// the RFC allows, when `Range` is not a list of byte ranges, or when its ranges overlap so much
+/// that they exceed the content.
+pub(crate) fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> WantedRange {
+    let Some(range) = headers.get(header::RANGE) else { return WantedRange::Whole };
     if headers.get(header::IF_RANGE).is_some_and(|expected| expected != etag) {
-        return Wanted::Whole;
+        return WantedRange::Whole;
     }
-    let Ok(text) = range.to_str() else { return Wanted::Whole };
-    parse_ranges(text, size).unwrap_or(Wanted::Whole)
+    let Ok(text) = range.to_str() else { return WantedRange::Whole };
+    parse_ranges(text, size).unwrap_or(WantedRange::Whole)
 }
 
-fn parse_ranges(text: &str, size: u64) -> Option<Wanted> {
+fn parse_ranges(text: &str, size: u64) -> Option<WantedRange> {
     let (unit, set) = text.split_once('=')?;
-    // Of nothing there is no part; clients that ask for what comes after its last byte get it all.
+    // Empty content has no part; clients that request bytes after its end get all of it.
     if !unit.trim().eq_ignore_ascii_case("bytes") || size == 0 {
         return None;
     }
     let (mut parts, mut bytes, mut asked) = (Vec::new(), 0_u64, 0);
-    // The RFC lets a list have empty elements.
+    // The RFC allows empty elements in a list.
     for range in set.split(',').map(str::trim).filter(|range| !range.is_empty()) {
         asked += 1;
         if asked > MAX_RANGES {
@@ -108,14 +111,14 @@ fn parse_ranges(text: &str, size: u64) -> Option<Wanted> {
     }
     Some(match (asked, parts.len()) {
         (0, _) => return None,
-        (_, 0) => Wanted::Unsatisfiable,
-        (_, 1) => Wanted::Part(parts.swap_remove(0)),
-        _ if bytes > size => Wanted::Whole,
-        _ => Wanted::Parts(parts),
+        (_, 0) => WantedRange::Unsatisfiable,
+        (_, 1) => WantedRange::Part(parts.swap_remove(0)),
+        _ if bytes > size => WantedRange::Whole,
+        _ => WantedRange::Parts(parts),
     })
 }
 
-/// One range of a list; `None` within when the content has none of its bytes.
+/// Parses one range of a list; the inner `None` means that the content has none of its bytes.
 fn parse_range(text: &str, size: u64) -> Option<Option<Range<u64>>> {
     let (first, last) = text.split_once('-')?;
     if first.is_empty() {
@@ -124,20 +127,21 @@ fn parse_range(text: &str, size: u64) -> Option<Option<Range<u64>>> {
     }
     let first = position(first)?;
     let last = if last.is_empty() { u64::MAX } else { position(last)? };
-    // A range that ends before it begins is no range by the RFC; the conformance suite and Go's own server call it one that
-    // cannot be satisfied, which is also the more useful answer.
+    // By the RFC, a range that ends before it begins is invalid. The conformance suite and Go's
+    // server report it as unsatisfiable, which is also more useful.
     let satisfiable = first <= last && first < size;
     Some(satisfiable.then(|| first..last.saturating_add(1).min(size)))
 }
 
-/// A number of digits only; one that is too large for any blob is as good as the largest.
+/// Parses a number of digits; one that is too large counts as the largest.
 fn position(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// A chunk's `Content-Range` (`first-last`, both included), as the first byte and the length.
-pub fn chunk_range(text: &str) -> Option<(u64, u64)> {
+/// Parses a chunk's `Content-Range` (`first-last`, both inclusive) into the first byte and the
+/// length.
+pub(crate) fn chunk_range(text: &str) -> Option<(u64, u64)> {
     let (first, last) = text.trim().split_once('-')?;
     let (first, last) = (position(first)?, position(last)?);
     Some((first, last.checked_sub(first)?.checked_add(1)?))
@@ -150,19 +154,19 @@ mod tests {
     use super::*;
 
     fn etag() -> HeaderValue {
-        Named::new(&Digest::sha256(b"")).unwrap().etag
+        ContentHeaders::new(&Digest::sha256(b"")).unwrap().etag
     }
 
-    fn range(text: &str, size: u64) -> Wanted {
+    fn range(text: &str, size: u64) -> WantedRange {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_str(text).unwrap());
-        wanted(&headers, &etag(), size)
+        wanted_range(&headers, &etag(), size)
     }
 
     #[test]
     fn content_is_named_by_its_digest_with_and_without_quotes() {
         let digest = Digest::sha256(b"");
-        let named = Named::new(&digest).unwrap();
+        let named = ContentHeaders::new(&digest).unwrap();
         assert_eq!(named.digest, digest.as_str());
         assert_eq!(named.etag, format!("\"{digest}\""));
     }
@@ -170,55 +174,55 @@ mod tests {
     #[test]
     fn ranges_are_bounded_open_or_suffixes() {
         for (text, expected) in [
-            ("bytes=500-1499", Wanted::Part(500..1500)),
-            ("bytes=500-", Wanted::Part(500..2048)),
-            ("bytes=-500", Wanted::Part(1548..2048)),
-            ("bytes=-5000", Wanted::Part(0..2048)),
-            ("bytes=2000-5000", Wanted::Part(2000..2048)),
-            ("bytes=0-0", Wanted::Part(0..1)),
-            ("Bytes=0-99999999999999999999999", Wanted::Part(0..2048)),
-            ("bytes=500-0", Wanted::Unsatisfiable),
-            ("bytes=2048-", Wanted::Unsatisfiable),
-            ("bytes=5000-10000", Wanted::Unsatisfiable),
-            ("bytes=-0", Wanted::Unsatisfiable),
-            ("bytes=0-1,5-6", Wanted::Parts(vec![0..2, 5..7])),
-            ("bytes= 9-9 ,, -1, 5-6,", Wanted::Parts(vec![9..10, 2047..2048, 5..7])),
-            ("bytes=0-1,2-3", Wanted::Parts(vec![0..2, 2..4])),
-            ("bytes=0-1,5000-", Wanted::Part(0..2)),
-            ("bytes=3000-,5000-", Wanted::Unsatisfiable),
-            ("bytes=0-,0-0", Wanted::Whole),
-            ("bytes=0-1023,1024-,5-5", Wanted::Whole),
-            ("bytes=0-1,x", Wanted::Whole),
-            ("bytes=,", Wanted::Whole),
-            ("items=0-1", Wanted::Whole),
-            ("bytes=a-b", Wanted::Whole),
-            ("bytes=-", Wanted::Whole),
-            ("bytes", Wanted::Whole),
-            ("bytes=+1-2", Wanted::Whole),
+            ("bytes=500-1499", WantedRange::Part(500..1500)),
+            ("bytes=500-", WantedRange::Part(500..2048)),
+            ("bytes=-500", WantedRange::Part(1548..2048)),
+            ("bytes=-5000", WantedRange::Part(0..2048)),
+            ("bytes=2000-5000", WantedRange::Part(2000..2048)),
+            ("bytes=0-0", WantedRange::Part(0..1)),
+            ("Bytes=0-99999999999999999999999", WantedRange::Part(0..2048)),
+            ("bytes=500-0", WantedRange::Unsatisfiable),
+            ("bytes=2048-", WantedRange::Unsatisfiable),
+            ("bytes=5000-10000", WantedRange::Unsatisfiable),
+            ("bytes=-0", WantedRange::Unsatisfiable),
+            ("bytes=0-1,5-6", WantedRange::Parts(vec![0..2, 5..7])),
+            ("bytes= 9-9 ,, -1, 5-6,", WantedRange::Parts(vec![9..10, 2047..2048, 5..7])),
+            ("bytes=0-1,2-3", WantedRange::Parts(vec![0..2, 2..4])),
+            ("bytes=0-1,5000-", WantedRange::Part(0..2)),
+            ("bytes=3000-,5000-", WantedRange::Unsatisfiable),
+            ("bytes=0-,0-0", WantedRange::Whole),
+            ("bytes=0-1023,1024-,5-5", WantedRange::Whole),
+            ("bytes=0-1,x", WantedRange::Whole),
+            ("bytes=,", WantedRange::Whole),
+            ("items=0-1", WantedRange::Whole),
+            ("bytes=a-b", WantedRange::Whole),
+            ("bytes=-", WantedRange::Whole),
+            ("bytes", WantedRange::Whole),
+            ("bytes=+1-2", WantedRange::Whole),
         ] {
             assert_eq!(range(text, 2048), expected, "{text}");
         }
         for text in ["bytes=0-", "bytes=-5", "bytes=0-0,2-3"] {
-            assert_eq!(range(text, 0), Wanted::Whole, "{text} of nothing");
+            assert_eq!(range(text, 0), WantedRange::Whole, "{text} of nothing");
         }
     }
 
     #[test]
-    fn so_many_ranges_and_no_more_are_answered_one_by_one() {
+    fn the_number_of_ranges_is_limited() {
         let ranges =
             |count: u64| format!("bytes={}", (0..count).map(|n| format!("{0}-{0},", 2 * n)).collect::<String>());
-        assert!(matches!(range(&ranges(1024), 4096), Wanted::Parts(parts) if parts.len() == 1024));
-        assert_eq!(range(&ranges(1025), 4096), Wanted::Whole);
+        assert!(matches!(range(&ranges(1024), 4096), WantedRange::Parts(parts) if parts.len() == 1024));
+        assert_eq!(range(&ranges(1025), 4096), WantedRange::Whole);
     }
 
     #[test]
-    fn a_range_of_other_content_gets_the_whole() {
+    fn a_range_of_other_content_returns_the_whole() {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-1"));
         headers.insert(header::IF_RANGE, etag());
-        assert_eq!(wanted(&headers, &etag(), 10), Wanted::Part(0..2));
+        assert_eq!(wanted_range(&headers, &etag(), 10), WantedRange::Part(0..2));
         headers.insert(header::IF_RANGE, HeaderValue::from_static("\"other\""));
-        assert_eq!(wanted(&headers, &etag(), 10), Wanted::Whole);
+        assert_eq!(wanted_range(&headers, &etag(), 10), WantedRange::Whole);
     }
 
     #[test]
@@ -226,19 +230,19 @@ mod tests {
         let check = |name: header::HeaderName, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_str(value).unwrap());
-            condition(&headers, &etag())
+            precondition(&headers, &etag())
         };
         let tag = etag().to_str().unwrap().to_owned();
-        assert_eq!(check(header::IF_NONE_MATCH, &format!("\"x\", W/{tag}")), Condition::NotModified);
-        assert_eq!(check(header::IF_NONE_MATCH, "*"), Condition::NotModified);
-        assert_eq!(check(header::IF_NONE_MATCH, "\"x\""), Condition::Met);
-        assert_eq!(check(header::IF_MATCH, &tag), Condition::Met);
-        assert_eq!(check(header::IF_MATCH, "\"x\""), Condition::Failed);
-        assert_eq!(condition(&HeaderMap::new(), &etag()), Condition::Met);
+        assert_eq!(check(header::IF_NONE_MATCH, &format!("\"x\", W/{tag}")), Precondition::NotModified);
+        assert_eq!(check(header::IF_NONE_MATCH, "*"), Precondition::NotModified);
+        assert_eq!(check(header::IF_NONE_MATCH, "\"x\""), Precondition::Met);
+        assert_eq!(check(header::IF_MATCH, &tag), Precondition::Met);
+        assert_eq!(check(header::IF_MATCH, "\"x\""), Precondition::Failed);
+        assert_eq!(precondition(&HeaderMap::new(), &etag()), Precondition::Met);
     }
 
     #[test]
-    fn a_chunk_says_its_first_and_last_byte() {
+    fn a_chunk_has_a_first_and_a_last_byte() {
         assert_eq!(chunk_range("0-1023"), Some((0, 1024)));
         assert_eq!(chunk_range("5-5"), Some((5, 1)));
         for bad in ["5-4", "a-b", "-5", "5-", "", "0-18446744073709551615", "bytes 0-1"] {
@@ -248,14 +252,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_are_never_empty_nor_outside_nor_more_than_the_whole(
+        fn parts_are_inside_the_content_and_not_empty(
             text in "(bytes=)?([0-9]{0,4}-?[0-9]{0,22},?){0,5}",
             size in 0_u64..5000,
         ) {
             let parts = match range(&text, size) {
-                Wanted::Part(part) => vec![part],
-                Wanted::Parts(parts) => parts,
-                Wanted::Whole | Wanted::Unsatisfiable => Vec::new(),
+                WantedRange::Part(part) => vec![part],
+                WantedRange::Parts(parts) => parts,
+                WantedRange::Whole | WantedRange::Unsatisfiable => Vec::new(),
             };
             for part in &parts {
                 prop_assert!(part.start < part.end && part.end <= size);

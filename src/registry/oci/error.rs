@@ -1,40 +1,42 @@
-//! What the OCI API says when it says no: the envelope of distribution-spec 1.1 with Amazon ECR's statuses and texts.
+//! The errors of the OCI API: the envelope of distribution-spec 1.1 with Amazon ECR's statuses and
+//! texts.
 
 use std::fmt::Display;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use super::super::auth::Denied;
-use super::super::body::{Body, BodyError};
-use super::super::images::PutImageError;
-use super::super::manifests::InvalidManifest;
-use super::super::server::RETRY_AFTER;
-use super::super::uploads::UploadFailure;
-use super::super::{PublicUrl, Response, plain};
-use super::action::NoAction;
+use super::action::ActionError;
+use crate::auth::Denied;
+use crate::config::PublicUrl;
+use crate::message::RETRY_AFTER;
+use crate::message::body::{Body, BodyError};
+use crate::message::{Response, plain};
+use crate::service::images::PutImageError;
+use crate::service::manifest::InvalidManifest;
+use crate::service::uploads::UploadFailure;
 use wharfage_domain::names::{AccountId, Digest, RepositoryName};
 use wharfage_process::budget::Exhausted;
 use wharfage_store::StoreError;
 use wharfage_store::images::DeleteImageError;
 use wharfage_store::manifests::PutManifestError;
 
-/// What clients read who push to a full disk.
+/// The text for a push to a full disk.
 const FULL: &str =
     "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space";
 
 /// The codes of the distribution spec's table that this registry uses, and ECR's `TAG_INVALID`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
+pub(crate) enum Code {
     /// A blob is not in the repository.
     BlobUnknown,
-    /// An upload cannot go on like this.
+    /// The upload cannot continue with this request.
     BlobUploadInvalid,
-    /// There is no such upload.
+    /// The upload does not exist.
     BlobUploadUnknown,
-    /// A digest is no digest, or not the content's.
+    /// A digest is not valid, or not that of the content.
     DigestInvalid,
-    /// A manifest refers to what is not in the repository.
+    /// A manifest references missing content.
     ManifestBlobUnknown,
     /// A manifest is not valid.
     ManifestInvalid,
@@ -42,19 +44,19 @@ pub enum Code {
     ManifestUnknown,
     /// A repository's name is not valid.
     NameInvalid,
-    /// There is no such repository.
+    /// The repository does not exist.
     NameUnknown,
-    /// A length is not what it was said to be.
+    /// A length differs from the stated one.
     SizeInvalid,
     /// A tag is not valid, or immutable.
     TagInvalid,
-    /// The policies do not allow it.
+    /// The caller has no permission.
     Denied,
-    /// The registry does not do that.
+    /// The registry does not support the operation.
     Unsupported,
-    /// There are more requests than there is memory for.
+    /// There is no memory for more requests.
     TooManyRequests,
-    /// The store does not answer.
+    /// The store does not answer in time.
     Unavailable,
     /// The registry failed.
     Unknown,
@@ -83,70 +85,70 @@ impl Code {
     }
 }
 
-/// A refusal.
+/// An error response.
 #[derive(Debug)]
-pub struct OciError {
+pub(crate) struct OciError {
     status: StatusCode,
     code: Code,
     message: String,
     headers: Vec<(HeaderName, HeaderValue)>,
-    /// What the log learns and the client does not.
+    /// The cause for the log, which the client does not see.
     cause: Option<String>,
 }
 
 impl OciError {
-    /// A refusal with this text.
-    pub fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+    /// Creates an error with this text.
+    pub(crate) fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), headers: Vec::new(), cause: None }
     }
 
-    /// The same with a header more.
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    /// Adds a header.
+    pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 
     /// RepositoryNotFoundException.
-    pub fn name_unknown(account: &AccountId, name: &RepositoryName) -> Self {
+    pub(crate) fn name_unknown(account: &AccountId, name: &RepositoryName) -> Self {
         let text = format!("The repository with name '{name}' does not exist in the registry with id '{account}'");
         Self::new(StatusCode::NOT_FOUND, Code::NameUnknown, text)
     }
 
-    /// ImageNotFoundException, of archived images too.
-    pub fn manifest_unknown() -> Self {
+    /// ImageNotFoundException, also for archived images.
+    pub(crate) fn manifest_unknown() -> Self {
         Self::new(StatusCode::NOT_FOUND, Code::ManifestUnknown, "Requested image not found")
     }
 
-    /// A layer that is not there.
-    pub fn blob_unknown(digest: &Digest) -> Self {
+    /// A layer does not exist.
+    pub(crate) fn blob_unknown(digest: &Digest) -> Self {
         let text = format!("The layer with digest '{digest}' does not exist in this repository");
         Self::new(StatusCode::NOT_FOUND, Code::BlobUnknown, text)
     }
 
     /// UploadNotFoundException.
-    pub fn upload_unknown(id: impl Display) -> Self {
+    pub(crate) fn upload_unknown(id: impl Display) -> Self {
         let text = format!("The upload '{id}' does not exist or is complete already");
         Self::new(StatusCode::NOT_FOUND, Code::BlobUploadUnknown, text)
     }
 
     /// ImageDigestDoesNotMatch and InvalidLayer.
-    pub fn digest_mismatch(actual: &Digest) -> Self {
+    pub(crate) fn digest_mismatch(actual: &Digest) -> Self {
         let text = format!("The digest given is not that of the content, which is '{actual}'");
         Self::new(StatusCode::BAD_REQUEST, Code::DigestInvalid, text)
     }
 
-    /// InvalidParameterException, which ECR answers with 405 here.
-    pub fn invalid_parameter(message: impl Into<String>) -> Self {
+    /// InvalidParameterException, which ECR returns with status 405 here.
+    pub(crate) fn invalid_parameter(message: impl Into<String>) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message)
     }
 
-    /// Why the store failed, for the log: the client is told nothing of it.
-    pub fn cause(&self) -> Option<&str> {
+    /// Returns the cause for the log; the client does not see it.
+    pub(crate) fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
-    /// The refusal of an upload's request, which is about repository `name`.
-    pub fn of_upload(failure: UploadFailure, id: impl Display) -> Self {
+    /// Creates the error of a failed upload to repository `name`.
+    pub(crate) fn of_upload(failure: UploadFailure, id: impl Display) -> Self {
         match failure {
             UploadFailure::NotFound => Self::upload_unknown(id),
             UploadFailure::Busy => Self::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, failure.to_string())
@@ -159,8 +161,8 @@ impl OciError {
         }
     }
 
-    /// The refusal of a manifest that was to be put into repository `name`.
-    pub fn of_put(error: PutImageError, account: &AccountId, name: &RepositoryName) -> Self {
+    /// Creates the error of a manifest that was refused in repository `name`.
+    pub(crate) fn of_put(error: PutImageError, account: &AccountId, name: &RepositoryName) -> Self {
         let absent = |what: &str, digests: &[Digest]| {
             let text = format!(
                 "{what} with digests '{}' required for pushing image into repository with name '{name}' in the registry with id '{account}' do not exist",
@@ -200,9 +202,9 @@ impl OciError {
         }
     }
 
-    /// The answer. A HEAD's is without its body, as hyper sends it.
-    pub fn into_response(self) -> Response {
-        let envelope = Envelope { errors: [Entry { code: self.code.as_str(), message: &self.message }] };
+    /// Renders the response. hyper omits the body of a response to HEAD.
+    pub(crate) fn into_response(self) -> Response {
+        let envelope = Envelope { errors: [ErrorEntry { code: self.code.as_str(), message: &self.message }] };
         // Two strings always serialize.
         let body = serde_json::to_vec(&envelope).unwrap_or_default();
         let mut response = Response::new(Body::from(bytes::Bytes::from(body)));
@@ -213,7 +215,7 @@ impl OciError {
     }
 }
 
-/// `[a, b]`, as ECR writes lists into its texts.
+/// Formats `[a, b]`, as ECR writes lists in its texts.
 fn list(digests: &[Digest]) -> String {
     const SHOWN: usize = 50;
     let shown: Vec<&str> = digests.iter().take(SHOWN).map(Digest::as_str).collect();
@@ -223,32 +225,32 @@ fn list(digests: &[Digest]) -> String {
 
 #[derive(Serialize)]
 struct Envelope<'a> {
-    errors: [Entry<'a>; 1],
+    errors: [ErrorEntry<'a>; 1],
 }
 
 #[derive(Serialize)]
-struct Entry<'a> {
+struct ErrorEntry<'a> {
     code: &'static str,
     message: &'a str,
 }
 
-impl From<NoAction> for OciError {
-    fn from(error: NoAction) -> Self {
+impl From<ActionError> for OciError {
+    fn from(error: ActionError) -> Self {
         let text = error.to_string();
         let (status, code) = match &error {
-            NoAction::UnknownEndpoint => (StatusCode::NOT_FOUND, Code::Unsupported),
-            NoAction::Method(allow) => {
+            ActionError::UnknownEndpoint => (StatusCode::NOT_FOUND, Code::Unsupported),
+            ActionError::Method(allow) => {
                 return Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, text)
                     .with(header::ALLOW, HeaderValue::from_static(allow));
             }
-            NoAction::Name(_) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
-            NoAction::Digest(_) => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
-            NoAction::Tag(_) => (StatusCode::BAD_REQUEST, Code::TagInvalid),
-            NoAction::NoSuchTag(_) => return Self::manifest_unknown(),
-            NoAction::Upload(id) => return Self::upload_unknown(id),
-            NoAction::Parameter { name: "digest", .. } => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
-            NoAction::Parameter { .. } => return Self::invalid_parameter(text),
-            NoAction::TooManyTags => (StatusCode::URI_TOO_LONG, Code::Unsupported),
+            ActionError::Name(_) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
+            ActionError::Digest(_) => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
+            ActionError::Tag(_) => (StatusCode::BAD_REQUEST, Code::TagInvalid),
+            ActionError::NoSuchTag(_) => return Self::manifest_unknown(),
+            ActionError::Upload(id) => return Self::upload_unknown(id),
+            ActionError::Parameter { name: "digest", .. } => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
+            ActionError::Parameter { .. } => return Self::invalid_parameter(text),
+            ActionError::TooManyTags => (StatusCode::URI_TOO_LONG, Code::Unsupported),
         };
         Self::new(status, code, text)
     }
@@ -267,8 +269,8 @@ impl From<StoreError> for OciError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "The registry is not available right now")
                     .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
             }
-            // Not 503: trying again in a moment does not help, and most clients do so on 503. docker shows no more of a 5xx than
-            // its status, so that has to say it.
+            // Not 503: most clients retry on 503 at once, which does not help here. docker shows
+            // only the status of a 5xx, so the status must explain the error.
             StoreError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, Code::Unavailable, FULL),
             StoreError::Inconsistent(_) | StoreError::Backend(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, "The registry failed")
@@ -304,7 +306,8 @@ impl From<BodyError> for OciError {
 impl From<DeleteImageError> for OciError {
     fn from(error: DeleteImageError) -> Self {
         match error {
-            // The OCI API names neither a digest beside a tag nor what an expiry was decided by, so nothing can disagree.
+            // The OCI API sends neither a digest beside a tag nor preconditions, so nothing can
+            // disagree.
             DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) | DeleteImageError::Stale(_) => {
                 Self::manifest_unknown()
             }
@@ -316,11 +319,12 @@ impl From<DeleteImageError> for OciError {
     }
 }
 
-/// The answer to who has shown no valid token.
-pub fn unauthorized(public_url: &PublicUrl) -> Response {
+/// Creates the response to a request without a valid token.
+pub(crate) fn unauthorized(public_url: &PublicUrl) -> Response {
     let mut response = plain(StatusCode::UNAUTHORIZED, "Not Authorized\n");
     let challenge = format!("Basic realm=\"{public_url}/\",service=\"ecr.amazonaws.com\"");
-    // A URL that was parsed at the start is a header's value; without it the answer would still be 401.
+    // A URL parsed at the start is a valid header value; without the header, the status is still
+    // 401.
     if let Ok(challenge) = HeaderValue::try_from(challenge) {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     }
@@ -341,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_is_the_specifications_envelope() {
+    async fn an_error_has_the_envelope_of_the_specification() {
         let name = "team/app".parse().unwrap();
         let (status, body) = rendered(OciError::name_unknown(&"123456789012".parse().unwrap(), &name)).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
@@ -355,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_store_says_stays_in_the_log() {
+    async fn store_errors_are_only_in_the_log() {
         let error = OciError::from(StoreError::Inconsistent("row 7 of secrets".to_owned()));
         assert!(error.cause().unwrap().contains("row 7"));
         let (status, body) = rendered(error).await;
@@ -364,14 +368,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unavailable_store_says_when_to_come_back() {
+    fn an_unavailable_store_has_a_retry_after() {
         let response = OciError::from(StoreError::Unavailable("timed out".to_owned())).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_told_to_who_pushes() {
+    async fn a_push_to_a_full_disk_is_refused_with_a_text() {
         let (status, body) = rendered(OciError::from(StoreError::Full("7 bytes are free in /srv".to_owned()))).await;
         assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
         assert!(body.to_string().contains("disk is full") && !body.to_string().contains("/srv"), "{body}");

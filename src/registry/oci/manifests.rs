@@ -4,25 +4,26 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 
-use super::conditions::{Condition, Named, condition};
+use super::conditions::{ContentHeaders, Precondition, precondition};
 use super::error::OciError;
-use super::{CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, value};
-use crate::body::{Body, BodyError, RequestBody};
-use crate::http::memory;
-use crate::images::NewImage;
-use crate::manifests::{InvalidManifest, Kind};
-use crate::{Response, images};
+use super::{CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, OciCall, empty, value};
+use crate::message::Response;
+use crate::message::body::{Body, BodyError, RequestBody};
+use crate::message::memory;
+use crate::service::images;
+use crate::service::images::NewImage;
+use crate::service::manifest::{InvalidManifest, ManifestKind};
 use wharfage_domain::names::{Digest, Reference, RepositoryName, Tag};
 use wharfage_store::images::{ImageStatus, LastTag, Referrers};
 use wharfage_store::manifests::Manifest;
 use wharfage_store::{Lookup, StoreError};
 
-/// How many tags one `OCI-Tag` header names: clients limit the length of a header, and how many there are.
+/// The number of tags in one `OCI-Tag` header: clients limit the length and the number of headers.
 const TAGS_PER_HEADER: usize = 20;
 
-/// end-3. Reads the stored bytes whatever the client accepts: nothing is ever converted.
+/// end-3. Returns the stored bytes whatever the client accepts: nothing is converted.
 pub(super) async fn read(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     reference: &Reference,
     head: bool,
@@ -42,10 +43,10 @@ pub(super) async fn read(
         Lookup::NoRepository => return Err(call.name_unknown(name)),
     };
     let named = named(&manifest.digest)?;
-    let mut response = match condition(&call.headers, &named.etag) {
-        Condition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
-        Condition::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Condition::Met => {
+    let mut response = match precondition(&call.headers, &named.etag) {
+        Precondition::Failed => return Ok(empty(StatusCode::PRECONDITION_FAILED)),
+        Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
+        Precondition::Met => {
             if !head {
                 registry.pulls.note(&manifest, call.now);
                 registry.metrics.sent.inc_by(manifest.payload.len() as u64);
@@ -63,18 +64,18 @@ pub(super) async fn read(
     Ok(response)
 }
 
-fn named(digest: &Digest) -> Result<Named, OciError> {
-    Named::new(digest).ok_or_else(|| StoreError::Inconsistent(format!("{digest} is no header's value")).into())
+fn named(digest: &Digest) -> Result<ContentHeaders, OciError> {
+    ContentHeaders::new(digest).ok_or_else(|| StoreError::Inconsistent(format!("{digest} is no header's value")).into())
 }
 
 fn media_type(stored: &str) -> Result<HeaderValue, OciError> {
-    let known = Kind::MEDIA_TYPES.iter().find(|(known, _)| *known == stored);
+    let known = ManifestKind::MEDIA_TYPES.iter().find(|(known, _)| *known == stored);
     known.map_or_else(|| value(stored), |(known, _)| Ok(HeaderValue::from_static(known)))
 }
 
 /// end-7.
 pub(super) async fn put(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     digest: Option<Digest>,
     tags: Vec<Tag>,
@@ -88,7 +89,7 @@ pub(super) async fn put(
         BodyError::TooLarge(limit) => refused(InvalidManifest::TooLarge(limit).into()),
         error => error.into(),
     })?;
-    // What is read of it takes about as much again.
+    // The parsed manifest takes about as much memory again.
     account.hold(2 * payload.len(), memory::TIMEOUT).await?;
     registry.metrics.received.inc_by(payload.len() as u64);
     let by_digest = digest.is_some();
@@ -117,15 +118,15 @@ pub(super) async fn put(
     Ok(response)
 }
 
-/// end-9 by digest: the image goes with all its tags, unless a stored index holds it.
-pub(super) async fn delete(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+/// end-9 by digest. Deletes the image with all its tags, unless a stored index references it.
+pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     call.registry.metadata.delete_image(repository.id, digest, Referrers::Stay, call.now).await?;
     Ok(empty(StatusCode::ACCEPTED))
 }
 
-/// end-9 by tag: the image stays, as the distribution spec has it.
-pub(super) async fn delete_tag(call: &Call, name: &RepositoryName, tag: &Tag) -> Result<Response, OciError> {
+/// end-9 by tag. The image stays, as the distribution spec requires.
+pub(super) async fn delete_tag(call: &OciCall, name: &RepositoryName, tag: &Tag) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     call.registry.metadata.delete_tag(repository.id, tag, None, LastTag::KeepsImage, call.now).await?;
     Ok(empty(StatusCode::ACCEPTED))

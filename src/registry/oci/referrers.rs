@@ -1,4 +1,4 @@
-//! The list of the manifests that refer to a subject.
+//! Listing of the manifests that reference a subject.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,21 +8,22 @@ use serde::Serialize;
 
 use super::action::MAX_PAGE;
 use super::error::OciError;
-use super::{Call, OCI_FILTERS_APPLIED, encoded, json, next_page};
-use crate::Response;
+use super::{OCI_FILTERS_APPLIED, OciCall, encoded, json, next_page};
+use crate::message::Response;
 use wharfage_domain::names::{Digest, RepositoryName};
 use wharfage_store::StoreError;
 use wharfage_store::images::{Image, ImageStatus, ReferrerFilter};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// A page is an image index, and clients read those up to the size that a manifest may have.
+/// A page is an image index, and clients read indexes up to the size limit of manifests.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// How many referrers are read at once. Each may have annotations of nearly 4 MiB, so this bounds what a request can hold.
+/// The number of referrers read at once. Each may have annotations of nearly 4 MiB, so this limits
+/// the memory of a request.
 const BATCH: usize = 16;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor<'a> {
+struct ReferrerDescriptor<'a> {
     media_type: &'a str,
     size: u64,
     digest: &'a Digest,
@@ -32,7 +33,7 @@ struct Descriptor<'a> {
     annotations: &'a BTreeMap<String, String>,
 }
 
-impl<'a> From<&'a Image> for Descriptor<'a> {
+impl<'a> From<&'a Image> for ReferrerDescriptor<'a> {
     fn from(image: &'a Image) -> Self {
         Self {
             media_type: &image.media_type,
@@ -45,9 +46,9 @@ impl<'a> From<&'a Image> for Descriptor<'a> {
     }
 }
 
-/// end-12: never 404 for a subject that is not there.
+/// end-12. Never 404 for a missing subject.
 pub(super) async fn list(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     subject: &Digest,
     artifact_type: Option<String>,
@@ -63,7 +64,7 @@ pub(super) async fn list(
         let metadata = &call.registry.metadata;
         let found = metadata.list_referrers(repository.id, subject, &filter, after.as_ref(), BATCH).await?;
         for image in &found {
-            let entry = serde_json::to_vec(&Descriptor::from(image))
+            let entry = serde_json::to_vec(&ReferrerDescriptor::from(image))
                 .map_err(|error| StoreError::Inconsistent(format!("a descriptor does not serialize: {error}")))?;
             if entries > 0 && (entries == MAX_PAGE || body.len() + entry.len() + 3 > MAX_BYTES) {
                 more = true;

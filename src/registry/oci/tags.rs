@@ -1,12 +1,12 @@
-//! The list of a repository's tags.
+//! Listing of a repository's tags.
 
 use http::StatusCode;
 use serde::Serialize;
 
-use super::action::{MAX_PAGE, Page};
+use super::action::{MAX_PAGE, PageRequest};
 use super::error::OciError;
-use super::{Call, json, next_page};
-use crate::Response;
+use super::{OciCall, json, next_page};
+use crate::message::Response;
 use wharfage_domain::names::{RepositoryName, Tag};
 use wharfage_store::StoreError;
 
@@ -16,11 +16,11 @@ struct TagList<'a> {
     tags: &'a [Tag],
 }
 
-/// end-8, in byte order, a thousand at most.
-pub(super) async fn list(call: &Call, name: &RepositoryName, page: Page) -> Result<Response, OciError> {
+/// end-8, in byte order, at most a thousand entries.
+pub(super) async fn list(call: &OciCall, name: &RepositoryName, page: PageRequest) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let n = page.n.unwrap_or(MAX_PAGE);
-    // One more than the page tells whether there is another.
+    // One entry more than the page shows whether there is another page.
     let mut tags = match n {
         0 => Vec::new(),
         n => call.registry.metadata.list_tags(repository.id, page.last.as_deref(), n + 1).await?,

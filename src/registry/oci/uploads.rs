@@ -1,4 +1,4 @@
-//! Pushing blobs: sessions, chunks, whole bodies and mounts.
+//! Pushes of blobs: sessions, chunks, whole bodies and mounts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,50 +8,51 @@ use jiff::Timestamp;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::action::Start;
+use super::action::UploadStart;
 use super::conditions::chunk_range;
 use super::error::{Code, OciError};
-use super::{CONTENT_DIGEST, Call, UPLOAD_UUID, empty, value};
-use crate::body::RequestBody;
-use crate::http::memory::Caller;
-use crate::uploads::{Finished, LEASE, Session, UploadFailure};
-use crate::{Registry, Response};
+use super::{CONTENT_DIGEST, OciCall, UPLOAD_UUID, empty, value};
+use crate::message::Response;
+use crate::message::body::RequestBody;
+use crate::message::memory::Caller;
+use crate::service::Registry;
+use crate::service::uploads::{FinishedUpload, LEASE, UploadFailure, UploadSession};
 use wharfage_domain::names::{Digest, RepositoryName};
 use wharfage_store::layers::MountOutcome;
 use wharfage_store::repositories::{Repository, RepositoryId};
 use wharfage_store::{Lookup, StoreError};
 
-/// How often a body that goes on and on is acknowledged: its session must not look abandoned, and a crash should not cost
-/// hours of sending.
+/// The interval of acknowledgments of a long body: its session must not look idle, and a crash
+/// should not cost hours of sending.
 const ACKNOWLEDGED_EVERY: Duration = Duration::from_secs(10 * 60);
-/// How many repositories are tried as the source of a mount that names none.
+/// The number of repositories that are tried as the source of a mount without `from`.
 const SOURCES: usize = 16;
 
 /// end-4 and end-11.
 pub(super) async fn start(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
-    start: Start,
+    start: UploadStart,
     body: &mut RequestBody,
 ) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let algorithm = match start {
-        Start::Session(algorithm) => algorithm,
-        Start::Mount { digest, from } => {
+        UploadStart::Session(algorithm) => algorithm,
+        UploadStart::Mount { digest, from } => {
             if mount(call, &repository, &digest, from).await? {
                 return created(name, &digest);
             }
-            // The client goes on with an upload of the same blob.
+            // The client continues with an upload of the same blob.
             digest.algorithm()
         }
-        Start::Whole(digest) => {
+        UploadStart::Whole(digest) => {
             let registry = &call.registry;
             let open = registry.begin_whole_upload(repository.id, digest.algorithm(), call.now);
             let session = open.await.map_err(|failure| gone(call, name, failure))?;
             let id = session.acknowledged().id;
             let expected = announced(&call.headers);
             if let Err(failure) = session.reserve(expected.unwrap_or(0)) {
-                session.give_up().await;
+                session.abandon().await;
                 return Err(OciError::of_upload(failure, id));
             }
             let finished = complete(call, session, body, expected, digest).await?;
@@ -63,17 +64,22 @@ pub(super) async fn start(
     progress(StatusCode::ACCEPTED, name, upload.id, 0)
 }
 
-/// A session that cannot begin belongs to a repository that has just been deleted.
-fn gone(call: &Call, name: &RepositoryName, failure: UploadFailure) -> OciError {
+/// Creates the error of a session that cannot begin: its repository was just deleted.
+fn gone(call: &OciCall, name: &RepositoryName, failure: UploadFailure) -> OciError {
     match failure {
         UploadFailure::NotFound => call.name_unknown(name),
         failure => OciError::of_upload(failure, ""),
     }
 }
 
-/// Links a blob of another repository, if the account lets blobs be mounted and the caller may read it there. Every reason
-/// not to ends in an upload, as the specification asks.
-async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<RepositoryName>) -> Result<bool, OciError> {
+/// Links a blob of another repository, if the account enables mounting and the caller may read the
+/// blob there. Otherwise the client uploads it, as the specification requires.
+async fn mount(
+    call: &OciCall,
+    to: &Repository,
+    digest: &Digest,
+    from: Option<RepositoryName>,
+) -> Result<bool, OciError> {
     let (registry, account) = (&call.registry, &call.registry.config.account);
     let settings = registry.metadata.list_account_settings(account).await?;
     if settings.get("BLOB_MOUNTING").is_none_or(|value| value != "ENABLED") {
@@ -89,10 +95,11 @@ async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<Repos
     let readable = |(_, name): &&(RepositoryId, RepositoryName)| call.may("GetDownloadUrlForLayer", name).is_ok();
     let lease_until = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
     for (from, _) in sources.iter().filter(readable) {
-        // ECR wants a manifest in the source to hold the blob; the specification only wants the blob to be there.
+        // ECR requires that a manifest in the source references the blob; the specification only
+        // requires the blob.
         let mounted = registry.metadata.mount_blob(*from, to.id, digest, false, call.now, lease_until).await?;
         if mounted == MountOutcome::Mounted {
-            // What is lost or damaged is pushed instead, which heals it.
+            // A lost or damaged blob is pushed instead, which repairs it.
             let found = registry.metadata.find_blob(account, &to.name, digest).await?;
             let Lookup::Found(blob) = found else { return Ok(false) };
             return Ok(registry.check_blob(&blob).await?);
@@ -103,7 +110,7 @@ async fn mount(call: &Call, to: &Repository, digest: &Digest, from: Option<Repos
 
 /// end-5.
 pub(super) async fn patch(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     id: Uuid,
     body: &mut RequestBody,
@@ -121,7 +128,7 @@ pub(super) async fn patch(
 
 /// end-6.
 pub(super) async fn put(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     id: Uuid,
     digest: Digest,
@@ -129,13 +136,13 @@ pub(super) async fn put(
 ) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let (mut session, expected) = open(call, name, repository.id, id).await?;
-    session.expect(digest.algorithm());
+    session.use_algorithm(digest.algorithm());
     let finished = complete(call, session, body, expected, digest).await?;
     created(name, &finished.digest)
 }
 
 /// end-13.
-pub(super) async fn status(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+pub(super) async fn status(call: &OciCall, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let upload = call.registry.metadata.find_upload(repository.id, id).await?;
     let upload = upload.ok_or_else(|| OciError::upload_unknown(id))?;
@@ -143,7 +150,7 @@ pub(super) async fn status(call: &Call, name: &RepositoryName, id: Uuid) -> Resu
 }
 
 /// end-14.
-pub(super) async fn cancel(call: &Call, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+pub(super) async fn cancel(call: &OciCall, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     if call.registry.metadata.cancel_upload(repository.id, id, None, call.now).await? {
         Ok(empty(StatusCode::NO_CONTENT))
@@ -152,14 +159,14 @@ pub(super) async fn cancel(call: &Call, name: &RepositoryName, id: Uuid) -> Resu
     }
 }
 
-/// Takes hold of the session and checks that the request's chunk is the one that comes next. Returns the chunk's length, if
-/// the request says it.
+/// Opens the session and checks that the request's chunk comes next. Returns the chunk's length if
+/// the request states it.
 async fn open(
-    call: &Call,
+    call: &OciCall,
     name: &RepositoryName,
     repository: RepositoryId,
     id: Uuid,
-) -> Result<(Session, Option<u64>), OciError> {
+) -> Result<(UploadSession, Option<u64>), OciError> {
     let session = Registry::open_upload(&call.registry, repository, id).await;
     let session = session.map_err(|failure| OciError::of_upload(failure, id))?;
     let mut expected = announced(&call.headers);
@@ -193,8 +200,9 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Runs what has a body on a task of its own: a client that goes away takes the connection's task with it, and what has
-/// arrived of a broken body is to be acknowledged all the same, so that the upload can go on from there.
+/// Runs the work on a body in its own task: a client that disconnects ends the connection's task,
+/// but the bytes that have arrived are still acknowledged, so that the upload can continue after
+/// them.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, OciError>> + Send + 'static,
 ) -> Result<T, OciError> {
@@ -202,14 +210,14 @@ async fn detached<T: Send + 'static>(
     ended.map_err(|error| StoreError::Backend(error.into()))?
 }
 
-/// Appends a body to a session. `expected` is the length that the request announced.
+/// Appends a body to a session. `expected` is the announced length.
 async fn append(
-    mut session: Session,
+    mut session: UploadSession,
     mut body: RequestBody,
     caller: Caller,
     expected: Option<u64>,
     registry: Arc<Registry>,
-) -> Result<Session, OciError> {
+) -> Result<UploadSession, OciError> {
     let id = session.acknowledged().id;
     let begin = session.offset();
     let mut acknowledged = Instant::now();
@@ -223,7 +231,7 @@ async fn append(
                     acknowledged = Instant::now();
                 }
                 if let Err(failure) = appended {
-                    session.give_up().await;
+                    session.abandon().await;
                     body.drain().await;
                     return Err(OciError::of_upload(failure, id));
                 }
@@ -231,7 +239,7 @@ async fn append(
             Ok(None) => break,
             Err(broken) => {
                 if let Err(failure) = session.pause(None, Timestamp::now()).await {
-                    tracing::warn!(upload = %id, error = %failure, "the part of a broken upload was not kept");
+                    tracing::warn!(upload = %id, error = %failure, "cannot acknowledge the received part of a broken upload");
                 }
                 return Err(broken.into());
             }
@@ -240,7 +248,7 @@ async fn append(
     let received = session.offset() - begin;
     match expected {
         Some(expected) if expected != received => {
-            session.give_up().await;
+            session.abandon().await;
             let text = format!("The request announced {expected} bytes and sent {received}");
             Err(OciError::new(StatusCode::BAD_REQUEST, Code::SizeInvalid, text))
         }
@@ -248,14 +256,14 @@ async fn append(
     }
 }
 
-/// Appends what is left of a blob and ends its session.
+/// Appends the rest of a blob and finishes its session.
 async fn complete(
-    call: &Call,
-    session: Session,
+    call: &OciCall,
+    session: UploadSession,
     body: &mut RequestBody,
     expected: Option<u64>,
     digest: Digest,
-) -> Result<Finished, OciError> {
+) -> Result<FinishedUpload, OciError> {
     let (body, caller, registry) = (body.take(), call.caller.clone(), Arc::clone(&call.registry));
     detached(async move {
         let id = session.acknowledged().id;
@@ -265,7 +273,7 @@ async fn complete(
     .await
 }
 
-/// 201 with where the blob is.
+/// Creates a 201 response with the blob's location.
 fn created(name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
     let mut response = empty(StatusCode::CREATED);
     response.headers_mut().insert(header::LOCATION, value(format!("/v2/{name}/blobs/{digest}"))?);
@@ -273,7 +281,7 @@ fn created(name: &RepositoryName, digest: &Digest) -> Result<Response, OciError>
     Ok(response)
 }
 
-/// Where the session is and how far.
+/// Creates a response with the session's location and offset.
 fn progress(status: StatusCode, name: &RepositoryName, id: Uuid, offset: u64) -> Result<Response, OciError> {
     let mut response = empty(status);
     let headers = response.headers_mut();
@@ -287,7 +295,8 @@ fn location(name: &RepositoryName, id: Uuid) -> String {
     format!("/v2/{name}/blobs/uploads/{id}")
 }
 
-/// `0-LAST`. Of an upload that has no byte yet it says `0-0`, as every registry does: the format knows no empty range.
+/// Formats `0-LAST`. An upload without bytes is `0-0`, as in every registry: the format has no
+/// empty range.
 fn so_far(offset: u64) -> Result<HeaderValue, OciError> {
     value(format!("0-{}", offset.saturating_sub(1)))
 }

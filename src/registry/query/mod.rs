@@ -1,7 +1,9 @@
-//! The AWS Query protocol at `/`: a signed form with an `Action`, answered in XML. STS speaks it.
+//! The AWS Query protocol at `/`: a signed form with an `Action`, and a response in XML. STS speaks
+//! it.
 //!
-//! Source: "Making query requests" and "Common errors" of the STS API reference. GetCallerIdentity is all there is, because
-//! every key is its account's root: most tools call it before anything else.
+//! Source: "Making query requests" and "Common errors" of the STS API reference. GetCallerIdentity
+//! is the only operation, because every key is its account's root: most tools call it before
+//! anything else.
 
 mod error;
 mod sts;
@@ -15,44 +17,45 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use self::error::Error;
-use super::auth::Principal;
-use super::auth::sigv4::{self, SignedRequest};
-use super::body::{Body, RequestBody};
-use super::ecr::TARGET;
-use super::http::memory::Caller;
-use super::{Operation, Registry, Request, RequestId, Response};
+use self::error::QueryError;
+use crate::auth::Principal;
+use crate::auth::sigv4::{self, SignedRequest};
+use crate::message::AMZ_TARGET;
+use crate::message::body::{Body, RequestBody};
+use crate::message::memory::Caller;
+use crate::message::{OperationName, Request, RequestId, Response};
+use crate::service::Registry;
 
 const FORM: &str = "application/x-www-form-urlencoded";
-/// What a form may have, in bytes: several times the largest that STS takes.
+/// The limit of a form in bytes: several times the largest that STS accepts.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// An operation: its `Action`, and what renders its result as XML elements.
+/// An operation: its `Action`, and the function that renders its result as XML elements.
 struct QueryOperation {
     action: &'static str,
     run: fn(&Principal) -> String,
 }
 
-/// STS's operations of [`sts::VERSION`].
+/// The operations of STS version [`sts::VERSION`].
 static OPERATIONS: [QueryOperation; 1] =
     [QueryOperation { action: "GetCallerIdentity", run: sts::get_caller_identity }];
 
-/// Returns whether a request to `/` speaks this protocol: a form, or an `Action` in the query. With a target it is the
-/// ECR API's.
-pub fn is_query(request: &Request) -> bool {
+/// Returns whether a request to `/` speaks this protocol: a form, or an `Action` in the query. A
+/// request with a target is for the ECR API.
+pub(crate) fn is_query(request: &Request) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_form =
         content_type.and_then(|text| text.split(';').next()).is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM));
     let has_action = || parameter(request.uri().query().unwrap_or_default().as_bytes(), "Action").is_some();
     match *request.method() {
-        Method::POST => !request.headers().contains_key(TARGET) && (is_form || has_action()),
+        Method::POST => !request.headers().contains_key(AMZ_TARGET) && (is_form || has_action()),
         Method::GET => has_action(),
         _ => false,
     }
 }
 
 /// Answers one request.
-pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
+pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let (head, mut body) = request.into_parts();
     let id = head.extensions.get::<RequestId>().map_or(Uuid::nil(), |id| id.0);
     let (name, answered) = match read(&registry, &head, &mut body).await {
@@ -69,19 +72,19 @@ pub async fn handle(registry: Arc<Registry>, request: Request) -> Response {
     let mut response = Response::new(Body::from(xml));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/xml"));
-    response.extensions_mut().insert(Operation(name));
+    response.extensions_mut().insert(OperationName(name));
     response
 }
 
-/// Reads and verifies a request; returns the operation that it asks for, and who asks.
+/// Reads and verifies a request; returns its operation and its principal.
 async fn read(
     registry: &Registry,
     head: &Parts,
     body: &mut RequestBody,
-) -> Result<(&'static QueryOperation, Principal), Error> {
+) -> Result<(&'static QueryOperation, Principal), QueryError> {
     let now = Timestamp::now();
     let scope = sigv4::Scope { region: &registry.config.region, service: sts::SERVICE };
-    // What can be refused without the body is refused before it is read.
+    // Checks that need no body come before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let (form, _account) = body.read_up_to(BODY_LIMIT, &Caller::Unverified(body.peer())).await?;
     let body_hash = Sha256::digest(&form).into();
@@ -89,15 +92,15 @@ async fn read(
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
     let query = head.uri.query().unwrap_or_default().as_bytes();
     let value = |name| parameter(&form, name).or_else(|| parameter(query, name));
-    let action = value("Action").ok_or(Error::MissingAction)?;
+    let action = value("Action").ok_or(QueryError::MissingAction)?;
     let version = value("Version");
     let known = version.as_deref() == Some(sts::VERSION);
     let found = OPERATIONS.iter().find(|operation| known && operation.action == action);
-    let operation = found.ok_or_else(|| Error::invalid_action(&action, version.as_deref()))?;
+    let operation = found.ok_or_else(|| QueryError::invalid_action(&action, version.as_deref()))?;
     Ok((operation, principal))
 }
 
-/// The first value of a form's parameter, decoded.
+/// Returns the first value of a form's parameter, decoded.
 fn parameter<'a>(form: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
     form_urlencoded::parse(form).find(|(key, _)| key == name).map(|(_, value)| value)
 }
@@ -113,7 +116,7 @@ fn success(operation: &QueryOperation, principal: &Principal, id: Uuid) -> Strin
     )
 }
 
-/// An element that holds text.
+/// Creates an element with text.
 fn element(name: &str, text: &str) -> String {
     format!("<{name}>{}</{name}>", quick_xml::escape::partial_escape(text))
 }

@@ -19,21 +19,22 @@ use super::StoreResult;
 pub trait JobStore: Send + Sync {
     /// Enqueues a job; see [`NewJob`] for how jobs coalesce.
     async fn enqueue_job(&self, job: NewJob) -> StoreResult<()>;
-    /// Claims a job of these kinds that is due at `now`, for `lease` by the database's clock: one whose
-    /// lease has expired, else the one longest overdue. Two jobs of the same kind and key never run at
-    /// the same time. The queue of one kind does not slow claims of other kinds.
+    /// Claims a job of these kinds that is due at `now`, for `lease` by the database's clock: one
+    /// whose lease has expired, else the one longest overdue. Two jobs of the same kind and key
+    /// never run at the same time. The queue of one kind does not slow claims of other kinds.
     async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>>;
     /// Renews a claim: `lease` begins again by the database's clock; false if the claim was lost.
     async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool>;
-    /// Ends a claim; ignored if it was lost (`attempts` shows that). A job that is done also deletes a
-    /// dead one of its kind and key, whose work it has done. A dead job replaces an older dead one.
+    /// Ends a claim; ignored if it was lost (`attempts` shows that). A job that is done also
+    /// deletes a dead one of its kind and key, whose work it has done. A dead job replaces an older
+    /// dead one.
     async fn end_job(&self, id: i64, attempts: u32, end: JobEnd) -> StoreResult<()>;
     /// Counts the jobs of these kinds by state, and the dead ones of every kind.
     async fn count_jobs(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>>;
     /// Lists jobs in the order of their row ids.
     async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>>;
-    /// Makes jobs wait again, due at `now` and without past attempts, and returns how many. A job of
-    /// the same kind and key that already waits takes the place of a dead one.
+    /// Makes jobs wait again, due at `now` and without past attempts, and returns how many. A job
+    /// of the same kind and key that already waits takes the place of a dead one.
     async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64>;
 }
 

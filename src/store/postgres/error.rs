@@ -39,8 +39,9 @@ impl<E> TxError<E> {
     pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::Raced => true,
-            // serialization_failure, deadlock_detected: the whole transaction was rolled back. A key that
-            // another transaction inserted or removed in between is visible to the next attempt.
+            // serialization_failure, deadlock_detected: the whole transaction was rolled back. A
+            // key that another transaction inserted or removed in between is visible to the next
+            // attempt.
             Self::Database(error) => {
                 matches!(sql_state(error).as_deref(), Some("40001" | "40P01" | "23503" | "23505"))
             }
@@ -106,9 +107,10 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// Returns true for SQL states that may pass: the connection or its authentication (08, 28), resources
-/// (53), a server that starts, stops, cancels or times out (57), a lock that was not free (55P03), a
-/// server that became a standby (25006), and conflicts that retries did not resolve (40).
+/// Returns true for SQL states that may pass: the connection or its authentication (08, 28),
+/// resources (53), a server that starts, stops, cancels or times out (57), a lock that was not free
+/// (55P03), a server that became a standby (25006), and conflicts that retries did not resolve
+/// (40).
 fn is_transient(state: &str) -> bool {
     ["08", "28", "40", "53", "57"].iter().any(|class| state.starts_with(class)) || matches!(state, "55P03" | "25006")
 }

@@ -1,7 +1,7 @@
 //! The rows that every change of an image reads.
 //!
-//! A deletion or archival first locks the manifest's row FOR UPDATE. A push of an index that holds it
-//! takes FOR KEY SHARE, so it comes entirely before or entirely after.
+//! A deletion or archival first locks the manifest's row FOR UPDATE. A push of an index that holds
+//! it takes FOR KEY SHARE, so it comes entirely before or entirely after.
 
 use jiff::Timestamp;
 use sqlx::PgConnection;

@@ -1,5 +1,5 @@
-//! Images: lists of them and of their tags, as keyset pages, and when they were pulled. A page is one
-//! statement, so that it shows one state.
+//! Images: lists of them and of their tags, as keyset pages, and when they were pulled. A page is
+//! one statement, so that it shows one state.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,10 +1,11 @@
 //! The metadata contract on PostgreSQL, for a registry of several replicas.
 //!
-//! This file connects. Each module below implements one resource's trait; `sqlite` has the same modules
-//! and functions. A function makes one attempt in one transaction at READ COMMITTED, with the locks that
-//! its result depends on; `migrations/0003_images.sql` lists the order in which they are taken. An
-//! attempt that conflicts with another transaction is retried a few times. Nothing here reads a clock
-//! or knows a protocol. Beside the resources: `url`, `pool`, `schema`, `probe`, `error` and `rows`.
+//! This file connects. Each module below implements one resource's trait; `sqlite` has the same
+//! modules and functions. A function makes one attempt in one transaction at READ COMMITTED, with
+//! the locks that its result depends on; `migrations/0003_images.sql` lists the order in which they
+//! are taken. An attempt that conflicts with another transaction is retried a few times. Nothing
+//! here reads a clock or knows a protocol. Beside the resources: `url`, `pool`, `schema`, `probe`,
+//! `error` and `rows`.
 
 mod error;
 mod events;
@@ -54,8 +55,8 @@ pub struct PostgresOptions {
     pub statement_timeout: Duration,
     /// How long an operation may take in total, retries and network included.
     pub deadline: Duration,
-    /// Brings the schema to this version. If false, the schema must be of this version: for tools that
-    /// run beside the server.
+    /// Brings the schema to this version. If false, the schema must be of this version: for tools
+    /// that run beside the server.
     pub migrate: bool,
 }
 
@@ -92,15 +93,16 @@ impl PostgresStore {
     /// migrates and the others wait.
     ///
     /// `url` is `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, with libpq's parameters such as
-    /// `sslmode=verify-full` and `sslrootcert=FILE`. Behind a pooler that shares connections between
-    /// transactions it needs `statement-cache-capacity=0`. Missing values are taken from the `PG…`
-    /// variables of the environment.
+    /// `sslmode=verify-full` and `sslrootcert=FILE`. Behind a pooler that shares connections
+    /// between transactions it needs `statement-cache-capacity=0`. Missing values are taken from
+    /// the `PG…` variables of the environment.
     ///
     /// # Errors
-    /// `Unavailable` when the database does not answer or refuses the user. `Backend` when the URL does
-    /// not parse, or when the schema is newer than this version or was changed by hand. No error
-    /// contains the password.
-    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
+    /// `Unavailable` when the database does not answer or refuses the user. `Backend` when the URL
+    /// does not parse, or when the schema is newer than this version or was changed by hand. No
+    /// error contains the password.
+    // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits
+    // it.
     pub fn connect(url: &str, options: PostgresOptions) -> BoxFuture<'_, StoreResult<Self>> {
         async move {
             let connect_options = url::parse(url)?;
@@ -110,7 +112,8 @@ impl PostgresStore {
                 StoreError::Unavailable(format!("PostgreSQL at {address} did not answer: {error}"))
             };
 
-            // A separate connection: a migration may exceed the statement timeout of the pool's connections.
+            // A separate connection: a migration may exceed the statement timeout of the pool's
+            // connections.
             let connecting = sqlx::PgConnection::connect_with(&connect_options);
             let mut connection = tokio::time::timeout(options.acquire_timeout, connecting)
                 .await

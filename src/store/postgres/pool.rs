@@ -1,5 +1,5 @@
-//! The connection pool: how its connections are set up, and which of them are pinged before use, so that
-//! a dead connection fails no request.
+//! The connection pool: how its connections are set up, and which of them are pinged before use, so
+//! that a dead connection fails no request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,8 @@ use sqlx::{Connection, Executor, PgPool};
 
 use super::PostgresOptions;
 
-/// How long a connection may have been idle and still be used without a ping: a pull is one round trip.
+/// How long a connection may have been idle and still be used without a ping: a pull is one round
+/// trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
 /// How long a suspect connection may take to answer a ping before it is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -42,8 +43,8 @@ pub(super) fn open(connect_options: PgConnectOptions, options: &PostgresOptions,
         .connect_lazy_with(connect_options)
 }
 
-/// Returns the settings of every connection. A transaction that a dead replica left open must not keep
-/// its locks. JIT is off because compiling a plan takes longer than any statement here.
+/// Returns the settings of every connection. A transaction that a dead replica left open must not
+/// keep its locks. JIT is off because compiling a plan takes longer than any statement here.
 fn session_settings(statement_timeout: Duration) -> String {
     let millis = statement_timeout.as_millis();
     format!(
@@ -86,8 +87,8 @@ async fn ping(connection: &mut PgConnection) -> sqlx::Result<()> {
 }
 
 /// Closes a released connection whose server is silent. The pool itself waits for the answer to an
-/// abandoned statement without a limit, and one of its connections would be lost for as long. Pings only
-/// after an operation was abandoned: otherwise the pool's own check suffices.
+/// abandoned statement without a limit, and one of its connections would be lost for as long. Pings
+/// only after an operation was abandoned: otherwise the pool's own check suffices.
 fn after_release(
     liveness: Arc<Liveness>,
 ) -> impl for<'c> Fn(&'c mut PgConnection, PoolConnectionMetadata) -> BoxFuture<'c, sqlx::Result<bool>> + Send + Sync + 'static

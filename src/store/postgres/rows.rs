@@ -17,9 +17,10 @@ pub(super) use crate::rows::{
     millis, parse, preview_columns, preview_state, signed,
 };
 
-/// Selects the ids of the rows that the repository `$1` has in a table for the digests `$2`, with a lookup
-/// for each. The planner assumes that the two columns are independent. For a large repository and a
-/// digest that all repositories have it expects so many rows that it would read the whole table.
+/// Selects the ids of the rows that the repository `$1` has in a table for the digests `$2`, with a
+/// lookup for each. The planner assumes that the two columns are independent. For a large
+/// repository and a digest that all repositories have it expects so many rows that it would read
+/// the whole table.
 macro_rules! ids_by_digest {
     ($table:literal) => {
         concat!(
@@ -66,8 +67,8 @@ pub(super) fn count(value: i64) -> u64 {
     value.unsigned_abs()
 }
 
-/// Converts the key after which a page begins. PostgreSQL refuses text with a NUL. No key holds one, so
-/// the same keys are greater than the part before it.
+/// Converts the key after which a page begins. PostgreSQL refuses text with a NUL. No key holds
+/// one, so the same keys are greater than the part before it.
 pub(super) fn after(text: Option<&str>) -> &str {
     text.map_or("", |text| text.split('\0').next().unwrap_or(""))
 }

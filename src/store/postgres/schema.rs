@@ -9,7 +9,8 @@ use super::error::store_error;
 use crate::{StoreError, StoreResult};
 
 /// The migrations: the name and the statements of each file in `migrations/`.
-// Not by `sqlx::migrate!`: that macro has the compiler build sqlx and its TLS library once more, for itself.
+// Not by `sqlx::migrate!`: that macro has the compiler build sqlx and its TLS library once more,
+// for itself.
 const FILES: [(&str, &str); 9] = [
     ("0001_initial.sql", include_str!("migrations/0001_initial.sql")),
     ("0002_registry.sql", include_str!("migrations/0002_registry.sql")),
@@ -40,8 +41,8 @@ fn migration(name: &'static str, statements: &'static str) -> Migration {
     )
 }
 
-/// Brings the schema to this version. The lock belongs to the session: after an error it is held until
-/// the connection ends.
+/// Brings the schema to this version. The lock belongs to the session: after an error it is held
+/// until the connection ends.
 pub(super) async fn migrate(connection: &mut PgConnection) -> StoreResult<()> {
     MIGRATIONS.run_direct(None, connection, false).await.map_err(|error| match error {
         MigrateError::Execute(error) => store_error(error),

@@ -1,5 +1,5 @@
-//! A connection as the queries use it: every statement is prepared once and cached, and every error is
-//! a [`StoreError`].
+//! A connection as the queries use it: every statement is prepared once and cached, and every error
+//! is a [`StoreError`].
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
 
@@ -10,8 +10,8 @@ use crate::{StoreError, StoreResult};
 pub(super) struct Db<'c>(pub(super) &'c Connection);
 
 impl<'c> Db<'c> {
-    /// Prepares a statement. Every statement is prepared here and its text traced, so that tests see
-    /// all of them.
+    /// Prepares a statement. Every statement is prepared here and its text traced, so that tests
+    /// see all of them.
     fn prepare(self, sql: &str) -> StoreResult<CachedStatement<'c>> {
         tracing::trace!(target: "wharfage::sqlite", statement = sql, "prepare");
         Ok(self.0.prepare_cached(sql)?)

@@ -8,13 +8,13 @@ use rusqlite::{Connection, OpenFlags};
 use crate::lock::ProcessLock;
 use crate::{StoreError, StoreResult};
 
-/// Settings of every connection. With the write-ahead log, NORMAL would lose acknowledged commits in a
-/// power cut, so FULL. Each connection's page cache is small because the operating system caches the
-/// file too.
+/// Settings of every connection. With the write-ahead log, NORMAL would lose acknowledged commits
+/// in a power cut, so FULL. Each connection's page cache is small because the operating system
+/// caches the file too.
 const SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; \
                         PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
-/// Settings of the writer: 8 MiB of cache. The log is copied back at 16 MiB, so that a burst of pushes
-/// is not interrupted often.
+/// Settings of the writer: 8 MiB of cache. The log is copied back at 16 MiB, so that a burst of
+/// pushes is not interrupted often.
 pub(super) const WRITER_SETTINGS: &str = "PRAGMA cache_size = -8192; PRAGMA wal_autocheckpoint = 4096;";
 /// Settings of the readers: 2 MiB of cache each.
 pub(super) const READER_SETTINGS: &str = "PRAGMA cache_size = -2048; PRAGMA query_only = ON;";
@@ -36,8 +36,8 @@ pub(super) fn connect(path: &Path, flags: OpenFlags, settings: &str) -> StoreRes
     })
 }
 
-/// Takes the lock that keeps out a second process. Two writers would only wait for each other, and two
-/// job runners would each assume to be the only one.
+/// Takes the lock that keeps out a second process. Two writers would only wait for each other, and
+/// two job runners would each assume to be the only one.
 pub(super) fn lock(path: &Path) -> StoreResult<ProcessLock> {
     let database = format!("the database {}", path.display());
     if let Some(folder) = path.parent() {

@@ -1,10 +1,10 @@
 //! The metadata contract on SQLite, in one file: one writer that groups commits, and readers on the
 //! callers' threads.
 //!
-//! This file opens the database. Each module below implements one resource's trait, with its queries
-//! as plain functions over a connection; `postgres` has the same modules and functions. Beside them:
-//! `file` (paths, lock, connections), `schema`, `writer`, `readers`, `probe`, and `db` and `rows`
-//! (statements and columns).
+//! This file opens the database. Each module below implements one resource's trait, with its
+//! queries as plain functions over a connection; `postgres` has the same modules and functions.
+//! Beside them: `file` (paths, lock, connections), `schema`, `writer`, `readers`, `probe`, and `db`
+//! and `rows` (statements and columns).
 
 mod db;
 mod events;
@@ -46,8 +46,8 @@ use super::{Metadata, StoreError, StoreResult};
 /// The metadata in an SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    // The order matters: the writer's connection closes last, which empties the log, and then the lock
-    // is released.
+    // The order matters: the writer's connection closes last, which empties the log, and then the
+    // lock is released.
     readers: Readers,
     probe: Probe,
     writer: Writer,
@@ -60,8 +60,8 @@ impl SqliteStore {
     /// folder if they do not exist.
     ///
     /// # Errors
-    /// When another process has it open, when a newer version of this program wrote it, or when SQLite
-    /// fails.
+    /// When another process has it open, when a newer version of this program wrote it, or when
+    /// SQLite fails.
     pub fn open(path: &Path) -> StoreResult<Self> {
         let lock = file::lock(path)?;
         // Adjusts the reserve before the database is opened, which takes some space. So the store
@@ -78,12 +78,13 @@ impl SqliteStore {
         Self::start(path, connection, Some(lock), disk)
     }
 
-    /// Opens a database that another process may have open, for a few short transactions and not for
-    /// serving. SQLite's own locks order the transactions of the two processes. Creates nothing, and
-    /// requires the schema of this version.
+    /// Opens a database that another process may have open, for a few short transactions and not
+    /// for serving. SQLite's own locks order the transactions of the two processes. Creates
+    /// nothing, and requires the schema of this version.
     ///
     /// # Errors
-    /// When the database does not exist, when its schema is of another version, or when SQLite fails.
+    /// When the database does not exist, when its schema is of another version, or when SQLite
+    /// fails.
     pub fn open_beside(path: &Path) -> StoreResult<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let connection = connect(path, flags, WRITER_SETTINGS)?;
@@ -95,7 +96,8 @@ impl SqliteStore {
         let disk = Arc::new(disk);
         let reserve = Arc::clone(&disk);
         let writer = Writer::start(connection, move || reserve.adjust_reserve())?;
-        // One reader for each core, on which a request's thread runs, and one more; as many for pages.
+        // One reader for each core, on which a request's thread runs, and one more; as many for
+        // pages.
         let readers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8)) + 1;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let reader = |_| connect(path, flags, READER_SETTINGS);

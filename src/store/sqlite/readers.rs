@@ -1,5 +1,5 @@
-//! The readers: read-only connections of two kinds. A lookup takes microseconds on pages in memory, less
-//! than a change of threads, so it runs on the caller's thread. A page of a listing may take
+//! The readers: read-only connections of two kinds. A lookup takes microseconds on pages in memory,
+//! less than a change of threads, so it runs on the caller's thread. A page of a listing may take
 //! milliseconds, so it runs on a blocking thread and on connections of its own, where it delays no
 //! lookup.
 
@@ -28,7 +28,8 @@ impl ReadConnections {
         for turn in 0..self.0.len() {
             match connection(turn).try_lock() {
                 Ok(guard) => return guard,
-                // A read that panicked left nothing half done: statements and snapshots end on drop.
+                // A read that panicked left nothing half done: statements and snapshots end on
+                // drop.
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {}
             }
@@ -62,7 +63,8 @@ impl Readers {
         Self { lookups: connections(lookups), pages: Arc::new(connections(pages)), permits }
     }
 
-    /// Runs a lookup on the caller's thread: one statement, or several that may see different states.
+    /// Runs a lookup on the caller's thread: one statement, or several that may see different
+    /// states.
     pub(super) fn read<T, E>(&self, read: impl FnOnce(Db<'_>) -> Result<T, E>) -> Result<T, E> {
         read(Db(&self.lookups.checkout()))
     }
@@ -97,7 +99,8 @@ mod tests {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let (started, has_started) = tokio::sync::oneshot::channel();
         let slow = Arc::clone(&readers);
-        // The runtime has this one thread: if the page blocked it, the page would never be released.
+        // The runtime has this one thread: if the page blocked it, the page would never be
+        // released.
         let page = tokio::spawn(async move {
             let read = move |_: Db<'_>| {
                 let _ = started.send(());

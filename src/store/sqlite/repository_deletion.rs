@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_changes_few_rows_whatever_an_image_has() {
+    fn a_batch_changes_a_limited_number_of_rows() {
         const LIMIT: usize = 5;
         let connection = super::super::schema::in_memory();
         let db = Db(&connection);

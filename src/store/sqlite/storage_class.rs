@@ -1,5 +1,5 @@
-//! Archiving and restoring images. An index that can be pulled has children that can be pulled: it keeps
-//! them from being archived, and whatever activates it activates them.
+//! Archiving and restoring images. An index that can be pulled has children that can be pulled: it
+//! keeps them from being archived, and whatever activates it activates them.
 
 use jiff::Timestamp;
 use rusqlite::params;

@@ -1,5 +1,6 @@
-//! The one writer: a thread that owns the one writing connection and commits queued operations together
-//! (group commit), so that many clients share one fsync. An operation returns only when it is durable.
+//! The one writer: a thread that owns the one writing connection and commits queued operations
+//! together (group commit), so that many clients share one fsync. An operation returns only when it
+//! is durable.
 
 use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +17,8 @@ use crate::{StoreError, StoreResult};
 
 /// Capacity of the queue; callers wait while it is full.
 const QUEUE: usize = 1024;
-/// Maximum number of operations in one transaction, which bounds how long the first waits for the others.
+/// Maximum number of operations in one transaction, which bounds how long the first waits for the
+/// others.
 const BATCH: usize = 256;
 
 /// How long a test write may take.
@@ -69,8 +71,8 @@ impl Writer {
         Ok(Self { queue: Some(queue), thread: Some(thread), last_failure })
     }
 
-    /// Checks that the database takes writes. Does not wait for other operations if the last batch was
-    /// committed. After a failed batch it makes a test write, since there may be no other.
+    /// Checks that the database takes writes. Does not wait for other operations if the last batch
+    /// was committed. After a failed batch it makes a test write, since there may be no other.
     ///
     /// # Errors
     /// `Unavailable`, or `Full`.
@@ -88,8 +90,8 @@ impl Writer {
         tokio::time::timeout(CHECK_TIMEOUT, check).await.map_err(silent)?
     }
 
-    /// Runs an operation and returns when it is durable. An error rolls back this operation alone. Once
-    /// queued, an operation runs even if its caller stops waiting.
+    /// Runs an operation and returns when it is durable. An error rolls back this operation alone.
+    /// Once queued, an operation runs even if its caller stops waiting.
     pub(super) async fn write<T, E>(
         &self,
         operation: impl FnOnce(Db<'_>) -> Result<T, E> + Send + 'static,
@@ -105,7 +107,8 @@ impl Writer {
                 result.unwrap_or_else(|_| Err(StoreError::Backend("a write panicked: see the log".into()).into()));
             let keep = result.is_ok();
             let reply = move |committed: Result<(), &FailedCommit>| {
-                // A refusal may rest on earlier writes of the batch, so a failed commit voids it as well.
+                // A refusal may rest on earlier writes of the batch, so a failed commit voids it as
+                // well.
                 let result = match committed {
                     Ok(()) => result,
                     Err(FailedCommit { reason, full: true }) => Err(StoreError::Full(reason.clone()).into()),
@@ -145,8 +148,8 @@ fn write_all(
         let queued = iter::from_fn(|| operations.try_recv().ok());
         let mut batch = iter::once(first).chain(queued).take(BATCH);
         let short = space_is_short();
-        // The caller of an operation that is dropped without a reply gets the error that the database
-        // takes no writes.
+        // The caller of an operation that is dropped without a reply gets the error that the
+        // database takes no writes.
         let failed = match write_batch(connection, &mut batch, space_is_short) {
             Ok(failed) => failed.map(|failed| failed.reason),
             Err(error) => {
@@ -164,16 +167,17 @@ fn write_all(
             }
         }
     }
-    // Keeps the log and its index with their space: on a full disk the next start could not create them.
+    // Keeps the log and its index with their space: on a full disk the next start could not create
+    // them.
     if space_is_short()
         && let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
     {
-        tracing::warn!(%error, "space is short, and the database's log is not kept");
+        tracing::warn!(%error, "the disk is nearly full; cannot keep the database's log");
     }
 }
 
-/// Runs a batch in one transaction, each operation in its own savepoint, commits, and replies. Returns
-/// the reason if the batch was rolled back.
+/// Runs a batch in one transaction, each operation in its own savepoint, commits, and replies.
+/// Returns the reason if the batch was rolled back.
 fn write_batch(
     connection: &Connection,
     batch: &mut dyn Iterator<Item = WriteOperation>,
@@ -357,7 +361,8 @@ mod tests {
             assert!(futures::poll!(&mut write).is_pending());
         }
         drop(release);
-        // The task that blocked the writer has a handle of its own. Once it has finished, the queue is empty.
+        // The task that blocked the writer has a handle of its own. Once it has finished, the queue
+        // is empty.
         assert_eq!(count(&writer).await, 1);
     }
 }

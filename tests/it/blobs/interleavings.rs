@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 use wharfage::names::{Algorithm, Digest};
 use wharfage::registry::auth::Keyring;
-use wharfage::registry::uploads::UploadFailure;
+use wharfage::registry::service::uploads::UploadFailure;
 use wharfage::registry::{Config, Limits, PublicUrl, Registry};
 use wharfage::store::jobs::{DeleteGeneration, JobEnd, JobPayload as _};
 use wharfage::store::postgres::{PostgresOptions, PostgresStore};

@@ -94,7 +94,7 @@ impl Sent {
 }
 
 #[test]
-fn what_the_sdks_sign_is_their_principals() {
+fn a_signature_of_the_sdk_verifies() {
     let sent = Sent::new(&[("content-type", "application/x-amz-json-1.1")], b"{}").signed();
     assert_eq!(sent.verify().unwrap().access_key_id.as_ref(), ID);
 }
@@ -165,12 +165,12 @@ fn the_published_examples_verify() {
 }
 
 #[test]
-fn a_request_without_a_signature_lacks_its_token() {
+fn a_request_without_a_signature_is_missing_its_token() {
     assert_eq!(Sent::new(&[], b"").verify(), Err(AuthError::MissingAuthenticationToken));
 }
 
 #[test]
-fn a_presigned_request_is_told_to_use_the_header() {
+fn a_presigned_request_must_use_the_header() {
     let mut sent = Sent::new(&[], b"");
     sent.uri = "/?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=00".parse().unwrap();
     assert!(matches!(sent.verify(), Err(AuthError::IncompleteSignature(_))));
@@ -210,7 +210,7 @@ fn a_date_must_be_in_the_basic_format() {
 }
 
 #[test]
-fn five_minutes_of_skew_are_let_pass_and_no_more() {
+fn five_minutes_of_clock_skew_are_accepted() {
     let sent = Sent::new(&[], b"{}").signed();
     for fine in ["2015-08-30T12:31:00Z", "2015-08-30T12:41:00Z"] {
         assert!(sent.verify_at(at(fine)).is_ok(), "{fine}");
@@ -226,7 +226,7 @@ fn five_minutes_of_skew_are_let_pass_and_no_more() {
 }
 
 #[test]
-fn a_signature_for_elsewhere_is_refused() {
+fn a_signature_of_another_scope_is_refused() {
     let elsewhere = Sent::new(&[], b"{}").signed_at("eu-west-1", "ecr", at(NOW));
     assert!(elsewhere.refusal().contains("serves 'local-1'"), "{}", elsewhere.refusal());
     let service = Sent::new(&[], b"{}").signed_at("local-1", "s3", at(NOW));
@@ -248,7 +248,7 @@ fn an_unknown_key_or_session_is_not_recognized() {
 }
 
 #[test]
-fn what_the_server_acts_on_must_be_signed() {
+fn headers_that_the_server_evaluates_must_be_signed() {
     for name in ["x-amz-target", "x-amz-date", "host"] {
         let mut sent = Sent::new(&[], b"{}").signed();
         let value = sent.headers[AUTHORIZATION].to_str().unwrap().to_owned();
@@ -273,7 +273,7 @@ fn the_content_hash_may_not_lie() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_refused_and_do_not_panic() {
+fn invalid_utf8_is_refused_without_a_panic() {
     let odd = HeaderValue::from_bytes(b"AWS4-HMAC-SHA256 Credential=\xff\xfe").unwrap();
     let mut sent = Sent::new(&[], b"{}").signed();
     sent.headers.insert(AUTHORIZATION, odd.clone());
@@ -285,7 +285,7 @@ fn bytes_that_are_no_text_are_refused_and_do_not_panic() {
 
 proptest! {
     #[test]
-    fn whatever_aws_signs_verifies_and_a_flipped_byte_does_not(
+    fn aws_signatures_verify_and_changed_ones_do_not(
         headers in prop::collection::btree_map("x-[a-z][a-z0-9-]{0,12}", "[ -~]{0,30}", 0..6),
         query in prop::collection::vec(("[a-zA-Z0-9~._-]{1,6}", "[a-zA-Z0-9~._-]{0,6}"), 0..4),
         body in prop::collection::vec(any::<u8>(), 1..200),

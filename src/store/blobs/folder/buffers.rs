@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_pool_keeps_is_bounded() {
+    fn the_pool_keeps_a_limited_number() {
         let pool = Buffers::default();
         drop((0..CLASSES[0].1 + 5).map(|_| pool.take(10 * 1024)).collect::<Vec<_>>());
         assert_eq!(pool.unused(0).len(), CLASSES[0].1);

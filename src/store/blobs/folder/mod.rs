@@ -135,7 +135,7 @@ impl Blobs for FolderBlobs {
         match stat {
             Ok(found) => Ok(Some(u64::try_from(found.st_size).unwrap_or_default())),
             Err(rustix::io::Errno::NOENT) => Ok(None),
-            Err(e) => Err(io_error("look at", &generation.path(), e.into())),
+            Err(e) => Err(io_error("inspect", &generation.path(), e.into())),
         }
     }
 
@@ -163,7 +163,7 @@ impl Blobs for FolderBlobs {
         // By its path and not by the open handle: a folder that is no longer mounted is not ready.
         let stat = blocking(move || rustix::fs::statvfs(folder.path.join("blobs")))
             .await?
-            .map_err(|e| StoreError::Unavailable(format!("cannot look at {shown}: {e}")))?;
+            .map_err(|e| StoreError::Unavailable(format!("cannot inspect {shown}: {e}")))?;
         if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
             return Err(StoreError::Unavailable(format!("{shown} is mounted read-only")));
         }

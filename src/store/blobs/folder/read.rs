@@ -56,7 +56,7 @@ impl FolderReader {
                 _ => io_error("open", &generation.path(), e),
             })?,
         };
-        let found = file.metadata().map_err(|e| io_error("look at", &generation.path(), e))?.len();
+        let found = file.metadata().map_err(|e| io_error("inspect", &generation.path(), e))?.len();
         if found != size {
             let path = generation.path();
             return Err(StoreError::Inconsistent(format!("{path} has {found} bytes instead of {size}")));

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_encoded_decodes() {
+    fn a_state_round_trips() {
         let (file, stale) = (Some(Generation::random()), Some(Generation::random()));
         for progress in [FileProgress::default(), FileProgress { file, stale: None }, FileProgress { file, stale }] {
             assert_eq!(FileProgress::decode(&progress.encode().unwrap()).unwrap(), progress);

@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_finds_no_memory_waits_for_a_part_to_land() {
+    async fn a_push_without_memory_waits_for_a_finished_part() {
         let admission = PartMemory::default();
         let mut held: Vec<_> = (0..SIZE / PART as usize).map(|_| admission.open()).collect();
         for account in &mut held {

@@ -174,19 +174,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_decodes(progress in progress()) {
+        fn a_state_round_trips(progress in progress()) {
             let state = progress.encode().unwrap();
             prop_assert_eq!(ObjectProgress::decode(&state, Generation::random()).unwrap(), progress);
         }
 
         #[test]
-        fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_parse_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = ObjectProgress::decode(&WriterState(bytes), Generation::random());
         }
     }
 
     #[test]
-    fn what_earlier_versions_wrote_is_gone_on_with() {
+    fn states_of_earlier_versions_are_read() {
         let row = Generation::random();
         let state = WriterState(b"{\"id\":\"u\",\"parts\":[\"a\"]}\n\0\n".to_vec());
         let progress = ObjectProgress::decode(&state, row).unwrap();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_written_is_nothing_remembered() {
+    fn nothing_written_has_an_empty_state() {
         assert_eq!(ObjectProgress::default().encode().unwrap(), WriterState::default());
     }
 

@@ -1,8 +1,9 @@
-//! The memory that request and response bodies may hold, all registries of the process together.
+//! The memory budget of request and response bodies, shared by all registries of the process.
 //!
-//! It has two shares: one for callers who have proved who they are, one for all others, who cannot take anything from the
-//! former, unless they know an access key's id and share the address of its owner. Within a share nobody has more than three quarters. A body's first bytes are free, so that small requests are
-//! answered whatever large ones do.
+//! It has two shares: one for verified callers and one for all others. Unverified callers cannot
+//! use the first share, unless they know an access key's id and have the address of its owner. One
+//! caller gets at most three quarters of a share. The first bytes of a body are free, so that small
+//! requests are served while large ones use the budget.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -15,33 +16,36 @@ use tokio::sync::Semaphore;
 
 use wharfage_process::budget::{Account, Budget, Exhausted, Limits};
 
-/// The default size in MiB, and the smallest: the largest body of the API has to fit into what one caller may have of the
-/// smaller share, and twice the largest that is valid into that of the larger one.
+/// The default size in MiB, and the smallest: the largest body of the API must fit into one
+/// caller's part of the smaller share, and twice the largest valid body into that of the larger
+/// share.
 pub const DEFAULT_MIB: usize = 128;
 /// The largest body that is read whole, in bytes.
-pub const LARGEST_BODY: usize = 32 * 1024 * 1024;
-/// What each body may hold for free, in bytes: most manifests and API calls are smaller.
-pub const FREE: usize = 16 * 1024;
-/// How long a body waits for its memory.
-pub const TIMEOUT: Duration = Duration::from_secs(3);
-/// How many things may be read from the store at once whose size is not known before. The largest is a manifest of 4 MiB.
+pub(crate) const LARGEST_BODY: usize = 32 * 1024 * 1024;
+/// The free bytes of each body: most manifests and API calls are smaller.
+pub(crate) const FREE: usize = 16 * 1024;
+/// The time that a body waits for its memory.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
+/// The number of concurrent reads from the store of unknown size. The largest is a manifest of 4
+/// MiB.
 const READS: usize = 16;
-/// How many callers are remembered to have proved who they are, and for how long.
+/// The number of verified callers that are remembered, and for how long.
 const KNOWN_CALLERS: u64 = 4096;
 const KNOWN_FOR: Duration = Duration::from_secs(15 * 60);
 
-/// Who holds a body's memory.
+/// The owner of a body's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Caller {
-    /// Who has proved by a token or a signature to hold this access key, now or a moment ago, at this address.
+pub(crate) enum Caller {
+    /// A caller that has proved this access key by a token or signature, now or a moment ago, at
+    /// this address.
     Verified(IpAddr, Arc<str>),
-    /// A client at this address that has not proved it.
+    /// An unverified client at this address.
     Unverified(IpAddr),
 }
 
-/// The process's memory for bodies.
+/// The memory budget of a process.
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     verified: Budget,
     unverified: Budget,
     reads: Semaphore,
@@ -50,12 +54,12 @@ pub struct Memory {
 
 static PROCESS: OnceLock<Memory> = OnceLock::new();
 
-/// The process's memory for bodies; of the default size unless [`set_size`] came first.
-pub fn process() -> &'static Memory {
+/// Returns the process's memory budget, of the default size unless [`set_size`] was called before.
+pub(crate) fn process() -> &'static Memory {
     PROCESS.get_or_init(|| Memory::new(DEFAULT_MIB * 1024 * 1024))
 }
 
-/// Sets the size in bytes. Too late once a body was read: then it returns false and changes nothing.
+/// Sets the size in bytes. Returns false and changes nothing after a body was read.
 pub fn set_size(bytes: usize) -> bool {
     PROCESS.set(Memory::new(bytes)).is_ok()
 }
@@ -72,42 +76,42 @@ impl Memory {
         }
     }
 
-    /// Opens an account of this caller that is expected to grow to `need` bytes.
-    pub fn open(&self, caller: &Caller, need: usize) -> Account {
+    /// Opens an account of this caller, which is expected to grow to `need` bytes.
+    pub(crate) fn open(&self, caller: &Caller, need: usize) -> Account {
         match caller {
             Caller::Verified(..) => self.verified.open(caller, need),
             Caller::Unverified(_) => self.unverified.open(caller, need),
         }
     }
 
-    /// The shares, by their names in the metrics.
-    pub fn shares(&self) -> [(&'static str, &Budget); 2] {
+    /// Returns the shares with their names in the metrics.
+    pub(crate) fn shares(&self) -> [(&'static str, &Budget); 2] {
         [("verified", &self.verified), ("unverified", &self.unverified)]
     }
 
-    /// Whether little is left of what verified callers may hold.
-    pub fn is_scarce(&self) -> bool {
+    /// Returns whether little of the verified share is left.
+    pub(crate) fn is_scarce(&self) -> bool {
         self.verified.is_scarce()
     }
 
-    /// Notes that a caller has proved who it is.
-    pub fn remember(&self, verified: &Caller) {
+    /// Remembers a verified caller.
+    pub(crate) fn remember(&self, verified: &Caller) {
         self.known.insert(verified.clone(), ());
     }
 
-    /// What a request is as long as its signature is not checked: verified when its address and access key have been a
-    /// moment ago.
-    pub fn claimed(&self, peer: IpAddr, access_key_id: &Arc<str>) -> Caller {
+    /// Returns the caller of a request before its signature is checked: verified when the same
+    /// address and access key were verified a moment ago.
+    pub(crate) fn claimed(&self, peer: IpAddr, access_key_id: &Arc<str>) -> Caller {
         let claimed = Caller::Verified(peer, Arc::clone(access_key_id));
         if self.known.contains_key(&claimed) { claimed } else { Caller::Unverified(peer) }
     }
 
-    /// Reads something whose size is known only then, and grows `account` from `held` bytes by `size` of it. When there is
-    /// no memory for it, it is dropped, and read again once there is.
+    /// Reads something of unknown size, and grows `account` from `held` bytes by its `size`.
+    /// Without enough memory, the result is dropped and read again when there is memory.
     ///
     /// # Errors
     /// Those of `read`, or [`Exhausted`].
-    pub async fn read<'a, T, E: From<Exhausted>>(
+    pub(crate) async fn read<'a, T, E: From<Exhausted>>(
         &self,
         account: &mut Account,
         held: usize,
@@ -128,8 +132,9 @@ impl Memory {
     }
 }
 
-/// Bytes that hold their memory until the last reference to them is dropped: when the socket has taken them.
-pub fn held(bytes: Bytes, mut account: Account) -> Bytes {
+/// Returns bytes that hold their memory until the last reference is dropped, when the socket has
+/// taken them.
+pub(crate) fn held(bytes: Bytes, mut account: Account) -> Bytes {
     struct Held {
         bytes: Bytes,
         _account: Account,
@@ -160,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn others_take_nothing_from_verified_callers() {
+    fn unverified_callers_use_no_verified_memory() {
         let memory = memory();
         let taken = [HERE, THERE].map(|peer| {
             let mut unverified = memory.open(&Caller::Unverified(peer), 0);
@@ -184,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verified_caller_leaves_something_to_another() {
+    fn one_caller_cannot_use_a_whole_share() {
         let memory = memory();
         let mut accounts = Vec::new();
         loop {
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_holds_its_memory_until_it_is_gone() {
+    fn a_response_holds_its_memory_until_it_is_dropped() {
         let memory = memory();
         let budget = &memory.verified;
         let mut account = memory.open(&verified(HERE, "AKIA"), 2 * MIB);
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_finds_no_memory_is_dropped_and_read_again() {
+    async fn a_read_without_memory_is_repeated() {
         let memory = memory();
         let caller = verified(HERE, "AKIA");
         let mut other = memory.open(&caller, 0);

@@ -1,56 +1,52 @@
-//! Pushing an image, for both APIs.
+//! Pushes of images, for both APIs.
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::Registry;
-use super::manifests::{self, Checked, InvalidManifest};
+use super::manifest::{self, CheckedManifest, InvalidManifest};
 use wharfage_domain::names::{Algorithm, Digest, Tag};
 use wharfage_store::StoreError;
 use wharfage_store::manifests::{PutManifest, PutManifestError, PutOutcome};
 use wharfage_store::repositories::RepositoryId;
 
-/// A manifest to be put, as an API received it.
+/// A manifest to store, as an API received it.
 #[derive(Debug, Clone)]
-pub struct NewImage<'a> {
-    /// Where to.
-    pub repository: RepositoryId,
-    /// Its exact bytes.
-    pub payload: Bytes,
-    /// The media type that the request declares, with parameters or without.
-    pub media_type: Option<&'a str>,
-    /// The digest that the request says it has.
-    pub digest: Option<&'a Digest>,
-    /// The tags to point at it.
-    pub tags: Vec<Tag>,
+pub(crate) struct NewImage<'a> {
+    pub(crate) repository: RepositoryId,
+    /// The exact bytes of the manifest.
+    pub(crate) payload: Bytes,
+    /// The media type in the request, with or without parameters.
+    pub(crate) media_type: Option<&'a str>,
+    /// The digest in the request.
+    pub(crate) digest: Option<&'a Digest>,
+    /// The tags to set.
+    pub(crate) tags: Vec<Tag>,
 }
 
-/// An image that was put.
+/// A stored image.
 #[derive(Debug, Clone)]
-pub struct PutImage {
-    /// Its digest.
-    pub digest: Digest,
-    /// Its media type.
-    pub media_type: String,
-    /// What it refers to, if it is a referrer.
-    pub subject: Option<Digest>,
-    /// What the store did.
-    pub outcome: PutOutcome,
+pub(crate) struct PutImage {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    /// The subject, if the image is a referrer.
+    pub(crate) subject: Option<Digest>,
+    /// The effect of the push.
+    pub(crate) outcome: PutOutcome,
 }
 
-/// Why an image was not put. Nothing was stored.
+/// The reason why an image was not stored.
 #[derive(Debug, thiserror::Error)]
-pub enum PutImageError {
-    /// The manifest is not valid.
+pub(crate) enum PutImageError {
     #[error(transparent)]
     Manifest(#[from] InvalidManifest),
-    /// The manifest has another digest than the request says.
+    /// The manifest has another digest than the request.
     #[error("the manifest has digest {actual}")]
     DigestMismatch {
-        /// The digest that it has.
+        /// The digest of the manifest.
         actual: Digest,
     },
-    /// The store refused it.
+    /// The store refused the manifest.
     #[error(transparent)]
     Put(#[from] PutManifestError),
 }
@@ -65,8 +61,9 @@ impl Registry {
     /// Checks a manifest and stores it with its tags: ECR's PutImage and the OCI API's PUT.
     ///
     /// # Errors
-    /// The first check that fails, in ECR's order: the manifest, its digest, its references, its tags, the quotas.
-    pub async fn put_image(&self, image: NewImage<'_>, now: Timestamp) -> Result<PutImage, PutImageError> {
+    /// The first check that fails, in ECR's order: the manifest, its digest, its references, its
+    /// tags, the quotas.
+    pub(crate) async fn put_image(&self, image: NewImage<'_>, now: Timestamp) -> Result<PutImage, PutImageError> {
         let limits = &self.config.limits;
         let algorithm = image.digest.map_or(Algorithm::Sha256, Digest::algorithm);
         let checked = check(image.payload, image.media_type, algorithm, limits.manifest_bytes).await?;
@@ -77,7 +74,7 @@ impl Registry {
         if !checked.foreign.is_empty() {
             let digests: Vec<Digest> = checked.foreign.iter().map(|foreign| foreign.digest.clone()).collect();
             let kept = self.metadata.find_layers(image.repository, &digests).await?;
-            // Whoever pushed a foreign layer all the same wants it kept.
+            // A client that pushed a foreign layer nevertheless wants it kept.
             let kept = checked.foreign.into_iter().zip(kept).filter_map(|(foreign, layer)| layer.map(|_| foreign));
             manifest.blobs.extend(kept);
         }
@@ -97,21 +94,21 @@ impl Registry {
     }
 }
 
-/// Manifests up to this size are hashed and read on the spot; larger ones would keep other requests waiting.
+/// Manifests up to this size are hashed and read in place; larger ones would block other requests.
 const QUICK_MANIFEST: usize = 128 * 1024;
 
-/// Checks a manifest, and one that takes long on a thread where nobody waits for it.
+/// Checks a manifest; a large one on a blocking thread.
 async fn check(
     payload: Bytes,
     declared: Option<&str>,
     algorithm: Algorithm,
     max_bytes: usize,
-) -> Result<Checked, PutImageError> {
+) -> Result<CheckedManifest, PutImageError> {
     if payload.len() <= QUICK_MANIFEST {
-        return Ok(manifests::check(payload, declared, algorithm, max_bytes)?);
+        return Ok(manifest::check(payload, declared, algorithm, max_bytes)?);
     }
     let declared = declared.map(str::to_owned);
     let checked =
-        tokio::task::spawn_blocking(move || manifests::check(payload, declared.as_deref(), algorithm, max_bytes));
+        tokio::task::spawn_blocking(move || manifest::check(payload, declared.as_deref(), algorithm, max_bytes));
     Ok(checked.await.map_err(|error| StoreError::Backend(error.into()))??)
 }

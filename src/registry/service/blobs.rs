@@ -1,4 +1,5 @@
-//! Whether a blob's bytes are there: what a read finds damaged is not offered any more until a push brings it again.
+//! Damaged blobs: a read that finds one marks it, and it is not offered until a push replaces its
+//! bytes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use wharfage_store::layers::Blob;
 use wharfage_store::{BlobKey, BlobReader, StoreError, StoreResult};
 
 impl Registry {
-    /// Whether the bytes are there, and as many as there should be.
-    pub(super) async fn is_intact(&self, bytes: &BlobKey) -> StoreResult<bool> {
+    /// Returns whether the object exists and has the right size.
+    pub(crate) async fn is_intact(&self, bytes: &BlobKey) -> StoreResult<bool> {
         Ok(self.blobs.stored_size(bytes.generation).await? == Some(bytes.stored_size))
     }
 
-    /// Whether a blob can be offered. One that was found damaged is looked at again: its disk may be back.
-    pub(super) async fn is_usable(&self, blob: &Blob) -> StoreResult<bool> {
+    /// Returns whether a blob can be offered. A damaged one is checked again: its disk may be back.
+    pub(crate) async fn is_usable(&self, blob: &Blob) -> StoreResult<bool> {
         if !blob.damaged {
             return Ok(true);
         }
@@ -26,21 +27,21 @@ impl Registry {
             return Ok(false);
         }
         self.metadata.set_blob_damaged(blob.bytes.generation, None).await?;
-        tracing::info!(digest = %blob.digest, "a damaged blob is whole again");
+        tracing::info!(digest = %blob.digest, "a damaged blob is intact again");
         Ok(true)
     }
 
-    /// Whether the bytes of a blob are there now; it is remembered when they are not.
-    pub(super) async fn check_blob(&self, blob: &Blob) -> StoreResult<bool> {
+    /// Checks that the object of a blob exists, and marks the blob as damaged otherwise.
+    pub(crate) async fn check_blob(&self, blob: &Blob) -> StoreResult<bool> {
         let intact = self.is_intact(&blob.bytes).await?;
         if !intact {
-            self.report_damage(blob, "its bytes are gone or fewer").await?;
+            self.report_damage(blob, "its object is missing or has another size").await?;
         }
         Ok(intact)
     }
 
     /// Opens a blob for reading; `None` when it is damaged.
-    pub(super) async fn read_blob(self: &Arc<Self>, blob: &Blob, range: Range<u64>) -> StoreResult<Option<BlobReader>> {
+    pub(crate) async fn read_blob(self: &Arc<Self>, blob: &Blob, range: Range<u64>) -> StoreResult<Option<BlobReader>> {
         let reader = match self.blobs.read(&blob.bytes, range).await {
             Ok(reader) => reader,
             Err(StoreError::Inconsistent(reason)) => {
@@ -49,14 +50,14 @@ impl Registry {
             }
             Err(error) => return Err(error),
         };
-        // What breaks under way breaks the answer, and is remembered for the next one.
+        // An error during the response breaks it, and is recorded for the next one.
         let (registry, blob) = (Arc::clone(self), blob.clone());
         let watched = reader.inspect_err(move |error| {
             if let StoreError::Inconsistent(reason) = error {
                 let (registry, blob, reason) = (Arc::clone(&registry), blob.clone(), reason.clone());
                 tokio::spawn(async move {
                     if let Err(error) = registry.report_damage(&blob, &reason).await {
-                        tracing::error!(digest = %blob.digest, %error, "cannot remember that a blob is damaged");
+                        tracing::error!(digest = %blob.digest, %error, "cannot record that a blob is damaged");
                     }
                 });
             }
@@ -64,9 +65,9 @@ impl Registry {
         Ok(Some(watched.boxed()))
     }
 
-    /// A URL of the object store to read a blob from, where clients are sent there; `None` where they are not. What is
-    /// damaged would only be found out by the client, so it is looked at first.
-    pub(super) async fn presigned_url(&self, blob: &Blob, valid_for: Duration) -> StoreResult<Option<String>> {
+    /// Returns a URL of the object store for a blob, if reads are redirected. Only the client would
+    /// notice a damaged object, so it is checked first.
+    pub(crate) async fn presigned_url(&self, blob: &Blob, valid_for: Duration) -> StoreResult<Option<String>> {
         if !self.config.redirect_blobs {
             return Ok(None);
         }
@@ -80,7 +81,7 @@ impl Registry {
     async fn report_damage(&self, blob: &Blob, reason: &str) -> StoreResult<()> {
         tracing::error!(
             digest = %blob.digest, reason,
-            "a blob is damaged; it is answered as unknown until a push brings its bytes again"
+            "a blob is damaged; it is reported as unknown until a push replaces it"
         );
         self.metadata.set_blob_damaged(blob.bytes.generation, Some(Timestamp::now())).await
     }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::Inspect;
 
-/// A hash whose state outlives the process.
+/// A hash with a state that can be stored.
 #[derive(Clone)]
 pub(super) enum Hasher {
     Sha256(Sha256),
@@ -23,8 +23,9 @@ impl Hasher {
         }
     }
 
-    /// Goes on from what [`Hasher::save`] returned; from nothing, it starts with `algorithm`. The two states differ in
-    /// length, which tells them apart: a session may turn out to need another algorithm than it began with.
+    /// Restores the state that [`Hasher::save`] returned; an empty state starts with `algorithm`.
+    /// The length of the state identifies the algorithm, because a session may need another
+    /// algorithm than the one that it began with.
     pub(super) fn restore(algorithm: Algorithm, state: &[u8]) -> Option<Self> {
         if state.is_empty() {
             return Some(Self::new(algorithm));
@@ -58,7 +59,7 @@ impl Hasher {
     }
 }
 
-/// The hash of an upload's bytes, which its writer computes on the way.
+/// The hash of an upload's bytes, which its writer updates.
 pub(super) struct Hashing(Mutex<Hasher>);
 
 impl Hashing {
@@ -66,9 +67,10 @@ impl Hashing {
         Self(Mutex::new(hasher))
     }
 
-    /// The hash of the bytes that the writer has inspected.
+    /// Locks the hash of the bytes that the writer has inspected.
     pub(super) fn lock(&self) -> MutexGuard<'_, Hasher> {
-        // What a panic leaves half hashed has another digest than the client says: it never becomes a blob.
+        // After a panic, the hash differs from the digest of the client, so it never becomes a
+        // blob.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -87,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_hash_that_was_saved_and_restored_ends_the_same(
+        fn a_restored_hash_has_the_same_digest(
             head in prop::collection::vec(any::<u8>(), 0..300),
             tail in prop::collection::vec(any::<u8>(), 0..300),
             algorithm in prop::sample::select(vec![Algorithm::Sha256, Algorithm::Sha512]),
@@ -100,7 +102,7 @@ mod tests {
         }
 
         #[test]
-        fn a_state_that_is_none_is_refused(state in prop::collection::vec(any::<u8>(), 1..40)) {
+        fn an_invalid_state_is_refused(state in prop::collection::vec(any::<u8>(), 1..40)) {
             prop_assert!(Hasher::restore(Algorithm::Sha256, &state).is_none());
         }
     }

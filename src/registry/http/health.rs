@@ -1,5 +1,6 @@
-//! How the registries of a process are doing, for the operations listener. Every question has a time limit of its own and
-//! waits behind nobody's work, so that the answer comes whatever the stores do.
+//! The health and the metrics of the registries of a process, for the admin listener. Each check
+//! has its own time limit and waits for no other work, so the response comes whatever the state of
+//! the stores.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,40 +9,41 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::{join, join_all};
 
-use super::Registry;
-use super::http::memory;
+use crate::message::memory;
+use crate::service::Registry;
 use wharfage_process::operations::{OK, Operated};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::jobs;
 use wharfage_store::{StoreError, StoreResult};
 
-/// How long a store may take to say that it is ready. Its own limits are shorter; this one holds whatever they do.
+/// The time limit of a store's readiness check. The stores' own limits are shorter; this one always
+/// holds.
 const READY_TIMEOUT: Duration = Duration::from_millis(2500);
-/// For how long readiness tells that a connection was refused because all others were busy.
+/// The time for which readiness reports that a connection was refused because all others were busy.
 const BUSY_FOR: Duration = Duration::from_secs(10);
-/// How long the database may take to count what stands, for the metrics.
+/// The time limit for counting uploads and jobs in the database.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The registries of a process, as the operations listener shows them. From `stopping` on `/readyz` says so: who routes traffic by
-/// it has to hear that while the last transfers still run.
+/// The registries of a process, as the admin listener shows them. After `stopping`, `/readyz`
+/// reports it: load balancers must learn it while the last transfers still run.
 pub struct Registries {
     /// The registries; they share one set of metrics.
     pub registries: Vec<Arc<Registry>>,
-    /// Whether the process ends.
+    /// Becomes true when the process stops.
     pub stopping: Stop,
 }
 
-/// What a store says of itself.
+/// The health of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Health {
+enum StoreHealth {
     Ready,
-    /// Reads and deletions are served, pushes are not: there is no room for them.
+    /// Reads and deletions work; pushes do not, because the disk is full.
     Full(String),
-    /// Nothing can be relied on.
+    /// The store does not work.
     Down(String),
 }
 
-impl Health {
+impl StoreHealth {
     async fn of(ready: impl Future<Output = StoreResult<()>>) -> Self {
         match tokio::time::timeout(READY_TIMEOUT, ready).await {
             Ok(Ok(())) => Self::Ready,
@@ -53,17 +55,18 @@ impl Health {
 }
 
 impl Registries {
-    /// Asks every store at once: of each registry its database and its blobs.
-    async fn stores(&self) -> Vec<(&'static str, Health)> {
+    /// Checks all stores at the same time: database and blobs of each registry.
+    async fn stores(&self) -> Vec<(&'static str, StoreHealth)> {
         let asked = self.registries.iter().map(async |registry| {
             let (metadata, blobs) =
-                join(Health::of(registry.metadata.ready()), Health::of(registry.blobs.ready())).await;
+                join(StoreHealth::of(registry.metadata.ready()), StoreHealth::of(registry.blobs.ready())).await;
             [("metadata", metadata), ("blobs", blobs)]
         });
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// Sets the gauges of what stands, summed over the registries; nothing of a database that does not count in time.
+    /// Sets the gauges of uploads and jobs, summed over the registries. A database that does not
+    /// answer in time is left out.
     async fn count(&self) {
         let counted = self.registries.iter().map(async |registry| {
             let counts = async {
@@ -82,7 +85,7 @@ impl Registries {
                     open += uploads;
                     jobs.extend(counts);
                 }
-                Err(error) => tracing::warn!(%error, "the metrics say nothing of uploads and jobs"),
+                Err(error) => tracing::warn!(%error, "cannot count uploads and jobs; their metrics are not updated"),
             }
         }
         if let Some(registry) = self.registries.first() {
@@ -98,20 +101,21 @@ impl Operated for Registries {
             return Err("stopping".into());
         }
         let busy = self.registries.iter().filter_map(|registry| registry.metrics.since_refusal()).min();
-        // Not a reason to send nobody here any more: the connections that are busy would go where others are.
+        // The process stays ready: otherwise clients of the busy connections would go to the other
+        // replicas.
         let mut said = match busy {
             Some(since) if since < BUSY_FOR => Cow::Borrowed("ok, but all connections are busy: new ones are refused"),
             _ => OK,
         };
         for (store, health) in self.stores().await {
             match health {
-                Health::Ready => {}
-                Health::Full(why) => {
-                    tracing::warn!(store, error = why, "no pushes are taken");
+                StoreHealth::Ready => {}
+                StoreHealth::Full(why) => {
+                    tracing::warn!(store, error = why, "the store is full; pushes are refused");
                     said =
                         Cow::Borrowed("ok, but the disk is full: pulls and deletions are served, pushes are refused");
                 }
-                Health::Down(why) => {
+                StoreHealth::Down(why) => {
                     tracing::warn!(store, error = why, "not ready");
                     return Err(format!("{store}: the store does not answer; the log says why"));
                 }
@@ -125,8 +129,8 @@ impl Operated for Registries {
         let (stores, ()) = join(self.stores(), self.count()).await;
         for name in ["metadata", "blobs"] {
             let of_kind = || stores.iter().filter(move |(store, _)| *store == name).map(|(_, health)| health);
-            let up = !of_kind().any(|health| matches!(health, Health::Down(_)));
-            let full = of_kind().any(|health| matches!(health, Health::Full(_)));
+            let up = !of_kind().any(|health| matches!(health, StoreHealth::Down(_)));
+            let full = of_kind().any(|health| matches!(health, StoreHealth::Full(_)));
             registry.metrics.set_store(name, up, full);
         }
         for (name, share) in memory::process().shares() {

@@ -1,4 +1,4 @@
-//! What the registry counts.
+//! The metrics of a registry.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,21 +14,21 @@ use wharfage_store::jobs::JobCount;
 
 /// The labels of a request: each from a closed set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
+pub(crate) struct RequestLabels {
     /// The operation's name.
-    pub operation: &'static str,
+    pub(crate) operation: &'static str,
     /// The HTTP status.
-    pub status: u16,
+    pub(crate) status: u16,
 }
 
-/// The label of what is told apart by operation only.
+/// The label of a metric per operation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OperationLabel {
+pub(crate) struct OperationLabel {
     /// The operation's name.
-    pub operation: &'static str,
+    pub(crate) operation: &'static str,
 }
 
-/// The labels of the jobs that a registry has.
+/// The labels of the gauge of jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct JobLabels {
     /// The job's kind.
@@ -37,53 +37,52 @@ struct JobLabels {
     state: String,
 }
 
-/// The label of a connection that was ended from this side.
+/// The label of a connection that this side closed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct EndedLabel {
-    /// Why.
-    pub reason: &'static str,
+pub(crate) struct EndedLabel {
+    pub(crate) reason: &'static str,
 }
 
 /// The label of a share of the memory for bodies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ShareLabel {
-    /// `verified` or `unverified`: whether its callers have proved who they are.
-    pub share: &'static str,
+pub(crate) struct ShareLabel {
+    /// `verified` or `unverified`: whether the callers have authenticated.
+    pub(crate) share: &'static str,
 }
 
-/// The label of what is told apart by store.
+/// The label of a metric per store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct StoreLabel {
+pub(crate) struct StoreLabel {
     /// `metadata` or `blobs`.
-    pub store: &'static str,
+    pub(crate) store: &'static str,
 }
 
-/// Everything that the registry counts.
+/// The metrics of a registry.
 #[derive(Debug)]
 pub struct Metrics {
     registry: MetricsRegistry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<OperationLabel, Histogram, fn() -> Histogram>,
     /// Bytes of blobs and manifests that clients have sent.
-    pub received: Counter,
+    pub(crate) received: Counter,
     /// Bytes of blobs and manifests that were sent to clients.
-    pub sent: Counter,
+    pub(crate) sent: Counter,
     /// Connections that are open.
-    pub connections: Gauge,
+    pub(crate) connections: Gauge,
     /// Upload sessions that are open; set when the metrics are read.
-    pub uploads_open: Gauge,
+    pub(crate) uploads_open: Gauge,
     /// Jobs by kind and state; set when the metrics are read.
     jobs: Family<JobLabels, Gauge>,
     connections_ended: Family<EndedLabel, Counter>,
     connections_refused: Counter,
-    /// When a connection was refused last.
+    /// The time at which a connection was last refused.
     refused_at: Mutex<Option<Instant>>,
     memory_size: Family<ShareLabel, Gauge>,
     memory_used: Family<ShareLabel, Gauge>,
     memory_refused: Family<ShareLabel, Counter>,
     store_up: Family<StoreLabel, Gauge>,
     store_full: Family<StoreLabel, Gauge>,
-    /// Absent where nothing lies on a disk.
+    /// Empty when no data are on a disk.
     disk_free: Family<[(&'static str, &'static str); 0], Gauge>,
 }
 
@@ -94,10 +93,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Metrics that start at zero, exported together with what `registry` has already.
+    /// Creates metrics that start at zero, exported together with the metrics in `registry`.
     pub fn register(mut registry: MetricsRegistry) -> Self {
         fn seconds() -> Histogram {
-            // 100 µs to 54 minutes: a pull of a manifest and the push of a large layer both fall inside.
+            // 100 µs to 54 minutes: a pull of a manifest and the push of a large layer both fall
+            // inside.
             Histogram::new(exponential_buckets(0.0001, 4.0, 13))
         }
         let requests = Family::default();
@@ -119,11 +119,11 @@ impl Metrics {
         registry.register_with_unit("sent", "Content sent to clients", Unit::Bytes, sent.clone());
         registry.register("connections", "Open connections", connections.clone());
         registry.register("uploads_open", "Open upload sessions", uploads_open.clone());
-        registry.register("jobs", "Jobs that stand", Family::clone(&jobs));
-        registry.register("connections_ended", "Connections ended from this side", Family::clone(&connections_ended));
+        registry.register("jobs", "Waiting, running and dead jobs", Family::clone(&jobs));
+        registry.register("connections_ended", "Connections that the server closed", Family::clone(&connections_ended));
         registry.register(
             "connections_refused",
-            "Connections that were answered 503 because all others were busy",
+            "Connections refused with 503 because all others were busy",
             Counter::clone(&connections_refused),
         );
         registry.register_with_unit(
@@ -145,7 +145,11 @@ impl Metrics {
         );
         let (store_up, store_full, disk_free) = (Family::default(), Family::default(), Family::default());
         registry.register("store_up", "Whether the store answers", Family::clone(&store_up));
-        registry.register("store_full", "Whether pushes are refused for want of space", Family::clone(&store_full));
+        registry.register(
+            "store_full",
+            "Whether pushes are refused because the store is full",
+            Family::clone(&store_full),
+        );
         let free = "Free space of the data folder's file system";
         registry.register_with_unit("disk_free", free, Unit::Bytes, Family::clone(&disk_free));
         Self {
@@ -175,23 +179,24 @@ impl Metrics {
         self.durations.get_or_create(&OperationLabel { operation }).observe(took.as_secs_f64());
     }
 
-    /// Counts a connection that was ended from this side.
+    /// Counts a connection that this side closed.
     pub fn connection_ended(&self, reason: &'static str) {
         self.connections_ended.get_or_create(&EndedLabel { reason }).inc();
     }
 
     /// Counts a connection that was refused because all others were busy.
-    pub fn connection_refused(&self) {
+    pub(crate) fn connection_refused(&self) {
         self.connections_refused.inc();
         *self.refused_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// How long ago a connection was refused last, if one was.
-    pub fn since_refusal(&self) -> Option<Duration> {
+    /// Returns the time since a connection was last refused, if one was.
+    pub(crate) fn since_refusal(&self) -> Option<Duration> {
         self.refused_at.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 
-    /// Sets how a share of the memory for bodies is used: its size and what is held, in bytes, and refusals so far.
+    /// Sets the use of a share of the memory for bodies: its size and the bytes held, and the
+    /// refusals so far.
     pub fn set_memory(&self, share: &'static str, size: usize, used: usize, refused: u64) {
         let label = ShareLabel { share };
         self.memory_size.get_or_create(&label).set(i64::try_from(size).unwrap_or(i64::MAX));
@@ -200,7 +205,7 @@ impl Metrics {
         counted.inc_by(refused.saturating_sub(counted.get()));
     }
 
-    /// Sets what is read from the store rather than counted.
+    /// Sets the gauges that are read from the store.
     pub fn set_gauges(&self, uploads_open: u64, jobs: &[JobCount]) {
         self.uploads_open.set(i64::try_from(uploads_open).unwrap_or(i64::MAX));
         self.jobs.clear();
@@ -210,7 +215,7 @@ impl Metrics {
         }
     }
 
-    /// Sets how a store (`metadata` or `blobs`) is doing.
+    /// Sets the state of a store (`metadata` or `blobs`).
     pub fn set_store(&self, store: &'static str, up: bool, full: bool) {
         self.store_up.get_or_create(&StoreLabel { store }).set(i64::from(up));
         self.store_full.get_or_create(&StoreLabel { store }).set(i64::from(full));
@@ -221,7 +226,7 @@ impl Metrics {
         self.disk_free.get_or_create(&[]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// The metrics in OpenMetrics' text format.
+    /// Returns the metrics in OpenMetrics text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;

@@ -1,5 +1,5 @@
-//! Bodies: what goes out is one buffer or a blob's stream; what comes in is read within a limit, at a minimum rate, and
-//! only as fast as there is memory for it.
+//! Bodies. A response's body is one buffer or a blob's stream. A request's body is read within a
+//! limit, at a minimum rate, and only as fast as there is memory for it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,38 +17,38 @@ use wharfage_process::budget::{Account, Exhausted};
 use wharfage_process::listener::Activity;
 use wharfage_store::{BlobReader, StoreError};
 
-/// A client must send so many bytes in so much time spent waiting for it.
+/// The minimum rate of a client: these bytes in this time of waiting for it.
 const MINIMUM_BYTES: usize = 16 * 1024;
 const MINIMUM_TIME: Duration = Duration::from_secs(20);
 
-/// How much of a refused request's body is read before the refusal is sent, and for how long: few bytes that are on their
-/// way already cost less than another connection.
+/// The limit of bytes that are read from a refused request's body before its response, and the time
+/// limit: a few bytes cost less than a new connection.
 const DRAINED: usize = 64 * 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a body that is passed on piece by piece holds on its way to the store, in bytes.
+/// The memory of a streamed body on its way to the store, in bytes.
 const STREAM: usize = 256 * 1024;
-/// The bytes of such a body that are free: what fits into the buffers that each connection has.
+/// The bytes of a streamed body that are free: they fit into the buffers of each connection.
 const STREAM_FREE: u64 = 64 * 1024;
 
 /// A response's body.
-pub enum Body {
-    /// All of it.
+pub(crate) enum Body {
+    /// The whole body.
     Full(Option<Bytes>),
-    /// A blob's bytes, `remaining` of them, as the store reads them.
+    /// The next `remaining` bytes of a blob's stream.
     Blob {
-        /// The store's stream.
+        /// The stream of the store.
         reader: BlobReader,
-        /// Bytes that are still to come; becomes Content-Length.
+        /// The bytes still to come; becomes Content-Length.
         remaining: u64,
-        /// Holds what the stream takes of memory.
-        memory: Account,
+        /// Accounts for the memory of the stream until the body is dropped.
+        _memory: Account,
     },
 }
 
 impl Body {
-    /// No bytes.
-    pub fn empty() -> Self {
+    /// Creates an empty body.
+    pub(crate) fn empty() -> Self {
         Self::Full(None)
     }
 }
@@ -104,24 +104,24 @@ impl http_body::Body for Body {
     }
 }
 
-/// Why a request's body did not arrive whole.
+/// The reason why a request's body did not arrive completely.
 #[derive(Debug, thiserror::Error)]
-pub enum BodyError {
+pub(crate) enum BodyError {
     /// It is longer than the limit, in bytes.
     #[error("the body is longer than {0} bytes")]
     TooLarge(usize),
-    /// The client sent next to nothing.
+    /// The client was slower than the minimum rate.
     #[error("the body arrived too slowly")]
     TooSlow,
-    /// There is no memory for it now.
+    /// There is no memory for it.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// The connection broke, or its framing did.
+    /// The connection or its framing broke.
     #[error("the body ended early: {0}")]
     Broken(#[from] hyper::Error),
 }
 
-/// Measures how fast a body arrives: only the time counts in which its client was waited for.
+/// Measures the rate of a body: only the time spent waiting for the client counts.
 #[derive(Debug, Default)]
 struct Pace {
     waited: Duration,
@@ -129,12 +129,12 @@ struct Pace {
 }
 
 impl Pace {
-    /// How long the client may take for the next bytes.
+    /// Returns the time that the client has for the next bytes.
     fn left(&self) -> Duration {
         MINIMUM_TIME.saturating_sub(self.waited)
     }
 
-    /// Notes that `bytes` came after a wait.
+    /// Records that `bytes` arrived after a wait.
     fn note(&mut self, waited: Duration, bytes: usize) {
         self.waited += waited;
         self.bytes += bytes;
@@ -144,45 +144,46 @@ impl Pace {
     }
 }
 
-/// A request's body. Dropping it before its end tells the connection that the client may still be sending.
+/// The body of a request. Dropping it before its end marks the connection as having unread bytes.
 #[derive(Debug)]
-pub struct RequestBody {
+pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
     activity: Arc<Activity>,
     pace: Pace,
-    /// Bytes that came.
+    /// The bytes received.
     received: u64,
-    /// What a body holds that is passed on piece by piece.
+    /// The memory of a streamed body.
     stream: Option<Account>,
-    /// Whether the client sends nothing before it is asked to ("Expect: 100-continue").
+    /// The client sends nothing before it is asked to ("Expect: 100-continue").
     waits: bool,
 }
 
 impl RequestBody {
-    /// The body as it comes off the wire of a connection. `waits` says that the client sends nothing before it is asked to.
-    pub fn new(incoming: Incoming, activity: Arc<Activity>, waits: bool) -> Self {
+    /// Creates the body of a request. `waits` means that the client sends nothing before it is
+    /// asked to.
+    pub(crate) fn new(incoming: Incoming, activity: Arc<Activity>, waits: bool) -> Self {
         Self { incoming: Some(incoming), activity, pace: Pace::default(), received: 0, stream: None, waits }
     }
 
-    /// Whether there is nothing to be read.
-    pub fn is_empty(&self) -> bool {
+    /// Returns whether there is nothing to read.
+    pub(crate) fn is_empty(&self) -> bool {
         self.incoming.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
-    /// The address that the body comes from.
-    pub fn peer(&self) -> std::net::IpAddr {
+    /// Returns the address of the client.
+    pub(crate) fn peer(&self) -> std::net::IpAddr {
         self.activity.peer()
     }
 
-    /// The same body, leaving an empty one behind.
-    pub fn take(&mut self) -> Self {
+    /// Takes the body, and leaves an empty one.
+    pub(crate) fn take(&mut self) -> Self {
         let (incoming, pace) = (self.incoming.take(), std::mem::take(&mut self.pace));
         let (activity, received, stream) = (Arc::clone(&self.activity), self.received, self.stream.take());
         Self { incoming, activity, pace, received, stream, waits: self.waits }
     }
 
-    /// The next bytes of a verified caller's body that is passed on piece by piece, or `None` at the end.
-    pub async fn next(&mut self, caller: &Caller) -> Result<Option<Bytes>, BodyError> {
+    /// Returns the next bytes of a verified caller's streamed body, or `None` at the end.
+    pub(crate) async fn next(&mut self, caller: &Caller) -> Result<Option<Bytes>, BodyError> {
         if self.stream.is_none() && self.received > STREAM_FREE {
             let mut account = memory::process().open(caller, STREAM);
             account.hold(STREAM, memory::TIMEOUT).await?;
@@ -191,7 +192,7 @@ impl RequestBody {
         self.receive().await
     }
 
-    /// The next bytes, or `None` at the end. Trailers are passed over.
+    /// Returns the next bytes, or `None` at the end. Skips trailers.
     async fn receive(&mut self) -> Result<Option<Bytes>, BodyError> {
         let Some(incoming) = &mut self.incoming else { return Ok(None) };
         loop {
@@ -215,9 +216,9 @@ impl RequestBody {
         }
     }
 
-    /// Reads all of it, at most `limit` bytes, with the account that holds their memory. It may grow to twice of them for
-    /// those who work on them. One that announces more is refused before it is read.
-    pub async fn read_up_to(&mut self, limit: usize, caller: &Caller) -> Result<(Bytes, Account), BodyError> {
+    /// Reads the whole body, at most `limit` bytes, with the account of its memory, which may grow
+    /// to twice the body for its readers. A body that announces more is refused before it is read.
+    pub(crate) async fn read_up_to(&mut self, limit: usize, caller: &Caller) -> Result<(Bytes, Account), BodyError> {
         let memory = memory::process();
         let Some(incoming) = &self.incoming else { return Ok((Bytes::new(), memory.open(caller, 0))) };
         let hint = http_body::Body::size_hint(incoming);
@@ -231,7 +232,7 @@ impl RequestBody {
         if hint.exact() == Some(first.len() as u64) {
             return Ok((first, account));
         }
-        // It grows as bytes arrive: what is only announced takes no memory.
+        // The buffer grows as bytes arrive: announced bytes take no memory.
         let mut whole = BytesMut::from(first.as_ref());
         drop(first);
         while let Some(chunk) = self.receive().await? {
@@ -249,8 +250,8 @@ impl RequestBody {
         if whole.len() > limit { Err(BodyError::TooLarge(limit)) } else { Ok((whole.freeze(), account)) }
     }
 
-    /// Reads and forgets a little of what nobody took, so that a refusal need not end the connection.
-    pub async fn drain(&mut self) {
+    /// Reads and discards a small unread rest, so that a refusal need not close the connection.
+    pub(crate) async fn drain(&mut self) {
         let announced = self.incoming.as_ref().map_or(0, |incoming| http_body::Body::size_hint(incoming).lower());
         if (self.waits && self.received == 0) || announced > DRAINED as u64 {
             return;
@@ -264,7 +265,7 @@ impl RequestBody {
                 }
             }
         };
-        // A client that is slower than this gets its answer at once; the connection then ends.
+        // A slower client gets its response at once; then the connection is closed.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
     }
 }
