@@ -8,6 +8,7 @@ use super::events::Events;
 use super::leader::Term;
 use super::metrics::OperatorMetrics;
 use super::registry_client::RegistryClients;
+use super::secrets::SecretWatches;
 use super::settings::Settings;
 use super::stale_cache::StaleCache;
 use super::stores::Stores;
@@ -24,6 +25,8 @@ pub struct Context {
     pub stores: Stores,
     /// The registries.
     pub registry_clients: RegistryClients,
+    /// The watches of the Secrets that objects refer to.
+    pub(crate) secret_watches: SecretWatches,
     /// The queues by which resources are requeued.
     pub triggers: Triggers,
     /// Emits Kubernetes events.

@@ -3,10 +3,12 @@
 //! One controller for each kind. A controller looks at what is there, calls the same [`plan`](wharfage_plan::plan), carries it
 //! out and writes the status. `manager` starts the watches and the controllers; `watch` and `triggers` requeue resources;
 //! `stores` and `index` find them; `registry_client` is a registry as all controllers know it; `leader` sees to it that only one process
-//! does all this.
+//! does all this. `secrets` reads and writes Secrets for any kind, and `apply_set` other objects.
 //!
 //! Modules here import each other without cycles, but for a parent and its children; a test checks that.
 
+mod api_error;
+mod apply_set;
 pub mod call_metrics;
 pub mod check;
 pub mod context;
@@ -21,7 +23,7 @@ mod manager;
 pub mod metrics;
 mod plan_input;
 pub mod policy_rule;
-pub mod pull_secrets;
+mod pull_secrets;
 pub mod rbac;
 pub mod registry_client;
 mod run;
@@ -33,7 +35,7 @@ pub mod status;
 pub mod stores;
 pub mod triggers;
 mod watch;
-pub mod workload;
+mod workload;
 
 pub use run::{Process, cluster, run};
 pub use settings::Settings;

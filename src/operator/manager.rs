@@ -17,6 +17,7 @@ use super::leader::Term;
 use super::metrics::{OperatorMetrics, StateSource};
 use super::policy_rule::{Feature, PolicyRule, RuleScope};
 use super::registry_client::RegistryClients;
+use super::secrets::SecretWatches;
 use super::settings::Settings;
 use super::stale_cache::StaleCache;
 use super::stores::{Stores, Writers};
@@ -67,6 +68,7 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetric
         settings,
         stores,
         registry_clients: RegistryClients::default(),
+        secret_watches: SecretWatches::default(),
         triggers,
         metrics,
         term: term.clone(),
@@ -134,7 +136,7 @@ fn watch_all(ctx: &Arc<Context>, controllers: &Controllers, writers: Writers, wa
         triggers::pull_secret_changed(&ctx.stores, &ctx.triggers, &change);
     });
     if ctx.settings.has(Feature::PullSecrets) {
-        let labeled = watcher::Config::default().labels(pull_secrets::annotations::LABEL);
+        let labeled = watcher::Config::default().labels(pull_secrets::annotations::CLASS.label);
         let on_change = |ctx: &Context, change| triggers::pulled_changed(&ctx.stores, &ctx.triggers, &change);
         watch_kind!(writers.pulled, watch::any_change, on_change, labeled);
         let on_change = |ctx: &Context, change| triggers::service_account_changed(&ctx.stores, &ctx.triggers, &change);

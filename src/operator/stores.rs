@@ -10,7 +10,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 use super::index::{Index, IndexedWriter, indexed_store};
 use super::policy_rule::Feature;
 use super::pull_secrets::accounts::WatchedServiceAccount;
-use super::pull_secrets::annotations::WatchedSecret;
+use super::secrets::WatchedSecret;
 use super::settings::Settings;
 use wharfage_crd::{LifecyclePolicy, PullSecret, Registry, Repository};
 use wharfage_domain::names::RepositoryName;

@@ -11,7 +11,8 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 
 use super::pull_secrets::accounts::WatchedServiceAccount;
-use super::pull_secrets::annotations::{Owner, WatchedSecret};
+use super::pull_secrets::annotations::CLASS;
+use super::secrets::{SecretOwner, WatchedSecret};
 use super::status::is_ready;
 use super::stores::Stores;
 use super::watch::Change;
@@ -217,8 +218,9 @@ pub(super) fn pull_secret_changed(stores: &Stores, triggers: &Triggers, change: 
 
 /// Requeues the PullSecrets that own, or owned, a Secret that changed.
 pub(super) fn pulled_changed(stores: &Stores, triggers: &Triggers, change: &Change<WatchedSecret>) {
-    let whose = [&change.old, &change.new].into_iter().flatten().flat_map(|it| it.owners()).collect::<BTreeSet<_>>();
-    requeue_pull_secrets(stores, triggers, |it| whose.contains(&Owner::of(it).label()));
+    let whose =
+        [&change.old, &change.new].into_iter().flatten().flat_map(|it| CLASS.owners(it)).collect::<BTreeSet<_>>();
+    requeue_pull_secrets(stores, triggers, |it| whose.contains(&SecretOwner::of(it).label_value()));
 }
 
 /// Requeues the PullSecrets that belong in a service account that is new or lists other Secrets.

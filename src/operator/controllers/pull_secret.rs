@@ -1,7 +1,7 @@
 //! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and removed again.
 
-mod objects;
 mod outcome;
+mod service_accounts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,14 +21,17 @@ use super::{
 use crate::context::Context;
 use crate::finalizer;
 use crate::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
-use crate::pull_secrets::annotations::{HeldSecret, Owner, source};
+use crate::pull_secrets::annotations::{CLASS, HeldSecret, annotations, source};
 use crate::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
-use crate::pull_secrets::decide::{Entry, SecretDeletion, SecretInputs, SecretWrite, WriteReason, decide};
+use crate::pull_secrets::decide::{Entry, SecretInputs, decide};
+use crate::pull_secrets::docker_config::SECRET_KEY;
 use crate::pull_secrets::tokens::{Issued, Tokens, not_yet};
 use crate::registry_client::RegistryClient;
+use crate::secrets::{
+    OwnedSecret, SecretDeletion, SecretName, SecretOwner, SecretPlace, SecretWrite, SecretWriter, WriteReason,
+};
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::workload;
-use objects::SecretPlace;
 use outcome::{REQUEUE_CONFLICT, Secrets, some};
 use wharfage_apply::{authorization_token, host as host_of};
 use wharfage_crd::{PullSecret, PullSecretStatus, Reason, Registry};
@@ -93,7 +96,7 @@ impl KindController for PullSecretController {
     async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<ReconcileResult, Error> {
         let reconcile = PullSecretReconcile {
             api: Api::namespaced(self.ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
-            owner: Owner::of(&pull_secret),
+            owner: SecretOwner::of(&*pull_secret),
             secret_name: pull_secret.secret_name(),
             service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
             ctx: &self.ctx,
@@ -121,7 +124,7 @@ struct PullSecretReconcile<'a> {
     tokens: &'a Tokens,
     api: Api<PullSecret>,
     pull_secret: &'a PullSecret,
-    owner: Owner,
+    owner: SecretOwner,
     secret_name: String,
     service_accounts: BTreeSet<String>,
 }
@@ -164,7 +167,7 @@ impl PullSecretReconcile<'_> {
         };
         let decision = decide(&world);
 
-        let (have, spent) = world.there();
+        let (have, spent) = world.tokens();
         let mut outcome = Secrets {
             have,
             spent,
@@ -182,7 +185,7 @@ impl PullSecretReconcile<'_> {
         let undetached = self.clear(decision.detach, decision.delete, &mut outcome).await?;
         let write = decision.write.into_iter().filter(|due| world.is_due(due, &undetached));
         let due = self.settle_places(&world, write.collect(), &mut outcome).await?;
-        let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.namespace.clone()).collect();
+        let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.secret.namespace.clone()).collect();
         if registry.is_none() {
             outcome.why_not = Some(self.registry_missing());
         }
@@ -195,7 +198,7 @@ impl PullSecretReconcile<'_> {
             };
             match issued {
                 Ok(issued) => {
-                    let due = due.into_iter().map(|due| (world.marks(&due.namespace, &undetached), due));
+                    let due = due.into_iter().map(|due| (world.marks(&due.secret.namespace, &undetached), due));
                     for namespace in self.write(due.collect(), &issued, &mut outcome).await? {
                         unwritten.remove(&namespace);
                     }
@@ -207,7 +210,7 @@ impl PullSecretReconcile<'_> {
             }
         }
         // A name that no Secret says was put there would stay for ever.
-        let said = |entry: &Entry| !unwritten.contains(&entry.namespace) || world.says(entry);
+        let said = |entry: &Entry| !unwritten.contains(&entry.namespace) || world.records(entry);
         let attach = decision.attach.into_iter();
         let attach = attach.filter(|entry| outcome.have.contains_key(&entry.namespace) && said(entry));
         for (entry, done) in self.in_accounts(attach.collect(), true).await {
@@ -238,8 +241,8 @@ impl PullSecretReconcile<'_> {
     /// The marked Secrets that are this PullSecret's, or where its own are to be.
     fn held(&self, marked: Vec<HeldSecret>, served: &BTreeSet<String>) -> Vec<HeldSecret> {
         let concerns = |held: &HeldSecret| {
-            held.owner.as_ref() == Some(&self.owner)
-                || held.name == self.secret_name && served.contains(&held.namespace)
+            let OwnedSecret { name: SecretName { namespace, name }, owner, .. } = &held.secret;
+            owner.as_ref() == Some(&self.owner) || *name == self.secret_name && served.contains(namespace)
         };
         marked.into_iter().filter(concerns).collect()
     }
@@ -247,8 +250,9 @@ impl PullSecretReconcile<'_> {
     /// What the service accounts that matter name.
     fn accounts(&self, held: &[HeldSecret], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
         let wanted = served.iter().flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
-        let patched =
-            held.iter().flat_map(|it| it.service_accounts.iter().map(move |account| (&it.namespace, account)));
+        let patched = held
+            .iter()
+            .flat_map(|it| it.service_accounts.iter().map(move |account| (&it.secret.name.namespace, account)));
         let names = |(namespace, account): (&String, &String)| {
             let found = self.ctx.stores.service_accounts.get(&ObjectRef::new(account).within(namespace))?;
             let names = found.image_pull_secrets.iter().map(|entry| entry.name.clone()).collect();
@@ -272,28 +276,33 @@ impl PullSecretReconcile<'_> {
         }
         // A Secret says which accounts name it: it goes last.
         let names_it = |it: &SecretDeletion| {
-            undetached.iter().any(|entry| entry.namespace == it.namespace && entry.secret == it.name)
+            let SecretName { namespace, name } = &it.secret;
+            undetached.iter().any(|entry| entry.namespace == *namespace && entry.secret == *name)
         };
         let free: Vec<SecretDeletion> = delete.into_iter().filter(|it| !names_it(it)).collect();
         let deleted: Vec<_> = stream::iter(free)
-            .map(|doomed| async move { (objects::delete(&self.ctx.client, &doomed).await, doomed) })
+            .map(|deletion| async move { (self.secrets().delete(&deletion).await, deletion.secret) })
             .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let mut gone = BTreeSet::new();
-        for (done, doomed) in deleted {
-            if outcome.note(&doomed.namespace, done)? {
-                gone.insert(format!("{}/{}", doomed.namespace, doomed.name));
+        for (done, secret) in deleted {
+            if outcome.note(&secret.namespace, done)? {
+                gone.insert(secret.to_string());
             }
         }
         self.emit_event(Reason::Deleted, "deleted", &gone).await;
         Ok(undetached)
     }
 
+    fn secrets(&self) -> SecretWriter<'_> {
+        SecretWriter { client: &self.ctx.client, class: &CLASS, owner: &self.owner }
+    }
+
     async fn in_accounts(&self, entries: Vec<Entry>, named: bool) -> Vec<(Entry, Result<bool, kube::Error>)> {
         stream::iter(entries)
             .map(|entry| async move {
-                let done = objects::name_in_account(&self.ctx.client, &entry, named).await;
+                let done = service_accounts::set_named(&self.ctx.client, &entry, named).await;
                 (entry, done)
             })
             .buffer_unordered(CONCURRENT_REQUESTS)
@@ -312,7 +321,7 @@ impl PullSecretReconcile<'_> {
             .map(|due| async move {
                 let place = match &due.uid {
                     Some(_) => Ok(SecretPlace::Free),
-                    None => objects::place(&self.ctx.client, &due.namespace, &self.secret_name, &self.owner).await,
+                    None => self.secrets().place(&due.secret).await,
                 };
                 (due, place)
             })
@@ -323,24 +332,26 @@ impl PullSecretReconcile<'_> {
         for (one, place) in looked {
             match place {
                 Ok(SecretPlace::Free) => due.push(one),
-                Ok(SecretPlace::Own(held)) => {
-                    let why = world.due(Some(&held));
-                    let HeldSecret { token, uid, .. } = *held;
-                    match (why, token) {
-                        (None, Some(token)) => {
-                            outcome.has(one.namespace, token);
+                Ok(SecretPlace::Owned(found)) => {
+                    let held = HeldSecret::read(&found);
+                    let reason = held.as_ref().map_or(Some(WriteReason::Edited), |it| world.write_reason(it));
+                    match (reason, held.map(|it| it.secret)) {
+                        (None, Some(OwnedSecret { mark: Some(token), .. })) => {
+                            outcome.has(one.secret.namespace, token);
                         }
-                        (why, _) => {
-                            due.push(SecretWrite { uid: Some(uid), why: why.unwrap_or(WriteReason::Edited), ..one })
-                        }
+                        (reason, held) => due.push(SecretWrite {
+                            uid: held.map(|it| it.uid),
+                            reason: reason.unwrap_or(WriteReason::Edited),
+                            ..one
+                        }),
                     }
                 }
-                Ok(SecretPlace::Passing) => outcome.unsettled = true,
-                Ok(SecretPlace::Taken) => {
-                    outcome.taken.insert(one.namespace, None);
+                Ok(SecretPlace::Leaving) => outcome.unsettled = true,
+                Ok(SecretPlace::Foreign) => {
+                    outcome.taken.insert(one.secret.namespace, None);
                 }
                 Err(error) => {
-                    outcome.note(&one.namespace, Err(error))?;
+                    outcome.note(&one.secret.namespace, Err(error))?;
                 }
             }
         }
@@ -388,9 +399,8 @@ impl PullSecretReconcile<'_> {
     ) -> Result<BTreeSet<String>, Error> {
         let written: Vec<_> = stream::iter(due)
             .map(|(accounts, due)| async move {
-                let whose = (&self.owner, &accounts);
-                let (namespace, uid) = (&due.namespace, due.uid.as_deref());
-                let done = objects::write(&self.ctx.client, namespace, &self.secret_name, uid, issued, whose).await;
+                let content = [(SECRET_KEY, &issued.content)];
+                let done = self.secrets().write(&due, &content, &issued.mark, annotations(&accounts)).await;
                 (due, done)
             })
             .buffer_unordered(CONCURRENT_REQUESTS)
@@ -398,20 +408,20 @@ impl PullSecretReconcile<'_> {
             .await;
         let (mut created, mut repaired, mut renewed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut done_in = BTreeSet::new();
-        for (SecretWrite { namespace, uid: _, why }, done) in written {
+        for (SecretWrite { secret: SecretName { namespace, .. }, reason, .. }, done) in written {
             if !outcome.note(&namespace, done)? {
                 continue;
             }
             outcome.has(namespace.clone(), issued.mark.clone());
             done_in.insert(namespace.clone());
-            match why {
+            match reason {
                 WriteReason::Missing => created.insert(namespace),
                 WriteReason::Edited => repaired.insert(namespace),
                 WriteReason::SourceChanged
                 | WriteReason::Renewal
                 | WriteReason::Requested
                 | WriteReason::Superseded => renewed.insert(namespace),
-                WriteReason::ServiceAccounts => false,
+                WriteReason::Annotations => false,
             };
         }
         self.emit_event(Reason::Created, "made in", &created).await;
@@ -467,21 +477,19 @@ impl PullSecretReconcile<'_> {
         if !finalizer::has(self.pull_secret) {
             return Ok(ReconcileResult::resting());
         }
-        // Asked for now: a Secret that a watch has yet to tell of goes, too.
-        let held = objects::all_of(&self.ctx.client, &self.owner).await?;
-        let detach = held.iter().flat_map(|it| {
+        // Listed now: a Secret that its watch has not reported yet is deleted, too.
+        let held: Vec<_> = self.secrets().list().await?.iter().filter_map(HeldSecret::read).collect();
+        let entries = |it: &HeldSecret| {
+            let SecretName { namespace, name } = it.secret.name.clone();
             let entry = |account: &String| Entry {
-                namespace: it.namespace.clone(),
+                namespace: namespace.clone(),
                 account: account.clone(),
-                secret: it.name.clone(),
+                secret: name.clone(),
             };
             it.service_accounts.iter().map(entry).collect::<Vec<_>>()
-        });
-        let detach = detach.collect();
-        let delete = held
-            .into_iter()
-            .map(|HeldSecret { namespace, name, uid, .. }| SecretDeletion { namespace, name, uid })
-            .collect();
+        };
+        let detach = held.iter().flat_map(entries).collect();
+        let delete = held.iter().map(|it| SecretDeletion::from(&it.secret)).collect();
         let mut outcome = Secrets::default();
         self.clear(detach, delete, &mut outcome).await?;
         if let Some(cause) = outcome.refusal() {

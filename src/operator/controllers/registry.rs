@@ -1,34 +1,34 @@
 //! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its client.
 
+mod connection;
 mod managed;
 mod settings;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt as _};
-use secrecy::SecretString;
 
 use super::converge::failed;
 use super::finish::{KindObject as _, Outcome, finish};
 use super::{Error, KindController, REQUEUE_WAITING, ReconcileResult, jittered, next};
+use crate::apply_set::LastApplied;
 use crate::call_metrics::CallMetrics;
 use crate::context::Context;
 use crate::policy_rule::{Feature, PolicyRule, own_kind};
 use crate::registry_client::{RegistryClient, RegistryError, Totals};
-use crate::secrets::{self, SecretName, SecretWatches};
+use crate::secrets::SecretName;
 use crate::settings::Settings;
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch::Change;
 use crate::{finalizer, triggers};
-use managed::Applied;
+use connection::{Reached, reach, secret_references};
 use wharfage_apply::error::named;
-use wharfage_apply::{Connection, Ecr, Identity, ImageUsage, registry_id};
-use wharfage_crd::common::{DEFAULT_INTERVAL, SecretRef};
+use wharfage_apply::{Ecr, ImageUsage, registry_id};
+use wharfage_crd::common::DEFAULT_INTERVAL;
 use wharfage_crd::registry::{ManagedRegistry, Quota, Usage};
 use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
 use wharfage_plan::{desired_settings, unenforced_settings};
@@ -52,15 +52,13 @@ const REPOSITORIES_LIMIT: i64 = 100_000;
 /// Reconciles Registries.
 pub(crate) struct RegistryController {
     ctx: Arc<Context>,
-    /// Watches of the Secrets that Registries name.
-    secrets: SecretWatches,
     /// The last applied objects of managed registries.
-    applied: Applied,
+    last_applied: LastApplied,
 }
 
 impl RegistryController {
     pub(crate) fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, secrets: SecretWatches::default(), applied: Applied::default() }
+        Self { ctx, last_applied: LastApplied::default() }
     }
 
     /// Drops what is known of a registry that a Registry does not point to any more.
@@ -79,7 +77,17 @@ impl RegistryController {
     fn forget(&self, name: &str) {
         self.ctx.registry_clients.forget(name);
         self.ctx.metrics.forget_registry(name);
-        self.secrets.follow(&self.ctx.client, &self.ctx.triggers, name, &BTreeSet::new());
+        self.watch_secrets(name, &BTreeSet::new());
+    }
+
+    /// Watches exactly these Secrets for a Registry.
+    fn watch_secrets(&self, name: &str, secrets: &BTreeSet<SecretName>) {
+        let (triggers, object) = (self.ctx.triggers.clone(), ObjectRef::<Registry>::new(name));
+        let requeue = {
+            let object = object.clone();
+            move || triggers.registry(object.clone())
+        };
+        self.ctx.secret_watches.watch(&self.ctx.client, &object, secrets, requeue);
     }
 }
 
@@ -112,16 +120,17 @@ async fn reconcile(controller: &RegistryController, registry: &Registry) -> Resu
     if registry.metadata.deletion_timestamp.is_some() {
         return cleanup(controller, registry).await;
     }
-    let wanted = referenced(registry, &ctx.settings.namespace);
-    controller.secrets.follow(&ctx.client, &ctx.triggers, &name, &wanted);
+    let references = secret_references(registry, &ctx.settings.namespace);
+    controller.watch_secrets(&name, &references.iter().map(|it| it.secret.clone()).collect());
     let mut outcome = match &registry.spec.managed {
         Some(managed) => run(controller, registry, managed).await?,
-        None => match reach(ctx, registry, &wanted).await? {
+        None => match reach(&ctx.client, registry, &references).await {
             Ok(reached) => serve(ctx, registry, reached).await,
-            Err(findings) => {
+            Err(error) => {
+                let findings = error.into_conditions()?;
                 end_session(ctx, &name);
                 ctx.metrics.registry_down(&name);
-                outcome(*findings, None)
+                outcome(findings, None)
             }
         },
     };
@@ -181,18 +190,7 @@ async fn run(
         let retry = jittered(if waits { ROLLOUT_POLL_INTERVAL } else { REQUEUE_STALLED });
         return Ok(outcome(state, Some(retry)).with_status(move |status| set_endpoint(status, endpoint)));
     };
-    let mut hasher = DefaultHasher::new();
-    (&way, registry.region().as_str()).hash(&mut hasher);
-    let identity = Identity::Key { id: way.id, secret: SecretString::from(way.secret), session_token: None };
-    let how = Connection {
-        endpoint: Some(way.url),
-        region: registry.region(),
-        identity,
-        role: None,
-        ca_bundle: way.ca_bundle,
-        host: way.host,
-    };
-    let reached = Reached { how, place: place.clone(), fingerprint: hasher.finish() };
+    let reached = Reached::managed(registry, way, place.clone());
     let mut outcome = serve(ctx, registry, reached).await;
     match (&state.state, &outcome.findings.state) {
         // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.
@@ -218,147 +216,6 @@ fn end_session(ctx: &Context, registry: &str) {
     if ctx.registry_clients.remove(registry) {
         triggers::requeue_registry(&ctx.stores, &ctx.triggers, registry);
     }
-}
-
-/// The Secrets that a Registry names for the way to it.
-fn referenced(registry: &Registry, operator: &str) -> BTreeSet<SecretName> {
-    let name = |it: &SecretRef| (it.namespace.clone(), it.name.clone());
-    let spec = &registry.spec;
-    let mut secrets = match &spec.managed {
-        Some(managed) => managed::secrets(registry, managed, operator),
-        None => BTreeSet::new(),
-    };
-    if let Some(endpoint) = &spec.endpoint {
-        secrets.extend(endpoint.credentials_secret_ref.as_ref().map(name));
-        secrets.extend(endpoint.ca_bundle_secret_ref.as_ref().map(|it| (it.namespace.clone(), it.name.clone())));
-    }
-    secrets.extend(spec.aws.as_ref().and_then(|it| it.credentials_secret_ref.as_ref()).map(name));
-    secrets
-}
-
-/// How a registry is reached, and what that was made from.
-struct Reached {
-    how: Connection,
-    place: String,
-    fingerprint: u64,
-}
-
-/// Finds out how the registry is reached, or what is missing for it.
-async fn reach(
-    ctx: &Context,
-    registry: &Registry,
-    wanted: &BTreeSet<SecretName>,
-) -> Result<Result<Reached, Box<ConditionSet>>, Error> {
-    let mut found: BTreeMap<SecretName, BTreeMap<String, String>> = BTreeMap::new();
-    for secret in wanted {
-        let (namespace, name) = secret;
-        match secrets::read(&ctx.client, secret).await {
-            Ok(Some(data)) => {
-                found.insert(secret.clone(), data);
-            }
-            Err(kube::Error::Api(status)) if status.code == 403 => {
-                return Ok(Err(kept_away(namespace, &status.message)));
-            }
-            Err(error) => return Err(error.into()),
-            Ok(None) => {
-                return Ok(Err(missing(format!(
-                    "Secret {namespace}/{name} does not exist: make it, or correct the reference"
-                ))));
-            }
-        }
-    }
-    Ok(assemble(registry, &found))
-}
-
-fn missing(message: String) -> Box<ConditionSet> {
-    let cause = Cause::new(Reason::ReferenceNotFound, message);
-    Box::new(ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) })
-}
-
-/// The operator may not read Secrets of this namespace; `said` is what the API server says of it.
-fn kept_away(namespace: &str, said: &str) -> Box<ConditionSet> {
-    let message = format!(
-        "the operator may not read Secrets in namespace {namespace}: add it to rbac.secretNamespaces of the operator's \
-         chart, or use one that is in that list: {said}"
-    );
-    Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::Forbidden, message))))
-}
-
-/// Pure: from the spec and the data of its Secrets to a way.
-fn assemble(
-    registry: &Registry,
-    secrets: &BTreeMap<SecretName, BTreeMap<String, String>>,
-) -> Result<Reached, Box<ConditionSet>> {
-    let spec = &registry.spec;
-    let region = registry.region();
-    let key_of = |reference: &SecretRef| -> Result<Identity, Box<ConditionSet>> {
-        let secret = (reference.namespace.clone(), reference.name.clone());
-        let data = secrets.get(&secret);
-        let value = |key: &str| data.and_then(|data| data.get(key)).map(|it| it.trim()).filter(|it| !it.is_empty());
-        let needed = |key: &str| {
-            let (namespace, name) = &secret;
-            value(key).ok_or_else(|| missing(format!("Secret {namespace}/{name} has no key {key}: add it")))
-        };
-        Ok(Identity::Key {
-            id: needed("AWS_ACCESS_KEY_ID")?.to_owned(),
-            secret: SecretString::from(needed("AWS_SECRET_ACCESS_KEY")?),
-            session_token: value("AWS_SESSION_TOKEN").map(SecretString::from),
-        })
-    };
-    let identity = |reference: Option<&SecretRef>| reference.map_or(Ok(Identity::Ambient), key_of);
-    let (how, place) = match (&spec.endpoint, &spec.aws) {
-        (Some(endpoint), _) => {
-            let ca_bundle = match &endpoint.ca_bundle_secret_ref {
-                None => None,
-                Some(reference) => {
-                    let key = reference.key.as_deref().unwrap_or("ca.crt");
-                    let data = secrets.get(&(reference.namespace.clone(), reference.name.clone()));
-                    let bundle = data.and_then(|data| data.get(key)).ok_or_else(|| {
-                        missing(format!("Secret {}/{} has no key {key}: add it", reference.namespace, reference.name))
-                    })?;
-                    Some(bundle.clone())
-                }
-            };
-            let identity = identity(endpoint.credentials_secret_ref.as_ref())?;
-            let how = Connection {
-                endpoint: Some(endpoint.url.clone()),
-                region,
-                identity,
-                role: None,
-                ca_bundle,
-                host: None,
-            };
-            (how, endpoint.url.trim_end_matches('/').to_owned())
-        }
-        (None, Some(aws)) => {
-            let identity = identity(aws.credentials_secret_ref.as_ref())?;
-            let place = format!("https://api.ecr.{region}.amazonaws.com");
-            (
-                Connection {
-                    endpoint: None,
-                    region,
-                    identity,
-                    role: aws.role_arn.clone(),
-                    ca_bundle: None,
-                    host: None,
-                },
-                place,
-            )
-        }
-        (None, None) => {
-            let message = "it is neither managed, nor an endpoint, nor aws: give one of them".to_owned();
-            return Err(Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(
-                Reason::InvalidParameterException,
-                message,
-            )))));
-        }
-    };
-    // Secrets go into the hash, and no further.
-    let mut hasher = DefaultHasher::new();
-    (&how.endpoint, how.region.as_str(), &how.role, &how.ca_bundle, spec.registry_id.as_ref().map(ToString::to_string))
-        .hash(&mut hasher);
-    secrets.hash(&mut hasher);
-    Ok(Reached { how, place, fingerprint: hasher.finish() })
 }
 
 /// How a Registry stands, and when to reconcile it again: at `retry`, else sooner while something is waited for.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::controllers::{Error, REQUEUE_WAITING, jittered};
-use crate::pull_secrets::annotations::{Owner, TokenMark};
+use crate::secrets::{SecretMark, SecretOwner};
 use crate::status::{Cause, ConditionSet, ReadyState};
 use wharfage_crd::Reason;
 use wharfage_crd::common::DEFAULT_INTERVAL;
@@ -20,11 +20,11 @@ const NAMED: usize = 5;
 #[derive(Default)]
 pub(super) struct Secrets {
     /// Namespaces that have the Secret, with the token that is in it.
-    pub(super) have: BTreeMap<String, TokenMark>,
+    pub(super) have: BTreeMap<String, SecretMark>,
     /// Namespaces whose Secret has a token that has ended or is of another registry, as there was none to write in its place.
-    pub(super) spent: BTreeMap<String, TokenMark>,
+    pub(super) spent: BTreeMap<String, SecretMark>,
     /// Namespaces where somebody else has a Secret of that name: whose it is, if it is another PullSecret's.
-    pub(super) taken: BTreeMap<String, Option<Owner>>,
+    pub(super) taken: BTreeMap<String, Option<SecretOwner>>,
     /// Chosen namespaces that may not use the Registry.
     pub(super) not_allowed: BTreeSet<String>,
     /// What the API server refused: the namespace, and the error.
@@ -55,7 +55,7 @@ impl Secrets {
     }
 
     /// The namespace has the Secret with this token from now on.
-    pub(super) fn has(&mut self, namespace: String, token: TokenMark) {
+    pub(super) fn has(&mut self, namespace: String, token: SecretMark) {
         self.spent.remove(&namespace);
         self.have.insert(namespace, token);
     }
@@ -74,7 +74,7 @@ impl Secrets {
     }
 
     /// The first of these times of all tokens that there are to pull with.
-    pub(super) fn first(&self, time: fn(&TokenMark) -> Timestamp) -> Option<Timestamp> {
+    pub(super) fn first(&self, time: fn(&SecretMark) -> Timestamp) -> Option<Timestamp> {
         self.have.values().map(time).min()
     }
 
@@ -124,7 +124,7 @@ impl Secrets {
 }
 
 /// Where somebody else has a Secret of the name, and what to do.
-fn conflict(secret: &str, taken: &BTreeMap<String, Option<Owner>>) -> Option<String> {
+fn conflict(secret: &str, taken: &BTreeMap<String, Option<SecretOwner>>) -> Option<String> {
     let theirs: BTreeSet<String> =
         taken.iter().filter(|(_, owner)| owner.is_none()).map(|(namespace, _)| namespace.clone()).collect();
     if !theirs.is_empty() {
@@ -162,8 +162,8 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn mark(end: i64) -> TokenMark {
-        TokenMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
+    fn mark(end: i64) -> SecretMark {
+        SecretMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
     }
 
     fn having(namespaces: &[&str]) -> Secrets {
@@ -195,7 +195,7 @@ mod tests {
             message(&Secrets { why_not: Some(unavailable), ..Secrets::default() }),
             "reconciling RegistryUnavailable: it is away"
         );
-        let older = Owner { namespace: "team".to_owned(), name: "older".to_owned() };
+        let older = SecretOwner { namespace: "team".to_owned(), name: "older".to_owned() };
         let taken: BTreeMap<_, _> = [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
         assert_eq!(
             message(&Secrets { taken: taken.clone(), ..having(&["c"]) }),
