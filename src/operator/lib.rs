@@ -14,6 +14,8 @@ pub mod check;
 pub mod context;
 mod controllers;
 mod events;
+#[cfg(test)]
+mod fake_kubernetes;
 mod finalizer;
 pub mod health;
 pub mod in_use;

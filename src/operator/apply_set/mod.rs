@@ -13,6 +13,9 @@ mod changes;
 mod last_applied;
 mod object;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use futures::future::try_join_all;
@@ -59,12 +62,12 @@ pub(crate) enum ApplyError {
     NoSuchKind,
     /// The API server refuses to list a kind.
     List {
-        kind: ApiResource,
+        kind: String,
         namespace: String,
         error: Error,
     },
     /// The API server refuses an object as it is applied.
-    Rejected(ObjectId, Error),
+    Rejected(Box<ObjectId>, Error),
     Api(Error),
 }
 
@@ -105,7 +108,7 @@ impl ApplySet<'_> {
         match self.api(kind).list_metadata(&self.list_params()).await {
             Ok(found) => Ok(found.items.into_iter().map(|object| FoundObject { kind: kind.clone(), object }).collect()),
             Err(error) if *is_optional && is_not_found(&error) => Ok(Vec::new()),
-            Err(error) => Err(ApplyError::List { kind: kind.clone(), namespace: self.namespace.clone(), error }),
+            Err(error) => Err(ApplyError::List { kind: kind.kind.clone(), namespace: self.namespace.clone(), error }),
         }
     }
 
@@ -175,7 +178,7 @@ impl ApplySet<'_> {
                 Ok(())
             }
             Err(error) if is_optional() && is_not_found(&error) => Err(ApplyError::NoSuchKind),
-            Err(error) => Err(ApplyError::Rejected(ObjectId::new(kind, &self.namespace, name), error)),
+            Err(error) => Err(ApplyError::Rejected(Box::new(ObjectId::new(kind, &self.namespace, name)), error)),
         }
     }
 
@@ -214,7 +217,7 @@ impl ApplySet<'_> {
         match self.api(kind).delete(name, &params).await {
             Ok(deleted) => Ok(deleted.is_right()),
             Err(error) if is_not_found(&error) => Ok(true),
-            Err(error) => Err(ApplyError::Rejected(ObjectId::new(kind, &self.namespace, name), error)),
+            Err(error) => Err(ApplyError::Rejected(Box::new(ObjectId::new(kind, &self.namespace, name)), error)),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::settings::Settings;
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch::Change;
 use crate::{finalizer, triggers};
-use connection::{Reached, reach, secret_references};
+use connection::{RegistryConnection, connect, secret_references};
 use wharfage_apply::error::named;
 use wharfage_apply::{Ecr, ImageUsage, registry_id};
 use wharfage_crd::common::DEFAULT_INTERVAL;
@@ -124,8 +124,8 @@ async fn reconcile(controller: &RegistryController, registry: &Registry) -> Resu
     controller.watch_secrets(&name, &references.iter().map(|it| it.secret.clone()).collect());
     let mut outcome = match &registry.spec.managed {
         Some(managed) => run(controller, registry, managed).await?,
-        None => match reach(&ctx.client, registry, &references).await {
-            Ok(reached) => serve(ctx, registry, reached).await,
+        None => match connect(&ctx.client, registry, &references).await {
+            Ok(connection) => serve(ctx, registry, connection).await,
             Err(error) => {
                 let findings = error.into_conditions()?;
                 end_session(ctx, &name);
@@ -178,8 +178,9 @@ async fn run(
         return Ok(without_managed_registries());
     }
     finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
-    let managed::ManagedState { state, endpoint, way } = managed::reconcile(controller, registry, managed).await?;
-    let (Some(place), Some(way)) = (&endpoint, way) else {
+    let managed::ManagedState { state, endpoint, connection } =
+        managed::reconcile(controller, registry, managed).await?;
+    let (Some(place), Some(connection)) = (&endpoint, connection) else {
         end_session(ctx, &name);
         // Nobody asks it, so that no call tells.
         match managed.replicas {
@@ -190,8 +191,8 @@ async fn run(
         let retry = jittered(if waits { ROLLOUT_POLL_INTERVAL } else { REQUEUE_STALLED });
         return Ok(outcome(state, Some(retry)).with_status(move |status| set_endpoint(status, endpoint)));
     };
-    let reached = Reached::managed(registry, way, place.clone());
-    let mut outcome = serve(ctx, registry, reached).await;
+    let connection = RegistryConnection::managed(registry, connection, place.clone());
+    let mut outcome = serve(ctx, registry, connection).await;
     match (&state.state, &outcome.findings.state) {
         // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.
         (ReadyState::Ready(_), ReadyState::Ready(_)) => outcome.findings.state = state.state,
@@ -229,13 +230,13 @@ fn outcome(findings: ConditionSet, retry: Option<Duration>) -> Outcome<RegistryS
 }
 
 /// Sees to the client, and asks whether the registry serves.
-async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome<RegistryStatus> {
+async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnection) -> Outcome<RegistryStatus> {
     let name = registry.name_any();
-    let Reached { how, place, fingerprint } = reached;
+    let RegistryConnection { connection, url: place, fingerprint } = connection;
     let registry_client = match ctx.registry_clients.get(&name).filter(|it| it.fingerprint() == fingerprint) {
         Some(registry_client) => registry_client,
         None => {
-            let ecr = match Ecr::new(how, registry.registry_id().as_ref()).await {
+            let ecr = match Ecr::new(connection, registry.registry_id().as_ref()).await {
                 Ok(ecr) => {
                     ecr.observed_by(Arc::new(CallMetrics::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone())))
                 }

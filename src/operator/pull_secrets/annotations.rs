@@ -12,8 +12,12 @@ use super::docker_config::{SECRET_KEY, SECRET_TYPE};
 use crate::secrets::{OwnedSecret, SecretClass, WatchedSecret};
 
 /// The Secrets of PullSecrets.
-pub(crate) const CLASS: SecretClass =
-    SecretClass { label: "wharfage.dev/pull-secret", type_: SECRET_TYPE, keys: &[SECRET_KEY] };
+pub(crate) const CLASS: SecretClass = SecretClass {
+    label: "wharfage.dev/pull-secret",
+    owner: "wharfage.dev/owner",
+    type_: SECRET_TYPE,
+    keys: &[SECRET_KEY],
+};
 
 const SERVICE_ACCOUNTS: &str = "wharfage.dev/service-accounts";
 

@@ -3,7 +3,7 @@
 //! | Mark | Value |
 //! |---|---|
 //! | the label of the kind ([`SecretClass::label`]) | a hash of the owner's name, which itself may be too long for a label |
-//! | annotation `wharfage.dev/owner` | the owner, as namespace/name |
+//! | the annotation of the kind ([`SecretClass::owner`]) | the owner, as namespace/name |
 //! | annotation `wharfage.dev/token-source` | a hash of what the content was made from |
 //! | annotation `wharfage.dev/token-digest` | SHA-256 of the content, by which an edit is detected |
 //! | annotations `wharfage.dev/expires-at`, `wharfage.dev/renews-at` | when the content expires and when it is renewed |
@@ -21,7 +21,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::content::SecretName;
 
-const OWNER: &str = "wharfage.dev/owner";
 const SOURCE: &str = "wharfage.dev/token-source";
 const DIGEST: &str = "wharfage.dev/token-digest";
 const EXPIRES_AT: &str = "wharfage.dev/expires-at";
@@ -32,6 +31,8 @@ const RENEWS_AT: &str = "wharfage.dev/renews-at";
 pub(crate) struct SecretClass {
     /// The label that every Secret of the kind has, and no other Secret. It selects the Secrets to watch.
     pub label: &'static str,
+    /// The annotation that names the owner. Like the label, no other class has it: objects of two kinds may have one name.
+    pub owner: &'static str,
     /// The type of the Secrets. The type of a Secret cannot be changed.
     pub type_: &'static str,
     /// The keys of their content. What others add under another key is left unchanged.
@@ -128,9 +129,23 @@ impl SecretClass {
             .into()
     }
 
+    /// Returns the annotations of a Secret of `owner` with this content.
+    pub fn annotations(&self, owner: &SecretOwner, mark: &SecretMark) -> BTreeMap<String, String> {
+        let SecretMark { source, digest, expires_at, renews_at } = mark;
+        [
+            (self.owner, owner.to_string()),
+            (SOURCE, source.clone()),
+            (DIGEST, digest.clone()),
+            (EXPIRES_AT, expires_at.to_string()),
+            (RENEWS_AT, renews_at.to_string()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into()
+    }
+
     /// Returns the owners that a Secret names, by their label values: one, unless somebody edited it.
     pub fn owners(&self, secret: &WatchedSecret) -> BTreeSet<String> {
-        let named = secret.annotations().get(OWNER).and_then(|owner| SecretOwner::parse(owner));
+        let named = secret.annotations().get(self.owner).and_then(|owner| SecretOwner::parse(owner));
         secret.labels().get(self.label).cloned().into_iter().chain(named.map(|owner| owner.label_value())).collect()
     }
 
@@ -138,7 +153,7 @@ impl SecretClass {
     pub fn read(&self, secret: &WatchedSecret) -> Option<OwnedSecret> {
         let labels = secret.labels();
         let annotation = |key: &str| secret.annotations().get(key).map(String::as_str);
-        let owner = annotation(OWNER).and_then(SecretOwner::parse);
+        let owner = annotation(self.owner).and_then(SecretOwner::parse);
         let label = labels.get(self.label);
         if label.is_none() && owner.is_none() || secret.meta().deletion_timestamp.is_some() {
             return None;
@@ -165,20 +180,6 @@ impl SecretClass {
     }
 }
 
-/// Returns the annotations that record the owner of a Secret and its content.
-pub(super) fn annotations(owner: &SecretOwner, mark: &SecretMark) -> BTreeMap<String, String> {
-    let SecretMark { source, digest, expires_at, renews_at } = mark;
-    [
-        (OWNER, owner.to_string()),
-        (SOURCE, source.clone()),
-        (DIGEST, digest.clone()),
-        (EXPIRES_AT, expires_at.to_string()),
-        (RENEWS_AT, renews_at.to_string()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into()
-}
-
 fn sha256(value: &[u8]) -> String {
     hex::encode(Sha256::digest(value))
 }
@@ -194,8 +195,14 @@ pub(crate) mod tests {
 
     use super::*;
 
-    pub(crate) const CLASS: SecretClass = SecretClass { label: "wharfage.dev/test", type_: "test", keys: &["value"] };
-    const PAIR: SecretClass = SecretClass { label: "wharfage.dev/pair", type_: "Opaque", keys: &["id", "secret"] };
+    pub(crate) const CLASS: SecretClass =
+        SecretClass { label: "wharfage.dev/test", owner: "wharfage.dev/test-owner", type_: "test", keys: &["value"] };
+    const PAIR: SecretClass = SecretClass {
+        label: "wharfage.dev/pair",
+        owner: "wharfage.dev/pair-owner",
+        type_: "Opaque",
+        keys: &["id", "secret"],
+    };
 
     pub(crate) fn owner(name: &str) -> SecretOwner {
         SecretOwner { namespace: "platform".to_owned(), name: name.to_owned() }
@@ -217,7 +224,7 @@ pub(crate) mod tests {
                 namespace: Some("shop".to_owned()),
                 uid: Some("u1".to_owned()),
                 labels: Some(CLASS.labels(&owner("home"))),
-                annotations: Some(annotations(&owner("home"), &mark(content))),
+                annotations: Some(CLASS.annotations(&owner("home"), &mark(content))),
                 ..ObjectMeta::default()
             },
             type_: Some("test".to_owned()),
@@ -270,7 +277,7 @@ pub(crate) mod tests {
         let owned = read(&relabeled).unwrap();
         assert_eq!((owned.owner, owned.mark), (None, None));
         assert_eq!(CLASS.owners(&watched(&relabeled)).len(), 2, "both are requeued");
-        for key in [OWNER, SOURCE, DIGEST, EXPIRES_AT, RENEWS_AT] {
+        for key in [CLASS.owner, SOURCE, DIGEST, EXPIRES_AT, RENEWS_AT] {
             let mut unmarked = secret(b"content");
             unmarked.metadata.annotations.as_mut().unwrap().remove(key);
             assert_eq!(read(&unmarked).unwrap().mark, None, "{key}");
@@ -287,6 +294,15 @@ pub(crate) mod tests {
         let mut deleted = secret(b"content");
         deleted.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
         assert_eq!(read(&deleted), None);
+    }
+
+    #[test]
+    fn a_secret_of_another_class_is_not_ours_even_if_the_owners_have_one_name() {
+        let other = watched(&secret(b"content"));
+        assert_eq!(PAIR.read(&other), None);
+        let mut unlabeled = secret(b"content");
+        unlabeled.metadata.labels = None;
+        assert_eq!(PAIR.read(&watched(&unlabeled)), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use kube::{Api, Client, Error};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::content::SecretName;
-use super::owned::{OwnedSecret, SecretClass, SecretMark, SecretOwner, WatchedSecret, annotations};
+use super::owned::{OwnedSecret, SecretClass, SecretMark, SecretOwner, WatchedSecret};
 use super::plan::{SecretDeletion, SecretWrite};
 use crate::api_error::{ignore_not_found, unless_changed};
 use crate::status::FIELD_MANAGER;
@@ -60,7 +60,7 @@ impl SecretWriter<'_> {
         let value = |(key, value): &(&str, &SecretString)| {
             ((*key).to_owned(), ByteString(value.expose_secret().as_bytes().to_vec()))
         };
-        let mut annotations = annotations(self.owner, mark);
+        let mut annotations = self.class.annotations(self.owner, mark);
         annotations.extend(more_annotations);
         let body = Secret {
             metadata: ObjectMeta {
@@ -135,7 +135,53 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::super::owned::tests::{CLASS, owner, secret, watched};
+    use super::super::plan::WriteReason;
     use super::*;
+    use crate::fake_kubernetes::FakeKubernetes;
+
+    #[tokio::test]
+    async fn a_write_hits_the_secret_that_was_meant_or_nothing() {
+        let cluster = FakeKubernetes::default();
+        let (client, owner) = (cluster.client(), owner("home"));
+        let writer = SecretWriter { client: &client, class: &CLASS, owner: &owner };
+        let name = SecretName::new("shop", "pull");
+        let write = async |uid: Option<&str>, value: &str| {
+            let mark = SecretMark {
+                source: "s".to_owned(),
+                digest: CLASS.digest([("value", value.as_bytes())]),
+                expires_at: Timestamp::MAX,
+                renews_at: Timestamp::MAX,
+            };
+            let (uid, reason) = (uid.map(str::to_owned), WriteReason::Missing);
+            let write = SecretWrite { secret: name.clone(), uid, reason };
+            writer.write(&write, &[("value", &SecretString::from(value))], &mark, BTreeMap::new()).await.unwrap()
+        };
+        assert!(write(None, "one").await);
+        assert!(!write(None, "two").await, "it exists");
+        assert!(!write(Some("another"), "two").await, "it is not the one that was read");
+        let owned = CLASS.read(&writer.list().await.unwrap()[0]).unwrap();
+        assert_eq!(owned.mark.as_ref().map(|it| it.digest.clone()), Some(CLASS.digest([("value", b"one".as_slice())])));
+        assert!(write(Some(&owned.uid), "two").await);
+        assert!(matches!(writer.place(&name).await.unwrap(), SecretPlace::Owned(_)));
+
+        let deletion = SecretDeletion::from(&owned);
+        let another = SecretDeletion { uid: "another".to_owned(), ..deletion.clone() };
+        assert!(!writer.delete(&another).await.unwrap());
+        assert!(writer.delete(&deletion).await.unwrap());
+        assert!(writer.delete(&deletion).await.unwrap(), "it is gone");
+        assert_eq!(writer.place(&name).await.unwrap(), SecretPlace::Free);
+    }
+
+    #[tokio::test]
+    async fn only_the_owners_secrets_are_listed() {
+        let cluster = FakeKubernetes::default();
+        let (client, other) = (cluster.client(), owner("other"));
+        cluster.create("secrets", serde_json::to_value(secret(b"content")).unwrap());
+        let list = async |owner: &SecretOwner| {
+            SecretWriter { client: &client, class: &CLASS, owner }.list().await.unwrap().len()
+        };
+        assert_eq!((list(&owner("home")).await, list(&other).await), (1, 0));
+    }
 
     fn found(edit: impl FnOnce(&mut ObjectMeta)) -> SecretPlace {
         let mut secret = secret(b"content");

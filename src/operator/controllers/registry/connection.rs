@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use kube::Client;
 use secrecy::SecretString;
 
 use super::managed::{self, ManagedConnection};
@@ -10,8 +11,6 @@ use crate::secrets::{
     read_all,
 };
 use crate::status::{Cause, ConditionSet, ReadyState};
-use crate::workload::connection::Address;
-use kube::Client;
 use wharfage_apply::{Connection, Identity};
 use wharfage_crd::common::{SecretKeyRef, SecretRef};
 use wharfage_crd::{Reason, Registry};
@@ -20,23 +19,29 @@ use wharfage_crd::{Reason, Registry};
 const DEFAULT_CA_BUNDLE_KEY: &str = "ca.crt";
 
 /// A connection to a registry, and the values that it was made from.
-pub(super) struct Reached {
-    pub how: Connection,
+pub(super) struct RegistryConnection {
+    pub connection: Connection,
     /// The URL that the status reports.
-    pub place: String,
+    pub url: String,
     /// Another fingerprint needs another client.
     pub fingerprint: u64,
 }
 
-impl Reached {
+impl RegistryConnection {
     /// Connects to a managed registry.
-    pub fn managed(registry: &Registry, connection: ManagedConnection, place: String) -> Self {
+    pub fn managed(registry: &Registry, managed: ManagedConnection, url: String) -> Self {
         let mut hasher = DefaultHasher::new();
-        (&connection, registry.region().as_str()).hash(&mut hasher);
-        let ManagedConnection { address: Address { url, host, ca_bundle }, root_key } = connection;
-        let identity = Identity::Key { id: root_key.id, secret: root_key.secret, session_token: None };
-        let how = Connection { endpoint: Some(url), region: registry.region(), identity, role: None, ca_bundle, host };
-        Self { how, place, fingerprint: hasher.finish() }
+        (&managed, registry.region().as_str()).hash(&mut hasher);
+        let ManagedConnection { address, root_key } = managed;
+        let connection = Connection {
+            endpoint: Some(address.url),
+            region: registry.region(),
+            identity: Identity::Key { id: root_key.id, secret: root_key.secret, session_token: None },
+            role: None,
+            ca_bundle: address.ca_bundle,
+            host: address.host,
+        };
+        Self { connection, url, fingerprint: hasher.finish() }
     }
 }
 
@@ -103,21 +108,21 @@ impl ConnectionError {
 ///
 /// # Errors
 /// When a Secret is of no use, or the spec says too little.
-pub(super) async fn reach(
+pub(super) async fn connect(
     client: &Client,
     registry: &Registry,
     references: &[SecretReference],
-) -> Result<Reached, ConnectionError> {
+) -> Result<RegistryConnection, ConnectionError> {
     assemble(registry, &read_all(client, references).await?)
 }
 
 /// Makes a connection from the spec and the content of its Secrets. No I/O.
-fn assemble(registry: &Registry, secrets: &SecretContents) -> Result<Reached, ConnectionError> {
+fn assemble(registry: &Registry, secrets: &SecretContents) -> Result<RegistryConnection, ConnectionError> {
     let spec = &registry.spec;
     let region = registry.region();
-    let (how, place) = match (&spec.endpoint, &spec.aws) {
+    let (connection, url) = match (&spec.endpoint, &spec.aws) {
         (Some(endpoint), _) => {
-            let how = Connection {
+            let connection = Connection {
                 endpoint: Some(endpoint.url.clone()),
                 region,
                 ca_bundle: ca_bundle(endpoint.ca_bundle_secret_ref.as_ref(), secrets)?,
@@ -125,11 +130,11 @@ fn assemble(registry: &Registry, secrets: &SecretContents) -> Result<Reached, Co
                 role: None,
                 host: None,
             };
-            (how, endpoint.url.trim_end_matches('/').to_owned())
+            (connection, endpoint.url.trim_end_matches('/').to_owned())
         }
         (None, Some(aws)) => {
-            let place = format!("https://api.ecr.{region}.amazonaws.com");
-            let how = Connection {
+            let url = format!("https://api.ecr.{region}.amazonaws.com");
+            let connection = Connection {
                 endpoint: None,
                 region,
                 identity: identity(aws.credentials_secret_ref.as_ref(), secrets)?,
@@ -137,16 +142,17 @@ fn assemble(registry: &Registry, secrets: &SecretContents) -> Result<Reached, Co
                 ca_bundle: None,
                 host: None,
             };
-            (how, place)
+            (connection, url)
         }
         (None, None) => return Err(ConnectionError::Unspecified),
     };
     // Values of Secrets go into the hash and no further.
     let mut hasher = DefaultHasher::new();
-    (&how.endpoint, how.region.as_str(), &how.role, &how.ca_bundle, spec.registry_id.as_ref().map(ToString::to_string))
-        .hash(&mut hasher);
+    let Connection { endpoint, region, role, ca_bundle, .. } = &connection;
+    let registry_id = spec.registry_id.as_ref().map(ToString::to_string);
+    (endpoint, region.as_str(), role, ca_bundle, registry_id).hash(&mut hasher);
     secrets.hash(&mut hasher);
-    Ok(Reached { how, place, fingerprint: hasher.finish() })
+    Ok(RegistryConnection { connection, url, fingerprint: hasher.finish() })
 }
 
 fn identity(reference: Option<&SecretRef>, secrets: &SecretContents) -> Result<Identity, SecretError> {
@@ -201,9 +207,10 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_reached_with_its_key_and_its_certificates() {
-        let Reached { how, place, .. } = assemble(&endpoint(), &contents(&[("key", KEY), ("ca", CA)])).ok().unwrap();
-        assert_eq!((place.as_str(), how.ca_bundle.as_deref()), ("https://r.example.com", Some("PEM\n")));
-        let Identity::Key { id, secret, session_token } = how.identity else { panic!("no key") };
+        let RegistryConnection { connection, url, .. } =
+            assemble(&endpoint(), &contents(&[("key", KEY), ("ca", CA)])).ok().unwrap();
+        assert_eq!((url.as_str(), connection.ca_bundle.as_deref()), ("https://r.example.com", Some("PEM\n")));
+        let Identity::Key { id, secret, session_token } = connection.identity else { panic!("no key") };
         assert_eq!((id.as_str(), secret.expose_secret(), session_token.is_none()), ("AKIA", "wonderland", true));
     }
 

@@ -93,7 +93,7 @@ pub(super) struct ManagedState {
     /// The URL for clients, once there is a workload.
     pub endpoint: Option<String>,
     /// The connection of the operator, once a replica serves.
-    pub way: Option<ManagedConnection>,
+    pub connection: Option<ManagedConnection>,
 }
 
 /// Applies the workload of a managed Registry, and returns its state.
@@ -112,10 +112,10 @@ pub(super) async fn reconcile(
         // Running pods continue, and are reached as before.
         Err(error) => (work.pods().await?, error.into_conditions()?),
     };
-    let mut way = None;
+    let mut connection = None;
     if pods.as_ref().is_some_and(|pods| pods.ready > 0) {
         match work.connection().await {
-            Ok(found) => way = Some(found),
+            Ok(found) => connection = Some(found),
             Err(error) => {
                 let why = error.into_conditions()?;
                 // Without a connection nothing in it is reconciled, however many replicas serve.
@@ -126,7 +126,7 @@ pub(super) async fn reconcile(
         }
     }
     let endpoint = pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
-    Ok(ManagedState { state, endpoint, way })
+    Ok(ManagedState { state, endpoint, connection })
 }
 
 /// Deletes the workload of a Registry that is being deleted, or releases it, as its deletionPolicy says. Its root key, its volume

@@ -1,6 +1,9 @@
 //! The Secrets of a workload: those that the Registry refers to, its root key, and its certificate.
 
+use k8s_openapi::api::core::v1::Secret;
+use kube::core::ApiResource;
 use kube::{Api, ResourceExt as _};
+use secrecy::SecretString;
 
 use super::WorkloadReconcile;
 use super::error::{ReconcileError, rejected};
@@ -8,9 +11,6 @@ use crate::apply_set::ObjectId;
 use crate::secrets::{KeyPair, SecretContent, SecretName, SecretReference, create};
 use crate::workload::connection::{Address, CERTIFICATE_KEYS, address};
 use crate::workload::{self, Backends, Names, certificate_kind};
-use k8s_openapi::api::core::v1::Secret;
-use kube::core::ApiResource;
-use secrecy::SecretString;
 use wharfage_crd::common::SecretKeyRef;
 use wharfage_crd::registry::{DEFAULT_CONNECTION_KEY, ManagedRegistry};
 use wharfage_crd::{Reason, Registry};

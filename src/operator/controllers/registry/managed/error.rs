@@ -1,10 +1,11 @@
 //! The errors that end a reconcile of a workload early, and their conditions.
 
+use k8s_openapi::api::core::v1::Secret;
+use kube::Resource as _;
+
 use crate::apply_set::{ApplyError, ObjectId};
 use crate::secrets::{SecretError, reference_not_found};
 use crate::status::{Cause, ConditionSet, ReadyState};
-use k8s_openapi::api::core::v1::Secret;
-use kube::core::ApiResource;
 use wharfage_crd::Reason;
 
 /// An error that ends a reconcile early.
@@ -49,7 +50,7 @@ impl From<ApplyError> for ReconcileError {
             ApplyError::NoSuchKind => Self::not_found(
                 "there is no cert-manager in this cluster: install it, or give tls.secretName a certificate of your own",
             ),
-            ApplyError::List { kind, namespace, error } if kind == ApiResource::erase::<Secret>(&()) => {
+            ApplyError::List { kind, namespace, error } if kind == Secret::kind(&()) => {
                 SecretError::of_request(error, &namespace).into()
             }
             ApplyError::List { error, .. } | ApplyError::Api(error) => error.into(),
@@ -97,6 +98,8 @@ pub(super) fn rejected(error: kube::Error, object: &ObjectId) -> ReconcileError 
 
 #[cfg(test)]
 mod tests {
+    use kube::core::ApiResource;
+
     use super::*;
 
     fn error(code: u16) -> kube::Error {
@@ -113,14 +116,12 @@ mod tests {
     fn a_refused_object_says_who_must_act() {
         let kind = ApiResource::erase::<Secret>(&());
         let object = || ObjectId::new(&kind, "one", "home");
+        let rejected = |code| ApplyError::Rejected(Box::new(object()), error(code));
         for (error, expected) in [
-            (ApplyError::Rejected(object(), error(422)), Some("stalled: Secret one/home: no")),
-            (ApplyError::Rejected(object(), error(409)), Some("reconciling: Secret one/home: no")),
-            (
-                ApplyError::Rejected(object(), error(404)),
-                Some("reconciling: Namespace one does not exist: make it, or correct managed.namespace"),
-            ),
-            (ApplyError::Rejected(object(), error(500)), None),
+            (rejected(422), Some("stalled: Secret one/home: no")),
+            (rejected(409), Some("reconciling: Secret one/home: no")),
+            (rejected(404), Some("reconciling: Namespace one does not exist: make it, or correct managed.namespace")),
+            (rejected(500), None),
             (ApplyError::Api(error(500)), None),
             (ApplyError::Api(error(403)), Some("stalled: give the operator the permissions of its chart: no")),
             (
@@ -134,7 +135,7 @@ mod tests {
             assert_eq!(message(error).as_deref(), expected);
         }
         let unreadable =
-            |code| ApplyError::List { kind: kind.clone(), namespace: "one".to_owned(), error: error(code) };
+            |code| ApplyError::List { kind: kind.kind.clone(), namespace: "one".to_owned(), error: error(code) };
         assert!(message(unreadable(403)).unwrap().contains("may not read Secrets in namespace one"));
         assert_eq!(message(unreadable(500)), None);
     }
