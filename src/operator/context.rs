@@ -16,7 +16,7 @@ use super::triggers::Triggers;
 use super::watch::Change;
 
 /// The context that all controllers share.
-pub struct Context {
+pub(crate) struct Context {
     /// A client of the API server, which sends nothing after the term.
     pub client: Client,
     /// The operator's settings.

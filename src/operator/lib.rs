@@ -9,20 +9,21 @@
 
 mod api_error;
 mod apply_set;
-pub mod call_metrics;
+mod call_metrics;
 pub mod check;
-pub mod context;
+mod context;
 mod controllers;
 mod events;
 #[cfg(test)]
 mod fake_kubernetes;
 mod finalizer;
-pub mod health;
-pub mod in_use;
+mod health;
+mod in_use;
 mod index;
-pub mod leader;
+mod kind;
+mod leader;
 mod manager;
-pub mod metrics;
+mod metrics;
 mod plan_input;
 pub mod policy_rule;
 mod pull_secrets;
@@ -30,12 +31,12 @@ pub mod rbac;
 pub mod registry_client;
 mod run;
 mod secrets;
-pub mod settings;
-pub mod stale_cache;
+mod settings;
+mod stale_cache;
 mod state_metrics;
-pub mod status;
-pub mod stores;
-pub mod triggers;
+mod status;
+mod stores;
+mod triggers;
 mod watch;
 mod workload;
 

@@ -358,7 +358,7 @@ pub struct Queue<T> {
 
 impl<T: Eq + Hash> Queue<T> {
     /// A resource was requeued; once more, if it waits already.
-    pub fn woken(&self, resource: T) {
+    pub fn requeued(&self, resource: T) {
         self.change(|waiting| {
             waiting.insert(resource);
         });
@@ -539,12 +539,12 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_that_is_woken_twice_waits_once() {
+    fn a_resource_that_is_requeued_twice_waits_once() {
         let metrics = Arc::new(OperatorMetrics::new());
         let leading = metrics.leading();
         let queue = metrics.queue("Repository");
-        for woken in ["api", "web", "api"] {
-            queue.woken(woken);
+        for object in ["api", "web", "api"] {
+            queue.requeued(object);
         }
         assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 2"#));
         queue.taken(&"api");

@@ -17,7 +17,7 @@ use wharfage_domain::names::RepositoryName;
 use wharfage_plan::Resources;
 
 /// Who asks for a repository name in a registry.
-pub struct PlanInput<'a> {
+pub(crate) struct PlanInput<'a> {
     registry: &'a Registry,
     /// Registries that are the same registry.
     aliases: Vec<Arc<Registry>>,
@@ -31,7 +31,7 @@ pub struct PlanInput<'a> {
 impl<'a> PlanInput<'a> {
     /// The Registry and the Repositories that ask for this name in it, or in another Registry that is the same registry, without
     /// those that are being deleted.
-    pub fn new(
+    pub(crate) fn new(
         stores: &Stores,
         registry_clients: &RegistryClients,
         registry: &'a Registry,
@@ -39,7 +39,7 @@ impl<'a> PlanInput<'a> {
     ) -> Self {
         let own = registry.name_any();
         let (mut aliases, mut pending_owners, mut repositories) = (BTreeMap::new(), Vec::new(), Vec::new());
-        for repository in staying(stores.repositories_that_ask_for(name)) {
+        for repository in staying(stores.repositories.claiming(name.as_ref())) {
             let other = &repository.spec.registry_ref.name;
             if *other == own {
                 repositories.push(repository);
@@ -60,7 +60,7 @@ impl<'a> PlanInput<'a> {
     }
 
     /// The same, with the LifecyclePolicies of the Repositories in it.
-    pub fn with_policies(
+    pub(crate) fn with_policies(
         stores: &Stores,
         registry_clients: &RegistryClients,
         registry: &'a Registry,
@@ -68,7 +68,7 @@ impl<'a> PlanInput<'a> {
     ) -> Self {
         let input = Self::new(stores, registry_clients, registry, name);
         let repositories: Vec<_> = input.repositories.iter().map(|it| &**it).collect();
-        let lifecycle_policies = staying(stores.lifecycle_policies_about(&repositories));
+        let lifecycle_policies = staying(stores.lifecycle_policies.referring_to(&repositories));
         Self { lifecycle_policies, ..input }
     }
 }

@@ -75,7 +75,7 @@ impl ReadyState {
         }
     }
 
-    /// `ready`, `waiting` or `stalled`.
+    #[cfg(test)]
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Ready(_) => "ready",

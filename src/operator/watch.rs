@@ -29,6 +29,11 @@ impl<K> Change<K> {
 }
 
 impl<K: Resource> Change<K> {
+    /// Returns whether the object is gone or is being deleted.
+    pub(crate) fn leaves(&self) -> bool {
+        self.new.as_ref().is_none_or(|it| it.meta().deletion_timestamp.is_some())
+    }
+
     /// The UID of the object, if it is gone.
     pub fn deleted_uid(&self) -> Option<&str> {
         match self {

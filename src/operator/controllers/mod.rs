@@ -1,11 +1,14 @@
 //! The controllers: one file for each kind, and here what they share.
 
 mod converge;
+mod external;
 mod finish;
-pub mod lifecycle_policy;
-pub mod pull_secret;
-pub mod registry;
-pub mod repository;
+mod interrupted;
+pub(crate) mod lifecycle_policy;
+pub(crate) mod pull_secret;
+mod reconcile;
+pub(crate) mod registry;
+pub(crate) mod repository;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,18 +16,26 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt as _, stream};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Resource, ResourceExt as _};
 
-use finish::KindObject;
+use interrupted::Interrupted;
+use reconcile::Reconciler;
 
 use super::context::Context;
+use super::kind::{Kind, StatusFields};
 use super::leader::Term;
 use super::metrics::ResultLabel;
+use super::policy_rule::PolicyRule;
 use super::registry_client::{RegistryClient, Unavailable};
 use super::status::{self, Cause, ConditionSet, ReadyState};
+use super::stores::StoredKind as _;
+use super::triggers::QueuedKind;
+use super::watch::Change;
 use wharfage_apply::error::named;
 use wharfage_crd::conditions::{ConditionStatus, ConditionType};
 use wharfage_crd::{Condition, Reason, Registry, condition};
@@ -32,10 +43,8 @@ use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
 use wharfage_plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
-/// The annotation by which people request a reconcile: each new value requests one.
-pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
 /// The delay after which a resource that waits for another one is reconciled again, if nothing requeues it before.
-pub const REQUEUE_WAITING: Duration = Duration::from_secs(60);
+pub(crate) const REQUEUE_WAITING: Duration = Duration::from_secs(60);
 
 /// The first delay after an operation that a registry does not get right.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
@@ -46,10 +55,11 @@ const REQUEUE_STALE: Duration = Duration::from_millis(100);
 /// An error of the API server. Everything else ends in the resource's status.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct Error(#[from] kube::Error);
+pub(crate) struct Error(#[from] kube::Error);
 
 /// How a reconcile ended.
-pub struct ReconcileResult {
+#[derive(Debug)]
+pub(crate) struct ReconcileResult {
     /// When to reconcile again.
     pub next: Action,
     /// The label of the metrics.
@@ -67,9 +77,9 @@ impl ReconcileResult {
         Self { next: Action::requeue(next), outcome }
     }
 
-    /// The resource changed meanwhile, and is reconciled again at once.
-    pub fn outdated() -> Self {
-        Self { next: Action::requeue(Duration::ZERO), outcome: ResultLabel::reconciling }
+    /// The object is reconciled again after this delay.
+    pub fn requeued(delay: Duration) -> Self {
+        Self { next: Action::requeue(delay), outcome: ResultLabel::reconciling }
     }
 
     /// Nothing is to be done until the resource changes.
@@ -78,60 +88,65 @@ impl ReconcileResult {
     }
 }
 
-/// The controller of one kind: the shared context, and what it remembers itself.
-pub(super) trait KindController: Send + Sync + 'static {
-    /// The kind that it reconciles.
-    type Object: KindObject;
-    /// The kind's name.
-    const KIND: &'static str;
-    /// How many reconciles run at once.
+/// A change of a namespace, of which only the metadata are watched.
+pub(crate) type NamespaceChange = Change<PartialObjectMeta<Namespace>>;
+
+/// The controller of one kind: the shared context, what it remembers itself, and its rules for requeuing. [`Reconciler`] has the
+/// steps of its reconcile.
+pub(crate) trait KindController: Send + Sync + Sized + 'static {
+    type Kind: QueuedKind;
+    /// The number of concurrent reconciles.
     const CONCURRENCY: u16;
 
-    /// The context that all controllers share.
-    fn context(&self) -> &Context;
+    fn new(ctx: Arc<Context>) -> Self;
 
-    /// The store of its kind.
-    fn store(&self) -> Store<Self::Object>;
+    /// Returns the context that all controllers share.
+    fn context(&self) -> &Arc<Context>;
 
-    /// Reconciles one object.
-    fn reconcile(
-        self: Arc<Self>,
-        object: Arc<Self::Object>,
-    ) -> impl Future<Output = Result<ReconcileResult, Error>> + Send + 'static;
+    /// Returns the permissions that the kind needs in the cluster.
+    fn rules() -> Vec<PolicyRule>;
+
+    /// Requeues what a change concerns, besides the object itself and the objects that refer to it.
+    fn changed(&self, _change: &Change<Self::Kind>) {}
+
+    /// Requeues what depends on a namespace that changed.
+    fn namespace_changed(&self, _change: &NamespaceChange) {}
 }
 
 /// Runs a controller until the term is asked to stop, then until its running reconciles have ended. Only its queue triggers it.
-pub(super) async fn run<C: KindController>(
+pub(super) async fn run<C: Reconciler>(
     controller: Arc<C>,
-    queue: impl Stream<Item = ObjectRef<C::Object>> + Send + 'static,
+    queue: impl Stream<Item = ObjectRef<C::Kind>> + Send + 'static,
     term: &Term,
 ) {
-    let depth = Arc::new(controller.context().metrics.queue(C::KIND));
+    let kind = C::Kind::NAME;
+    let depth = Arc::new(controller.context().metrics.queue(kind));
     let (queued, begun, gone) = (Arc::clone(&depth), Arc::clone(&depth), depth);
-    let measured = move |object: Arc<C::Object>, controller: Arc<C>| {
+    let measured = move |object: Arc<C::Kind>, controller: Arc<C>| {
         begun.taken(&(object.namespace(), object.name_any()));
         let began = Instant::now();
         async move {
             if controller.context().stale_cache.is_stale(&*object) {
                 return Ok(Action::requeue(REQUEUE_STALE));
             }
-            let done = Arc::clone(&controller).reconcile(object).await;
+            let done = reconcile::reconcile(&*controller, &*object).await;
             let outcome = done.as_ref().map_or(ResultLabel::failed, |done| done.outcome);
-            controller.context().metrics.reconciled(C::KIND, outcome, began.elapsed());
+            controller.context().metrics.reconciled(kind, outcome, began.elapsed());
             done.map(|done| done.next)
         }
     };
     let stopping = term.clone();
-    Controller::for_shared_stream(stream::pending(), controller.store())
+    let store = C::Kind::store(&controller.context().stores);
+    Controller::for_shared_stream(stream::pending(), (**store).clone())
         .with_config(Config::default().concurrency(C::CONCURRENCY))
-        .reconcile_on(queue.inspect(move |object| queued.woken((object.namespace.clone(), object.name.clone()))))
+        .reconcile_on(queue.inspect(move |object| queued.requeued((object.namespace.clone(), object.name.clone()))))
         .graceful_shutdown_on(async move { stopping.stopping().await })
         .run(measured, error_policy, controller)
         .for_each(|outcome| {
             match outcome {
                 Ok(_) => {}
                 Err(ControllerError::ObjectNotFound(object)) => gone.taken(&(object.namespace, object.name)),
-                Err(error) => tracing::debug!(kind = C::KIND, %error, "reconcile failed"),
+                Err(error) => tracing::debug!(kind, %error, "reconcile failed"),
             }
             std::future::ready(())
         })
@@ -139,8 +154,8 @@ pub(super) async fn run<C: KindController>(
 }
 
 /// Requeues an object after an error of the API server.
-fn error_policy<C: KindController>(object: Arc<C::Object>, error: &Error, _: Arc<C>) -> Action {
-    let kind = C::KIND;
+fn error_policy<C: KindController>(object: Arc<C::Kind>, error: &Error, _: Arc<C>) -> Action {
+    let kind = C::Kind::NAME;
     tracing::warn!(kind, namespace = object.namespace(), name = object.name_any(), %error, "the API server refused");
     Action::requeue(jittered(Duration::from_secs(5)))
 }
@@ -160,11 +175,13 @@ pub(super) fn registry_missing(name: &str) -> ConditionSet {
 /// A Registry and its client.
 type Registered = (Arc<Registry>, Arc<RegistryClient>);
 
-/// Returns the Registry that a resource refers to and its client, or the conditions of a resource that has none.
-pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Box<ConditionSet>> {
-    let registry = ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
-    let registry_client = ctx.registry_clients.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
-    Ok((registry, registry_client))
+/// Returns the Registry of this name and its client.
+pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Interrupted> {
+    let registry = ctx.stores.registry(name).ok_or(Interrupted::RegistryMissing)?;
+    match ctx.registry_clients.get(name) {
+        Some(client) => Ok((registry, client)),
+        None => Err(Interrupted::RegistryNotReady(registry)),
+    }
 }
 
 /// The conditions of a resource whose Registry has no client.
@@ -272,7 +289,12 @@ pub(super) enum LastSync {
 }
 
 impl LastSync {
-    /// What it is for an object of this generation, whose status is about `observed` and has these conditions.
+    pub(super) fn of_object<K: Kind>(object: &K) -> Self {
+        let observed = object.status().and_then(StatusFields::observed_generation);
+        Self::of(object.meta().generation, observed, object.conditions())
+    }
+
+    /// Returns it for an object of this generation, whose status is about `observed` and has these conditions.
     pub(super) fn of(generation: Option<i64>, observed: Option<i64>, conditions: &[Condition]) -> Self {
         let drifted = || condition(conditions, ConditionType::Drifted).filter(|it| it.status == ConditionStatus::True);
         if observed != generation {

@@ -10,17 +10,23 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
+use tokio::task::JoinSet;
 
 use super::converge::{Drift, failed};
-use super::finish::{KindObject as _, Outcome, finish, suspend};
+use super::finish::Outcome;
+use super::interrupted::Interrupted;
+use super::reconcile::{Reconcile, Reconciler};
 use super::{
-    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, jittered, registry_missing, registry_not_ready,
+    Error, KindController, LastSync, NamespaceChange, REQUEUE_WAITING, jittered, registry_missing, registry_not_ready,
 };
 use crate::context::Context;
-use crate::finalizer;
+use crate::kind::{Kind, status_fields};
 use crate::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
+use crate::pull_secrets::accounts::{self, WatchedServiceAccount};
 use crate::pull_secrets::annotations::{CLASS, HeldSecret, annotations, source};
 use crate::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
 use crate::pull_secrets::decide::{Entry, SecretInputs, decide};
@@ -28,15 +34,35 @@ use crate::pull_secrets::docker_config::SECRET_KEY;
 use crate::pull_secrets::tokens::{Issued, Tokens, not_yet};
 use crate::registry_client::RegistryClient;
 use crate::secrets::{
-    OwnedSecret, SecretDeletion, SecretName, SecretOwner, SecretPlace, SecretWrite, SecretWriter, WriteReason,
+    OwnedSecret, SecretDeletion, SecretName, SecretOwner, SecretPlace, SecretWrite, SecretWriter, WatchedSecret,
+    WriteReason,
 };
 use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::watch::{Change, any_change, watch_kind};
 use crate::workload;
 use outcome::{REQUEUE_CONFLICT, Secrets, some};
 use wharfage_apply::{authorization_token, host as host_of};
 use wharfage_crd::{PullSecret, PullSecretStatus, Reason, Registry};
 
-pub(crate) const RULES: &[PolicyRule] = &{
+impl Kind for PullSecret {
+    const NAME: &'static str = "PullSecret";
+
+    fn registry_name(&self) -> &str {
+        &self.spec.registry_ref.name
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.suspended()
+    }
+
+    fn sync_interval(&self) -> Duration {
+        REQUEUE_WAITING
+    }
+}
+
+status_fields!(PullSecretStatus, events: false, last_sync: |self, _now| {});
+
+const RULES: &[PolicyRule] = &{
     let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);
     [
         objects,
@@ -60,7 +86,7 @@ pub(crate) const RULES: &[PolicyRule] = &{
     ]
 };
 
-const KIND: &str = "PullSecret";
+const DISABLED: &str = "PullSecrets are disabled in this operator: enable them where it was installed";
 
 /// How soon a registry is asked again whose Pods are being replaced.
 const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -75,46 +101,120 @@ pub(crate) struct PullSecretController {
 }
 
 impl PullSecretController {
-    pub(crate) fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, tokens: Tokens::default() }
+    fn requeue(&self, which: impl Fn(&PullSecret) -> bool) {
+        requeue(&self.ctx, which);
     }
 }
 
 impl KindController for PullSecretController {
-    type Object = PullSecret;
-    const KIND: &'static str = KIND;
+    type Kind = PullSecret;
     const CONCURRENCY: u16 = 4;
 
-    fn context(&self) -> &Context {
+    fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, tokens: Tokens::default() }
+    }
+
+    fn context(&self) -> &Arc<Context> {
         &self.ctx
     }
 
-    fn store(&self) -> Store<PullSecret> {
-        self.ctx.stores.pull_secrets.clone()
+    fn rules() -> Vec<PolicyRule> {
+        RULES.to_vec()
     }
 
-    async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<ReconcileResult, Error> {
-        let reconcile = PullSecretReconcile {
-            api: Api::namespaced(self.ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
-            owner: SecretOwner::of(&*pull_secret),
-            secret_name: pull_secret.secret_name(),
-            service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
-            ctx: &self.ctx,
-            tokens: &self.tokens,
-            pull_secret: &pull_secret,
-        };
+    /// Requeues the PullSecrets with the same Secret name, now or before.
+    fn changed(&self, change: &Change<PullSecret>) {
+        let Some(pull_secret) = change.either() else { return };
+        let both = [&change.old, &change.new];
+        let names: BTreeSet<String> = both.into_iter().flatten().map(|it| it.secret_name()).collect();
+        self.requeue(|other| other.uid() != pull_secret.uid() && names.contains(&other.secret_name()));
+    }
+
+    /// Requeues the PullSecrets that choose the namespace, now or before, and those in it: `allowedNamespaces` selects its labels.
+    fn namespace_changed(&self, change: &NamespaceChange) {
+        let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
+        let labels = || [&change.old, &change.new].into_iter().flatten().map(|it| it.metadata.labels.as_ref());
+        self.requeue(|it| {
+            it.namespace().as_ref() == Some(&namespace) || labels().any(|labels| it.chooses(&namespace, labels))
+        });
+    }
+}
+
+fn requeue(ctx: &Context, which: impl Fn(&PullSecret) -> bool) {
+    ctx.triggers.requeue_all(ctx.stores.pull_secrets.state().iter().map(|it| &**it).filter(|it| which(it)));
+}
+
+/// Watches the Secrets of PullSecrets, and the service accounts.
+pub(crate) fn watch_secrets(
+    ctx: &Arc<Context>,
+    secrets: Writer<WatchedSecret>,
+    service_accounts: Writer<WatchedServiceAccount>,
+    watches: &mut JoinSet<()>,
+) {
+    let (api, labeled) = (Api::all(ctx.client.clone()), watcher::Config::default().labels(CLASS.label));
+    let context = Arc::clone(ctx);
+    let on_change = move |change| secret_changed(&context, &change);
+    watches.spawn(watch_kind(api, labeled, secrets, any_change, on_change));
+    let (api, context) = (Api::all(ctx.client.clone()), Arc::clone(ctx));
+    let on_change = move |change| service_account_changed(&context, &change);
+    watches.spawn(watch_kind(api, watcher::Config::default(), service_accounts, accounts::meaning, on_change));
+}
+
+/// Requeues the PullSecrets that own, or owned, a Secret that changed.
+fn secret_changed(ctx: &Context, change: &Change<WatchedSecret>) {
+    let both = [&change.old, &change.new];
+    let owners = both.into_iter().flatten().flat_map(|it| CLASS.owners(it)).collect::<BTreeSet<_>>();
+    requeue(ctx, |it| owners.contains(&SecretOwner::of(it).label_value()));
+}
+
+/// Requeues the PullSecrets that belong in a service account that is new or lists other Secrets.
+fn service_account_changed(ctx: &Context, change: &Change<WatchedServiceAccount>) {
+    let Some(account) = &change.new else { return };
+    let (namespace, name) = (account.namespace().unwrap_or_default(), account.name_any());
+    let found = ctx.stores.namespace(&namespace);
+    let labels = found.as_ref().and_then(|it| it.metadata.labels.as_ref());
+    requeue(ctx, |it| it.spec.service_accounts.contains(&name) && it.chooses(&namespace, labels));
+}
+
+impl Reconciler for PullSecretController {
+    /// Nothing: a PullSecret deletes Secrets without its Registry, too, so it looks that up where it needs a token.
+    type Inputs = ();
+
+    fn dereference(&self, _reconcile: &Reconcile<'_, PullSecret>) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
+    fn needs_finalizer(&self, _pull_secret: &PullSecret) -> bool {
+        self.ctx.settings.has(Feature::PullSecrets)
+    }
+
+    async fn apply(
+        &self,
+        reconcile: &Reconcile<'_, PullSecret>,
+        (): (),
+    ) -> Result<Outcome<PullSecretStatus>, Interrupted> {
+        let reconcile = PullSecretReconcile::new(self, reconcile.object);
         if !self.ctx.settings.has(Feature::PullSecrets) {
-            return reconcile.disabled().await;
+            let cause = Cause::new(Reason::PullSecretsDisabled, DISABLED);
+            let why_not = Some(ConditionSet::of(ReadyState::Stalled(cause)));
+            return Ok(reconcile.outcome(Secrets { why_not, ..Secrets::default() }));
         }
-        if pull_secret.metadata.deletion_timestamp.is_some() {
-            return reconcile.cleanup().await;
-        }
-        if pull_secret.suspended() {
-            return suspend(&self.ctx, &reconcile.api, &*pull_secret).await;
-        }
-        finalizer::add(&reconcile.api, &*pull_secret).await?;
         let secrets = reconcile.run().await?;
-        reconcile.finish(secrets).await
+        Ok(reconcile.outcome(secrets))
+    }
+
+    async fn release(&self, reconcile: &Reconcile<'_, PullSecret>) -> Result<(), Interrupted> {
+        if !self.ctx.settings.has(Feature::PullSecrets) {
+            // Without permissions for Secrets the deletion is not blocked.
+            let note = format!("{DISABLED}; the Secrets that it made stay until somebody deletes them");
+            self.ctx.events.warning(reconcile.object, Reason::PullSecretsDisabled, note).await;
+            return Ok(());
+        }
+        PullSecretReconcile::new(self, reconcile.object).delete_all().await
+    }
+
+    fn must_release(&self, _pull_secret: &PullSecret) -> bool {
+        true
     }
 }
 
@@ -122,18 +222,28 @@ impl KindController for PullSecretController {
 struct PullSecretReconcile<'a> {
     ctx: &'a Context,
     tokens: &'a Tokens,
-    api: Api<PullSecret>,
     pull_secret: &'a PullSecret,
     owner: SecretOwner,
     secret_name: String,
     service_accounts: BTreeSet<String>,
 }
 
-impl PullSecretReconcile<'_> {
+impl<'a> PullSecretReconcile<'a> {
+    fn new(controller: &'a PullSecretController, pull_secret: &'a PullSecret) -> Self {
+        Self {
+            owner: SecretOwner::of(pull_secret),
+            secret_name: pull_secret.secret_name(),
+            service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
+            ctx: &controller.ctx,
+            tokens: &controller.tokens,
+            pull_secret,
+        }
+    }
+
     async fn run(&self) -> Result<Secrets, Error> {
         let now = Timestamp::now();
-        let registry = self.ctx.stores.registry(&self.pull_secret.registry_ref().name);
-        let registry_client = self.ctx.registry_clients.get(&self.pull_secret.registry_ref().name);
+        let registry = self.ctx.stores.registry(&self.pull_secret.spec.registry_ref.name);
+        let registry_client = self.ctx.registry_clients.get(&self.pull_secret.spec.registry_ref.name);
         let registry_client = registry_client.filter(|_| registry.is_some());
         let host = registry.as_ref().and_then(|it| workload::told_url(it, &self.ctx.settings.namespace));
         let host = host.and_then(|url| host_of(&url));
@@ -176,7 +286,7 @@ impl PullSecretReconcile<'_> {
             ..Secrets::default()
         };
         if refused {
-            let (own, name) = (&self.owner.namespace, &self.pull_secret.registry_ref().name);
+            let (own, name) = (&self.owner.namespace, &self.pull_secret.spec.registry_ref.name);
             let message = format!(
                 "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
             );
@@ -365,7 +475,7 @@ impl PullSecretReconcile<'_> {
         asked: Option<String>,
         now: Timestamp,
     ) -> Result<Issued, (ConditionSet, Option<Duration>)> {
-        let name = &self.pull_secret.registry_ref().name;
+        let name = &self.pull_secret.spec.registry_ref.name;
         let Some(registry) = registry else { return Err((self.registry_missing(), None)) };
         let Some(registry_client) = registry_client else { return Err((registry_not_ready(registry), None)) };
         match registry_client.ask(authorization_token(registry_client.ecr())).await {
@@ -387,7 +497,7 @@ impl PullSecretReconcile<'_> {
     }
 
     fn registry_missing(&self) -> ConditionSet {
-        registry_missing(&self.pull_secret.registry_ref().name)
+        registry_missing(&self.pull_secret.spec.registry_ref.name)
     }
 
     /// Writes Secrets, each with the service accounts that it is to say name it. Gives the namespaces in which that was done.
@@ -427,8 +537,8 @@ impl PullSecretReconcile<'_> {
         self.emit_event(Reason::Created, "made in", &created).await;
         self.emit_event(Reason::Renewed, "given a new token in", &renewed).await;
         if !repaired.is_empty() {
-            let registry = &self.pull_secret.registry_ref().name;
-            Drift { ctx: self.ctx, kind: KIND, registry }.corrected(LastSync::InSync, repaired.len());
+            let registry = &self.pull_secret.spec.registry_ref.name;
+            Drift { ctx: self.ctx, kind: PullSecret::NAME, registry }.corrected(LastSync::InSync, repaired.len());
             let note = format!("drift of Secret {} was corrected in {}", self.secret_name, some(&repaired));
             self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }
@@ -442,41 +552,21 @@ impl PullSecretReconcile<'_> {
         }
     }
 
-    /// Writes the status, and says when to reconcile again.
-    async fn finish(&self, secrets: Secrets) -> Result<ReconcileResult, Error> {
-        let findings = secrets.findings(&self.secret_name, &self.pull_secret.registry_ref().name);
+    /// Makes the result for the status.
+    fn outcome(&self, secrets: Secrets) -> Outcome<PullSecretStatus> {
+        let findings = secrets.findings(&self.secret_name, self.pull_secret.registry_name());
         let next = secrets.next(&findings.state, Timestamp::now());
         let secret_name = self.secret_name.clone();
-        let outcome = Outcome::new(findings, next).with_status(move |status: &mut PullSecretStatus| {
+        Outcome::new(findings, next).with_status(move |status: &mut PullSecretStatus| {
             status.secret_name = Some(secret_name);
             status.namespaces = Some(i64::try_from(secrets.have.len()).unwrap_or(i64::MAX));
             status.expires_at = secrets.ends().map(Time);
             status.renews_at = secrets.first(|it| it.renews_at).map(Time);
-        });
-        finish(self.ctx, &self.api, self.pull_secret, outcome).await
+        })
     }
 
-    /// This operator may not touch Secrets. One that goes isn't held up by that: what it made stays until its token ends.
-    async fn disabled(&self) -> Result<ReconcileResult, Error> {
-        let message = "PullSecrets are disabled in this operator: enable them where it was installed";
-        if self.pull_secret.metadata.deletion_timestamp.is_none() {
-            let cause = Cause::new(Reason::PullSecretsDisabled, message);
-            let why_not = Some(ConditionSet::of(ReadyState::Stalled(cause)));
-            return self.finish(Secrets { why_not, ..Secrets::default() }).await;
-        }
-        if finalizer::has(self.pull_secret) {
-            let note = format!("{message}; the Secrets that it made stay until somebody deletes them");
-            self.ctx.events.warning(self.pull_secret, Reason::PullSecretsDisabled, note).await;
-            finalizer::remove(&self.api, self.pull_secret).await?;
-        }
-        Ok(ReconcileResult::resting())
-    }
-
-    /// The resource is being deleted, and everything it made with it, whatever has become of its Registry.
-    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
-        if !finalizer::has(self.pull_secret) {
-            return Ok(ReconcileResult::resting());
-        }
+    /// Deletes all its Secrets, whatever has become of its Registry.
+    async fn delete_all(&self) -> Result<(), Interrupted> {
         // Listed now: a Secret that its watch has not reported yet is deleted, too.
         let held: Vec<_> = self.secrets().list().await?.iter().filter_map(HeldSecret::read).collect();
         let entries = |it: &HeldSecret| {
@@ -493,20 +583,18 @@ impl PullSecretReconcile<'_> {
         let mut outcome = Secrets::default();
         self.clear(detach, delete, &mut outcome).await?;
         if let Some(cause) = outcome.refusal() {
-            let outcome = Outcome::new(ConditionSet::of(ReadyState::Stalled(cause)), jittered(REQUEUE_WAITING));
-            return finish(self.ctx, &self.api, self.pull_secret, outcome).await;
+            let conditions = ConditionSet::of(ReadyState::Stalled(cause));
+            return Err(Interrupted::Conditions(Box::new(conditions), jittered(REQUEUE_WAITING)));
         }
         if outcome.unsettled {
-            let cause = Cause::new(Reason::Deleting, "its Secrets are being deleted");
-            return Ok(ReconcileResult::of(&ReadyState::Reconciling(cause), REQUEUE_CONFLICT));
+            return Err(Interrupted::Requeue(REQUEUE_CONFLICT));
         }
-        finalizer::remove(&self.api, self.pull_secret).await?;
         self.tokens.remove(&self.owner);
-        Ok(ReconcileResult::resting())
+        Ok(())
     }
 }
 
-/// How a PullSecret stands whose Registry exists.
+/// Returns the conditions of a PullSecret whose Registry exists.
 fn registry_exists(state: ReadyState) -> ConditionSet {
     ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }

@@ -4,41 +4,66 @@ mod connection;
 mod managed;
 mod settings;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, ResourceExt as _};
+use kube::ResourceExt as _;
+use kube::runtime::reflector::ObjectRef;
 
 use super::converge::failed;
-use super::finish::{KindObject as _, Outcome, finish};
-use super::{Error, KindController, REQUEUE_WAITING, ReconcileResult, jittered, next};
+use super::finish::Outcome;
+use super::interrupted::Interrupted;
+use super::reconcile::{Reconcile, Reconciler};
+use super::{Error, KindController, NamespaceChange, REQUEUE_WAITING, jittered, next};
 use crate::apply_set::LastApplied;
 use crate::call_metrics::CallMetrics;
 use crate::context::Context;
+use crate::kind::{Kind, Reference, status_fields};
 use crate::policy_rule::{Feature, PolicyRule, own_kind};
 use crate::registry_client::{RegistryClient, RegistryError, Totals};
 use crate::secrets::SecretName;
 use crate::settings::Settings;
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch::Change;
-use crate::{finalizer, triggers};
+use crate::workload::{self, Names, REGISTRY_LABEL};
 use connection::{RegistryConnection, connect, secret_references};
 use wharfage_apply::error::named;
 use wharfage_apply::{Ecr, ImageUsage, registry_id};
 use wharfage_crd::common::DEFAULT_INTERVAL;
+use wharfage_crd::conditions::ConditionType;
 use wharfage_crd::registry::{ManagedRegistry, Quota, Usage};
-use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
+use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus, condition};
 use wharfage_plan::{desired_settings, unenforced_settings};
 
-pub(crate) const RULES: &[PolicyRule] = &own_kind(&["registries"], &["registries/status"]);
+pub(crate) use managed::watch_workloads;
 
-/// What managed registries take.
-pub(crate) use managed::{RULES as MANAGED_RULES, watch_workloads};
+impl Kind for Registry {
+    const NAME: &'static str = "Registry";
+    // They wait for the client of the Registry, which may exist before it is Ready.
+    const READY_REQUEUES_REFERRERS: bool = false;
 
-const KIND: &str = "Registry";
+    fn registry_name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    fn sync_interval(&self) -> Duration {
+        PING_INTERVAL
+    }
+
+    fn references(&self) -> Vec<Reference> {
+        Vec::new()
+    }
+
+    /// Returns whether the Registry is gone, or allows other namespaces. Its resources are requeued when its client changes, too.
+    fn affects_referrers(change: &Change<Self>) -> bool {
+        let allowed = |it: &Option<Arc<Self>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
+        change.new.is_none() || allowed(&change.old) != allowed(&change.new)
+    }
+}
+
+status_fields!(RegistryStatus, events: true, last_sync: |self, _now| {});
 
 /// How often a workload that isn't there yet is looked at: why its pods don't run is told by them alone.
 const ROLLOUT_POLL_INTERVAL: Duration = Duration::from_secs(10);
@@ -57,22 +82,6 @@ pub(crate) struct RegistryController {
 }
 
 impl RegistryController {
-    pub(crate) fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, last_applied: LastApplied::default() }
-    }
-
-    /// Drops what is known of a registry that a Registry does not point to any more.
-    pub(crate) fn changed(&self, change: &Change<Registry>) {
-        let Some(registry) = change.either() else { return };
-        // The namespaces that the Registry allows now may not use what was known at the old place.
-        if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
-            self.ctx.registry_clients.remove(&registry.name_any());
-        }
-        if change.new.is_none() {
-            self.forget(&registry.name_any());
-        }
-    }
-
     /// Forgets a Registry that is gone.
     fn forget(&self, name: &str) {
         self.ctx.registry_clients.forget(name);
@@ -85,7 +94,7 @@ impl RegistryController {
         let (triggers, object) = (self.ctx.triggers.clone(), ObjectRef::<Registry>::new(name));
         let requeue = {
             let object = object.clone();
-            move || triggers.registry(object.clone())
+            move || triggers.requeue(object.clone())
         };
         self.ctx.secret_watches.watch(&self.ctx.client, &object, secrets, requeue);
     }
@@ -98,71 +107,124 @@ fn place(registry: &Registry) -> impl PartialEq + use<> {
 }
 
 impl KindController for RegistryController {
-    type Object = Registry;
-    const KIND: &'static str = KIND;
+    type Kind = Registry;
     const CONCURRENCY: u16 = 8;
 
-    fn context(&self) -> &Context {
+    fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, last_applied: LastApplied::default() }
+    }
+
+    fn context(&self) -> &Arc<Context> {
         &self.ctx
     }
 
-    fn store(&self) -> Store<Registry> {
-        self.ctx.stores.registries.clone()
+    fn rules() -> Vec<PolicyRule> {
+        [&own_kind(&["registries"], &["registries/status"]), managed::RULES].concat()
     }
 
-    async fn reconcile(self: Arc<Self>, registry: Arc<Registry>) -> Result<ReconcileResult, Error> {
-        reconcile(&self, &registry).await
-    }
-}
-
-async fn reconcile(controller: &RegistryController, registry: &Registry) -> Result<ReconcileResult, Error> {
-    let (ctx, name) = (&*controller.ctx, registry.name_any());
-    if registry.metadata.deletion_timestamp.is_some() {
-        return cleanup(controller, registry).await;
-    }
-    let references = secret_references(registry, &ctx.settings.namespace);
-    controller.watch_secrets(&name, &references.iter().map(|it| it.secret.clone()).collect());
-    let mut outcome = match &registry.spec.managed {
-        Some(managed) => run(controller, registry, managed).await?,
-        None => match connect(&ctx.client, registry, &references).await {
-            Ok(connection) => serve(ctx, registry, connection).await,
-            Err(error) => {
-                let findings = error.into_conditions()?;
-                end_session(ctx, &name);
-                ctx.metrics.registry_down(&name);
-                outcome(findings, None)
-            }
-        },
-    };
-    let notes = unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
-    outcome.findings.state = outcome.findings.state.with_notes(&notes);
-    // It went meanwhile, and was forgotten before all of this was made.
-    if ctx.stores.registry(&name).is_none_or(|it| it.uid() != registry.uid()) {
-        controller.forget(&name);
-        return Ok(ReconcileResult::resting());
-    }
-    conclude(ctx, registry, outcome).await
-}
-
-/// The Registry goes. What it manages goes with it, or stays; no other registry is touched.
-async fn cleanup(controller: &RegistryController, registry: &Registry) -> Result<ReconcileResult, Error> {
-    let ctx = &*controller.ctx;
-    if !finalizer::has(registry) {
-        return Ok(ReconcileResult::resting());
-    }
-    if let Some(managed) = &registry.spec.managed {
-        if ctx.settings.has(Feature::ManagedRegistries) {
-            if let Some(findings) = managed::cleanup(controller, registry, managed).await? {
-                return conclude(ctx, registry, outcome(findings, Some(jittered(REQUEUE_STALLED)))).await;
-            }
-        } else if registry.deletion_policy() == DeletionPolicy::Delete {
-            return conclude(ctx, registry, without_managed_registries()).await;
+    /// Drops the client of a registry that the Registry no longer points to. Requeues the Registries whose settings this one may
+    /// have held, and its resources if its URL changed.
+    fn changed(&self, change: &Change<Registry>) {
+        let Some(registry) = change.either() else { return };
+        let Context { stores, triggers, settings, .. } = &*self.ctx;
+        // The namespaces that the Registry allows now may not use what was known at the old place.
+        if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
+            self.ctx.registry_clients.remove(&registry.name_any());
         }
-        // Without its permissions nothing can be done, and what is to stay needs nothing done.
+        if change.new.is_none() {
+            self.forget(&registry.name_any());
+        }
+        let contested = |it: &&Registry| {
+            let ready = condition(it.conditions(), ConditionType::Ready);
+            ready.is_some_and(|it| it.has_reason(&Reason::OwnedByAnother))
+        };
+        triggers.requeue_all(stores.registries.state().iter().map(|it| &**it).filter(contested));
+        let url = |it: &Arc<Registry>| workload::told_url(it, &settings.namespace);
+        if change.old.as_ref().map(url) != change.new.as_ref().map(url) {
+            triggers.requeue_registry(stores, &registry.name_any());
+        }
     }
-    // One that isn't managed has it from a manifest that was exported.
-    finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
-    Ok(ReconcileResult::resting())
+
+    /// Requeues the managed Registries that run in the namespace: they may have waited for it.
+    fn namespace_changed(&self, change: &NamespaceChange) {
+        let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
+        let runs_there = |it: &&Registry| {
+            it.spec.managed.as_ref().is_some_and(|managed| managed.namespace.as_ref() == Some(&namespace))
+        };
+        let registries = self.ctx.stores.registries.state();
+        self.ctx.triggers.requeue_all(registries.iter().map(|it| &**it).filter(runs_there));
+    }
+}
+
+/// Requeues the Registry that the label of a changed workload object names.
+fn workload_changed(ctx: &Context, labels: &BTreeMap<String, String>) {
+    let Some(workload) = labels.get(REGISTRY_LABEL) else { return };
+    let is_its = |it: &&Registry| it.spec.managed.is_some() && Names::of(&it.name_any()).workload() == *workload;
+    ctx.triggers.requeue_all(ctx.stores.registries.state().iter().map(|it| &**it).filter(is_its));
+}
+
+impl Reconciler for RegistryController {
+    type Inputs = ();
+
+    fn dereference(&self, _reconcile: &Reconcile<'_, Registry>) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
+    /// A Registry that is not managed can have it from an exported manifest.
+    fn needs_finalizer(&self, registry: &Registry) -> bool {
+        registry.spec.managed.is_some() && self.ctx.settings.has(Feature::ManagedRegistries)
+    }
+
+    async fn apply(&self, reconcile: &Reconcile<'_, Registry>, (): ()) -> Result<Outcome<RegistryStatus>, Interrupted> {
+        let (ctx, registry, name) = (&*self.ctx, reconcile.object, reconcile.registry_name());
+        let references = secret_references(registry, &ctx.settings.namespace);
+        self.watch_secrets(name, &references.iter().map(|it| it.secret.clone()).collect());
+        let mut outcome = match &registry.spec.managed {
+            Some(managed) => run(self, registry, managed).await?,
+            None => match connect(&ctx.client, registry, &references).await {
+                Ok(connection) => serve(ctx, registry, connection).await,
+                Err(error) => {
+                    let findings = error.into_conditions()?;
+                    remove_client(ctx, name);
+                    ctx.metrics.registry_down(name);
+                    outcome(findings, None)
+                }
+            },
+        };
+        let notes = unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
+        outcome.findings.state = outcome.findings.state.with_notes(&notes);
+        // It was deleted meanwhile, and forgotten before its client was made.
+        if ctx.stores.registry(name).is_none_or(|it| it.uid() != registry.uid()) {
+            self.forget(name);
+            return Err(Interrupted::Gone);
+        }
+        Ok(outcome)
+    }
+
+    /// Deletes or releases the workload of a managed Registry. No other registry is changed.
+    async fn release(&self, reconcile: &Reconcile<'_, Registry>) -> Result<(), Interrupted> {
+        let registry = reconcile.object;
+        let Some(managed) = &registry.spec.managed else { return Ok(()) };
+        if !self.ctx.settings.has(Feature::ManagedRegistries) {
+            // Without the permissions nothing can be done, and what is retained needs nothing.
+            return match registry.deletion_policy() {
+                DeletionPolicy::Retain => Ok(()),
+                DeletionPolicy::Delete => Err(Interrupted::Conditions(Box::new(disabled()), jittered(PING_INTERVAL))),
+            };
+        }
+        match managed::cleanup(self, registry, managed).await? {
+            None => Ok(()),
+            Some(blocked) => Err(Interrupted::Conditions(Box::new(blocked), jittered(REQUEUE_STALLED))),
+        }
+    }
+
+    fn must_release(&self, _registry: &Registry) -> bool {
+        true
+    }
+
+    fn complete_status(&self, status: &mut RegistryStatus) {
+        status.capabilities = capabilities(&self.ctx.settings);
+    }
 }
 
 /// Sees to a managed registry's workload, and to its client once a replica serves.
@@ -174,14 +236,13 @@ async fn run(
     let ctx = &*controller.ctx;
     let name = registry.name_any();
     if !ctx.settings.has(Feature::ManagedRegistries) {
-        end_session(ctx, &name);
-        return Ok(without_managed_registries());
+        remove_client(ctx, &name);
+        return Ok(outcome(disabled(), None));
     }
-    finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
     let managed::ManagedState { state, endpoint, connection } =
         managed::reconcile(controller, registry, managed).await?;
     let (Some(place), Some(connection)) = (&endpoint, connection) else {
-        end_session(ctx, &name);
+        remove_client(ctx, &name);
         // Nobody asks it, so that no call tells.
         match managed.replicas {
             Some(0) => ctx.metrics.registry_stopped(&name),
@@ -206,16 +267,15 @@ async fn run(
     Ok(outcome)
 }
 
-fn without_managed_registries() -> Outcome<RegistryStatus> {
+fn disabled() -> ConditionSet {
     let message = "managed registries are disabled in this operator: enable them where it was installed";
-    let cause = Cause::new(Reason::ManagedRegistriesDisabled, message);
-    outcome(ConditionSet::of(ReadyState::Stalled(cause)), None)
+    ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::ManagedRegistriesDisabled, message)))
 }
 
-/// The registry cannot be asked any more: what is in it waits from now on, and says so.
-fn end_session(ctx: &Context, registry: &str) {
+/// Removes the client of a registry that cannot be asked any more, and requeues its resources, which wait from now on.
+fn remove_client(ctx: &Context, registry: &str) {
     if ctx.registry_clients.remove(registry) {
-        triggers::requeue_registry(&ctx.stores, &ctx.triggers, registry);
+        ctx.triggers.requeue_registry(&ctx.stores, registry);
     }
 }
 
@@ -241,22 +301,22 @@ async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnectio
                     ecr.observed_by(Arc::new(CallMetrics::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone())))
                 }
                 Err(error) => {
-                    end_session(ctx, &name);
+                    remove_client(ctx, &name);
                     let cause = Cause::new(Reason::InvalidParameterException, format!("{error:#}"));
                     return outcome(ConditionSet::of(ReadyState::Stalled(cause)), None);
                 }
             };
             let (stores, triggers, registry) = (ctx.stores.clone(), ctx.triggers.clone(), name.clone());
             let recovered = move || {
-                triggers.registry(ObjectRef::new(&registry));
-                triggers::requeue_registry(&stores, &triggers, &registry);
+                triggers.requeue(ObjectRef::<Registry>::new(&registry));
+                triggers.requeue_registry(&stores, &registry);
             };
             let registry_client = Arc::new(RegistryClient::new(&name, ecr, fingerprint, recovered));
             if let Some(before) = ctx.registry_clients.last(&name) {
                 registry_client.take_over(&before, &place).await;
             }
             ctx.registry_clients.put(&name, Arc::clone(&registry_client));
-            triggers::requeue_registry(&ctx.stores, &ctx.triggers, &name);
+            ctx.triggers.requeue_registry(&ctx.stores, &name);
             registry_client
         }
     };
@@ -327,17 +387,6 @@ fn usage(totals: &Totals, before: Option<Usage>) -> Usage {
 fn capabilities(settings: &Settings) -> Vec<String> {
     let protects = settings.has(Feature::InUseProtection);
     protects.then(|| "InUseProtection".to_owned()).into_iter().collect()
-}
-
-/// Ends a reconcile.
-async fn conclude(
-    ctx: &Context,
-    registry: &Registry,
-    outcome: Outcome<RegistryStatus>,
-) -> Result<ReconcileResult, Error> {
-    let capabilities = capabilities(&ctx.settings);
-    let outcome = outcome.with_status(move |status| status.capabilities = capabilities);
-    finish(ctx, &Api::all(ctx.client.clone()), registry, outcome).await
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::outcome;
 use super::result_cache::LastResult;
 use crate::context::Context;
-use crate::controllers::converge::{Converge, Convergence, Correction, Ending, converge};
+use crate::controllers::converge::{Converge, Converged, Convergence, Correction, converge};
 use crate::controllers::{LastSync, is_outdated, plan_for, refusal, refused_by_registry, step_for};
 use crate::in_use::references::Hosts;
 use crate::in_use::run::{Failure, Run, RunReport, Shared};
@@ -134,22 +134,22 @@ impl PolicyRun<'_> {
             looked = held.observe(NEEDS, Freshness { now: true, ..self.freshness }).await?;
         }
         let rules = RepositoryPolicy { policy_run: self, name, due };
-        let Convergence { executed, found: looked, ending } = converge(&rules, held, self.freshness, looked).await;
-        match ending {
-            Ending::InSync => {}
-            Ending::Outdated => return Ok(None),
-            Ending::Refused(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
+        let Convergence { executed, found: looked, end } = converge(&rules, held, self.freshness, looked).await;
+        match end {
+            Converged::InSync => {}
+            Converged::Outdated => return Ok(None),
+            Converged::Refused(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
             // Somebody's preview goes on.
-            Ending::Failed(_, RegistryError::Rejected(error)) if error.kind == ErrorKind::PreviewInProgress => {
+            Converged::Failed(_, RegistryError::Rejected(error)) if error.kind == ErrorKind::PreviewInProgress => {
                 return Ok(Some(RepositoryResult::of(LastResult::awaiting(name, before))));
             }
-            Ending::Failed(Correction { step, is_drift: true }, RegistryError::Rejected(error)) => {
+            Converged::Failed(Correction { step, is_drift: true }, RegistryError::Rejected(error)) => {
                 let mut turn = RepositoryResult::failed(name, refused(name, error));
                 turn.drift = step.changes;
                 turn.kept.differs = true;
                 return Ok(Some(turn));
             }
-            Ending::Failed(_, trouble) | Ending::Unread(trouble) => return Err(trouble),
+            Converged::Failed(_, trouble) | Converged::Unread(trouble) => return Err(trouble),
         }
         let (mut done, mut drift) = (None, Vec::new());
         if let Some(Correction { step, is_drift }) = executed.into_iter().next_back() {
@@ -404,6 +404,8 @@ struct RepositoryPolicy<'a> {
 }
 
 impl Converge for RepositoryPolicy<'_> {
+    type Locked = LockedRepository;
+
     fn needs(&self) -> RepositoryNeeds {
         NEEDS
     }

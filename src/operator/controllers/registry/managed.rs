@@ -24,8 +24,8 @@ use crate::apply_set::{ApplySet, SetKind, SetLabel};
 use crate::context::Context;
 use crate::policy_rule::{Feature, PolicyRule, RuleScope};
 use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::watch;
 use crate::workload::{self, Names, Pods, REGISTRY_LABEL, Rollout};
-use crate::{triggers, watch};
 use error::ReconcileError;
 use wharfage_crd::registry::ManagedRegistry;
 use wharfage_crd::{DeletionPolicy, Reason, Registry};
@@ -78,7 +78,7 @@ pub(crate) fn watch_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
             let ours = watcher::Config::default().labels(REGISTRY_LABEL);
             watches.spawn(watch::watch_kind(api, ours, writer, watch::any_change, move |change| {
                 if let Some(object) = change.either() {
-                    triggers::workload_changed(&follower.stores, &follower.triggers, object.labels());
+                    super::workload_changed(&follower, object.labels());
                 }
             }));
         })*};

@@ -6,9 +6,9 @@ use std::cmp::Ordering;
 use kube::ResourceExt as _;
 
 use super::super::converge::{Drift, corrected, failed, uncorrected};
-use super::super::finish::KindObject as _;
 use super::super::{LastSync, refusal, show};
 use crate::context::Context;
+use crate::kind::Kind as _;
 use crate::registry_client::{RegistryClient, RegistryError, is_unavailable};
 use crate::status::{Cause, ReadyState, is_ready};
 use wharfage_apply::{execute, observe_settings};
@@ -53,8 +53,8 @@ pub(super) async fn settle(
     }
     let observed = observe(registry_client, &desired).await?;
     let plan = plan(&desired, &observed);
-    let (past, name) = (registry.past(), registry.name_any());
-    let drift = Drift { ctx, kind: super::KIND, registry: &name };
+    let (past, name) = (LastSync::of_object(registry), registry.name_any());
+    let drift = Drift { ctx, kind: Registry::NAME, registry: &name };
     let mut changed: Vec<FieldChange> = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
         match registry_client.ask(execute(registry_client.ecr(), step, None, |_, _| {})).await {
