@@ -93,6 +93,11 @@ impl State {
             ("POST", Some(_)) => failure(StatusCode::CONFLICT),
             ("POST", None) => (StatusCode::CREATED, self.store(key, body, &manager, "Update")),
             ("PATCH", _) if is_other(&body["metadata"]["uid"]) => failure(StatusCode::CONFLICT),
+            // The only JSON patch is the one that removes the finalizer.
+            ("PATCH", Some(mut object)) if body.is_array() => {
+                object["metadata"]["finalizers"] = json!([]);
+                (StatusCode::OK, self.store(key, object, &manager, "Update"))
+            }
             ("PATCH", existing) => {
                 let mut object = existing.unwrap_or_default();
                 merge(&mut object, body);

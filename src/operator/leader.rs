@@ -1,16 +1,19 @@
-//! Who leads: of all replicas of the operator one works, by a Lease (coordination.k8s.io/v1) that it keeps renewing.
+//! Leader election: of all replicas of the operator one works, by a Lease (coordination.k8s.io/v1) that it keeps renewing.
 //!
-//! Clocks of two machines are never compared. A candidate takes a lease over when, by its own clock, the lease has not changed for
-//! as long as it lasts; the leader, by its own clock, stops well before that. In between nobody works:
+//! Clocks of two machines are never compared. A candidate takes over the lease when, by its own clock, the lease has not changed
+//! for its whole duration. The leader, by its own clock, stops well before that. In between nobody works:
 //!
 //! ```text
 //! leader      renewal sent ─────────── 6 s: the work is dropped and writes are refused
 //! candidate     └► change seen ──────────────────────────── 10 s: takes over
 //! ```
 //!
-//! Writes of the lease are replacements of one resourceVersion, so that of two candidates one wins. What a leader does goes through its
-//! [`Term`], which refuses what is sent after the deadline: a process that was stopped in the middle of its work and goes on after
-//! another has adopted finds nothing that it could still write with.
+//! Each write of the lease replaces one resourceVersion, so that one of two candidates wins. A leader writes through its [`Term`],
+//! which refuses requests after the deadline. So a process that was paused, and continues after another took over, cannot write.
+//!
+//! The crate kube-lease-manager does not give that. It compares the leader's `renewTime` with the candidate's own clock, and its
+//! renewals and forced takeovers are patches without a resourceVersion. It reports leadership as a flag, and has no term that tasks
+//! carry and that refuses their late writes.
 
 use std::future::Future;
 use std::pin::pin;

@@ -121,3 +121,105 @@ impl Interrupted {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry_client::Unavailable;
+    use wharfage_apply::error::named;
+    use wharfage_crd::Reason;
+    use wharfage_plan::Object;
+
+    const INTERVAL: Duration = Duration::from_secs(600);
+
+    /// Describes an ending: state, reason, whether the references are resolved, and the delay in seconds.
+    fn ending(interrupted: Interrupted, missing_reference: Option<Cause>) -> (String, Option<bool>, Duration) {
+        let now = Timestamp::now();
+        let facts = Facts { registry: "home", before: &[], interval: INTERVAL, missing_reference, now };
+        match interrupted.ending(facts).unwrap() {
+            Ending::Conditions(ConditionSet { state, references, .. }, delay) => {
+                (format!("{} {}", state.as_str(), state.cause().reason), references.map(|it| it.is_ok()), delay)
+            }
+            Ending::Unwritten(result) => (format!("{:?}", result.next), None, Duration::ZERO),
+        }
+    }
+
+    fn cause(reason: Reason) -> Cause {
+        Cause::new(reason, "why")
+    }
+
+    fn refused(reason: Reason) -> Interrupted {
+        let object = Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
+        Interrupted::Refused(Refused { object, reason, message: "why".to_owned() })
+    }
+
+    fn rejected(name: &str) -> Interrupted {
+        RegistryError::Rejected(named(name, "no")).into()
+    }
+
+    #[test]
+    fn every_interruption_has_its_ending() {
+        let home = json!({ "metadata": { "name": "home" }, "spec": {} });
+        let home: Arc<Registry> = Arc::new(serde_json::from_value(home).unwrap());
+        let retry = Duration::from_secs(4);
+        let unavailable = Unavailable { since: Timestamp::now(), message: "no route".to_owned(), retry };
+        for (interrupted, expected, references, delay) in [
+            (Interrupted::RegistryMissing, "reconciling ReferenceNotFound", Some(false), 60.0..60.0),
+            (Interrupted::RegistryNotReady(home), "reconciling RegistryNotReady", Some(true), 60.0..60.0),
+            (
+                Interrupted::ReferenceMissing(cause(Reason::ReferenceNotFound)),
+                "reconciling ReferenceNotFound",
+                Some(false),
+                60.0..60.0,
+            ),
+            (RegistryError::Unavailable(unavailable).into(), "reconciling RegistryUnavailable", Some(true), 4.0..8.0),
+            (rejected("RegistryUnavailable"), "reconciling RegistryUnavailable", Some(true), 5.0..5.0),
+            (rejected("LimitExceededException"), "stalled LimitExceededException", Some(true), 600.0..600.0),
+            (refused(Reason::NotAllowed), "stalled NotAllowed", Some(true), 600.0..600.0),
+            (refused(Reason::NotFound), "reconciling NotFound", Some(true), 60.0..60.0),
+            (
+                Interrupted::Invalid(cause(Reason::InvalidParameterException)),
+                "stalled InvalidParameterException",
+                Some(true),
+                600.0..600.0,
+            ),
+        ] {
+            let described = format!("{interrupted:?}");
+            let (state, resolved, waits) = ending(interrupted, None);
+            assert_eq!((state.as_str(), resolved), (expected, references), "{described}");
+            let jittered = delay.start * 0.9..=delay.end * 1.1;
+            assert!(jittered.contains(&waits.as_secs_f64()), "{waits:?} after {described}");
+        }
+    }
+
+    #[test]
+    fn a_missing_reference_is_reported_beside_a_failing_registry() {
+        let missing = Some(cause(Reason::ReferenceNotFound));
+        let (state, resolved, _) = ending(rejected("ServerException"), missing);
+        assert_eq!((state.as_str(), resolved), ("stalled ServerException", Some(false)));
+    }
+
+    #[test]
+    fn the_conditions_of_a_kind_are_written_as_they_are() {
+        let conditions = ConditionSet::of(ReadyState::Stalled(cause(Reason::ImageMissing)));
+        let (state, resolved, delay) = ending(Interrupted::Conditions(Box::new(conditions), INTERVAL), None);
+        assert_eq!((state.as_str(), resolved, delay), ("stalled ImageMissing", None, INTERVAL));
+    }
+
+    #[test]
+    fn an_outdated_reconcile_writes_nothing_and_is_requeued() {
+        let requeued = ReconcileResult::requeued(Duration::ZERO);
+        assert_eq!(ending(Interrupted::OUTDATED, None).0, format!("{:?}", requeued.next));
+        assert_eq!(ending(Interrupted::Gone, None).0, format!("{:?}", ReconcileResult::resting().next));
+    }
+
+    #[test]
+    fn an_error_of_the_api_server_is_no_ending() {
+        let failure = kube::core::Status::failure("no", "Forbidden").boxed();
+        let facts =
+            Facts { registry: "home", before: &[], interval: INTERVAL, missing_reference: None, now: Timestamp::now() };
+        assert!(Interrupted::from(kube::Error::Api(failure)).ending(facts).is_err());
+    }
+}

@@ -200,3 +200,251 @@ async fn cleanup<C: Reconciler>(controller: &C, reconcile: &Reconcile<'_, C::Kin
     finalizer::remove(&reconcile.api, object).await?;
     Ok(ReconcileResult::resting())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use futures::StreamExt as _;
+    use kube::runtime::controller::Action;
+    use kube::runtime::watcher::Event;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::events::Events;
+    use crate::fake_kubernetes::FakeKubernetes;
+    use crate::leader::Term;
+    use crate::metrics::OperatorMetrics;
+    use crate::policy_rule::PolicyRule;
+    use crate::registry_client::RegistryClients;
+    use crate::secrets::SecretWatches;
+    use crate::settings::Settings;
+    use crate::stale_cache::StaleCache;
+    use crate::status::ConditionSet;
+    use crate::stores::{Stores, Writers};
+    use crate::triggers::{Queues, Triggers};
+    use crate::watch::Keeper as _;
+    use wharfage_crd::{Reason, Repository};
+
+    type Ending = Result<ReadyState, Interrupted>;
+
+    /// A controller whose steps end as a test says, and that records them.
+    struct Scripted {
+        ctx: Arc<Context>,
+        steps: Mutex<Vec<String>>,
+        apply: Mutex<Option<Ending>>,
+        release: Mutex<Option<Interrupted>>,
+        must_release: bool,
+    }
+
+    impl KindController for Scripted {
+        type Kind = Repository;
+        const CONCURRENCY: u16 = 1;
+
+        fn new(ctx: Arc<Context>) -> Self {
+            let (steps, apply, release) = (Mutex::default(), Mutex::default(), Mutex::default());
+            Self { ctx, steps, apply, release, must_release: false }
+        }
+
+        fn context(&self) -> &Arc<Context> {
+            &self.ctx
+        }
+
+        fn rules() -> Vec<PolicyRule> {
+            Vec::new()
+        }
+    }
+
+    impl Reconciler for Scripted {
+        type Inputs = ();
+
+        fn dereference(&self, _reconcile: &Reconcile<'_, Repository>) -> Result<(), Interrupted> {
+            self.steps.lock().unwrap().push("dereference".to_owned());
+            Ok(())
+        }
+
+        fn needs_finalizer(&self, _object: &Repository) -> bool {
+            true
+        }
+
+        async fn apply(
+            &self,
+            _reconcile: &Reconcile<'_, Repository>,
+            (): (),
+        ) -> Result<Outcome<Status<Self>>, Interrupted> {
+            self.steps.lock().unwrap().push("apply".to_owned());
+            let state = self.apply.lock().unwrap().take().unwrap()?;
+            Ok(Outcome::new(ConditionSet::of(state), std::time::Duration::from_secs(600)))
+        }
+
+        async fn release(&self, _reconcile: &Reconcile<'_, Repository>) -> Result<(), Interrupted> {
+            self.steps.lock().unwrap().push("release".to_owned());
+            self.release.lock().unwrap().take().map_or(Ok(()), Err)
+        }
+
+        fn must_release(&self, _object: &Repository) -> bool {
+            self.must_release
+        }
+    }
+
+    struct Bench {
+        cluster: FakeKubernetes,
+        controller: Scripted,
+        writers: Writers,
+        queues: Queues,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let cluster = FakeKubernetes::default();
+            let ((stores, writers), (triggers, queues)) = (Stores::new(), Triggers::new());
+            let settings = Settings {
+                cluster: "local".to_owned(),
+                namespace: "wharfage".to_owned(),
+                identity: "one".to_owned(),
+                without: Vec::new(),
+                registry_image: None,
+            };
+            let ctx = Arc::new(Context {
+                client: cluster.client(),
+                settings,
+                stores,
+                registry_clients: RegistryClients::default(),
+                secret_watches: SecretWatches::default(),
+                triggers,
+                events: Events::new(cluster.client(), "one"),
+                metrics: Arc::new(OperatorMetrics::new()),
+                term: Term::unlimited(),
+                stale_cache: StaleCache::default(),
+            });
+            Self { cluster, controller: Scripted::new(ctx), writers, queues }
+        }
+
+        /// Reconciles a Repository with this metadata and spec, and returns the next action.
+        async fn reconcile(&self, metadata: Value, spec: Value) -> Action {
+            let mut object = json!({
+                "apiVersion": "wharfage.dev/v1alpha1",
+                "kind": "Repository",
+                "metadata": { "namespace": "shop", "name": "api", "uid": "1", "generation": 1 },
+                "spec": { "registryRef": { "name": "home" } },
+            });
+            object["metadata"].as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
+            object["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            self.cluster.create("repositories", object.clone());
+            let object: Repository = serde_json::from_value(object).unwrap();
+            reconcile(&self.controller, &object).await.unwrap().next
+        }
+
+        fn steps(&self) -> Vec<String> {
+            self.controller.steps.lock().unwrap().clone()
+        }
+
+        /// Returns the Repository as it is in the cluster.
+        fn stored(&self) -> Repository {
+            let stored = self.cluster.get("repositories", "shop", "api").unwrap();
+            serde_json::from_value(stored).unwrap()
+        }
+
+        fn ready_reason(&self) -> Option<String> {
+            self.stored().conditions().first().map(|it| it.reason.clone())
+        }
+    }
+
+    fn ready() -> Ending {
+        Ok(ReadyState::Ready(Cause::new(Reason::InSync, "as it should be")))
+    }
+
+    fn deleted() -> Value {
+        json!({ "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [finalizer::FINALIZER] })
+    }
+
+    #[tokio::test]
+    async fn a_reconcile_adds_the_finalizer_and_reports_the_result() {
+        let bench = Bench::new();
+        *bench.controller.apply.lock().unwrap() = Some(ready());
+        bench.reconcile(json!({}), json!({})).await;
+        assert_eq!(bench.steps(), ["dereference", "apply"]);
+        assert!(finalizer::has(&bench.stored()));
+        assert_eq!(bench.ready_reason().as_deref(), Some("InSync"));
+    }
+
+    #[tokio::test]
+    async fn a_suspended_object_runs_no_step() {
+        let bench = Bench::new();
+        let next = bench.reconcile(json!({}), json!({ "suspend": true })).await;
+        assert_eq!((bench.steps().len(), next), (0, Action::await_change()));
+        assert!(!finalizer::has(&bench.stored()));
+        assert_eq!(bench.cluster.names("events").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_outdated_reconcile_leaves_the_status() {
+        let bench = Bench::new();
+        *bench.controller.apply.lock().unwrap() = Some(Err(Interrupted::OUTDATED));
+        let next = bench.reconcile(json!({}), json!({})).await;
+        assert_eq!((bench.ready_reason(), next), (None, Action::requeue(std::time::Duration::ZERO)));
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_reconcile_reports_why() {
+        let bench = Bench::new();
+        *bench.controller.apply.lock().unwrap() = Some(Err(Interrupted::RegistryMissing));
+        bench.reconcile(json!({}), json!({})).await;
+        assert_eq!(bench.ready_reason().as_deref(), Some("ReferenceNotFound"));
+    }
+
+    #[tokio::test]
+    async fn becoming_ready_requeues_the_referrers() {
+        let mut bench = Bench::new();
+        let policy = |name: &str, repository: &str| {
+            let spec = json!({
+                "registryRef": { "name": "home" }, "repositoryRef": { "name": repository }, "rules": [],
+            });
+            let policy = json!({ "metadata": { "namespace": "shop", "name": name }, "spec": spec });
+            Event::Apply(serde_json::from_value(policy).unwrap())
+        };
+        bench.writers.kinds.lifecycle_policies.apply(&policy("mine", "api"));
+        bench.writers.kinds.lifecycle_policies.apply(&policy("other", "web"));
+        *bench.controller.apply.lock().unwrap() = Some(ready());
+        bench.reconcile(json!({}), json!({})).await;
+        let requeued = bench.queues.lifecycle_policies.next().await.unwrap();
+        assert_eq!(requeued.name, "mine");
+        assert!(bench.queues.lifecycle_policies.try_recv().is_err(), "the other refers to another Repository");
+    }
+
+    #[tokio::test]
+    async fn a_deleted_object_is_released_and_loses_the_finalizer() {
+        let bench = Bench::new();
+        let next = bench.reconcile(deleted(), json!({})).await;
+        assert_eq!((bench.steps(), next), (vec!["release".to_owned()], Action::await_change()));
+        assert!(!finalizer::has(&bench.stored()));
+    }
+
+    #[tokio::test]
+    async fn an_object_without_the_finalizer_is_not_released() {
+        let bench = Bench::new();
+        bench.reconcile(json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" }), json!({})).await;
+        assert!(bench.steps().is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_a_required_release_blocks_the_deletion() {
+        for must_release in [false, true] {
+            let mut bench = Bench::new();
+            bench.controller.must_release = must_release;
+            *bench.controller.release.lock().unwrap() = Some(Interrupted::RegistryMissing);
+            bench.reconcile(deleted(), json!({})).await;
+            assert_eq!(finalizer::has(&bench.stored()), must_release);
+            assert_eq!(bench.ready_reason().is_some(), must_release);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_outdated_release_is_tried_again() {
+        let bench = Bench::new();
+        *bench.controller.release.lock().unwrap() = Some(Interrupted::OUTDATED);
+        let next = bench.reconcile(deleted(), json!({})).await;
+        assert_eq!(next, Action::requeue(std::time::Duration::ZERO));
+        assert!(finalizer::has(&bench.stored()));
+    }
+}
