@@ -1,4 +1,5 @@
-//! The context that all controllers share. What only one controller remembers belongs to that controller.
+//! The context that all controllers share. What only one controller remembers belongs to that
+//! controller.
 
 use std::sync::Arc;
 

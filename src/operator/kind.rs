@@ -1,6 +1,8 @@
-//! The kinds: one list, and what the operator must know of each. It knows no controller and no store.
+//! The kinds: one list, and what the operator must know of each. It knows no controller and no
+//! store.
 //!
-//! Stores, queues, watches, controllers, metrics and access rules are made from [`for_each_kind`], so a new kind is one line there.
+//! Stores, queues, watches, controllers, metrics and access rules are made from [`for_each_kind`],
+//! so a new kind is one line there.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -17,7 +19,8 @@ use super::watch::Change;
 use wharfage_crd::common::selects;
 use wharfage_crd::{Condition, Reason};
 
-/// Calls a macro with the list of all kinds: the name of the kind's store and queue, its type, and its controller.
+/// Calls a macro with the list of all kinds: the name of the kind's store and queue, its type, and
+/// its controller.
 macro_rules! for_each_kind {
     ($macro:ident) => {
         $macro! {
@@ -65,12 +68,14 @@ pub(crate) trait Kind:
         vec![Reference::registry(self.registry_name())]
     }
 
-    /// Returns the name in the registry that the object claims, by which others that claim it are found.
+    /// Returns the name in the registry that the object claims, by which others that claim it are
+    /// found.
     fn claimed_name(&self) -> Option<String> {
         None
     }
 
-    /// Returns whether objects that refer to this one are requeued by a change. The default is what selectors read.
+    /// Returns whether objects that refer to this one are requeued by a change. The default is what
+    /// selectors read.
     fn affects_referrers(change: &Change<Self>) -> bool {
         let labels = |it: &Option<std::sync::Arc<Self>>| it.as_ref().map(|it| it.meta().labels.clone());
         change.leaves() || labels(&change.old) != labels(&change.new)
@@ -122,8 +127,8 @@ pub(crate) fn api_of<K: Kind>(client: &Client, object: &K) -> Api<K> {
 
 /// The fields that the statuses of all kinds have. [`status_fields`] implements it.
 pub(crate) trait StatusFields: Clone + Default + PartialEq + Serialize + Send + Sync {
-    /// Whether an event reports each new reason of Ready. Otherwise events report only Stalled: when a registry fails, its
-    /// Registry reports that, and not each of its resources.
+    /// Whether an event reports each new reason of Ready. Otherwise events report only Stalled:
+    /// when a registry fails, its Registry reports that, and not each of its resources.
     const EVENT_ON_NEW_REASON: bool;
 
     fn conditions(&self) -> &[Condition];
@@ -134,7 +139,8 @@ pub(crate) trait StatusFields: Clone + Default + PartialEq + Serialize + Send + 
     fn set_last_handled(&mut self, request: String);
     /// Sets the time of the last change of the status, where the kind has such a field.
     fn set_last_sync(&mut self, now: Time);
-    /// Sets the number of objects that refer to this one, where the kind has such a field. `count` is called only then.
+    /// Sets the number of objects that refer to this one, where the kind has such a field. `count`
+    /// is called only then.
     fn set_users(&mut self, _count: impl FnOnce() -> usize) {}
 }
 

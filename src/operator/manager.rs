@@ -83,8 +83,8 @@ fn watch_objects<C: KindController>(
     watches.spawn(watch::watch_kind(api, selection, writer, watch::spec_or_metadata, on_change));
 }
 
-/// Runs the controllers for one term: until it is asked to stop, then until running reconciles have ended. Dropping the future
-/// stops everything at once.
+/// Runs the controllers for one term: until it is asked to stop, then until running reconciles have
+/// ended. Dropping the future stops everything at once.
 ///
 /// # Errors
 /// When a first list fails for good.

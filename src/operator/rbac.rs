@@ -22,7 +22,8 @@ pub fn rules() -> Vec<PolicyRule> {
     rules
 }
 
-/// Renders the chart's `files/rbac.yaml`: a list of rules, of which the chart's templates make roles.
+/// Renders the chart's `files/rbac.yaml`: a list of rules, of which the chart's templates make
+/// roles.
 ///
 /// # Errors
 /// None in practice: a list of words can always be serialized.

@@ -1,4 +1,5 @@
-//! The watched objects, and the keys by which they are found, so that the cost of a reconcile does not depend on their number.
+//! The watched objects, and the keys by which they are found, so that the cost of a reconcile does
+//! not depend on their number.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -77,7 +78,8 @@ impl<K: Kind> KindStore<K> {
         self.index.with(IndexKey::Reference(ReferenceKey::to_registry(registry)))
     }
 
-    /// Returns the objects that claim a name, in any Registry: several Registries may be the same registry.
+    /// Returns the objects that claim a name, in any Registry: several Registries may be the same
+    /// registry.
     pub(crate) fn claiming(&self, name: &str) -> Vec<Arc<K>> {
         self.index.with(IndexKey::ClaimedName(name.to_owned()))
     }
@@ -145,7 +147,8 @@ macro_rules! kind_stores {
                 Ok(())
             }
 
-            /// Returns the cause if an object that this one refers to by name does not exist, except its Registry.
+            /// Returns the cause if an object that this one refers to by name does not exist,
+            /// except its Registry.
             pub(crate) fn missing_reference<K: Kind>(&self, object: &K) -> Option<Cause> {
                 object.references().iter().filter(|it| !it.is_to_registry()).find_map(|reference| {
                     let found = match reference.name() {

@@ -1,5 +1,6 @@
-//! The queues of the controllers: a resource is requeued by a change of its own, and by a change of an object that it refers to.
-//! Further rules belong to the controller of a kind. Everything else waits for its interval.
+//! The queues of the controllers: a resource is requeued by a change of its own, and by a change of
+//! an object that it refers to. Further rules belong to the controller of a kind. Everything else
+//! waits for its interval.
 
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use kube::runtime::reflector::ObjectRef;
@@ -16,7 +17,8 @@ pub(crate) trait QueuedKind: StoredKind {
 /// Makes the queues of all kinds.
 macro_rules! kind_queues {
     ($($field:ident: $kind:ty => $controller:path;)*) => {
-        /// The sending ends of the controllers' queues. Requeuing an object that is gone does nothing.
+        /// The sending ends of the controllers' queues. Requeuing an object that is gone does
+        /// nothing.
         #[derive(Clone)]
         pub(crate) struct Triggers {
             $($field: UnboundedSender<ObjectRef<$kind>>,)*
@@ -66,7 +68,8 @@ impl Triggers {
         }
     }
 
-    /// Requeues an object that changed, and the objects that refer to it, now or before, if the change affects them.
+    /// Requeues an object that changed, and the objects that refer to it, now or before, if the
+    /// change affects them.
     pub(super) fn object_changed<K: QueuedKind>(&self, stores: &Stores, change: &Change<K>) {
         let Some(object) = change.either() else { return };
         self.requeue(ObjectRef::from_obj(&**object));

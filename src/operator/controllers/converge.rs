@@ -1,4 +1,5 @@
-//! Makes an object of a registry what one resource asks for: decide, refresh, decide again, execute. Reports drift.
+//! Makes an object of a registry what one resource asks for: decide, refresh, decide again,
+//! execute. Reports drift.
 
 use std::time::Duration;
 
@@ -66,7 +67,8 @@ pub(super) trait Converge: Sync {
     /// Plans for this resource; nothing if the resource changed since the reconcile began.
     fn decide(&self, found: Option<Observed<Self>>) -> Option<Result<Option<Step>, Refused>>;
 
-    /// Returns whether the object must be read once more before the step: it may have another owner by now.
+    /// Returns whether the object must be read once more before the step: it may have another owner
+    /// by now.
     fn must_refresh(&self, step: &Step, found: Option<&Observed<Self>>) -> bool;
 
     /// Returns whether an error means that the listing was stale.
@@ -75,7 +77,8 @@ pub(super) trait Converge: Sync {
     /// Returns whether the step corrects drift.
     fn is_drift(&self, step: &Step, found: Option<&Observed<Self>>) -> bool;
 
-    /// Returns whether to read the object again after the step, since another cluster may have written it as well.
+    /// Returns whether to read the object again after the step, since another cluster may have
+    /// written it as well.
     fn must_verify(&self, step: &Step) -> bool;
 }
 
@@ -168,7 +171,8 @@ async fn run<C: Converge>(
     }
 }
 
-/// Returns the state of a resource whose registry does not answer or rejects a request, and when to try again.
+/// Returns the state of a resource whose registry does not answer or rejects a request, and when to
+/// try again.
 pub(super) fn failed(
     error: &RegistryError,
     registry: &str,
@@ -210,8 +214,8 @@ impl Drift<'_> {
     }
 }
 
-/// Returns the condition of a resource whose drift was corrected, or that had none. A correction is reported until there is other
-/// news.
+/// Returns the condition of a resource whose drift was corrected, or that had none. A correction is
+/// reported until there is other news.
 pub(super) fn corrected(past: LastSync, conditions: &[Condition], drift: &[FieldChange]) -> (bool, Cause) {
     if drift.is_empty() {
         let in_sync = || (false, Cause::new(Reason::InSync, "no drift"));

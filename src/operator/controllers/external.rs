@@ -1,5 +1,5 @@
-//! The steps of kinds that stand for one object in a registry: plan, converge, observe, release. A kind supplies the object's name,
-//! its lock, and the pure decision.
+//! The steps of kinds that stand for one object in a registry: plan, converge, observe, release. A
+//! kind supplies the object's name, its lock, and the pure decision.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -55,7 +55,8 @@ pub(crate) trait ExternalKind: KindController<Kind: Managed> {
     /// Returns whether an error means that the listing was stale.
     fn is_stale(error: &ApiError) -> bool;
 
-    /// Sets the removal policy of the spec in an object that is about to be released: its tags have that of the last apply.
+    /// Sets the removal policy of the spec in an object that is about to be released: its tags have
+    /// that of the last apply.
     fn prepare_release(_object: &Self::Kind, _found: &mut Observed<Self>) {}
 
     /// Returns whether the object is deleted with its resource.
@@ -151,13 +152,15 @@ struct External<'a, C: ExternalKind> {
 }
 
 impl<C: ExternalKind> External<'_, C> {
-    /// Collects the resources that claim the name; nothing if this one changed since the reconcile began.
+    /// Collects the resources that claim the name; nothing if this one changed since the reconcile
+    /// began.
     fn desired(&self) -> Option<Desired> {
         let desired = self.controller.desired(self.registry, self.name);
         (!self.reconcile.is_outdated()).then_some(desired)
     }
 
-    /// Reads the object. If the resource waits for an object that it does not create, an old listing is not enough.
+    /// Reads the object. If the resource waits for an object that it does not create, an old
+    /// listing is not enough.
     async fn read(&self, locked: &mut C::Locked) -> Result<Option<Observed<C>>, RegistryError> {
         let (object, freshness) = (self.reconcile.object, self.reconcile.freshness());
         let creates =
@@ -217,7 +220,8 @@ impl<C: ExternalKind> External<'_, C> {
         Ok(ConditionSet { drifted: Some(observed(&differences)), ..findings })
     }
 
-    /// Emits the event of an executed step. `drift` is the last sync of a resource whose drift the step corrected.
+    /// Emits the event of an executed step. `drift` is the last sync of a resource whose drift the
+    /// step corrected.
     async fn emit_event(&self, step: &Step, drift: Option<LastSync>) {
         let Reconcile { ctx, object, .. } = self.reconcile;
         let name = self.name;

@@ -62,7 +62,8 @@ pub(super) async fn finish<K: Kind>(
         after.set_last_handled(request);
     }
     if after != before {
-        // A reconcile without news writes nothing. Otherwise each object would be written in each interval.
+        // A reconcile without news writes nothing. Otherwise each object would be written in each
+        // interval.
         after.set_last_sync(now);
     }
     // The event comes first, so that a client that waits for the status finds it.

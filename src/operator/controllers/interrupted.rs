@@ -1,4 +1,5 @@
-//! The reasons for which a reconcile ends before its object is as the spec asks, and how each of them ends it. No I/O.
+//! The reasons for which a reconcile ends before its object is as the spec asks, and how each of
+//! them ends it. No I/O.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,7 +135,8 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(600);
 
-    /// Describes an ending: state, reason, whether the references are resolved, and the delay in seconds.
+    /// Describes an ending: state, reason, whether the references are resolved, and the delay in
+    /// seconds.
     fn ending(interrupted: Interrupted, missing_reference: Option<Cause>) -> (String, Option<bool>, Duration) {
         let now = Timestamp::now();
         let facts = Facts { registry: "home", before: &[], interval: INTERVAL, missing_reference, now };

@@ -1,5 +1,5 @@
-//! LifecyclePolicy: put to the repositories that it chooses, previewed there, or, where images that run are to be kept, carried
-//! out by the operator itself.
+//! LifecyclePolicy: puts a policy to the repositories that it selects, previews it there, or, with
+//! in-use protection, enforces it itself.
 
 mod outcome;
 mod per_repository;
@@ -67,7 +67,7 @@ impl Kind for LifecyclePolicy {
 
 status_fields!(LifecyclePolicyStatus, events: false, last_sync: |self, now| self.last_sync_time = Some(now));
 
-/// How soon a preview that goes on is reconciled again, and how late at most.
+/// The shortest and the longest delay after which a running preview is read again.
 const PREVIEW_POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Reconciles LifecyclePolicies.
@@ -95,8 +95,8 @@ impl KindController for LifecyclePolicyController {
         [&own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]), in_use::RULES].concat()
     }
 
-    /// Requeues the policies of the namespace that are not Ready when one is deleted or its spec changed: they may adopt its
-    /// repositories.
+    /// Requeues the policies of the namespace that are not Ready when one is deleted or its spec
+    /// changed: they may adopt its repositories.
     fn changed(&self, change: &Change<LifecyclePolicy>) {
         if let Some(uid) = change.deleted_uid() {
             self.results.forget(uid);
@@ -189,7 +189,7 @@ impl<'a> PolicyReconcile<'a> {
         &self.policy.spec.registry_ref.name
     }
 
-    /// The repositories that it has, or may have had, and is for no more.
+    /// Returns the repositories that it governs, or may have governed, and no longer selects.
     fn left(&self, registry_client: &RegistryClient, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
         let told = self
             .policy
@@ -255,7 +255,7 @@ impl<'a> PolicyReconcile<'a> {
                 Ok(Some(turn)) => summary.take(name, turn, before.get(name)),
                 Ok(None) => return Err(self.outdated(&summary).await),
                 Err(unavailable) => {
-                    // What is known of the others stays.
+                    // The last results of the others stay.
                     for name in chosen.iter().filter(|name| !summary.results.contains_key(*name)).collect::<Vec<_>>() {
                         let known = before.get(name).cloned();
                         let kept = known.unwrap_or_else(|| LastResult::new(only(name, OutcomeState::Pending)));
@@ -282,7 +282,7 @@ impl<'a> PolicyReconcile<'a> {
         Interrupted::OUTDATED
     }
 
-    /// How the policy stands when all its repositories had their turn.
+    /// Summarizes the results of all repositories.
     fn summarize(&self, summary: &RunSummary, past: LastSync) -> Outcome<LifecyclePolicyStatus> {
         let state = summary.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
             let pending = summary.results.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
@@ -335,20 +335,20 @@ impl<'a> PolicyReconcile<'a> {
             return Some(uncorrected(uncorrected_drift));
         }
         if drift.is_empty() && past == LastSync::Drifted && !troubles.is_empty() {
-            // Whether it is corrected by now could not be read.
+            // It is unknown whether the drift is corrected.
             return None;
         }
         Some(corrected(past, self.policy.conditions(), drift))
     }
 
-    /// Emits one event for each sort of thing that was done, however many repositories.
+    /// Emits one event for each kind of change, for all repositories together.
     async fn emit_events(&self, summary: &RunSummary) {
         let events = &self.ctx.events;
         if self.policy.management_policy() == ManagementPolicy::Full {
             let drift = Drift { ctx: self.ctx, kind: LifecyclePolicy::NAME, registry: self.registry_name() };
             drift.detected(summary.found);
             if !summary.drift.is_empty() {
-                // Detected above, together with what could not be corrected.
+                // Counted as detected above, together with what could not be corrected.
                 drift.corrected(LastSync::Drifted, summary.drift.len());
                 let note = format!("drift was corrected: {}", show(&summary.drift));
                 events.warning(self.policy, Reason::DriftCorrected, note).await;
@@ -396,14 +396,14 @@ impl<'a> PolicyReconcile<'a> {
     }
 }
 
-/// Sets what the policy came to in its repositories.
+/// Sets the results in the repositories.
 fn tell(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutcome>) {
     let (repositories, totals) = told(outcomes, &status.repositories);
     status.repositories = repositories;
     status.totals = Some(totals);
 }
 
-/// When to look again, `begun` ago the oldest preview that goes on was started.
+/// Returns the delay of the next reconcile. The oldest running preview was started `begun` ago.
 fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], interval: Duration) -> Duration {
     match begun {
         Some(elapsed) => elapsed.clamp(PREVIEW_POLL_INTERVAL.0, PREVIEW_POLL_INTERVAL.1),
@@ -416,11 +416,11 @@ fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], inter
 struct RunSummary {
     results: LastResults,
     troubles: Vec<ReadyState>,
-    /// What somebody else had changed, and what is corrected.
+    /// Corrected drift.
     drift: Vec<FieldChange>,
-    /// What somebody else had changed, and what could not be corrected.
+    /// Drift that could not be corrected.
     uncorrected_drift: Vec<FieldChange>,
-    /// How much of both was not known before.
+    /// The number of drifted properties that were not known before.
     found: usize,
     done: BTreeMap<Action, Vec<RepositoryName>>,
     ran: Vec<(RepositoryName, Went)>,
@@ -440,7 +440,7 @@ impl RunSummary {
             self.done.entry(action).or_default().push(name.clone());
         }
         if differs { &mut self.uncorrected_drift } else { &mut self.drift }.extend(drift);
-        // What only found that nothing is to go is no event.
+        // A run that deletes nothing is no event.
         self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), Went::of(&ran))));
     }
 
@@ -448,7 +448,7 @@ impl RunSummary {
         self.results.values().map(|kept| kept.outcome.clone()).collect()
     }
 
-    /// The trouble that needs somebody most, and how many others there are.
+    /// Returns the most severe state, with the number of the others.
     fn worst(&self, registry: &str) -> Option<ReadyState> {
         let stalled = self.troubles.iter().find(|it| matches!(it, ReadyState::Stalled(_)));
         let worst = stalled.or(self.troubles.first())?;

@@ -1,4 +1,5 @@
-//! The controllers: one file for each kind, and here what they share.
+//! The controllers: one file for each kind. `reconcile` has the steps that all kinds share, and
+//! this file what those use.
 
 mod converge;
 mod external;
@@ -43,13 +44,15 @@ use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
 use wharfage_plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
-/// The delay after which a resource that waits for another one is reconciled again, if nothing requeues it before.
+/// The delay after which a resource that waits for another one is reconciled again, if nothing
+/// requeues it before.
 pub(crate) const REQUEUE_WAITING: Duration = Duration::from_secs(60);
 
-/// The first delay after an operation that a registry does not get right.
+/// The first delay after an operation that fails in the registry.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
-/// The delay after which an object is reconciled again whose last write has not come back through the watch.
+/// The delay after which an object is reconciled again whose last write has not come back through
+/// the watch.
 const REQUEUE_STALE: Duration = Duration::from_millis(100);
 
 /// An error of the API server. Everything else ends in the resource's status.
@@ -57,12 +60,10 @@ const REQUEUE_STALE: Duration = Duration::from_millis(100);
 #[error(transparent)]
 pub(crate) struct Error(#[from] kube::Error);
 
-/// How a reconcile ended.
+/// The result of a reconcile, for the controller and the metrics.
 #[derive(Debug)]
 pub(crate) struct ReconcileResult {
-    /// When to reconcile again.
     pub next: Action,
-    /// The label of the metrics.
     pub outcome: ResultLabel,
 }
 
@@ -82,7 +83,7 @@ impl ReconcileResult {
         Self { next: Action::requeue(delay), outcome: ResultLabel::reconciling }
     }
 
-    /// Nothing is to be done until the resource changes.
+    /// The object is reconciled again when it changes.
     pub fn resting() -> Self {
         Self { next: Action::await_change(), outcome: ResultLabel::ready }
     }
@@ -91,8 +92,8 @@ impl ReconcileResult {
 /// A change of a namespace, of which only the metadata are watched.
 pub(crate) type NamespaceChange = Change<PartialObjectMeta<Namespace>>;
 
-/// The controller of one kind: the shared context, what it remembers itself, and its rules for requeuing. [`Reconciler`] has the
-/// steps of its reconcile.
+/// The controller of one kind: the shared context, what it remembers itself, and its rules for
+/// requeuing. [`Reconciler`] has the steps of its reconcile.
 pub(crate) trait KindController: Send + Sync + Sized + 'static {
     type Kind: QueuedKind;
     /// The number of concurrent reconciles.
@@ -113,7 +114,8 @@ pub(crate) trait KindController: Send + Sync + Sized + 'static {
     fn namespace_changed(&self, _change: &NamespaceChange) {}
 }
 
-/// Runs a controller until the term is asked to stop, then until its running reconciles have ended. Only its queue triggers it.
+/// Runs a controller until the term is asked to stop, then until its running reconciles have ended.
+/// Only its queue triggers it.
 pub(super) async fn run<C: Reconciler>(
     controller: Arc<C>,
     queue: impl Stream<Item = ObjectRef<C::Kind>> + Send + 'static,
@@ -160,12 +162,12 @@ fn error_policy<C: KindController>(object: Arc<C::Kind>, error: &Error, _: Arc<C
     Action::requeue(jittered(Duration::from_secs(5)))
 }
 
-/// Adds or takes a tenth, so that reconciles that began together do not recur together.
+/// Changes a delay by up to a tenth, so that reconciles that began together do not recur together.
 pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// The conditions of a resource whose Registry does not exist.
+/// Returns the conditions of a resource whose Registry does not exist.
 pub(super) fn registry_missing(name: &str) -> ConditionSet {
     let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
     let cause = Cause::new(Reason::ReferenceNotFound, message);
@@ -184,7 +186,7 @@ pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Interr
     }
 }
 
-/// The conditions of a resource whose Registry has no client.
+/// Returns the conditions of a resource whose Registry has no client.
 pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
@@ -194,24 +196,25 @@ pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }
 
-/// The state of a resource whose registry is unavailable, and when to try again. Delays are jittered.
+/// Returns the state of a resource whose registry is unavailable, and the jittered delay of the
+/// next attempt.
 pub(super) fn unavailable(unavailable: &Unavailable, registry: &str) -> (ReadyState, Duration) {
     let cause = Cause::new(Reason::RegistryUnavailable, unavailable.message(registry));
     (ReadyState::Reconciling(cause), unavailable.retry.mul_f64(1.0 + fastrand::f64()))
 }
 
-/// The state of a resource that a plan refuses. A missing object is waited for.
+/// Returns the state of a resource that a plan refuses. A missing object is awaited.
 pub(super) fn refusal(refused: &Refused) -> ReadyState {
     let Refused { reason, message, .. } = refused;
     match reason {
         Reason::ReferenceNotFound | Reason::NotFound => ReadyState::Reconciling(Cause::new(reason.clone(), message)),
-        // It may be the name of an error that the registry answered when it was looked at.
+        // It may be the name of an error with which the registry answered a read.
         _ => refused_by_registry(named(reason.as_str(), message)),
     }
 }
 
-/// The state of a resource whose request failed. A registry that answers other requests is waited for; anything else needs
-/// somebody to change something.
+/// Returns the state of a resource whose request failed. An unavailable registry is awaited; any
+/// other error needs someone to change something.
 pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) -> ReadyState {
     match kind {
         ErrorKind::Unavailable
@@ -222,8 +225,9 @@ pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) ->
     }
 }
 
-/// When to reconcile a resource in this state again, that had these conditions before: after an interval, or sooner while it
-/// waits. A failing operation is retried with exponential backoff: the next delay equals the time it has been failing.
+/// Returns the delay after which a resource in this state is reconciled again: its interval, or
+/// less while it waits. `before` are its last conditions. A failing operation is retried with
+/// exponential backoff: the next delay equals the time it has been failing.
 pub(super) fn next(state: &ReadyState, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
     match state {
         ReadyState::Ready(_) | ReadyState::Stalled(_) => jittered(interval),
@@ -248,8 +252,9 @@ pub(super) fn show(changes: &[FieldChange]) -> String {
     changes.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a resource is another one by now than its reconcile began with: its spec changed, or it is being deleted, or gone.
-/// What is planned from the stores is then not what this reconcile is about. Once it is so, it stays so.
+/// Returns whether a resource changed since its reconcile began: another spec, being deleted, or
+/// gone. A plan from the stores is then not about the version that this reconcile has. Once true,
+/// it stays true.
 pub(super) fn is_outdated<K>(store: &Store<K>, object: &K) -> bool
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
@@ -261,8 +266,9 @@ where
     store.get(&ObjectRef::from_obj(object)).is_none_or(|it| whose(&it) != whose(object))
 }
 
-/// Returns a plan's step for a resource that is not being deleted. Never returns a Retain or Delete step: the removal policy
-/// stored in tags may be stale, and only the resource being deleted knows the current one.
+/// Returns a plan's step for a resource that is not being deleted. Never returns a Retain or Delete
+/// step: the removal policy stored in tags may be stale, and only the resource being deleted knows
+/// the current one.
 pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refused> {
     let stays = |it: &Step| it.object == *object && !matches!(it.action, Effect::Retain | Effect::Delete);
     match plan.refused.into_iter().find(|it| it.object == *object) {
@@ -277,7 +283,8 @@ pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<O
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
 
-/// The state of a resource after its last reconcile, which says whether a difference found now is drift.
+/// The state of a resource after its last reconcile. It decides whether a difference found now is
+/// drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LastSync {
     /// The registry was as the resource asks.
@@ -294,7 +301,8 @@ impl LastSync {
         Self::of(object.meta().generation, observed, object.conditions())
     }
 
-    /// Returns it for an object of this generation, whose status is about `observed` and has these conditions.
+    /// Returns the state of an object of this generation, whose status observed the generation
+    /// `observed` and has these conditions.
     pub(super) fn of(generation: Option<i64>, observed: Option<i64>, conditions: &[Condition]) -> Self {
         let drifted = || condition(conditions, ConditionType::Drifted).filter(|it| it.status == ConditionStatus::True);
         if observed != generation {
@@ -378,7 +386,7 @@ mod tests {
                 lifecycle_policy: None,
                 preview: None,
             };
-            // As it is planned when the resource is among the others no more.
+            // This is the plan when the resource is no longer among the others.
             let plan = plan_for(&desired, &"shop/api".parse().unwrap(), Some(found));
             assert_eq!(plan.steps[0].object, object);
             assert_eq!(step_for(plan, &object), Ok(None));

@@ -1,4 +1,5 @@
-//! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and removed again.
+//! PullSecret: creates Secrets for pulling in the selected namespaces, renews them, and deletes
+//! them.
 
 mod outcome;
 mod service_accounts;
@@ -88,15 +89,15 @@ const RULES: &[PolicyRule] = &{
 
 const DISABLED: &str = "PullSecrets are disabled in this operator: enable them where it was installed";
 
-/// How soon a registry is asked again whose Pods are being replaced.
+/// The delay after which a registry whose Pods are being replaced is asked for a token again.
 const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// Requests to the API server that are under way at once for one PullSecret.
+/// The number of concurrent requests to the API server for one PullSecret.
 const CONCURRENT_REQUESTS: usize = 8;
 
 /// Reconciles PullSecrets.
 pub(crate) struct PullSecretController {
     ctx: Arc<Context>,
-    /// The tokens that go into Secrets.
+    /// The tokens for the Secrets.
     tokens: Tokens,
 }
 
@@ -130,7 +131,8 @@ impl KindController for PullSecretController {
         self.requeue(|other| other.uid() != pull_secret.uid() && names.contains(&other.secret_name()));
     }
 
-    /// Requeues the PullSecrets that choose the namespace, now or before, and those in it: `allowedNamespaces` selects its labels.
+    /// Requeues the PullSecrets that choose the namespace, now or before, and those in it:
+    /// `allowedNamespaces` selects its labels.
     fn namespace_changed(&self, change: &NamespaceChange) {
         let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
         let labels = || [&change.old, &change.new].into_iter().flatten().map(|it| it.metadata.labels.as_ref());
@@ -177,7 +179,8 @@ fn service_account_changed(ctx: &Context, change: &Change<WatchedServiceAccount>
 }
 
 impl Reconciler for PullSecretController {
-    /// Nothing: a PullSecret deletes Secrets without its Registry, too, so it looks that up where it needs a token.
+    /// Nothing: a PullSecret deletes Secrets without its Registry, too, so it looks that up where
+    /// it needs a token.
     type Inputs = ();
 
     fn dereference(&self, _reconcile: &Reconcile<'_, PullSecret>) -> Result<(), Interrupted> {
@@ -255,7 +258,7 @@ impl<'a> PullSecretReconcile<'a> {
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
         let asked = self.pull_secret.requested();
         let issued = self.tokens.get(&self.owner);
-        // New credentials, or a request that the token at hand doesn't answer yet.
+        // New credentials, or a request to reconcile that the current token does not handle.
         let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
             registry_client.as_ref().is_some_and(|it| it.fingerprint() != issued.registry_client)
                 || (asked.is_some() && asked != issued.asked)
@@ -319,7 +322,7 @@ impl<'a> PullSecretReconcile<'a> {
                 }
             }
         }
-        // A name that no Secret says was put there would stay for ever.
+        // An entry in a service account that no Secret records would stay forever.
         let said = |entry: &Entry| !unwritten.contains(&entry.namespace) || world.records(entry);
         let attach = decision.attach.into_iter();
         let attach = attach.filter(|entry| outcome.have.contains_key(&entry.namespace) && said(entry));
@@ -329,7 +332,7 @@ impl<'a> PullSecretReconcile<'a> {
         Ok(outcome)
     }
 
-    /// What it wants, and may.
+    /// Decides which namespaces it may serve.
     fn claims(&self, marked: &[HeldSecret]) -> Claims {
         let stores = &self.ctx.stores;
         let pull_secrets = stores.pull_secrets.state();
@@ -348,7 +351,8 @@ impl<'a> PullSecretReconcile<'a> {
         claims(self.pull_secret, pull_secrets.iter().map(|it| &**it), registry, &namespaces, marked)
     }
 
-    /// The marked Secrets that are this PullSecret's, or where its own are to be.
+    /// Returns the marked Secrets that this PullSecret owns, or that have the name of its own in a
+    /// namespace that it serves.
     fn held(&self, marked: Vec<HeldSecret>, served: &BTreeSet<String>) -> Vec<HeldSecret> {
         let concerns = |held: &HeldSecret| {
             let OwnedSecret { name: SecretName { namespace, name }, owner, .. } = &held.secret;
@@ -357,7 +361,7 @@ impl<'a> PullSecretReconcile<'a> {
         marked.into_iter().filter(concerns).collect()
     }
 
-    /// What the service accounts that matter name.
+    /// Returns the entries of the relevant service accounts.
     fn accounts(&self, held: &[HeldSecret], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
         let wanted = served.iter().flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
         let patched = held
@@ -371,7 +375,8 @@ impl<'a> PullSecretReconcile<'a> {
         wanted.chain(patched).filter_map(names).collect()
     }
 
-    /// Names out of service accounts, then Secrets away. Gives the names that couldn't be taken out.
+    /// Removes entries from service accounts, then deletes Secrets. Returns the entries that could
+    /// not be removed.
     async fn clear(
         &self,
         detach: Vec<Entry>,
@@ -384,7 +389,7 @@ impl<'a> PullSecretReconcile<'a> {
                 undetached.push(entry);
             }
         }
-        // A Secret says which accounts name it: it goes last.
+        // A Secret records which accounts name it, so it is deleted last.
         let names_it = |it: &SecretDeletion| {
             let SecretName { namespace, name } = &it.secret;
             undetached.iter().any(|entry| entry.namespace == *namespace && entry.secret == *name)
@@ -420,7 +425,7 @@ impl<'a> PullSecretReconcile<'a> {
             .await
     }
 
-    /// Looks at the names where Secrets are to be made: those that somebody else has are left out.
+    /// Checks the names of new Secrets, and leaves out those that another party has.
     async fn settle_places(
         &self,
         world: &SecretInputs<'_>,
@@ -468,7 +473,8 @@ impl<'a> PullSecretReconcile<'a> {
         Ok(due)
     }
 
-    /// Gets a new token, for this host if it is known which, or says why there is none, and when to try again.
+    /// Gets a new token, for this host if it is known. Otherwise returns the conditions and when to
+    /// try again.
     async fn issue(
         &self,
         (registry, registry_client, host): (Option<&Registry>, Option<&RegistryClient>, Option<&str>),
@@ -500,7 +506,8 @@ impl<'a> PullSecretReconcile<'a> {
         registry_missing(&self.pull_secret.spec.registry_ref.name)
     }
 
-    /// Writes Secrets, each with the service accounts that it is to say name it. Gives the namespaces in which that was done.
+    /// Writes Secrets, each with the service accounts that it records. Returns the namespaces in
+    /// which that succeeded.
     async fn write(
         &self,
         due: Vec<(BTreeSet<String>, SecretWrite)>,

@@ -1,4 +1,5 @@
-//! The reconcile of every kind: suspended, being deleted, or dereferenced, applied and reported. A kind supplies the steps.
+//! The reconcile of every kind: suspended, being deleted, or dereferenced, applied and reported. A
+//! kind supplies the steps.
 
 use jiff::Timestamp;
 use kube::core::object::HasStatus;
@@ -40,7 +41,8 @@ pub(crate) trait Reconciler: KindController {
     /// Releases or deletes what the object stands for, because the object is being deleted.
     fn release(&self, reconcile: &Reconcile<'_, Self::Kind>) -> impl Future<Output = Result<(), Interrupted>> + Send;
 
-    /// Returns whether the finalizer stays until the release succeeds. Otherwise a failing release does not block the deletion.
+    /// Returns whether the finalizer stays until the release succeeds. Otherwise a failing release
+    /// does not block the deletion.
     fn must_release(&self, object: &Self::Kind) -> bool;
 
     /// Returns the cause if a referenced object, other than the Registry, does not exist.
@@ -85,8 +87,8 @@ impl<'a, K: Kind> Reconcile<'a, K> {
 }
 
 impl<K: StoredKind> Reconcile<'_, K> {
-    /// Returns whether the object changed since the reconcile began. Ask it after reading the stores: a change that they already
-    /// show is then noticed.
+    /// Returns whether the object changed since the reconcile began. Ask it after reading the
+    /// stores: a change that they already show is then noticed.
     pub(super) fn is_outdated(&self) -> bool {
         is_outdated(K::store(&self.ctx.stores), self.object)
     }
@@ -191,7 +193,8 @@ async fn cleanup<C: Reconciler>(controller: &C, reconcile: &Reconcile<'_, C::Kin
                 return report(controller, reconcile, Outcome::new(conditions, next)).await;
             }
             Ending::Conditions(conditions, _) => {
-                // What stays in the registry has no owner once the object is gone, even if its tags still name one.
+                // What stays in the registry has no owner once the object is gone, even if its tags
+                // still name one.
                 let why = &conditions.state.cause().message;
                 tracing::info!(object = %reconcile.id, why, "released without the registry");
             }

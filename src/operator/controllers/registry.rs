@@ -1,4 +1,5 @@
-//! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its client.
+//! Registry: connects to a registry, gives its client to all resources in it, and applies its
+//! settings.
 
 mod connection;
 mod managed;
@@ -56,7 +57,8 @@ impl Kind for Registry {
         Vec::new()
     }
 
-    /// Returns whether the Registry is gone, or allows other namespaces. Its resources are requeued when its client changes, too.
+    /// Returns whether the Registry is gone, or allows other namespaces. Its resources are requeued
+    /// when its client changes, too.
     fn affects_referrers(change: &Change<Self>) -> bool {
         let allowed = |it: &Option<Arc<Self>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
         change.new.is_none() || allowed(&change.old) != allowed(&change.new)
@@ -65,13 +67,12 @@ impl Kind for Registry {
 
 status_fields!(RegistryStatus, events: true, last_sync: |self, _now| {});
 
-/// How often a workload that isn't there yet is looked at: why its pods don't run is told by them alone.
+/// The interval at which a workload that does not serve yet is read: only its pods show why.
 const ROLLOUT_POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// How often a workload is looked at that somebody has to make way for.
+/// The interval at which a workload is read that needs someone to act.
 const REQUEUE_STALLED: Duration = Duration::from_secs(30);
-/// How often a registry is asked whether it serves.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
-/// Repositories that ECR lets a registry have.
+/// The number of repositories that ECR allows in a registry.
 const REPOSITORIES_LIMIT: i64 = 100_000;
 
 /// Reconciles Registries.
@@ -100,7 +101,7 @@ impl RegistryController {
     }
 }
 
-/// Identifies a Registry and the place that its spec points to.
+/// Identifies a Registry and the registry that its spec points to.
 fn place(registry: &Registry) -> impl PartialEq + use<> {
     let spec = registry.spec.clone();
     (registry.uid(), spec.region, spec.registry_id, spec.endpoint, spec.aws)
@@ -122,12 +123,13 @@ impl KindController for RegistryController {
         [&own_kind(&["registries"], &["registries/status"]), managed::RULES].concat()
     }
 
-    /// Drops the client of a registry that the Registry no longer points to. Requeues the Registries whose settings this one may
-    /// have held, and its resources if its URL changed.
+    /// Drops the client of a registry that the Registry no longer points to. Requeues the
+    /// Registries whose settings this one may have held, and its resources if its URL changed.
     fn changed(&self, change: &Change<Registry>) {
         let Some(registry) = change.either() else { return };
         let Context { stores, triggers, settings, .. } = &*self.ctx;
-        // The namespaces that the Registry allows now may not use what was known at the old place.
+        // The namespaces that the Registry allows now may not use what was known of the other
+        // registry.
         if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
             self.ctx.registry_clients.remove(&registry.name_any());
         }
@@ -227,7 +229,7 @@ impl Reconciler for RegistryController {
     }
 }
 
-/// Sees to a managed registry's workload, and to its client once a replica serves.
+/// Reconciles the workload of a managed registry, and its client once a replica serves.
 async fn run(
     controller: &RegistryController,
     registry: &Registry,
@@ -243,7 +245,7 @@ async fn run(
         managed::reconcile(controller, registry, managed).await?;
     let (Some(place), Some(connection)) = (&endpoint, connection) else {
         remove_client(ctx, &name);
-        // Nobody asks it, so that no call tells.
+        // Nothing calls it, so no call shows that.
         match managed.replicas {
             Some(0) => ctx.metrics.registry_stopped(&name),
             _ => ctx.metrics.registry_down(&name),
@@ -255,7 +257,7 @@ async fn run(
     let connection = RegistryConnection::managed(registry, connection, place.clone());
     let mut outcome = serve(ctx, registry, connection).await;
     match (&state.state, &outcome.findings.state) {
-        // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.
+        // The number of replicas says more than that the registry answers.
         (ReadyState::Ready(_), ReadyState::Ready(_)) => outcome.findings.state = state.state,
         (ReadyState::Ready(_), _) => {}
         (ReadyState::Reconciling(_), _) => {
@@ -272,14 +274,15 @@ fn disabled() -> ConditionSet {
     ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::ManagedRegistriesDisabled, message)))
 }
 
-/// Removes the client of a registry that cannot be asked any more, and requeues its resources, which wait from now on.
+/// Removes the client of a registry that cannot be asked any more, and requeues its resources,
+/// which wait from now on.
 fn remove_client(ctx: &Context, registry: &str) {
     if ctx.registry_clients.remove(registry) {
         ctx.triggers.requeue_registry(&ctx.stores, registry);
     }
 }
 
-/// How a Registry stands, and when to reconcile it again: at `retry`, else sooner while something is waited for.
+/// Makes the result, with the delay `retry` or one by the state.
 fn outcome(findings: ConditionSet, retry: Option<Duration>) -> Outcome<RegistryStatus> {
     let next = match (retry, &findings.state) {
         (Some(retry), _) => retry,
@@ -289,7 +292,7 @@ fn outcome(findings: ConditionSet, retry: Option<Duration>) -> Outcome<RegistryS
     Outcome::new(findings, next)
 }
 
-/// Sees to the client, and asks whether the registry serves.
+/// Makes or keeps the client, and checks that the registry answers.
 async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnection) -> Outcome<RegistryStatus> {
     let name = registry.name_any();
     let RegistryConnection { connection, url: place, fingerprint } = connection;
@@ -338,7 +341,7 @@ async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnectio
         }
         Err(trouble) => {
             let (state, retry) = failed(&trouble, &name, registry.conditions(), PING_INTERVAL);
-            // The Registry's own reconcile finds out for all resources in it whether the registry is back.
+            // This reconcile probes the registry for all resources in it.
             let retry = if let RegistryError::Unavailable(it) = trouble { it.retry } else { retry };
             let findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
             outcome(findings, Some(retry)).with_status(move |status| set_endpoint(status, Some(place)))
@@ -352,7 +355,8 @@ fn set_endpoint(status: &mut RegistryStatus, endpoint: Option<String>) {
     }
 }
 
-/// Whether the registry answers, and is the one that is meant; what it holds, and what became of its settings.
+/// Checks that the registry answers and is the one that the spec means. Returns its usage and
+/// quotas, and applies its settings.
 async fn check(
     ctx: &Context,
     registry_client: &Arc<RegistryClient>,
@@ -375,7 +379,8 @@ async fn check(
     Ok((usage, vec![quota], settled))
 }
 
-/// What it holds. Until all is counted that is no less than what was told before, which another client has counted.
+/// Returns the usage. Until everything is counted, it is at least the reported one, which another
+/// client has counted.
 fn usage(totals: &Totals, before: Option<Usage>) -> Usage {
     let Totals { repositories, images: ImageUsage { images, bytes, .. }, all_counted } = *totals;
     let least = before.filter(|_| !all_counted).unwrap_or_default();
@@ -383,7 +388,7 @@ fn usage(totals: &Totals, before: Option<Usage>) -> Usage {
     Usage { repositories, images: images.max(least.images), bytes: bytes.max(least.bytes) }
 }
 
-/// What can be had of it beyond what ECR does: that is what the operator adds, whoever's the registry is.
+/// Returns the capabilities beyond ECR, which the operator adds to any registry.
 fn capabilities(settings: &Settings) -> Vec<String> {
     let protects = settings.has(Feature::InUseProtection);
     protects.then(|| "InUseProtection".to_owned()).into_iter().collect()

@@ -1,4 +1,5 @@
-//! Repository: creates one repository of a registry, keeps it as its manifest says, and releases it.
+//! Repository: creates one repository of a registry, keeps it as its manifest says, and releases
+//! it.
 
 use std::sync::Arc;
 use std::time::Duration;

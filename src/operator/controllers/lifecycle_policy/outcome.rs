@@ -1,4 +1,4 @@
-//! What a policy came to in its repositories, as its status tells it. Pure.
+//! Builds the results of a policy in its repositories for its status. No I/O.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -13,14 +13,15 @@ use wharfage_crd::lifecycle_policy::{ImageOutcome, OutcomeState, RepositoryOutco
 use wharfage_domain::lifecycle::{Action, Cause};
 use wharfage_domain::names::RepositoryName;
 
-/// Repositories that a status names.
+/// The number of repositories in a status.
 const NAMED: usize = 100;
-/// Images that a status names for each.
+/// The number of images for each repository.
 const SAMPLE: usize = 10;
-/// Tags that it names of an image. An object has room for 1.5 MiB, a tag may have 128 characters, and an image a thousand tags.
+/// The number of tags for each image. An object has room for 1.5 MiB, a tag may have 128
+/// characters, and an image a thousand tags.
 const TAGS: usize = 5;
 
-/// A repository of which no more is known than how far the policy got.
+/// Makes the result of a repository of which only the state is known.
 pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutcome {
     RepositoryOutcome {
         name: name.to_string(),
@@ -34,7 +35,7 @@ pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutc
     }
 }
 
-/// What a registry's own preview says.
+/// Makes the result of a registry's own preview.
 pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at: Time) -> RepositoryOutcome {
     let image = |it: &wharfage_apply::PreviewedImage| ImageOutcome {
         digest: it.digest.clone(),
@@ -52,7 +53,7 @@ pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at
     }
 }
 
-/// What the operator does, or would do.
+/// Makes the result of the operator's own run or preview.
 pub(super) fn acted(
     name: &RepositoryName,
     state: OutcomeState,
@@ -86,8 +87,9 @@ fn number(count: impl TryInto<i64>) -> i64 {
     count.try_into().unwrap_or(i64::MAX)
 }
 
-/// The repositories with the most to tell, and what all come to. What differs from `before` in nothing but the time at which
-/// it was found out keeps that time: a look that finds nothing new is not written down.
+/// Returns the most important repositories, and the totals of all. A result that differs from
+/// `before` only in its time keeps the earlier time, so that a reconcile without news writes
+/// nothing.
 pub(super) fn told(
     mut outcomes: Vec<RepositoryOutcome>,
     before: &[RepositoryOutcome],
@@ -120,7 +122,7 @@ pub(super) fn told(
     (outcomes, totals)
 }
 
-/// Names in a line, the first few of them.
+/// Lists the first few names in one line.
 pub(super) fn names<'a>(names: impl ExactSizeIterator<Item = &'a RepositoryName>) -> String {
     const ENOUGH: usize = 5;
     let all = names.len();
@@ -131,7 +133,7 @@ pub(super) fn names<'a>(names: impl ExactSizeIterator<Item = &'a RepositoryName>
     text
 }
 
-/// What the operator let go in one repository, or in several.
+/// The images that the operator deleted or archived, in one repository or in several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Went {
     counts: Counts,
@@ -167,7 +169,7 @@ impl fmt::Display for Went {
     }
 }
 
-/// What was let go, by repositories. Those for which `room` bytes are not enough are told together.
+/// Lists the actions by repository. Repositories beyond `room` bytes are summed up.
 pub(super) fn enforced(ran: &[(RepositoryName, Went)], room: usize) -> String {
     let told = |named: usize| {
         let (named, others) = ran.split_at(named);
@@ -183,7 +185,7 @@ pub(super) fn enforced(ran: &[(RepositoryName, Went)], room: usize) -> String {
     (0..=ran.len()).rev().map(told).find(|text| text.len() <= room).unwrap_or_else(|| told(0))
 }
 
-/// A number of things.
+/// Writes a number with its noun.
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }
@@ -240,7 +242,8 @@ mod tests {
         assert_eq!(told(&other), other);
     }
 
-    /// The longest that ECR allows: a thousand tags of an image, 128 characters a tag, 256 a repository's name.
+    /// The longest that ECR allows: a thousand tags of an image, 128 characters a tag, 256 a
+    /// repository's name.
     #[test]
     fn a_status_leaves_room_for_the_rest_of_its_object() {
         let tags: Vec<String> = (0..1000).map(|i| format!("{i:0>128}")).collect();

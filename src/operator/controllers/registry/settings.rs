@@ -1,5 +1,5 @@
-//! A registry's own settings: its policy, its scanning configuration, its account's settings. What the Registry does not speak
-//! of is left unchanged.
+//! Applies the settings of a registry: its policy, its scanning configuration, its account
+//! settings. Settings that the Registry does not set are left unchanged.
 
 use std::cmp::Ordering;
 
@@ -18,15 +18,15 @@ use wharfage_crd::{Reason, Registry, condition};
 use wharfage_plan::model::Observed;
 use wharfage_plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
 
-/// What became of the settings.
+/// The state of the settings.
 pub(super) struct SettingsState {
-    /// What the registry, or the plan, has against them.
+    /// The state of the Registry, if the registry or the plan refuses the settings.
     pub(super) refused: Option<ReadyState>,
-    /// Whether somebody else had changed them; nothing if the Registry speaks of none.
+    /// Whether another party changed them; nothing if the Registry sets none.
     pub(super) drifted: Option<(bool, Cause)>,
 }
 
-/// Brings the settings in line.
+/// Applies the settings.
 pub(super) async fn settle(
     ctx: &Context,
     registry: &Registry,
@@ -43,7 +43,7 @@ pub(super) async fn settle(
     match claim(ctx, registry, registry_client, &desired) {
         SettingsClaim::Free => {}
         SettingsClaim::Unknown => {
-            // What was said of it stands until that is known.
+            // The reported conflict stays until that is known.
             let told = condition(registry.conditions(), ConditionType::Ready)
                 .filter(|it| it.has_reason(&Reason::OwnedByAnother));
             let refused = told.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
@@ -73,13 +73,14 @@ pub(super) async fn settle(
     }
     let refused = plan.refused.first().map(refusal);
     let corrections = if past.is_drift() { changed } else { Vec::new() };
-    // Of settings that could not be read nothing is told.
+    // Settings that could not be read have no drift condition.
     let drifted =
         (refused.is_none() || !corrections.is_empty()).then(|| corrected(past, registry.conditions(), &corrections));
     Ok(SettingsState { refused, drifted })
 }
 
-/// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is unavailable.
+/// Reads the settings. Settings that cannot be read are left to the plan, unless the registry is
+/// unavailable.
 async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<Observed, RegistryError> {
     let mut observed = Observed::default();
     let looked = registry_client.ask(async {
@@ -90,17 +91,18 @@ async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<
     });
     match looked.await {
         Err(trouble @ RegistryError::Unavailable(_)) => Err(trouble),
-        // It answers otherwise: only this one it never gets right.
+        // The registry answers other requests: only this one always fails.
         Ok(()) | Err(RegistryError::Rejected(_)) => Ok(observed),
     }
 }
 
-/// Whether a Registry's settings are its own.
+/// The right of a Registry to apply its settings.
 enum SettingsClaim {
     Free,
-    /// An older Registry at the same place wants something else, and did not say yet whose registry it is.
+    /// An older Registry with the same URL has other settings, and it is not known yet whether it
+    /// is the same registry.
     Unknown,
-    /// An older one is the same registry, and wants something else of it: that one has it, and neither is fought.
+    /// An older Registry points to the same registry, and has other settings, which count.
     Contested(ReadyState),
 }
 
@@ -119,7 +121,7 @@ fn claim(ctx: &Context, registry: &Registry, registry_client: &RegistryClient, d
                 );
                 return SettingsClaim::Contested(ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, message)));
             }
-            // It stood well before this operator began, so it will say.
+            // It was Ready before this operator started, so it will be known.
             None if other
                 .status
                 .as_ref()
