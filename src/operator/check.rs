@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_that_the_cluster_does_not_know_is_found_however_deep_it_lies() {
+    fn a_missing_field_is_found_at_any_depth() {
         let ours = json!({"properties": {"spec": {"properties": {
             "rules": {"items": {"properties": {"old": {}, "new": {}}}},
             "labels": {"additionalProperties": {"type": "string"}},
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_held_until_it_ran_out_or_was_given_back() {
+    fn a_lease_is_held_until_it_expires_or_is_released() {
         let now = Timestamp::from_second(1_000).unwrap();
         let lease = |holder: &str, renewed| Lease {
             spec: Some(LeaseSpec {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_are_asked_for_where_the_chart_gives_them() {
+    fn permissions_are_checked_where_the_chart_grants_them() {
         let places = |secret_namespaces: &[&str]| -> BTreeSet<Option<String>> {
             let secret_namespaces = secret_namespaces.iter().map(|it| (*it).to_owned()).collect();
             let expected = Expected { namespace: "wharfage".into(), secret_namespaces, ..Expected::default() };

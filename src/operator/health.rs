@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_replica_is_ready_while_it_stands_by_and_when_it_leads_and_knows_everything() {
+    async fn standbys_and_leaders_with_complete_stores_are_ready() {
         let metrics = Arc::new(OperatorMetrics::new());
         let health = Arc::new(Health::new(metrics.clone()));
         assert_eq!(health.ready().await, Ok(OK));

@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_index_says_what_a_look_at_the_whole_store_would(events in events()) {
+        fn the_index_agrees_with_a_scan_of_the_store(events in events()) {
             let (store, index, mut writer) = indexed_store(keys);
             for event in events {
                 writer.apply(&event);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_nothing_has_any_more_takes_no_room() {
+    fn an_unused_key_is_removed() {
         let (_store, index, mut writer) = indexed_store(keys);
         let kept = || index.0.read().unwrap().0.len();
         writer.apply(&Event::Apply(object("a", 1, &["x", "y"])));
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_an_object_from_one_finds_it_or_a_newer_one_in_the_other() {
+    fn store_and_index_never_go_back_to_an_older_version() {
         const VERSIONS: u32 = 20_000;
         let (store, index, mut writer) = indexed_store(keys);
         writer.apply(&Event::Apply(object("a", 0, &["x"])));

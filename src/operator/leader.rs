@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_taken_at_once() {
+    fn a_free_lease_is_acquired_at_once() {
         let now = Instant::now();
         let mut seen = ObservedLease::default();
         seen.note(None, now);
@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_deleted_by_hand_counts_until_it_would_have_ended() {
+    fn a_deleted_lease_counts_until_its_end() {
         let start = Instant::now();
         let mut seen = ObservedLease::default();
         seen.note(Some(held_by("other", 2, 100)), start);
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_is_nobodys_and_keeps_its_count() {
+    fn a_released_lease_is_free_and_keeps_its_transitions() {
         let now = Instant::now();
         let mut seen = ObservedLease::default();
         seen.note(Some(held_by("me", 2, 100)), now);

@@ -466,21 +466,21 @@ mod tests {
         metrics.kubernetes_answered(&http::Method::GET, http::StatusCode::OK);
         metrics.queue::<&str>("Repository");
         let text = metrics.encode().unwrap();
-        let told: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        let encoded: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
         // A family without a series is not encoded, so each must have one here. The source adds
         // two.
         let registered = format!("{:?}", metrics.metrics).matches("Descriptor {").count();
-        assert_eq!(told.len(), registered + 2, "{text}");
+        assert_eq!(encoded.len(), registered + 2, "{text}");
 
         let documented = include_str!("../../docs/operations.md");
-        for (name, kind) in told {
+        for (name, kind) in encoded {
             let name = if kind == "counter" { format!("| `{name}_total` |") } else { format!("| `{name}` |") };
-            assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
+            assert!(documented.contains(&name), "docs/operations.md does not describe {name}");
         }
     }
 
     #[test]
-    fn names_that_anybody_may_make_up_are_bounded() {
+    fn invented_names_are_bounded() {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
         metrics.called("home", "ListImages", "not a name\"", Some(ErrorKind::Other), SECOND);
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_leader_tells_of_resources_and_tokens() {
+    fn only_the_leader_reports_resources_and_tokens() {
         let metrics = Arc::new(OperatorMetrics::new());
         let source: Arc<dyn StateSource> = Arc::new(Two);
         let resources = r#"wharfage_operator_resources{kind="Repository",state="ready"} 2"#;
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_is_up_when_it_answered_last_whatever_it_said() {
+    fn a_registry_that_answers_is_up() {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
         for (code, up) in [("200", 1), ("RegistryUnavailable", 0), ("AccessDeniedException", 1), ("503", 0)] {
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_of_which_nothing_serves_is_down_unless_it_is_meant_to() {
+    fn a_registry_without_replicas_is_down_unless_stopped() {
         let metrics = OperatorMetrics::new();
         let up = |up: u8| format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#);
         metrics.registry_down("home");

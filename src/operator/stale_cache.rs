@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_before_the_write_is_old_until_the_write_is_seen() {
+    fn an_earlier_version_is_stale_until_the_write_is_seen() {
         let written = StaleCache::default();
         assert!(!written.is_stale(&object("a", "9")));
         written.record_write(&object("a", "10"));

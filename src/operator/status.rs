@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_looked_at_stays_as_it_was() {
+    fn unchecked_conditions_stay() {
         let found = ConditionSet {
             state: ReadyState::Ready(Cause::new(Reason::InSync, "")),
             references: Some(Ok(())),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_message_of_what_is_ready_gets_notes() {
+    fn only_ready_messages_get_notes() {
         let notes = ["one".to_owned(), "two".to_owned()];
         let cause = Cause::new(Reason::InSync, "all is well");
         let noted = ReadyState::Ready(cause.clone()).with_notes(&notes);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_have_an_end() {
+    fn messages_are_truncated() {
         let cause = Cause::new(Reason::InSync, "x".repeat(5000));
         assert_eq!(cause.message.chars().count(), LONGEST_MESSAGE + 1);
     }

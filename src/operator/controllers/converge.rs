@@ -219,7 +219,7 @@ impl Drift<'_> {
 pub(super) fn corrected(past: LastSync, conditions: &[Condition], drift: &[FieldChange]) -> (bool, Cause) {
     if drift.is_empty() {
         let in_sync = || (false, Cause::new(Reason::InSync, "no drift"));
-        return past.still_told(conditions).unwrap_or_else(in_sync);
+        return past.still_reported(conditions).unwrap_or_else(in_sync);
     }
     (false, Cause::new(Reason::DriftCorrected, format!("drift corrected: {}", show(drift))))
 }

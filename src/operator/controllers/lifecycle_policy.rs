@@ -26,7 +26,7 @@ use crate::registry_client::{Freshness, RegistryClient, RegistryError};
 use crate::status::{Cause, ConditionSet, ReadyState, is_ready};
 use crate::stores::Stores;
 use crate::watch::Change;
-use outcome::{Went, counted, enforced, names, only, told};
+use outcome::{RunTotals, counted, enforced, names, only, report};
 use per_repository::{PolicyRun, Released, RepositoryResult};
 use result_cache::{LastResult, LastResults, ResultCache};
 use wharfage_crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
@@ -191,7 +191,7 @@ impl<'a> PolicyReconcile<'a> {
 
     /// Returns the repositories that it governs, or may have governed, and no longer selects.
     fn left(&self, registry_client: &RegistryClient, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
-        let told = self
+        let reported = self
             .policy
             .status_or_default()
             .repositories
@@ -200,13 +200,13 @@ impl<'a> PolicyReconcile<'a> {
             .collect::<Vec<_>>();
         let cluster = &self.ctx.settings.cluster;
         let tagged = registry_client.governed_by(|owner| owner.is(cluster, self.object));
-        let had = told.into_iter().chain(self.results.had(self.uid())).chain(tagged);
+        let had = reported.into_iter().chain(self.results.had(self.uid())).chain(tagged);
         had.filter(|name| !chosen.contains(name)).collect()
     }
 
     fn policy_run<'r>(&'r self, registry: &'r Registry, registry_client: &'r Arc<RegistryClient>) -> PolicyRun<'r> {
         let document = self.policy.document();
-        let asked = self.policy.requested();
+        let requested = self.policy.requested();
         PolicyRun {
             ctx: self.ctx,
             in_use: &self.controller.in_use,
@@ -216,8 +216,8 @@ impl<'a> PolicyReconcile<'a> {
             registry_client,
             rules: Policy::from_value(&document).ok(),
             document,
-            freshness: Freshness { interval: self.policy.interval(), now: asked.is_some() },
-            asked,
+            freshness: Freshness { interval: self.policy.interval(), now: requested.is_some() },
+            requested,
             past: LastSync::of_object(self.policy),
         }
     }
@@ -239,7 +239,7 @@ impl<'a> PolicyReconcile<'a> {
                     Err(error @ RegistryError::Unavailable(_)) => return Err(error.into()),
                     Err(RegistryError::Rejected(error)) => {
                         let error = error.with_prefix(format_args!("{name} cannot be released"));
-                        summary.troubles.push(refused_by_registry(error));
+                        summary.not_ready.push(refused_by_registry(error));
                     }
                 }
             }
@@ -247,12 +247,12 @@ impl<'a> PolicyReconcile<'a> {
         if let Some(cause) = missing_repository(self.policy, &chosen) {
             self.results.remember(self.uid(), self.generation(), LastResults::new());
             let outcome = outcome_of(self.controller, self.policy, Interrupted::ReferenceMissing(cause))?;
-            return Ok(outcome.with_status(|status| tell(status, Vec::new())));
+            return Ok(outcome.with_status(|status| set_outcomes(status, Vec::new())));
         }
         let before = self.results.recall(self.uid(), self.generation(), &self.policy.status_or_default());
         for name in &chosen {
             match policy_run.run(name, before.get(name)).await {
-                Ok(Some(turn)) => summary.take(name, turn, before.get(name)),
+                Ok(Some(result)) => summary.take(name, result, before.get(name)),
                 Ok(None) => return Err(self.outdated(&summary).await),
                 Err(unavailable) => {
                     // The last results of the others stay.
@@ -266,7 +266,7 @@ impl<'a> PolicyReconcile<'a> {
                     self.results.remember(self.uid(), self.generation(), summary.results);
                     let interrupted = RegistryError::Unavailable(unavailable).into();
                     let outcome = outcome_of(self.controller, self.policy, interrupted)?;
-                    return Ok(outcome.with_status(|status| tell(status, outcomes)));
+                    return Ok(outcome.with_status(|status| set_outcomes(status, outcomes)));
                 }
             }
         }
@@ -298,7 +298,7 @@ impl<'a> PolicyReconcile<'a> {
         let begun = summary.results.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
         let next = next(begun, &findings.state, self.policy.conditions(), self.policy.interval());
         let outcomes = summary.outcomes();
-        let mut outcome = Outcome::new(findings, next).with_status(|status| tell(status, outcomes));
+        let mut outcome = Outcome::new(findings, next).with_status(|status| set_outcomes(status, outcomes));
         outcome.answers = begun.is_none();
         outcome
     }
@@ -327,14 +327,14 @@ impl<'a> PolicyReconcile<'a> {
     }
 
     fn drifted(&self, summary: &RunSummary, past: LastSync) -> Option<(bool, Cause)> {
-        let RunSummary { drift, uncorrected_drift, troubles, .. } = summary;
+        let RunSummary { drift, uncorrected_drift, not_ready, .. } = summary;
         if self.policy.management_policy() == ManagementPolicy::Observe {
             return Some(observed(drift));
         }
         if !uncorrected_drift.is_empty() {
             return Some(uncorrected(uncorrected_drift));
         }
-        if drift.is_empty() && past == LastSync::Drifted && !troubles.is_empty() {
+        if drift.is_empty() && past == LastSync::Drifted && !not_ready.is_empty() {
             // It is unknown whether the drift is corrected.
             return None;
         }
@@ -397,8 +397,8 @@ impl<'a> PolicyReconcile<'a> {
 }
 
 /// Sets the results in the repositories.
-fn tell(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutcome>) {
-    let (repositories, totals) = told(outcomes, &status.repositories);
+fn set_outcomes(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutcome>) {
+    let (repositories, totals) = report(outcomes, &status.repositories);
     status.repositories = repositories;
     status.totals = Some(totals);
 }
@@ -415,7 +415,7 @@ fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], inter
 #[derive(Default)]
 struct RunSummary {
     results: LastResults,
-    troubles: Vec<ReadyState>,
+    not_ready: Vec<ReadyState>,
     /// Corrected drift.
     drift: Vec<FieldChange>,
     /// Drift that could not be corrected.
@@ -423,16 +423,16 @@ struct RunSummary {
     /// The number of drifted properties that were not known before.
     found: usize,
     done: BTreeMap<Action, Vec<RepositoryName>>,
-    ran: Vec<(RepositoryName, Went)>,
+    ran: Vec<(RepositoryName, RunTotals)>,
     released: Vec<RepositoryName>,
 }
 
 impl RunSummary {
-    fn take(&mut self, name: &RepositoryName, turn: RepositoryResult, before: Option<&LastResult>) {
-        let RepositoryResult { kept, trouble, drift, done, ran } = turn;
+    fn take(&mut self, name: &RepositoryName, result: RepositoryResult, before: Option<&LastResult>) {
+        let RepositoryResult { kept, not_ready, drift, done, ran } = result;
         let differs = kept.differs;
         self.results.insert(name.clone(), kept);
-        self.troubles.extend(trouble);
+        self.not_ready.extend(not_ready);
         if !before.is_some_and(|it| it.differs) {
             self.found += drift.len();
         }
@@ -441,7 +441,7 @@ impl RunSummary {
         }
         if differs { &mut self.uncorrected_drift } else { &mut self.drift }.extend(drift);
         // A run that deletes nothing is no event.
-        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), Went::of(&ran))));
+        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), RunTotals::of(&ran))));
     }
 
     fn outcomes(&self) -> Vec<RepositoryOutcome> {
@@ -450,9 +450,9 @@ impl RunSummary {
 
     /// Returns the most severe state, with the number of the others.
     fn worst(&self, registry: &str) -> Option<ReadyState> {
-        let stalled = self.troubles.iter().find(|it| matches!(it, ReadyState::Stalled(_)));
-        let worst = stalled.or(self.troubles.first())?;
-        let more = self.troubles.len() - 1;
+        let stalled = self.not_ready.iter().find(|it| matches!(it, ReadyState::Stalled(_)));
+        let worst = stalled.or(self.not_ready.first())?;
+        let more = self.not_ready.len() - 1;
         let cause = worst.cause();
         let message = match more {
             0 => cause.message.clone(),
@@ -474,7 +474,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_refused_is_tried_once_in_an_interval_and_a_preview_is_looked_at_sooner() {
+    fn refusals_wait_an_interval_and_previews_less() {
         let stalled = ReadyState::Stalled(Cause::new(Reason::of_error("LimitExceededException"), "no"));
         let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         let ready = ReadyState::Ready(Cause::new(Reason::InSync, "yes"));

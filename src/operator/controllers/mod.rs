@@ -322,10 +322,11 @@ impl LastSync {
     }
 
     /// Returns the condition of an earlier correction, which stays until there is other news.
-    pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
-        let told = condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
-        let told = told.filter(|_| self == Self::InSync)?;
-        Some((false, Cause::new(Reason::DriftCorrected, &*told.message)))
+    pub(super) fn still_reported(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
+        let reported =
+            condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
+        let reported = reported.filter(|_| self == Self::InSync)?;
+        Some((false, Cause::new(Reason::DriftCorrected, &*reported.message)))
     }
 }
 
@@ -343,7 +344,7 @@ mod tests {
     use wharfage_plan::ownership::{Manages, OnRemoval, Owner, Ownership};
 
     #[test]
-    fn what_changed_is_being_deleted_or_gone_is_outdated() {
+    fn changed_deleted_and_missing_objects_are_outdated() {
         let repository = |change: Value| -> Repository {
             let mut metadata = json!({ "namespace": "shop", "name": "api", "uid": "1", "generation": 3 });
             metadata.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_tags_say_of_removal_is_nothing_that_is_done_for_a_resource_that_stays() {
+    fn the_removal_policy_of_tags_is_never_planned() {
         let object = Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
         let desired = Desired { cluster: "local".to_owned(), registry: "home".to_owned(), ..Desired::default() };
         for on_removal in [OnRemoval::Retain, OnRemoval::Delete, OnRemoval::DeleteWithImages] {
@@ -398,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_by_itself_is_waited_for_and_the_rest_stalls() {
+    fn unavailable_registries_are_awaited_and_other_errors_stall() {
         for name in
             ["RegistryUnavailable", "CredentialsUnavailable", "UnexpectedResponse", "ServiceUnavailableException"]
         {
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn one_operation_that_does_not_answer_is_tried_ever_more_seldom() {
+    fn a_failing_operation_is_retried_with_backoff() {
         let now = Timestamp::now();
         let waits = refused_by_registry(error("RegistryUnavailable"));
         let next = |seconds: i64| {
@@ -430,15 +431,15 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_drift_if_it_was_in_line_as_of_this_generation() {
+    fn a_difference_is_drift_after_a_sync_of_this_generation() {
         let conditions = |generation, ready: bool, drifted| {
             let cause = Cause::new(Reason::of_error("Some"), "");
             let state = if ready { ReadyState::Ready(cause) } else { ReadyState::Stalled(cause) };
-            let told = Some((
+            let reported = Some((
                 drifted,
                 Cause::new(if drifted { Reason::DriftDetected } else { Reason::DriftCorrected }, "mutability"),
             ));
-            let findings = ConditionSet { drifted: told, ..ConditionSet::of(state) };
+            let findings = ConditionSet { drifted: reported, ..ConditionSet::of(state) };
             status::conditions(&[], Some(generation), &findings, &Time(Timestamp::UNIX_EPOCH))
         };
         let past = |observed, conditions: &[Condition]| LastSync::of(Some(2), observed, conditions);
@@ -454,15 +455,15 @@ mod tests {
         assert_eq!(past(None, &[]), LastSync::NeverSynced);
         let repaired = conditions(2, true, false);
         assert_eq!(
-            LastSync::InSync.still_told(&repaired),
+            LastSync::InSync.still_reported(&repaired),
             Some((false, Cause::new(Reason::DriftCorrected, "mutability")))
         );
-        assert_eq!(LastSync::Drifted.still_told(&conditions(2, false, true)), None);
-        assert_eq!(LastSync::NeverSynced.still_told(&repaired), None);
+        assert_eq!(LastSync::Drifted.still_reported(&conditions(2, false, true)), None);
+        assert_eq!(LastSync::NeverSynced.still_reported(&repaired), None);
     }
 
     #[test]
-    fn what_waits_for_something_else_is_looked_at_in_an_interval_or_a_minute() {
+    fn a_waiting_object_is_reconciled_within_a_minute() {
         let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         for (interval, expected) in [(1, 1.0), (600, 60.0)] {
             let pause = next(&waits, &[], Duration::from_secs(interval), Timestamp::now()).as_secs_f64();

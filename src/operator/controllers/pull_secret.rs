@@ -256,14 +256,14 @@ impl<'a> PullSecretReconcile<'a> {
         let marked: Vec<HeldSecret> =
             self.ctx.stores.pulled.state().iter().filter_map(|it| HeldSecret::read(it)).collect();
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
-        let asked = self.pull_secret.requested();
+        let requested = self.pull_secret.requested();
         let issued = self.tokens.get(&self.owner);
         // New credentials, or a request to reconcile that the current token does not handle.
-        let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
+        let must_renew = issued.as_ref().map_or(requested.is_some(), |issued| {
             registry_client.as_ref().is_some_and(|it| it.fingerprint() != issued.registry_client)
-                || (asked.is_some() && asked != issued.asked)
+                || (requested.is_some() && requested != issued.asked)
         });
-        let at_hand = issued.filter(|issued| !anew && issued.serves(source.as_deref(), now));
+        let at_hand = issued.filter(|issued| !must_renew && issued.serves(source.as_deref(), now));
         let held = self.held(marked, &served);
         let accounts = self.accounts(&held, &served);
         let world = SecretInputs {
@@ -275,7 +275,7 @@ impl<'a> PullSecretReconcile<'a> {
             accounts: &accounts,
             source: source.as_deref(),
             at_hand: at_hand.as_ref().map(|issued| issued.mark.digest.as_str()),
-            requested: anew,
+            requested: must_renew,
             now,
         };
         let decision = decide(&world);
@@ -306,7 +306,7 @@ impl<'a> PullSecretReconcile<'a> {
             let issued = match &at_hand {
                 Some(issued) => Ok(issued.clone()),
                 None => {
-                    self.issue((registry.as_deref(), registry_client.as_deref(), host.as_deref()), asked, now).await
+                    self.issue((registry.as_deref(), registry_client.as_deref(), host.as_deref()), requested, now).await
                 }
             };
             match issued {
@@ -432,7 +432,7 @@ impl<'a> PullSecretReconcile<'a> {
         write: Vec<SecretWrite>,
         outcome: &mut Secrets,
     ) -> Result<Vec<SecretWrite>, Error> {
-        let looked: Vec<_> = stream::iter(write)
+        let checked: Vec<_> = stream::iter(write)
             .map(|due| async move {
                 let place = match &due.uid {
                     Some(_) => Ok(SecretPlace::Free),
@@ -443,8 +443,8 @@ impl<'a> PullSecretReconcile<'a> {
             .buffered(CONCURRENT_REQUESTS)
             .collect()
             .await;
-        let mut due = Vec::with_capacity(looked.len());
-        for (one, place) in looked {
+        let mut due = Vec::with_capacity(checked.len());
+        for (one, place) in checked {
             match place {
                 Ok(SecretPlace::Free) => due.push(one),
                 Ok(SecretPlace::Owned(found)) => {
@@ -478,7 +478,7 @@ impl<'a> PullSecretReconcile<'a> {
     async fn issue(
         &self,
         (registry, registry_client, host): (Option<&Registry>, Option<&RegistryClient>, Option<&str>),
-        asked: Option<String>,
+        requested: Option<String>,
         now: Timestamp,
     ) -> Result<Issued, (ConditionSet, Option<Duration>)> {
         let name = &self.pull_secret.spec.registry_ref.name;
@@ -490,12 +490,12 @@ impl<'a> PullSecretReconcile<'a> {
                     return Err((registry_exists(ReadyState::Reconciling(why)), Some(jittered(TOKEN_RETRY_INTERVAL))));
                 }
                 let source = source(registry_client.ecr().identity(), host);
-                let issued = Issued::new(&token, &self.owner, source, registry_client.fingerprint(), asked, now);
+                let issued = Issued::new(&token, &self.owner, source, registry_client.fingerprint(), requested, now);
                 self.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
-            Err(trouble) => {
-                let (state, retry) = failed(&trouble, name, self.pull_secret.conditions(), REQUEUE_WAITING);
+            Err(error) => {
+                let (state, retry) = failed(&error, name, self.pull_secret.conditions(), REQUEUE_WAITING);
                 let retry = matches!(state, ReadyState::Reconciling(_)).then_some(retry);
                 Err((registry_exists(state), retry))
             }

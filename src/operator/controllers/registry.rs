@@ -339,10 +339,10 @@ async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnectio
                 status.quotas = quotas;
             })
         }
-        Err(trouble) => {
-            let (state, retry) = failed(&trouble, &name, registry.conditions(), PING_INTERVAL);
+        Err(error) => {
+            let (state, retry) = failed(&error, &name, registry.conditions(), PING_INTERVAL);
             // This reconcile probes the registry for all resources in it.
-            let retry = if let RegistryError::Unavailable(it) = trouble { it.retry } else { retry };
+            let retry = if let RegistryError::Unavailable(it) = error { it.retry } else { retry };
             let findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
             outcome(findings, Some(retry)).with_status(move |status| set_endpoint(status, Some(place)))
         }
@@ -399,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usage_does_not_begin_at_nothing_whenever_counting_begins_anew() {
+    fn a_new_count_does_not_reset_the_usage() {
         let totals = |images, all_counted| {
             let images = ImageUsage { images, bytes: images * 10, ..ImageUsage::default() };
             Totals { repositories: 2, images, all_counted }

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_counted_and_spared() {
+    fn images_in_use_count_and_stay() {
         let images =
             [stored(0, 3, Some("a")), stored(1, 2, Some("b")), stored(2, 1, Some("c")), stored(3, 0, Some("d"))];
         let decision = decide(&keep(2), &images, &HashMap::new(), &by_tag("a"), day_100()).unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_goes_before_its_children_and_holds_them_while_it_is_used() {
+    fn an_index_expires_before_its_children_and_keeps_them_in_use() {
         let images = [stored(1, 9, None), stored(2, 9, None), index(0, 8, Some("v1")), stored(3, 0, Some("v2"))];
         let children = children(&[(0, &[1, 2])]);
         let decision = decide(&keep(1), &images, &children, &UsedHere::default(), day_100()).unwrap();
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_cannot_be_read_stops_everything_only_if_it_is_used() {
+    fn an_unreadable_index_stops_the_run_only_if_in_use() {
         let images = [index(0, 9, Some("v1")), stored(1, 8, Some("v0")), stored(2, 0, Some("v2"))];
         let children = HashMap::from([(digest(0), Children::Unreadable)]);
         let refused = decide(&keep(1), &images, &children, &by_tag("v1"), day_100()).unwrap_err();

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_keeps_its_children_and_all_signatures_but_not_the_other_index_of_a_shared_child() {
+    fn an_index_keeps_children_and_signatures_but_no_other_index() {
         assert_eq!(kept(&images(), &by_tag(0)), [0, 2, 3, 5, 6, 7]);
     }
 
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn edges_to_what_is_not_stored_lead_nowhere_and_circles_end() {
+    fn edges_to_missing_images_are_ignored_and_cycles_end() {
         let images = [image(0, &[1, 50], Some(51)), image(1, &[0], Some(1))];
         assert_eq!(kept(&images, &by_digest(0)), [0, 1]);
     }

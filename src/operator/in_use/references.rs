@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_says_more_than_a_tag() {
+    fn a_digest_wins_over_a_tag() {
         let expected = format!("registry.example.com team/api {DIGEST}");
         for text in ["registry.example.com/team/api", "registry.example.com/team/api:v1"] {
             assert_eq!(read(&format!("{text}@{DIGEST}")).as_ref(), Some(&expected), "{text}");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_repository_can_hold_is_no_image() {
+    fn impossible_repository_names_are_ignored() {
         for text in [
             "",
             ":",

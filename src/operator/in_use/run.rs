@@ -43,8 +43,8 @@ pub enum Failure {
 }
 
 impl From<RegistryError> for Failure {
-    fn from(trouble: RegistryError) -> Self {
-        Self::Registry(trouble)
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
     }
 }
 
@@ -131,11 +131,11 @@ pub struct Run<'a> {
     pub scope: &'a ImageScope,
     pub shared: &'a Shared,
     /// Whether a reconcile was requested, so that a recent list is not enough.
-    pub anew: bool,
+    pub is_requested: bool,
 }
 
 /// The images of a repository, and the contents of its indexes.
-struct Looked {
+struct RepositoryImages {
     stored: Vec<StoredImage>,
     children: HashMap<Digest, Children>,
 }
@@ -147,10 +147,10 @@ impl Run<'_> {
     /// When the images in use or the images of the repository are unknown.
     pub async fn preview(&self) -> Result<Decision, Failure> {
         let now = Timestamp::now();
-        let Some(looked) = self.look(now).await? else { return Ok(Decision::default()) };
+        let Some(images) = self.read_images(now).await? else { return Ok(Decision::default()) };
         let latest = Instant::now();
-        let not_before = if self.anew { latest } else { latest.checked_sub(LISTED_LATELY).unwrap_or(latest) };
-        self.decide(&looked, not_before, now).await
+        let not_before = if self.is_requested { latest } else { latest.checked_sub(LISTED_LATELY).unwrap_or(latest) };
+        self.decide(&images, not_before, now).await
     }
 
     /// Enforces the policy.
@@ -160,11 +160,11 @@ impl Run<'_> {
     /// unavailable: then the next run continues.
     pub async fn enforce(&self) -> Result<RunReport, Failure> {
         let now = Timestamp::now();
-        let Some(looked) = self.look(now).await? else { return Ok(RunReport::default()) };
-        let Decision { acts, protected } = self.decide(&looked, Instant::now(), now).await?;
+        let Some(images) = self.read_images(now).await? else { return Ok(RunReport::default()) };
+        let Decision { acts, protected } = self.decide(&images, Instant::now(), now).await?;
         // Deleting an image tag by tag is safe against a push. Deleting it by digest is safe
         // against an index that holds it.
-        let by_digest = looked.children.values().any(|children| *children == Children::Unreadable);
+        let by_digest = images.children.values().any(|children| *children == Children::Unreadable);
         let mut done = RunReport { protected, ..RunReport::default() };
         let mut kept = HashSet::new();
         let layers = acts.iter().map(|act| act.layer + 1).max().unwrap_or_default();
@@ -187,7 +187,7 @@ impl Run<'_> {
     }
 
     /// Reads the repository; nothing if the policy selects no image.
-    async fn look(&self, now: Timestamp) -> Result<Option<Looked>, Failure> {
+    async fn read_images(&self, now: Timestamp) -> Result<Option<RepositoryImages>, Failure> {
         let ecr = self.registry_client.ecr();
         let stored = self.registry_client.ask(images(ecr, self.name)).await?;
         // Indexes are read only now: ECR counts a read as a pull.
@@ -212,13 +212,18 @@ impl Run<'_> {
             }
             known.insert(digest, children);
         }
-        Ok(Some(Looked { stored, children: known }))
+        Ok(Some(RepositoryImages { stored, children: known }))
     }
 
-    async fn decide(&self, looked: &Looked, not_before: Instant, now: Timestamp) -> Result<Decision, Failure> {
+    async fn decide(
+        &self,
+        images: &RepositoryImages,
+        not_before: Instant,
+        now: Timestamp,
+    ) -> Result<Decision, Failure> {
         let in_use = self.shared.in_use(self.client, self.scope, not_before).await?;
         let used = in_use.of(self.hosts, self.name);
-        Ok(evaluating(|| decide(self.policy, &looked.stored, &looked.children, &used, now))?)
+        Ok(evaluating(|| decide(self.policy, &images.stored, &images.children, &used, now))?)
     }
 
     /// Acts on images of which none holds another, or refers to another. An image that changed
@@ -273,7 +278,7 @@ impl Run<'_> {
                     kept.insert(digest.clone());
                     done.note(error.with_prefix(digest));
                 }
-                Err(trouble) => return Err(trouble.into()),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_images_before_the_current_ones_are_counted_from_the_youngest() {
+    fn earlier_images_are_counted_from_the_youngest() {
         let before = [(Some(1), "a:1"), (Some(3), "a:3"), (Some(2), "a:2"), (Some(4), "a:4")];
         assert_eq!(previous(0, "a:4", &before), [] as [&str; 0]);
         assert_eq!(previous(1, "a:4", &before), ["a:3"]);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_of_unknown_age_is_kept_and_takes_nobodys_place() {
+    fn a_revision_of_unknown_age_is_kept_beside_the_others() {
         let before = [(Some(2), "a:2"), (None, "a:x"), (Some(1), "a:1")];
         assert_eq!(previous(1, "a:3", &before), ["a:2", "a:x"]);
     }
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_of_a_pod_that_names_an_image_is_read() {
+    fn every_image_field_of_a_pod_is_read() {
         let pod: Pod = read(
             r#"{
               "metadata": {"name": "api", "namespace": "shop", "uid": "u", "labels": {"a": "b"}},

@@ -45,7 +45,7 @@ pub(super) struct PolicyRun<'a> {
     pub(super) rules: Option<Policy>,
     pub(super) freshness: Freshness,
     /// The request to reconcile that is not handled yet.
-    pub(super) asked: Option<String>,
+    pub(super) requested: Option<String>,
     /// Decides whether a difference is drift.
     pub(super) past: LastSync,
 }
@@ -54,7 +54,7 @@ pub(super) struct PolicyRun<'a> {
 pub(super) struct RepositoryResult {
     pub(super) kept: LastResult,
     /// The state of the policy, if the repository keeps it from being Ready.
-    pub(super) trouble: Option<ReadyState>,
+    pub(super) not_ready: Option<ReadyState>,
     /// Drift: corrected, or only detected if the policy observes or `kept` differs.
     pub(super) drift: Vec<FieldChange>,
     /// The executed action.
@@ -65,15 +65,15 @@ pub(super) struct RepositoryResult {
 
 impl RepositoryResult {
     fn of(kept: LastResult) -> Self {
-        Self { kept, trouble: None, drift: Vec::new(), done: None, ran: None }
+        Self { kept, not_ready: None, drift: Vec::new(), done: None, ran: None }
     }
 
     fn failed(name: &RepositoryName, state: ReadyState) -> Self {
-        let told = match state {
+        let reported = match state {
             ReadyState::Reconciling(_) => OutcomeState::Pending,
             ReadyState::Stalled(_) | ReadyState::Ready(_) => OutcomeState::Failed,
         };
-        Self { trouble: Some(state), ..Self::of(LastResult::new(outcome::only(name, told))) }
+        Self { not_ready: Some(state), ..Self::of(LastResult::new(outcome::only(name, reported))) }
     }
 }
 
@@ -99,11 +99,11 @@ impl PolicyRun<'_> {
     ) -> Result<Option<RepositoryResult>, Unavailable> {
         let mut held = self.registry_client.repository(name).await;
         match self.converge_repository(name, &mut held, before).await {
-            Ok(Some(mut turn)) => {
-                if self.asked.is_some() {
-                    turn.kept.asked.clone_from(&self.asked);
+            Ok(Some(mut result)) => {
+                if self.requested.is_some() {
+                    result.kept.requested.clone_from(&self.requested);
                 }
-                Ok(Some(turn))
+                Ok(Some(result))
             }
             Ok(None) => Ok(None),
             Err(RegistryError::Unavailable(unavailable)) => Err(unavailable),
@@ -126,14 +126,14 @@ impl PolicyRun<'_> {
         before: Option<&LastResult>,
     ) -> Result<Option<RepositoryResult>, RegistryError> {
         let due = self.is_due(before);
-        let mut looked = held.observe(NEEDS, self.freshness).await?;
-        let governs = looked.as_ref().is_some_and(|it| self.governs(it));
+        let mut observed = held.observe(NEEDS, self.freshness).await?;
+        let governs = observed.as_ref().is_some_and(|it| self.governs(it));
         if !governs && self.policy.adoption_policy() != AdoptionPolicy::AdoptOrCreate {
             // The decision depends on whether a policy exists.
-            looked = held.observe(NEEDS, Freshness { now: true, ..self.freshness }).await?;
+            observed = held.observe(NEEDS, Freshness { now: true, ..self.freshness }).await?;
         }
         let rules = RepositoryPolicy { policy_run: self, name, due };
-        let Convergence { executed, found: looked, end } = converge(&rules, held, self.freshness, looked).await;
+        let Convergence { executed, found: observed, end } = converge(&rules, held, self.freshness, observed).await;
         match end {
             Converged::InSync => {}
             Converged::Outdated => return Ok(None),
@@ -143,12 +143,12 @@ impl PolicyRun<'_> {
                 return Ok(Some(RepositoryResult::of(LastResult::awaiting(name, before))));
             }
             Converged::Failed(Correction { step, is_drift: true }, RegistryError::Rejected(error)) => {
-                let mut turn = RepositoryResult::failed(name, refused(name, error));
-                turn.drift = step.changes;
-                turn.kept.differs = true;
-                return Ok(Some(turn));
+                let mut result = RepositoryResult::failed(name, refused(name, error));
+                result.drift = step.changes;
+                result.kept.differs = true;
+                return Ok(Some(result));
             }
-            Converged::Failed(_, trouble) | Converged::Unread(trouble) => return Err(trouble),
+            Converged::Failed(_, error) | Converged::Unread(error) => return Err(error),
         }
         let (mut done, mut drift) = (None, Vec::new());
         if let Some(Correction { step, is_drift }) = executed.into_iter().next_back() {
@@ -160,8 +160,8 @@ impl PolicyRun<'_> {
                 drift = step.changes;
             }
         }
-        let turn = if self.observes() {
-            self.observe(name, held, looked.as_ref(), before, due).await?
+        let result = if self.observes() {
+            self.observe(name, held, observed.as_ref(), before, due).await?
         } else if self.by_operator() {
             self.evaluate(name, held, before, due).await?
         } else {
@@ -170,17 +170,17 @@ impl PolicyRun<'_> {
                 Mode::Preview => self.previewed(name, before, due).await?,
             })
         };
-        let Some(mut turn) = turn else { return Ok(None) };
+        let Some(mut result) = result else { return Ok(None) };
         if !drift.is_empty() {
-            turn.drift = drift;
+            result.drift = drift;
         }
-        turn.done = done;
-        Ok(Some(turn))
+        result.done = done;
+        Ok(Some(result))
     }
 
     /// Returns whether the step corrects drift.
-    fn is_drift(&self, step: &Step, looked: Option<&ObservedRepository>) -> bool {
-        let governed = looked.is_some_and(|it| self.governs(it));
+    fn is_drift(&self, step: &Step, observed: Option<&ObservedRepository>) -> bool {
+        let governed = observed.is_some_and(|it| self.governs(it));
         self.past.is_drift() && governed && step.action != Action::Preview
     }
 
@@ -199,15 +199,15 @@ impl PolicyRun<'_> {
         }
         let rest = self.freshness.interval.saturating_mul(self.registry_client.rotation());
         // This repository may have handled the request already, while others have not.
-        let asked = self.asked.is_some() && self.asked != before.asked;
-        asked || before.at.elapsed() >= rest
+        let requested = self.requested.is_some() && self.requested != before.requested;
+        requested || before.at.elapsed() >= rest
     }
 
     /// Others that read the tags of a repository of ours leave it unchanged. Any other repository
     /// is read once more before a change.
-    fn may_be_old(&self, step: &Step, looked: Option<&ObservedRepository>) -> bool {
+    fn may_be_old(&self, step: &Step, observed: Option<&ObservedRepository>) -> bool {
         let cluster = &self.ctx.settings.cluster;
-        let owner = looked.and_then(|it| Ownership::read(&it.tags).owner);
+        let owner = observed.and_then(|it| Ownership::read(&it.tags).owner);
         let ours = owner.is_some_and(|owner| owner.cluster == *cluster);
         !ours || step.calls.contains(&Call::DeleteLifecyclePolicy) || step.action == Action::Adopt
     }
@@ -292,7 +292,7 @@ impl PolicyRun<'_> {
             client: &self.ctx.client,
             scope: &scope,
             shared: self.in_use,
-            anew: self.asked.is_some() || !before.is_some_and(LastResult::is_evaluated),
+            is_requested: self.requested.is_some() || !before.is_some_and(LastResult::is_evaluated),
         };
         let decision = match run.preview().await {
             Ok(decision) => decision,
@@ -304,13 +304,13 @@ impl PolicyRun<'_> {
                 Mode::Enforce if !self.observes() => OutcomeState::Enforced,
                 _ => OutcomeState::Previewed,
             };
-            let told = outcome::acted(name, state, &decision.acts, decision.protected, now());
-            return Ok(Some(RepositoryResult::of(LastResult::new(told))));
+            let reported = outcome::acted(name, state, &decision.acts, decision.protected, now());
+            return Ok(Some(RepositoryResult::of(LastResult::new(reported))));
         }
         // Images are deleted only if this policy still governs the repository.
-        let looked = held.refresh_before_write(NEEDS).await?;
+        let observed = held.refresh_before_write(NEEDS).await?;
         let Some(desired) = self.wanted(name) else { return Ok(None) };
-        match self.decide(&desired, name, looked, false) {
+        match self.decide(&desired, name, observed, false) {
             Err(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
             // The registry got a policy meanwhile: the next reconcile deletes it first.
             Ok(Some(_)) => {
@@ -320,15 +320,15 @@ impl PolicyRun<'_> {
         }
         match run.enforce().await {
             Ok(done) => {
-                let told = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
-                let mut turn = RepositoryResult::of(LastResult::new(told));
+                let reported = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
+                let mut result = RepositoryResult::of(LastResult::new(reported));
                 if let Some(ApiError { name: reason, message, .. }) = done.failures.first() {
-                    turn.kept.outcome.state = OutcomeState::Failed;
+                    result.kept.outcome.state = OutcomeState::Failed;
                     let message = format!("{name}: {message}");
-                    turn.trouble = Some(ReadyState::Stalled(Cause::new(Reason::of_error(reason), message)));
+                    result.not_ready = Some(ReadyState::Stalled(Cause::new(Reason::of_error(reason), message)));
                 }
-                turn.ran = Some(done);
-                Ok(Some(turn))
+                result.ran = Some(done);
+                Ok(Some(result))
             }
             Err(failure) => spared(name, failure).map(Some),
         }
@@ -339,11 +339,11 @@ impl PolicyRun<'_> {
         &self,
         name: &RepositoryName,
         held: &mut LockedRepository,
-        looked: Option<&ObservedRepository>,
+        observed: Option<&ObservedRepository>,
         before: Option<&LastResult>,
         due: bool,
     ) -> Result<Option<RepositoryResult>, RegistryError> {
-        let Some(found) = looked else {
+        let Some(found) = observed else {
             let message = format!("the repository {name} is not there, and managementPolicy is Observe");
             return Ok(Some(RepositoryResult::failed(
                 name,
@@ -356,20 +356,20 @@ impl PolicyRun<'_> {
         let put = found.lifecycle_policy.as_ref();
         let is_put = put.is_some_and(|put| equivalent_policies(put, &self.document));
         let state = if is_put { OutcomeState::Enforced } else { OutcomeState::Pending };
-        let mut turn = RepositoryResult::of(LastResult::new(outcome::only(name, state)));
+        let mut result = RepositoryResult::of(LastResult::new(outcome::only(name, state)));
         if !is_put && self.policy.mode() == Mode::Enforce {
             let field = format!("lifecyclePolicy of {name}");
             let from = put.map(|_| "another one".to_owned());
-            turn.drift.push(FieldChange { field, from, to: Some("this one".to_owned()) });
+            result.drift.push(FieldChange { field, from, to: Some("this one".to_owned()) });
         }
-        Ok(Some(turn))
+        Ok(Some(result))
     }
 
     /// Returns the hosts by which a Pod may name this registry.
     fn hosts(&self, held: &LockedRepository) -> Hosts {
         let listed = held.as_listed();
-        let told = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
-        hosts(self.registry, &self.ctx.settings.namespace, told)
+        let reported = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
+        hosts(self.registry, &self.ctx.settings.namespace, reported)
     }
 
     /// Releases a repository that the policy no longer selects.
@@ -393,7 +393,7 @@ impl PolicyRun<'_> {
         match held.execute(&step).await {
             Ok(()) => Ok(Released::Repository),
             Err(RegistryError::Rejected(error)) if error.kind == ErrorKind::RepositoryNotFound => Ok(Released::Nothing),
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         }
     }
 }
@@ -451,7 +451,7 @@ fn scope(policy: &LifecyclePolicy) -> ImageScope {
 fn spared(name: &RepositoryName, failure: Failure) -> Result<RepositoryResult, RegistryError> {
     const REASON: Reason = Reason::InUseUnknown;
     let state = match failure {
-        Failure::Registry(trouble) => return Err(trouble),
+        Failure::Registry(error) => return Err(error),
         Failure::CannotTell(error @ CannotTell::Unlisted { .. }) => {
             ReadyState::Reconciling(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
         }
@@ -485,9 +485,9 @@ fn hosts(registry: &Registry, operator: &str, listed: Option<(&str, &str)>) -> H
         hosts.add(&workload::cluster_url(managed, &names, namespace));
     }
     let endpoint = registry.spec.endpoint.as_ref().map(|it| it.url.as_str());
-    let told = registry.status.as_ref().and_then(|it| it.endpoint.as_deref());
+    let reported = registry.status.as_ref().and_then(|it| it.endpoint.as_deref());
     let uri = listed.map(|(_, uri)| uri);
-    [endpoint, told, uri].into_iter().flatten().for_each(|url| hosts.add(url));
+    [endpoint, reported, uri].into_iter().flatten().for_each(|url| hosts.add(url));
     hosts
 }
 
@@ -498,15 +498,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_managed_registry_is_known_by_every_way_to_it() {
+    fn a_managed_registry_is_known_by_each_of_its_hosts() {
         let mut registry: Registry = serde_json::from_value(json!({
             "metadata": { "name": "home" },
             "spec": { "managed": { "publicUrl": "https://registry.example.com" } },
             "status": { "endpoint": "https://former.example.com" },
         }))
         .unwrap();
-        let listed = Some(("000000000000", "told.example.com:8443/team/api"));
-        let all = ["registry.example.com", "home.wharfage.svc", "former.example.com", "told.example.com:8443"];
+        let listed = Some(("000000000000", "reported.example.com:8443/team/api"));
+        let all = ["registry.example.com", "home.wharfage.svc", "former.example.com", "reported.example.com:8443"];
         let known = hosts(&registry, "wharfage", listed);
         assert_eq!(all.map(|host| known.contains(host)), [true; 4]);
         assert!(!known.contains("home.other.svc"));

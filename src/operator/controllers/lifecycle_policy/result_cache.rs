@@ -25,7 +25,7 @@ pub(super) struct LastResult {
     /// The start of a running preview.
     pub(super) begun: Option<Instant>,
     /// The handled request to reconcile.
-    pub(super) asked: Option<String>,
+    pub(super) requested: Option<String>,
     /// Whether drift could not be corrected.
     pub(super) differs: bool,
 }
@@ -33,14 +33,14 @@ pub(super) struct LastResult {
 impl LastResult {
     /// Makes a result of now.
     pub(super) fn new(outcome: RepositoryOutcome) -> Self {
-        Self { outcome, at: Instant::now(), begun: None, asked: None, differs: false }
+        Self { outcome, at: Instant::now(), begun: None, requested: None, differs: false }
     }
 
     /// Makes the result while a preview is running: the earlier result stays until then.
     pub(super) fn awaiting(name: &RepositoryName, before: Option<&Self>) -> Self {
-        let told = before.filter(|it| it.is_evaluated()).cloned();
+        let reported = before.filter(|it| it.is_evaluated()).cloned();
         let begun = before.and_then(|it| it.begun).or_else(|| Some(Instant::now()));
-        Self { begun, ..told.unwrap_or_else(|| Self::new(only(name, OutcomeState::Pending))) }
+        Self { begun, ..reported.unwrap_or_else(|| Self::new(only(name, OutcomeState::Pending))) }
     }
 
     /// Returns whether the policy was evaluated.
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_start_the_status_is_what_is_remembered() {
+    fn after_a_start_the_results_come_from_the_status() {
         let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
         let results = result_cache.recall("u", Some(3), &status(3, Some(0)));
         assert!(results[&name].is_evaluated());
@@ -126,18 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_preview_told_is_told_until_the_next_one_is_over() {
+    fn a_result_stays_until_the_next_preview_is_complete() {
         let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
-        let told = result_cache.recall("u", Some(3), &status(3, Some(0)))[&name].clone();
-        let awaiting = LastResult::awaiting(&name, Some(&told));
-        assert_eq!(awaiting.outcome, told.outcome);
+        let reported = result_cache.recall("u", Some(3), &status(3, Some(0)))[&name].clone();
+        let awaiting = LastResult::awaiting(&name, Some(&reported));
+        assert_eq!(awaiting.outcome, reported.outcome);
         assert!(awaiting.begun.is_some());
         assert_eq!(LastResult::awaiting(&name, Some(&awaiting)).begun, awaiting.begun, "it goes on since then");
         assert_eq!(LastResult::awaiting(&name, None).outcome.state, OutcomeState::Pending);
     }
 
     #[test]
-    fn what_another_spec_came_to_is_not_remembered_but_whom_it_was_about() {
+    fn another_generation_keeps_only_the_repositories() {
         let (result_cache, name) = (ResultCache::default(), "aa".parse::<RepositoryName>().unwrap());
         let kept = LastResult::new(only(&name, OutcomeState::Enforced));
         result_cache.remember("u", Some(1), LastResults::from([(name.clone(), kept)]));

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_how_it_stands_and_what_to_do() {
+    fn the_message_says_what_is_wrong_and_what_to_do() {
         assert_eq!(message(&Secrets::default()), "ready InSync: no namespace is chosen yet");
         let not_allowed = ["web".to_owned()].into();
         assert_eq!(
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_looked_at_again_when_the_first_token_is_to_be_renewed() {
+    fn it_is_reconciled_when_the_first_token_is_due() {
         let outcome = having(&["a", "b"]);
         let ready = outcome.findings("pull", "home").state;
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
@@ -227,20 +227,20 @@ mod tests {
     }
 
     #[test]
-    fn of_several_refusals_always_the_same_is_told() {
+    fn of_several_refusals_always_the_same_is_reported() {
         let refused = |namespace: &str| {
             let status = kube::core::Status::failure("no", "Forbidden");
             (namespace.to_owned(), status)
         };
-        let told =
+        let refusal =
             |namespaces: [&str; 2]| Secrets { refused: namespaces.map(refused).into(), ..Secrets::default() }.refusal();
         let cause = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
-        assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(cause.clone()), Some(cause)));
+        assert_eq!((refusal(["a", "b"]), refusal(["b", "a"])), (Some(cause.clone()), Some(cause)));
         assert_eq!(Secrets::default().refusal(), None);
     }
 
     #[test]
-    fn a_token_that_has_ended_is_told_until_there_is_another() {
+    fn an_expired_token_is_reported_until_it_is_replaced() {
         let mut outcome = having(&["a"]);
         outcome.spent = [("b".to_owned(), mark(10))].into();
         assert_eq!((outcome.ends(), outcome.have.len()), (Some(at(10)), 1));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_and_waits_is_not_tried_without_pause() {
+    fn an_overdue_renewal_is_not_retried_without_pause() {
         let unavailable = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
         let outcome = Secrets { why_not: Some(unavailable), ..having(&["a"]) };
         assert!(outcome.next(&outcome.findings("pull", "home").state, at(600)) > Duration::from_secs(30));

@@ -44,9 +44,9 @@ pub(super) async fn settle(
         SettingsClaim::Free => {}
         SettingsClaim::Unknown => {
             // The reported conflict stays until that is known.
-            let told = condition(registry.conditions(), ConditionType::Ready)
+            let reported = condition(registry.conditions(), ConditionType::Ready)
                 .filter(|it| it.has_reason(&Reason::OwnedByAnother));
-            let refused = told.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
+            let refused = reported.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
             return Ok(SettingsState { refused, drifted: None });
         }
         SettingsClaim::Contested(refused) => return Ok(SettingsState { refused: Some(refused), drifted: None }),
@@ -59,15 +59,15 @@ pub(super) async fn settle(
     for (index, step) in plan.steps.iter().enumerate() {
         match registry_client.ask(execute(registry_client.ecr(), step, None, |_, _| {})).await {
             Ok(()) => emit_events(&drift, registry, step, past).await,
-            Err(trouble @ RegistryError::Rejected(_)) if past.is_drift() => {
+            Err(error @ RegistryError::Rejected(_)) if past.is_drift() => {
                 let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
                 if past == LastSync::InSync {
                     drift.detected(left.len());
                 }
-                let (refused, _) = failed(&trouble, &name, registry.conditions(), DEFAULT_INTERVAL);
+                let (refused, _) = failed(&error, &name, registry.conditions(), DEFAULT_INTERVAL);
                 return Ok(SettingsState { refused: Some(refused), drifted: Some(uncorrected(&left)) });
             }
-            Err(trouble) => return Err(trouble),
+            Err(error) => return Err(error),
         }
         changed.extend(step.changes.iter().cloned());
     }
@@ -83,14 +83,14 @@ pub(super) async fn settle(
 /// unavailable.
 async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<Observed, RegistryError> {
     let mut observed = Observed::default();
-    let looked = registry_client.ask(async {
+    let result = registry_client.ask(async {
         observed = observe_settings(registry_client.ecr(), desired).await;
         let Observed { account_settings, policy, scanning_configuration, .. } = &observed;
         let errors = [account_settings.as_ref().err(), policy.as_ref().err(), scanning_configuration.as_ref().err()];
         errors.into_iter().flatten().find(|it| is_unavailable(it)).map_or(Ok(()), |error| Err(error.clone()))
     });
-    match looked.await {
-        Err(trouble @ RegistryError::Unavailable(_)) => Err(trouble),
+    match result.await {
+        Err(error @ RegistryError::Unavailable(_)) => Err(error),
         // The registry answers other requests: only this one always fails.
         Ok(()) | Err(RegistryError::Rejected(_)) => Ok(observed),
     }
