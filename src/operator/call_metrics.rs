@@ -1,4 +1,4 @@
-//! What a registry's calls tell the operator: counts for its metrics. No call is sent after the term.
+//! Counts the calls of a registry's API. Refuses calls after the term.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::metrics::OperatorMetrics;
 use wharfage_apply::CallObserver;
 use wharfage_plan::model::ErrorKind;
 
-/// The calls of one registry.
+/// The observer of the calls of one registry.
 #[derive(Debug)]
 pub struct CallMetrics {
     registry: String,
@@ -17,7 +17,7 @@ pub struct CallMetrics {
 }
 
 impl CallMetrics {
-    /// Those of the Registry with this name, within a term.
+    /// Observes the calls of the Registry with this name, within a term.
     pub fn new(registry: &str, metrics: Arc<OperatorMetrics>, term: Term) -> Self {
         metrics.know_registry(registry);
         Self { registry: registry.to_owned(), metrics, term }

@@ -1,6 +1,7 @@
-//! Whether a cluster has what the operator needs: the kinds as this version knows them, the permissions, a leader.
+//! Checks that a cluster has what the operator needs: the kinds of this version, the permissions, a
+//! leader.
 //!
-//! It only asks, and asks nothing that a plain service account may not.
+//! It only reads, and needs no permission beyond those of every service account.
 
 use std::time::Duration;
 
@@ -16,19 +17,19 @@ use super::policy_rule::{Feature, RuleScope};
 use super::rbac;
 use wharfage_crd::{API_VERSION, GROUP, VERSION};
 
-/// One thing that the operator needs.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// It is there.
+    /// The cluster has it.
     Fine(String),
-    /// It isn't: what, and what to do.
+    /// The cluster does not have it: what is missing, and what to do.
     Missing(String),
 }
 
-/// Whether the API server serves every kind, with all fields that this version knows.
+/// Checks that the API server serves every kind, with all fields of this version.
 ///
 /// # Errors
-/// The API server can't be asked.
+/// When the API server cannot be asked.
 pub async fn check_kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
     let request = http::Request::get(format!("/openapi/v3/apis/{API_VERSION}")).body(Vec::new())?;
     let served: Value = match client.request(request).await {
@@ -59,7 +60,7 @@ pub async fn check_kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
     wharfage_crd::all()?.into_iter().map(finding).collect()
 }
 
-/// The schema of one of our kinds in what the API server publishes.
+/// Returns the schema of one of our kinds, as the API server publishes it.
 fn schema_of<'a>(served: &'a Value, kind: &str) -> Option<&'a Value> {
     let is_it = |schema: &&Value| {
         schema["x-kubernetes-group-version-kind"].as_array().is_some_and(|kinds| {
@@ -69,7 +70,8 @@ fn schema_of<'a>(served: &'a Value, kind: &str) -> Option<&'a Value> {
     served["components"]["schemas"].as_object()?.values().find(is_it)
 }
 
-/// The paths of fields in `ours` that `served` doesn't have: the API server would drop them.
+/// Collects the paths of fields in `ours` that `served` does not have: the API server would drop
+/// them.
 fn missing_fields(path: &str, ours: &Value, served: &Value, missing: &mut Vec<String>) {
     for (name, schema) in ours["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
@@ -85,21 +87,21 @@ fn missing_fields(path: &str, ours: &Value, served: &Value, missing: &mut Vec<St
     }
 }
 
-/// Which permissions the chart was asked for.
+/// The permissions that the chart was installed with.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
     /// The operator's namespace.
     pub namespace: String,
-    /// Features that it goes without.
+    /// Disabled features.
     pub without: Vec<Feature>,
-    /// The only namespaces whose Secrets it reaches; all if there are none here.
+    /// The only namespaces whose Secrets it may read; empty means all.
     pub secret_namespaces: Vec<String>,
 }
 
-/// Whether whoever asks may do all that the operator does.
+/// Checks that the caller has all permissions of the operator.
 ///
 /// # Errors
-/// The API server can't be asked.
+/// When the API server cannot be asked.
 pub async fn check_permissions(client: &Client, expected: &Expected) -> anyhow::Result<Vec<Finding>> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let asked = questions(expected).into_iter().map(|question| {
@@ -119,7 +121,7 @@ pub async fn check_permissions(client: &Client, expected: &Expected) -> anyhow::
     Ok(if missing.is_empty() { vec![Finding::Fine(format!("all {all} permissions are there"))] } else { missing })
 }
 
-/// Every permission as a question to the API server.
+/// Returns every permission as a question to the API server.
 fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
     let Expected { namespace, without, secret_namespaces } = expected;
     let mut questions = Vec::new();
@@ -159,10 +161,10 @@ fn sentence(question: &ResourceAttributes) -> String {
     format!("may not {} {}{group}{subresource} {place}", word(&question.verb), word(&question.resource))
 }
 
-/// Waits until a living operator holds the Lease, `patience` long.
+/// Waits until a live operator holds the Lease, for `patience` at most.
 ///
 /// # Errors
-/// The API server can't be asked.
+/// When the API server cannot be asked.
 pub async fn check_leader(client: &Client, namespace: &str, name: &str, patience: Duration) -> anyhow::Result<Finding> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let deadline = tokio::time::Instant::now() + patience;
@@ -181,7 +183,7 @@ pub async fn check_leader(client: &Client, namespace: &str, name: &str, patience
     }
 }
 
-/// Who holds the Lease at that time.
+/// Returns the holder of the Lease at that time.
 fn holder(lease: &Lease, now: Timestamp) -> Option<&str> {
     let spec = lease.spec.as_ref()?;
     let holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty())?;
@@ -200,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_that_the_cluster_does_not_know_is_found_however_deep_it_lies() {
+    fn a_missing_field_is_found_at_any_depth() {
         let ours = json!({"properties": {"spec": {"properties": {
             "rules": {"items": {"properties": {"old": {}, "new": {}}}},
             "labels": {"additionalProperties": {"type": "string"}},
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_held_until_it_ran_out_or_was_given_back() {
+    fn a_lease_is_held_until_it_expires_or_is_released() {
         let now = Timestamp::from_second(1_000).unwrap();
         let lease = |holder: &str, renewed| Lease {
             spec: Some(LeaseSpec {
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_are_asked_for_where_the_chart_gives_them() {
+    fn permissions_are_checked_where_the_chart_grants_them() {
         let places = |secret_namespaces: &[&str]| -> BTreeSet<Option<String>> {
             let secret_namespaces = secret_namespaces.iter().map(|it| (*it).to_owned()).collect();
             let expected = Expected { namespace: "wharfage".into(), secret_namespaces, ..Expected::default() };

@@ -1,4 +1,5 @@
-//! The context that all controllers share. What only one controller remembers belongs to that controller.
+//! The context that all controllers share. What only one controller remembers belongs to that
+//! controller.
 
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use super::events::Events;
 use super::leader::Term;
 use super::metrics::OperatorMetrics;
 use super::registry_client::RegistryClients;
+use super::secrets::SecretWatches;
 use super::settings::Settings;
 use super::stale_cache::StaleCache;
 use super::stores::Stores;
@@ -15,7 +17,7 @@ use super::triggers::Triggers;
 use super::watch::Change;
 
 /// The context that all controllers share.
-pub struct Context {
+pub(crate) struct Context {
     /// A client of the API server, which sends nothing after the term.
     pub client: Client,
     /// The operator's settings.
@@ -24,6 +26,8 @@ pub struct Context {
     pub stores: Stores,
     /// The registries.
     pub registry_clients: RegistryClients,
+    /// The watches of the Secrets that objects refer to.
+    pub(crate) secret_watches: SecretWatches,
     /// The queues by which resources are requeued.
     pub triggers: Triggers,
     /// Emits Kubernetes events.

@@ -1,7 +1,7 @@
-//! Events: what happened to a resource, for those who look at it with `kubectl describe`.
+//! Emits Kubernetes events, which `kubectl describe` shows.
 //!
-//! They are emitted when something changes, not at each reconcile; what happens again is counted on the event that is
-//! there. An event that cannot be written is logged, and nothing else stops for it.
+//! An event is emitted when something changes, not at each reconcile. A repeated event increments
+//! the count of the existing one. An event that cannot be written is logged, and blocks nothing.
 
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
@@ -19,26 +19,25 @@ pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     reason: "events",
 }];
 
-/// What the API takes of a note, in bytes.
+/// The longest note that the API accepts, in bytes.
 pub const LONGEST_NOTE: usize = 1024;
 
-/// Writes events.
 #[derive(Clone)]
 pub struct Events(Recorder);
 
 impl Events {
-    /// Events that say they come from `instance`.
+    /// Makes a writer of events that names `instance` as their source.
     pub fn new(client: Client, instance: &str) -> Self {
         let reporter = Reporter { controller: "wharfage".to_owned(), instance: Some(instance.to_owned()) };
         Self(Recorder::new(client, reporter))
     }
 
-    /// Something was done.
+    /// Emits an event about a change.
     pub async fn normal<K: Resource<DynamicType = ()>>(&self, object: &K, reason: Reason, note: impl Into<String>) {
         self.publish(object, EventType::Normal, reason, note.into()).await;
     }
 
-    /// Something is wrong.
+    /// Emits an event about a problem.
     pub async fn warning<K: Resource<DynamicType = ()>>(&self, object: &K, reason: Reason, note: impl Into<String>) {
         self.publish(object, EventType::Warning, reason, note.into()).await;
     }
@@ -72,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_cut_between_characters_where_the_api_would_refuse_it() {
+    fn a_long_note_is_cut_between_characters() {
         for fits in [String::new(), "x".repeat(1024), "ü".repeat(512)] {
             assert_eq!(cut(fits.clone()), fits);
         }

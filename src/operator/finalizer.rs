@@ -1,8 +1,10 @@
-//! The finalizer: put before the first call to a registry, removed when nothing is left to do there.
+//! The finalizer: added before the first call to a registry, and removed when nothing is left to
+//! release there.
 //!
-//! It is put by server-side apply with a field manager of its own, so that nobody else's finalizers are touched. The uid goes with
-//! it: an object that is gone meanwhile is not made again. It is removed by value, whoever else wrote it, too: a manifest that
-//! was exported and applied again, or comes from a backup, has it.
+//! It is added by server-side apply with its own field manager, so that other finalizers stay
+//! unchanged. The patch has the uid, so that it does not create an object that is gone. It is
+//! removed by value, whoever wrote it: a manifest that was exported, or that comes from a backup,
+//! has it, too.
 
 use std::fmt::Debug;
 
@@ -11,20 +13,18 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-/// The finalizer of every kind.
 pub const FINALIZER: &str = "wharfage.dev/finalizer";
 
 const FIELD_MANAGER: &str = "wharfage-finalizer";
 
-/// Whether the object has it.
 pub fn has<K: Resource>(object: &K) -> bool {
     object.finalizers().iter().any(|it| it == FINALIZER)
 }
 
-/// Puts it on the object.
+/// Adds the finalizer to the object.
 ///
 /// # Errors
-/// What the API server said.
+/// Of the API server, except that the object is gone.
 pub async fn add<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -41,10 +41,10 @@ where
     gone_is_fine(api.patch_metadata(&object.name_any(), &params, &Patch::Apply(&patch)).await)
 }
 
-/// Takes it away: the object may go.
+/// Removes the finalizer, so that the object can be deleted.
 ///
 /// # Errors
-/// What the API server said; also when the object's finalizers are other ones by now.
+/// Of the API server, also when the object's finalizers have changed.
 pub async fn remove<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,

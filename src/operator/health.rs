@@ -1,5 +1,5 @@
-//! What the operator's operations listener says: it lives unless it goes on working long after its term; it is ready when it stands by,
-//! or leads and knows everything that is there.
+//! The answers of the operator's health endpoints. It is healthy unless its work continues long
+//! after its term. It is ready while it stands by, and when it leads and its stores are complete.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,11 @@ use super::leader::Term;
 use super::metrics::{self, OperatorMetrics};
 use wharfage_process::operations::{OK, Operated};
 
-/// How long work may outlast its term: it is dropped at the term's end, so that work which is still there hangs.
+/// The time that work may outlast its term. It is dropped at the end of the term, so work that
+/// still runs hangs.
 const OVERTIME: Duration = Duration::from_secs(30);
 
-/// How the operator is doing.
+/// The health of the operator.
 #[derive(Debug)]
 pub struct Health {
     metrics: Arc<OperatorMetrics>,
@@ -24,19 +25,19 @@ pub struct Health {
 }
 
 impl Health {
-    /// Standing by.
+    /// Starts as a standby.
     pub fn new(metrics: Arc<OperatorMetrics>) -> Self {
         Self { metrics, term: Mutex::default(), stopping: AtomicBool::default() }
     }
 
-    /// Says that this replica leads, until the answer is dropped.
+    /// Records that this replica leads, until the result is dropped.
     #[must_use]
     pub fn leading(self: &Arc<Self>, term: &Term) -> Leading {
         self.set_term(Some(term.clone()));
         Leading { health: Arc::clone(self), _metrics: self.metrics.leading() }
     }
 
-    /// Says that the process ends.
+    /// Records that the process is stopping.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -50,7 +51,7 @@ impl Health {
     }
 }
 
-/// Work that is under way.
+/// A term in which this replica works.
 #[derive(Debug)]
 pub struct Leading {
     health: Arc<Health>,
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_replica_is_ready_while_it_stands_by_and_when_it_leads_and_knows_everything() {
+    async fn standbys_and_leaders_with_complete_stores_are_ready() {
         let metrics = Arc::new(OperatorMetrics::new());
         let health = Arc::new(Health::new(metrics.clone()));
         assert_eq!(health.ready().await, Ok(OK));

@@ -1,7 +1,7 @@
-//! A store that is asked by more than names: which objects have a key, without looking at all of them.
+//! Finds the objects of a store by keys, without reading all of them.
 //!
-//! The index holds the store's own objects, and changes with it while its lock is held. So whoever has an object from the
-//! store finds it in the index, or what came after it; and whoever has it from the index finds it so in the store.
+//! The index holds the store's own objects, and changes with it under one lock. So a reader that
+//! has an object from one of them finds the same or a newer version in the other.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -24,7 +24,7 @@ impl<K, Q> Clone for Index<K, Q> {
 }
 
 impl<K, Q: Eq + Hash> Index<K, Q> {
-    /// The objects that have one of these keys, each once, in no order.
+    /// Returns the objects that have one of these keys, each once, in no order.
     pub fn any_of(&self, keys: &[Q]) -> Vec<Arc<K>> {
         let keyed = self.0.read().unwrap_or_else(PoisonError::into_inner);
         match keys {
@@ -36,14 +36,14 @@ impl<K, Q: Eq + Hash> Index<K, Q> {
         }
     }
 
-    /// The objects that have this key, in no order.
+    /// Returns the objects that have this key, in no order.
     pub fn with(&self, key: Q) -> Vec<Arc<K>> {
         self.any_of(&[key])
     }
 }
 
-/// Objects by key. Those of a key are told apart by where they are, so that one of many is taken out without a look at the
-/// others, and no name is kept again.
+/// Objects by key. Objects of one key are identified by their address, so that one of many is
+/// removed without a search, and no name is stored twice.
 struct Keyed<K, Q>(HashMap<Q, HashMap<usize, Arc<K>>>);
 
 impl<K, Q: Eq + Hash> Keyed<K, Q> {
@@ -72,7 +72,7 @@ impl<K, Q: Eq + Hash> Keyed<K, Q> {
     }
 }
 
-/// The other end of a store and its index: nobody else writes to either.
+/// The writing end of a store and its index, which nothing else writes.
 pub struct IndexedWriter<K, Q>
 where
     K: Lookup<DynamicType = ()> + Clone + 'static,
@@ -94,7 +94,7 @@ where
 
     fn apply(&mut self, event: &Event<K>) {
         match event {
-            // What is listed again is nobody's to see until all of it is there.
+            // A list becomes visible only when it is complete.
             Event::Init | Event::InitApply(_) => self.writer.apply_watcher_event(event),
             Event::InitDone => {
                 let mut keyed = self.index.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -117,7 +117,7 @@ where
     }
 }
 
-/// A store, its index by the keys that `keys` says an object has, and what writes to both.
+/// Makes a store, its index by `keys`, and the writer of both.
 pub fn indexed_store<K, Q>(keys: fn(&K) -> Vec<Q>) -> (Store<K>, Index<K, Q>, IndexedWriter<K, Q>)
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
@@ -162,7 +162,7 @@ mod tests {
         objects
     }
 
-    /// The very objects of the store, not others like them.
+    /// Returns whether these are the objects of the store, not equal copies.
     fn same(found: &[Arc<ConfigMap>], stored: &[Arc<ConfigMap>]) -> bool {
         found.len() == stored.len() && found.iter().zip(stored).all(|(one, other)| Arc::ptr_eq(one, other))
     }
@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_index_says_what_a_look_at_the_whole_store_would(events in events()) {
+        fn the_index_agrees_with_a_scan_of_the_store(events in events()) {
             let (store, index, mut writer) = indexed_store(keys);
             for event in events {
                 writer.apply(&event);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_nothing_has_any_more_takes_no_room() {
+    fn an_unused_key_is_removed() {
         let (_store, index, mut writer) = indexed_store(keys);
         let kept = || index.0.read().unwrap().0.len();
         writer.apply(&Event::Apply(object("a", 1, &["x", "y"])));
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_an_object_from_one_finds_it_or_a_newer_one_in_the_other() {
+    fn store_and_index_never_go_back_to_an_older_version() {
         const VERSIONS: u32 = 20_000;
         let (store, index, mut writer) = indexed_store(keys);
         writer.apply(&Event::Apply(object("a", 0, &["x"])));

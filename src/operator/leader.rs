@@ -1,16 +1,23 @@
-//! Who leads: of all replicas of the operator one works, by a Lease (coordination.k8s.io/v1) that it keeps renewing.
+//! Leader election: of all replicas of the operator one works, by a Lease (coordination.k8s.io/v1)
+//! that it keeps renewing.
 //!
-//! Clocks of two machines are never compared. A candidate takes a lease over when, by its own clock, the lease has not changed for
-//! as long as it lasts; the leader, by its own clock, stops well before that. In between nobody works:
+//! Clocks of two machines are never compared. A candidate takes over the lease when, by its own
+//! clock, the lease has not changed for its whole duration. The leader, by its own clock, stops
+//! well before that. In between nobody works:
 //!
 //! ```text
 //! leader      renewal sent ─────────── 6 s: the work is dropped and writes are refused
 //! candidate     └► change seen ──────────────────────────── 10 s: takes over
 //! ```
 //!
-//! Writes of the lease are replacements of one resourceVersion, so that of two candidates one wins. What a leader does goes through its
-//! [`Term`], which refuses what is sent after the deadline: a process that was stopped in the middle of its work and goes on after
-//! another has adopted finds nothing that it could still write with.
+//! Each write of the lease replaces one resourceVersion, so that one of two candidates wins. A
+//! leader writes through its [`Term`], which refuses requests after the deadline. So a process that
+//! was paused, and continues after another took over, cannot write.
+//!
+//! The crate kube-lease-manager does not give that. It compares the leader's `renewTime` with the
+//! candidate's own clock, and its renewals and forced takeovers are patches without a
+//! resourceVersion. It reports leadership as a flag, and has no term that tasks carry and that
+//! refuses their late writes.
 
 use std::future::Future;
 use std::pin::pin;
@@ -32,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::policy_rule::{Feature, PolicyRule, RuleScope};
 
-/// What electing takes.
+/// Permissions for the election.
 pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     group: "coordination.k8s.io",
     resources: &["leases"],
@@ -42,41 +49,41 @@ pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     reason: "who works, of several replicas",
 }];
 
-/// How long a lease that isn't renewed keeps others out.
+/// The duration of the lease: a lease that is not renewed excludes others for this long.
 const LEASE_DURATION: Duration = Duration::from_secs(10);
-/// How long after it asked for its last renewal the leader may work.
+/// The time after the request of the last renewal until which the leader may work.
 const RENEW_DEADLINE: Duration = Duration::from_secs(6);
-/// How often the leader renews.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
-/// How often a candidate looks at the lease: a lease that was given back is taken up within this.
+/// The interval at which a candidate reads the lease: a released lease is acquired within this
+/// time.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How soon the leader tries again after a renewal that failed.
+/// The pause after a failed renewal.
 const RETRY_PERIOD: Duration = Duration::from_millis(500);
-/// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is elected for, and who stands.
+/// The lease, and the candidate.
 #[derive(Debug, Clone)]
 pub struct Election {
-    /// The Lease's namespace.
+    /// The namespace of the Lease.
     pub namespace: String,
-    /// The Lease's name.
+    /// The name of the Lease.
     pub name: String,
-    /// Who stands: unique to the process, for a Pod's name survives its container's restart.
+    /// The candidate, unique to the process: a Pod's name survives the restart of its container.
     pub identity: String,
-    /// How long the work may take to end after a stop, before it is dropped and the lease is given back.
+    /// The time that the work may take to end after a stop, before it is dropped and the lease is
+    /// released.
     pub grace: Duration,
 }
 
-/// A time of leading. Clones are of the same term.
+/// A time in which this replica leads. Clones share the term.
 #[derive(Debug, Clone)]
 pub struct Term {
-    /// None: without an end.
+    /// Nothing if the term has no end.
     until: Arc<Mutex<Option<Instant>>>,
     stopping: CancellationToken,
 }
 
-/// What is answered to a request that a [`Term`] refuses.
+/// The error of a request that a [`Term`] refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this replica does not lead any more")]
 pub struct NotLeading;
@@ -86,33 +93,33 @@ impl Term {
         Self { until: Arc::new(Mutex::new(until)), stopping: CancellationToken::new() }
     }
 
-    /// A term that lasts as long as the process: there is no election.
+    /// Makes a term that lasts as long as the process, without an election.
     pub fn unlimited() -> Self {
         Self::new(None)
     }
 
-    /// A term that is over since then.
+    /// Makes a term that ended at this time.
     #[cfg(test)]
     pub(super) fn ended_at(end: Instant) -> Self {
         Self::new(Some(end))
     }
 
-    /// Whether it lasts: what is written when it doesn't may cross what the next leader writes.
+    /// Returns whether the term lasts. A write after it may conflict with the next leader's.
     pub fn lasts(&self) -> bool {
         self.until().is_none_or(|until| Instant::now() < until)
     }
 
-    /// For how long it has been over.
+    /// Returns the time since the end of the term.
     pub fn over_for(&self) -> Option<Duration> {
         Instant::now().checked_duration_since(self.until()?)
     }
 
-    /// Waits until the work should end by itself: finish what runs, begin nothing new.
+    /// Waits until the work should end: it finishes what runs, and begins nothing new.
     pub async fn stopping(&self) {
         self.stopping.cancelled().await;
     }
 
-    /// A client whose requests are refused when the term is over.
+    /// Makes a client that refuses requests after the term.
     pub fn guard(&self, client: Client) -> Client {
         let (term, namespace) = (self.clone(), client.default_namespace().to_owned());
         let guarded = tower::service_fn(move |request: http::Request<Body>| {
@@ -136,11 +143,11 @@ impl Term {
     }
 }
 
-/// Runs `work` while this process leads, again each time that it comes to lead, until `stop`. On `stop` the work may go on for the
-/// election's grace; then, or when it has ended, the lease is given back.
+/// Runs `work` in each term of this process, until `stop`. On `stop` the work may continue for the
+/// election's grace; then, or when it has ended, the lease is released.
 ///
 /// # Errors
-/// The work's own; the lease is given back before.
+/// Of the work; the lease is released before.
 pub async fn lead<F, Fut>(
     client: Client,
     election: &Election,
@@ -157,7 +164,7 @@ where
         let Some(until) = candidate.campaign(stop.clone()).await else { return Ok(()) };
         tracing::info!(lease = %election.name, identity = %election.identity, "leading");
         let (term, ended) = (Term::new(Some(until)), CancellationToken::new());
-        // A task of its own: work that keeps its task busy must not keep the lease from being renewed.
+        // In its own task, so that busy work does not delay the renewal.
         let mut renewing = JoinSet::new();
         renewing.spawn(candidate.renew(term.clone(), ended.clone()));
         let outcome = tokio::select! {
@@ -165,7 +172,8 @@ where
             Some(lost) = renewing.join_next() => Either::Left(lost),
             outcome = until_stop(work(term.clone()), &term, stop.clone(), election.grace) => Either::Right(outcome),
         };
-        // The work is gone by here; what it may have left running is refused from now on.
+        // The work is dropped by here. Requests of tasks that it left running are refused from now
+        // on.
         match outcome {
             Either::Left(lost) => {
                 term.set_until(Instant::now());
@@ -185,7 +193,7 @@ where
     }
 }
 
-/// Runs `work` without an election, until `stop` and then for `grace` at most.
+/// Runs `work` without an election, until `stop`, and then for `grace` at most.
 pub async fn work_alone<F, Fut>(grace: Duration, stop: impl Future<Output = ()>, work: F) -> anyhow::Result<()>
 where
     F: FnOnce(Term) -> Fut,
@@ -195,7 +203,8 @@ where
     until_stop(work(term.clone()), &term, stop, grace).await
 }
 
-/// Runs `work` to its end, which it is asked for on `stop`; it is dropped if it then takes longer than `grace`.
+/// Runs `work` to its end. On `stop` it is asked to end, and dropped if that takes longer than
+/// `grace`.
 async fn until_stop(
     work: impl Future<Output = anyhow::Result<()>>,
     term: &Term,
@@ -215,31 +224,31 @@ async fn until_stop(
     })
 }
 
-/// What to do about the lease.
+/// The next action on the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LeaseDecision {
-    /// Nobody holds it: take it.
+    /// No one holds it.
     Acquire,
-    /// It is ours: renew it.
+    /// This candidate holds it.
     Renew,
-    /// Another's, for so long at least.
+    /// Another candidate holds it, for this long at least.
     Wait(Duration),
 }
 
-/// The lease as it was seen.
+/// The lease as this candidate last observed it.
 #[derive(Debug, Clone, Default)]
 struct ObservedLease {
-    /// As it is in the cluster, if it is there.
+    /// The object, if it exists.
     lease: Option<Lease>,
-    /// What it said last. A lease that is deleted by hand still counts for as long as it would have lasted: its holder works on
-    /// until it notices.
+    /// The last spec. A lease that is deleted by hand still counts for its duration: its holder
+    /// works until it notices.
     spec: LeaseSpec,
-    /// When it came to say so, by our clock.
+    /// The time of its last change, by our clock.
     changed: Option<Instant>,
 }
 
 impl ObservedLease {
-    /// Takes note of what was answered at `at`.
+    /// Records the lease that was read at `at`.
     fn note(&mut self, lease: Option<Lease>, at: Instant) {
         if let Some(spec) = lease.as_ref().map(|lease| lease.spec.clone().unwrap_or_default())
             && (self.changed.is_none() || spec != self.spec)
@@ -250,7 +259,7 @@ impl ObservedLease {
         self.lease = lease;
     }
 
-    /// What `me` should do at `now`.
+    /// Decides for the candidate `me` at `now`.
     fn decide(&self, me: &str, now: Instant) -> LeaseDecision {
         let holder = self.spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
         match (holder, self.changed) {
@@ -267,7 +276,7 @@ impl ObservedLease {
         }
     }
 
-    /// What it should say when `me` takes or renews it.
+    /// Returns the spec with which `me` acquires or renews it.
     fn claimed(&self, me: &str, now: Timestamp) -> LeaseSpec {
         let held_before = self.spec.holder_identity.as_deref() == Some(me);
         let transitions = self.spec.lease_transitions.unwrap_or(0);
@@ -276,13 +285,13 @@ impl ObservedLease {
             lease_duration_seconds: Some(LEASE_DURATION.as_secs() as i32),
             acquire_time: if held_before { self.spec.acquire_time.clone() } else { Some(MicroTime(now)) },
             renew_time: Some(MicroTime(now)),
-            // The first to hold it takes it from nobody.
+            // The first holder takes it from no one.
             lease_transitions: Some(transitions + i32::from(!held_before && self.changed.is_some())),
             ..self.spec.clone()
         }
     }
 
-    /// What it should say when its holder gives it back.
+    /// Returns the spec with which its holder releases it.
     fn released(&self, now: Timestamp) -> LeaseSpec {
         LeaseSpec {
             holder_identity: Some(String::new()),
@@ -293,25 +302,24 @@ impl ObservedLease {
     }
 }
 
-/// How an attempt to hold the lease ended.
+/// The result of an attempt to hold the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempt {
-    /// It is ours; the renewal was sent at this time.
+    /// This candidate holds it; the request was sent at this time.
     Held(Instant),
-    /// Another holds it, for so long at least.
+    /// Another candidate holds it, for this long at least.
     Taken(Duration),
-    /// Somebody wrote it at the same time: look again.
+    /// Another candidate wrote it at the same time.
     Conflict,
 }
 
-/// One who stands for an election.
 struct Candidate {
     api: Api<Lease>,
     election: Election,
     seen: ObservedLease,
-    /// Whether `seen` is what we wrote ourselves last, so that renewing needs no reading.
+    /// Whether `seen` is the last own write, so that a renewal needs no read.
     fresh: bool,
-    /// Whether the last request failed: a failure is logged when it begins and when it ends.
+    /// Whether the last request failed. The first and the last failure of a series are logged.
     failing: bool,
 }
 
@@ -326,11 +334,12 @@ impl Candidate {
         }
     }
 
-    /// Waits to lead; the answer is until when. None: stopped before.
+    /// Waits until this candidate leads. Returns the deadline of the term, or nothing if `stop`
+    /// came before.
     async fn campaign(&mut self, stop: impl Future<Output = ()>) -> Option<Instant> {
         let mut stop = pin!(stop);
         loop {
-            // A request is never cut off: it could make us the leader without our knowing.
+            // A request is never cancelled: it could make us the leader without our knowledge.
             let pause = match self.attempt(&[LeaseDecision::Acquire, LeaseDecision::Renew]).await {
                 Some(Attempt::Held(since)) => return Some(since + RENEW_DEADLINE),
                 Some(Attempt::Taken(rest)) => rest.min(POLL_INTERVAL),
@@ -344,7 +353,7 @@ impl Candidate {
         }
     }
 
-    /// Keeps the lease until `ended`, or until it is lost: to another, or for want of an answer.
+    /// Renews the lease until `ended`, or until it is lost.
     async fn renew(mut self, term: Term, ended: CancellationToken) -> Self {
         let mut pause = RENEW_INTERVAL;
         loop {
@@ -374,7 +383,8 @@ impl Candidate {
         }
     }
 
-    /// One attempt to hold the lease, where what to do about it is one of `willing`. None: no answer, or a refusal.
+    /// Attempts to hold the lease, if the decision is one of `willing`. Returns nothing if the
+    /// request failed.
     async fn attempt(&mut self, willing: &[LeaseDecision]) -> Option<Attempt> {
         let attempt = timeout(REQUEST_TIMEOUT, self.try_to_hold(willing)).await;
         let failure = match attempt {
@@ -417,13 +427,14 @@ impl Candidate {
                 self.fresh = true;
                 Ok(Attempt::Held(asked))
             }
-            // StaleCache, made or deleted by another in between.
+            // Written, created or deleted by another candidate meanwhile.
             Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => Ok(Attempt::Conflict),
             Err(error) => Err(error),
         }
     }
 
-    /// Writes the lease as it was seen, with another spec; somebody else's write in between is a conflict.
+    /// Writes the lease onto the observed version, with a new spec. Another write meanwhile is a
+    /// conflict.
     async fn write(&mut self, spec: LeaseSpec) -> Result<(), kube::Error> {
         let parameters = PostParams { field_manager: Some("wharfage".into()), ..PostParams::default() };
         let name = &self.election.name;
@@ -441,9 +452,9 @@ impl Candidate {
         Ok(())
     }
 
-    /// Gives the lease back, so that the next need not wait until it ends.
+    /// Releases the lease, so that the next leader does not wait until it ends.
     async fn release(&mut self) {
-        // After a renewal that failed nobody knows whose it is; it then ends by itself.
+        // After a failed renewal its holder is unknown. The lease then expires.
         if !self.fresh {
             return;
         }
@@ -481,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_taken_at_once() {
+    fn a_free_lease_is_acquired_at_once() {
         let now = Instant::now();
         let mut seen = ObservedLease::default();
         seen.note(None, now);
@@ -521,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_deleted_by_hand_counts_until_it_would_have_ended() {
+    fn a_deleted_lease_counts_until_its_end() {
         let start = Instant::now();
         let mut seen = ObservedLease::default();
         seen.note(Some(held_by("other", 2, 100)), start);
@@ -542,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_is_nobodys_and_keeps_its_count() {
+    fn a_released_lease_is_free_and_keeps_its_transitions() {
         let now = Instant::now();
         let mut seen = ObservedLease::default();
         seen.note(Some(held_by("me", 2, 100)), now);

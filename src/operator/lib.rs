@@ -1,39 +1,47 @@
 //! The operator: the same manifests as file mode, from the Kubernetes API.
 //!
-//! One controller for each kind. A controller looks at what is there, calls the same [`plan`](wharfage_plan::plan), carries it
-//! out and writes the status. `manager` starts the watches and the controllers; `watch` and `triggers` requeue resources;
-//! `stores` and `index` find them; `registry_client` is a registry as all controllers know it; `leader` sees to it that only one process
-//! does all this.
+//! `kind` has the list of the kinds. Each kind has a controller, which supplies the steps of the
+//! reconcile that all kinds share: observe, call the same [`plan`](wharfage_plan::plan) as file
+//! mode, execute it, and write the status. `manager` starts the watches and the controllers;
+//! `watch` and `triggers` requeue objects; `stores` and `index` find them. All controllers share
+//! one `registry_client` for each registry. `secrets` reads and writes Secrets for any kind, and
+//! `apply_set` other objects. `leader` lets only one replica work.
 //!
-//! Modules here import each other without cycles, but for a parent and its children; a test checks that.
+//! Modules here import each other without cycles, except a parent and its children; a test checks
+//! that.
 
-pub mod call_metrics;
+mod api_error;
+mod apply_set;
+mod call_metrics;
 pub mod check;
-pub mod context;
+mod context;
 mod controllers;
 mod events;
+#[cfg(test)]
+mod fake_kubernetes;
 mod finalizer;
-pub mod health;
-pub mod in_use;
+mod health;
+mod in_use;
 mod index;
-pub mod leader;
+mod kind;
+mod leader;
 mod manager;
-pub mod metrics;
+mod metrics;
 mod plan_input;
 pub mod policy_rule;
-pub mod pull_secrets;
+mod pull_secrets;
 pub mod rbac;
 pub mod registry_client;
 mod run;
 mod secrets;
-pub mod settings;
-pub mod stale_cache;
+mod settings;
+mod stale_cache;
 mod state_metrics;
-pub mod status;
-pub mod stores;
-pub mod triggers;
+mod status;
+mod stores;
+mod triggers;
 mod watch;
-pub mod workload;
+mod workload;
 
 pub use run::{Process, cluster, run};
 pub use settings::Settings;

@@ -7,21 +7,20 @@ use kube::{Api, Client};
 use tokio::task::JoinSet;
 
 use super::context::Context;
-use super::controllers;
-use super::controllers::lifecycle_policy::LifecyclePolicyController;
-use super::controllers::pull_secret::PullSecretController;
-use super::controllers::registry::{RegistryController, watch_workloads};
-use super::controllers::repository::RepositoryController;
+use super::controllers::{self, KindController, NamespaceChange};
 use super::events::Events;
+use super::index::IndexedWriter;
+use super::kind::for_each_kind;
 use super::leader::Term;
 use super::metrics::{OperatorMetrics, StateSource};
 use super::policy_rule::{Feature, PolicyRule, RuleScope};
 use super::registry_client::RegistryClients;
+use super::secrets::SecretWatches;
 use super::settings::Settings;
 use super::stale_cache::StaleCache;
-use super::stores::{Stores, Writers};
-use super::triggers::{self, Triggers};
-use super::{pull_secrets, watch};
+use super::stores::{IndexKey, KindWriters, Stores, Writers};
+use super::triggers::{Queues, Triggers};
+use super::watch::{self, Change};
 
 /// Permissions to watch what selectors and `allowedNamespaces` read.
 pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
@@ -33,27 +32,59 @@ pub(super) const RULES: &[PolicyRule] = &[PolicyRule {
     reason: "labels, for allowedNamespaces and selectors",
 }];
 
-/// The controllers of all kinds.
-struct Controllers {
-    registry: Arc<RegistryController>,
-    repository: Arc<RepositoryController>,
-    lifecycle_policy: Arc<LifecyclePolicyController>,
-    pull_secret: Arc<PullSecretController>,
-}
-
-impl Controllers {
-    fn new(ctx: &Arc<Context>) -> Self {
-        Self {
-            registry: Arc::new(RegistryController::new(Arc::clone(ctx))),
-            repository: Arc::new(RepositoryController::new(Arc::clone(ctx))),
-            lifecycle_policy: Arc::new(LifecyclePolicyController::new(Arc::clone(ctx))),
-            pull_secret: Arc::new(PullSecretController::new(Arc::clone(ctx))),
+/// Makes and runs the controllers of all kinds.
+macro_rules! kind_controllers {
+    ($($field:ident: $kind:ty => $controller:path;)*) => {
+        struct Controllers {
+            $($field: Arc<$controller>,)*
         }
-    }
+
+        impl Controllers {
+            fn new(ctx: &Arc<Context>) -> Self {
+                Self { $($field: Arc::new(KindController::new(Arc::clone(ctx))),)* }
+            }
+
+            /// Watches the objects of every kind.
+            fn watch(&self, writers: KindWriters, watches: &mut JoinSet<()>) {
+                $(watch_objects(&self.$field, writers.$field, watches);)*
+            }
+
+            fn namespace_changed(&self, change: &NamespaceChange) {
+                $(self.$field.namespace_changed(change);)*
+            }
+
+            async fn run(self: Arc<Self>, queues: Queues, term: &Term) {
+                tokio::join!($(controllers::run(Arc::clone(&self.$field), queues.$field, term)),*);
+            }
+        }
+
+        fn log_complete(stores: &Stores) {
+            tracing::info!($($field = stores.$field.len(),)* "stores are complete; starting the controllers");
+        }
+    };
+}
+for_each_kind!(kind_controllers);
+
+/// Watches the objects of a kind, and requeues what their changes concern.
+fn watch_objects<C: KindController>(
+    controller: &Arc<C>,
+    writer: IndexedWriter<C::Kind, IndexKey>,
+    watches: &mut JoinSet<()>,
+) {
+    let controller = Arc::clone(controller);
+    let api = Api::all(controller.context().client.clone());
+    let on_change = move |change: Change<C::Kind>| {
+        let ctx = controller.context();
+        ctx.forget_deleted(&change);
+        controller.changed(&change);
+        ctx.triggers.object_changed(&ctx.stores, &change);
+    };
+    let selection = watcher::Config::default();
+    watches.spawn(watch::watch_kind(api, selection, writer, watch::spec_or_metadata, on_change));
 }
 
-/// Runs the controllers for one term: until it is asked to stop, then until running reconciles have ended. Dropping the future
-/// stops everything at once.
+/// Runs the controllers for one term: until it is asked to stop, then until running reconciles have
+/// ended. Dropping the future stops everything at once.
 ///
 /// # Errors
 /// When a first list fails for good.
@@ -67,12 +98,13 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetric
         settings,
         stores,
         registry_clients: RegistryClients::default(),
+        secret_watches: SecretWatches::default(),
         triggers,
         metrics,
         term: term.clone(),
         stale_cache: StaleCache::default(),
     });
-    let controllers = Controllers::new(&ctx);
+    let controllers = Arc::new(Controllers::new(&ctx));
     // Dropped with this future, so that no watch outlives the term.
     let mut watches = JoinSet::new();
     watch_all(&ctx, &controllers, writers, &mut watches);
@@ -80,67 +112,24 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetric
         ready = ctx.stores.ready(&ctx.settings) => ready?,
         () = term.stopping() => return Ok(()),
     }
-    tracing::info!(
-        registries = ctx.stores.registries.len(),
-        repositories = ctx.stores.repositories.len(),
-        lifecycle_policies = ctx.stores.lifecycle_policies.len(),
-        "stores are complete; starting the controllers"
-    );
+    log_complete(&ctx.stores);
     let source: Weak<dyn StateSource> = Arc::<Context>::downgrade(&ctx);
     ctx.metrics.observe_state(source);
-    tokio::join!(
-        controllers::run(controllers.registry, queues.registries, &term),
-        controllers::run(controllers.repository, queues.repositories, &term),
-        controllers::run(controllers.lifecycle_policy, queues.lifecycle_policies, &term),
-        controllers::run(controllers.pull_secret, queues.pull_secrets, &term),
-    );
+    controllers.run(queues, &term).await;
     Ok(())
 }
 
-/// Watches every kind, and requeues what its changes concern.
-fn watch_all(ctx: &Arc<Context>, controllers: &Controllers, writers: Writers, watches: &mut JoinSet<()>) {
-    /// Watches one kind.
-    macro_rules! watch_kind {
-        ($writer:expr, $predicate:path, $on_change:expr) => {
-            watch_kind!($writer, $predicate, $on_change, watcher::Config::default())
-        };
-        ($writer:expr, $predicate:path, $on_change:expr, $selection:expr) => {{
-            let (api, ctx, on_change) = (Api::all(ctx.client.clone()), Arc::clone(ctx), $on_change);
-            watches
-                .spawn(watch::watch_kind(api, $selection, $writer, $predicate, move |change| on_change(&ctx, change)));
-        }};
-    }
-    let registry = Arc::clone(&controllers.registry);
-    watch_kind!(writers.registries, watch::spec_or_metadata, move |ctx: &Context, change| {
-        ctx.forget_deleted(&change);
-        registry.changed(&change);
-        triggers::registry_changed(&ctx.stores, &ctx.triggers, &ctx.settings.namespace, &change);
-    });
-    watch_kind!(writers.repositories, watch::spec_or_metadata, |ctx: &Context, change| {
-        ctx.forget_deleted(&change);
-        triggers::repository_changed(&ctx.stores, &ctx.triggers, &change);
-    });
-    let lifecycle_policy = Arc::clone(&controllers.lifecycle_policy);
-    watch_kind!(writers.lifecycle_policies, watch::spec_or_metadata, move |ctx: &Context, change| {
-        ctx.forget_deleted(&change);
-        lifecycle_policy.changed(&change);
-        triggers::lifecycle_policy_changed(&ctx.stores, &ctx.triggers, &change);
-    });
-    watch_kind!(writers.namespaces, watch::spec_or_metadata, |ctx: &Context, change| {
-        triggers::namespace_changed(&ctx.stores, &ctx.triggers, &change);
-    });
-    watch_kind!(writers.pull_secrets, watch::spec_or_metadata, |ctx: &Context, change| {
-        ctx.forget_deleted(&change);
-        triggers::pull_secret_changed(&ctx.stores, &ctx.triggers, &change);
-    });
+/// Starts all watches.
+fn watch_all(ctx: &Arc<Context>, controllers: &Arc<Controllers>, writers: Writers, watches: &mut JoinSet<()>) {
+    controllers.watch(writers.kinds, watches);
+    let (api, by_name) = (Api::all(ctx.client.clone()), watcher::Config::default());
+    let all = Arc::clone(controllers);
+    let on_change = move |change| all.namespace_changed(&change);
+    watches.spawn(watch::watch_kind(api, by_name, writers.namespaces, watch::spec_or_metadata, on_change));
     if ctx.settings.has(Feature::PullSecrets) {
-        let labeled = watcher::Config::default().labels(pull_secrets::annotations::LABEL);
-        let on_change = |ctx: &Context, change| triggers::pulled_changed(&ctx.stores, &ctx.triggers, &change);
-        watch_kind!(writers.pulled, watch::any_change, on_change, labeled);
-        let on_change = |ctx: &Context, change| triggers::service_account_changed(&ctx.stores, &ctx.triggers, &change);
-        watch_kind!(writers.service_accounts, pull_secrets::accounts::meaning, on_change);
+        controllers::pull_secret::watch_secrets(ctx, writers.pulled, writers.service_accounts, watches);
     }
     if ctx.settings.has(Feature::ManagedRegistries) {
-        watch_workloads(ctx, watches);
+        controllers::registry::watch_workloads(ctx, watches);
     }
 }

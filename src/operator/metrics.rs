@@ -1,7 +1,9 @@
-//! What the operator counts: reconciles, drift, calls of registries and of the Kubernetes API, and who leads.
+//! The operator's metrics: reconciles, drift, calls of registries and of the Kubernetes API,
+//! leadership.
 //!
-//! No label grows without bound. Kinds and outcomes are closed sets; registries are those that there are, for a deleted one's series are
-//! dropped; names of errors, which a registry that isn't one could make up at will, are as many as [`NAMES`].
+//! No label has unbounded values. Kinds and outcomes are closed sets. The series of a deleted
+//! registry are dropped. Names of errors, which a faulty registry could invent, are limited to
+//! [`NAMES`].
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -21,22 +23,22 @@ use prometheus_client::registry::{Registry as MetricsRegistry, Unit};
 use wharfage_crd::Reason;
 use wharfage_plan::model::ErrorKind;
 
-/// How many names of errors are told apart; further ones are counted as [`OTHER`].
+/// The number of distinct names of errors; further ones are counted as [`OTHER`].
 const NAMES: usize = 100;
-/// What stands for names that are not told apart.
+/// The label of all further names.
 const OTHER: &str = "Other";
 
-/// How a reconcile ended.
+/// The result of a reconcile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "the names are the label's values")]
 pub enum ResultLabel {
-    /// What the resource asks for holds.
+    /// The resource is as its spec asks.
     ready,
-    /// It waits for something that may come by itself.
+    /// The resource waits, and no one needs to act.
     reconciling,
-    /// Nothing but a change of the resource or the registry will help.
+    /// Someone must change the resource or the registry.
     stalled,
-    /// It ended in an error and is tried again.
+    /// The reconcile failed and is retried.
     failed,
 }
 
@@ -93,44 +95,40 @@ struct TokenLabels {
     name: String,
 }
 
-/// Which series there are of a registry.
+/// The series of one registry.
 #[derive(Debug, Default)]
 struct OfRegistry {
     calls: HashSet<CallLabels>,
     drift: HashSet<DriftLabels>,
 }
 
-/// So many resources of a kind stand so.
+/// The number of resources of a kind in one state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
-    /// The kind.
     pub kind: &'static str,
     /// `ready`, `reconciling` or `stalled`.
     pub state: &'static str,
-    /// How many.
     pub count: usize,
 }
 
-/// When the tokens that a PullSecret has put into Secrets end.
+/// The expiry of the tokens that a PullSecret wrote to Secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenEnd {
-    /// The PullSecret's namespace.
     pub namespace: String,
-    /// Its name.
     pub name: String,
-    /// When the first of them ends.
+    /// The expiry of the first token.
     pub ends: Timestamp,
 }
 
-/// What is read from memory when the metrics are read, rather than counted as it happens.
+/// The source of metrics that are computed when they are read.
 pub trait StateSource: Send + Sync {
-    /// All resources, by kind and state.
+    /// Counts all resources by kind and state.
     fn resources(&self) -> Vec<Resources>;
-    /// The tokens of all PullSecrets.
+    /// Returns the expiry of the tokens of all PullSecrets.
     fn tokens(&self) -> Vec<TokenEnd>;
 }
 
-/// Everything that the operator counts.
+/// All metrics of the operator.
 #[derive(Debug)]
 pub struct OperatorMetrics {
     metrics: MetricsRegistry,
@@ -148,7 +146,7 @@ pub struct OperatorMetrics {
     terms: Counter,
     kubernetes_requests: Family<KubernetesLabels, Counter>,
     source: Arc<StateCollector>,
-    /// The registries that there are, and which labels of each, to drop them with it.
+    /// The labels of each existing registry, which are dropped with it.
     registries: Mutex<HashMap<String, OfRegistry>>,
     names: Mutex<HashSet<String>>,
 }
@@ -160,10 +158,9 @@ impl Default for OperatorMetrics {
 }
 
 impl OperatorMetrics {
-    /// Metrics that start at zero.
     pub fn new() -> Self {
         fn seconds() -> Histogram {
-            // 1 ms to 65 s: from a look at memory to a registry that takes its time.
+            // 1 ms to 65 s: from a read of memory to a slow registry.
             Histogram::new(exponential_buckets(0.001, 4.0, 9))
         }
         let durations: Family<KindLabel, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds);
@@ -218,23 +215,22 @@ impl OperatorMetrics {
         Self { metrics, ..this }
     }
 
-    /// Counts a reconcile that ended.
     pub fn reconciled(&self, kind: &'static str, outcome: ResultLabel, took: Duration) {
         self.reconciles.get_or_create(&ReconcileLabels { kind, outcome }).inc();
         self.durations.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
     }
 
-    /// Counts a reconcile that ended in no good, under the reason that its condition gives.
+    /// Counts a reconcile that did not end Ready, by the reason of its condition.
     pub fn failed(&self, kind: &'static str, reason: &Reason) {
         self.errors.get_or_create(&ErrorLabels { kind, reason: self.name(reason.as_str()) }).inc();
     }
 
-    /// Counts properties that were found otherwise than asked for.
+    /// Counts properties that differ from the spec.
     pub fn drift_detected(&self, kind: &'static str, registry: &str, properties: u64) {
         self.drift(&self.drift_detected, kind, registry, properties);
     }
 
-    /// Counts properties that were made as asked for again.
+    /// Counts corrected properties.
     pub fn drift_corrected(&self, kind: &'static str, registry: &str, properties: u64) {
         self.drift(&self.drift_corrected, kind, registry, properties);
     }
@@ -247,14 +243,15 @@ impl OperatorMetrics {
         of_registry.drift.insert(labels);
     }
 
-    /// The queue of a kind's resources, empty at first.
+    /// Makes the empty queue of a kind.
     pub fn queue<T: Eq + Hash>(&self, kind: &'static str) -> Queue<T> {
         let depth = self.queued.get_or_create_owned(&KindLabel { kind });
         depth.set(0);
         Queue { depth, waiting: Mutex::default() }
     }
 
-    /// Begins to count what concerns a registry. Of others nothing is counted: the last call of one that was deleted may end later.
+    /// Starts counting for a registry. Nothing is counted for others: the last call of a deleted
+    /// registry may end later.
     pub fn know_registry(&self, registry: &str) {
         self.registries().entry(registry.to_owned()).or_default();
     }
@@ -276,14 +273,14 @@ impl OperatorMetrics {
         self.up.get_or_create(&label).set(i64::from(!away));
     }
 
-    /// Says of a registry that it can't be asked: nothing of it serves, or there is no key to ask it with.
+    /// Records that a registry cannot be called: no replica serves, or its key is missing.
     pub fn registry_down(&self, registry: &str) {
         let mut registries = self.registries();
         registries.entry(registry.to_owned()).or_default();
         self.up.get_or_create(&RegistryLabel { registry: registry.to_owned() }).set(0);
     }
 
-    /// Says of a registry that it is meant not to serve: it is neither up nor down.
+    /// Records that a registry has no replicas on purpose: it is neither up nor down.
     pub fn registry_stopped(&self, registry: &str) {
         self.up.remove(&RegistryLabel { registry: registry.to_owned() });
     }
@@ -309,13 +306,12 @@ impl OperatorMetrics {
         self.registries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an answer of the Kubernetes API.
     pub fn kubernetes_answered(&self, method: &http::Method, code: http::StatusCode) {
         let labels = KubernetesLabels { method: method.as_str().to_owned(), code: code.as_u16() };
         self.kubernetes_requests.get_or_create(&labels).inc();
     }
 
-    /// Says that this replica leads, until the answer is dropped.
+    /// Records that this replica leads, until the result is dropped.
     #[must_use]
     pub fn leading(self: &Arc<Self>) -> Leading {
         self.leader.set(1);
@@ -323,24 +319,25 @@ impl OperatorMetrics {
         Leading { metrics: Arc::clone(self) }
     }
 
-    /// Says whom to ask when the metrics are read, from when everything that is there is known until the term ends.
+    /// Sets the source of computed metrics: from when the stores are complete until the term ends.
     pub fn observe_state(&self, source: Weak<dyn StateSource>) {
         self.source.set(Some(source));
     }
 
-    /// Whether everything that is there is known.
+    /// Returns whether the stores are complete.
     pub fn knows_state(&self) -> bool {
         self.source.get().is_some()
     }
 
-    /// The metrics in OpenMetrics' text format.
+    /// Returns the metrics in the text format of OpenMetrics.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.metrics)?;
         Ok(text)
     }
 
-    /// The name of an error, or what stands for it when there are too many or it looks like none.
+    /// Returns the name of an error, or [`OTHER`] if there are too many, or if it does not look
+    /// like a name.
     fn name(&self, name: &str) -> String {
         let plain = (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
@@ -349,7 +346,7 @@ impl OperatorMetrics {
     }
 }
 
-/// The resources of a kind that were requeued and whose reconcile has not begun.
+/// The requeued resources of a kind whose reconcile has not begun.
 #[derive(Debug)]
 pub struct Queue<T> {
     depth: Gauge,
@@ -357,14 +354,14 @@ pub struct Queue<T> {
 }
 
 impl<T: Eq + Hash> Queue<T> {
-    /// A resource was requeued; once more, if it waits already.
-    pub fn woken(&self, resource: T) {
+    /// Records a requeued resource. A resource that waits already counts once.
+    pub fn requeued(&self, resource: T) {
         self.change(|waiting| {
             waiting.insert(resource);
         });
     }
 
-    /// A resource's reconcile begins, or the resource turned out to be gone.
+    /// Records that the reconcile of a resource begins, or that the resource is gone.
     pub fn taken(&self, resource: &T) {
         self.change(|waiting| {
             waiting.remove(resource);
@@ -378,7 +375,7 @@ impl<T: Eq + Hash> Queue<T> {
     }
 }
 
-/// A term of this replica, for the metrics.
+/// A term of this replica.
 #[derive(Debug)]
 pub struct Leading {
     metrics: Arc<OperatorMetrics>,
@@ -393,7 +390,7 @@ impl Drop for Leading {
     }
 }
 
-/// Asks the source when the metrics are read; there is none while this replica stands by.
+/// Collects from the source when the metrics are read. A standby has none.
 #[derive(Default)]
 struct StateCollector(Mutex<Option<Weak<dyn StateSource>>>);
 
@@ -469,20 +466,21 @@ mod tests {
         metrics.kubernetes_answered(&http::Method::GET, http::StatusCode::OK);
         metrics.queue::<&str>("Repository");
         let text = metrics.encode().unwrap();
-        let told: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        // Families without a series are not told: all must have one here. The source is two more.
+        let encoded: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        // A family without a series is not encoded, so each must have one here. The source adds
+        // two.
         let registered = format!("{:?}", metrics.metrics).matches("Descriptor {").count();
-        assert_eq!(told.len(), registered + 2, "{text}");
+        assert_eq!(encoded.len(), registered + 2, "{text}");
 
         let documented = include_str!("../../docs/operations.md");
-        for (name, kind) in told {
+        for (name, kind) in encoded {
             let name = if kind == "counter" { format!("| `{name}_total` |") } else { format!("| `{name}` |") };
-            assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
+            assert!(documented.contains(&name), "docs/operations.md does not describe {name}");
         }
     }
 
     #[test]
-    fn names_that_anybody_may_make_up_are_bounded() {
+    fn invented_names_are_bounded() {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
         metrics.called("home", "ListImages", "not a name\"", Some(ErrorKind::Other), SECOND);
@@ -493,7 +491,7 @@ mod tests {
         let codes = text.lines().filter(|line| line.starts_with("wharfage_operator_api_calls_total")).count();
         assert_eq!(codes, NAMES + 1, "{text}");
         assert!(!text.contains("not a name"));
-        // What was known before is still told apart.
+        // A name that was known before keeps its own series.
         metrics.called("home", "ListImages", "Madeup0", Some(ErrorKind::Other), SECOND);
         let line = r#"wharfage_operator_api_calls_total{registry="home",operation="ListImages",code="Madeup0"} 2"#;
         assert!(has(&metrics, line));
@@ -518,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_leader_tells_of_resources_and_tokens() {
+    fn only_the_leader_reports_resources_and_tokens() {
         let metrics = Arc::new(OperatorMetrics::new());
         let source: Arc<dyn StateSource> = Arc::new(Two);
         let resources = r#"wharfage_operator_resources{kind="Repository",state="ready"} 2"#;
@@ -539,12 +537,12 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_that_is_woken_twice_waits_once() {
+    fn a_resource_that_is_requeued_twice_waits_once() {
         let metrics = Arc::new(OperatorMetrics::new());
         let leading = metrics.leading();
         let queue = metrics.queue("Repository");
-        for woken in ["api", "web", "api"] {
-            queue.woken(woken);
+        for object in ["api", "web", "api"] {
+            queue.requeued(object);
         }
         assert!(has(&metrics, r#"wharfage_operator_queue_depth{kind="Repository"} 2"#));
         queue.taken(&"api");
@@ -554,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_is_up_when_it_answered_last_whatever_it_said() {
+    fn a_registry_that_answers_is_up() {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
         for (code, up) in [("200", 1), ("RegistryUnavailable", 0), ("AccessDeniedException", 1), ("503", 0)] {
@@ -564,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_of_which_nothing_serves_is_down_unless_it_is_meant_to() {
+    fn a_registry_without_replicas_is_down_unless_stopped() {
         let metrics = OperatorMetrics::new();
         let up = |up: u8| format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#);
         metrics.registry_down("home");

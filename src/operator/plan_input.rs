@@ -1,6 +1,8 @@
-//! The input of a plan about one repository name: every resource that claims the name, the older first.
+//! The input of a plan about one repository name: every resource that claims the name, the older
+//! first.
 //!
-//! A plan decides per name, so a plan of this input is the whole plan's part about the name.
+//! A plan decides per name, so a plan of this input equals the part about the name of a plan of
+//! everything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,12 +18,12 @@ use wharfage_crd::{LifecyclePolicy, Registry, Repository};
 use wharfage_domain::names::RepositoryName;
 use wharfage_plan::Resources;
 
-/// Who asks for a repository name in a registry.
-pub struct PlanInput<'a> {
+/// The resources that claim a repository name in a registry.
+pub(crate) struct PlanInput<'a> {
     registry: &'a Registry,
-    /// Registries that are the same registry.
+    /// Registries that point to the same registry.
     aliases: Vec<Arc<Registry>>,
-    /// Repositories of Registries of which it is not known yet whether they are the same registry.
+    /// Repositories of Registries that may point to the same registry: that is not known yet.
     pending_owners: Vec<Arc<Repository>>,
     repositories: Vec<Arc<Repository>>,
     lifecycle_policies: Vec<Arc<LifecyclePolicy>>,
@@ -29,9 +31,9 @@ pub struct PlanInput<'a> {
 }
 
 impl<'a> PlanInput<'a> {
-    /// The Registry and the Repositories that ask for this name in it, or in another Registry that is the same registry, without
-    /// those that are being deleted.
-    pub fn new(
+    /// Collects the Repositories that claim this name in the Registry, or in another Registry that
+    /// points to the same registry, without those that are being deleted.
+    pub(crate) fn new(
         stores: &Stores,
         registry_clients: &RegistryClients,
         registry: &'a Registry,
@@ -39,7 +41,7 @@ impl<'a> PlanInput<'a> {
     ) -> Self {
         let own = registry.name_any();
         let (mut aliases, mut pending_owners, mut repositories) = (BTreeMap::new(), Vec::new(), Vec::new());
-        for repository in staying(stores.repositories_that_ask_for(name)) {
+        for repository in staying(stores.repositories.claiming(name.as_ref())) {
             let other = &repository.spec.registry_ref.name;
             if *other == own {
                 repositories.push(repository);
@@ -59,8 +61,8 @@ impl<'a> PlanInput<'a> {
         Self { registry, aliases, pending_owners, repositories, lifecycle_policies: Vec::new(), namespaces }
     }
 
-    /// The same, with the LifecyclePolicies of the Repositories in it.
-    pub fn with_policies(
+    /// Collects them with the LifecyclePolicies of the Repositories.
+    pub(crate) fn with_policies(
         stores: &Stores,
         registry_clients: &RegistryClients,
         registry: &'a Registry,
@@ -68,7 +70,7 @@ impl<'a> PlanInput<'a> {
     ) -> Self {
         let input = Self::new(stores, registry_clients, registry, name);
         let repositories: Vec<_> = input.repositories.iter().map(|it| &**it).collect();
-        let lifecycle_policies = staying(stores.lifecycle_policies_about(&repositories));
+        let lifecycle_policies = staying(stores.lifecycle_policies.referring_to(&repositories));
         Self { lifecycle_policies, ..input }
     }
 }
@@ -90,7 +92,7 @@ impl<'a> From<&'a PlanInput<'_>> for Resources<'a> {
     }
 }
 
-/// Those that are not being deleted, the older first.
+/// Returns the objects that are not being deleted, the older first.
 fn staying<K: kube::Resource>(mut objects: Vec<Arc<K>>) -> Vec<Arc<K>> {
     objects.retain(|it| it.meta().deletion_timestamp.is_none());
     objects.sort_by(|a, b| older(&**a, &**b));

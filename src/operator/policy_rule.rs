@@ -1,32 +1,33 @@
-//! What the operator may do in the cluster. Each room says what it watches and writes; the chart's RBAC is generated from
-//! that, and the tests run the operator with nothing more.
+//! The permissions of the operator in the cluster. Each module lists its own; the chart's RBAC is
+//! generated from these lists, and the tests run the operator with nothing more.
 
 use serde::Serialize;
 
-/// Where a rule holds.
+/// The scope in which a rule applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum RuleScope {
-    /// In every namespace, and for what has none.
+    /// Every namespace, and objects without a namespace.
     Cluster,
-    /// In the operator's own namespace.
+    /// The operator's own namespace.
     OwnNamespace,
 }
 
-/// What a rule is for: what is switched off in the chart takes its rules with it.
+/// The feature that needs a rule. A feature that is disabled in the chart has no rules there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 pub enum Feature {
-    /// Always there.
+    /// Always enabled.
     #[value(skip)]
     Core,
     /// Registries that run in the cluster.
     ManagedRegistries,
     /// PullSecrets.
     PullSecrets,
-    /// Lifecycle policies that spare what runs.
+    /// Lifecycle policies that keep the images in use.
     InUseProtection,
 }
 
-/// What the controller of a kind of ours takes for that kind: its resource, and the status of it.
+/// Returns the rules that the controller of a kind needs for the kind itself: its objects and their
+/// status.
 pub const fn own_kind(objects: &'static [&'static str], status: &'static [&'static str]) -> [PolicyRule; 2] {
     const fn of(
         resources: &'static [&'static str],
@@ -48,19 +49,19 @@ pub const fn own_kind(objects: &'static [&'static str], status: &'static [&'stat
     ]
 }
 
-/// One rule.
+/// A permission, with its reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PolicyRule {
     /// The API group; empty for the core group.
     pub group: &'static str,
-    /// The resources, subresources included.
+    /// The resources and subresources.
     pub resources: &'static [&'static str],
     /// The verbs.
     pub verbs: &'static [&'static str],
-    /// Where.
+    /// The scope.
     pub scope: RuleScope,
-    /// What for.
+    /// The feature.
     pub feature: Feature,
-    /// Why, as one line beside the rule.
+    /// One line, which the generated file has beside the rule.
     pub reason: &'static str,
 }

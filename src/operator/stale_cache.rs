@@ -1,25 +1,27 @@
-//! What was written of an object, and has not come back by its watch yet.
+//! Remembers objects whose last write has not come back through their watch yet.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use kube::{Resource, ResourceExt as _};
 
-/// Guards reads against a stale watch cache: the version of each object that was written last, until a watch brings it.
+/// Guards reads against a stale watch cache: the last written version of each object, until a watch
+/// reports it.
 ///
-/// Reconciling an older version would compare against a status that has since been replaced, and leave the wrong one in place.
+/// Reconciling an older version would compare against a status that has since been replaced, and
+/// leave the wrong one in place.
 #[derive(Debug, Default)]
 pub struct StaleCache(Mutex<HashMap<String, u64>>);
 
 impl StaleCache {
-    /// An object came out of a write.
+    /// Remembers the version that a write returned.
     pub fn record_write<K: Resource>(&self, object: &K) {
         if let (Some(uid), Some(version)) = (object.uid(), version(object)) {
             self.versions().insert(uid, version);
         }
     }
 
-    /// Whether this is older than what was written.
+    /// Returns whether this version is older than the last written one.
     pub fn is_stale<K: Resource>(&self, object: &K) -> bool {
         let (Some(uid), Some(version)) = (object.uid(), version(object)) else { return false };
         let mut versions = self.versions();
@@ -30,7 +32,7 @@ impl StaleCache {
         ahead
     }
 
-    /// An object that is gone is not written to again.
+    /// Forgets an object that is gone.
     pub fn forget(&self, uid: &str) {
         self.versions().remove(uid);
     }
@@ -40,7 +42,7 @@ impl StaleCache {
     }
 }
 
-/// Versions of one resource are numbers that grow.
+/// Returns the version as a number. The versions of one resource are increasing numbers.
 fn version<K: Resource>(object: &K) -> Option<u64> {
     object.resource_version()?.parse().ok()
 }
@@ -62,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_before_the_write_is_old_until_the_write_is_seen() {
+    fn an_earlier_version_is_stale_until_the_write_is_seen() {
         let written = StaleCache::default();
         assert!(!written.is_stale(&object("a", "9")));
         written.record_write(&object("a", "10"));

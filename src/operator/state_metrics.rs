@@ -1,34 +1,39 @@
-//! What there is, counted when somebody reads the metrics: from the stores, so that nothing is kept twice.
+//! Counts the objects in the stores when the metrics are read, so that nothing is kept twice.
 
 use kube::ResourceExt as _;
 
 use super::context::Context;
+use super::kind::{Kind, for_each_kind};
 use super::metrics::{Resources, StateSource, TokenEnd};
+use super::stores::{KindStore, Stores};
 use wharfage_crd::PullSecret;
 use wharfage_crd::conditions::{Condition, ConditionStatus, ConditionType, condition};
 
+/// Counts the objects of all kinds.
+macro_rules! count_kinds {
+    ($($field:ident: $kind:ty => $controller:path;)*) => {
+        fn count_kinds(stores: &Stores) -> Vec<Resources> {
+            [$(count(&stores.$field)),*].concat()
+        }
+    };
+}
+for_each_kind!(count_kinds);
+
+/// Counts the objects of a kind by their state.
+fn count<K: Kind>(store: &KindStore<K>) -> [Resources; 3] {
+    let mut counted = [("ready", 0), ("reconciling", 0), ("stalled", 0)];
+    for object in store.state() {
+        let state = state(object.conditions());
+        for (_, count) in counted.iter_mut().filter(|(name, _)| *name == state) {
+            *count += 1;
+        }
+    }
+    counted.map(|(state, count)| Resources { kind: K::NAME, state, count })
+}
+
 impl StateSource for Context {
     fn resources(&self) -> Vec<Resources> {
-        /// Counts a store's objects by how they stand.
-        macro_rules! count {
-            ($kind:literal, $store:ident) => {{
-                let mut counted = [("ready", 0), ("reconciling", 0), ("stalled", 0)];
-                for object in self.stores.$store.state() {
-                    let state = state(object.status.as_ref().map_or(&[], |status| &status.conditions));
-                    for (_, count) in counted.iter_mut().filter(|(name, _)| *name == state) {
-                        *count += 1;
-                    }
-                }
-                counted.map(|(state, count)| Resources { kind: $kind, state, count })
-            }};
-        }
-        [
-            count!("Registry", registries),
-            count!("Repository", repositories),
-            count!("LifecyclePolicy", lifecycle_policies),
-            count!("PullSecret", pull_secrets),
-        ]
-        .concat()
+        count_kinds(&self.stores)
     }
 
     fn tokens(&self) -> Vec<TokenEnd> {
@@ -40,7 +45,8 @@ impl StateSource for Context {
     }
 }
 
-/// How a resource with these conditions stands. One without waits for its first reconcile.
+/// Returns the state of a resource with these conditions. One without conditions waits for its
+/// first reconcile.
 fn state(conditions: &[Condition]) -> &'static str {
     let holds = |type_| condition(conditions, type_).is_some_and(|it| it.status == ConditionStatus::True);
     if holds(ConditionType::Stalled) {

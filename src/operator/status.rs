@@ -1,7 +1,8 @@
-//! How a resource stands, in the conditions that kstatus, Argo CD and people read. Pure, but for the writing at the end.
+//! The conditions of a resource, as kstatus, Argo CD and people read them. No I/O, except
+//! [`write`].
 //!
-//! kstatus reads `observedGeneration` first, then `Reconciling`, then `Stalled`, then `Ready`: so those two are there only
-//! while they are True, and each condition says which generation it is about.
+//! kstatus reads `observedGeneration` first, then `Reconciling`, then `Stalled`, then `Ready`. So
+//! the middle two exist only while they are True, and each condition has its `observedGeneration`.
 
 use std::fmt::Debug;
 
@@ -16,23 +17,21 @@ use super::stale_cache::StaleCache;
 use wharfage_crd::conditions::{ConditionStatus, ConditionType, set_condition};
 use wharfage_crd::{Condition, Reason, condition};
 
-/// The field manager of everything that the operator writes.
+/// The field manager of the operator.
 pub const FIELD_MANAGER: &str = "wharfage";
 
-/// Longest message of a condition; a registry may say more than anybody reads.
+/// The longest message of a condition, in characters. A registry may send a longer one.
 const LONGEST_MESSAGE: usize = 2048;
 
 /// The cause of a condition: a reason for programs, and a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
-    /// The reason.
     pub reason: Reason,
-    /// The object, the value and what to do.
+    /// The object, the value, and what to do.
     pub message: String,
 }
 
 impl Cause {
-    /// A reason and its sentence.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: cut(message.into()) }
     }
@@ -45,26 +44,25 @@ fn cut(message: String) -> String {
     }
 }
 
-/// How a reconcile ended.
+/// The state in which a reconcile leaves its resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadyState {
-    /// As it should be.
+    /// The resource is as the spec asks.
     Ready(Cause),
-    /// Something is waited for, or work goes on: it gets better by itself.
+    /// Work continues, or something is awaited: no one needs to act.
     Reconciling(Cause),
-    /// It gets better when somebody changes something; tried again slowly all the same.
+    /// Someone must change something. It is retried slowly all the same.
     Stalled(Cause),
 }
 
 impl ReadyState {
-    /// Why.
     pub fn cause(&self) -> &Cause {
         match self {
             Self::Ready(cause) | Self::Reconciling(cause) | Self::Stalled(cause) => cause,
         }
     }
 
-    /// Adds sentences to the message of what is Ready.
+    /// Adds sentences to the message of a Ready resource.
     #[must_use]
     pub fn with_notes(self, notes: &[String]) -> Self {
         match self {
@@ -75,7 +73,7 @@ impl ReadyState {
         }
     }
 
-    /// `ready`, `waiting` or `stalled`.
+    #[cfg(test)]
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Ready(_) => "ready",
@@ -85,14 +83,13 @@ impl ReadyState {
     }
 }
 
-/// What a reconcile found out, beyond the kind's own fields.
+/// The result of a reconcile, for the conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConditionSet {
-    /// How it stands.
     pub state: ReadyState,
-    /// Whether all that it refers to is there; nothing if it was not looked at.
+    /// Whether all referenced objects exist; nothing if that was not checked.
     pub references: Option<Result<(), Cause>>,
-    /// Whether somebody changed the registry behind its back; nothing if it was not looked at.
+    /// Whether another party changed the registry; nothing if that was not checked.
     pub drifted: Option<(bool, Cause)>,
 }
 
@@ -103,14 +100,14 @@ impl Default for ConditionSet {
 }
 
 impl ConditionSet {
-    /// Only how it stands.
+    /// Sets only the state.
     pub fn of(state: ReadyState) -> Self {
         Self { state, references: None, drifted: None }
     }
 }
 
-/// The conditions after `findings` about `generation`. One whose status stays keeps the time at which it began; what was not
-/// looked at stays as it was.
+/// Returns the conditions after `findings` about `generation`. A condition whose status stays keeps
+/// its transition time; one that was not checked stays unchanged.
 pub fn conditions(
     before: &[Condition],
     generation: Option<i64>,
@@ -160,7 +157,7 @@ pub fn conditions(
     conditions
 }
 
-/// Conditions of a suspended resource: Ready stays as it was, and nothing goes on.
+/// Returns the conditions of a suspended resource: Ready stays, and nothing is in progress.
 pub fn suspended(before: &[Condition]) -> Vec<Condition> {
     before
         .iter()
@@ -169,15 +166,15 @@ pub fn suspended(before: &[Condition]) -> Vec<Condition> {
         .collect()
 }
 
-/// Whether the conditions say Ready.
 pub fn is_ready(conditions: &[Condition]) -> bool {
     condition(conditions, ConditionType::Ready).is_some_and(|it| it.status == ConditionStatus::True)
 }
 
-/// Writes the status, if it differs from the one that the object has; `eq` says what counts as the same.
+/// Writes the status, if it differs from the one that the object has. Returns whether it was
+/// written.
 ///
 /// # Errors
-/// What the API server said. An object that is gone needs no status.
+/// Of the API server, except that the object is gone.
 pub async fn write<K, S>(
     written: &StaleCache,
     api: &Api<K>,
@@ -196,7 +193,7 @@ where
     let patch = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
-        // A namesake that came after it has another uid, and refuses this status.
+        // A later object of the same name has another uid, and refuses this status.
         "metadata": { "name": name, "uid": object.meta().uid },
         "status": after,
     });
@@ -243,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_looked_at_stays_as_it_was() {
+    fn unchecked_conditions_stay() {
         let found = ConditionSet {
             state: ReadyState::Ready(Cause::new(Reason::InSync, "")),
             references: Some(Ok(())),
@@ -262,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_message_of_what_is_ready_gets_notes() {
+    fn only_ready_messages_get_notes() {
         let notes = ["one".to_owned(), "two".to_owned()];
         let cause = Cause::new(Reason::InSync, "all is well");
         let noted = ReadyState::Ready(cause.clone()).with_notes(&notes);
@@ -274,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_have_an_end() {
+    fn messages_are_truncated() {
         let cause = Cause::new(Reason::InSync, "x".repeat(5000));
         assert_eq!(cause.message.chars().count(), LONGEST_MESSAGE + 1);
     }

@@ -1,5 +1,7 @@
-//! The watched objects, and the keys by which they are found, so that a reconcile costs the same however many objects there are.
+//! The watched objects, and the keys by which they are found, so that the cost of a reconcile does
+//! not depend on their number.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -8,211 +10,201 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store, store, store::Writer};
 
 use super::index::{Index, IndexedWriter, indexed_store};
+use super::kind::{Kind, ObjectName, Reference, ReferenceKey, for_each_kind};
 use super::policy_rule::Feature;
 use super::pull_secrets::accounts::WatchedServiceAccount;
-use super::pull_secrets::annotations::WatchedSecret;
+use super::secrets::WatchedSecret;
 use super::settings::Settings;
-use wharfage_crd::{LifecyclePolicy, PullSecret, Registry, Repository};
-use wharfage_domain::names::RepositoryName;
+use super::status::Cause;
+use wharfage_crd::{LifecyclePolicy, Registry, Repository};
 
-/// The watched objects. Controllers start when the first list of every kind is complete.
-#[derive(Clone)]
-pub struct Stores {
-    /// Registries.
-    pub registries: Store<Registry>,
-    /// Repositories.
-    pub repositories: Store<Repository>,
-    /// Repositories by their keys.
-    repositories_by: Index<Repository, RepositoryKey>,
-    /// Lifecycle policies.
-    pub lifecycle_policies: Store<LifecyclePolicy>,
-    /// Lifecycle policies by their keys.
-    lifecycle_policies_by: Index<LifecyclePolicy, LifecyclePolicyKey>,
-    /// Pull secrets.
-    pub pull_secrets: Store<PullSecret>,
-    /// Secrets that pull secrets made.
-    pub pulled: Store<WatchedSecret>,
-    /// Service accounts.
-    pub service_accounts: Store<WatchedServiceAccount>,
-    /// Namespaces: their labels are all that is needed.
-    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+/// A key by which the objects of a kind are found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum IndexKey {
+    Namespace(String),
+    Reference(ReferenceKey),
+    /// The name in a registry that the object claims, in any Registry.
+    ClaimedName(String),
 }
+
+impl IndexKey {
+    /// Returns all keys of an object.
+    fn of<K: Kind>(object: &K) -> Vec<Self> {
+        let references = object.references().into_iter().map(|it| Self::Reference(it.key()));
+        let others = [object.namespace().map(Self::Namespace), object.claimed_name().map(Self::ClaimedName)];
+        references.chain(others.into_iter().flatten()).collect()
+    }
+}
+
+/// The objects of a kind, by name and by their keys.
+#[derive(Clone)]
+pub(crate) struct KindStore<K: Kind> {
+    store: Store<K>,
+    index: Index<K, IndexKey>,
+}
+
+impl<K: Kind> Deref for KindStore<K> {
+    type Target = Store<K>;
+
+    fn deref(&self) -> &Store<K> {
+        &self.store
+    }
+}
+
+impl<K: Kind> KindStore<K> {
+    fn new() -> (Self, IndexedWriter<K, IndexKey>) {
+        let (store, index, writer) = indexed_store(IndexKey::of);
+        (Self { store, index }, writer)
+    }
+
+    /// Returns the object that a reference names, unless it is being deleted.
+    fn find(&self, name: ObjectName<'_>, reference: &Reference) -> Option<Arc<K>> {
+        let (namespace, name) = name;
+        let object = ObjectRef::new(name);
+        let object = self.get(&match namespace {
+            Some(namespace) => object.within(namespace),
+            None => object,
+        })?;
+        (object.meta().deletion_timestamp.is_none() && reference.matches(&*object)).then_some(object)
+    }
+
+    /// Returns the objects of a namespace.
+    pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.index.with(IndexKey::Namespace(namespace.to_owned()))
+    }
+
+    /// Returns the objects that refer to a Registry.
+    pub(crate) fn in_registry(&self, registry: &str) -> Vec<Arc<K>> {
+        self.index.with(IndexKey::Reference(ReferenceKey::to_registry(registry)))
+    }
+
+    /// Returns the objects that claim a name, in any Registry: several Registries may be the same
+    /// registry.
+    pub(crate) fn claiming(&self, name: &str) -> Vec<Arc<K>> {
+        self.index.with(IndexKey::ClaimedName(name.to_owned()))
+    }
+
+    /// Returns the objects that refer to one of these, each once.
+    pub(crate) fn referring_to<T: Kind>(&self, targets: &[&T]) -> Vec<Arc<K>> {
+        let keys: Vec<_> = targets.iter().flat_map(|it| ReferenceKey::to(*it)).map(IndexKey::Reference).collect();
+        let mut referring = self.index.any_of(&keys);
+        referring.retain(|it| targets.iter().any(|target| it.refers_to(*target)));
+        referring
+    }
+}
+
+/// A kind with a store.
+pub(crate) trait StoredKind: Kind {
+    fn store(stores: &Stores) -> &KindStore<Self>;
+}
+
+/// Makes the stores of all kinds.
+macro_rules! kind_stores {
+    ($($field:ident: $kind:ty => $controller:path;)*) => {
+        /// The watched objects. Controllers start when the first list of every kind is complete.
+        #[derive(Clone)]
+        pub(crate) struct Stores {
+            $(pub(crate) $field: KindStore<$kind>,)*
+            /// Secrets of PullSecrets.
+            pub(crate) pulled: Store<WatchedSecret>,
+            pub(crate) service_accounts: Store<WatchedServiceAccount>,
+            /// The metadata of namespaces.
+            pub(crate) namespaces: Store<PartialObjectMeta<Namespace>>,
+        }
+
+        /// The writing ends of the kinds' stores.
+        pub(super) struct KindWriters {
+            $(pub(super) $field: IndexedWriter<$kind, IndexKey>,)*
+        }
+
+        impl Stores {
+            pub(super) fn new() -> (Self, Writers) {
+                $(let $field = KindStore::new();)*
+                let (pulled, service_accounts, namespaces) = (store(), store(), store());
+                let stores = Self {
+                    $($field: $field.0,)*
+                    pulled: pulled.0,
+                    service_accounts: service_accounts.0,
+                    namespaces: namespaces.0,
+                };
+                let writers = Writers {
+                    kinds: KindWriters { $($field: $field.1,)* },
+                    pulled: pulled.1,
+                    service_accounts: service_accounts.1,
+                    namespaces: namespaces.1,
+                };
+                (stores, writers)
+            }
+
+            /// Waits for the first complete list of every watched kind.
+            pub(super) async fn ready(&self, settings: &Settings) -> anyhow::Result<()> {
+                $(self.$field.wait_until_ready().await?;)*
+                self.namespaces.wait_until_ready().await?;
+                if settings.has(Feature::PullSecrets) {
+                    self.pulled.wait_until_ready().await?;
+                    self.service_accounts.wait_until_ready().await?;
+                }
+                Ok(())
+            }
+
+            /// Returns the cause if an object that this one refers to by name does not exist,
+            /// except its Registry.
+            pub(crate) fn missing_reference<K: Kind>(&self, object: &K) -> Option<Cause> {
+                object.references().iter().filter(|it| !it.is_to_registry()).find_map(|reference| {
+                    let found = match reference.name() {
+                        None => true,
+                        $(Some(name) if reference.is_to::<$kind>() => self.$field.find(name, reference).is_some(),)*
+                        Some(_) => false,
+                    };
+                    (!found).then(|| reference.not_found())
+                })
+            }
+
+            /// Counts the objects of all kinds that refer to this one.
+            pub(crate) fn count_referrers<T: Kind>(&self, target: &T) -> usize {
+                [$(self.$field.referring_to(&[target]).len()),*].into_iter().sum()
+            }
+        }
+
+        $(impl StoredKind for $kind {
+            fn store(stores: &Stores) -> &KindStore<Self> {
+                &stores.$field
+            }
+        })*
+    };
+}
+for_each_kind!(kind_stores);
 
 /// The writing ends of the stores.
 pub(super) struct Writers {
-    pub(super) registries: Writer<Registry>,
-    pub(super) repositories: IndexedWriter<Repository, RepositoryKey>,
-    pub(super) lifecycle_policies: IndexedWriter<LifecyclePolicy, LifecyclePolicyKey>,
-    pub(super) pull_secrets: Writer<PullSecret>,
+    pub(super) kinds: KindWriters,
     pub(super) pulled: Writer<WatchedSecret>,
     pub(super) service_accounts: Writer<WatchedServiceAccount>,
     pub(super) namespaces: Writer<PartialObjectMeta<Namespace>>,
 }
 
 impl Stores {
-    pub(super) fn new() -> (Self, Writers) {
-        let (registries, registries_writer) = store();
-        let (repositories, repositories_by, repositories_writer) = indexed_store(RepositoryKey::of);
-        let (lifecycle_policies, lifecycle_policies_by, lifecycle_policies_writer) =
-            indexed_store(LifecyclePolicyKey::of);
-        let (pull_secrets, pull_secrets_writer) = store();
-        let (pulled, pulled_writer) = store();
-        let (service_accounts, service_accounts_writer) = store();
-        let (namespaces, namespaces_writer) = store();
-        (
-            Self {
-                registries,
-                repositories,
-                repositories_by,
-                lifecycle_policies,
-                lifecycle_policies_by,
-                pull_secrets,
-                pulled,
-                service_accounts,
-                namespaces,
-            },
-            Writers {
-                registries: registries_writer,
-                repositories: repositories_writer,
-                lifecycle_policies: lifecycle_policies_writer,
-                pull_secrets: pull_secrets_writer,
-                pulled: pulled_writer,
-                service_accounts: service_accounts_writer,
-                namespaces: namespaces_writer,
-            },
-        )
-    }
-
-    /// Waits for the first complete list of every watched kind.
-    pub(super) async fn ready(&self, settings: &Settings) -> anyhow::Result<()> {
-        self.registries.wait_until_ready().await?;
-        self.repositories.wait_until_ready().await?;
-        self.lifecycle_policies.wait_until_ready().await?;
-        self.namespaces.wait_until_ready().await?;
-        self.pull_secrets.wait_until_ready().await?;
-        if settings.has(Feature::PullSecrets) {
-            self.pulled.wait_until_ready().await?;
-            self.service_accounts.wait_until_ready().await?;
-        }
-        Ok(())
-    }
-
-    /// A Registry by its name.
-    pub fn registry(&self, name: &str) -> Option<Arc<Registry>> {
+    /// Returns a Registry by its name.
+    pub(crate) fn registry(&self, name: &str) -> Option<Arc<Registry>> {
         self.registries.get(&ObjectRef::new(name))
     }
 
-    /// A namespace by its name.
-    pub fn namespace(&self, name: &str) -> Option<Arc<PartialObjectMeta<Namespace>>> {
+    /// Returns a namespace by its name.
+    pub(crate) fn namespace(&self, name: &str) -> Option<Arc<PartialObjectMeta<Namespace>>> {
         self.namespaces.get(&ObjectRef::new(name))
     }
 
-    /// The Repositories of a Registry.
-    pub fn repositories_in(&self, registry: &str) -> Vec<Arc<Repository>> {
-        self.repositories_by.with(RepositoryKey::Registry(registry.to_owned()))
-    }
-
-    /// The Repositories of a namespace.
-    pub fn repositories_of(&self, namespace: &str) -> Vec<Arc<Repository>> {
-        self.repositories_by.with(RepositoryKey::Namespace(namespace.to_owned()))
-    }
-
-    /// The Repositories that ask for a name, in whatever Registry: several Registries may be the same registry.
-    pub fn repositories_that_ask_for(&self, name: &RepositoryName) -> Vec<Arc<Repository>> {
-        self.repositories_by.with(RepositoryKey::Asks(name.clone()))
-    }
-
-    /// The Repositories that a LifecyclePolicy is about.
-    pub fn repositories_chosen_by(&self, policy: &LifecyclePolicy) -> Vec<Arc<Repository>> {
+    /// Returns the Repositories that a LifecyclePolicy refers to.
+    pub(crate) fn repositories_chosen_by(&self, policy: &LifecyclePolicy) -> Vec<Arc<Repository>> {
         let namespace = policy.namespace().unwrap_or_default();
         let mut chosen = match &policy.spec.repository_ref {
             Some(reference) => {
                 self.repositories.get(&ObjectRef::new(&reference.name).within(&namespace)).into_iter().collect()
             }
-            None => self.repositories_of(&namespace),
+            None => self.repositories.in_namespace(&namespace),
         };
         chosen.retain(|it| policy.applies_to(it));
         chosen
-    }
-
-    /// The LifecyclePolicies of a Registry.
-    pub fn lifecycle_policies_in(&self, registry: &str) -> Vec<Arc<LifecyclePolicy>> {
-        self.lifecycle_policies_by.with(LifecyclePolicyKey::Registry(registry.to_owned()))
-    }
-
-    /// The LifecyclePolicies of a namespace.
-    pub fn lifecycle_policies_of(&self, namespace: &str) -> Vec<Arc<LifecyclePolicy>> {
-        self.lifecycle_policies_by.with(LifecyclePolicyKey::Namespace(namespace.to_owned()))
-    }
-
-    /// The LifecyclePolicies that are about one of these Repositories, each once.
-    pub fn lifecycle_policies_about(&self, repositories: &[&Repository]) -> Vec<Arc<LifecyclePolicy>> {
-        let keys: Vec<_> = repositories.iter().flat_map(|it| LifecyclePolicyKey::about(it)).collect();
-        let mut about = self.lifecycle_policies_by.any_of(&keys);
-        about.retain(|policy| repositories.iter().any(|it| policy.applies_to(it)));
-        about
-    }
-}
-
-/// Index keys of a Repository.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum RepositoryKey {
-    /// The Registry that it is in.
-    Registry(String),
-    /// Its namespace.
-    Namespace(String),
-    /// The name that it asks for, in whatever Registry.
-    Asks(RepositoryName),
-}
-
-impl RepositoryKey {
-    /// All keys of a Repository.
-    pub fn of(repository: &Repository) -> Vec<Self> {
-        let registry = &repository.spec.registry_ref.name;
-        let asks = repository.repository_name().map(Self::Asks);
-        let is_in = [Self::Registry(registry.clone()), Self::Namespace(repository.namespace().unwrap_or_default())];
-        is_in.into_iter().chain(asks).collect()
-    }
-}
-
-/// Index keys of a LifecyclePolicy.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum LifecyclePolicyKey {
-    /// The Registry whose repositories it is for.
-    Registry(String),
-    /// Its namespace.
-    Namespace(String),
-    /// Whom it may be about.
-    MayApplyTo {
-        /// Its namespace.
-        namespace: String,
-        /// Its Registry.
-        registry: String,
-        /// The Repository that it names; nothing if it chooses by labels.
-        repository: Option<String>,
-    },
-}
-
-impl LifecyclePolicyKey {
-    /// All keys of a LifecyclePolicy.
-    pub fn of(policy: &LifecyclePolicy) -> Vec<Self> {
-        let (namespace, registry) = (policy.namespace().unwrap_or_default(), policy.spec.registry_ref.name.clone());
-        let repository = policy.spec.repository_ref.as_ref().map(|it| it.name.clone());
-        vec![
-            Self::Registry(registry.clone()),
-            Self::Namespace(namespace.clone()),
-            Self::MayApplyTo { namespace, registry, repository },
-        ]
-    }
-
-    /// The keys of those that may be about a Repository.
-    fn about(repository: &Repository) -> [Self; 2] {
-        let (namespace, registry) = (repository.namespace().unwrap_or_default(), &repository.spec.registry_ref.name);
-        [Some(repository.name_any()), None].map(|repository| Self::MayApplyTo {
-            namespace: namespace.clone(),
-            registry: registry.clone(),
-            repository,
-        })
     }
 }
 
@@ -251,7 +243,7 @@ mod tests {
         let (stores, mut writers) = Stores::new();
         let (home, away) = (json!({ "name": "home" }), json!({ "name": "away" }));
         apply(
-            &mut writers.repositories,
+            &mut writers.kinds.repositories,
             &[
                 ("shop/api", json!({ "registryRef": home, "labels": { "tier": "back" } })),
                 ("shop/web", json!({ "registryRef": home, "repositoryName": "shop/web" })),
@@ -267,7 +259,7 @@ mod tests {
         let rules = json!([]);
         let back = json!({ "matchLabels": { "tier": "back" } });
         apply(
-            &mut writers.lifecycle_policies,
+            &mut writers.kinds.lifecycle_policies,
             &[
                 ("shop/api", json!({ "registryRef": home, "repositoryRef": { "name": "api" }, "rules": rules })),
                 ("shop/web", json!({ "registryRef": home, "repositoryRef": { "name": "web" }, "rules": rules })),
@@ -280,38 +272,47 @@ mod tests {
     }
 
     #[test]
-    fn repositories_are_found_by_registry_by_namespace_and_by_the_name_that_they_ask_for() {
+    fn repositories_are_found_by_registry_namespace_and_claimed_name() {
         let stores = stores();
-        assert_eq!(names(stores.repositories_in("away")), ["shop/elsewhere"]);
-        assert_eq!(names(stores.repositories_in("home")), ["desk/-", "desk/api", "desk/other", "shop/api", "shop/web"]);
-        assert_eq!(names(stores.repositories_of("shop")), ["shop/api", "shop/elsewhere", "shop/web"]);
-        let ask = |name: &str| names(stores.repositories_that_ask_for(&name.parse().unwrap()));
+        assert_eq!(names(stores.repositories.in_registry("away")), ["shop/elsewhere"]);
+        assert_eq!(
+            names(stores.repositories.in_registry("home")),
+            ["desk/-", "desk/api", "desk/other", "shop/api", "shop/web"]
+        );
+        assert_eq!(names(stores.repositories.in_namespace("shop")), ["shop/api", "shop/elsewhere", "shop/web"]);
+        let ask = |name: &str| names(stores.repositories.claiming(name));
         assert_eq!(ask("api"), ["desk/api", "desk/other", "shop/api", "shop/elsewhere"]);
         assert_eq!(ask("shop/web"), ["shop/web"]);
         assert!(ask("web").is_empty());
     }
 
     #[test]
-    fn lifecycle_policies_are_found_by_registry_by_namespace_and_by_whom_they_are_about() {
+    fn lifecycle_policies_are_found_by_registry_namespace_and_repository() {
         let stores = stores();
-        assert_eq!(names(stores.lifecycle_policies_in("away")), ["shop/away"]);
-        assert_eq!(names(stores.lifecycle_policies_of("shop")), ["shop/api", "shop/away", "shop/back", "shop/web"]);
+        assert_eq!(names(stores.lifecycle_policies.in_registry("away")), ["shop/away"]);
+        assert_eq!(
+            names(stores.lifecycle_policies.in_namespace("shop")),
+            ["shop/api", "shop/away", "shop/back", "shop/web"]
+        );
         let repositories = stores.repositories.state();
         for repository in &repositories {
             let about = stores.lifecycle_policies.state_filter(|it| it.applies_to(repository));
             assert_eq!(
-                names(stores.lifecycle_policies_about(&[repository])),
+                names(stores.lifecycle_policies.referring_to(&[&**repository])),
                 names(about),
                 "{}",
                 repository.name_any()
             );
         }
         let all: Vec<_> = repositories.iter().map(|it| &**it).collect();
-        assert_eq!(names(stores.lifecycle_policies_about(&all)), ["desk/all", "shop/api", "shop/back", "shop/web"]);
+        assert_eq!(
+            names(stores.lifecycle_policies.referring_to(&all)),
+            ["desk/all", "shop/api", "shop/back", "shop/web"]
+        );
     }
 
     #[test]
-    fn a_lifecycle_policy_chooses_those_that_it_applies_to() {
+    fn a_lifecycle_policy_refers_to_the_repositories_that_it_applies_to() {
         let stores = stores();
         let chosen = |policy: &str| {
             let (namespace, name) = policy.split_once('/').unwrap();

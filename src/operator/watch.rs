@@ -1,4 +1,5 @@
-//! Watches the objects of one kind: keeps a store of them, and reports each change that a predicate lets through.
+//! Watches the objects of one kind: keeps a store of them, and reports each change that a predicate
+//! lets through.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -12,24 +13,29 @@ use kube::runtime::{WatchStreamExt as _, reflector::Lookup};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
-/// An object as it was and as it is; one of them may be missing.
+/// An object before and after a change.
 #[derive(Debug, Clone)]
 pub struct Change<K> {
-    /// Before: nothing if it is new.
+    /// Nothing if the object is new.
     pub old: Option<Arc<K>>,
-    /// Now: nothing if it is gone.
+    /// Nothing if the object is gone.
     pub new: Option<Arc<K>>,
 }
 
 impl<K> Change<K> {
-    /// The object as it is, or was.
+    /// Returns the object as it is, or was.
     pub fn either(&self) -> Option<&Arc<K>> {
         self.new.as_ref().or(self.old.as_ref())
     }
 }
 
 impl<K: Resource> Change<K> {
-    /// The UID of the object, if it is gone.
+    /// Returns whether the object is gone or is being deleted.
+    pub(crate) fn leaves(&self) -> bool {
+        self.new.as_ref().is_none_or(|it| it.meta().deletion_timestamp.is_some())
+    }
+
+    /// Returns the UID of the object, if it is gone.
     pub fn deleted_uid(&self) -> Option<&str> {
         match self {
             Self { old: Some(old), new: None } => old.meta().uid.as_deref(),
@@ -38,15 +44,15 @@ impl<K: Resource> Change<K> {
     }
 }
 
-/// Keeps the objects that are followed, for others to read. Only [`watch_kind`] writes to it.
+/// Stores watched objects for readers. Only [`watch_kind`] writes to it.
 pub trait Keeper<K>
 where
     K: Lookup<DynamicType = ()> + Clone + 'static,
 {
-    /// Where they are read.
+    /// Returns the reading end.
     fn store(&self) -> Store<K>;
 
-    /// Takes in what was seen. When it is done, all that read see it.
+    /// Applies an event. When it returns, all readers see the result.
     fn apply(&mut self, event: &Event<K>);
 }
 
@@ -63,9 +69,11 @@ where
     }
 }
 
-/// Watches a kind for ever: a watch that fails is started again with backoff. Objects deleted in between are reported, too.
+/// Watches a kind until it is dropped. A watch that fails is restarted with backoff; objects
+/// deleted meanwhile are reported, too.
 ///
-/// `predicate` hashes the part of an object that matters: a change of the rest (status, mostly) is stored, but not reported.
+/// `predicate` hashes the part of an object that matters: a change of the rest (mostly the status)
+/// is stored, but not reported.
 pub async fn watch_kind<K>(
     api: Api<K>,
     selection: watcher::Config,
@@ -79,7 +87,7 @@ pub async fn watch_kind<K>(
     let events = watcher(api, selection)
         .modify(|object: &mut K| {
             object.managed_fields_mut().clear();
-            // The same again as text: kubectl's memory, not ours.
+            // kubectl's copy of the whole object, which nothing here reads.
             object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
         })
         .default_backoff();
@@ -129,8 +137,7 @@ pub async fn watch_kind<K>(
     }
 }
 
-/// Hashes what matters to the controller of an object: all of it but its status and its finalizers, which the
-/// controller writes itself.
+/// Hashes an object without its status and its finalizers, which its controller writes itself.
 pub fn spec_or_metadata<K: ResourceExt>(object: &K) -> u64 {
     let meta = object.meta();
     let mut hasher = DefaultHasher::new();

@@ -1,4 +1,5 @@
-//! Makes a repository what one resource asks for: decide, refresh, decide again, execute; and what is told of drift.
+//! Makes an object of a registry what one resource asks for: decide, refresh, decide again,
+//! execute. Reports drift.
 
 use std::time::Duration;
 
@@ -11,26 +12,78 @@ use wharfage_crd::{Condition, Reason};
 use wharfage_plan::model::{ApiError, ObservedRepository, Refused};
 use wharfage_plan::{FieldChange, Step};
 
-/// What one resource asks of a repository.
-pub(super) trait Converge {
-    /// What must be known of the repository.
-    fn needs(&self) -> RepositoryNeeds;
+/// An object of a registry that one reconcile has for itself.
+pub(crate) trait LockedObject: Send {
+    /// The parts of the object that are read.
+    type Needs: Copy + Default + Send + Sync;
+    type Observed: Clone + Send + Sync;
 
-    /// Plans for this resource; nothing if the resource is another one by now.
-    fn decide(&self, found: Option<ObservedRepository>) -> Option<Result<Option<Step>, Refused>>;
+    /// Returns the object; nothing if it does not exist.
+    fn observe(
+        &mut self,
+        needs: Self::Needs,
+        freshness: Freshness,
+    ) -> impl Future<Output = Result<Option<Self::Observed>, RegistryError>> + Send;
 
-    /// Returns whether the repository must be read once more before the step: it may belong to somebody else by now.
-    fn must_refresh(&self, step: &Step, found: Option<&ObservedRepository>) -> bool;
+    /// Reads the object, unless it was read just now.
+    fn refresh_before_write(
+        &mut self,
+        needs: Self::Needs,
+    ) -> impl Future<Output = Result<Option<Self::Observed>, RegistryError>> + Send;
 
-    /// Returns whether an error says that the listing was old.
+    fn execute(&mut self, step: &Step) -> impl Future<Output = Result<(), RegistryError>> + Send;
+}
+
+impl LockedObject for LockedRepository {
+    type Needs = RepositoryNeeds;
+    type Observed = ObservedRepository;
+
+    async fn observe(
+        &mut self,
+        needs: RepositoryNeeds,
+        freshness: Freshness,
+    ) -> Result<Option<ObservedRepository>, RegistryError> {
+        Self::observe(self, needs, freshness).await
+    }
+
+    async fn refresh_before_write(
+        &mut self,
+        needs: RepositoryNeeds,
+    ) -> Result<Option<ObservedRepository>, RegistryError> {
+        Self::refresh_before_write(self, needs).await
+    }
+
+    async fn execute(&mut self, step: &Step) -> Result<(), RegistryError> {
+        Self::execute(self, step).await
+    }
+}
+
+/// The rules of one resource for an object of a registry.
+pub(super) trait Converge: Sync {
+    type Locked: LockedObject;
+
+    fn needs(&self) -> Needs<Self>;
+
+    /// Plans for this resource; nothing if the resource changed since the reconcile began.
+    fn decide(&self, found: Option<Observed<Self>>) -> Option<Result<Option<Step>, Refused>>;
+
+    /// Returns whether the object must be read once more before the step: it may have another owner
+    /// by now.
+    fn must_refresh(&self, step: &Step, found: Option<&Observed<Self>>) -> bool;
+
+    /// Returns whether an error means that the listing was stale.
     fn is_stale(&self, error: &ApiError) -> bool;
 
     /// Returns whether the step corrects drift.
-    fn is_drift(&self, step: &Step, found: Option<&ObservedRepository>) -> bool;
+    fn is_drift(&self, step: &Step, found: Option<&Observed<Self>>) -> bool;
 
-    /// Returns whether to read the repository again after the step, since another cluster may have written it as well.
+    /// Returns whether to read the object again after the step, since another cluster may have
+    /// written it as well.
     fn must_verify(&self, step: &Step) -> bool;
 }
+
+type Needs<C> = <<C as Converge>::Locked as LockedObject>::Needs;
+type Observed<C> = <<C as Converge>::Locked as LockedObject>::Observed;
 
 /// A step, and whether it corrects drift.
 pub(super) struct Correction {
@@ -38,106 +91,105 @@ pub(super) struct Correction {
     pub(super) is_drift: bool,
 }
 
-/// How converging ended.
-pub(super) enum Ending {
-    /// The repository is as the resource asks.
+/// The end of converging.
+pub(super) enum Converged {
+    /// The object is as the resource asks.
     InSync,
-    /// The resource is another one by now.
+    /// The resource changed since the reconcile began.
     Outdated,
     /// The plan refuses the resource.
     Refused(Refused),
-    /// The repository could not be read.
+    /// The object could not be read.
     Unread(RegistryError),
     /// A step failed.
     Failed(Correction, RegistryError),
 }
 
-/// What converging did.
-pub(super) struct Convergence {
-    /// The executed steps.
+/// The result of converging.
+pub(super) struct Convergence<O> {
     pub(super) executed: Vec<Correction>,
-    /// The repository as it was last read.
-    pub(super) found: Option<ObservedRepository>,
-    /// How it ended.
-    pub(super) ending: Ending,
+    /// The object as it was last read.
+    pub(super) found: Option<O>,
+    pub(super) end: Converged,
 }
 
-/// Converges a locked repository, of which `found` was read before.
+/// Converges a locked object, of which `found` was read before.
 pub(super) async fn converge<C: Converge>(
     rules: &C,
-    held: &mut LockedRepository,
+    locked: &mut C::Locked,
     freshness: Freshness,
-    found: Option<ObservedRepository>,
-) -> Convergence {
-    let mut convergence = Convergence { executed: Vec::new(), found, ending: Ending::InSync };
-    convergence.ending = match run(rules, held, freshness, &mut convergence).await {
-        Ok(ending) => ending,
-        Err(trouble) => Ending::Unread(trouble),
+    found: Option<Observed<C>>,
+) -> Convergence<Observed<C>> {
+    let mut convergence = Convergence { executed: Vec::new(), found, end: Converged::InSync };
+    convergence.end = match run(rules, locked, freshness, &mut convergence).await {
+        Ok(end) => end,
+        Err(error) => Converged::Unread(error),
     };
     convergence
 }
 
 async fn run<C: Converge>(
     rules: &C,
-    held: &mut LockedRepository,
+    locked: &mut C::Locked,
     freshness: Freshness,
-    convergence: &mut Convergence,
-) -> Result<Ending, RegistryError> {
+    convergence: &mut Convergence<Observed<C>>,
+) -> Result<Converged, RegistryError> {
     let needs = rules.needs();
-    let anew = Freshness { now: true, ..freshness };
+    let again = Freshness { now: true, ..freshness };
     let Convergence { executed, found, .. } = convergence;
     let mut attempts = 0;
     loop {
-        let Some(mut decision) = rules.decide(found.clone()) else { return Ok(Ending::Outdated) };
+        let Some(mut decision) = rules.decide(found.clone()) else { return Ok(Converged::Outdated) };
         if let Ok(Some(step)) = &decision
             && rules.must_refresh(step, found.as_ref())
         {
-            *found = held.refresh_before_write(needs).await?;
-            let Some(refreshed) = rules.decide(found.clone()) else { return Ok(Ending::Outdated) };
+            *found = locked.refresh_before_write(needs).await?;
+            let Some(refreshed) = rules.decide(found.clone()) else { return Ok(Converged::Outdated) };
             decision = refreshed;
         }
         let step = match decision {
-            Err(refused) => return Ok(Ending::Refused(refused)),
-            Ok(None) => return Ok(Ending::InSync),
+            Err(refused) => return Ok(Converged::Refused(refused)),
+            Ok(None) => return Ok(Converged::InSync),
             Ok(Some(step)) => step,
         };
         attempts += 1;
         let is_drift = rules.is_drift(&step, found.as_ref());
-        match held.execute(&step).await {
+        match locked.execute(&step).await {
             Ok(()) => {}
             Err(RegistryError::Rejected(error)) if attempts == 1 && rules.is_stale(&error) => {
-                *found = held.observe(needs, anew).await?;
+                *found = locked.observe(needs, again).await?;
                 continue;
             }
-            Err(trouble) => return Ok(Ending::Failed(Correction { step, is_drift }, trouble)),
+            Err(error) => return Ok(Converged::Failed(Correction { step, is_drift }, error)),
         }
         let verify = attempts == 1 && rules.must_verify(&step);
         executed.push(Correction { step, is_drift });
         if !verify {
-            return Ok(Ending::InSync);
+            return Ok(Converged::InSync);
         }
-        *found = held.observe(needs, anew).await?;
+        *found = locked.observe(needs, again).await?;
     }
 }
 
-/// How a resource stands whose registry did not do what was asked, and when to try again.
+/// Returns the state of a resource whose registry does not answer or rejects a request, and when to
+/// try again.
 pub(super) fn failed(
-    trouble: &RegistryError,
+    error: &RegistryError,
     registry: &str,
     before: &[Condition],
     interval: Duration,
 ) -> (ReadyState, Duration) {
-    match trouble {
+    match error {
         RegistryError::Unavailable(it) => unavailable(it, registry),
-        RegistryError::Rejected(error) => {
-            let state = refused_by_registry(error.clone());
+        RegistryError::Rejected(rejected) => {
+            let state = refused_by_registry(rejected.clone());
             let retry = next(&state, before, interval, jiff::Timestamp::now());
             (state, retry)
         }
     }
 }
 
-/// Counts and tells of what somebody else changed in a registry.
+/// Counts drift: what another party changed in a registry.
 pub(super) struct Drift<'a> {
     pub(super) ctx: &'a Context,
     pub(super) kind: &'static str,
@@ -145,7 +197,7 @@ pub(super) struct Drift<'a> {
 }
 
 impl Drift<'_> {
-    /// Counts properties that were found to differ.
+    /// Counts properties that differ.
     pub(super) fn detected(&self, properties: usize) {
         if properties == 0 {
             return;
@@ -153,7 +205,7 @@ impl Drift<'_> {
         self.ctx.metrics.drift_detected(self.kind, self.registry, u64::try_from(properties).unwrap_or(u64::MAX));
     }
 
-    /// Counts properties that were corrected. Drift that was told before is not detected again.
+    /// Counts corrected properties. Drift that was reported before is not detected again.
     pub(super) fn corrected(&self, past: LastSync, properties: usize) {
         if past == LastSync::InSync {
             self.detected(properties);
@@ -162,16 +214,17 @@ impl Drift<'_> {
     }
 }
 
-/// The condition of a resource whose drift was corrected, or that had none. A correction stays told until there is other news.
+/// Returns the condition of a resource whose drift was corrected, or that had none. A correction is
+/// reported until there is other news.
 pub(super) fn corrected(past: LastSync, conditions: &[Condition], drift: &[FieldChange]) -> (bool, Cause) {
     if drift.is_empty() {
         let in_sync = || (false, Cause::new(Reason::InSync, "no drift"));
-        return past.still_told(conditions).unwrap_or_else(in_sync);
+        return past.still_reported(conditions).unwrap_or_else(in_sync);
     }
     (false, Cause::new(Reason::DriftCorrected, format!("drift corrected: {}", show(drift))))
 }
 
-/// The condition of a resource that is only observed.
+/// Returns the condition of a resource that is only observed.
 pub(super) fn observed(differences: &[FieldChange]) -> (bool, Cause) {
     if differences.is_empty() {
         return (false, Cause::new(Reason::InSync, "it is as this resource says"));
@@ -180,7 +233,7 @@ pub(super) fn observed(differences: &[FieldChange]) -> (bool, Cause) {
     (true, Cause::new(Reason::DriftDetected, message))
 }
 
-/// The condition of what somebody else changed, and what could not be corrected.
+/// Returns the condition of a resource whose drift could not be corrected.
 pub(super) fn uncorrected(changes: &[FieldChange]) -> (bool, Cause) {
     let message = format!("drift detected, and not corrected yet: {}", show(changes));
     (true, Cause::new(Reason::DriftDetected, message))

@@ -1,5 +1,5 @@
-//! LifecyclePolicy: put to the repositories that it chooses, previewed there, or, where images that run are to be kept, carried
-//! out by the operator itself.
+//! LifecyclePolicy: puts a policy to the repositories that it selects, previews it there, or, with
+//! in-use protection, enforces it itself.
 
 mod outcome;
 mod per_repository;
@@ -10,38 +10,64 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::runtime::reflector::Store;
-use kube::{Api, ResourceExt as _};
+use kube::ResourceExt as _;
 
-use super::converge::{Drift, corrected, failed, observed, uncorrected};
-use super::finish::{KindObject as _, Outcome, finish, suspend};
-use super::{
-    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, Registered, jittered, refused_by_registry,
-    registered, show,
-};
+use super::converge::{Drift, corrected, observed, uncorrected};
+use super::finish::Outcome;
+use super::interrupted::Interrupted;
+use super::reconcile::{Reconcile, Reconciler, outcome_of};
+use super::{KindController, LastSync, Registered, refused_by_registry, registered, show};
 use crate::context::Context;
 use crate::events::LONGEST_NOTE;
+use crate::in_use;
+use crate::kind::{Kind, Reference, status_fields};
 use crate::policy_rule::{PolicyRule, own_kind};
-use crate::registry_client::{Freshness, RegistryClient, RegistryError, Unavailable};
-use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::registry_client::{Freshness, RegistryClient, RegistryError};
+use crate::status::{Cause, ConditionSet, ReadyState, is_ready};
+use crate::stores::Stores;
 use crate::watch::Change;
-use crate::{finalizer, in_use};
-use outcome::{Went, counted, enforced, names, only, told};
+use outcome::{RunTotals, counted, enforced, names, only, report};
 use per_repository::{PolicyRun, Released, RepositoryResult};
 use result_cache::{LastResult, LastResults, ResultCache};
 use wharfage_crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use wharfage_crd::{
-    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason, Registry,
+    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason,
+    Registry, Repository,
 };
 use wharfage_domain::lifecycle::Policy;
 use wharfage_domain::names::RepositoryName;
 use wharfage_plan::{Action, FieldChange, Object};
 
-pub(crate) const RULES: &[PolicyRule] = &own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]);
+impl Kind for LifecyclePolicy {
+    const NAME: &'static str = "LifecyclePolicy";
 
-const KIND: &str = "LifecyclePolicy";
+    fn registry_name(&self) -> &str {
+        &self.spec.registry_ref.name
+    }
 
-/// How soon a preview that goes on is reconciled again, and how late at most.
+    fn is_suspended(&self) -> bool {
+        self.suspended()
+    }
+
+    fn sync_interval(&self) -> Duration {
+        self.interval()
+    }
+
+    fn references(&self) -> Vec<Reference> {
+        let (spec, namespace) = (&self.spec, self.namespace());
+        let repositories = match (&spec.repository_ref, &spec.repository_selector) {
+            (Some(it), _) => Some(Reference::named::<Repository>("repositoryRef", namespace, &it.name)),
+            (None, Some(it)) => Some(Reference::selected::<Repository>("repositorySelector", namespace, it.clone())),
+            (None, None) => None,
+        };
+        let registry = self.registry_name();
+        [Reference::registry(registry)].into_iter().chain(repositories.map(|it| it.in_registry(registry))).collect()
+    }
+}
+
+status_fields!(LifecyclePolicyStatus, events: false, last_sync: |self, now| self.last_sync_time = Some(now));
+
+/// The shortest and the longest delay after which a running preview is read again.
 const PREVIEW_POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Reconciles LifecyclePolicies.
@@ -53,62 +79,104 @@ pub(crate) struct LifecyclePolicyController {
     in_use: in_use::run::Shared,
 }
 
-impl LifecyclePolicyController {
-    pub(crate) fn new(ctx: Arc<Context>) -> Self {
+impl KindController for LifecyclePolicyController {
+    type Kind = LifecyclePolicy;
+    const CONCURRENCY: u16 = 8;
+
+    fn new(ctx: Arc<Context>) -> Self {
         Self { ctx, results: ResultCache::default(), in_use: in_use::run::Shared::default() }
     }
 
-    /// Forgets a policy that is gone.
-    pub(crate) fn changed(&self, change: &Change<LifecyclePolicy>) {
-        if let Some(uid) = change.deleted_uid() {
-            self.results.forget(uid);
-        }
-    }
-}
-
-impl KindController for LifecyclePolicyController {
-    type Object = LifecyclePolicy;
-    const KIND: &'static str = KIND;
-    const CONCURRENCY: u16 = 8;
-
-    fn context(&self) -> &Context {
+    fn context(&self) -> &Arc<Context> {
         &self.ctx
     }
 
-    fn store(&self) -> Store<LifecyclePolicy> {
-        self.ctx.stores.lifecycle_policies.clone()
+    fn rules() -> Vec<PolicyRule> {
+        [&own_kind(&["lifecyclepolicies"], &["lifecyclepolicies/status"]), in_use::RULES].concat()
     }
 
-    async fn reconcile(self: Arc<Self>, policy: Arc<LifecyclePolicy>) -> Result<ReconcileResult, Error> {
-        let namespace = policy.namespace().unwrap_or_default();
-        let api = Api::namespaced(self.ctx.client.clone(), &namespace);
-        let object = Object { kind: KIND, namespace, name: policy.name_any() };
-        let (ctx, results, in_use) = (&*self.ctx, &self.results, &self.in_use);
-        let reconcile = PolicyReconcile { ctx, results, in_use, api, policy: &policy, object };
-        if policy.metadata.deletion_timestamp.is_some() {
-            return reconcile.cleanup().await;
+    /// Requeues the policies of the namespace that are not Ready when one is deleted or its spec
+    /// changed: they may adopt its repositories.
+    fn changed(&self, change: &Change<LifecyclePolicy>) {
+        if let Some(uid) = change.deleted_uid() {
+            self.results.forget(uid);
         }
-        if policy.suspended() {
-            return suspend(ctx, &reconcile.api, &*policy).await;
+        let Some(policy) = change.either() else { return };
+        let makes_way = match (&change.old, &change.new) {
+            (Some(old), Some(new)) => new.metadata.deletion_timestamp.is_some() || old.spec != new.spec,
+            (old, _) => old.is_some(),
+        };
+        if !makes_way {
+            return;
         }
-        match reconcile.run().await? {
-            Some(outcome) => finish(ctx, &reconcile.api, &*policy, outcome).await,
-            None => Ok(ReconcileResult::outdated()),
-        }
+        let neighbors = self.ctx.stores.lifecycle_policies.in_namespace(&policy.namespace().unwrap_or_default());
+        let waiting = neighbors.iter().filter(|it| it.uid() != policy.uid() && !is_ready(it.conditions()));
+        self.ctx.triggers.requeue_all(waiting.map(|it| &**it));
     }
+}
+
+impl Reconciler for LifecyclePolicyController {
+    type Inputs = Registered;
+
+    fn dereference(&self, reconcile: &Reconcile<'_, LifecyclePolicy>) -> Result<Registered, Interrupted> {
+        registered(&self.ctx, reconcile.registry_name())
+    }
+
+    fn needs_finalizer(&self, policy: &LifecyclePolicy) -> bool {
+        policy.management_policy() == ManagementPolicy::Full
+    }
+
+    async fn apply(
+        &self,
+        reconcile: &Reconcile<'_, LifecyclePolicy>,
+        (registry, registry_client): Registered,
+    ) -> Result<Outcome<LifecyclePolicyStatus>, Interrupted> {
+        PolicyReconcile::new(self, reconcile).run(&registry, &registry_client).await
+    }
+
+    async fn release(&self, reconcile: &Reconcile<'_, LifecyclePolicy>) -> Result<(), Interrupted> {
+        PolicyReconcile::new(self, reconcile).release().await
+    }
+
+    fn must_release(&self, policy: &LifecyclePolicy) -> bool {
+        policy.deletion_policy() == DeletionPolicy::Delete
+    }
+
+    /// Returns the cause if `repositoryRef` names no Repository with a valid name.
+    fn missing_reference(&self, policy: &LifecyclePolicy) -> Option<Cause> {
+        missing_repository(policy, &chosen(&self.ctx.stores, policy))
+    }
+}
+
+/// Returns the repositories that a policy is for, by the Repositories of its namespace.
+fn chosen(stores: &Stores, policy: &LifecyclePolicy) -> BTreeSet<RepositoryName> {
+    let chosen = stores.repositories_chosen_by(policy);
+    let stay = chosen.iter().filter(|it| it.metadata.deletion_timestamp.is_none());
+    stay.filter_map(|it| it.repository_name().ok()).collect()
+}
+
+/// Returns the cause if `repositoryRef` finds none of these repositories.
+fn missing_repository(policy: &LifecyclePolicy, chosen: &BTreeSet<RepositoryName>) -> Option<Cause> {
+    let references = policy.references();
+    let named = references.iter().find(|it| it.is_to::<Repository>() && it.name().is_some());
+    named.filter(|_| chosen.is_empty()).map(Reference::not_found)
 }
 
 /// One reconcile of a LifecyclePolicy.
 struct PolicyReconcile<'a> {
+    controller: &'a LifecyclePolicyController,
     ctx: &'a Context,
     results: &'a ResultCache,
-    in_use: &'a in_use::run::Shared,
-    api: Api<LifecyclePolicy>,
     policy: &'a LifecyclePolicy,
-    object: Object,
+    object: &'a Object,
 }
 
-impl PolicyReconcile<'_> {
+impl<'a> PolicyReconcile<'a> {
+    fn new(controller: &'a LifecyclePolicyController, reconcile: &'a Reconcile<'a, LifecyclePolicy>) -> Self {
+        let (ctx, results) = (&*controller.ctx, &controller.results);
+        Self { controller, ctx, results, policy: reconcile.object, object: &reconcile.id }
+    }
+
     fn generation(&self) -> Option<i64> {
         self.policy.metadata.generation
     }
@@ -121,25 +189,9 @@ impl PolicyReconcile<'_> {
         &self.policy.spec.registry_ref.name
     }
 
-    /// The Registry and its client, or why there is none.
-    fn registry(&self) -> Result<Registered, Box<ConditionSet>> {
-        registered(self.ctx, self.registry_name()).map_err(|mut findings| {
-            // A Registry that is there need not be ready to tell whether the Repository is.
-            findings.references = findings.references.map(|it| it.and_then(|()| self.references(&self.chosen())));
-            findings
-        })
-    }
-
-    /// The repositories that it is for, as its namespace has them now.
-    fn chosen(&self) -> BTreeSet<RepositoryName> {
-        let chosen = self.ctx.stores.repositories_chosen_by(self.policy);
-        let stay = chosen.iter().filter(|it| it.metadata.deletion_timestamp.is_none());
-        stay.filter_map(|it| it.repository_name().ok()).collect()
-    }
-
-    /// The repositories that it has, or may have had, and is for no more.
+    /// Returns the repositories that it governs, or may have governed, and no longer selects.
     fn left(&self, registry_client: &RegistryClient, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
-        let told = self
+        let reported = self
             .policy
             .status_or_default()
             .repositories
@@ -147,72 +199,63 @@ impl PolicyReconcile<'_> {
             .filter_map(|it| it.name.parse().ok())
             .collect::<Vec<_>>();
         let cluster = &self.ctx.settings.cluster;
-        let tagged = registry_client.governed_by(|owner| owner.is(cluster, &self.object));
-        let had = told.into_iter().chain(self.results.had(self.uid())).chain(tagged);
+        let tagged = registry_client.governed_by(|owner| owner.is(cluster, self.object));
+        let had = reported.into_iter().chain(self.results.had(self.uid())).chain(tagged);
         had.filter(|name| !chosen.contains(name)).collect()
     }
 
-    fn policy_run<'a>(&'a self, registry: &'a Registry, registry_client: &'a Arc<RegistryClient>) -> PolicyRun<'a> {
+    fn policy_run<'r>(&'r self, registry: &'r Registry, registry_client: &'r Arc<RegistryClient>) -> PolicyRun<'r> {
         let document = self.policy.document();
-        let asked = self.policy.requested();
+        let requested = self.policy.requested();
         PolicyRun {
             ctx: self.ctx,
-            in_use: self.in_use,
+            in_use: &self.controller.in_use,
             policy: self.policy,
-            object: &self.object,
+            object: self.object,
             registry,
             registry_client,
             rules: Policy::from_value(&document).ok(),
             document,
-            freshness: Freshness { interval: self.policy.interval(), now: asked.is_some() },
-            asked,
-            past: self.policy.past(),
+            freshness: Freshness { interval: self.policy.interval(), now: requested.is_some() },
+            requested,
+            past: LastSync::of_object(self.policy),
         }
     }
 
-    /// Nothing if the policy is another one by now.
-    async fn run(&self) -> Result<Option<Outcome<LifecyclePolicyStatus>>, Error> {
-        let (registry, registry_client) = match self.registry() {
-            Ok(found) => found,
-            Err(findings) => return Ok(Some(Outcome::new(*findings, jittered(REQUEUE_WAITING)))),
-        };
-        if self.policy.management_policy() == ManagementPolicy::Full {
-            finalizer::add(&self.api, self.policy).await?;
-        }
-        let policy_run = self.policy_run(&registry, &registry_client);
-        let chosen = self.chosen();
+    async fn run(
+        &self,
+        registry: &Registry,
+        registry_client: &Arc<RegistryClient>,
+    ) -> Result<Outcome<LifecyclePolicyStatus>, Interrupted> {
+        let policy_run = self.policy_run(registry, registry_client);
+        let chosen = chosen(&self.ctx.stores, self.policy);
         let mut summary = RunSummary::default();
         if self.policy.management_policy() == ManagementPolicy::Full {
-            for name in self.left(&registry_client, &chosen) {
+            for name in self.left(registry_client, &chosen) {
                 match policy_run.release_repository(&name).await {
                     Ok(Released::Repository) => summary.released.push(name),
                     Ok(Released::Nothing) => {}
-                    Ok(Released::Outdated) => return self.outdated(&summary).await,
-                    Err(RegistryError::Unavailable(unavailable)) => return Ok(Some(self.unavailable(&unavailable))),
+                    Ok(Released::Outdated) => return Err(self.outdated(&summary).await),
+                    Err(error @ RegistryError::Unavailable(_)) => return Err(error.into()),
                     Err(RegistryError::Rejected(error)) => {
                         let error = error.with_prefix(format_args!("{name} cannot be released"));
-                        summary.troubles.push(refused_by_registry(error));
+                        summary.not_ready.push(refused_by_registry(error));
                     }
                 }
             }
         }
-        if let Some(missing) = self.missing(&chosen) {
-            let findings = ConditionSet {
-                references: Some(Err(missing.clone())),
-                ..ConditionSet::of(ReadyState::Reconciling(missing))
-            };
+        if let Some(cause) = missing_repository(self.policy, &chosen) {
             self.results.remember(self.uid(), self.generation(), LastResults::new());
-            return Ok(Some(
-                Outcome::new(findings, jittered(REQUEUE_WAITING)).with_status(|status| tell(status, Vec::new())),
-            ));
+            let outcome = outcome_of(self.controller, self.policy, Interrupted::ReferenceMissing(cause))?;
+            return Ok(outcome.with_status(|status| set_outcomes(status, Vec::new())));
         }
         let before = self.results.recall(self.uid(), self.generation(), &self.policy.status_or_default());
         for name in &chosen {
             match policy_run.run(name, before.get(name)).await {
-                Ok(Some(turn)) => summary.take(name, turn, before.get(name)),
-                Ok(None) => return self.outdated(&summary).await,
+                Ok(Some(result)) => summary.take(name, result, before.get(name)),
+                Ok(None) => return Err(self.outdated(&summary).await),
                 Err(unavailable) => {
-                    // What is known of the others stays.
+                    // The last results of the others stay.
                     for name in chosen.iter().filter(|name| !summary.results.contains_key(*name)).collect::<Vec<_>>() {
                         let known = before.get(name).cloned();
                         let kept = known.unwrap_or_else(|| LastResult::new(only(name, OutcomeState::Pending)));
@@ -221,48 +264,25 @@ impl PolicyReconcile<'_> {
                     self.emit_events(&summary).await;
                     let outcomes = summary.outcomes();
                     self.results.remember(self.uid(), self.generation(), summary.results);
-                    let outcome = self.unavailable(&unavailable);
-                    return Ok(Some(outcome.with_status(|status| tell(status, outcomes))));
+                    let interrupted = RegistryError::Unavailable(unavailable).into();
+                    let outcome = outcome_of(self.controller, self.policy, interrupted)?;
+                    return Ok(outcome.with_status(|status| set_outcomes(status, outcomes)));
                 }
             }
         }
         self.emit_events(&summary).await;
         let outcome = self.summarize(&summary, policy_run.past);
         self.results.remember(self.uid(), self.generation(), summary.results);
-        Ok(Some(outcome))
+        Ok(outcome)
     }
 
-    /// The policy is another one by now: what was done for it until then is told, as the next look finds it done.
-    async fn outdated(&self, summary: &RunSummary) -> Result<Option<Outcome<LifecyclePolicyStatus>>, Error> {
+    /// Reports what was done until the policy changed: the next reconcile finds it done.
+    async fn outdated(&self, summary: &RunSummary) -> Interrupted {
         self.emit_events(summary).await;
-        Ok(None)
+        Interrupted::OUTDATED
     }
 
-    /// What `repositoryRef` names, if it isn't there.
-    fn missing(&self, chosen: &BTreeSet<RepositoryName>) -> Option<Cause> {
-        let reference = self.policy.spec.repository_ref.as_ref().filter(|_| chosen.is_empty())?;
-        let message = format!(
-            "Repository {}/{} does not exist in Registry {}: make it, or correct repositoryRef",
-            self.object.namespace,
-            reference.name,
-            self.registry_name()
-        );
-        Some(Cause::new(Reason::ReferenceNotFound, message))
-    }
-
-    /// Whether all that it names is there, once its Registry is.
-    fn references(&self, chosen: &BTreeSet<RepositoryName>) -> Result<(), Cause> {
-        self.missing(chosen).map_or(Ok(()), Err)
-    }
-
-    /// The registry is unavailable.
-    fn unavailable(&self, unavailable: &Unavailable) -> Outcome<LifecyclePolicyStatus> {
-        let (state, next) = super::unavailable(unavailable, self.registry_name());
-        let findings = ConditionSet { references: Some(self.references(&self.chosen())), ..ConditionSet::of(state) };
-        Outcome::new(findings, next)
-    }
-
-    /// How the policy stands when all its repositories had their turn.
+    /// Summarizes the results of all repositories.
     fn summarize(&self, summary: &RunSummary, past: LastSync) -> Outcome<LifecyclePolicyStatus> {
         let state = summary.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
             let pending = summary.results.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
@@ -278,7 +298,7 @@ impl PolicyReconcile<'_> {
         let begun = summary.results.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
         let next = next(begun, &findings.state, self.policy.conditions(), self.policy.interval());
         let outcomes = summary.outcomes();
-        let mut outcome = Outcome::new(findings, next).with_status(|status| tell(status, outcomes));
+        let mut outcome = Outcome::new(findings, next).with_status(|status| set_outcomes(status, outcomes));
         outcome.answers = begun.is_none();
         outcome
     }
@@ -307,28 +327,28 @@ impl PolicyReconcile<'_> {
     }
 
     fn drifted(&self, summary: &RunSummary, past: LastSync) -> Option<(bool, Cause)> {
-        let RunSummary { drift, uncorrected_drift, troubles, .. } = summary;
+        let RunSummary { drift, uncorrected_drift, not_ready, .. } = summary;
         if self.policy.management_policy() == ManagementPolicy::Observe {
             return Some(observed(drift));
         }
         if !uncorrected_drift.is_empty() {
             return Some(uncorrected(uncorrected_drift));
         }
-        if drift.is_empty() && past == LastSync::Drifted && !troubles.is_empty() {
-            // Whether it is corrected by now could not be read.
+        if drift.is_empty() && past == LastSync::Drifted && !not_ready.is_empty() {
+            // It is unknown whether the drift is corrected.
             return None;
         }
         Some(corrected(past, self.policy.conditions(), drift))
     }
 
-    /// Emits one event for each sort of thing that was done, however many repositories.
+    /// Emits one event for each kind of change, for all repositories together.
     async fn emit_events(&self, summary: &RunSummary) {
         let events = &self.ctx.events;
         if self.policy.management_policy() == ManagementPolicy::Full {
-            let drift = Drift { ctx: self.ctx, kind: KIND, registry: self.registry_name() };
+            let drift = Drift { ctx: self.ctx, kind: LifecyclePolicy::NAME, registry: self.registry_name() };
             drift.detected(summary.found);
             if !summary.drift.is_empty() {
-                // Detected above, together with what could not be corrected.
+                // Counted as detected above, together with what could not be corrected.
                 drift.corrected(LastSync::Drifted, summary.drift.len());
                 let note = format!("drift was corrected: {}", show(&summary.drift));
                 events.warning(self.policy, Reason::DriftCorrected, note).await;
@@ -353,60 +373,37 @@ impl PolicyReconcile<'_> {
         }
     }
 
-    /// The resource is being deleted: its repositories are released, and lose the policy if it says so.
-    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
-        if !finalizer::has(self.policy) {
-            return Ok(ReconcileResult::resting());
-        }
-        let deletes = self.policy.deletion_policy() == DeletionPolicy::Delete && !self.policy.suspended();
-        match self.release().await {
-            Ok(true) => {}
-            Ok(false) => return Ok(ReconcileResult::outdated()),
-            Err(outcome) if deletes => return finish(self.ctx, &self.api, self.policy, outcome).await,
-            Err(outcome) => {
-                // What stays in the registry needs no word from it: a tag of a policy that is gone holds nobody up.
-                let why = &outcome.findings.state.cause().message;
-                tracing::info!(object = %self.object, why, "released without the registry");
-            }
-        }
-        finalizer::remove(&self.api, self.policy).await?;
-        Ok(ReconcileResult::resting())
-    }
-
-    /// Releases its repositories; false if what the policy says changed meanwhile, and not all were released.
-    async fn release(&self) -> Result<bool, Outcome<LifecyclePolicyStatus>> {
+    /// Releases its repositories, or deletes the policy there if the spec says so.
+    async fn release(&self) -> Result<(), Interrupted> {
         if self.policy.management_policy() == ManagementPolicy::Observe || self.policy.suspended() {
-            return Ok(true);
+            return Ok(());
         }
-        let (registry, registry_client) =
-            self.registry().map_err(|findings| Outcome::new(*findings, jittered(REQUEUE_WAITING)))?;
+        let (registry, registry_client) = registered(self.ctx, self.registry_name())?;
         let policy_run = self.policy_run(&registry, &registry_client);
-        let all = self.chosen();
+        let all = chosen(&self.ctx.stores, self.policy);
         for name in self.left(&registry_client, &all).into_iter().chain(all) {
             match policy_run.release_repository(&name).await {
                 Ok(Released::Repository | Released::Nothing) => {}
-                Ok(Released::Outdated) => return Ok(false),
-                Err(RegistryError::Unavailable(unavailable)) => return Err(self.unavailable(&unavailable)),
+                Ok(Released::Outdated) => return Err(Interrupted::OUTDATED),
+                Err(error @ RegistryError::Unavailable(_)) => return Err(error.into()),
                 Err(RegistryError::Rejected(error)) => {
-                    let trouble = RegistryError::Rejected(error.with_prefix(format_args!("{name} cannot be released")));
-                    let (conditions, interval) = (self.policy.conditions(), self.policy.interval());
-                    let (state, next) = failed(&trouble, self.registry_name(), conditions, interval);
-                    return Err(Outcome::new(ConditionSet::of(state), next));
+                    let error = error.with_prefix(format_args!("{name} cannot be released"));
+                    return Err(RegistryError::Rejected(error).into());
                 }
             }
         }
-        Ok(true)
+        Ok(())
     }
 }
 
-/// Sets what the policy came to in its repositories.
-fn tell(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutcome>) {
-    let (repositories, totals) = told(outcomes, &status.repositories);
+/// Sets the results in the repositories.
+fn set_outcomes(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutcome>) {
+    let (repositories, totals) = report(outcomes, &status.repositories);
     status.repositories = repositories;
     status.totals = Some(totals);
 }
 
-/// When to look again, `begun` ago the oldest preview that goes on was started.
+/// Returns the delay of the next reconcile. The oldest running preview was started `begun` ago.
 fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], interval: Duration) -> Duration {
     match begun {
         Some(elapsed) => elapsed.clamp(PREVIEW_POLL_INTERVAL.0, PREVIEW_POLL_INTERVAL.1),
@@ -418,24 +415,24 @@ fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], inter
 #[derive(Default)]
 struct RunSummary {
     results: LastResults,
-    troubles: Vec<ReadyState>,
-    /// What somebody else had changed, and what is corrected.
+    not_ready: Vec<ReadyState>,
+    /// Corrected drift.
     drift: Vec<FieldChange>,
-    /// What somebody else had changed, and what could not be corrected.
+    /// Drift that could not be corrected.
     uncorrected_drift: Vec<FieldChange>,
-    /// How much of both was not known before.
+    /// The number of drifted properties that were not known before.
     found: usize,
     done: BTreeMap<Action, Vec<RepositoryName>>,
-    ran: Vec<(RepositoryName, Went)>,
+    ran: Vec<(RepositoryName, RunTotals)>,
     released: Vec<RepositoryName>,
 }
 
 impl RunSummary {
-    fn take(&mut self, name: &RepositoryName, turn: RepositoryResult, before: Option<&LastResult>) {
-        let RepositoryResult { kept, trouble, drift, done, ran } = turn;
+    fn take(&mut self, name: &RepositoryName, result: RepositoryResult, before: Option<&LastResult>) {
+        let RepositoryResult { kept, not_ready, drift, done, ran } = result;
         let differs = kept.differs;
         self.results.insert(name.clone(), kept);
-        self.troubles.extend(trouble);
+        self.not_ready.extend(not_ready);
         if !before.is_some_and(|it| it.differs) {
             self.found += drift.len();
         }
@@ -443,19 +440,19 @@ impl RunSummary {
             self.done.entry(action).or_default().push(name.clone());
         }
         if differs { &mut self.uncorrected_drift } else { &mut self.drift }.extend(drift);
-        // What only found that nothing is to go is no event.
-        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), Went::of(&ran))));
+        // A run that deletes nothing is no event.
+        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), RunTotals::of(&ran))));
     }
 
     fn outcomes(&self) -> Vec<RepositoryOutcome> {
         self.results.values().map(|kept| kept.outcome.clone()).collect()
     }
 
-    /// The trouble that needs somebody most, and how many others there are.
+    /// Returns the most severe state, with the number of the others.
     fn worst(&self, registry: &str) -> Option<ReadyState> {
-        let stalled = self.troubles.iter().find(|it| matches!(it, ReadyState::Stalled(_)));
-        let worst = stalled.or(self.troubles.first())?;
-        let more = self.troubles.len() - 1;
+        let stalled = self.not_ready.iter().find(|it| matches!(it, ReadyState::Stalled(_)));
+        let worst = stalled.or(self.not_ready.first())?;
+        let more = self.not_ready.len() - 1;
         let cause = worst.cause();
         let message = match more {
             0 => cause.message.clone(),
@@ -477,7 +474,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_refused_is_tried_once_in_an_interval_and_a_preview_is_looked_at_sooner() {
+    fn refusals_wait_an_interval_and_previews_less() {
         let stalled = ReadyState::Stalled(Cause::new(Reason::of_error("LimitExceededException"), "no"));
         let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         let ready = ReadyState::Ready(Cause::new(Reason::InSync, "yes"));

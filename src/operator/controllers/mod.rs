@@ -1,11 +1,15 @@
-//! The controllers: one file for each kind, and here what they share.
+//! The controllers: one file for each kind. `reconcile` has the steps that all kinds share, and
+//! this file what those use.
 
 mod converge;
+mod external;
 mod finish;
-pub mod lifecycle_policy;
-pub mod pull_secret;
-pub mod registry;
-pub mod repository;
+mod interrupted;
+pub(crate) mod lifecycle_policy;
+pub(crate) mod pull_secret;
+mod reconcile;
+pub(crate) mod registry;
+pub(crate) mod repository;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,18 +17,26 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt as _, stream};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Resource, ResourceExt as _};
 
-use finish::KindObject;
+use interrupted::Interrupted;
+use reconcile::Reconciler;
 
 use super::context::Context;
+use super::kind::{Kind, StatusFields};
 use super::leader::Term;
 use super::metrics::ResultLabel;
+use super::policy_rule::PolicyRule;
 use super::registry_client::{RegistryClient, Unavailable};
 use super::status::{self, Cause, ConditionSet, ReadyState};
+use super::stores::StoredKind as _;
+use super::triggers::QueuedKind;
+use super::watch::Change;
 use wharfage_apply::error::named;
 use wharfage_crd::conditions::{ConditionStatus, ConditionType};
 use wharfage_crd::{Condition, Reason, Registry, condition};
@@ -32,27 +44,26 @@ use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
 use wharfage_plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
 
-/// The annotation by which people request a reconcile: each new value requests one.
-pub const REQUESTED_AT: &str = "reconcile.wharfage.dev/requestedAt";
-/// The delay after which a resource that waits for another one is reconciled again, if nothing requeues it before.
-pub const REQUEUE_WAITING: Duration = Duration::from_secs(60);
+/// The delay after which a resource that waits for another one is reconciled again, if nothing
+/// requeues it before.
+pub(crate) const REQUEUE_WAITING: Duration = Duration::from_secs(60);
 
-/// The first delay after an operation that a registry does not get right.
+/// The first delay after an operation that fails in the registry.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
-/// The delay after which an object is reconciled again whose last write has not come back through the watch.
+/// The delay after which an object is reconciled again whose last write has not come back through
+/// the watch.
 const REQUEUE_STALE: Duration = Duration::from_millis(100);
 
 /// An error of the API server. Everything else ends in the resource's status.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct Error(#[from] kube::Error);
+pub(crate) struct Error(#[from] kube::Error);
 
-/// How a reconcile ended.
-pub struct ReconcileResult {
-    /// When to reconcile again.
+/// The result of a reconcile, for the controller and the metrics.
+#[derive(Debug)]
+pub(crate) struct ReconcileResult {
     pub next: Action,
-    /// The label of the metrics.
     pub outcome: ResultLabel,
 }
 
@@ -67,71 +78,77 @@ impl ReconcileResult {
         Self { next: Action::requeue(next), outcome }
     }
 
-    /// The resource changed meanwhile, and is reconciled again at once.
-    pub fn outdated() -> Self {
-        Self { next: Action::requeue(Duration::ZERO), outcome: ResultLabel::reconciling }
+    /// The object is reconciled again after this delay.
+    pub fn requeued(delay: Duration) -> Self {
+        Self { next: Action::requeue(delay), outcome: ResultLabel::reconciling }
     }
 
-    /// Nothing is to be done until the resource changes.
+    /// The object is reconciled again when it changes.
     pub fn resting() -> Self {
         Self { next: Action::await_change(), outcome: ResultLabel::ready }
     }
 }
 
-/// The controller of one kind: the shared context, and what it remembers itself.
-pub(super) trait KindController: Send + Sync + 'static {
-    /// The kind that it reconciles.
-    type Object: KindObject;
-    /// The kind's name.
-    const KIND: &'static str;
-    /// How many reconciles run at once.
+/// A change of a namespace, of which only the metadata are watched.
+pub(crate) type NamespaceChange = Change<PartialObjectMeta<Namespace>>;
+
+/// The controller of one kind: the shared context, what it remembers itself, and its rules for
+/// requeuing. [`Reconciler`] has the steps of its reconcile.
+pub(crate) trait KindController: Send + Sync + Sized + 'static {
+    type Kind: QueuedKind;
+    /// The number of concurrent reconciles.
     const CONCURRENCY: u16;
 
-    /// The context that all controllers share.
-    fn context(&self) -> &Context;
+    fn new(ctx: Arc<Context>) -> Self;
 
-    /// The store of its kind.
-    fn store(&self) -> Store<Self::Object>;
+    /// Returns the context that all controllers share.
+    fn context(&self) -> &Arc<Context>;
 
-    /// Reconciles one object.
-    fn reconcile(
-        self: Arc<Self>,
-        object: Arc<Self::Object>,
-    ) -> impl Future<Output = Result<ReconcileResult, Error>> + Send + 'static;
+    /// Returns the permissions that the kind needs in the cluster.
+    fn rules() -> Vec<PolicyRule>;
+
+    /// Requeues what a change concerns, besides the object itself and the objects that refer to it.
+    fn changed(&self, _change: &Change<Self::Kind>) {}
+
+    /// Requeues what depends on a namespace that changed.
+    fn namespace_changed(&self, _change: &NamespaceChange) {}
 }
 
-/// Runs a controller until the term is asked to stop, then until its running reconciles have ended. Only its queue triggers it.
-pub(super) async fn run<C: KindController>(
+/// Runs a controller until the term is asked to stop, then until its running reconciles have ended.
+/// Only its queue triggers it.
+pub(super) async fn run<C: Reconciler>(
     controller: Arc<C>,
-    queue: impl Stream<Item = ObjectRef<C::Object>> + Send + 'static,
+    queue: impl Stream<Item = ObjectRef<C::Kind>> + Send + 'static,
     term: &Term,
 ) {
-    let depth = Arc::new(controller.context().metrics.queue(C::KIND));
+    let kind = C::Kind::NAME;
+    let depth = Arc::new(controller.context().metrics.queue(kind));
     let (queued, begun, gone) = (Arc::clone(&depth), Arc::clone(&depth), depth);
-    let measured = move |object: Arc<C::Object>, controller: Arc<C>| {
+    let measured = move |object: Arc<C::Kind>, controller: Arc<C>| {
         begun.taken(&(object.namespace(), object.name_any()));
         let began = Instant::now();
         async move {
             if controller.context().stale_cache.is_stale(&*object) {
                 return Ok(Action::requeue(REQUEUE_STALE));
             }
-            let done = Arc::clone(&controller).reconcile(object).await;
+            let done = reconcile::reconcile(&*controller, &*object).await;
             let outcome = done.as_ref().map_or(ResultLabel::failed, |done| done.outcome);
-            controller.context().metrics.reconciled(C::KIND, outcome, began.elapsed());
+            controller.context().metrics.reconciled(kind, outcome, began.elapsed());
             done.map(|done| done.next)
         }
     };
     let stopping = term.clone();
-    Controller::for_shared_stream(stream::pending(), controller.store())
+    let store = C::Kind::store(&controller.context().stores);
+    Controller::for_shared_stream(stream::pending(), (**store).clone())
         .with_config(Config::default().concurrency(C::CONCURRENCY))
-        .reconcile_on(queue.inspect(move |object| queued.woken((object.namespace.clone(), object.name.clone()))))
+        .reconcile_on(queue.inspect(move |object| queued.requeued((object.namespace.clone(), object.name.clone()))))
         .graceful_shutdown_on(async move { stopping.stopping().await })
         .run(measured, error_policy, controller)
         .for_each(|outcome| {
             match outcome {
                 Ok(_) => {}
                 Err(ControllerError::ObjectNotFound(object)) => gone.taken(&(object.namespace, object.name)),
-                Err(error) => tracing::debug!(kind = C::KIND, %error, "reconcile failed"),
+                Err(error) => tracing::debug!(kind, %error, "reconcile failed"),
             }
             std::future::ready(())
         })
@@ -139,18 +156,18 @@ pub(super) async fn run<C: KindController>(
 }
 
 /// Requeues an object after an error of the API server.
-fn error_policy<C: KindController>(object: Arc<C::Object>, error: &Error, _: Arc<C>) -> Action {
-    let kind = C::KIND;
+fn error_policy<C: KindController>(object: Arc<C::Kind>, error: &Error, _: Arc<C>) -> Action {
+    let kind = C::Kind::NAME;
     tracing::warn!(kind, namespace = object.namespace(), name = object.name_any(), %error, "the API server refused");
     Action::requeue(jittered(Duration::from_secs(5)))
 }
 
-/// Adds or takes a tenth, so that reconciles that began together do not recur together.
+/// Changes a delay by up to a tenth, so that reconciles that began together do not recur together.
 pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// The conditions of a resource whose Registry does not exist.
+/// Returns the conditions of a resource whose Registry does not exist.
 pub(super) fn registry_missing(name: &str) -> ConditionSet {
     let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
     let cause = Cause::new(Reason::ReferenceNotFound, message);
@@ -160,14 +177,16 @@ pub(super) fn registry_missing(name: &str) -> ConditionSet {
 /// A Registry and its client.
 type Registered = (Arc<Registry>, Arc<RegistryClient>);
 
-/// Returns the Registry that a resource refers to and its client, or the conditions of a resource that has none.
-pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Box<ConditionSet>> {
-    let registry = ctx.stores.registry(name).ok_or_else(|| Box::new(registry_missing(name)))?;
-    let registry_client = ctx.registry_clients.get(name).ok_or_else(|| Box::new(registry_not_ready(&registry)))?;
-    Ok((registry, registry_client))
+/// Returns the Registry of this name and its client.
+pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Interrupted> {
+    let registry = ctx.stores.registry(name).ok_or(Interrupted::RegistryMissing)?;
+    match ctx.registry_clients.get(name) {
+        Some(client) => Ok((registry, client)),
+        None => Err(Interrupted::RegistryNotReady(registry)),
+    }
 }
 
-/// The conditions of a resource whose Registry has no client.
+/// Returns the conditions of a resource whose Registry has no client.
 pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
@@ -177,24 +196,25 @@ pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
     ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }
 
-/// The state of a resource whose registry is unavailable, and when to try again. Delays are jittered.
+/// Returns the state of a resource whose registry is unavailable, and the jittered delay of the
+/// next attempt.
 pub(super) fn unavailable(unavailable: &Unavailable, registry: &str) -> (ReadyState, Duration) {
     let cause = Cause::new(Reason::RegistryUnavailable, unavailable.message(registry));
     (ReadyState::Reconciling(cause), unavailable.retry.mul_f64(1.0 + fastrand::f64()))
 }
 
-/// The state of a resource that a plan refuses. A missing object is waited for.
+/// Returns the state of a resource that a plan refuses. A missing object is awaited.
 pub(super) fn refusal(refused: &Refused) -> ReadyState {
     let Refused { reason, message, .. } = refused;
     match reason {
         Reason::ReferenceNotFound | Reason::NotFound => ReadyState::Reconciling(Cause::new(reason.clone(), message)),
-        // It may be the name of an error that the registry answered when it was looked at.
+        // It may be the name of an error with which the registry answered a read.
         _ => refused_by_registry(named(reason.as_str(), message)),
     }
 }
 
-/// The state of a resource whose request failed. A registry that answers other requests is waited for; anything else needs
-/// somebody to change something.
+/// Returns the state of a resource whose request failed. An unavailable registry is awaited; any
+/// other error needs someone to change something.
 pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) -> ReadyState {
     match kind {
         ErrorKind::Unavailable
@@ -205,8 +225,9 @@ pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) ->
     }
 }
 
-/// When to reconcile a resource in this state again, that had these conditions before: after an interval, or sooner while it
-/// waits. A failing operation is retried with exponential backoff: the next delay equals the time it has been failing.
+/// Returns the delay after which a resource in this state is reconciled again: its interval, or
+/// less while it waits. `before` are its last conditions. A failing operation is retried with
+/// exponential backoff: the next delay equals the time it has been failing.
 pub(super) fn next(state: &ReadyState, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
     match state {
         ReadyState::Ready(_) | ReadyState::Stalled(_) => jittered(interval),
@@ -231,8 +252,9 @@ pub(super) fn show(changes: &[FieldChange]) -> String {
     changes.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a resource is another one by now than its reconcile began with: its spec changed, or it is being deleted, or gone.
-/// What is planned from the stores is then not what this reconcile is about. Once it is so, it stays so.
+/// Returns whether a resource changed since its reconcile began: another spec, being deleted, or
+/// gone. A plan from the stores is then not about the version that this reconcile has. Once true,
+/// it stays true.
 pub(super) fn is_outdated<K>(store: &Store<K>, object: &K) -> bool
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
@@ -244,8 +266,9 @@ where
     store.get(&ObjectRef::from_obj(object)).is_none_or(|it| whose(&it) != whose(object))
 }
 
-/// Returns a plan's step for a resource that is not being deleted. Never returns a Retain or Delete step: the removal policy
-/// stored in tags may be stale, and only the resource being deleted knows the current one.
+/// Returns a plan's step for a resource that is not being deleted. Never returns a Retain or Delete
+/// step: the removal policy stored in tags may be stale, and only the resource being deleted knows
+/// the current one.
 pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refused> {
     let stays = |it: &Step| it.object == *object && !matches!(it.action, Effect::Retain | Effect::Delete);
     match plan.refused.into_iter().find(|it| it.object == *object) {
@@ -260,7 +283,8 @@ pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<O
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
 
-/// The state of a resource after its last reconcile, which says whether a difference found now is drift.
+/// The state of a resource after its last reconcile. It decides whether a difference found now is
+/// drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LastSync {
     /// The registry was as the resource asks.
@@ -272,7 +296,13 @@ pub(super) enum LastSync {
 }
 
 impl LastSync {
-    /// What it is for an object of this generation, whose status is about `observed` and has these conditions.
+    pub(super) fn of_object<K: Kind>(object: &K) -> Self {
+        let observed = object.status().and_then(StatusFields::observed_generation);
+        Self::of(object.meta().generation, observed, object.conditions())
+    }
+
+    /// Returns the state of an object of this generation, whose status observed the generation
+    /// `observed` and has these conditions.
     pub(super) fn of(generation: Option<i64>, observed: Option<i64>, conditions: &[Condition]) -> Self {
         let drifted = || condition(conditions, ConditionType::Drifted).filter(|it| it.status == ConditionStatus::True);
         if observed != generation {
@@ -292,10 +322,11 @@ impl LastSync {
     }
 
     /// Returns the condition of an earlier correction, which stays until there is other news.
-    pub(super) fn still_told(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
-        let told = condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
-        let told = told.filter(|_| self == Self::InSync)?;
-        Some((false, Cause::new(Reason::DriftCorrected, &*told.message)))
+    pub(super) fn still_reported(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
+        let reported =
+            condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
+        let reported = reported.filter(|_| self == Self::InSync)?;
+        Some((false, Cause::new(Reason::DriftCorrected, &*reported.message)))
     }
 }
 
@@ -313,7 +344,7 @@ mod tests {
     use wharfage_plan::ownership::{Manages, OnRemoval, Owner, Ownership};
 
     #[test]
-    fn what_changed_is_being_deleted_or_gone_is_outdated() {
+    fn changed_deleted_and_missing_objects_are_outdated() {
         let repository = |change: Value| -> Repository {
             let mut metadata = json!({ "namespace": "shop", "name": "api", "uid": "1", "generation": 3 });
             metadata.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
@@ -340,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_tags_say_of_removal_is_nothing_that_is_done_for_a_resource_that_stays() {
+    fn the_removal_policy_of_tags_is_never_planned() {
         let object = Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
         let desired = Desired { cluster: "local".to_owned(), registry: "home".to_owned(), ..Desired::default() };
         for on_removal in [OnRemoval::Retain, OnRemoval::Delete, OnRemoval::DeleteWithImages] {
@@ -356,7 +387,7 @@ mod tests {
                 lifecycle_policy: None,
                 preview: None,
             };
-            // As it is planned when the resource is among the others no more.
+            // This is the plan when the resource is no longer among the others.
             let plan = plan_for(&desired, &"shop/api".parse().unwrap(), Some(found));
             assert_eq!(plan.steps[0].object, object);
             assert_eq!(step_for(plan, &object), Ok(None));
@@ -368,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_by_itself_is_waited_for_and_the_rest_stalls() {
+    fn unavailable_registries_are_awaited_and_other_errors_stall() {
         for name in
             ["RegistryUnavailable", "CredentialsUnavailable", "UnexpectedResponse", "ServiceUnavailableException"]
         {
@@ -383,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn one_operation_that_does_not_answer_is_tried_ever_more_seldom() {
+    fn a_failing_operation_is_retried_with_backoff() {
         let now = Timestamp::now();
         let waits = refused_by_registry(error("RegistryUnavailable"));
         let next = |seconds: i64| {
@@ -400,15 +431,15 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_drift_if_it_was_in_line_as_of_this_generation() {
+    fn a_difference_is_drift_after_a_sync_of_this_generation() {
         let conditions = |generation, ready: bool, drifted| {
             let cause = Cause::new(Reason::of_error("Some"), "");
             let state = if ready { ReadyState::Ready(cause) } else { ReadyState::Stalled(cause) };
-            let told = Some((
+            let reported = Some((
                 drifted,
                 Cause::new(if drifted { Reason::DriftDetected } else { Reason::DriftCorrected }, "mutability"),
             ));
-            let findings = ConditionSet { drifted: told, ..ConditionSet::of(state) };
+            let findings = ConditionSet { drifted: reported, ..ConditionSet::of(state) };
             status::conditions(&[], Some(generation), &findings, &Time(Timestamp::UNIX_EPOCH))
         };
         let past = |observed, conditions: &[Condition]| LastSync::of(Some(2), observed, conditions);
@@ -424,15 +455,15 @@ mod tests {
         assert_eq!(past(None, &[]), LastSync::NeverSynced);
         let repaired = conditions(2, true, false);
         assert_eq!(
-            LastSync::InSync.still_told(&repaired),
+            LastSync::InSync.still_reported(&repaired),
             Some((false, Cause::new(Reason::DriftCorrected, "mutability")))
         );
-        assert_eq!(LastSync::Drifted.still_told(&conditions(2, false, true)), None);
-        assert_eq!(LastSync::NeverSynced.still_told(&repaired), None);
+        assert_eq!(LastSync::Drifted.still_reported(&conditions(2, false, true)), None);
+        assert_eq!(LastSync::NeverSynced.still_reported(&repaired), None);
     }
 
     #[test]
-    fn what_waits_for_something_else_is_looked_at_in_an_interval_or_a_minute() {
+    fn a_waiting_object_is_reconciled_within_a_minute() {
         let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         for (interval, expected) in [(1, 1.0), (600, 60.0)] {
             let pause = next(&waits, &[], Duration::from_secs(interval), Timestamp::now()).as_secs_f64();

@@ -1,7 +1,8 @@
-//! PullSecret: Secrets to pull with are made in the namespaces that are chosen, kept fresh, and removed again.
+//! PullSecret: creates Secrets for pulling in the selected namespaces, renews them, and deletes
+//! them.
 
-mod objects;
 mod outcome;
+mod service_accounts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,30 +11,59 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
+use tokio::task::JoinSet;
 
 use super::converge::{Drift, failed};
-use super::finish::{KindObject as _, Outcome, finish, suspend};
+use super::finish::Outcome;
+use super::interrupted::Interrupted;
+use super::reconcile::{Reconcile, Reconciler};
 use super::{
-    Error, KindController, LastSync, REQUEUE_WAITING, ReconcileResult, jittered, registry_missing, registry_not_ready,
+    Error, KindController, LastSync, NamespaceChange, REQUEUE_WAITING, jittered, registry_missing, registry_not_ready,
 };
 use crate::context::Context;
-use crate::finalizer;
+use crate::kind::{Kind, status_fields};
 use crate::policy_rule::{Feature, PolicyRule, RuleScope, own_kind};
-use crate::pull_secrets::annotations::{HeldSecret, Owner, source};
+use crate::pull_secrets::accounts::{self, WatchedServiceAccount};
+use crate::pull_secrets::annotations::{CLASS, HeldSecret, annotations, source};
 use crate::pull_secrets::claims::{Claims, Namespace, Namespaces, claims};
-use crate::pull_secrets::decide::{Entry, SecretDeletion, SecretInputs, SecretWrite, WriteReason, decide};
+use crate::pull_secrets::decide::{Entry, SecretInputs, decide};
+use crate::pull_secrets::docker_config::SECRET_KEY;
 use crate::pull_secrets::tokens::{Issued, Tokens, not_yet};
 use crate::registry_client::RegistryClient;
+use crate::secrets::{
+    OwnedSecret, SecretDeletion, SecretName, SecretOwner, SecretPlace, SecretWrite, SecretWriter, WatchedSecret,
+    WriteReason,
+};
 use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::watch::{Change, any_change, watch_kind};
 use crate::workload;
-use objects::SecretPlace;
 use outcome::{REQUEUE_CONFLICT, Secrets, some};
 use wharfage_apply::{authorization_token, host as host_of};
 use wharfage_crd::{PullSecret, PullSecretStatus, Reason, Registry};
 
-pub(crate) const RULES: &[PolicyRule] = &{
+impl Kind for PullSecret {
+    const NAME: &'static str = "PullSecret";
+
+    fn registry_name(&self) -> &str {
+        &self.spec.registry_ref.name
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.suspended()
+    }
+
+    fn sync_interval(&self) -> Duration {
+        REQUEUE_WAITING
+    }
+}
+
+status_fields!(PullSecretStatus, events: false, last_sync: |self, _now| {});
+
+const RULES: &[PolicyRule] = &{
     let [objects, status] = own_kind(&["pullsecrets"], &["pullsecrets/status"]);
     [
         objects,
@@ -57,61 +87,137 @@ pub(crate) const RULES: &[PolicyRule] = &{
     ]
 };
 
-const KIND: &str = "PullSecret";
+const DISABLED: &str = "PullSecrets are disabled in this operator: enable them where it was installed";
 
-/// How soon a registry is asked again whose Pods are being replaced.
+/// The delay after which a registry whose Pods are being replaced is asked for a token again.
 const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// Requests to the API server that are under way at once for one PullSecret.
+/// The number of concurrent requests to the API server for one PullSecret.
 const CONCURRENT_REQUESTS: usize = 8;
 
 /// Reconciles PullSecrets.
 pub(crate) struct PullSecretController {
     ctx: Arc<Context>,
-    /// The tokens that go into Secrets.
+    /// The tokens for the Secrets.
     tokens: Tokens,
 }
 
 impl PullSecretController {
-    pub(crate) fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, tokens: Tokens::default() }
+    fn requeue(&self, which: impl Fn(&PullSecret) -> bool) {
+        requeue(&self.ctx, which);
     }
 }
 
 impl KindController for PullSecretController {
-    type Object = PullSecret;
-    const KIND: &'static str = KIND;
+    type Kind = PullSecret;
     const CONCURRENCY: u16 = 4;
 
-    fn context(&self) -> &Context {
+    fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, tokens: Tokens::default() }
+    }
+
+    fn context(&self) -> &Arc<Context> {
         &self.ctx
     }
 
-    fn store(&self) -> Store<PullSecret> {
-        self.ctx.stores.pull_secrets.clone()
+    fn rules() -> Vec<PolicyRule> {
+        RULES.to_vec()
     }
 
-    async fn reconcile(self: Arc<Self>, pull_secret: Arc<PullSecret>) -> Result<ReconcileResult, Error> {
-        let reconcile = PullSecretReconcile {
-            api: Api::namespaced(self.ctx.client.clone(), &pull_secret.namespace().unwrap_or_default()),
-            owner: Owner::of(&pull_secret),
-            secret_name: pull_secret.secret_name(),
-            service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
-            ctx: &self.ctx,
-            tokens: &self.tokens,
-            pull_secret: &pull_secret,
-        };
+    /// Requeues the PullSecrets with the same Secret name, now or before.
+    fn changed(&self, change: &Change<PullSecret>) {
+        let Some(pull_secret) = change.either() else { return };
+        let both = [&change.old, &change.new];
+        let names: BTreeSet<String> = both.into_iter().flatten().map(|it| it.secret_name()).collect();
+        self.requeue(|other| other.uid() != pull_secret.uid() && names.contains(&other.secret_name()));
+    }
+
+    /// Requeues the PullSecrets that choose the namespace, now or before, and those in it:
+    /// `allowedNamespaces` selects its labels.
+    fn namespace_changed(&self, change: &NamespaceChange) {
+        let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
+        let labels = || [&change.old, &change.new].into_iter().flatten().map(|it| it.metadata.labels.as_ref());
+        self.requeue(|it| {
+            it.namespace().as_ref() == Some(&namespace) || labels().any(|labels| it.chooses(&namespace, labels))
+        });
+    }
+}
+
+fn requeue(ctx: &Context, which: impl Fn(&PullSecret) -> bool) {
+    ctx.triggers.requeue_all(ctx.stores.pull_secrets.state().iter().map(|it| &**it).filter(|it| which(it)));
+}
+
+/// Watches the Secrets of PullSecrets, and the service accounts.
+pub(crate) fn watch_secrets(
+    ctx: &Arc<Context>,
+    secrets: Writer<WatchedSecret>,
+    service_accounts: Writer<WatchedServiceAccount>,
+    watches: &mut JoinSet<()>,
+) {
+    let (api, labeled) = (Api::all(ctx.client.clone()), watcher::Config::default().labels(CLASS.label));
+    let context = Arc::clone(ctx);
+    let on_change = move |change| secret_changed(&context, &change);
+    watches.spawn(watch_kind(api, labeled, secrets, any_change, on_change));
+    let (api, context) = (Api::all(ctx.client.clone()), Arc::clone(ctx));
+    let on_change = move |change| service_account_changed(&context, &change);
+    watches.spawn(watch_kind(api, watcher::Config::default(), service_accounts, accounts::meaning, on_change));
+}
+
+/// Requeues the PullSecrets that own, or owned, a Secret that changed.
+fn secret_changed(ctx: &Context, change: &Change<WatchedSecret>) {
+    let both = [&change.old, &change.new];
+    let owners = both.into_iter().flatten().flat_map(|it| CLASS.owners(it)).collect::<BTreeSet<_>>();
+    requeue(ctx, |it| owners.contains(&SecretOwner::of(it).label_value()));
+}
+
+/// Requeues the PullSecrets that belong in a service account that is new or lists other Secrets.
+fn service_account_changed(ctx: &Context, change: &Change<WatchedServiceAccount>) {
+    let Some(account) = &change.new else { return };
+    let (namespace, name) = (account.namespace().unwrap_or_default(), account.name_any());
+    let found = ctx.stores.namespace(&namespace);
+    let labels = found.as_ref().and_then(|it| it.metadata.labels.as_ref());
+    requeue(ctx, |it| it.spec.service_accounts.contains(&name) && it.chooses(&namespace, labels));
+}
+
+impl Reconciler for PullSecretController {
+    /// Nothing: a PullSecret deletes Secrets without its Registry, too, so it looks that up where
+    /// it needs a token.
+    type Inputs = ();
+
+    fn dereference(&self, _reconcile: &Reconcile<'_, PullSecret>) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
+    fn needs_finalizer(&self, _pull_secret: &PullSecret) -> bool {
+        self.ctx.settings.has(Feature::PullSecrets)
+    }
+
+    async fn apply(
+        &self,
+        reconcile: &Reconcile<'_, PullSecret>,
+        (): (),
+    ) -> Result<Outcome<PullSecretStatus>, Interrupted> {
+        let reconcile = PullSecretReconcile::new(self, reconcile.object);
         if !self.ctx.settings.has(Feature::PullSecrets) {
-            return reconcile.disabled().await;
+            let cause = Cause::new(Reason::PullSecretsDisabled, DISABLED);
+            let why_not = Some(ConditionSet::of(ReadyState::Stalled(cause)));
+            return Ok(reconcile.outcome(Secrets { why_not, ..Secrets::default() }));
         }
-        if pull_secret.metadata.deletion_timestamp.is_some() {
-            return reconcile.cleanup().await;
-        }
-        if pull_secret.suspended() {
-            return suspend(&self.ctx, &reconcile.api, &*pull_secret).await;
-        }
-        finalizer::add(&reconcile.api, &*pull_secret).await?;
         let secrets = reconcile.run().await?;
-        reconcile.finish(secrets).await
+        Ok(reconcile.outcome(secrets))
+    }
+
+    async fn release(&self, reconcile: &Reconcile<'_, PullSecret>) -> Result<(), Interrupted> {
+        if !self.ctx.settings.has(Feature::PullSecrets) {
+            // Without permissions for Secrets the deletion is not blocked.
+            let note = format!("{DISABLED}; the Secrets that it made stay until somebody deletes them");
+            self.ctx.events.warning(reconcile.object, Reason::PullSecretsDisabled, note).await;
+            return Ok(());
+        }
+        PullSecretReconcile::new(self, reconcile.object).delete_all().await
+    }
+
+    fn must_release(&self, _pull_secret: &PullSecret) -> bool {
+        true
     }
 }
 
@@ -119,18 +225,28 @@ impl KindController for PullSecretController {
 struct PullSecretReconcile<'a> {
     ctx: &'a Context,
     tokens: &'a Tokens,
-    api: Api<PullSecret>,
     pull_secret: &'a PullSecret,
-    owner: Owner,
+    owner: SecretOwner,
     secret_name: String,
     service_accounts: BTreeSet<String>,
 }
 
-impl PullSecretReconcile<'_> {
+impl<'a> PullSecretReconcile<'a> {
+    fn new(controller: &'a PullSecretController, pull_secret: &'a PullSecret) -> Self {
+        Self {
+            owner: SecretOwner::of(pull_secret),
+            secret_name: pull_secret.secret_name(),
+            service_accounts: pull_secret.spec.service_accounts.iter().cloned().collect(),
+            ctx: &controller.ctx,
+            tokens: &controller.tokens,
+            pull_secret,
+        }
+    }
+
     async fn run(&self) -> Result<Secrets, Error> {
         let now = Timestamp::now();
-        let registry = self.ctx.stores.registry(&self.pull_secret.registry_ref().name);
-        let registry_client = self.ctx.registry_clients.get(&self.pull_secret.registry_ref().name);
+        let registry = self.ctx.stores.registry(&self.pull_secret.spec.registry_ref.name);
+        let registry_client = self.ctx.registry_clients.get(&self.pull_secret.spec.registry_ref.name);
         let registry_client = registry_client.filter(|_| registry.is_some());
         let host = registry.as_ref().and_then(|it| workload::told_url(it, &self.ctx.settings.namespace));
         let host = host.and_then(|url| host_of(&url));
@@ -140,14 +256,14 @@ impl PullSecretReconcile<'_> {
         let marked: Vec<HeldSecret> =
             self.ctx.stores.pulled.state().iter().filter_map(|it| HeldSecret::read(it)).collect();
         let Claims { served, taken, not_allowed, refused } = self.claims(&marked);
-        let asked = self.pull_secret.requested();
+        let requested = self.pull_secret.requested();
         let issued = self.tokens.get(&self.owner);
-        // New credentials, or a request that the token at hand doesn't answer yet.
-        let anew = issued.as_ref().map_or(asked.is_some(), |issued| {
+        // New credentials, or a request to reconcile that the current token does not handle.
+        let must_renew = issued.as_ref().map_or(requested.is_some(), |issued| {
             registry_client.as_ref().is_some_and(|it| it.fingerprint() != issued.registry_client)
-                || (asked.is_some() && asked != issued.asked)
+                || (requested.is_some() && requested != issued.asked)
         });
-        let at_hand = issued.filter(|issued| !anew && issued.serves(source.as_deref(), now));
+        let at_hand = issued.filter(|issued| !must_renew && issued.serves(source.as_deref(), now));
         let held = self.held(marked, &served);
         let accounts = self.accounts(&held, &served);
         let world = SecretInputs {
@@ -159,12 +275,12 @@ impl PullSecretReconcile<'_> {
             accounts: &accounts,
             source: source.as_deref(),
             at_hand: at_hand.as_ref().map(|issued| issued.mark.digest.as_str()),
-            requested: anew,
+            requested: must_renew,
             now,
         };
         let decision = decide(&world);
 
-        let (have, spent) = world.there();
+        let (have, spent) = world.tokens();
         let mut outcome = Secrets {
             have,
             spent,
@@ -173,7 +289,7 @@ impl PullSecretReconcile<'_> {
             ..Secrets::default()
         };
         if refused {
-            let (own, name) = (&self.owner.namespace, &self.pull_secret.registry_ref().name);
+            let (own, name) = (&self.owner.namespace, &self.pull_secret.spec.registry_ref.name);
             let message = format!(
                 "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
             );
@@ -182,7 +298,7 @@ impl PullSecretReconcile<'_> {
         let undetached = self.clear(decision.detach, decision.delete, &mut outcome).await?;
         let write = decision.write.into_iter().filter(|due| world.is_due(due, &undetached));
         let due = self.settle_places(&world, write.collect(), &mut outcome).await?;
-        let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.namespace.clone()).collect();
+        let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.secret.namespace.clone()).collect();
         if registry.is_none() {
             outcome.why_not = Some(self.registry_missing());
         }
@@ -190,12 +306,12 @@ impl PullSecretReconcile<'_> {
             let issued = match &at_hand {
                 Some(issued) => Ok(issued.clone()),
                 None => {
-                    self.issue((registry.as_deref(), registry_client.as_deref(), host.as_deref()), asked, now).await
+                    self.issue((registry.as_deref(), registry_client.as_deref(), host.as_deref()), requested, now).await
                 }
             };
             match issued {
                 Ok(issued) => {
-                    let due = due.into_iter().map(|due| (world.marks(&due.namespace, &undetached), due));
+                    let due = due.into_iter().map(|due| (world.marks(&due.secret.namespace, &undetached), due));
                     for namespace in self.write(due.collect(), &issued, &mut outcome).await? {
                         unwritten.remove(&namespace);
                     }
@@ -206,8 +322,8 @@ impl PullSecretReconcile<'_> {
                 }
             }
         }
-        // A name that no Secret says was put there would stay for ever.
-        let said = |entry: &Entry| !unwritten.contains(&entry.namespace) || world.says(entry);
+        // An entry in a service account that no Secret records would stay forever.
+        let said = |entry: &Entry| !unwritten.contains(&entry.namespace) || world.records(entry);
         let attach = decision.attach.into_iter();
         let attach = attach.filter(|entry| outcome.have.contains_key(&entry.namespace) && said(entry));
         for (entry, done) in self.in_accounts(attach.collect(), true).await {
@@ -216,7 +332,7 @@ impl PullSecretReconcile<'_> {
         Ok(outcome)
     }
 
-    /// What it wants, and may.
+    /// Decides which namespaces it may serve.
     fn claims(&self, marked: &[HeldSecret]) -> Claims {
         let stores = &self.ctx.stores;
         let pull_secrets = stores.pull_secrets.state();
@@ -235,20 +351,22 @@ impl PullSecretReconcile<'_> {
         claims(self.pull_secret, pull_secrets.iter().map(|it| &**it), registry, &namespaces, marked)
     }
 
-    /// The marked Secrets that are this PullSecret's, or where its own are to be.
+    /// Returns the marked Secrets that this PullSecret owns, or that have the name of its own in a
+    /// namespace that it serves.
     fn held(&self, marked: Vec<HeldSecret>, served: &BTreeSet<String>) -> Vec<HeldSecret> {
         let concerns = |held: &HeldSecret| {
-            held.owner.as_ref() == Some(&self.owner)
-                || held.name == self.secret_name && served.contains(&held.namespace)
+            let OwnedSecret { name: SecretName { namespace, name }, owner, .. } = &held.secret;
+            owner.as_ref() == Some(&self.owner) || *name == self.secret_name && served.contains(namespace)
         };
         marked.into_iter().filter(concerns).collect()
     }
 
-    /// What the service accounts that matter name.
+    /// Returns the entries of the relevant service accounts.
     fn accounts(&self, held: &[HeldSecret], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
         let wanted = served.iter().flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
-        let patched =
-            held.iter().flat_map(|it| it.service_accounts.iter().map(move |account| (&it.namespace, account)));
+        let patched = held
+            .iter()
+            .flat_map(|it| it.service_accounts.iter().map(move |account| (&it.secret.name.namespace, account)));
         let names = |(namespace, account): (&String, &String)| {
             let found = self.ctx.stores.service_accounts.get(&ObjectRef::new(account).within(namespace))?;
             let names = found.image_pull_secrets.iter().map(|entry| entry.name.clone()).collect();
@@ -257,7 +375,8 @@ impl PullSecretReconcile<'_> {
         wanted.chain(patched).filter_map(names).collect()
     }
 
-    /// Names out of service accounts, then Secrets away. Gives the names that couldn't be taken out.
+    /// Removes entries from service accounts, then deletes Secrets. Returns the entries that could
+    /// not be removed.
     async fn clear(
         &self,
         detach: Vec<Entry>,
@@ -270,30 +389,35 @@ impl PullSecretReconcile<'_> {
                 undetached.push(entry);
             }
         }
-        // A Secret says which accounts name it: it goes last.
+        // A Secret records which accounts name it, so it is deleted last.
         let names_it = |it: &SecretDeletion| {
-            undetached.iter().any(|entry| entry.namespace == it.namespace && entry.secret == it.name)
+            let SecretName { namespace, name } = &it.secret;
+            undetached.iter().any(|entry| entry.namespace == *namespace && entry.secret == *name)
         };
         let free: Vec<SecretDeletion> = delete.into_iter().filter(|it| !names_it(it)).collect();
         let deleted: Vec<_> = stream::iter(free)
-            .map(|doomed| async move { (objects::delete(&self.ctx.client, &doomed).await, doomed) })
+            .map(|deletion| async move { (self.secrets().delete(&deletion).await, deletion.secret) })
             .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
         let mut gone = BTreeSet::new();
-        for (done, doomed) in deleted {
-            if outcome.note(&doomed.namespace, done)? {
-                gone.insert(format!("{}/{}", doomed.namespace, doomed.name));
+        for (done, secret) in deleted {
+            if outcome.note(&secret.namespace, done)? {
+                gone.insert(secret.to_string());
             }
         }
         self.emit_event(Reason::Deleted, "deleted", &gone).await;
         Ok(undetached)
     }
 
+    fn secrets(&self) -> SecretWriter<'_> {
+        SecretWriter { client: &self.ctx.client, class: &CLASS, owner: &self.owner }
+    }
+
     async fn in_accounts(&self, entries: Vec<Entry>, named: bool) -> Vec<(Entry, Result<bool, kube::Error>)> {
         stream::iter(entries)
             .map(|entry| async move {
-                let done = objects::name_in_account(&self.ctx.client, &entry, named).await;
+                let done = service_accounts::set_named(&self.ctx.client, &entry, named).await;
                 (entry, done)
             })
             .buffer_unordered(CONCURRENT_REQUESTS)
@@ -301,60 +425,63 @@ impl PullSecretReconcile<'_> {
             .await
     }
 
-    /// Looks at the names where Secrets are to be made: those that somebody else has are left out.
+    /// Checks the names of new Secrets, and leaves out those that another party has.
     async fn settle_places(
         &self,
         world: &SecretInputs<'_>,
         write: Vec<SecretWrite>,
         outcome: &mut Secrets,
     ) -> Result<Vec<SecretWrite>, Error> {
-        let looked: Vec<_> = stream::iter(write)
+        let checked: Vec<_> = stream::iter(write)
             .map(|due| async move {
                 let place = match &due.uid {
                     Some(_) => Ok(SecretPlace::Free),
-                    None => objects::place(&self.ctx.client, &due.namespace, &self.secret_name, &self.owner).await,
+                    None => self.secrets().place(&due.secret).await,
                 };
                 (due, place)
             })
             .buffered(CONCURRENT_REQUESTS)
             .collect()
             .await;
-        let mut due = Vec::with_capacity(looked.len());
-        for (one, place) in looked {
+        let mut due = Vec::with_capacity(checked.len());
+        for (one, place) in checked {
             match place {
                 Ok(SecretPlace::Free) => due.push(one),
-                Ok(SecretPlace::Own(held)) => {
-                    let why = world.due(Some(&held));
-                    let HeldSecret { token, uid, .. } = *held;
-                    match (why, token) {
-                        (None, Some(token)) => {
-                            outcome.has(one.namespace, token);
+                Ok(SecretPlace::Owned(found)) => {
+                    let held = HeldSecret::read(&found);
+                    let reason = held.as_ref().map_or(Some(WriteReason::Edited), |it| world.write_reason(it));
+                    match (reason, held.map(|it| it.secret)) {
+                        (None, Some(OwnedSecret { mark: Some(token), .. })) => {
+                            outcome.has(one.secret.namespace, token);
                         }
-                        (why, _) => {
-                            due.push(SecretWrite { uid: Some(uid), why: why.unwrap_or(WriteReason::Edited), ..one })
-                        }
+                        (reason, held) => due.push(SecretWrite {
+                            uid: held.map(|it| it.uid),
+                            reason: reason.unwrap_or(WriteReason::Edited),
+                            ..one
+                        }),
                     }
                 }
-                Ok(SecretPlace::Passing) => outcome.unsettled = true,
-                Ok(SecretPlace::Taken) => {
-                    outcome.taken.insert(one.namespace, None);
+                Ok(SecretPlace::Leaving) => outcome.unsettled = true,
+                Ok(SecretPlace::Foreign) => {
+                    outcome.taken.insert(one.secret.namespace, None);
                 }
                 Err(error) => {
-                    outcome.note(&one.namespace, Err(error))?;
+                    outcome.note(&one.secret.namespace, Err(error))?;
                 }
             }
         }
         Ok(due)
     }
 
-    /// Gets a new token, for this host if it is known which, or says why there is none, and when to try again.
+    /// Gets a new token, for this host if it is known. Otherwise returns the conditions and when to
+    /// try again.
     async fn issue(
         &self,
         (registry, registry_client, host): (Option<&Registry>, Option<&RegistryClient>, Option<&str>),
-        asked: Option<String>,
+        requested: Option<String>,
         now: Timestamp,
     ) -> Result<Issued, (ConditionSet, Option<Duration>)> {
-        let name = &self.pull_secret.registry_ref().name;
+        let name = &self.pull_secret.spec.registry_ref.name;
         let Some(registry) = registry else { return Err((self.registry_missing(), None)) };
         let Some(registry_client) = registry_client else { return Err((registry_not_ready(registry), None)) };
         match registry_client.ask(authorization_token(registry_client.ecr())).await {
@@ -363,12 +490,12 @@ impl PullSecretReconcile<'_> {
                     return Err((registry_exists(ReadyState::Reconciling(why)), Some(jittered(TOKEN_RETRY_INTERVAL))));
                 }
                 let source = source(registry_client.ecr().identity(), host);
-                let issued = Issued::new(&token, &self.owner, source, registry_client.fingerprint(), asked, now);
+                let issued = Issued::new(&token, &self.owner, source, registry_client.fingerprint(), requested, now);
                 self.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
-            Err(trouble) => {
-                let (state, retry) = failed(&trouble, name, self.pull_secret.conditions(), REQUEUE_WAITING);
+            Err(error) => {
+                let (state, retry) = failed(&error, name, self.pull_secret.conditions(), REQUEUE_WAITING);
                 let retry = matches!(state, ReadyState::Reconciling(_)).then_some(retry);
                 Err((registry_exists(state), retry))
             }
@@ -376,10 +503,11 @@ impl PullSecretReconcile<'_> {
     }
 
     fn registry_missing(&self) -> ConditionSet {
-        registry_missing(&self.pull_secret.registry_ref().name)
+        registry_missing(&self.pull_secret.spec.registry_ref.name)
     }
 
-    /// Writes Secrets, each with the service accounts that it is to say name it. Gives the namespaces in which that was done.
+    /// Writes Secrets, each with the service accounts that it records. Returns the namespaces in
+    /// which that succeeded.
     async fn write(
         &self,
         due: Vec<(BTreeSet<String>, SecretWrite)>,
@@ -388,9 +516,8 @@ impl PullSecretReconcile<'_> {
     ) -> Result<BTreeSet<String>, Error> {
         let written: Vec<_> = stream::iter(due)
             .map(|(accounts, due)| async move {
-                let whose = (&self.owner, &accounts);
-                let (namespace, uid) = (&due.namespace, due.uid.as_deref());
-                let done = objects::write(&self.ctx.client, namespace, &self.secret_name, uid, issued, whose).await;
+                let content = [(SECRET_KEY, &issued.content)];
+                let done = self.secrets().write(&due, &content, &issued.mark, annotations(&accounts)).await;
                 (due, done)
             })
             .buffer_unordered(CONCURRENT_REQUESTS)
@@ -398,27 +525,27 @@ impl PullSecretReconcile<'_> {
             .await;
         let (mut created, mut repaired, mut renewed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut done_in = BTreeSet::new();
-        for (SecretWrite { namespace, uid: _, why }, done) in written {
+        for (SecretWrite { secret: SecretName { namespace, .. }, reason, .. }, done) in written {
             if !outcome.note(&namespace, done)? {
                 continue;
             }
             outcome.has(namespace.clone(), issued.mark.clone());
             done_in.insert(namespace.clone());
-            match why {
+            match reason {
                 WriteReason::Missing => created.insert(namespace),
                 WriteReason::Edited => repaired.insert(namespace),
                 WriteReason::SourceChanged
                 | WriteReason::Renewal
                 | WriteReason::Requested
                 | WriteReason::Superseded => renewed.insert(namespace),
-                WriteReason::ServiceAccounts => false,
+                WriteReason::Annotations => false,
             };
         }
         self.emit_event(Reason::Created, "made in", &created).await;
         self.emit_event(Reason::Renewed, "given a new token in", &renewed).await;
         if !repaired.is_empty() {
-            let registry = &self.pull_secret.registry_ref().name;
-            Drift { ctx: self.ctx, kind: KIND, registry }.corrected(LastSync::InSync, repaired.len());
+            let registry = &self.pull_secret.spec.registry_ref.name;
+            Drift { ctx: self.ctx, kind: PullSecret::NAME, registry }.corrected(LastSync::InSync, repaired.len());
             let note = format!("drift of Secret {} was corrected in {}", self.secret_name, some(&repaired));
             self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }
@@ -432,73 +559,49 @@ impl PullSecretReconcile<'_> {
         }
     }
 
-    /// Writes the status, and says when to reconcile again.
-    async fn finish(&self, secrets: Secrets) -> Result<ReconcileResult, Error> {
-        let findings = secrets.findings(&self.secret_name, &self.pull_secret.registry_ref().name);
+    /// Makes the result for the status.
+    fn outcome(&self, secrets: Secrets) -> Outcome<PullSecretStatus> {
+        let findings = secrets.findings(&self.secret_name, self.pull_secret.registry_name());
         let next = secrets.next(&findings.state, Timestamp::now());
         let secret_name = self.secret_name.clone();
-        let outcome = Outcome::new(findings, next).with_status(move |status: &mut PullSecretStatus| {
+        Outcome::new(findings, next).with_status(move |status: &mut PullSecretStatus| {
             status.secret_name = Some(secret_name);
             status.namespaces = Some(i64::try_from(secrets.have.len()).unwrap_or(i64::MAX));
             status.expires_at = secrets.ends().map(Time);
             status.renews_at = secrets.first(|it| it.renews_at).map(Time);
-        });
-        finish(self.ctx, &self.api, self.pull_secret, outcome).await
+        })
     }
 
-    /// This operator may not touch Secrets. One that goes isn't held up by that: what it made stays until its token ends.
-    async fn disabled(&self) -> Result<ReconcileResult, Error> {
-        let message = "PullSecrets are disabled in this operator: enable them where it was installed";
-        if self.pull_secret.metadata.deletion_timestamp.is_none() {
-            let cause = Cause::new(Reason::PullSecretsDisabled, message);
-            let why_not = Some(ConditionSet::of(ReadyState::Stalled(cause)));
-            return self.finish(Secrets { why_not, ..Secrets::default() }).await;
-        }
-        if finalizer::has(self.pull_secret) {
-            let note = format!("{message}; the Secrets that it made stay until somebody deletes them");
-            self.ctx.events.warning(self.pull_secret, Reason::PullSecretsDisabled, note).await;
-            finalizer::remove(&self.api, self.pull_secret).await?;
-        }
-        Ok(ReconcileResult::resting())
-    }
-
-    /// The resource is being deleted, and everything it made with it, whatever has become of its Registry.
-    async fn cleanup(&self) -> Result<ReconcileResult, Error> {
-        if !finalizer::has(self.pull_secret) {
-            return Ok(ReconcileResult::resting());
-        }
-        // Asked for now: a Secret that a watch has yet to tell of goes, too.
-        let held = objects::all_of(&self.ctx.client, &self.owner).await?;
-        let detach = held.iter().flat_map(|it| {
+    /// Deletes all its Secrets, whatever has become of its Registry.
+    async fn delete_all(&self) -> Result<(), Interrupted> {
+        // Listed now: a Secret that its watch has not reported yet is deleted, too.
+        let held: Vec<_> = self.secrets().list().await?.iter().filter_map(HeldSecret::read).collect();
+        let entries = |it: &HeldSecret| {
+            let SecretName { namespace, name } = it.secret.name.clone();
             let entry = |account: &String| Entry {
-                namespace: it.namespace.clone(),
+                namespace: namespace.clone(),
                 account: account.clone(),
-                secret: it.name.clone(),
+                secret: name.clone(),
             };
             it.service_accounts.iter().map(entry).collect::<Vec<_>>()
-        });
-        let detach = detach.collect();
-        let delete = held
-            .into_iter()
-            .map(|HeldSecret { namespace, name, uid, .. }| SecretDeletion { namespace, name, uid })
-            .collect();
+        };
+        let detach = held.iter().flat_map(entries).collect();
+        let delete = held.iter().map(|it| SecretDeletion::from(&it.secret)).collect();
         let mut outcome = Secrets::default();
         self.clear(detach, delete, &mut outcome).await?;
         if let Some(cause) = outcome.refusal() {
-            let outcome = Outcome::new(ConditionSet::of(ReadyState::Stalled(cause)), jittered(REQUEUE_WAITING));
-            return finish(self.ctx, &self.api, self.pull_secret, outcome).await;
+            let conditions = ConditionSet::of(ReadyState::Stalled(cause));
+            return Err(Interrupted::Conditions(Box::new(conditions), jittered(REQUEUE_WAITING)));
         }
         if outcome.unsettled {
-            let cause = Cause::new(Reason::Deleting, "its Secrets are being deleted");
-            return Ok(ReconcileResult::of(&ReadyState::Reconciling(cause), REQUEUE_CONFLICT));
+            return Err(Interrupted::Requeue(REQUEUE_CONFLICT));
         }
-        finalizer::remove(&self.api, self.pull_secret).await?;
         self.tokens.remove(&self.owner);
-        Ok(ReconcileResult::resting())
+        Ok(())
     }
 }
 
-/// How a PullSecret stands whose Registry exists.
+/// Returns the conditions of a PullSecret whose Registry exists.
 fn registry_exists(state: ReadyState) -> ConditionSet {
     ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }

@@ -1,162 +1,235 @@
-//! Registry: where it is and with whose credentials, its settings, and how it stands. It gives everything in it its client.
+//! Registry: connects to a registry, gives its client to all resources in it, and applies its
+//! settings.
 
+mod connection;
 mod managed;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, ResourceExt as _};
-use secrecy::SecretString;
+use kube::ResourceExt as _;
+use kube::runtime::reflector::ObjectRef;
 
 use super::converge::failed;
-use super::finish::{KindObject as _, Outcome, finish};
-use super::{Error, KindController, REQUEUE_WAITING, ReconcileResult, jittered, next};
+use super::finish::Outcome;
+use super::interrupted::Interrupted;
+use super::reconcile::{Reconcile, Reconciler};
+use super::{Error, KindController, NamespaceChange, REQUEUE_WAITING, jittered, next};
+use crate::apply_set::LastApplied;
 use crate::call_metrics::CallMetrics;
 use crate::context::Context;
+use crate::kind::{Kind, Reference, status_fields};
 use crate::policy_rule::{Feature, PolicyRule, own_kind};
 use crate::registry_client::{RegistryClient, RegistryError, Totals};
-use crate::secrets::{self, SecretName, SecretWatches};
+use crate::secrets::SecretName;
 use crate::settings::Settings;
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch::Change;
-use crate::{finalizer, triggers};
-use managed::Applied;
+use crate::workload::{self, Names, REGISTRY_LABEL};
+use connection::{RegistryConnection, connect, secret_references};
 use wharfage_apply::error::named;
-use wharfage_apply::{Connection, Ecr, Identity, ImageUsage, registry_id};
-use wharfage_crd::common::{DEFAULT_INTERVAL, SecretRef};
+use wharfage_apply::{Ecr, ImageUsage, registry_id};
+use wharfage_crd::common::DEFAULT_INTERVAL;
+use wharfage_crd::conditions::ConditionType;
 use wharfage_crd::registry::{ManagedRegistry, Quota, Usage};
-use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus};
+use wharfage_crd::{DeletionPolicy, Reason, Registry, RegistryStatus, condition};
 use wharfage_plan::{desired_settings, unenforced_settings};
 
-pub(crate) const RULES: &[PolicyRule] = &own_kind(&["registries"], &["registries/status"]);
+pub(crate) use managed::watch_workloads;
 
-/// What managed registries take.
-pub(crate) use managed::{RULES as MANAGED_RULES, watch_workloads};
+impl Kind for Registry {
+    const NAME: &'static str = "Registry";
+    // They wait for the client of the Registry, which may exist before it is Ready.
+    const READY_REQUEUES_REFERRERS: bool = false;
 
-const KIND: &str = "Registry";
+    fn registry_name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
 
-/// How often a workload that isn't there yet is looked at: why its pods don't run is told by them alone.
+    fn sync_interval(&self) -> Duration {
+        PING_INTERVAL
+    }
+
+    fn references(&self) -> Vec<Reference> {
+        Vec::new()
+    }
+
+    /// Returns whether the Registry is gone, or allows other namespaces. Its resources are requeued
+    /// when its client changes, too.
+    fn affects_referrers(change: &Change<Self>) -> bool {
+        let allowed = |it: &Option<Arc<Self>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
+        change.new.is_none() || allowed(&change.old) != allowed(&change.new)
+    }
+}
+
+status_fields!(RegistryStatus, events: true, last_sync: |self, _now| {});
+
+/// The interval at which a workload that does not serve yet is read: only its pods show why.
 const ROLLOUT_POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// How often a workload is looked at that somebody has to make way for.
+/// The interval at which a workload is read that needs someone to act.
 const REQUEUE_STALLED: Duration = Duration::from_secs(30);
-/// How often a registry is asked whether it serves.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
-/// Repositories that ECR lets a registry have.
+/// The number of repositories that ECR allows in a registry.
 const REPOSITORIES_LIMIT: i64 = 100_000;
 
 /// Reconciles Registries.
 pub(crate) struct RegistryController {
     ctx: Arc<Context>,
-    /// Watches of the Secrets that Registries name.
-    secrets: SecretWatches,
     /// The last applied objects of managed registries.
-    applied: Applied,
+    last_applied: LastApplied,
 }
 
 impl RegistryController {
-    pub(crate) fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, secrets: SecretWatches::default(), applied: Applied::default() }
-    }
-
-    /// Drops what is known of a registry that a Registry does not point to any more.
-    pub(crate) fn changed(&self, change: &Change<Registry>) {
-        let Some(registry) = change.either() else { return };
-        // The namespaces that the Registry allows now may not use what was known at the old place.
-        if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
-            self.ctx.registry_clients.remove(&registry.name_any());
-        }
-        if change.new.is_none() {
-            self.forget(&registry.name_any());
-        }
-    }
-
     /// Forgets a Registry that is gone.
     fn forget(&self, name: &str) {
         self.ctx.registry_clients.forget(name);
         self.ctx.metrics.forget_registry(name);
-        self.secrets.follow(&self.ctx.client, &self.ctx.triggers, name, &BTreeSet::new());
+        self.watch_secrets(name, &BTreeSet::new());
+    }
+
+    /// Watches exactly these Secrets for a Registry.
+    fn watch_secrets(&self, name: &str, secrets: &BTreeSet<SecretName>) {
+        let (triggers, object) = (self.ctx.triggers.clone(), ObjectRef::<Registry>::new(name));
+        let requeue = {
+            let object = object.clone();
+            move || triggers.requeue(object.clone())
+        };
+        self.ctx.secret_watches.watch(&self.ctx.client, &object, secrets, requeue);
     }
 }
 
-/// Identifies a Registry and the place that its spec points to.
+/// Identifies a Registry and the registry that its spec points to.
 fn place(registry: &Registry) -> impl PartialEq + use<> {
     let spec = registry.spec.clone();
     (registry.uid(), spec.region, spec.registry_id, spec.endpoint, spec.aws)
 }
 
 impl KindController for RegistryController {
-    type Object = Registry;
-    const KIND: &'static str = KIND;
+    type Kind = Registry;
     const CONCURRENCY: u16 = 8;
 
-    fn context(&self) -> &Context {
+    fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, last_applied: LastApplied::default() }
+    }
+
+    fn context(&self) -> &Arc<Context> {
         &self.ctx
     }
 
-    fn store(&self) -> Store<Registry> {
-        self.ctx.stores.registries.clone()
+    fn rules() -> Vec<PolicyRule> {
+        [&own_kind(&["registries"], &["registries/status"]), managed::RULES].concat()
     }
 
-    async fn reconcile(self: Arc<Self>, registry: Arc<Registry>) -> Result<ReconcileResult, Error> {
-        reconcile(&self, &registry).await
-    }
-}
-
-async fn reconcile(controller: &RegistryController, registry: &Registry) -> Result<ReconcileResult, Error> {
-    let (ctx, name) = (&*controller.ctx, registry.name_any());
-    if registry.metadata.deletion_timestamp.is_some() {
-        return cleanup(controller, registry).await;
-    }
-    let wanted = referenced(registry, &ctx.settings.namespace);
-    controller.secrets.follow(&ctx.client, &ctx.triggers, &name, &wanted);
-    let mut outcome = match &registry.spec.managed {
-        Some(managed) => run(controller, registry, managed).await?,
-        None => match reach(ctx, registry, &wanted).await? {
-            Ok(reached) => serve(ctx, registry, reached).await,
-            Err(findings) => {
-                end_session(ctx, &name);
-                ctx.metrics.registry_down(&name);
-                outcome(*findings, None)
-            }
-        },
-    };
-    let notes = unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
-    outcome.findings.state = outcome.findings.state.with_notes(&notes);
-    // It went meanwhile, and was forgotten before all of this was made.
-    if ctx.stores.registry(&name).is_none_or(|it| it.uid() != registry.uid()) {
-        controller.forget(&name);
-        return Ok(ReconcileResult::resting());
-    }
-    conclude(ctx, registry, outcome).await
-}
-
-/// The Registry goes. What it manages goes with it, or stays; no other registry is touched.
-async fn cleanup(controller: &RegistryController, registry: &Registry) -> Result<ReconcileResult, Error> {
-    let ctx = &*controller.ctx;
-    if !finalizer::has(registry) {
-        return Ok(ReconcileResult::resting());
-    }
-    if let Some(managed) = &registry.spec.managed {
-        if ctx.settings.has(Feature::ManagedRegistries) {
-            if let Some(findings) = managed::cleanup(controller, registry, managed).await? {
-                return conclude(ctx, registry, outcome(findings, Some(jittered(REQUEUE_STALLED)))).await;
-            }
-        } else if registry.deletion_policy() == DeletionPolicy::Delete {
-            return conclude(ctx, registry, without_managed_registries()).await;
+    /// Drops the client of a registry that the Registry no longer points to. Requeues the
+    /// Registries whose settings this one may have held, and its resources if its URL changed.
+    fn changed(&self, change: &Change<Registry>) {
+        let Some(registry) = change.either() else { return };
+        let Context { stores, triggers, settings, .. } = &*self.ctx;
+        // The namespaces that the Registry allows now may not use what was known of the other
+        // registry.
+        if change.old.as_deref().map(place) != change.new.as_deref().map(place) {
+            self.ctx.registry_clients.remove(&registry.name_any());
         }
-        // Without its permissions nothing can be done, and what is to stay needs nothing done.
+        if change.new.is_none() {
+            self.forget(&registry.name_any());
+        }
+        let contested = |it: &&Registry| {
+            let ready = condition(it.conditions(), ConditionType::Ready);
+            ready.is_some_and(|it| it.has_reason(&Reason::OwnedByAnother))
+        };
+        triggers.requeue_all(stores.registries.state().iter().map(|it| &**it).filter(contested));
+        let url = |it: &Arc<Registry>| workload::told_url(it, &settings.namespace);
+        if change.old.as_ref().map(url) != change.new.as_ref().map(url) {
+            triggers.requeue_registry(stores, &registry.name_any());
+        }
     }
-    // One that isn't managed has it from a manifest that was exported.
-    finalizer::remove(&Api::all(ctx.client.clone()), registry).await?;
-    Ok(ReconcileResult::resting())
+
+    /// Requeues the managed Registries that run in the namespace: they may have waited for it.
+    fn namespace_changed(&self, change: &NamespaceChange) {
+        let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
+        let runs_there = |it: &&Registry| {
+            it.spec.managed.as_ref().is_some_and(|managed| managed.namespace.as_ref() == Some(&namespace))
+        };
+        let registries = self.ctx.stores.registries.state();
+        self.ctx.triggers.requeue_all(registries.iter().map(|it| &**it).filter(runs_there));
+    }
 }
 
-/// Sees to a managed registry's workload, and to its client once a replica serves.
+/// Requeues the Registry that the label of a changed workload object names.
+fn workload_changed(ctx: &Context, labels: &BTreeMap<String, String>) {
+    let Some(workload) = labels.get(REGISTRY_LABEL) else { return };
+    let is_its = |it: &&Registry| it.spec.managed.is_some() && Names::of(&it.name_any()).workload() == *workload;
+    ctx.triggers.requeue_all(ctx.stores.registries.state().iter().map(|it| &**it).filter(is_its));
+}
+
+impl Reconciler for RegistryController {
+    type Inputs = ();
+
+    fn dereference(&self, _reconcile: &Reconcile<'_, Registry>) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
+    /// A Registry that is not managed can have it from an exported manifest.
+    fn needs_finalizer(&self, registry: &Registry) -> bool {
+        registry.spec.managed.is_some() && self.ctx.settings.has(Feature::ManagedRegistries)
+    }
+
+    async fn apply(&self, reconcile: &Reconcile<'_, Registry>, (): ()) -> Result<Outcome<RegistryStatus>, Interrupted> {
+        let (ctx, registry, name) = (&*self.ctx, reconcile.object, reconcile.registry_name());
+        let references = secret_references(registry, &ctx.settings.namespace);
+        self.watch_secrets(name, &references.iter().map(|it| it.secret.clone()).collect());
+        let mut outcome = match &registry.spec.managed {
+            Some(managed) => run(self, registry, managed).await?,
+            None => match connect(&ctx.client, registry, &references).await {
+                Ok(connection) => serve(ctx, registry, connection).await,
+                Err(error) => {
+                    let findings = error.into_conditions()?;
+                    remove_client(ctx, name);
+                    ctx.metrics.registry_down(name);
+                    outcome(findings, None)
+                }
+            },
+        };
+        let notes = unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
+        outcome.findings.state = outcome.findings.state.with_notes(&notes);
+        // It was deleted meanwhile, and forgotten before its client was made.
+        if ctx.stores.registry(name).is_none_or(|it| it.uid() != registry.uid()) {
+            self.forget(name);
+            return Err(Interrupted::Gone);
+        }
+        Ok(outcome)
+    }
+
+    /// Deletes or releases the workload of a managed Registry. No other registry is changed.
+    async fn release(&self, reconcile: &Reconcile<'_, Registry>) -> Result<(), Interrupted> {
+        let registry = reconcile.object;
+        let Some(managed) = &registry.spec.managed else { return Ok(()) };
+        if !self.ctx.settings.has(Feature::ManagedRegistries) {
+            // Without the permissions nothing can be done, and what is retained needs nothing.
+            return match registry.deletion_policy() {
+                DeletionPolicy::Retain => Ok(()),
+                DeletionPolicy::Delete => Err(Interrupted::Conditions(Box::new(disabled()), jittered(PING_INTERVAL))),
+            };
+        }
+        match managed::cleanup(self, registry, managed).await? {
+            None => Ok(()),
+            Some(blocked) => Err(Interrupted::Conditions(Box::new(blocked), jittered(REQUEUE_STALLED))),
+        }
+    }
+
+    fn must_release(&self, _registry: &Registry) -> bool {
+        true
+    }
+
+    fn complete_status(&self, status: &mut RegistryStatus) {
+        status.capabilities = capabilities(&self.ctx.settings);
+    }
+}
+
+/// Reconciles the workload of a managed registry, and its client once a replica serves.
 async fn run(
     controller: &RegistryController,
     registry: &Registry,
@@ -165,14 +238,14 @@ async fn run(
     let ctx = &*controller.ctx;
     let name = registry.name_any();
     if !ctx.settings.has(Feature::ManagedRegistries) {
-        end_session(ctx, &name);
-        return Ok(without_managed_registries());
+        remove_client(ctx, &name);
+        return Ok(outcome(disabled(), None));
     }
-    finalizer::add(&Api::all(ctx.client.clone()), registry).await?;
-    let managed::ManagedState { state, endpoint, way } = managed::reconcile(controller, registry, managed).await?;
-    let (Some(place), Some(way)) = (&endpoint, way) else {
-        end_session(ctx, &name);
-        // Nobody asks it, so that no call tells.
+    let managed::ManagedState { state, endpoint, connection } =
+        managed::reconcile(controller, registry, managed).await?;
+    let (Some(place), Some(connection)) = (&endpoint, connection) else {
+        remove_client(ctx, &name);
+        // Nothing calls it, so no call shows that.
         match managed.replicas {
             Some(0) => ctx.metrics.registry_stopped(&name),
             _ => ctx.metrics.registry_down(&name),
@@ -181,21 +254,10 @@ async fn run(
         let retry = jittered(if waits { ROLLOUT_POLL_INTERVAL } else { REQUEUE_STALLED });
         return Ok(outcome(state, Some(retry)).with_status(move |status| set_endpoint(status, endpoint)));
     };
-    let mut hasher = DefaultHasher::new();
-    (&way, registry.region().as_str()).hash(&mut hasher);
-    let identity = Identity::Key { id: way.id, secret: SecretString::from(way.secret), session_token: None };
-    let how = Connection {
-        endpoint: Some(way.url),
-        region: registry.region(),
-        identity,
-        role: None,
-        ca_bundle: way.ca_bundle,
-        host: way.host,
-    };
-    let reached = Reached { how, place: place.clone(), fingerprint: hasher.finish() };
-    let mut outcome = serve(ctx, registry, reached).await;
+    let connection = RegistryConnection::managed(registry, connection, place.clone());
+    let mut outcome = serve(ctx, registry, connection).await;
     match (&state.state, &outcome.findings.state) {
-        // Whoever looks at the Registry wants to know of its replicas; that it answers is part of it.
+        // The number of replicas says more than that the registry answers.
         (ReadyState::Ready(_), ReadyState::Ready(_)) => outcome.findings.state = state.state,
         (ReadyState::Ready(_), _) => {}
         (ReadyState::Reconciling(_), _) => {
@@ -207,161 +269,20 @@ async fn run(
     Ok(outcome)
 }
 
-fn without_managed_registries() -> Outcome<RegistryStatus> {
+fn disabled() -> ConditionSet {
     let message = "managed registries are disabled in this operator: enable them where it was installed";
-    let cause = Cause::new(Reason::ManagedRegistriesDisabled, message);
-    outcome(ConditionSet::of(ReadyState::Stalled(cause)), None)
+    ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::ManagedRegistriesDisabled, message)))
 }
 
-/// The registry cannot be asked any more: what is in it waits from now on, and says so.
-fn end_session(ctx: &Context, registry: &str) {
+/// Removes the client of a registry that cannot be asked any more, and requeues its resources,
+/// which wait from now on.
+fn remove_client(ctx: &Context, registry: &str) {
     if ctx.registry_clients.remove(registry) {
-        triggers::requeue_registry(&ctx.stores, &ctx.triggers, registry);
+        ctx.triggers.requeue_registry(&ctx.stores, registry);
     }
 }
 
-/// The Secrets that a Registry names for the way to it.
-fn referenced(registry: &Registry, operator: &str) -> BTreeSet<SecretName> {
-    let name = |it: &SecretRef| (it.namespace.clone(), it.name.clone());
-    let spec = &registry.spec;
-    let mut secrets = match &spec.managed {
-        Some(managed) => managed::secrets(registry, managed, operator),
-        None => BTreeSet::new(),
-    };
-    if let Some(endpoint) = &spec.endpoint {
-        secrets.extend(endpoint.credentials_secret_ref.as_ref().map(name));
-        secrets.extend(endpoint.ca_bundle_secret_ref.as_ref().map(|it| (it.namespace.clone(), it.name.clone())));
-    }
-    secrets.extend(spec.aws.as_ref().and_then(|it| it.credentials_secret_ref.as_ref()).map(name));
-    secrets
-}
-
-/// How a registry is reached, and what that was made from.
-struct Reached {
-    how: Connection,
-    place: String,
-    fingerprint: u64,
-}
-
-/// Finds out how the registry is reached, or what is missing for it.
-async fn reach(
-    ctx: &Context,
-    registry: &Registry,
-    wanted: &BTreeSet<SecretName>,
-) -> Result<Result<Reached, Box<ConditionSet>>, Error> {
-    let mut found: BTreeMap<SecretName, BTreeMap<String, String>> = BTreeMap::new();
-    for secret in wanted {
-        let (namespace, name) = secret;
-        match secrets::read(&ctx.client, secret).await {
-            Ok(Some(data)) => {
-                found.insert(secret.clone(), data);
-            }
-            Err(kube::Error::Api(status)) if status.code == 403 => {
-                return Ok(Err(kept_away(namespace, &status.message)));
-            }
-            Err(error) => return Err(error.into()),
-            Ok(None) => {
-                return Ok(Err(missing(format!(
-                    "Secret {namespace}/{name} does not exist: make it, or correct the reference"
-                ))));
-            }
-        }
-    }
-    Ok(assemble(registry, &found))
-}
-
-fn missing(message: String) -> Box<ConditionSet> {
-    let cause = Cause::new(Reason::ReferenceNotFound, message);
-    Box::new(ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) })
-}
-
-/// The operator may not read Secrets of this namespace; `said` is what the API server says of it.
-fn kept_away(namespace: &str, said: &str) -> Box<ConditionSet> {
-    let message = format!(
-        "the operator may not read Secrets in namespace {namespace}: add it to rbac.secretNamespaces of the operator's \
-         chart, or use one that is in that list: {said}"
-    );
-    Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::Forbidden, message))))
-}
-
-/// Pure: from the spec and the data of its Secrets to a way.
-fn assemble(
-    registry: &Registry,
-    secrets: &BTreeMap<SecretName, BTreeMap<String, String>>,
-) -> Result<Reached, Box<ConditionSet>> {
-    let spec = &registry.spec;
-    let region = registry.region();
-    let key_of = |reference: &SecretRef| -> Result<Identity, Box<ConditionSet>> {
-        let secret = (reference.namespace.clone(), reference.name.clone());
-        let data = secrets.get(&secret);
-        let value = |key: &str| data.and_then(|data| data.get(key)).map(|it| it.trim()).filter(|it| !it.is_empty());
-        let needed = |key: &str| {
-            let (namespace, name) = &secret;
-            value(key).ok_or_else(|| missing(format!("Secret {namespace}/{name} has no key {key}: add it")))
-        };
-        Ok(Identity::Key {
-            id: needed("AWS_ACCESS_KEY_ID")?.to_owned(),
-            secret: SecretString::from(needed("AWS_SECRET_ACCESS_KEY")?),
-            session_token: value("AWS_SESSION_TOKEN").map(SecretString::from),
-        })
-    };
-    let identity = |reference: Option<&SecretRef>| reference.map_or(Ok(Identity::Ambient), key_of);
-    let (how, place) = match (&spec.endpoint, &spec.aws) {
-        (Some(endpoint), _) => {
-            let ca_bundle = match &endpoint.ca_bundle_secret_ref {
-                None => None,
-                Some(reference) => {
-                    let key = reference.key.as_deref().unwrap_or("ca.crt");
-                    let data = secrets.get(&(reference.namespace.clone(), reference.name.clone()));
-                    let bundle = data.and_then(|data| data.get(key)).ok_or_else(|| {
-                        missing(format!("Secret {}/{} has no key {key}: add it", reference.namespace, reference.name))
-                    })?;
-                    Some(bundle.clone())
-                }
-            };
-            let identity = identity(endpoint.credentials_secret_ref.as_ref())?;
-            let how = Connection {
-                endpoint: Some(endpoint.url.clone()),
-                region,
-                identity,
-                role: None,
-                ca_bundle,
-                host: None,
-            };
-            (how, endpoint.url.trim_end_matches('/').to_owned())
-        }
-        (None, Some(aws)) => {
-            let identity = identity(aws.credentials_secret_ref.as_ref())?;
-            let place = format!("https://api.ecr.{region}.amazonaws.com");
-            (
-                Connection {
-                    endpoint: None,
-                    region,
-                    identity,
-                    role: aws.role_arn.clone(),
-                    ca_bundle: None,
-                    host: None,
-                },
-                place,
-            )
-        }
-        (None, None) => {
-            let message = "it is neither managed, nor an endpoint, nor aws: give one of them".to_owned();
-            return Err(Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(
-                Reason::InvalidParameterException,
-                message,
-            )))));
-        }
-    };
-    // Secrets go into the hash, and no further.
-    let mut hasher = DefaultHasher::new();
-    (&how.endpoint, how.region.as_str(), &how.role, &how.ca_bundle, spec.registry_id.as_ref().map(ToString::to_string))
-        .hash(&mut hasher);
-    secrets.hash(&mut hasher);
-    Ok(Reached { how, place, fingerprint: hasher.finish() })
-}
-
-/// How a Registry stands, and when to reconcile it again: at `retry`, else sooner while something is waited for.
+/// Makes the result, with the delay `retry` or one by the state.
 fn outcome(findings: ConditionSet, retry: Option<Duration>) -> Outcome<RegistryStatus> {
     let next = match (retry, &findings.state) {
         (Some(retry), _) => retry,
@@ -371,34 +292,34 @@ fn outcome(findings: ConditionSet, retry: Option<Duration>) -> Outcome<RegistryS
     Outcome::new(findings, next)
 }
 
-/// Sees to the client, and asks whether the registry serves.
-async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome<RegistryStatus> {
+/// Makes or keeps the client, and checks that the registry answers.
+async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnection) -> Outcome<RegistryStatus> {
     let name = registry.name_any();
-    let Reached { how, place, fingerprint } = reached;
+    let RegistryConnection { connection, url: place, fingerprint } = connection;
     let registry_client = match ctx.registry_clients.get(&name).filter(|it| it.fingerprint() == fingerprint) {
         Some(registry_client) => registry_client,
         None => {
-            let ecr = match Ecr::new(how, registry.registry_id().as_ref()).await {
+            let ecr = match Ecr::new(connection, registry.registry_id().as_ref()).await {
                 Ok(ecr) => {
                     ecr.observed_by(Arc::new(CallMetrics::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone())))
                 }
                 Err(error) => {
-                    end_session(ctx, &name);
+                    remove_client(ctx, &name);
                     let cause = Cause::new(Reason::InvalidParameterException, format!("{error:#}"));
                     return outcome(ConditionSet::of(ReadyState::Stalled(cause)), None);
                 }
             };
             let (stores, triggers, registry) = (ctx.stores.clone(), ctx.triggers.clone(), name.clone());
             let recovered = move || {
-                triggers.registry(ObjectRef::new(&registry));
-                triggers::requeue_registry(&stores, &triggers, &registry);
+                triggers.requeue(ObjectRef::<Registry>::new(&registry));
+                triggers.requeue_registry(&stores, &registry);
             };
             let registry_client = Arc::new(RegistryClient::new(&name, ecr, fingerprint, recovered));
             if let Some(before) = ctx.registry_clients.last(&name) {
                 registry_client.take_over(&before, &place).await;
             }
             ctx.registry_clients.put(&name, Arc::clone(&registry_client));
-            triggers::requeue_registry(&ctx.stores, &ctx.triggers, &name);
+            ctx.triggers.requeue_registry(&ctx.stores, &name);
             registry_client
         }
     };
@@ -418,10 +339,10 @@ async fn serve(ctx: &Context, registry: &Registry, reached: Reached) -> Outcome<
                 status.quotas = quotas;
             })
         }
-        Err(trouble) => {
-            let (state, retry) = failed(&trouble, &name, registry.conditions(), PING_INTERVAL);
-            // The Registry's own reconcile finds out for all resources in it whether the registry is back.
-            let retry = if let RegistryError::Unavailable(it) = trouble { it.retry } else { retry };
+        Err(error) => {
+            let (state, retry) = failed(&error, &name, registry.conditions(), PING_INTERVAL);
+            // This reconcile probes the registry for all resources in it.
+            let retry = if let RegistryError::Unavailable(it) = error { it.retry } else { retry };
             let findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
             outcome(findings, Some(retry)).with_status(move |status| set_endpoint(status, Some(place)))
         }
@@ -434,7 +355,8 @@ fn set_endpoint(status: &mut RegistryStatus, endpoint: Option<String>) {
     }
 }
 
-/// Whether the registry answers, and is the one that is meant; what it holds, and what became of its settings.
+/// Checks that the registry answers and is the one that the spec means. Returns its usage and
+/// quotas, and applies its settings.
 async fn check(
     ctx: &Context,
     registry_client: &Arc<RegistryClient>,
@@ -457,7 +379,8 @@ async fn check(
     Ok((usage, vec![quota], settled))
 }
 
-/// What it holds. Until all is counted that is no less than what was told before, which another client has counted.
+/// Returns the usage. Until everything is counted, it is at least the reported one, which another
+/// client has counted.
 fn usage(totals: &Totals, before: Option<Usage>) -> Usage {
     let Totals { repositories, images: ImageUsage { images, bytes, .. }, all_counted } = *totals;
     let least = before.filter(|_| !all_counted).unwrap_or_default();
@@ -465,21 +388,10 @@ fn usage(totals: &Totals, before: Option<Usage>) -> Usage {
     Usage { repositories, images: images.max(least.images), bytes: bytes.max(least.bytes) }
 }
 
-/// What can be had of it beyond what ECR does: that is what the operator adds, whoever's the registry is.
+/// Returns the capabilities beyond ECR, which the operator adds to any registry.
 fn capabilities(settings: &Settings) -> Vec<String> {
     let protects = settings.has(Feature::InUseProtection);
     protects.then(|| "InUseProtection".to_owned()).into_iter().collect()
-}
-
-/// Ends a reconcile.
-async fn conclude(
-    ctx: &Context,
-    registry: &Registry,
-    outcome: Outcome<RegistryStatus>,
-) -> Result<ReconcileResult, Error> {
-    let capabilities = capabilities(&ctx.settings);
-    let outcome = outcome.with_status(move |status| status.capabilities = capabilities);
-    finish(ctx, &Api::all(ctx.client.clone()), registry, outcome).await
 }
 
 #[cfg(test)]
@@ -487,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usage_does_not_begin_at_nothing_whenever_counting_begins_anew() {
+    fn a_new_count_does_not_reset_the_usage() {
         let totals = |images, all_counted| {
             let images = ImageUsage { images, bytes: images * 10, ..ImageUsage::default() };
             Totals { repositories: 2, images, all_counted }

@@ -1,7 +1,7 @@
-//! What a lifecycle policy does to one repository when images in use are spared. Pure.
+//! Decides the actions of a lifecycle policy on one repository without the images in use. No I/O.
 //!
-//! The rules are evaluated as the registry's own job and its preview do it, over the same images: what is in use is counted as
-//! much as before, and only the action is kept from it.
+//! The rules are evaluated over all images, as the registry's job and preview do it. Images in use
+//! count in the rules; only the action is skipped for them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,12 +13,12 @@ use wharfage_apply::{Children, StoredImage};
 use wharfage_domain::lifecycle::{Action, Cause, Image, Policy, evaluate};
 use wharfage_domain::names::Digest;
 
-/// What is to be done to one repository.
+/// The actions on one repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// What to do, in the order in which to do it. Nothing of it is in use.
+    /// The actions in their order, none on an image in use.
     pub acts: Vec<ImageAction>,
-    /// How many images a rule selected that are in use.
+    /// The number of images in use that a rule selected.
     pub protected: usize,
 }
 
@@ -27,37 +27,37 @@ pub struct Decision {
 pub struct ImageAction {
     /// The image, with its parents.
     pub image: Image,
-    /// What to do with it.
     pub action: Action,
-    /// The rule that decides.
     pub rule_priority: u32,
     /// Whether the rule selected the image itself.
     pub cause: Cause,
-    /// Bytes of its own layers; an index has none.
+    /// The bytes of its own layers; an index has none.
     pub bytes: u64,
     /// Whether it is an index.
     pub is_index: bool,
-    /// One more than the highest of the indexes that hold it, and of its subject, that are acted on: those go first.
+    /// One more than the highest order of its indexes and its subject that are acted on, which come
+    /// first.
     pub layer: usize,
 }
 
-/// An index is in use, or hangs together with what is, and what it holds can't be read: so it can't be told what to keep.
+/// The contents of an index that must stay cannot be read, so the images to keep are unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the index {0} is in use and cannot be read, so it cannot be told which images it holds: restore it from the archive"
 )]
 pub struct UnreadableIndex(pub Digest);
 
-/// Whether the policy selects anything at all. What an index holds makes no difference to that.
+/// Returns whether the policy selects any image. The contents of indexes do not matter for that.
 pub fn selects_anything(policy: &Policy, stored: &[StoredImage], now: Timestamp) -> bool {
     let images: Vec<Image> = stored.iter().map(|it| it.image.clone()).collect();
     !evaluate(policy, &images, now).marks.is_empty()
 }
 
-/// What the policy does at `now` to a repository that holds exactly `stored`. `children` has all its indexes.
+/// Decides the actions at `now` on a repository that holds exactly `stored`. `children` has all its
+/// indexes.
 ///
 /// # Errors
-/// When it can't be told what is in use.
+/// When the images in use are unknown.
 pub fn decide(
     policy: &Policy,
     stored: &[StoredImage],
@@ -109,19 +109,18 @@ pub fn decide(
     Ok(decision)
 }
 
-/// How many images of each action, and how many bytes expire. As in a preview, only those count that a rule selected itself.
+/// The number of images by action, and the bytes that expire. As in a preview, only images that a
+/// rule selected count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Images that expire.
     pub expiring: usize,
-    /// Images that are archived.
     pub transitioning: usize,
-    /// Bytes of the images that expire.
+    /// The bytes of the images that expire.
     pub bytes: u64,
 }
 
 impl Counts {
-    /// What these acts come to.
+    /// Sums up these actions.
     pub fn of(acts: &[ImageAction]) -> Self {
         let mut counts = Self::default();
         for act in acts {
@@ -176,7 +175,7 @@ mod tests {
         Timestamp::from_second(100 * 86_400).unwrap()
     }
 
-    /// All but the youngest `keep` go.
+    /// Expires all but the youngest `keep`.
     fn keep(keep: u32) -> Policy {
         let rule = Rule {
             priority: 1,
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_counted_and_spared() {
+    fn images_in_use_count_and_stay() {
         let images =
             [stored(0, 3, Some("a")), stored(1, 2, Some("b")), stored(2, 1, Some("c")), stored(3, 0, Some("d"))];
         let decision = decide(&keep(2), &images, &HashMap::new(), &by_tag("a"), day_100()).unwrap();
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_goes_before_its_children_and_holds_them_while_it_is_used() {
+    fn an_index_expires_before_its_children_and_keeps_them_in_use() {
         let images = [stored(1, 9, None), stored(2, 9, None), index(0, 8, Some("v1")), stored(3, 0, Some("v2"))];
         let children = children(&[(0, &[1, 2])]);
         let decision = decide(&keep(1), &images, &children, &UsedHere::default(), day_100()).unwrap();
@@ -228,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_cannot_be_read_stops_everything_only_if_it_is_used() {
+    fn an_unreadable_index_stops_the_run_only_if_in_use() {
         let images = [index(0, 9, Some("v1")), stored(1, 8, Some("v0")), stored(2, 0, Some("v2"))];
         let children = HashMap::from([(digest(0), Children::Unreadable)]);
         let refused = decide(&keep(1), &images, &children, &by_tag("v1"), day_100()).unwrap_err();
@@ -238,7 +237,8 @@ mod tests {
     }
 
     proptest! {
-        /// Sparing takes away from what the evaluator says, adds nothing to it, and leaves the rest in its order.
+        /// Protection removes actions from the evaluator's result, adds none, and keeps their
+        /// order.
         #[test]
         fn acts_are_the_evaluators_marks_without_what_is_in_use(
             shape in proptest::collection::vec((0..20i64, proptest::option::of(0..12usize), proptest::option::of(0..12usize)), 12),

@@ -1,12 +1,14 @@
-//! In-use protection: the operator carries a lifecycle policy out itself, by the registry's own evaluator, and lets nothing go
-//! that a Pod or a workload uses.
+//! In-use protection: the operator enforces a lifecycle policy itself, with the registry's
+//! evaluator, and keeps the images that Pods and workloads use.
 //!
-//! [`workloads`] lists what is used, [`references`] says which images those names mean, [`protect`] what hangs together with
-//! them, [`decision`] what then goes, and [`run`] does it. It fails closed: where it can't be told what is used, nothing goes.
+//! [`workloads`] lists the images in use, [`references`] resolves their names, [`protect`] finds
+//! the images that belong to them, [`decision`] selects the images that expire, and [`run`] acts.
+//! It fails closed: if the images in use are unknown, it deletes nothing.
 
 use super::policy_rule::{Feature, PolicyRule, RuleScope};
 
-/// What telling what runs takes. Nothing of it is watched: it is listed when something is about to go.
+/// Permissions to list the images in use. None of these objects is watched: they are listed before
+/// a deletion.
 pub(super) const RULES: &[PolicyRule] = &[
     PolicyRule {
         group: "",

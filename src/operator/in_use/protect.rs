@@ -1,4 +1,4 @@
-//! Which images of a repository are in use, and which of them hang together with those. Pure.
+//! Finds the images of a repository that are in use, and those that belong to them. No I/O.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,12 +6,13 @@ use super::references::UsedHere;
 use wharfage_domain::lifecycle::Image;
 use wharfage_domain::names::{Digest, Tag};
 
-/// The images that must stay while `used` is used.
+/// Returns the images that must stay while `used` is used.
 ///
-/// These are, first, the images that are used themselves: those that a used tag points to now, and those that are named by
-/// digest. Then every index that holds one of them, and every image that one of them refers to by `subject`: a Pod's status
-/// may name a platform's image where its spec named the index. Then all that hangs below these: children, which a node of
-/// another platform needs, and referrers, such as signatures, which admission asks for.
+/// First, the used images: those that a used tag points to now, and those that are named by digest.
+/// Then every index that holds one of them, and every `subject` of one of them: a Pod's status may
+/// name a platform's image where its spec named the index. Then everything below these: children,
+/// which a node of another platform needs, and referrers, such as signatures, which admission
+/// requires.
 pub fn protected<'a>(images: &'a [Image], used: &UsedHere) -> HashSet<&'a Digest> {
     let stored: HashMap<&Digest, &Image> = images.iter().map(|image| (&image.digest, image)).collect();
     let above = |digest: &&'a Digest| {
@@ -34,15 +35,16 @@ pub fn protected<'a>(images: &'a [Image], used: &UsedHere) -> HashSet<&'a Digest
     reach(with_those_above, |digest| below.get(digest).cloned().unwrap_or_default())
 }
 
-/// The image that a tag such as `sha256-…` or `sha256-….sig` is about: how referrers were kept before there was `subject`
-/// (distribution-spec 1.1, "Referrers Tag Schema"), and how cosign keeps signatures.
+/// Returns the image that a tag such as `sha256-…` or `sha256-….sig` is about. Referrers had such
+/// tags before `subject` existed (distribution-spec 1.1, "Referrers Tag Schema"), and cosign still
+/// names signatures so.
 fn subject_by_tag(tag: &Tag) -> Option<Digest> {
     let (algorithm, rest) = tag.as_str().split_once('-')?;
     let hex = rest.split_once('.').map_or(rest, |(hex, _)| hex);
     format!("{algorithm}:{hex}").parse().ok()
 }
 
-/// All that can be reached from `start`, itself included.
+/// Returns everything reachable from `start`, with `start`.
 fn reach<'a>(
     start: impl IntoIterator<Item = &'a Digest>,
     next: impl Fn(&&'a Digest) -> Vec<&'a Digest>,
@@ -95,8 +97,8 @@ mod tests {
         (0..100).filter(|&index| protected.contains(&digest(index))).collect()
     }
 
-    /// Two indexes, 0 and 1, that share the child 3; 5 signs the index 0, 6 signs the child 2, 7 signs the signature 5; 8 is on
-    /// its own.
+    /// Two indexes, 0 and 1, that share the child 3; 5 signs the index 0, 6 signs the child 2, 7
+    /// signs the signature 5; 8 is on its own.
     fn images() -> Vec<Image> {
         vec![
             image(0, &[], None),
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_keeps_its_children_and_all_signatures_but_not_the_other_index_of_a_shared_child() {
+    fn an_index_keeps_children_and_signatures_but_no_other_index() {
         assert_eq!(kept(&images(), &by_tag(0)), [0, 2, 3, 5, 6, 7]);
     }
 
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn edges_to_what_is_not_stored_lead_nowhere_and_circles_end() {
+    fn edges_to_missing_images_are_ignored_and_cycles_end() {
         let images = [image(0, &[1, 50], Some(51)), image(1, &[0], Some(1))];
         assert_eq!(kept(&images, &by_digest(0)), [0, 1]);
     }

@@ -1,37 +1,39 @@
-//! What an image's name in a Pod says: which registry, which repository, which image of it. Pure.
+//! Parses the names of images in Pods: the registry, the repository, the image. No I/O.
 //!
-//! The grammar is that of container runtimes (`distribution/reference`): `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`. A name that no
-//! ECR repository can have names nothing here. The field's crate for it isn't used: it knows no `[::1]:5000/…`, and costs a
-//! dozen crates and megabytes of automaton for one regular expression.
+//! The grammar is that of container runtimes (`distribution/reference`):
+//! `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`. A name that no ECR repository can have is ignored. The
+//! usual crate is not used: it does not parse `[::1]:5000/…`, and it needs a dozen crates and
+//! megabytes of automaton for one regular expression.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use wharfage_domain::names::{AccountId, Digest, Reference, Region, RepositoryName, Tag};
 
-/// Where images lie that name no host.
+/// The host of names without one.
 const DOCKER_HUB: &str = "docker.io";
 
-/// An image that somebody uses, as a Pod's spec or status names it.
+/// An image in use, as a Pod's spec or status names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UsedImage {
     /// An image of a repository.
     Named {
         /// The host, in lower case and without a scheme's own port.
         host: Box<str>,
-        /// The path behind it.
+        /// The path after the host.
         repository: RepositoryName,
-        /// The tag, or the digest where there is one: then a runtime looks at nothing else.
+        /// The digest if the name has one, because a runtime then ignores the tag; otherwise the
+        /// tag.
         reference: Reference,
     },
-    /// An image of which only the digest is known.
+    /// An image of an unknown repository.
     Bare(Digest),
 }
 
 impl UsedImage {
-    /// Reads a container's `image`, an image volume's `reference` or a status's `imageID`; nothing if it can't be an image of
-    /// an ECR repository.
+    /// Reads a container's `image`, an image volume's `reference` or a status's `imageID`. Returns
+    /// nothing if it cannot be an image of an ECR repository.
     pub fn parse(text: &str) -> Option<Self> {
-        // docker-pullable://…, docker://…: which runtime says so.
+        // The prefix of the runtime: docker-pullable://…, docker://…
         let text = text.split_once("://").map_or(text, |(_, image)| image);
         if let Ok(digest) = text.parse() {
             return Some(Self::Bare(digest));
@@ -62,7 +64,7 @@ impl UsedImage {
     }
 }
 
-/// The host and the path of a name. Its first part is a host if it looks like one.
+/// Splits a name into host and path. Its first part is a host if it looks like one.
 fn split_host(name: &str) -> (String, &str) {
     match name.split_once('/') {
         Some((first, rest)) if looks_like_a_host(first) => (normal(first), rest),
@@ -74,7 +76,7 @@ fn looks_like_a_host(part: &str) -> bool {
     part == "localhost" || part.contains(['.', ':']) || part.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
-/// A host as it is compared.
+/// Returns a host in the form in which hosts are compared.
 fn normal(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     let without_port = [":443", ":80"].into_iter().find_map(|port| host.strip_suffix(port));
@@ -84,17 +86,19 @@ fn normal(host: &str) -> String {
     }
 }
 
-/// The hosts that one registry answers to.
+/// The hosts of one registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hosts {
     named: BTreeSet<String>,
-    /// Of `ACCOUNT.dkr.ecr.REGION.…`; any account of the region while it isn't known.
+    /// Those of `ACCOUNT.dkr.ecr.REGION.…`; of any account of the region while the account is
+    /// unknown.
     account: Option<AccountId>,
     region: Region,
 }
 
 impl Hosts {
-    /// The hosts that ECR gives to an account's registry in a region, whatever its domain: plain, FIPS and dual-stack.
+    /// Returns the hosts that ECR gives to an account's registry in a region, with any domain:
+    /// plain, FIPS and dual-stack.
     pub fn new(account: Option<AccountId>, region: Region) -> Self {
         Self { named: BTreeSet::new(), account, region }
     }
@@ -108,7 +112,7 @@ impl Hosts {
         }
     }
 
-    /// Whether the registry answers to this host; it is in lower case.
+    /// Returns whether this host, in lower case, is one of the registry.
     pub fn contains(&self, host: &str) -> bool {
         self.named.contains(host) || self.is_ecr_host(host)
     }
@@ -126,7 +130,7 @@ impl Hosts {
     }
 }
 
-/// What is used in a cluster, or in some of its namespaces.
+/// The images in use in a cluster, or in some of its namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InUse {
     by_repository: HashMap<RepositoryName, HashSet<(Box<str>, Reference)>>,
@@ -134,7 +138,7 @@ pub struct InUse {
 }
 
 impl InUse {
-    /// What is used of one repository.
+    /// Selects the images of one repository.
     pub fn of(&self, hosts: &Hosts, repository: &RepositoryName) -> UsedHere {
         let mut here = UsedHere { tags: HashSet::new(), digests: self.bare.clone() };
         for (host, reference) in self.by_repository.get(repository).into_iter().flatten() {
@@ -143,8 +147,8 @@ impl InUse {
                     here.tags.insert(tag.clone());
                 }
                 Reference::Tag(_) => {}
-                // A host that we don't know may be another name of this registry; the same content under the same path is
-                // then no chance.
+                // An unknown host may be another name of this registry. The same content under the
+                // same path is then no coincidence.
                 Reference::Digest(digest) => {
                     here.digests.insert(digest.clone());
                 }
@@ -169,12 +173,12 @@ impl Extend<UsedImage> for InUse {
     }
 }
 
-/// What is used of one repository.
+/// The images in use of one repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UsedHere {
     /// The images that these tags point to now.
     pub tags: HashSet<Tag>,
-    /// Images by their digest.
+    /// Images that are named by digest.
     pub digests: HashSet<Digest>,
 }
 
@@ -216,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_says_more_than_a_tag() {
+    fn a_digest_wins_over_a_tag() {
         let expected = format!("registry.example.com team/api {DIGEST}");
         for text in ["registry.example.com/team/api", "registry.example.com/team/api:v1"] {
             assert_eq!(read(&format!("{text}@{DIGEST}")).as_ref(), Some(&expected), "{text}");
@@ -233,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_repository_can_hold_is_no_image() {
+    fn impossible_repository_names_are_ignored() {
         for text in [
             "",
             ":",

@@ -1,7 +1,8 @@
-//! Carries a lifecycle policy out in one repository, or tells what it would do, and spares what is in use. What goes is
-//! [`decide`]'s decision alone; this file loads, looks once more, and acts.
+//! Enforces a lifecycle policy in one repository, or previews it, without the images in use.
+//! [`decide`] alone decides; this file reads, reads once more before a deletion, and acts.
 //!
-//! Nothing is kept between two runs but what indexes hold, which their digests fix. Each run reads the rest again.
+//! Only the contents of indexes are kept between two runs, because their digests fix them. Each run
+//! reads the rest again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,27 +24,27 @@ use wharfage_domain::lifecycle::{Action, ImageStatus, Policy};
 use wharfage_domain::names::{Digest, RepositoryName, Tag};
 use wharfage_plan::model::{ApiError, ErrorKind};
 
-/// Children of indexes that are remembered, over all registries: some ten MiB at most.
+/// The number of cached children of indexes, over all registries: some ten MiB at most.
 const REMEMBERED_CHILDREN: u64 = 50_000;
-/// How old a list of what is in use may be that nothing is deleted by.
+/// The age up to which a list of images in use serves a preview.
 const LISTED_LATELY: Duration = Duration::from_secs(30);
-/// Failures that are told.
+/// The number of reported failures.
 const FAILURES: usize = 10;
 
-/// Why a run came to nothing. Nothing was deleted since.
+/// The reason for which a run stopped. Nothing was deleted after it.
 #[derive(Debug)]
 pub enum Failure {
-    /// The registry is unavailable, or refuses.
+    /// The registry is unavailable, or rejects a request.
     Registry(RegistryError),
-    /// It can't be told what is in use.
+    /// The images in use are unknown.
     CannotTell(CannotTell),
-    /// It can't be told what an index in use holds.
+    /// The contents of an index in use are unknown.
     Index(UnreadableIndex),
 }
 
 impl From<RegistryError> for Failure {
-    fn from(trouble: RegistryError) -> Self {
-        Self::Registry(trouble)
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
     }
 }
 
@@ -59,11 +60,11 @@ impl From<UnreadableIndex> for Failure {
     }
 }
 
-/// What all runs share.
+/// The caches that all runs share.
 pub struct Shared {
     /// By registry and digest.
     indexes: moka::sync::Cache<(u64, Digest), Arc<Children>>,
-    /// The lists of what is in use that were made lately. One is made at a time.
+    /// Recent lists of images in use. One is made at a time.
     lists: AsyncMutex<Vec<(ImageScope, Instant, Arc<InUse>)>>,
 }
 
@@ -79,10 +80,10 @@ impl Default for Shared {
 }
 
 impl Shared {
-    /// What is in use. The list was begun after `not_before`: of those who wait for one to begin, one makes it for all.
+    /// Lists the images in use, starting after `not_before`. Concurrent callers share one list.
     ///
     /// # Errors
-    /// When it can't be told.
+    /// When a list fails.
     pub async fn in_use(
         &self,
         client: &Client,
@@ -102,72 +103,68 @@ impl Shared {
     }
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunReport {
-    /// What was done, in this order.
+    /// The executed actions, in their order.
     pub acts: Vec<ImageAction>,
-    /// How many images that are in use a rule selected.
+    /// The number of images in use that a rule selected.
     pub protected: usize,
-    /// How many images were no more what they had been when the policy was evaluated: they were pushed again, tagged, pulled,
-    /// or deleted.
+    /// The number of images that changed after the evaluation: pushed again, tagged, pulled, or
+    /// deleted.
     pub changed: usize,
-    /// How many images an index holds that was pushed meanwhile, or that can't be read.
+    /// The number of images in an index that was pushed meanwhile, or that cannot be read.
     pub held: usize,
-    /// What the registry would not do, some of it.
+    /// Some of the requests that the registry rejected.
     pub failures: Vec<ApiError>,
 }
 
-/// A repository whose lifecycle policy the operator carries out.
+/// A repository whose lifecycle policy the operator enforces.
 pub struct Run<'a> {
-    /// Its registry.
     pub registry_client: &'a RegistryClient,
-    /// Its name.
     pub name: &'a RepositoryName,
     /// The hosts by which Pods know the registry.
     pub hosts: &'a Hosts,
-    /// The policy.
     pub policy: &'a Policy,
-    /// The API server, where Pods are.
     pub client: &'a Client,
-    /// Whose images are in use.
+    /// The workloads whose images count as in use.
     pub scope: &'a ImageScope,
-    /// What all runs share.
     pub shared: &'a Shared,
-    /// Somebody asks how it is now: what was listed lately doesn't do.
-    pub anew: bool,
+    /// Whether a reconcile was requested, so that a recent list is not enough.
+    pub is_requested: bool,
 }
 
-/// What a repository holds, and what is in it.
-struct Looked {
+/// The images of a repository, and the contents of its indexes.
+struct RepositoryImages {
     stored: Vec<StoredImage>,
     children: HashMap<Digest, Children>,
 }
 
 impl Run<'_> {
-    /// What the policy would do.
+    /// Previews the policy.
     ///
     /// # Errors
-    /// When that can't be told.
+    /// When the images in use or the images of the repository are unknown.
     pub async fn preview(&self) -> Result<Decision, Failure> {
         let now = Timestamp::now();
-        let Some(looked) = self.look(now).await? else { return Ok(Decision::default()) };
+        let Some(images) = self.read_images(now).await? else { return Ok(Decision::default()) };
         let latest = Instant::now();
-        let not_before = if self.anew { latest } else { latest.checked_sub(LISTED_LATELY).unwrap_or(latest) };
-        self.decide(&looked, not_before, now).await
+        let not_before = if self.is_requested { latest } else { latest.checked_sub(LISTED_LATELY).unwrap_or(latest) };
+        self.decide(&images, not_before, now).await
     }
 
-    /// Does it.
+    /// Enforces the policy.
     ///
     /// # Errors
-    /// When it can't be told what is in use: then nothing is done. When the registry is unavailable: then what was done is done, and
-    /// the next run goes on.
+    /// When the images in use are unknown: then nothing is deleted. When the registry is
+    /// unavailable: then the next run continues.
     pub async fn enforce(&self) -> Result<RunReport, Failure> {
         let now = Timestamp::now();
-        let Some(looked) = self.look(now).await? else { return Ok(RunReport::default()) };
-        let Decision { acts, protected } = self.decide(&looked, Instant::now(), now).await?;
-        // Deleting an image tag by tag is safe against a push, deleting it by its digest against an index that holds it.
-        let by_digest = looked.children.values().any(|children| *children == Children::Unreadable);
+        let Some(images) = self.read_images(now).await? else { return Ok(RunReport::default()) };
+        let Decision { acts, protected } = self.decide(&images, Instant::now(), now).await?;
+        // Deleting an image tag by tag is safe against a push. Deleting it by digest is safe
+        // against an index that holds it.
+        let by_digest = images.children.values().any(|children| *children == Children::Unreadable);
         let mut done = RunReport { protected, ..RunReport::default() };
         let mut kept = HashSet::new();
         let layers = acts.iter().map(|act| act.layer + 1).max().unwrap_or_default();
@@ -189,11 +186,11 @@ impl Run<'_> {
         Ok(done)
     }
 
-    /// What there is; nothing if the policy selects nothing of it.
-    async fn look(&self, now: Timestamp) -> Result<Option<Looked>, Failure> {
+    /// Reads the repository; nothing if the policy selects no image.
+    async fn read_images(&self, now: Timestamp) -> Result<Option<RepositoryImages>, Failure> {
         let ecr = self.registry_client.ecr();
         let stored = self.registry_client.ask(images(ecr, self.name)).await?;
-        // What indexes hold is asked for only now: ECR counts that as pulling them.
+        // Indexes are read only now: ECR counts a read as a pull.
         if !evaluating(|| selects_anything(self.policy, &stored, now)) {
             return Ok(None);
         }
@@ -215,17 +212,22 @@ impl Run<'_> {
             }
             known.insert(digest, children);
         }
-        Ok(Some(Looked { stored, children: known }))
+        Ok(Some(RepositoryImages { stored, children: known }))
     }
 
-    async fn decide(&self, looked: &Looked, not_before: Instant, now: Timestamp) -> Result<Decision, Failure> {
+    async fn decide(
+        &self,
+        images: &RepositoryImages,
+        not_before: Instant,
+        now: Timestamp,
+    ) -> Result<Decision, Failure> {
         let in_use = self.shared.in_use(self.client, self.scope, not_before).await?;
         let used = in_use.of(self.hosts, self.name);
-        Ok(evaluating(|| decide(self.policy, &looked.stored, &looked.children, &used, now))?)
+        Ok(evaluating(|| decide(self.policy, &images.stored, &images.children, &used, now))?)
     }
 
-    /// Acts on images of which none holds another, or refers to another. What is not as it was is left unchanged, and so is then what
-    /// it holds, and what refers to it.
+    /// Acts on images of which none holds another, or refers to another. An image that changed
+    /// stays, with what it holds and what refers to it.
     async fn act(
         &self,
         acts: &[&ImageAction],
@@ -276,7 +278,7 @@ impl Run<'_> {
                     kept.insert(digest.clone());
                     done.note(error.with_prefix(digest));
                 }
-                Err(trouble) => return Err(trouble.into()),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -284,11 +286,11 @@ impl Run<'_> {
 }
 
 impl RunReport {
-    /// What the registry says of an image that it lets be.
+    /// Returns the reason for which the registry leaves an image unchanged.
     fn note(&mut self, error: ApiError) {
         match error.kind {
             ErrorKind::ImageReferenced => self.held += 1,
-            // Without support for the new class it is archived already, or an index holds it: which of the two is not said.
+            // The image is archived already, or an index holds it: the answer does not say which.
             ErrorKind::ImageNotFound | ErrorKind::ImageTagMoved | ErrorKind::StorageClassNotSupported => {
                 self.changed += 1;
             }
@@ -298,12 +300,14 @@ impl RunReport {
     }
 }
 
-/// Whether UpdateImageStorageClass refuses one image that is no longer what it was. All else is about the registry.
+/// Returns whether UpdateImageStorageClass rejects one image that changed. Any other error is about
+/// the registry.
 fn is_about_one_image(error: &ApiError) -> bool {
     matches!(error.kind, ErrorKind::ImageNotFound | ErrorKind::StorageClassNotSupported)
 }
 
-/// Whether an image is still what was decided about. That an index was pulled doesn't count: we did that ourselves.
+/// Returns whether an image is the one that was decided about. A pull of an index does not count,
+/// because this run causes it.
 fn is_as_it_was(act: &ImageAction, now: &StoredImage) -> bool {
     let (was, now) = (&act.image, &now.image);
     let (tags, tags_now): (HashSet<_>, HashSet<_>) = (was.tags.iter().collect(), now.tags.iter().collect());
@@ -314,7 +318,7 @@ fn is_as_it_was(act: &ImageAction, now: &StoredImage) -> bool {
         && now.status != ImageStatus::Activating
 }
 
-/// Runs what may take a good part of a second beside what answers.
+/// Runs a computation that may take a good part of a second on another thread.
 fn evaluating<T>(evaluate: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(evaluate)
 }

@@ -1,6 +1,8 @@
-//! Lists what a cluster uses: the images of Pods, of the pod templates of workloads, and of the revisions before them.
+//! Lists the images in use of a cluster: of Pods, of the pod templates of workloads, and of their
+//! earlier revisions.
 //!
-//! It fails closed. What can't be listed, or read, is an error: whoever asks must then let nothing go.
+//! It fails closed: what cannot be listed or read is an error, after which the caller must delete
+//! nothing.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -14,22 +16,22 @@ use serde_json::value::RawValue;
 
 use super::references::{InUse, UsedImage};
 
-/// Objects in one page: with pods of usual size a few MiB.
+/// The number of objects in a page: a few MiB for pods of usual size.
 const PAGE: u32 = 250;
 
-/// Whose images count.
+/// The workloads whose images count.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ImageScope {
-    /// The namespaces that count; absent or empty for all.
+    /// Selects the namespaces; absent or empty for all.
     pub namespaces: Option<LabelSelector>,
-    /// How many images that a workload used before count, too.
+    /// The number of earlier images of a workload that count, too.
     pub keep_previous: usize,
 }
 
-/// Why it can't be told what is used.
+/// The reason for which the images in use are unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotTell {
-    /// The operator may not look.
+    /// The operator is not allowed to list a resource.
     #[error(
         "{resource} cannot be listed: the operator's ClusterRole lacks list on {resource}, so it cannot tell what runs"
     )]
@@ -37,34 +39,33 @@ pub enum CannotTell {
         /// The resource, with its group: `deployments.apps`.
         resource: String,
     },
-    /// The API server did not answer, or refused.
+    /// The API server cannot be asked, or refuses.
     #[error("{resource} cannot be listed, so it cannot be told what runs: {message}")]
     Unlisted {
         /// The resource, with its group.
         resource: String,
-        /// What it said.
         message: String,
     },
-    /// An answer makes no sense.
+    /// An answer cannot be read.
     #[error("the list of {resource} cannot be read, so it cannot be told what runs: {message}")]
     Unreadable {
         /// The resource, with its group.
         resource: String,
-        /// Where, and why.
+        /// The place, and the reason.
         message: String,
     },
-    /// The namespaceSelector is none.
+    /// The namespaceSelector is invalid.
     #[error("inUseProtection.namespaceSelector is not valid: {0}")]
     Selector(String),
 }
 
-/// Every image that counts.
+/// Lists every image that counts.
 ///
-/// The lists are read from the top down: what a CronJob makes meanwhile shows among Jobs or Pods. Namespaces come last, so
-/// that one that was made meanwhile is known, too.
+/// Owners are listed before what they create, so that a Job that a CronJob creates meanwhile is
+/// found among Jobs or Pods. Namespaces come last, so that a new one is known, too.
 ///
 /// # Errors
-/// When any list fails, is forbidden or can't be read.
+/// When any list fails, is forbidden or cannot be read.
 pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, CannotTell> {
     let selector = match &scope.namespaces {
         Some(selector) => {
@@ -102,7 +103,7 @@ pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, Cannot
         REPLICA_SETS.each(client, &all(), take).await?;
         let take = |it: ControllerRevision| {
             let Some(owner) = it.metadata.owner(&mut revised) else { return Ok(()) };
-            // Others keep what they like in a ControllerRevision: only these owners' data are templates.
+            // Only these owners keep pod templates in a ControllerRevision.
             let data: RevisionData = serde_json::from_str(it.data.get())?;
             owner.before.push((Some(it.revision), data.spec.template.spec.images().map(str::to_owned).collect()));
             Ok(())
@@ -158,8 +159,8 @@ fn all() -> ListParams {
 }
 
 impl Listed {
-    /// Hands over each object, page after page. The pages are of one moment: where that is too long ago the API server says
-    /// so, which is an error as any other.
+    /// Passes on each object, page by page. The pages are of one moment; if that is too long ago,
+    /// the API server returns an error.
     async fn each<T: DeserializeOwned>(
         &self,
         client: &Client,
@@ -173,7 +174,8 @@ impl Listed {
         let mut params = params.clone();
         loop {
             let request = Request::new(self.path).list(&params).map_err(|error| unlisted(error.to_string()))?;
-            // Not read by kube itself: it would log a whole answer that can't be, and with it what Pods have in their environment.
+            // kube would log a whole answer that it cannot read, with the environment of Pods. So
+            // it is read here.
             let text = client.request_text(request).await.map_err(|error| match error {
                 kube::Error::Api(status) if status.code == 403 => CannotTell::Forbidden { resource: resource() },
                 kube::Error::Api(status) => unlisted(status.message.clone()),
@@ -191,7 +193,7 @@ impl Listed {
     }
 }
 
-/// What was found so far, by namespace.
+/// The images found so far, by namespace.
 #[derive(Default)]
 struct Found(HashMap<String, HashSet<UsedImage>>);
 
@@ -207,7 +209,7 @@ impl Found {
         }
     }
 
-    /// All of it, or what is in these namespaces.
+    /// Returns all images, or those of these namespaces.
     fn in_namespaces(self, chosen: Option<&HashSet<String>>) -> InUse {
         let counts = |namespace: &String| chosen.is_none_or(|chosen| chosen.contains(namespace));
         let mut in_use = InUse::default();
@@ -221,14 +223,14 @@ struct Revised {
     namespace: String,
     /// The images of its template.
     current: BTreeSet<String>,
-    /// Those of each revision that is kept, the current one among them, with the revision's number. Without a number it can't
-    /// be told how old it is.
+    /// The images of each stored revision, with the current one, and the revision's number. Without
+    /// a number its age is unknown.
     before: Vec<(Option<i64>, BTreeSet<String>)>,
 }
 
 impl Revised {
-    /// The images that it used before: of revisions with the same images only one counts, and those whose age can't be told
-    /// are all in.
+    /// Returns the images that it used before. Of revisions with the same images only one counts;
+    /// those of unknown age all count.
     fn previous(mut self, keep: usize) -> BTreeSet<String> {
         self.before.sort_by_key(|(number, _)| std::cmp::Reverse(number.unwrap_or(i64::MAX)));
         let (mut seen, mut previous, mut counted) = (HashSet::from([self.current]), BTreeSet::new(), 0);
@@ -245,8 +247,8 @@ impl Revised {
     }
 }
 
-// What is read of the API's answers, and nothing else: a Pod has a hundred times as much. What has to be there, and isn't,
-// makes an answer unreadable.
+// What is read of the API's answers, and nothing else: a Pod has a hundred times as much. What has
+// to be there, and isn't, makes an answer unreadable.
 
 #[derive(Deserialize)]
 struct Page<T> {
@@ -284,13 +286,13 @@ struct Meta {
 }
 
 impl Meta {
-    /// The workload that controls it.
+    /// Returns the workload that controls it.
     fn owner<'a>(&self, workloads: &'a mut HashMap<String, Revised>) -> Option<&'a mut Revised> {
         let owner = self.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
         workloads.get_mut(&owner.uid)
     }
 
-    /// A ReplicaSet's place among those of its Deployment.
+    /// Returns the position of a ReplicaSet among those of its Deployment.
     fn revision(&self) -> Option<i64> {
         self.annotations.as_ref()?.revision.as_ref()?.parse().ok()
     }
@@ -308,7 +310,7 @@ struct Owner {
     controller: Option<bool>,
 }
 
-/// What all workloads have.
+/// The part that all workloads have.
 #[derive(Deserialize)]
 struct Templated {
     template: Template,
@@ -337,7 +339,7 @@ struct ControllerRevision {
     data: Box<RawValue>,
 }
 
-/// What a StatefulSet or a DaemonSet keeps in its ControllerRevisions.
+/// The content of a ControllerRevision of a StatefulSet or DaemonSet.
 #[derive(Deserialize)]
 struct RevisionData {
     spec: Templated,
@@ -423,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_images_before_the_current_ones_are_counted_from_the_youngest() {
+    fn earlier_images_are_counted_from_the_youngest() {
         let before = [(Some(1), "a:1"), (Some(3), "a:3"), (Some(2), "a:2"), (Some(4), "a:4")];
         assert_eq!(previous(0, "a:4", &before), [] as [&str; 0]);
         assert_eq!(previous(1, "a:4", &before), ["a:3"]);
@@ -445,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_of_unknown_age_is_kept_and_takes_nobodys_place() {
+    fn a_revision_of_unknown_age_is_kept_beside_the_others() {
         let before = [(Some(2), "a:2"), (None, "a:x"), (Some(1), "a:1")];
         assert_eq!(previous(1, "a:3", &before), ["a:2", "a:x"]);
     }
@@ -455,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_of_a_pod_that_names_an_image_is_read() {
+    fn every_image_field_of_a_pod_is_read() {
         let pod: Pod = read(
             r#"{
               "metadata": {"name": "api", "namespace": "shop", "uid": "u", "labels": {"a": "b"}},

@@ -1,4 +1,4 @@
-//! A service account's imagePullSecrets: a list of which some entries are ours and the others none of our business.
+//! The imagePullSecrets of a service account: a list with entries of ours and of other parties, which are left unchanged.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -19,8 +19,8 @@ pub struct WatchedServiceAccount {
     pub image_pull_secrets: Vec<LocalObjectReference>,
 }
 
-/// What of a service account means something: which Secrets it names.
-pub fn meaning(account: &WatchedServiceAccount) -> u64 {
+/// Hashes the Secrets that a service account names: other changes of it do not matter.
+pub(crate) fn meaning(account: &WatchedServiceAccount) -> u64 {
     let mut hasher = DefaultHasher::new();
     account.metadata.uid.hash(&mut hasher);
     account.image_pull_secrets.iter().for_each(|entry| entry.name.hash(&mut hasher));
@@ -28,12 +28,11 @@ pub fn meaning(account: &WatchedServiceAccount) -> u64 {
 }
 
 impl WatchedServiceAccount {
-    /// Whether it names the Secret.
     pub fn names(&self, secret: &str) -> bool {
         self.image_pull_secrets.iter().any(|entry| entry.name == secret)
     }
 
-    /// The list with the Secret's name in it, or without; nothing if it is so already.
+    /// Returns the list with the Secret's name, or without it; nothing if that is no change.
     pub fn with(&self, secret: &str, named: bool) -> Option<Vec<LocalObjectReference>> {
         if self.names(secret) == named {
             return None;
@@ -55,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_entry_comes_and_goes() {
+    fn only_our_entry_is_added_and_removed() {
         let two = account(&["theirs", "pull"]);
         assert_eq!(account(&["theirs"]).with("pull", true), Some(two.image_pull_secrets.clone()));
         assert_eq!(two.with("pull", true), None);

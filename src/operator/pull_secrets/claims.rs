@@ -1,41 +1,41 @@
-//! Which namespaces a PullSecret serves: those that it chooses, that the Registry allows, and where no older PullSecret
+//! The namespaces that a PullSecret serves: those that it selects, that the Registry allows, and where no older PullSecret
 //! wants the same Secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt as _;
 
-use super::annotations::{HeldSecret, Owner};
+use super::annotations::HeldSecret;
+use crate::secrets::SecretOwner;
 use wharfage_crd::{PullSecret, Registry};
 
-/// A namespace: what the choice needs to know of it.
+/// A namespace, as far as selectors and permissions need it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Namespace {
-    /// Its labels.
+pub(crate) struct Namespace {
     pub labels: BTreeMap<String, String>,
-    /// Whether it goes: nothing can be made in it any more.
+    /// Whether it is being deleted: nothing can be created in it any more.
     pub going: bool,
 }
 
 /// All namespaces by name.
-pub type Namespaces = BTreeMap<String, Namespace>;
+pub(crate) type Namespaces = BTreeMap<String, Namespace>;
 
-/// Where a PullSecret's Secret is to be, and where it can't be although the namespace is chosen.
+/// The namespaces that a PullSecret selects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Claims {
-    /// Namespaces that are to have it.
+pub(crate) struct Claims {
+    /// Namespaces that should have the Secret.
     pub served: BTreeSet<String>,
     /// Namespaces where an older PullSecret wants a Secret of that name.
-    pub taken: BTreeMap<String, Owner>,
+    pub taken: BTreeMap<String, SecretOwner>,
     /// Namespaces that may not use the Registry.
     pub not_allowed: BTreeSet<String>,
     /// Whether the PullSecret's own namespace may not use the Registry: then no namespace is served.
     pub refused: bool,
 }
 
-/// The claims of `pull_secret`, which may be among `all`, where these Secrets are `held`. While a Registry isn't known nobody
-/// knows what it allows: who refers to it keeps what it has, and gets nothing more.
-pub fn claims<'a, 'r>(
+/// Computes the claims of `pull_secret`, which may be among `all`, where these Secrets are `held`. A Registry that is not known
+/// allows nothing new: a PullSecret that refers to it keeps its Secrets and gets no more.
+pub(crate) fn claims<'a, 'r>(
     pull_secret: &'a PullSecret,
     all: impl IntoIterator<Item = &'a PullSecret>,
     registry: impl Fn(&str) -> Option<&'r Registry>,
@@ -43,10 +43,10 @@ pub fn claims<'a, 'r>(
     held: &[HeldSecret],
 ) -> Claims {
     let secret_name = pull_secret.secret_name();
-    let held = held.iter().filter(|it| it.name == secret_name);
-    let held: BTreeSet<_> = held.filter_map(|it| Some((it.owner.as_ref()?, it.namespace.as_str()))).collect();
+    let held = held.iter().map(|it| &it.secret).filter(|it| it.name.name == secret_name);
+    let held: BTreeSet<_> = held.filter_map(|it| Some((it.owner.as_ref()?, it.name.namespace.as_str()))).collect();
     let place = |it: &'a PullSecret| {
-        let owner = Owner::of(it);
+        let owner = SecretOwner::of(it);
         let of_it = held.iter().filter(|(of, _)| **of == owner);
         Wants {
             pull_secret: it,
@@ -70,9 +70,9 @@ pub fn claims<'a, 'r>(
         if claims.refused || mine.admits(namespace) == Some(false) {
             claims.not_allowed.insert(name.clone());
         } else if !mine.wants(name, namespace) {
-            // Whether it is allowed isn't known.
+            // Nobody knows whether it is allowed.
         } else if let Some(rival) = rivals.iter().find(|rival| rival.wants(name, namespace)) {
-            claims.taken.insert(name.clone(), Owner::of(rival.pull_secret));
+            claims.taken.insert(name.clone(), SecretOwner::of(rival.pull_secret));
         } else {
             claims.served.insert(name.clone());
         }
@@ -80,12 +80,12 @@ pub fn claims<'a, 'r>(
     claims
 }
 
-/// Which of two PullSecrets is the older; by name where the clock can't tell.
-fn age(pull_secret: &PullSecret) -> (Option<jiff::Timestamp>, Owner) {
-    (pull_secret.metadata.creation_timestamp.as_ref().map(|time| time.0), Owner::of(pull_secret))
+/// Returns the precedence of a PullSecret: the older first, and of two of the same second the first by name.
+fn age(pull_secret: &PullSecret) -> (Option<jiff::Timestamp>, SecretOwner) {
+    (pull_secret.metadata.creation_timestamp.as_ref().map(|time| time.0), SecretOwner::of(pull_secret))
 }
 
-/// A PullSecret beside its Registry.
+/// A PullSecret and its Registry.
 struct Wants<'a, 'r> {
     pull_secret: &'a PullSecret,
     registry: Option<&'r Registry>,
@@ -94,7 +94,7 @@ struct Wants<'a, 'r> {
 }
 
 impl Wants<'_, '_> {
-    /// Whether the namespace may use the Registry; nothing if there is no telling.
+    /// Returns whether the namespace may use the Registry; nothing if the Registry is not known.
     fn admits(&self, namespace: &Namespace) -> Option<bool> {
         self.registry.map(|registry| registry.admits(Some(&namespace.labels)))
     }
@@ -117,6 +117,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::secrets::{OwnedSecret, SecretName};
 
     fn pull_secret(name: &str, created: i64, spec: &Value) -> PullSecret {
         let created = jiff::Timestamp::from_second(created).unwrap().to_string();
@@ -131,7 +132,7 @@ mod tests {
         serde_json::from_value(json!({ "metadata": { "name": "home" }, "spec": spec })).unwrap()
     }
 
-    /// Registries of this name and of every other, that all may use.
+    /// Returns a Registry that every namespace may use, whatever its name.
     fn open(_: &str) -> Option<&'static Registry> {
         static OPEN: LazyLock<Registry> = LazyLock::new(|| {
             serde_json::from_value(json!({ "metadata": { "name": "home" }, "spec": { "managed": {} } })).unwrap()
@@ -154,7 +155,7 @@ mod tests {
     const PULLS: &[(&str, &str)] = &[("pulls-from", "home")];
 
     #[test]
-    fn the_chosen_namespaces_are_served_but_for_those_that_go() {
+    fn selected_namespaces_are_served_unless_they_are_being_deleted() {
         let mut namespaces = namespaces(&[("platform", &[]), ("shop", PULLS), ("web", PULLS), ("other", &[])]);
         namespaces.get_mut("web").unwrap().going = true;
         let some = pull_secret("pull", 1, &json!({ "namespaceSelector": { "matchLabels": { "pulls-from": "home" } } }));
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_decides_which_namespaces_may_have_it() {
+    fn the_registry_decides_which_namespaces_are_allowed() {
         let namespaces = namespaces(&[("platform", &[("team", "platform")]), ("shop", PULLS), ("web", &[])]);
         let all = pull_secret("pull", 1, &json!({ "namespaceSelector": {} }));
         let some = registry(&json!([
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_want_the_same_secret_the_older_has_it() {
+    fn of_two_that_want_the_same_secret_the_older_gets_it() {
         let namespaces = namespaces(&[("platform", &[]), ("shop", PULLS)]);
         let older = pull_secret(
             "z-older",
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_deleted_or_refused_stands_in_nobodys_way() {
+    fn one_that_is_deleted_or_refused_blocks_nobody() {
         let namespaces = namespaces(&[("platform", &[])]);
         let mut older = pull_secret("older", 1, &json!({ "secretName": "pull" }));
         older.spec.registry_ref.name = "closed".to_owned();
@@ -213,29 +214,34 @@ mod tests {
     }
 
     #[test]
-    fn while_a_registry_is_missing_everybody_keeps_what_they_have_and_no_more() {
+    fn without_its_registry_a_pull_secret_keeps_its_secrets_and_gets_no_more() {
         let namespaces = namespaces(&[("platform", &[]), ("shop", PULLS), ("web", &[])]);
-        let held = |namespace: &str, owner: &PullSecret| HeldSecret {
-            namespace: namespace.to_owned(),
-            name: owner.secret_name(),
-            uid: "u".to_owned(),
-            owner: Some(Owner::of(owner)),
-            token: None,
+        let held = |namespace: &str, name: &str, owner: &PullSecret| HeldSecret {
+            secret: OwnedSecret {
+                name: SecretName::new(namespace, name),
+                uid: "u".to_owned(),
+                owner: Some(SecretOwner::of(owner)),
+                mark: None,
+                has_type: true,
+            },
             service_accounts: BTreeSet::new(),
-            typed: true,
         };
         let mut older = pull_secret("older", 1, &json!({ "secretName": "pull", "namespaceSelector": {} }));
         older.spec.registry_ref.name = "gone".to_owned();
         let younger = pull_secret("younger", 2, &json!({ "secretName": "pull", "namespaceSelector": {} }));
         let (known, all) = (|name: &str| (name == "home").then(|| open(name)).flatten(), [&older, &younger]);
-        let there = [held("shop", &older), held("web", &younger)];
+        let there = [held("shop", "pull", &older), held("web", "pull", &younger)];
         let claimed = claims(&older, all, known, &namespaces, &there);
         assert_eq!(names(&claimed.served), ["shop"]);
         assert!(claimed.not_allowed.is_empty() && !claimed.refused, "nobody knows: {claimed:?}");
         let claimed = claims(&younger, all, known, &namespaces, &there);
-        assert_eq!(names(&claimed.served), ["platform", "web"], "what the older can't have is in nobody's way");
+        assert_eq!(
+            names(&claimed.served),
+            ["platform", "web"],
+            "what the older cannot have does not block the younger"
+        );
         assert_eq!(claimed.taken["shop"].to_string(), "platform/older");
-        let elsewhere = [HeldSecret { name: "other".to_owned(), ..held("shop", &older) }];
+        let elsewhere = [held("shop", "other", &older)];
         assert!(claims(&older, all, known, &namespaces, &elsewhere).served.is_empty());
     }
 }

@@ -10,16 +10,16 @@ use serde::Serialize;
 use wharfage_apply::AuthorizationToken;
 
 /// The type of such a Secret.
-pub const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
+pub(crate) const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
 /// The key of its content.
-pub const SECRET_KEY: &str = ".dockerconfigjson";
+pub(crate) const SECRET_KEY: &str = ".dockerconfigjson";
 
 #[derive(Serialize)]
 struct DockerConfig<'a> {
     auths: BTreeMap<&'a str, Auth<'a>>,
 }
 
-/// What `kubectl create secret docker-registry` writes: some tools read `auth`, others the two fields before it.
+/// An entry as `kubectl create secret docker-registry` writes it: some tools read `auth`, others the two fields before it.
 #[derive(Clone, Serialize)]
 struct Auth<'a> {
     username: &'a str,
@@ -27,8 +27,8 @@ struct Auth<'a> {
     auth: &'a str,
 }
 
-/// The content for a token, an entry for each of its hosts.
-pub fn render(token: &AuthorizationToken) -> SecretString {
+/// Renders the content for a token, with an entry for each of its hosts.
+pub(crate) fn render(token: &AuthorizationToken) -> SecretString {
     let AuthorizationToken { user, password, expires_at: _, hosts } = token;
     let password = password.expose_secret();
     let encoded = BASE64.encode(format!("{user}:{password}"));

@@ -1,12 +1,13 @@
-//! Whatever there is and whatever is wanted: what is decided leads there, and touches nothing of others.
+//! Properties of decisions: whatever exists and whatever is wanted, they lead there and change nothing of others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::annotations::{HeldSecret, Owner, TokenMark};
-use super::decide::{Decision, Entry, SecretDeletion, SecretInputs, SecretWrite, decide};
+use super::annotations::HeldSecret;
+use super::decide::{Decision, Entry, SecretInputs, decide};
+use crate::secrets::{OwnedSecret, SecretDeletion, SecretMark, SecretName, SecretOwner, SecretWrite};
 
 const NAMESPACES: [&str; 4] = ["a", "b", "c", "d"];
 const ACCOUNTS: [&str; 3] = ["default", "builder", "runner"];
@@ -17,13 +18,13 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
-fn owner(name: &str) -> Owner {
-    Owner { namespace: "platform".to_owned(), name: name.to_owned() }
+fn owner(name: &str) -> SecretOwner {
+    SecretOwner { namespace: "platform".to_owned(), name: name.to_owned() }
 }
 
-fn token(renews: i64) -> TokenMark {
+fn token(renews: i64) -> SecretMark {
     let (source, digest) = ("here".to_owned(), "d".to_owned());
-    TokenMark { source, digest, expires_at: at(renews + 10_000), renews_at: at(renews) }
+    SecretMark { source, digest, expires_at: at(renews + 10_000), renews_at: at(renews) }
 }
 
 /// A cluster: its marked Secrets, and the names in each service account's imagePullSecrets.
@@ -49,19 +50,20 @@ fn held() -> impl Strategy<Value = HeldSecret> {
     let tokens = prop_oneof![
         3 => Just(Some(token(NOW + 1))),
         1 => Just(Some(token(NOW))),
-        1 => Just(Some(TokenMark { source: "elsewhere".to_owned(), ..token(NOW + 1) })),
+        1 => Just(Some(SecretMark { source: "elsewhere".to_owned(), ..token(NOW + 1) })),
         1 => Just(None),
     ];
     let place = (proptest::sample::select(&NAMESPACES), proptest::sample::select(&NAMES));
     (place, owners, tokens, some_of(&ACCOUNTS), prop::bool::weighted(0.9)).prop_map(
-        |((namespace, name), owner, token, service_accounts, typed)| HeldSecret {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid: format!("{namespace}-{name}"),
-            owner,
-            token,
+        |((namespace, name), owner, mark, service_accounts, has_type)| HeldSecret {
+            secret: OwnedSecret {
+                name: SecretName::new(namespace, name),
+                uid: format!("{namespace}-{name}"),
+                owner,
+                mark,
+                has_type,
+            },
             service_accounts,
-            typed,
         },
     )
 }
@@ -72,8 +74,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
         proptest::sample::subsequence(&["pull", "old-pull", "theirs"], 0..=3),
     );
     (proptest::collection::vec(held(), 0..8), proptest::collection::vec(account, 0..10)).prop_map(|(held, accounts)| {
-        let places: BTreeMap<_, _> =
-            held.into_iter().map(|held| ((held.namespace.clone(), held.name.clone()), held)).collect();
+        let places: BTreeMap<_, _> = held.into_iter().map(|held| (held.secret.name.clone(), held)).collect();
         let accounts = accounts.into_iter().map(|((namespace, account), names)| {
             ((namespace.to_owned(), account.to_owned()), names.into_iter().map(str::to_owned).collect())
         });
@@ -102,27 +103,28 @@ impl Cluster {
         })
     }
 
-    fn carry_out(&mut self, wanted: &Wanted, decision: &Decision) {
+    fn execute(&mut self, wanted: &Wanted, decision: &Decision) {
         let Decision { detach, delete, write, attach } = decision;
         for Entry { namespace, account, secret } in detach {
             let names = self.accounts.get_mut(&(namespace.clone(), account.clone())).unwrap();
             names.retain(|name| name != secret);
         }
         for SecretDeletion { uid, .. } in delete {
-            self.held.retain(|held| held.uid != *uid);
+            self.held.retain(|held| held.secret.uid != *uid);
         }
-        for SecretWrite { namespace, uid, why: _ } in write {
-            let place = self.held.iter().position(|held| held.namespace == *namespace && held.name == "pull");
-            assert_eq!(place.map(|index| &self.held[index].uid), uid.as_ref(), "written over another");
+        for SecretWrite { secret, uid, reason: _ } in write {
+            let place = self.held.iter().position(|held| held.secret.name == *secret);
+            assert_eq!(place.map(|index| &self.held[index].secret.uid), uid.as_ref(), "another Secret is overwritten");
             place.map(|index| self.held.remove(index));
             self.held.push(HeldSecret {
-                namespace: namespace.clone(),
-                name: "pull".to_owned(),
-                uid: uid.clone().unwrap_or_else(|| format!("{namespace}-new")),
-                owner: Some(owner("home")),
-                token: Some(token(NOW + 500)),
+                secret: OwnedSecret {
+                    name: secret.clone(),
+                    uid: uid.clone().unwrap_or_else(|| format!("{secret}-new")),
+                    owner: Some(owner("home")),
+                    mark: Some(token(NOW + 500)),
+                    has_type: true,
+                },
                 service_accounts: wanted.service_accounts.clone(),
-                typed: true,
             });
         }
         for Entry { namespace, account, secret } in attach {
@@ -132,10 +134,10 @@ impl Cluster {
         }
     }
 
-    /// What isn't the PullSecret's business.
+    /// Returns what the PullSecret must not change.
     fn of_others(&self, wanted: &Wanted) -> (Vec<HeldSecret>, Vec<String>) {
-        let wants = |held: &HeldSecret| held.name == "pull" && wanted.served.contains(&held.namespace);
-        let foreign = |held: &&HeldSecret| held.owner != Some(owner("home")) && !wants(held);
+        let wants = |SecretName { namespace, name }: &SecretName| name == "pull" && wanted.served.contains(namespace);
+        let foreign = |held: &&HeldSecret| held.secret.owner != Some(owner("home")) && !wants(&held.secret.name);
         let names =
             self.accounts.iter().map(|(place, names)| format!("{place:?} {}", names.contains(&"theirs".to_owned())));
         (self.held.iter().filter(foreign).cloned().collect(), names.collect())
@@ -144,17 +146,17 @@ impl Cluster {
 
 proptest! {
     #[test]
-    fn what_is_decided_leads_to_what_is_wanted(mut cluster in cluster(), wanted in wanted()) {
+    fn a_decision_leads_to_what_is_wanted(mut cluster in cluster(), wanted in wanted()) {
         let before = cluster.clone();
-        // A Secret of another type is deleted first and made again by the next look.
+        // A Secret of another type is deleted first and created again by the next reconcile.
         for _ in 0..2 {
             let decision = cluster.decide(&wanted);
-            cluster.carry_out(&wanted, &decision);
+            cluster.execute(&wanted, &decision);
         }
         prop_assert_eq!(cluster.decide(&wanted), Decision::default());
-        let mine = cluster.held.iter().filter(|held| held.owner == Some(owner("home")));
-        let places: BTreeSet<_> = mine.map(|held| (held.namespace.clone(), held.name.clone())).collect();
-        prop_assert_eq!(places, wanted.served.iter().map(|it| (it.clone(), "pull".to_owned())).collect::<BTreeSet<_>>());
+        let mine = cluster.held.iter().filter(|held| held.secret.owner == Some(owner("home")));
+        let places: BTreeSet<_> = mine.map(|held| held.secret.name.clone()).collect();
+        prop_assert_eq!(places, wanted.served.iter().map(|it| SecretName::new(it, "pull")).collect::<BTreeSet<_>>());
         for ((namespace, account), names) in &cluster.accounts {
             if wanted.served.contains(namespace) && wanted.service_accounts.contains(account) {
                 prop_assert!(names.contains(&"pull".to_owned()));
@@ -164,16 +166,16 @@ proptest! {
     }
 
     #[test]
-    fn when_it_goes_nothing_of_it_is_left(mut cluster in cluster(), wanted in wanted()) {
+    fn a_deleted_pull_secret_leaves_nothing_behind(mut cluster in cluster(), wanted in wanted()) {
         for _ in 0..2 {
             let decision = cluster.decide(&wanted);
-            cluster.carry_out(&wanted, &decision);
+            cluster.execute(&wanted, &decision);
         }
         let nothing = Wanted { served: BTreeSet::new(), ..wanted.clone() };
         let decision = cluster.decide(&nothing);
         prop_assert!(decision.write.is_empty() && decision.attach.is_empty());
-        cluster.carry_out(&nothing, &decision);
-        prop_assert!(cluster.held.iter().all(|held| held.owner != Some(owner("home"))));
+        cluster.execute(&nothing, &decision);
+        prop_assert!(cluster.held.iter().all(|held| held.secret.owner != Some(owner("home"))));
         for ((namespace, account), names) in &cluster.accounts {
             if wanted.served.contains(namespace) && wanted.service_accounts.contains(account) {
                 prop_assert!(!names.contains(&"pull".to_owned()));
@@ -182,18 +184,19 @@ proptest! {
     }
 
     #[test]
-    fn a_secret_that_is_fresh_and_as_wanted_is_not_written(accounts in some_of(&ACCOUNTS), renews in 1_i64..1000) {
+    fn a_fresh_secret_as_wanted_is_not_written(accounts in some_of(&ACCOUNTS), renews in 1_i64..1000) {
         let held = HeldSecret {
-            namespace: "a".to_owned(),
-            name: "pull".to_owned(),
-            uid: "u".to_owned(),
-            owner: Some(owner("home")),
-            token: Some(token(NOW + renews)),
+            secret: OwnedSecret {
+                name: SecretName::new("a", "pull"),
+                uid: "u".to_owned(),
+                owner: Some(owner("home")),
+                mark: Some(token(NOW + renews)),
+                has_type: true,
+            },
             service_accounts: accounts.clone(),
-            typed: true,
         };
         let wanted = Wanted { service_accounts: accounts, served: ["a".to_owned()].into() };
         let cluster = Cluster { held: vec![held], accounts: BTreeMap::new() };
-        prop_assert!(cluster.decide(&wanted).is_empty());
+        prop_assert_eq!(cluster.decide(&wanted), Decision::default());
     }
 }

@@ -1,20 +1,21 @@
-//! When a token is renewed.
+//! The renewal of tokens.
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-/// The least time between two tokens, however soon one ends: a clock that is wrong must not make us ask without pause.
-pub const SHORTEST: SignedDuration = SignedDuration::from_secs(60);
+/// The least time between two tokens, however soon one expires: a wrong clock must not cause requests without pause.
+const SHORTEST_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
 
-/// When a token is renewed that was issued and ends at these times: half way, or up to a tenth of that earlier.
+/// Returns when to renew a token that was issued and expires at these times: after half of its life, or up to a tenth of that
+/// earlier.
 ///
-/// How much earlier comes from `seed`, so that PullSecrets which began together don't ask together for ever.
-pub fn renews_at(issued: Timestamp, expires: Timestamp, seed: &str) -> Timestamp {
+/// `seed` determines how much earlier, so that PullSecrets that began together do not renew together forever.
+pub(crate) fn renews_at(issued: Timestamp, expires: Timestamp, seed: &str) -> Timestamp {
     let half = (expires.as_second() - issued.as_second()) / 2;
     let hash = Sha256::digest(seed);
     let share = i64::from(u16::from_be_bytes([hash[0], hash[1]]));
     let early = (half / 10).max(0) * share / i64::from(u16::MAX);
-    let wait = SignedDuration::from_secs(half - early).max(SHORTEST);
+    let wait = SignedDuration::from_secs(half - early).max(SHORTEST_INTERVAL);
     issued.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
 
@@ -38,14 +39,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_is_renewed_before_half_of_it_is_over(issued in 0_i64..4_000_000_000, life in 120_i64..1_000_000, seed in "[a-z/]{0,20}") {
+        fn a_token_is_renewed_before_half_of_its_life(issued in 0_i64..4_000_000_000, life in 120_i64..1_000_000, seed in "[a-z/]{0,20}") {
             let renews = renews_at(at(issued), at(issued + life), &seed).as_second();
             prop_assert!(renews <= issued + (life / 2).max(60));
             prop_assert!(renews >= issued + (life / 2 * 9 / 10).min(60).max(life / 2 * 9 / 10 - 1));
         }
 
         #[test]
-        fn a_token_that_has_ended_already_is_not_asked_for_without_pause(issued in 0_i64..4_000_000_000, ago in 0_i64..4_000_000_000) {
+        fn an_expired_token_is_not_requested_without_pause(issued in 0_i64..4_000_000_000, ago in 0_i64..4_000_000_000) {
             let renews = renews_at(at(issued), at(issued - ago), "x");
             prop_assert_eq!(renews.as_second(), issued + 60);
         }

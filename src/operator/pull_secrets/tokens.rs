@@ -1,4 +1,4 @@
-//! The tokens at hand: nothing of them outlives the process, as what the Secrets say of themselves is enough to go on.
+//! The tokens in memory. None outlives the process, because the marks on the Secrets are enough to continue.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,55 +6,55 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::annotations::{Owner, TokenMark, digest};
-use super::docker_config::render;
+use super::annotations::CLASS;
+use super::docker_config::{SECRET_KEY, render};
 use super::renewal::renews_at;
+use crate::secrets::{SecretMark, SecretOwner};
 use crate::status::Cause;
 use wharfage_apply::AuthorizationToken;
 use wharfage_crd::Reason;
 
 /// A token as it is put into Secrets.
 #[derive(Debug, Clone)]
-pub struct Issued {
+pub(crate) struct Issued {
     /// The content of the Secrets.
     pub content: SecretString,
-    /// What they say of it.
-    pub mark: TokenMark,
-    /// Of what the client was made that got it: new credentials make it useless, and another client.
+    pub mark: SecretMark,
+    /// The fingerprint of the client that requested it: new credentials make the token useless, and another client.
     pub registry_client: u64,
-    /// The request of a person that it answers.
+    /// The annotation's request that it answers.
     pub asked: Option<String>,
 }
 
 impl Issued {
-    /// What `token`, got now for `owner`, is as content and marks.
+    /// Prepares a `token` that was issued now for `owner`.
     pub fn new(
         token: &AuthorizationToken,
-        owner: &Owner,
+        owner: &SecretOwner,
         source: String,
         registry_client: u64,
         asked: Option<String>,
         now: Timestamp,
     ) -> Self {
         let content = render(token);
-        let mark = TokenMark {
+        let mark = SecretMark {
             source,
-            digest: digest(content.expose_secret().as_bytes()),
+            digest: CLASS.digest([(SECRET_KEY, content.expose_secret().as_bytes())]),
             expires_at: token.expires_at,
             renews_at: renews_at(now, token.expires_at, &owner.to_string()),
         };
         Self { content, mark, registry_client, asked }
     }
 
-    /// Whether it may be put into Secrets still. Only while it is known whom tokens are asked of, and that this one is of there:
-    /// which namespaces may have it is for that Registry to say, and for no other of its name.
+    /// Returns whether it may still be written to Secrets: only while its source is the current one. The Registry of the
+    /// source decides which namespaces may have it, and no other Registry of that name does.
     pub fn serves(&self, source: Option<&str>, now: Timestamp) -> bool {
         source == Some(self.mark.source.as_str()) && self.mark.renews_at > now
     }
 }
 
-/// Why a token is none to hand out yet: the registry doesn't say that it is for `host`, which is where the Registry has it.
-pub fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Cause> {
+/// Returns why a token cannot be used yet: the registry does not report `host`, the host that its Registry wants.
+pub(crate) fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Cause> {
     let host = host.filter(|host| !token.hosts.contains(*host))?;
     let message = format!(
         "Registry {registry} doesn't say yet that it is at {host}: its Pods are being replaced, and are asked again until then"
@@ -64,21 +64,18 @@ pub fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -
 
 /// One token for each PullSecret.
 #[derive(Debug, Default)]
-pub struct Tokens(Mutex<HashMap<Owner, Issued>>);
+pub(crate) struct Tokens(Mutex<HashMap<SecretOwner, Issued>>);
 
 impl Tokens {
-    /// The PullSecret's token, if it has one.
-    pub fn get(&self, owner: &Owner) -> Option<Issued> {
+    pub fn get(&self, owner: &SecretOwner) -> Option<Issued> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(owner).cloned()
     }
 
-    /// Keeps a token.
-    pub fn put(&self, owner: Owner, issued: Issued) {
+    pub fn put(&self, owner: SecretOwner, issued: Issued) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(owner, issued);
     }
 
-    /// Forgets the token of a PullSecret that is gone.
-    pub fn remove(&self, owner: &Owner) {
+    pub fn remove(&self, owner: &SecretOwner) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
     }
 }
@@ -88,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_registry_that_answers_for_its_old_host_is_asked_again() {
+    fn a_token_for_the_old_host_is_not_used() {
         let token = AuthorizationToken {
             user: "AWS".to_owned(),
             password: SecretString::from("s3cret"),
@@ -106,10 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_handed_out_only_for_the_registry_that_it_is_of() {
+    fn a_token_is_used_only_for_the_registry_that_issued_it() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let mark =
-            TokenMark { source: "home".to_owned(), digest: "d".to_owned(), expires_at: at(2000), renews_at: at(1000) };
+            SecretMark { source: "home".to_owned(), digest: "d".to_owned(), expires_at: at(2000), renews_at: at(1000) };
         let issued = Issued { content: SecretString::from("c"), mark, registry_client: 1, asked: None };
         assert!(issued.serves(Some("home"), at(999)));
         assert!(!issued.serves(Some("home"), at(1000)), "it is to be renewed");

@@ -1,24 +1,25 @@
-//! The Certificate that cert-manager issues from. Its kind isn't among Kubernetes' own, so it is written as JSON.
+//! The Certificate of cert-manager. Kubernetes does not define its kind, so it is written as JSON.
 
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
-use super::{WorkloadBuilder, WorkloadObject, service, tls_secret};
+use super::{WorkloadBuilder, service, tls_secret};
+use crate::apply_set::DesiredObject;
 
-/// The kind of cert-manager's certificates.
-pub fn certificate_kind() -> ApiResource {
+/// Returns the kind of cert-manager's certificates.
+pub(crate) fn certificate_kind() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"))
 }
 
-/// Why a Certificate isn't issued, as cert-manager says it; `None` when it is, or when nothing is known yet.
-pub fn certificate_trouble(certificate: &Value) -> Option<String> {
+/// Returns why a Certificate is not issued, in cert-manager's words; nothing when it is, or nothing is known yet.
+pub(crate) fn certificate_trouble(certificate: &Value) -> Option<String> {
     let conditions = certificate["status"]["conditions"].as_array()?;
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?;
     (ready["status"] != "True").then(|| ready["message"].as_str().unwrap_or("it is being issued").to_owned())
 }
 
 impl WorkloadBuilder<'_> {
-    pub(super) fn certificate(&self) -> Option<WorkloadObject> {
+    pub(super) fn certificate(&self) -> Option<DesiredObject> {
         let tls = self.managed.tls.as_ref()?;
         let wanted = tls.cert_manager.as_ref()?;
         let (kind, name) = (certificate_kind(), self.names.workload());
@@ -38,10 +39,11 @@ impl WorkloadBuilder<'_> {
                 "privateKey": { "algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always" },
             },
         });
-        Some(WorkloadObject { kind, name, body })
+        Some(DesiredObject { kind, name, body })
     }
 
-    /// The name that clients use. The Service's is added only where it is that one: a public issuer would refuse it.
+    /// Returns the name that clients use. The Service's name is used only where it is that one: a public issuer would refuse
+    /// it.
     fn dns_names(&self) -> Vec<String> {
         let public = self.managed.public_url.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
         let host = public.as_ref().and_then(|url| url.host()).map(str::to_owned);

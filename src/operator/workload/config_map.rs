@@ -1,4 +1,4 @@
-//! The ConfigMap: what the pods are told that is no secret, as the variables of `wharfage serve`.
+//! The ConfigMap: the variables of `wharfage serve` that are no secrets.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use kube::ResourceExt as _;
 
 use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, public_url};
 
-/// Where the volume is mounted: where the image has its data folder.
+/// The mount point of the volume: the data folder of the image.
 pub(super) const DATA: &str = "/var/lib/wharfage";
-/// Where the certificate is mounted.
+/// The mount point of the certificate.
 pub(super) const TLS: &str = "/etc/wharfage/tls";
-/// How long running transfers may go on once a pod takes nothing new.
+/// The time for running transfers after a pod stops accepting connections.
 pub(super) const GRACE_SECONDS: u16 = 60;
-/// How long a pod that is to end goes on taking requests where others serve beside it: until the cluster's proxies have
-/// heard that it is to get none.
+/// The time that a terminating pod still accepts connections, where other replicas serve: until the cluster's proxies have
+/// removed it.
 pub(super) const DELAY_SECONDS: u16 = 5;
 
 impl WorkloadBuilder<'_> {
@@ -22,9 +22,8 @@ impl WorkloadBuilder<'_> {
         ConfigMap { metadata: self.metadata(self.names.config()), data: Some(self.variables()), ..ConfigMap::default() }
     }
 
-    /// The variables of `wharfage serve` that are no secrets.
     pub(super) fn variables(&self) -> BTreeMap<String, String> {
-        // Every address of the pod, of whichever family it has.
+        // All addresses of the pod, of either family.
         let listen = |port: u16| format!("[::]:{port}");
         let mut variables = BTreeMap::from([
             ("WHARFAGE_NAME", self.registry.name_any()),
@@ -48,7 +47,7 @@ impl WorkloadBuilder<'_> {
         }
         if let Some(s3) = self.managed.storage.as_ref().and_then(|storage| storage.s3.as_ref()) {
             variables.insert("WHARFAGE_S3_BUCKET", s3.bucket.clone());
-            // Registries that share a bucket keep out of each other's way.
+            // Separates Registries that share a bucket.
             variables.insert("WHARFAGE_S3_PREFIX", self.registry.name_any());
             if let Some(region) = &s3.region {
                 variables.insert("WHARFAGE_S3_REGION", region.to_string());

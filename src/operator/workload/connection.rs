@@ -1,40 +1,49 @@
-//! How the operator reaches a managed registry: by its Service, and under a name that its certificate is for.
+//! The connection of the operator to a managed registry: to its Service, under a name that its certificate is for.
 
-use k8s_openapi::api::core::v1::Secret;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::server::ParsedCertificate;
 
 use super::{Names, cluster_url, service};
+use crate::secrets::SecretContent;
 use wharfage_crd::registry::ManagedRegistry;
 
-/// How a registry is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
-    /// Its URL, with a name that its certificate is for.
+/// The key of the certificate and its chain.
+const CERTIFICATE: &str = "tls.crt";
+/// The key of the issuer's certificate, which not every issuer writes.
+const ISSUER: &str = "ca.crt";
+
+/// The keys of a certificate's Secret that are read. The private key is read by the pods alone.
+pub(crate) const CERTIFICATE_KEYS: [&str; 2] = [CERTIFICATE, ISSUER];
+
+/// The address of a managed registry within its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Address {
+    /// The URL, with a name that the certificate is for.
     pub url: String,
-    /// The name of its Service, if the URL's host is another one: connect to that.
+    /// The host to connect to, if it is not the URL's: the name of the Service.
     pub host: Option<String>,
-    /// What to trust, in PEM: the certificate that the registry shows, and its issuers as far as its Secret names them.
+    /// The certificates to trust, in PEM: that of the registry, and those of its issuers as far as its Secret has them.
     pub ca_bundle: Option<String>,
 }
 
-/// How a managed registry is reached that shows the certificate of this Secret, if it has one.
+/// Returns the address of a managed registry that serves with the certificate of this Secret, if it has one.
 ///
 /// A certificate is for the name that clients use, and mostly not for the Service's as well.
-pub fn address(managed: &ManagedRegistry, names: &Names, namespace: &str, certificate: Option<&Secret>) -> Address {
+pub(crate) fn address(
+    managed: &ManagedRegistry,
+    names: &Names,
+    namespace: &str,
+    certificate: Option<&SecretContent>,
+) -> Address {
     let url = cluster_url(managed, names, namespace);
     let Some(certificate) = certificate else { return Address { url, host: None, ca_bundle: None } };
     let host = service::host(names, namespace);
     let public = managed.public_url.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
     let public = public.as_ref().and_then(http::Uri::host).filter(|public| *public != host);
-    let entry = |key: &str| {
-        let data = certificate.data.as_ref().and_then(|data| data.get(key));
-        data.and_then(|bytes| std::str::from_utf8(&bytes.0).ok())
-    };
-    let shown = entry("tls.crt").unwrap_or_default();
-    let ca_bundle = Some([entry("ca.crt").unwrap_or_default(), shown].join("\n"));
+    let shown = certificate.raw(CERTIFICATE).unwrap_or_default();
+    let ca_bundle = Some([certificate.raw(ISSUER).unwrap_or_default(), shown].join("\n"));
     match public {
         Some(public) if is_for(shown, public) && !is_for(shown, &host) => {
             Address { url: url.replacen(&host, public, 1), host: Some(host), ca_bundle }
@@ -43,7 +52,7 @@ pub fn address(managed: &ManagedRegistry, names: &Names, namespace: &str, certif
     }
 }
 
-/// Whether the first certificate of a chain is for this DNS name.
+/// Returns whether the first certificate of a chain is for this DNS name.
 fn is_for(chain: &str, name: &str) -> bool {
     let Ok(name @ ServerName::DnsName(_)) = ServerName::try_from(name) else { return false };
     let certificate = CertificateDer::from_pem_slice(chain.as_bytes());
@@ -54,21 +63,20 @@ fn is_for(chain: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use k8s_openapi::ByteString;
     use serde_json::json;
 
     use super::*;
+    use crate::secrets::SecretName;
 
-    fn certificate(names: &[&str]) -> Secret {
+    fn certificate(names: &[&str], issuer: Option<&str>) -> SecretContent {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let certified = rcgen::generate_simple_self_signed(names).unwrap();
-        let data = BTreeMap::from([("tls.crt".to_owned(), ByteString(certified.cert.pem().into_bytes()))]);
-        Secret { data: Some(data), ..Secret::default() }
+        let issuer = issuer.map(|issuer| ("ca.crt".to_owned(), issuer.as_bytes().to_vec()));
+        let values = issuer.into_iter().chain([("tls.crt".to_owned(), certified.cert.pem().into_bytes())]);
+        SecretContent::new(SecretName::new("wharfage", "cert"), values)
     }
 
-    fn reached(managed: serde_json::Value, certificate: Option<&Secret>) -> Address {
+    fn reached(managed: serde_json::Value, certificate: Option<&SecretContent>) -> Address {
         address(&serde_json::from_value(managed).unwrap(), &Names::of("home"), "wharfage", certificate)
     }
 
@@ -89,7 +97,7 @@ mod tests {
             (&["r.example.com", "home.wharfage.svc"], "https://home.wharfage.svc:8443", None),
             (&["elsewhere"], "https://home.wharfage.svc:8443", None),
         ] {
-            let certificate = certificate(names);
+            let certificate = certificate(names, None);
             let reach = reached(tls.clone(), Some(&certificate));
             assert_eq!((reach.url.as_str(), reach.host.as_deref()), (url, host), "{names:?}");
             assert!(reach.ca_bundle.unwrap().contains("BEGIN CERTIFICATE"));
@@ -98,8 +106,7 @@ mod tests {
 
     #[test]
     fn the_issuer_that_a_secret_names_is_trusted_too() {
-        let mut secret = certificate(&["home.wharfage.svc"]);
-        secret.data.as_mut().unwrap().insert("ca.crt".into(), ByteString(b"the issuer".to_vec()));
+        let secret = certificate(&["home.wharfage.svc"], Some("the issuer"));
         let bundle = reached(json!({ "tls": { "secretName": "t" } }), Some(&secret)).ca_bundle.unwrap();
         assert!(bundle.starts_with("the issuer\n-----BEGIN CERTIFICATE-----"), "{bundle}");
     }

@@ -1,4 +1,4 @@
-//! What makes the pods: a Deployment where they are alike, a StatefulSet where there is one that has a volume.
+//! The Deployment of equal pods, or the StatefulSet of one pod with a volume.
 
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment, StatefulSet,
@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{Volume, WorkloadBuilder};
 
 impl WorkloadBuilder<'_> {
-    /// Pods that keep nothing: a new one serves before an old one ends.
+    /// Returns the Deployment of pods that store nothing: a new one serves before an old one ends.
     pub(super) fn deployment(&self) -> Deployment {
         Deployment {
             metadata: self.metadata(self.names.workload()),
@@ -31,7 +31,7 @@ impl WorkloadBuilder<'_> {
         }
     }
 
-    /// One pod with a volume, which outlives it, its StatefulSet and its Registry.
+    /// Returns the StatefulSet of one pod with a volume, which outlives the pod, the StatefulSet and the Registry.
     pub(super) fn stateful_set(&self, volume: &Volume) -> StatefulSet {
         StatefulSet {
             metadata: self.metadata(self.names.workload()),
@@ -39,7 +39,7 @@ impl WorkloadBuilder<'_> {
                 replicas: Some(self.replicas()),
                 selector: self.chosen_pods(),
                 service_name: Some(self.names.operations()),
-                // In order, a pod that never became ready would keep the change from coming that repairs it.
+                // In order, a pod that never became ready would block the change that repairs it.
                 pod_management_policy: Some("Parallel".to_owned()),
                 persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                     when_deleted: Some("Retain".to_owned()),
@@ -53,7 +53,7 @@ impl WorkloadBuilder<'_> {
         }
     }
 
-    /// The pods, as every object that is about them chooses them.
+    /// Returns the selector of the pods, for every object that needs one.
     pub(super) fn chosen_pods(&self) -> LabelSelector {
         LabelSelector { match_labels: Some(self.names.selector()), ..LabelSelector::default() }
     }

@@ -1,7 +1,7 @@
-//! The workload of a managed Registry: which objects a cluster holds for it, and what each of them says.
+//! The workload of a managed Registry: the objects that a cluster should hold for it, and the state of its pods.
 //!
-//! Everything here is pure: a Registry and what was read for it go in, objects come out, and what a cluster says about
-//! them is judged. Reading, applying and removing them is the controller's part.
+//! No I/O: the input is a Registry and the content of its Secrets, the output is a set of objects. The controller reads the
+//! Secrets, applies the objects with [`crate::apply_set`], and reads the pods.
 //!
 //! | Storage and database | Pods come from | A change of the pods |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 
 mod certificate;
 mod config_map;
-pub mod connection;
+pub(crate) mod connection;
 mod deployment;
 mod names;
 mod network_policy;
@@ -26,50 +26,36 @@ mod tests;
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::ApiResource;
-use kube::{Resource, ResourceExt as _};
-use serde::Serialize;
-use serde_json::Value;
+use kube::ResourceExt as _;
 
+use crate::apply_set::{DesiredObject, owner_reference};
+use crate::secrets::KeyPair;
+use wharfage_crd::Registry;
 use wharfage_crd::registry::{DEFAULT_REGISTRY_ID, ManagedRegistry, NetworkPolicyMode};
-use wharfage_crd::{DeletionPolicy, Registry};
 
-pub use certificate::{certificate_kind, certificate_trouble};
-pub use names::{COMPONENT, Names, REGISTRY_LABEL};
-pub use rollout::{Pods, Rollout, rollout};
-pub use secrets::{Backends, InvalidSecret, KeyPair, connection, key_pair, root_key_secret};
-pub use volume_claim::{Volume, VolumeChange, claim, claims_otherwise, has_volume, keep_templates};
+pub(crate) use certificate::{certificate_kind, certificate_trouble};
+pub(crate) use names::{Names, REGISTRY_LABEL};
+pub(crate) use rollout::{Pods, Rollout, rollout};
+pub(crate) use secrets::{Backends, root_key_secret};
+pub(crate) use volume_claim::{Volume, VolumeChange, claim, claims_otherwise, has_volume, keep_templates};
 
 /// The port of the pods that clients reach through the Service.
-pub const REGISTRY_PORT: u16 = 5000;
+const REGISTRY_PORT: u16 = 5000;
 /// The port of the pods for health, readiness and metrics.
-pub const OPERATIONS_PORT: u16 = 8080;
+const OPERATIONS_PORT: u16 = 8080;
 
-/// What a workload is built from, beside its Registry.
+/// The values that a workload is built from, besides its Registry.
 #[derive(Debug, Clone)]
-pub struct Inputs {
-    /// The operator's own namespace: where a Registry's workload is that names none.
+pub(crate) struct Inputs {
+    /// The operator's own namespace, where the workload of a Registry is that names none.
     pub operator_namespace: String,
     /// The image of the pods.
     pub image: String,
-    /// The registry's root key.
     pub root_key: KeyPair,
-    /// What lets the pods into their database and their bucket.
     pub backends: Backends,
 }
 
-/// An object that a cluster should hold.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WorkloadObject {
-    /// Its kind.
-    pub kind: ApiResource,
-    /// Its name.
-    pub name: String,
-    /// All of it, as it is applied.
-    pub body: Value,
-}
-
-/// What of a managed Registry everything else here is derived from.
+/// Builds the objects of a managed Registry.
 struct WorkloadBuilder<'a> {
     registry: &'a Registry,
     managed: &'a ManagedRegistry,
@@ -78,84 +64,84 @@ struct WorkloadBuilder<'a> {
     inputs: &'a Inputs,
 }
 
-/// How the pods of a registry come to be.
+/// The shape of a workload.
 #[derive(Debug, Clone, PartialEq)]
 enum Shape {
-    /// Any number, all alike: whatever they keep is elsewhere.
+    /// Any number of equal pods, which store nothing.
     Replicated,
-    /// One, with a volume that nobody else uses.
+    /// One pod with a volume of its own.
     Single(Volume),
 }
 
-/// The namespace of a managed registry's workload.
-pub fn namespace<'a>(managed: &'a ManagedRegistry, operator: &'a str) -> &'a str {
+/// Returns the namespace of a managed registry's workload.
+pub(crate) fn namespace<'a>(managed: &'a ManagedRegistry, operator: &'a str) -> &'a str {
     managed.namespace.as_deref().unwrap_or(operator)
 }
 
-/// The URL that a managed registry tells its clients.
-pub fn public_url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> String {
+/// Returns the URL that a managed registry reports to its clients.
+pub(crate) fn public_url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> String {
     let given = managed.public_url.as_deref().map(|url| url.trim_end_matches('/').to_owned());
     given.unwrap_or_else(|| service::url(managed, names, namespace))
 }
 
-/// The URL that clients of a Registry are told, where that is for its resource to say: of one that is managed.
-pub fn told_url(registry: &Registry, operator: &str) -> Option<String> {
+/// Returns the URL that clients of a Registry use, if its resource decides that: of a managed one.
+pub(crate) fn told_url(registry: &Registry, operator: &str) -> Option<String> {
     let managed = registry.spec.managed.as_ref()?;
     Some(public_url(managed, &Names::of(&registry.name_any()), namespace(managed, operator)))
 }
 
-/// The URL by which a managed registry is reached within its cluster.
-pub fn cluster_url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> String {
+/// Returns the URL of a managed registry within its cluster.
+pub(crate) fn cluster_url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> String {
     service::url(managed, names, namespace)
 }
 
-/// The Secret with the certificate of a managed registry, if it serves with one.
-pub fn tls_secret(managed: &ManagedRegistry, names: &Names) -> Option<String> {
+/// Returns the name of the Secret with the certificate of a managed registry, if it has one.
+pub(crate) fn tls_secret(managed: &ManagedRegistry, names: &Names) -> Option<String> {
     let tls = managed.tls.as_ref()?;
     Some(tls.secret_name.clone().unwrap_or_else(|| names.tls()))
 }
 
-/// The objects of a managed Registry, in the order in which they are applied. The root key's Secret isn't among them: it is
-/// made once, by [`root_key_secret`], and never applied again.
+/// Builds the objects of a managed Registry, in the order in which they are applied. The Secret of the root key is none of
+/// them: [`root_key_secret`] makes it once, and it is never applied again.
 ///
 /// # Errors
-/// When an object can't be written as JSON, which no object here does.
-pub fn objects(
+/// When an object cannot be written as JSON, which no object here does.
+pub(crate) fn objects(
     registry: &Registry,
     managed: &ManagedRegistry,
     inputs: &Inputs,
-) -> serde_json::Result<Vec<WorkloadObject>> {
-    let plan = WorkloadBuilder {
+) -> serde_json::Result<Vec<DesiredObject>> {
+    let builder = WorkloadBuilder {
         registry,
         managed,
         names: Names::of(&registry.name_any()),
         namespace: namespace(managed, &inputs.operator_namespace).to_owned(),
         inputs,
     };
-    let mut objects = vec![object(plan.config())?];
-    if let Some(backends) = plan.backends() {
-        objects.push(object(backends)?);
+    let mut objects = vec![DesiredObject::of(builder.config())?];
+    if let Some(backends) = builder.backends() {
+        objects.push(DesiredObject::of(backends)?);
     }
-    if let Some(certificate) = plan.certificate() {
+    if let Some(certificate) = builder.certificate() {
         objects.push(certificate);
     }
-    objects.push(object(plan.service())?);
-    objects.push(object(plan.operations_service())?);
+    objects.push(DesiredObject::of(builder.service())?);
+    objects.push(DesiredObject::of(builder.operations_service())?);
     if managed.network_policy.unwrap_or_default() == NetworkPolicyMode::Enabled {
-        objects.push(object(plan.network_policy())?);
+        objects.push(DesiredObject::of(builder.network_policy())?);
     }
-    if plan.replicas() > 1 {
-        objects.push(object(plan.disruption_budget())?);
+    if builder.replicas() > 1 {
+        objects.push(DesiredObject::of(builder.disruption_budget())?);
     }
-    objects.push(match plan.shape() {
-        Shape::Replicated => object(plan.deployment())?,
-        Shape::Single(volume) => object(plan.stateful_set(&volume))?,
+    objects.push(match builder.shape() {
+        Shape::Replicated => DesiredObject::of(builder.deployment())?,
+        Shape::Single(volume) => DesiredObject::of(builder.stateful_set(&volume))?,
     });
     Ok(objects)
 }
 
-/// The volume of a managed registry, if it has one.
-pub fn volume(managed: &ManagedRegistry) -> Option<Volume> {
+/// Returns the volume of a managed registry, if it has one.
+pub(crate) fn volume(managed: &ManagedRegistry) -> Option<Volume> {
     match shape(managed) {
         Shape::Replicated => None,
         Shape::Single(volume) => Some(volume),
@@ -178,14 +164,6 @@ fn shape(managed: &ManagedRegistry) -> Shape {
     }
 }
 
-fn object<K: Resource<DynamicType = ()> + Serialize>(typed: K) -> serde_json::Result<WorkloadObject> {
-    Ok(WorkloadObject {
-        kind: ApiResource::erase::<K>(&()),
-        name: typed.name_any(),
-        body: serde_json::to_value(typed)?,
-    })
-}
-
 impl WorkloadBuilder<'_> {
     fn replicas(&self) -> i32 {
         self.managed.replicas.unwrap_or(1)
@@ -199,12 +177,9 @@ impl WorkloadBuilder<'_> {
         self.registry.registry_id().map_or_else(|| DEFAULT_REGISTRY_ID.to_owned(), |id| id.to_string())
     }
 
-    /// The metadata of one of the objects. It has an owner only where it is to go with its owner: a cluster's garbage
-    /// collector, asked to delete in the foreground, takes what is owned before any finalizer is heard.
+    /// Returns the metadata of one of the objects.
     fn metadata(&self, name: String) -> ObjectMeta {
-        let owner = (self.registry.deletion_policy() == DeletionPolicy::Delete)
-            .then(|| self.registry.controller_owner_ref(&()))
-            .flatten();
+        let owner = owner_reference(self.registry, self.registry.deletion_policy());
         ObjectMeta {
             name: Some(name),
             namespace: Some(self.namespace.clone()),
@@ -215,7 +190,7 @@ impl WorkloadBuilder<'_> {
     }
 }
 
-/// Absent instead of empty, which is how an API server tells them apart.
+/// Returns nothing instead of an empty map: an API server distinguishes the two.
 fn given<K, V>(map: &BTreeMap<K, V>) -> Option<BTreeMap<K, V>>
 where
     BTreeMap<K, V>: Clone,
@@ -223,7 +198,7 @@ where
     (!map.is_empty()).then(|| map.clone())
 }
 
-/// Absent instead of empty, for lists.
+/// Returns nothing instead of an empty list.
 fn listed<T: Clone>(list: &[T]) -> Option<Vec<T>> {
     (!list.is_empty()).then(|| list.to_vec())
 }

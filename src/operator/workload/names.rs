@@ -1,24 +1,24 @@
-//! What the objects of a managed Registry are called, and the labels by which they are found again.
+//! The names and the labels of the objects of a managed Registry.
 
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
 /// The label of everything that belongs to a managed Registry; its value is [`Names::workload`].
-pub const REGISTRY_LABEL: &str = "wharfage.dev/registry";
-/// What `app.kubernetes.io/component` says of everything that belongs to a managed Registry.
-pub const COMPONENT: &str = "registry";
+pub(crate) const REGISTRY_LABEL: &str = "wharfage.dev/registry";
+/// The value of `app.kubernetes.io/component` on everything that belongs to a managed Registry.
+pub(crate) const COMPONENT: &str = "registry";
 
 /// The longest name: a StatefulSet's revisions and our own suffixes must fit into the 63 characters of a label with it.
 const LONGEST: usize = 52;
 
 /// The names of a managed Registry's objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names(String);
+pub(crate) struct Names(String);
 
 impl Names {
-    /// The names for a Registry of this name. Most Registries' names are used as they are; one that can't name a Service
-    /// (dots, a digit first, too long) is shortened and told apart by a hash.
+    /// Returns the names for a Registry. Most names are used as they are. One that cannot name a Service (dots, a digit first,
+    /// too long) is shortened, and a hash makes it unique.
     pub fn of(registry: &str) -> Self {
         let fits = registry.len() <= LONGEST
             && registry.starts_with(|first: char| first.is_ascii_lowercase())
@@ -31,37 +31,37 @@ impl Names {
         Self(format!("r-{}-{hash}", plain.trim_end_matches('-')))
     }
 
-    /// Of the Deployment or StatefulSet, the Service, the PodDisruptionBudget, the NetworkPolicy and the Certificate.
+    /// The Deployment or StatefulSet, the Service, the PodDisruptionBudget, the NetworkPolicy and the Certificate.
     pub fn workload(&self) -> String {
         self.0.clone()
     }
 
-    /// Of the headless Service for health and metrics.
+    /// The headless Service for health and metrics.
     pub fn operations(&self) -> String {
         format!("{}-operations", self.0)
     }
 
-    /// Of the ConfigMap.
+    /// The ConfigMap.
     pub fn config(&self) -> String {
         format!("{}-config", self.0)
     }
 
-    /// Of the Secret that lets the pods into database and bucket.
+    /// The Secret with the credentials of database and bucket.
     pub fn backends(&self) -> String {
         format!("{}-backends", self.0)
     }
 
-    /// Of the Secret with the root key.
+    /// The Secret with the root key.
     pub fn root_key(&self) -> String {
         format!("{}-root-key", self.0)
     }
 
-    /// Of the Secret that cert-manager writes, where the Registry names none.
+    /// The Secret that cert-manager writes, where the Registry names none.
     pub fn tls(&self) -> String {
         format!("{}-tls", self.0)
     }
 
-    /// Of the claim that a StatefulSet makes for its only pod.
+    /// The claim that a StatefulSet makes for its only pod.
     pub fn claim(&self) -> String {
         format!("{}-{}-0", super::volume_claim::TEMPLATE, self.0)
     }
@@ -78,7 +78,7 @@ impl Names {
         ])
     }
 
-    /// The labels that choose the pods. Fixed for good: a workload's selector can't be changed.
+    /// The labels that select the pods. They must never change: the selector of a workload is immutable.
     pub fn selector(&self) -> BTreeMap<String, String> {
         labels([("app.kubernetes.io/component", COMPONENT), (REGISTRY_LABEL, &self.0)])
     }

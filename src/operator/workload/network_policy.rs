@@ -1,4 +1,4 @@
-//! What limits others: how many pods a drain may take at once, and who may speak to them.
+//! The limits for others: how many pods a drain may evict at once, and which connections the pods accept.
 
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
@@ -10,14 +10,14 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{WorkloadBuilder, pod_template};
 
 impl WorkloadBuilder<'_> {
-    /// Replicas go one at a time. There is none for a single pod: it would keep a node from ever being drained.
+    /// Allows the eviction of one replica at a time. A single pod has no budget, which would block every drain of its node.
     pub(super) fn disruption_budget(&self) -> PodDisruptionBudget {
         PodDisruptionBudget {
             metadata: self.metadata(self.names.workload()),
             spec: Some(PodDisruptionBudgetSpec {
                 max_unavailable: Some(IntOrString::Int(1)),
                 selector: Some(self.chosen_pods()),
-                // A pod that doesn't serve isn't worth a blocked drain.
+                // A pod that does not serve must not block a drain.
                 unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
                 ..PodDisruptionBudgetSpec::default()
             }),
@@ -25,8 +25,8 @@ impl WorkloadBuilder<'_> {
         }
     }
 
-    /// Clients come from anywhere, metrics are for the cluster. What the pods may reach isn't limited: a policy sees the
-    /// ports behind Services, so a database or a bucket within the cluster could be cut off by the port of its own URL.
+    /// Accepts clients from anywhere, and readers of metrics from the cluster. Egress is not limited: a policy applies to the
+    /// ports behind Services, so that the port of a URL could block a database or a bucket within the cluster.
     pub(super) fn network_policy(&self) -> NetworkPolicy {
         let port = |name: &str| NetworkPolicyPort {
             port: Some(IntOrString::String(name.to_owned())),

@@ -1,4 +1,4 @@
-//! The pods: one container that runs `wharfage serve`, with no rights that it doesn't need.
+//! The pods: one container that runs `wharfage serve`, with the fewest rights.
 
 use aws_lc_rs::hmac;
 use k8s_openapi::api::core::v1::{
@@ -11,24 +11,23 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use secrecy::ExposeSecret as _;
 
 use super::config_map::{DATA, DELAY_SECONDS, GRACE_SECONDS, TLS};
-use super::secrets::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 use super::volume_claim::TEMPLATE;
 use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, given, listed, tls_secret};
+use crate::secrets::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 
 /// The names of the ports.
 pub(super) const REGISTRY: &str = "registry";
 /// See [`REGISTRY`].
 pub(super) const OPERATIONS: &str = "operations";
 
-/// The user and group that the pods run as: nobody on a node has them.
+/// The user and group of the pods, which nothing on a node has.
 const USER: i64 = 65532;
-/// What a pod has for its end beyond what the process allows itself.
+/// The time in which a pod must end, beyond the time that the process allows itself.
 const MARGIN_SECONDS: i64 = 10;
-/// The annotation by which pods differ whose settings or secrets differ: it makes a change of those a rollout.
+/// The annotation with a fingerprint of settings and secrets: it makes a change of those a rollout.
 const SETTINGS: &str = "wharfage.dev/settings";
 
 impl WorkloadBuilder<'_> {
-    /// The template of the pods.
     pub(super) fn pods(&self) -> PodTemplateSpec {
         let pod = self.managed.pod.clone().unwrap_or_default();
         let mut labels = pod.labels;
@@ -49,7 +48,7 @@ impl WorkloadBuilder<'_> {
             spec: Some(PodSpec {
                 automount_service_account_token: Some(false),
                 enable_service_links: Some(false),
-                // Always said: one that is removed again is remembered by its old name, serviceAccount.
+                // Always set: after a removal, the deprecated field serviceAccount would keep the old name.
                 service_account_name: Some(pod.service_account_name.unwrap_or_else(|| "default".to_owned())),
                 image_pull_secrets: listed(&pod.image_pull_secrets),
                 priority_class_name: pod.priority_class_name,
@@ -101,7 +100,7 @@ impl WorkloadBuilder<'_> {
                 capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
                 ..SecurityContext::default()
             }),
-            // What the process said last is what a person needs to know of its end.
+            // The last output of the process explains its end best.
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             volume_mounts: listed(&self.mounts()),
             ..Container::default()
@@ -141,7 +140,7 @@ impl WorkloadBuilder<'_> {
         data.into_iter().chain(tls).collect()
     }
 
-    /// The whole Secret, not single files of it: only then does a node bring a renewed certificate into a running pod.
+    /// Mounts the whole Secret, not single files: only then does a node update a renewed certificate in a running pod.
     fn certificate_volume(&self) -> Option<Volume> {
         let secret = SecretVolumeSource {
             secret_name: Some(tls_secret(self.managed, &self.names)?),
@@ -151,7 +150,7 @@ impl WorkloadBuilder<'_> {
         Some(Volume { name: "tls".to_owned(), secret: Some(secret), ..Volume::default() })
     }
 
-    /// Replicas share neither host nor zone as far as that can be had.
+    /// Spreads replicas over hosts and zones as far as possible.
     fn spread(&self) -> Vec<TopologySpreadConstraint> {
         let over = |key: &str| TopologySpreadConstraint {
             topology_key: key.to_owned(),
@@ -167,8 +166,8 @@ impl WorkloadBuilder<'_> {
         }
     }
 
-    /// A fingerprint of everything that the pods read at their start. It is keyed with the root key's secret, so that nobody
-    /// can try passwords against it.
+    /// Returns a fingerprint of everything that the pods read at their start. It is keyed with the root key's secret, so that
+    /// nobody can try passwords against it.
     fn settings(&self) -> String {
         let root_key = &self.inputs.root_key;
         let mut tag =
@@ -196,15 +195,15 @@ fn port(name: &str, number: u16) -> ContainerPort {
     }
 }
 
-fn probe(path: &str, every_seconds: i32, patience_seconds: i32, failures: i32) -> Probe {
+fn probe(path: &str, period_seconds: i32, timeout_seconds: i32, failures: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
             port: IntOrString::String(OPERATIONS.to_owned()),
             ..HTTPGetAction::default()
         }),
-        period_seconds: Some(every_seconds),
-        timeout_seconds: Some(patience_seconds),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(timeout_seconds),
         failure_threshold: Some(failures),
         ..Probe::default()
     }

@@ -1,37 +1,36 @@
-//! How a workload stands, judged by what the cluster says of it, in one sentence that a person can act on.
+//! The state of a workload, computed from its pods, in one sentence that a person can act on.
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 
-/// The longest part of somebody else's message that is passed on.
+/// The longest part of another party's message that is quoted, in characters.
 const LONGEST: usize = 300;
 
-/// Where the pods of a workload stand, whatever makes them.
+/// The numbers of a workload's pods, whatever creates them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pods {
-    /// How many are wanted.
+pub(crate) struct Pods {
     pub wanted: i32,
-    /// How many are as the workload's template is now.
+    /// Those of the current template.
     pub updated: i32,
-    /// How many of any template there are.
+    /// Those of any template.
     pub total: i32,
-    /// How many serve.
+    /// Those that serve.
     pub ready: i32,
-    /// Whether the numbers are about the workload as it is now.
+    /// Whether the numbers are about the current generation of the workload.
     pub current: bool,
-    /// Why no pod can be made, if something says so.
+    /// Why no pod can be created, if that is reported.
     pub failure: Option<String>,
 }
 
-/// How a workload stands.
+/// The state of a workload, with its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rollout {
-    /// All that is wanted serves.
+pub(crate) enum Rollout {
+    /// All wanted replicas serve.
     Serving(String),
-    /// Nothing is wanted, nothing serves.
+    /// No replica is wanted, and none serves.
     Stopped(String),
-    /// It isn't there yet.
+    /// A change is being rolled out, or replicas fail.
     Progressing(String),
 }
 
@@ -70,8 +69,8 @@ impl From<&StatefulSet> for Pods {
     }
 }
 
-/// How a workload stands: by its numbers, and where they fall short by its pods and its claim.
-pub fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeClaim>) -> Rollout {
+/// Computes the state of a workload from its numbers, and the reason for missing replicas from its pods and its claim.
+pub(crate) fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeClaim>) -> Rollout {
     let Pods { wanted, updated, total, ready, current, failure } = numbers;
     let serve = format!("{ready} of {wanted} replicas serve");
     let settled = *current && updated >= wanted && total <= wanted;
@@ -95,7 +94,7 @@ pub fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeClai
     Rollout::Progressing(why.map_or(serve.clone(), |why| format!("{serve}: {why}")))
 }
 
-/// Why a pod doesn't serve, if it says so.
+/// Returns why a pod does not serve, if that is reported.
 fn pod_trouble(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let conditions = status.conditions.as_deref().unwrap_or_default();
@@ -110,7 +109,7 @@ fn pod_trouble(pod: &Pod) -> Option<String> {
     Some(told(status.reason.as_deref(), status.message.as_deref()))
 }
 
-/// Why a container doesn't run. A crash tells more by the process's last words than by how often it happened.
+/// Returns why a container does not run. The last output of a crashed process explains more than the number of crashes.
 fn container_trouble(container: &ContainerStatus) -> Option<String> {
     let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let state = container.state.as_ref()?;
@@ -123,13 +122,14 @@ fn container_trouble(container: &ContainerStatus) -> Option<String> {
         if reason == Some("ContainerCreating") {
             return None;
         }
-        let last_words = last.and_then(|ended| ended.message.as_deref()).filter(|_| reason == Some("CrashLoopBackOff"));
-        return Some(told(reason, last_words.or(waiting.message.as_deref())));
+        let last_output =
+            last.and_then(|ended| ended.message.as_deref()).filter(|_| reason == Some("CrashLoopBackOff"));
+        return Some(told(reason, last_output.or(waiting.message.as_deref())));
     }
     None
 }
 
-/// Why a claim has no volume, if it has none.
+/// Returns why a claim has no volume, if it has none.
 fn claim_trouble(claim: &PersistentVolumeClaim) -> Option<String> {
     let pending = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending");
     let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
@@ -157,7 +157,7 @@ fn told(reason: Option<&str>, message: Option<&str>) -> String {
     }
 }
 
-/// The last line of what somebody else said, which of a log is what matters, cut to a length that fits a status.
+/// Returns the last line of another party's message, which matters most in a log, cut to a length that fits a status.
 fn brief(text: &str) -> String {
     let line = text.trim().lines().last().unwrap_or_default().trim();
     if line.chars().count() <= LONGEST {
@@ -191,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn all_replicas_of_the_newest_template_serve_or_it_is_not_there_yet() {
+    fn a_workload_serves_when_all_replicas_have_the_current_template() {
         let whole = json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 3 });
         let served = Rollout::Serving("3 of 3 replicas serve".into());
         assert_eq!(rollout(&deployment(3, whole.clone()), &[], None), served);
         for (what, field, value, message) in [
-            ("an old look", "observedGeneration", 1, "3 of 3 replicas serve: a change is being rolled out"),
+            ("an old status", "observedGeneration", 1, "3 of 3 replicas serve: a change is being rolled out"),
             ("an old template", "updatedReplicas", 2, "3 of 3 replicas serve: a change is being rolled out"),
             ("one too many", "replicas", 4, "3 of 3 replicas serve: a change is being rolled out"),
             ("one that does not serve", "readyReplicas", 2, "2 of 3 replicas serve"),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_pod_is_there_it_is_said() {
+    fn a_workload_without_pods_reports_that() {
         let none = deployment(1, json!({ "observedGeneration": 2 }));
         let said = Rollout::Progressing("0 of 1 replicas serve: no Pod is there yet".into());
         assert_eq!(rollout(&none, &[], None), said);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stateful_set_serves_when_its_only_pod_is_of_the_newest_revision() {
+    fn a_stateful_set_serves_when_its_only_pod_has_the_current_revision() {
         let set = |current: &str, updated: i32| {
             let set = json!({
                 "metadata": { "name": "home", "generation": 1 },
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_why_a_pod_does_not_serve_is_told() {
+    fn the_reason_why_a_pod_does_not_serve_is_reported() {
         let none = deployment(1, json!({ "observedGeneration": 2, "replicas": 1, "updatedReplicas": 1 }));
         let told = |status: serde_json::Value| match rollout(&none, &[pod("home-0", status)], None) {
             Rollout::Progressing(message) => message,
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_without_a_volume_and_a_pod_that_may_not_be_are_told() {
+    fn a_claim_without_a_volume_and_a_refused_pod_are_reported() {
         let none = deployment(1, json!({ "observedGeneration": 2 }));
         let claim = json!({ "metadata": { "name": "data-home-0" }, "spec": { "storageClassName": "fast" },
             "status": { "phase": "Pending" } });

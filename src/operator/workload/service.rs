@@ -1,4 +1,4 @@
-//! The Services: one for clients, one without an address of its own for whoever looks after the pods.
+//! The Services: one for clients, and a headless one for health and metrics.
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{Names, OPERATIONS_PORT, WorkloadBuilder, given, pod_template};
 use wharfage_crd::registry::{ManagedRegistry, ServiceType};
 
-/// The URL of the Service, which the cluster resolves.
+/// Returns the URL of the Service, which the cluster resolves.
 pub(super) fn url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> String {
     let scheme = if managed.tls.is_some() { "https" } else { "http" };
     let host = host(names, namespace);
@@ -16,7 +16,7 @@ pub(super) fn url(managed: &ManagedRegistry, names: &Names, namespace: &str) -> 
     }
 }
 
-/// The name of the Service, which the cluster resolves.
+/// Returns the host of the Service, which the cluster resolves.
 pub(super) fn host(names: &Names, namespace: &str) -> String {
     format!("{}.{namespace}.svc", names.workload())
 }
@@ -30,7 +30,7 @@ fn usual_port(managed: &ManagedRegistry) -> i32 {
 }
 
 impl WorkloadBuilder<'_> {
-    /// The way for clients.
+    /// Returns the Service for clients.
     pub(super) fn service(&self) -> Service {
         let service = self.managed.service.clone().unwrap_or_default();
         let mut metadata = self.metadata(self.names.workload());
@@ -60,7 +60,7 @@ impl WorkloadBuilder<'_> {
         }
     }
 
-    /// The way to each pod's metrics, which must not be open to the world when the other Service is. A StatefulSet names
+    /// Returns the Service for the metrics of each pod, which must not be public when the other Service is. A StatefulSet names
     /// its pods by it.
     pub(super) fn operations_service(&self) -> Service {
         Service {
@@ -69,7 +69,7 @@ impl WorkloadBuilder<'_> {
                 type_: Some("ClusterIP".to_owned()),
                 cluster_ip: Some("None".to_owned()),
                 ip_family_policy: Some("PreferDualStack".to_owned()),
-                // A pod that isn't ready is the one whose metrics are wanted.
+                // The metrics of a pod that is not ready are the most useful.
                 publish_not_ready_addresses: Some(true),
                 selector: Some(self.names.selector()),
                 ports: Some(vec![ServicePort {

@@ -1,11 +1,10 @@
 //! What the objects say, whole: each snapshot is what a cluster gets.
 
-use std::collections::BTreeMap;
-
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::*;
+use wharfage_crd::DeletionPolicy;
 
 fn registry(managed: Value) -> Registry {
     let metadata = json!({ "name": "home", "uid": "0b1c9d1e-0000-4000-8000-000000000000" });
@@ -56,20 +55,20 @@ fn shared() -> Value {
     })
 }
 
-fn build(registry: &Registry, inputs: &Inputs) -> Vec<WorkloadObject> {
+fn build(registry: &Registry, inputs: &Inputs) -> Vec<DesiredObject> {
     objects(registry, registry.spec.managed.as_ref().unwrap(), inputs).unwrap()
 }
 
 /// Each object under what `kubectl` calls it.
-fn shown(objects: Vec<WorkloadObject>) -> Vec<(String, Value)> {
+fn shown(objects: Vec<DesiredObject>) -> Vec<(String, Value)> {
     objects.into_iter().map(|it| (format!("{}/{}", it.kind.kind, it.name), it.body)).collect()
 }
 
-fn named(objects: &[WorkloadObject], kind: &str) -> Vec<String> {
+fn named(objects: &[DesiredObject], kind: &str) -> Vec<String> {
     objects.iter().filter(|it| it.kind.kind == kind).map(|it| it.name.clone()).collect()
 }
 
-fn body<'o>(objects: &'o [WorkloadObject], kind: &str) -> &'o Value {
+fn body<'o>(objects: &'o [DesiredObject], kind: &str) -> &'o Value {
     &objects.iter().find(|it| it.kind.kind == kind).unwrap().body
 }
 
@@ -131,7 +130,8 @@ fn no_secret_is_anywhere_but_in_secrets() {
             }
         }
     }
-    assert!(!format!("{:?}", inputs(both_backends())).contains("-secret"));
+    let objects = build(&registry(shared()), &inputs(both_backends()));
+    assert!(!format!("{:?} {objects:?}", inputs(both_backends())).contains("-secret"));
 }
 
 #[test]
@@ -194,39 +194,11 @@ fn clients_and_the_cluster_are_told_where_it_is() {
 }
 
 #[test]
-fn secrets_are_read_and_what_they_lack_is_named() {
-    let secret = |data: &[(&str, &str)]| k8s_openapi::api::core::v1::Secret {
-        metadata: ObjectMeta { name: Some("s".into()), namespace: Some("n".into()), ..ObjectMeta::default() },
-        data: Some(
-            data.iter()
-                .map(|(key, value)| ((*key).to_owned(), k8s_openapi::ByteString(value.as_bytes().to_vec())))
-                .collect::<BTreeMap<_, _>>(),
-        ),
-        ..Default::default()
-    };
-    let pair = key_pair(&secret(&[("AWS_ACCESS_KEY_ID", "AKIA\n"), ("AWS_SECRET_ACCESS_KEY", "s3cret")])).unwrap();
-    assert_eq!((pair.id.as_str(), pair.secret.expose_secret()), ("AKIA", "s3cret"));
-    let half = key_pair(&secret(&[("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", " ")])).unwrap_err();
-    assert_eq!(half.to_string(), "Secret n/s must have a key AWS_SECRET_ACCESS_KEY with text in it");
-    let reference = |key: Option<&str>| wharfage_crd::common::SecretKeyRef {
-        name: "s".into(),
-        namespace: "n".into(),
-        key: key.map(str::to_owned),
-    };
-    let url = secret(&[("uri", "postgres://a"), ("ro", "postgres://b")]);
-    assert_eq!(connection(&url, &reference(None)).unwrap().expose_secret(), "postgres://a");
-    assert_eq!(connection(&url, &reference(Some("ro"))).unwrap().expose_secret(), "postgres://b");
-    assert!(connection(&url, &reference(Some("rw"))).unwrap_err().to_string().contains("rw"));
-}
-
-#[test]
-fn the_root_key_is_kept_as_every_aws_tool_reads_it() {
-    let account = "123456789012".parse().unwrap();
-    let key = wharfage_domain::access_key::AccessKey::generate(account).unwrap();
-    let secret = root_key_secret(&Names::of("home"), "wharfage", &key);
+fn the_secret_of_the_root_key_has_no_owner() {
+    let secret = root_key_secret(&Names::of("home"), "wharfage", &key("AKIAROOT", "root-secret"));
     assert_eq!(secret.metadata.owner_references, None);
-    let read = key_pair(&secret).unwrap();
-    assert_eq!((read.id.as_str(), read.secret.expose_secret()), (&*key.id, key.secret.expose_secret()));
+    assert_eq!(secret.metadata.labels.unwrap()[REGISTRY_LABEL], "home");
+    assert_eq!(secret.data.unwrap().into_keys().collect::<Vec<_>>(), ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! The volume of a single pod: its claim's template, and what becomes of the claim when the Registry's wishes change.
+//! The volume of a single pod: the template of its claim, and the changes of the claim when the Registry changes.
 //!
-//! A StatefulSet's templates can't be changed, and one that is created again takes the claim that is there. So a volume grows by
-//! its claim, and the template stays as it was. As long as there is no volume, nothing can be lost: then the StatefulSet is
-//! made again for another template, and the claim, which is a person's to delete, comes back as that says.
+//! The templates of a StatefulSet are immutable, and one that is created again uses the existing claim. So a volume grows by its
+//! claim, and the template stays as it was. While there is no volume, nothing can be lost: then the StatefulSet is created again
+//! with another template, and a person deletes the claim, which is created again from that.
 
 use std::collections::BTreeMap;
 
@@ -16,31 +16,31 @@ use super::Names;
 
 /// The name of the template, and of the volume in the pod.
 pub(super) const TEMPLATE: &str = "data";
-/// The size of a volume for images where none is given.
+/// The default size of a volume for images.
 pub(super) const IMAGES_SIZE: &str = "10Gi";
-/// The size of a volume for nothing but the database where none is given.
+/// The default size of a volume for the database alone.
 pub(super) const DATABASE_SIZE: &str = "2Gi";
 const STORAGE: &str = "storage";
 
 /// A volume that is wanted.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Volume {
+pub(crate) struct Volume {
     size: Quantity,
-    /// Whether the Registry names the size: a default isn't a wish.
+    /// Whether the Registry names the size: a default changes no existing volume.
     sized: bool,
     class: Option<String>,
 }
 
-/// What is to be done about the claim that is there.
+/// The change of an existing claim.
 #[derive(Debug, Clone, PartialEq)]
-pub enum VolumeChange {
+pub(crate) enum VolumeChange {
     /// It is as wanted.
     Keep,
-    /// It is to ask for this size.
+    /// It requests this size.
     Grow(Quantity),
-    /// It is to be of this StorageClass, as it has none and no volume.
+    /// It gets this StorageClass, because it has neither a class nor a volume.
     Classify(String),
-    /// It can't be made what is wanted; the sentence says why, and what to do.
+    /// It cannot be changed as wanted; the message says why, and what to do.
     Refuse(String),
 }
 
@@ -49,7 +49,7 @@ impl Volume {
         Self { sized: size.is_some(), size: size.unwrap_or_else(|| Quantity(default.to_owned())), class }
     }
 
-    /// The claim's template.
+    /// Returns the claim's template.
     pub(super) fn template(&self, names: &Names) -> PersistentVolumeClaim {
         PersistentVolumeClaim {
             metadata: ObjectMeta {
@@ -71,16 +71,16 @@ impl Volume {
     }
 }
 
-/// Whether there is a volume behind a claim, or one is meant for it: then something may be in it.
-pub fn has_volume(claim: &PersistentVolumeClaim) -> bool {
+/// Returns whether a claim has a volume, or one is reserved for it: then it may contain data.
+pub(crate) fn has_volume(claim: &PersistentVolumeClaim) -> bool {
     let named = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).is_some_and(|name| !name.is_empty());
     // The volume of a lost claim is gone, yet something was in it.
     let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
     named || matches!(phase, Some("Bound" | "Lost"))
 }
 
-/// What is to be done about the claim `current` for it to be `wanted`.
-pub fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeChange {
+/// Decides how to change the claim `current`.
+pub(crate) fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeChange {
     let there = has_volume(current);
     let anew = |is: &str, wanted: &str| {
         let (namespace, name) = (current.namespace().unwrap_or_default(), current.name_any());
@@ -127,27 +127,27 @@ pub fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeChange {
     }
 }
 
-/// Whether a StatefulSet that is there makes its claim of another size or class than one that is to be applied.
-pub fn claims_otherwise(wanted: &Value, current: &Value) -> bool {
+/// Returns whether an existing StatefulSet creates its claim with another size or class than the wanted one.
+pub(crate) fn claims_otherwise(wanted: &Value, current: &Value) -> bool {
     let asked = |set: &Value| {
         let spec = &set["spec"]["volumeClaimTemplates"][0]["spec"];
         let size = spec["resources"]["requests"][STORAGE].as_str().map(|size| Quantity(size.to_owned()));
         (spec["storageClassName"].as_str().map(str::to_owned), size.as_ref().and_then(amount))
     };
     let wanted = asked(wanted);
-    // What is no size is for the API server to refuse, with nothing removed for it.
+    // The API server refuses an invalid size. Nothing is removed for it.
     wanted.1.is_some() && wanted != asked(current)
 }
 
-/// Gives a StatefulSet that is to be applied the templates of the one that is there.
-pub fn keep_templates(wanted: &mut Value, current: &Value) {
+/// Gives a wanted StatefulSet the templates of the existing one.
+pub(crate) fn keep_templates(wanted: &mut Value, current: &Value) {
     let templates = &current["spec"]["volumeClaimTemplates"];
     if templates.is_array() {
         wanted["spec"]["volumeClaimTemplates"] = templates.clone();
     }
 }
 
-/// The amount that a quantity writes, as far as comparing two of them needs it.
+/// Parses a quantity, as exactly as comparing two of them needs.
 fn amount(quantity: &Quantity) -> Option<f64> {
     const SUFFIXES: [(&str, f64); 15] = [
         ("Ki", 1024.0),

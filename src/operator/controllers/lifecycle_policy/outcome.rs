@@ -1,4 +1,4 @@
-//! What a policy came to in its repositories, as its status tells it. Pure.
+//! Builds the results of a policy in its repositories for its status. No I/O.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -13,14 +13,15 @@ use wharfage_crd::lifecycle_policy::{ImageOutcome, OutcomeState, RepositoryOutco
 use wharfage_domain::lifecycle::{Action, Cause};
 use wharfage_domain::names::RepositoryName;
 
-/// Repositories that a status names.
+/// The number of repositories in a status.
 const NAMED: usize = 100;
-/// Images that a status names for each.
+/// The number of images for each repository.
 const SAMPLE: usize = 10;
-/// Tags that it names of an image. An object has room for 1.5 MiB, a tag may have 128 characters, and an image a thousand tags.
+/// The number of tags for each image. An object has room for 1.5 MiB, a tag may have 128
+/// characters, and an image a thousand tags.
 const TAGS: usize = 5;
 
-/// A repository of which no more is known than how far the policy got.
+/// Makes the result of a repository of which only the state is known.
 pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutcome {
     RepositoryOutcome {
         name: name.to_string(),
@@ -34,7 +35,7 @@ pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutc
     }
 }
 
-/// What a registry's own preview says.
+/// Makes the result of a registry's own preview.
 pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at: Time) -> RepositoryOutcome {
     let image = |it: &wharfage_apply::PreviewedImage| ImageOutcome {
         digest: it.digest.clone(),
@@ -52,7 +53,7 @@ pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at
     }
 }
 
-/// What the operator does, or would do.
+/// Makes the result of the operator's own run or preview.
 pub(super) fn acted(
     name: &RepositoryName,
     state: OutcomeState,
@@ -86,9 +87,10 @@ fn number(count: impl TryInto<i64>) -> i64 {
     count.try_into().unwrap_or(i64::MAX)
 }
 
-/// The repositories with the most to tell, and what all come to. What differs from `before` in nothing but the time at which
-/// it was found out keeps that time: a look that finds nothing new is not written down.
-pub(super) fn told(
+/// Returns the most important repositories, and the totals of all. A result that differs from
+/// `before` only in its time keeps the earlier time, so that a reconcile without news writes
+/// nothing.
+pub(super) fn report(
     mut outcomes: Vec<RepositoryOutcome>,
     before: &[RepositoryOutcome],
 ) -> (Vec<RepositoryOutcome>, Totals) {
@@ -104,9 +106,9 @@ pub(super) fn told(
         protected: sum(|it| it.protected),
     };
     outcomes.sort_by_cached_key(|it| {
-        let goes = it.expiring.unwrap_or_default().saturating_add(it.transitioning.unwrap_or_default());
+        let affected = it.expiring.unwrap_or_default().saturating_add(it.transitioning.unwrap_or_default());
         let waits = it.state == OutcomeState::Pending;
-        (it.state != OutcomeState::Failed, Reverse((goes, it.protected)), !waits, it.name.clone())
+        (it.state != OutcomeState::Failed, Reverse((affected, it.protected)), !waits, it.name.clone())
     });
     outcomes.truncate(NAMED);
     for outcome in &mut outcomes {
@@ -120,7 +122,7 @@ pub(super) fn told(
     (outcomes, totals)
 }
 
-/// Names in a line, the first few of them.
+/// Lists the first few names in one line.
 pub(super) fn names<'a>(names: impl ExactSizeIterator<Item = &'a RepositoryName>) -> String {
     const ENOUGH: usize = 5;
     let all = names.len();
@@ -131,20 +133,20 @@ pub(super) fn names<'a>(names: impl ExactSizeIterator<Item = &'a RepositoryName>
     text
 }
 
-/// What the operator let go in one repository, or in several.
+/// The images that the operator deleted or archived, in one repository or in several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Went {
+pub(super) struct RunTotals {
     counts: Counts,
     protected: usize,
 }
 
-impl Went {
+impl RunTotals {
     pub(super) fn of(done: &RunReport) -> Self {
         Self { counts: Counts::of(&done.acts), protected: done.protected }
     }
 }
 
-impl Add for Went {
+impl Add for RunTotals {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -158,7 +160,7 @@ impl Add for Went {
     }
 }
 
-impl fmt::Display for Went {
+impl fmt::Display for RunTotals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let images = |count| counted(count, "image", "images");
         let Self { counts: Counts { expiring, transitioning, bytes }, protected } = *self;
@@ -167,23 +169,23 @@ impl fmt::Display for Went {
     }
 }
 
-/// What was let go, by repositories. Those for which `room` bytes are not enough are told together.
-pub(super) fn enforced(ran: &[(RepositoryName, Went)], room: usize) -> String {
-    let told = |named: usize| {
+/// Lists the actions by repository. Repositories beyond `room` bytes are summed up.
+pub(super) fn enforced(ran: &[(RepositoryName, RunTotals)], room: usize) -> String {
+    let lines_of = |named: usize| {
         let (named, others) = ran.split_at(named);
-        let mut lines: Vec<String> = named.iter().map(|(name, went)| format!("{name}: {went}")).collect();
+        let mut lines: Vec<String> = named.iter().map(|(name, totals)| format!("{name}: {totals}")).collect();
         if !others.is_empty() {
-            let went = others.iter().fold(Went::default(), |sum, (_, went)| sum + *went);
+            let totals = others.iter().fold(RunTotals::default(), |sum, (_, totals)| sum + *totals);
             let more = if named.is_empty() { "" } else { "more " };
             let (one, many) = (format!("{more}repository"), format!("{more}repositories"));
-            lines.push(format!("{}: {went}", counted(others.len(), &one, &many)));
+            lines.push(format!("{}: {totals}", counted(others.len(), &one, &many)));
         }
         lines.join("; ")
     };
-    (0..=ran.len()).rev().map(told).find(|text| text.len() <= room).unwrap_or_else(|| told(0))
+    (0..=ran.len()).rev().map(lines_of).find(|text| text.len() <= room).unwrap_or_else(|| lines_of(0))
 }
 
-/// A number of things.
+/// Writes a number with its noun.
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }
@@ -202,11 +204,11 @@ mod tests {
     }
 
     fn listed(outcomes: Vec<RepositoryOutcome>) -> Vec<String> {
-        told(outcomes, &[]).0.into_iter().map(|it| it.name).collect()
+        report(outcomes, &[]).0.into_iter().map(|it| it.name).collect()
     }
 
     #[test]
-    fn what_failed_comes_first_and_then_what_has_the_most_to_tell() {
+    fn failures_come_first_and_then_the_most_affected() {
         use OutcomeState::{Failed, Pending, Previewed};
         let outcomes = vec![
             outcome("ab", Previewed, 0, None),
@@ -223,24 +225,25 @@ mod tests {
     fn a_status_names_a_hundred_repositories_and_counts_all() {
         let outcomes: Vec<_> =
             (0..250).map(|i| outcome(&format!("r{i:03}"), OutcomeState::Previewed, i, Some(1))).collect();
-        let (named, totals) = told(outcomes, &[]);
+        let (named, totals) = report(outcomes, &[]);
         assert_eq!((named.len(), named[0].name.as_str(), named[99].name.as_str()), (100, "r249", "r150"));
         assert_eq!((totals.repositories, totals.expiring, totals.protected), (250, Some((0..250).sum()), Some(250)));
         assert_eq!((totals.bytes, totals.transitioning), (None, None));
     }
 
     #[test]
-    fn a_look_that_finds_nothing_new_is_no_change() {
+    fn a_result_without_news_is_no_change() {
         let at = |second| Some(Time(Timestamp::from_second(second).unwrap()));
         let was = RepositoryOutcome { evaluated_at: at(1), ..outcome("aa", OutcomeState::Previewed, 2, None) };
         let same = RepositoryOutcome { evaluated_at: at(9), ..was.clone() };
         let other = RepositoryOutcome { expiring: Some(3), ..same.clone() };
-        let told = |new: &RepositoryOutcome| told(vec![new.clone()], std::slice::from_ref(&was)).0.remove(0);
-        assert_eq!(told(&same), was);
-        assert_eq!(told(&other), other);
+        let reported = |new: &RepositoryOutcome| report(vec![new.clone()], std::slice::from_ref(&was)).0.remove(0);
+        assert_eq!(reported(&same), was);
+        assert_eq!(reported(&other), other);
     }
 
-    /// The longest that ECR allows: a thousand tags of an image, 128 characters a tag, 256 a repository's name.
+    /// The longest that ECR allows: a thousand tags of an image, 128 characters a tag, 256 a
+    /// repository's name.
     #[test]
     fn a_status_leaves_room_for_the_rest_of_its_object() {
         let tags: Vec<String> = (0..1000).map(|i| format!("{i:0>128}")).collect();
@@ -279,7 +282,7 @@ mod tests {
             names.iter().map(|name| previewed(name, &found, u64::MAX, at())).collect::<Vec<_>>(),
             names.iter().map(|name| acted(name, OutcomeState::Enforced, &acts, usize::MAX, at())).collect(),
         ] {
-            let (named, _) = told(outcomes, &[]);
+            let (named, _) = report(outcomes, &[]);
             assert!(named.iter().all(|it| it.sample.iter().all(|image| image.tags.len() == TAGS)));
             let bytes = serde_json::to_vec(&named).unwrap().len();
             assert!(bytes < 1 << 20, "{bytes} of the 1.5 MiB that an object may have");
@@ -287,10 +290,10 @@ mod tests {
     }
 
     #[test]
-    fn what_went_is_told_of_all_repositories_at_once() {
-        let went = |expiring, bytes| Went { counts: Counts { expiring, transitioning: 1, bytes }, protected: 2 };
-        let ran: Vec<(RepositoryName, Went)> =
-            (1..4).map(|i| (format!("shop/r{i}").parse().unwrap(), went(i, 10))).collect();
+    fn one_event_names_the_actions_in_all_repositories() {
+        let totals = |expiring, bytes| RunTotals { counts: Counts { expiring, transitioning: 1, bytes }, protected: 2 };
+        let ran: Vec<(RepositoryName, RunTotals)> =
+            (1..4).map(|i| (format!("shop/r{i}").parse().unwrap(), totals(i, 10))).collect();
         let one = |i: usize, images: &str| {
             format!("shop/r{i}: {i} {images} expired (10 bytes), 1 image archived, 2 images in use kept")
         };
@@ -301,7 +304,7 @@ mod tests {
         assert_eq!(enforced(&ran, all.len() - 1), format!("{}; {rest}", one(1, "image")));
         let none = "3 repositories: 6 images expired (30 bytes), 3 images archived, 6 images in use kept";
         assert_eq!(enforced(&ran, 0), none);
-        let many: Vec<_> = (0..100).map(|i| (format!("{i:0>256}").parse().unwrap(), went(i, u64::MAX))).collect();
+        let many: Vec<_> = (0..100).map(|i| (format!("{i:0>256}").parse().unwrap(), totals(i, u64::MAX))).collect();
         assert!(enforced(&many, 1024).len() <= 1024);
     }
 

@@ -1,4 +1,4 @@
-//! One repository's turn: the policy is put there, previewed there, or carried out there by the operator.
+//! Reconciles a policy in one repository: puts it there, previews it there, or enforces it there.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::outcome;
 use super::result_cache::LastResult;
 use crate::context::Context;
-use crate::controllers::converge::{Converge, Convergence, Correction, Ending, converge};
+use crate::controllers::converge::{Converge, Converged, Convergence, Correction, converge};
 use crate::controllers::{LastSync, is_outdated, plan_for, refusal, refused_by_registry, step_for};
 use crate::in_use::references::Hosts;
 use crate::in_use::run::{Failure, Run, RunReport, Shared};
@@ -28,10 +28,10 @@ use wharfage_plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Ref
 use wharfage_plan::ownership::{LifecycleOwner, Ownership};
 use wharfage_plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, equivalent_policies};
 
-/// What is known of a repository's lifecycle policy and tags.
+/// The parts of a repository that a policy needs.
 const NEEDS: RepositoryNeeds = RepositoryNeeds { policy: false, lifecycle_policy: true, preview: false };
 
-/// A policy in its registry.
+/// The run of a policy in its registry.
 pub(super) struct PolicyRun<'a> {
     pub(super) ctx: &'a Context,
     /// Caches of in-use protection.
@@ -40,59 +40,58 @@ pub(super) struct PolicyRun<'a> {
     pub(super) object: &'a Object,
     pub(super) registry: &'a Registry,
     pub(super) registry_client: &'a Arc<RegistryClient>,
-    /// The policy's document.
     pub(super) document: Value,
-    /// The same, read. What the registry may understand and we don't is nothing.
+    /// The parsed document; nothing if only the registry may understand it.
     pub(super) rules: Option<Policy>,
     pub(super) freshness: Freshness,
-    /// The request for a look that is not answered yet.
-    pub(super) asked: Option<String>,
-    /// Whether what is not in line now somebody else changed.
+    /// The request to reconcile that is not handled yet.
+    pub(super) requested: Option<String>,
+    /// Decides whether a difference is drift.
     pub(super) past: LastSync,
 }
 
-/// What became of a repository's turn.
+/// The result of a policy in one repository.
 pub(super) struct RepositoryResult {
     pub(super) kept: LastResult,
-    /// Why the policy is not ready because of it.
-    pub(super) trouble: Option<ReadyState>,
-    /// What somebody else had changed: corrected, or found where only looked, or where `kept` differs.
+    /// The state of the policy, if the repository keeps it from being Ready.
+    pub(super) not_ready: Option<ReadyState>,
+    /// Drift: corrected, or only detected if the policy observes or `kept` differs.
     pub(super) drift: Vec<FieldChange>,
-    /// What was done to the repository's policy.
+    /// The executed action.
     pub(super) done: Option<Action>,
-    /// What the operator let go.
+    /// The images that the operator deleted or archived.
     pub(super) ran: Option<RunReport>,
 }
 
 impl RepositoryResult {
     fn of(kept: LastResult) -> Self {
-        Self { kept, trouble: None, drift: Vec::new(), done: None, ran: None }
+        Self { kept, not_ready: None, drift: Vec::new(), done: None, ran: None }
     }
 
     fn failed(name: &RepositoryName, state: ReadyState) -> Self {
-        let told = match state {
+        let reported = match state {
             ReadyState::Reconciling(_) => OutcomeState::Pending,
             ReadyState::Stalled(_) | ReadyState::Ready(_) => OutcomeState::Failed,
         };
-        Self { trouble: Some(state), ..Self::of(LastResult::new(outcome::only(name, told))) }
+        Self { not_ready: Some(state), ..Self::of(LastResult::new(outcome::only(name, reported))) }
     }
 }
 
-/// What became of a repository that the policy is for no more.
+/// The result of releasing a repository.
 pub(super) enum Released {
-    /// It was released.
     Repository,
-    /// It is gone, or not the policy's.
+    /// The repository is gone, or the policy does not govern it.
     Nothing,
-    /// The policy is another one by now, and may say something else of it.
+    /// The policy changed since the reconcile began.
     Outdated,
 }
 
 impl PolicyRun<'_> {
-    /// Brings one repository in line. `before` is what its last turn came to. Nothing if the policy is another one by now.
+    /// Reconciles one repository. `before` is its last result. Returns nothing if the policy
+    /// changed since the reconcile began.
     ///
     /// # Errors
-    /// When the registry is unavailable: then no other repository's turn would come to more.
+    /// When the registry is unavailable: then no other repository can be reconciled either.
     pub(super) async fn run(
         &self,
         name: &RepositoryName,
@@ -100,11 +99,11 @@ impl PolicyRun<'_> {
     ) -> Result<Option<RepositoryResult>, Unavailable> {
         let mut held = self.registry_client.repository(name).await;
         match self.converge_repository(name, &mut held, before).await {
-            Ok(Some(mut turn)) => {
-                if self.asked.is_some() {
-                    turn.kept.asked.clone_from(&self.asked);
+            Ok(Some(mut result)) => {
+                if self.requested.is_some() {
+                    result.kept.requested.clone_from(&self.requested);
                 }
-                Ok(Some(turn))
+                Ok(Some(result))
             }
             Ok(None) => Ok(None),
             Err(RegistryError::Unavailable(unavailable)) => Err(unavailable),
@@ -127,41 +126,42 @@ impl PolicyRun<'_> {
         before: Option<&LastResult>,
     ) -> Result<Option<RepositoryResult>, RegistryError> {
         let due = self.is_due(before);
-        let mut looked = held.observe(NEEDS, self.freshness).await?;
-        let governs = looked.as_ref().is_some_and(|it| self.governs(it));
+        let mut observed = held.observe(NEEDS, self.freshness).await?;
+        let governs = observed.as_ref().is_some_and(|it| self.governs(it));
         if !governs && self.policy.adoption_policy() != AdoptionPolicy::AdoptOrCreate {
-            // Whether a policy is there decides.
-            looked = held.observe(NEEDS, Freshness { now: true, ..self.freshness }).await?;
+            // The decision depends on whether a policy exists.
+            observed = held.observe(NEEDS, Freshness { now: true, ..self.freshness }).await?;
         }
         let rules = RepositoryPolicy { policy_run: self, name, due };
-        let Convergence { executed, found: looked, ending } = converge(&rules, held, self.freshness, looked).await;
-        match ending {
-            Ending::InSync => {}
-            Ending::Outdated => return Ok(None),
-            Ending::Refused(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
-            // Somebody's preview goes on.
-            Ending::Failed(_, RegistryError::Rejected(error)) if error.kind == ErrorKind::PreviewInProgress => {
+        let Convergence { executed, found: observed, end } = converge(&rules, held, self.freshness, observed).await;
+        match end {
+            Converged::InSync => {}
+            Converged::Outdated => return Ok(None),
+            Converged::Refused(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
+            // Another preview is running.
+            Converged::Failed(_, RegistryError::Rejected(error)) if error.kind == ErrorKind::PreviewInProgress => {
                 return Ok(Some(RepositoryResult::of(LastResult::awaiting(name, before))));
             }
-            Ending::Failed(Correction { step, is_drift: true }, RegistryError::Rejected(error)) => {
-                let mut turn = RepositoryResult::failed(name, refused(name, error));
-                turn.drift = step.changes;
-                turn.kept.differs = true;
-                return Ok(Some(turn));
+            Converged::Failed(Correction { step, is_drift: true }, RegistryError::Rejected(error)) => {
+                let mut result = RepositoryResult::failed(name, refused(name, error));
+                result.drift = step.changes;
+                result.kept.differs = true;
+                return Ok(Some(result));
             }
-            Ending::Failed(_, trouble) | Ending::Unread(trouble) => return Err(trouble),
+            Converged::Failed(_, error) | Converged::Unread(error) => return Err(error),
         }
         let (mut done, mut drift) = (None, Vec::new());
         if let Some(Correction { step, is_drift }) = executed.into_iter().next_back() {
-            // That it is previewed again after an interval is no news: telling it would be a write for each policy and interval.
+            // A repeated preview is no news: an event for it would be a write for each policy and
+            // interval.
             let again = step.action == Action::Preview && before.is_some_and(LastResult::is_evaluated);
             done = (!again).then_some(step.action);
             if is_drift {
                 drift = step.changes;
             }
         }
-        let turn = if self.observes() {
-            self.observe(name, held, looked.as_ref(), before, due).await?
+        let result = if self.observes() {
+            self.observe(name, held, observed.as_ref(), before, due).await?
         } else if self.by_operator() {
             self.evaluate(name, held, before, due).await?
         } else {
@@ -170,57 +170,59 @@ impl PolicyRun<'_> {
                 Mode::Preview => self.previewed(name, before, due).await?,
             })
         };
-        let Some(mut turn) = turn else { return Ok(None) };
+        let Some(mut result) = result else { return Ok(None) };
         if !drift.is_empty() {
-            turn.drift = drift;
+            result.drift = drift;
         }
-        turn.done = done;
-        Ok(Some(turn))
+        result.done = done;
+        Ok(Some(result))
     }
 
-    /// Whether the step puts back what somebody else changed.
-    fn is_drift(&self, step: &Step, looked: Option<&ObservedRepository>) -> bool {
-        let governed = looked.is_some_and(|it| self.governs(it));
+    /// Returns whether the step corrects drift.
+    fn is_drift(&self, step: &Step, observed: Option<&ObservedRepository>) -> bool {
+        let governed = observed.is_some_and(|it| self.governs(it));
         self.past.is_drift() && governed && step.action != Action::Preview
     }
 
-    /// Whether the repository's tags say that it has this policy.
+    /// Returns whether the repository's tags name this policy.
     fn governs(&self, found: &ObservedRepository) -> bool {
         let owner = LifecycleOwner::read(&found.tags);
         owner.is_some_and(|owner| owner.is(&self.ctx.settings.cluster, self.object))
     }
 
-    /// Whether it is to be evaluated again: it never was, it was asked for, or that is an interval ago. In a registry with many
-    /// repositories they take turns.
+    /// Returns whether the policy must be evaluated again: it never was, it was requested, or the
+    /// interval is over. In a registry with many repositories they are evaluated in rotation.
     fn is_due(&self, before: Option<&LastResult>) -> bool {
         let Some(before) = before.filter(|it| it.is_evaluated() || it.begun.is_some()) else { return true };
         if before.begun.is_some() {
             return false;
         }
         let rest = self.freshness.interval.saturating_mul(self.registry_client.rotation());
-        // One repository may have its answer while the request waits for another's.
-        let asked = self.asked.is_some() && self.asked != before.asked;
-        asked || before.at.elapsed() >= rest
+        // This repository may have handled the request already, while others have not.
+        let requested = self.requested.is_some() && self.requested != before.requested;
+        requested || before.at.elapsed() >= rest
     }
 
-    /// A repository that is ours by its tags is left alone by everybody who asks its tags. All else is read once more before it
-    /// is changed.
-    fn may_be_old(&self, step: &Step, looked: Option<&ObservedRepository>) -> bool {
+    /// Others that read the tags of a repository of ours leave it unchanged. Any other repository
+    /// is read once more before a change.
+    fn may_be_old(&self, step: &Step, observed: Option<&ObservedRepository>) -> bool {
         let cluster = &self.ctx.settings.cluster;
-        let owner = looked.and_then(|it| Ownership::read(&it.tags).owner);
+        let owner = observed.and_then(|it| Ownership::read(&it.tags).owner);
         let ours = owner.is_some_and(|owner| owner.cluster == *cluster);
         !ours || step.calls.contains(&Call::DeleteLifecyclePolicy) || step.action == Action::Adopt
     }
 
-    /// What is wanted of this name, by whoever asks for it; nothing if this policy is another one by now.
+    /// Collects the resources that claim this name; nothing if the policy changed since the
+    /// reconcile began.
     fn wanted(&self, name: &RepositoryName) -> Option<Desired> {
         let input = PlanInput::with_policies(&self.ctx.stores, &self.ctx.registry_clients, self.registry, name);
-        // Whatever the input was made of, a change of this policy that is in it is seen here.
+        // Checked after the stores are read, so that a change of this policy that they show is
+        // noticed.
         let outdated = is_outdated(&self.ctx.stores.lifecycle_policies, self.policy);
         (!outdated).then(|| desired_in_cluster(&input, self.registry, &self.ctx.settings.cluster))
     }
 
-    /// What the plan says for this policy. Whether a preview is to be started is known better here than there.
+    /// Plans for this policy. Whether a preview is due is decided here, not by the plan.
     fn decide(
         &self,
         desired: &Desired,
@@ -231,14 +233,14 @@ impl PolicyRun<'_> {
         let preview = (!due).then(|| self.document.clone());
         let found = found.map(|found| ObservedRepository { preview, ..found });
         if found.is_none() && !self.observes() {
-            // The Repository's own controller makes it.
+            // The controller of the Repository creates it.
             let message = format!("the repository {name} is not there yet in {}", desired.registry);
             return Err(Refused::new(self.object, Reason::ReferenceNotFound, message));
         }
         step_for(plan_for(desired, name, found), self.object)
     }
 
-    /// What the registry's own preview says.
+    /// Reads the registry's own preview.
     async fn previewed(
         &self,
         name: &RepositoryName,
@@ -254,7 +256,7 @@ impl PolicyRun<'_> {
             {
                 Ok(RepositoryResult::of(LastResult::new(outcome::previewed(name, &previewed, bytes, now()))))
             }
-            // Somebody else's: ours is started when that one is over.
+            // It is another policy's: ours is started when it is complete.
             Ok(Some(_)) => Ok(RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Pending)))),
             Ok(None) => Ok(RepositoryResult::of(LastResult::awaiting(name, before))),
             Err(RegistryError::Rejected(error)) => Ok(RepositoryResult::failed(name, refused(name, error))),
@@ -262,7 +264,7 @@ impl PolicyRun<'_> {
         }
     }
 
-    /// What the operator does, or would do, itself.
+    /// Enforces or previews the policy with in-use protection.
     async fn evaluate(
         &self,
         name: &RepositoryName,
@@ -290,7 +292,7 @@ impl PolicyRun<'_> {
             client: &self.ctx.client,
             scope: &scope,
             shared: self.in_use,
-            anew: self.asked.is_some() || !before.is_some_and(LastResult::is_evaluated),
+            is_requested: self.requested.is_some() || !before.is_some_and(LastResult::is_evaluated),
         };
         let decision = match run.preview().await {
             Ok(decision) => decision,
@@ -302,15 +304,15 @@ impl PolicyRun<'_> {
                 Mode::Enforce if !self.observes() => OutcomeState::Enforced,
                 _ => OutcomeState::Previewed,
             };
-            let told = outcome::acted(name, state, &decision.acts, decision.protected, now());
-            return Ok(Some(RepositoryResult::of(LastResult::new(told))));
+            let reported = outcome::acted(name, state, &decision.acts, decision.protected, now());
+            return Ok(Some(RepositoryResult::of(LastResult::new(reported))));
         }
-        // Only images of a repository that this policy still governs are deleted.
-        let looked = held.refresh_before_write(NEEDS).await?;
+        // Images are deleted only if this policy still governs the repository.
+        let observed = held.refresh_before_write(NEEDS).await?;
         let Some(desired) = self.wanted(name) else { return Ok(None) };
-        match self.decide(&desired, name, looked, false) {
+        match self.decide(&desired, name, observed, false) {
             Err(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
-            // The registry has got a policy meanwhile: the next turn takes it away first.
+            // The registry got a policy meanwhile: the next reconcile deletes it first.
             Ok(Some(_)) => {
                 return Ok(Some(RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Pending)))));
             }
@@ -318,30 +320,30 @@ impl PolicyRun<'_> {
         }
         match run.enforce().await {
             Ok(done) => {
-                let told = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
-                let mut turn = RepositoryResult::of(LastResult::new(told));
+                let reported = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
+                let mut result = RepositoryResult::of(LastResult::new(reported));
                 if let Some(ApiError { name: reason, message, .. }) = done.failures.first() {
-                    turn.kept.outcome.state = OutcomeState::Failed;
+                    result.kept.outcome.state = OutcomeState::Failed;
                     let message = format!("{name}: {message}");
-                    turn.trouble = Some(ReadyState::Stalled(Cause::new(Reason::of_error(reason), message)));
+                    result.not_ready = Some(ReadyState::Stalled(Cause::new(Reason::of_error(reason), message)));
                 }
-                turn.ran = Some(done);
-                Ok(Some(turn))
+                result.ran = Some(done);
+                Ok(Some(result))
             }
             Err(failure) => spared(name, failure).map(Some),
         }
     }
 
-    /// Looks, and changes nothing.
+    /// Compares, and changes nothing.
     async fn observe(
         &self,
         name: &RepositoryName,
         held: &mut LockedRepository,
-        looked: Option<&ObservedRepository>,
+        observed: Option<&ObservedRepository>,
         before: Option<&LastResult>,
         due: bool,
     ) -> Result<Option<RepositoryResult>, RegistryError> {
-        let Some(found) = looked else {
+        let Some(found) = observed else {
             let message = format!("the repository {name} is not there, and managementPolicy is Observe");
             return Ok(Some(RepositoryResult::failed(
                 name,
@@ -354,49 +356,49 @@ impl PolicyRun<'_> {
         let put = found.lifecycle_policy.as_ref();
         let is_put = put.is_some_and(|put| equivalent_policies(put, &self.document));
         let state = if is_put { OutcomeState::Enforced } else { OutcomeState::Pending };
-        let mut turn = RepositoryResult::of(LastResult::new(outcome::only(name, state)));
+        let mut result = RepositoryResult::of(LastResult::new(outcome::only(name, state)));
         if !is_put && self.policy.mode() == Mode::Enforce {
             let field = format!("lifecyclePolicy of {name}");
             let from = put.map(|_| "another one".to_owned());
-            turn.drift.push(FieldChange { field, from, to: Some("this one".to_owned()) });
+            result.drift.push(FieldChange { field, from, to: Some("this one".to_owned()) });
         }
-        Ok(Some(turn))
+        Ok(Some(result))
     }
 
-    /// The hosts by which a Pod may name this registry.
+    /// Returns the hosts by which a Pod may name this registry.
     fn hosts(&self, held: &LockedRepository) -> Hosts {
         let listed = held.as_listed();
-        let told = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
-        hosts(self.registry, &self.ctx.settings.namespace, told)
+        let reported = listed.as_ref().map(|it| (it.registry_id.as_str(), it.uri.as_str()));
+        hosts(self.registry, &self.ctx.settings.namespace, reported)
     }
 
-    /// Releases a repository that the policy is for no more.
+    /// Releases a repository that the policy no longer selects.
     ///
     /// # Errors
-    /// When the registry is unavailable, or refuses.
+    /// When the registry is unavailable, or rejects a request.
     pub(super) async fn release_repository(&self, name: &RepositoryName) -> Result<Released, RegistryError> {
         let mut held = self.registry_client.repository(name).await;
         let Some(mut found) = held.refresh_before_write(NEEDS).await? else { return Ok(Released::Nothing) };
         let lifecycle = LifecycleOwner::read(&found.tags);
         let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else { return Ok(Released::Nothing) };
-        // What the resource says now holds, whatever it said when the tag was written.
+        // The current spec counts, not the one of the last apply, which the tag records.
         owner.delete = self.policy.deletion_policy() == DeletionPolicy::Delete;
         found.tags.extend(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags());
         let Some(desired) = self.wanted(name) else { return Ok(Released::Outdated) };
         let plan = plan_for(&desired, name, Some(found));
-        // A tag has not room for every name, so that the step's object may have another.
+        // A tag has no room for every name, so the object of the step may have another name.
         let lets_go =
             |it: &Step| it.object.kind == self.object.kind && matches!(it.action, Action::Retain | Action::Delete);
         let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(Released::Nothing) };
         match held.execute(&step).await {
             Ok(()) => Ok(Released::Repository),
             Err(RegistryError::Rejected(error)) if error.kind == ErrorKind::RepositoryNotFound => Ok(Released::Nothing),
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         }
     }
 }
 
-/// What a LifecyclePolicy asks of one repository.
+/// The rules by which a policy converges one repository.
 struct RepositoryPolicy<'a> {
     policy_run: &'a PolicyRun<'a>,
     name: &'a RepositoryName,
@@ -404,6 +406,8 @@ struct RepositoryPolicy<'a> {
 }
 
 impl Converge for RepositoryPolicy<'_> {
+    type Locked = LockedRepository;
+
     fn needs(&self) -> RepositoryNeeds {
         NEEDS
     }
@@ -434,7 +438,7 @@ fn now() -> Time {
     Time(Timestamp::now())
 }
 
-/// Whose images are in use.
+/// Returns the workloads whose images count as in use.
 fn scope(policy: &LifecyclePolicy) -> ImageScope {
     let protection = policy.spec.in_use_protection.as_ref();
     ImageScope {
@@ -443,11 +447,11 @@ fn scope(policy: &LifecyclePolicy) -> ImageScope {
     }
 }
 
-/// Nothing was let go.
+/// Makes the result of a run that did not delete anything.
 fn spared(name: &RepositoryName, failure: Failure) -> Result<RepositoryResult, RegistryError> {
     const REASON: Reason = Reason::InUseUnknown;
     let state = match failure {
-        Failure::Registry(trouble) => return Err(trouble),
+        Failure::Registry(error) => return Err(error),
         Failure::CannotTell(error @ CannotTell::Unlisted { .. }) => {
             ReadyState::Reconciling(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
         }
@@ -461,7 +465,7 @@ fn spared(name: &RepositoryName, failure: Failure) -> Result<RepositoryResult, R
     Ok(RepositoryResult::failed(name, state))
 }
 
-/// Operations that the registry doesn't have are told as that.
+/// Returns the state after a rejected request. A missing operation has its own reason.
 fn refused(name: &RepositoryName, error: ApiError) -> ReadyState {
     if error.kind == ErrorKind::UnsupportedOperation {
         let message = format!("{name}: this registry has no such operation ({error})");
@@ -470,7 +474,8 @@ fn refused(name: &RepositoryName, error: ApiError) -> ReadyState {
     refused_by_registry(error.with_prefix(name))
 }
 
-/// The hosts by which a Pod may name a registry, as its Registry has them, and its listing: the account and a `repositoryUri`.
+/// Returns the hosts by which a Pod may name a registry: from its Registry, its account and a
+/// `repositoryUri`.
 fn hosts(registry: &Registry, operator: &str, listed: Option<(&str, &str)>) -> Hosts {
     let account = registry.registry_id().or_else(|| listed.and_then(|(account, _)| account.parse().ok()));
     let mut hosts = Hosts::new(account, registry.region());
@@ -480,9 +485,9 @@ fn hosts(registry: &Registry, operator: &str, listed: Option<(&str, &str)>) -> H
         hosts.add(&workload::cluster_url(managed, &names, namespace));
     }
     let endpoint = registry.spec.endpoint.as_ref().map(|it| it.url.as_str());
-    let told = registry.status.as_ref().and_then(|it| it.endpoint.as_deref());
+    let reported = registry.status.as_ref().and_then(|it| it.endpoint.as_deref());
     let uri = listed.map(|(_, uri)| uri);
-    [endpoint, told, uri].into_iter().flatten().for_each(|url| hosts.add(url));
+    [endpoint, reported, uri].into_iter().flatten().for_each(|url| hosts.add(url));
     hosts
 }
 
@@ -493,15 +498,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_managed_registry_is_known_by_every_way_to_it() {
+    fn a_managed_registry_is_known_by_each_of_its_hosts() {
         let mut registry: Registry = serde_json::from_value(json!({
             "metadata": { "name": "home" },
             "spec": { "managed": { "publicUrl": "https://registry.example.com" } },
             "status": { "endpoint": "https://former.example.com" },
         }))
         .unwrap();
-        let listed = Some(("000000000000", "told.example.com:8443/team/api"));
-        let all = ["registry.example.com", "home.wharfage.svc", "former.example.com", "told.example.com:8443"];
+        let listed = Some(("000000000000", "reported.example.com:8443/team/api"));
+        let all = ["registry.example.com", "home.wharfage.svc", "former.example.com", "reported.example.com:8443"];
         let known = hosts(&registry, "wharfage", listed);
         assert_eq!(all.map(|host| known.contains(host)), [true; 4]);
         assert!(!known.contains("home.other.svc"));

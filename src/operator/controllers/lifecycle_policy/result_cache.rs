@@ -1,6 +1,8 @@
-//! Caches the last results of each policy in its repositories, so that a reconcile asks only for what may have changed.
+//! Caches the last results of each policy in its repositories, so that a reconcile asks only for
+//! what may have changed.
 //!
-//! A status has room for a hundred repositories; the cache holds all. After a start it is filled from the status.
+//! A status has room for a hundred repositories; the cache holds all. After a start it is filled
+//! from the status.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,35 +15,35 @@ use wharfage_crd::LifecyclePolicyStatus;
 use wharfage_crd::lifecycle_policy::{OutcomeState, RepositoryOutcome};
 use wharfage_domain::names::RepositoryName;
 
-/// What one repository's last turn came to.
+/// The last result of one repository.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LastResult {
-    /// What is told of it.
+    /// The result as the status reports it.
     pub(super) outcome: RepositoryOutcome,
-    /// When that was found out.
+    /// The time of the result.
     pub(super) at: Instant,
-    /// Since when a preview goes on, if one does.
+    /// The start of a running preview.
     pub(super) begun: Option<Instant>,
-    /// The request for a look that it answered.
-    pub(super) asked: Option<String>,
-    /// Whether somebody else had changed it, and it could not be corrected.
+    /// The handled request to reconcile.
+    pub(super) requested: Option<String>,
+    /// Whether drift could not be corrected.
     pub(super) differs: bool,
 }
 
 impl LastResult {
-    /// Found out now.
+    /// Makes a result of now.
     pub(super) fn new(outcome: RepositoryOutcome) -> Self {
-        Self { outcome, at: Instant::now(), begun: None, asked: None, differs: false }
+        Self { outcome, at: Instant::now(), begun: None, requested: None, differs: false }
     }
 
-    /// A preview goes on. What the one before it told is told until then.
+    /// Makes the result while a preview is running: the earlier result stays until then.
     pub(super) fn awaiting(name: &RepositoryName, before: Option<&Self>) -> Self {
-        let told = before.filter(|it| it.is_evaluated()).cloned();
+        let reported = before.filter(|it| it.is_evaluated()).cloned();
         let begun = before.and_then(|it| it.begun).or_else(|| Some(Instant::now()));
-        Self { begun, ..told.unwrap_or_else(|| Self::new(only(name, OutcomeState::Pending))) }
+        Self { begun, ..reported.unwrap_or_else(|| Self::new(only(name, OutcomeState::Pending))) }
     }
 
-    /// Whether it tells what would go, or went.
+    /// Returns whether the policy was evaluated.
     pub(super) fn is_evaluated(&self) -> bool {
         self.outcome.evaluated_at.is_some()
             && matches!(self.outcome.state, OutcomeState::Previewed | OutcomeState::Enforced)
@@ -51,12 +53,13 @@ impl LastResult {
 /// The repositories of one policy, as of one generation of its spec.
 pub(super) type LastResults = HashMap<RepositoryName, LastResult>;
 
-/// What is remembered of all policies, by their uid.
+/// The results of all policies, by their uid.
 #[derive(Debug, Default)]
 pub(super) struct ResultCache(Mutex<HashMap<String, (Option<i64>, LastResults)>>);
 
 impl ResultCache {
-    /// What is remembered of a policy; for another generation nothing. What a status from before the start says counts.
+    /// Returns the results of a policy for this generation. After a start it reads them from the
+    /// status.
     pub(super) fn recall(&self, uid: &str, generation: Option<i64>, status: &LifecyclePolicyStatus) -> LastResults {
         let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match result_cache.get(uid) {
@@ -67,7 +70,7 @@ impl ResultCache {
         }
     }
 
-    /// The repositories that a policy had, whatever its spec said then.
+    /// Returns the repositories of a policy, for any generation.
     pub(super) fn had(&self, uid: &str) -> Vec<RepositoryName> {
         let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         result_cache.get(uid).map(|(_, results)| results.keys().cloned().collect()).unwrap_or_default()
@@ -78,7 +81,7 @@ impl ResultCache {
         result_cache.insert(uid.to_owned(), (generation, results));
     }
 
-    /// A policy is gone.
+    /// Forgets a policy that is gone.
     pub(super) fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
@@ -90,7 +93,7 @@ fn from_status(status: &LifecyclePolicyStatus) -> LastResults {
         let name: RepositoryName = outcome.name.parse().ok()?;
         let age = now.1.duration_since(outcome.evaluated_at.as_ref()?.0);
         let age = Duration::try_from(age).unwrap_or_default();
-        // A machine that runs for less than that counts it as found out at its start.
+        // An earlier time than the start of the machine cannot be expressed: then it is the start.
         let at = now.0.checked_sub(age).unwrap_or(now.0);
         Some((name, LastResult { at, ..LastResult::new(outcome.clone()) }))
     });
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_start_the_status_is_what_is_remembered() {
+    fn after_a_start_the_results_come_from_the_status() {
         let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
         let results = result_cache.recall("u", Some(3), &status(3, Some(0)));
         assert!(results[&name].is_evaluated());
@@ -123,18 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_preview_told_is_told_until_the_next_one_is_over() {
+    fn a_result_stays_until_the_next_preview_is_complete() {
         let (result_cache, name) = (ResultCache::default(), "aa".parse().unwrap());
-        let told = result_cache.recall("u", Some(3), &status(3, Some(0)))[&name].clone();
-        let awaiting = LastResult::awaiting(&name, Some(&told));
-        assert_eq!(awaiting.outcome, told.outcome);
+        let reported = result_cache.recall("u", Some(3), &status(3, Some(0)))[&name].clone();
+        let awaiting = LastResult::awaiting(&name, Some(&reported));
+        assert_eq!(awaiting.outcome, reported.outcome);
         assert!(awaiting.begun.is_some());
         assert_eq!(LastResult::awaiting(&name, Some(&awaiting)).begun, awaiting.begun, "it goes on since then");
         assert_eq!(LastResult::awaiting(&name, None).outcome.state, OutcomeState::Pending);
     }
 
     #[test]
-    fn what_another_spec_came_to_is_not_remembered_but_whom_it_was_about() {
+    fn another_generation_keeps_only_the_repositories() {
         let (result_cache, name) = (ResultCache::default(), "aa".parse::<RepositoryName>().unwrap());
         let kept = LastResult::new(only(&name, OutcomeState::Enforced));
         result_cache.remember("u", Some(1), LastResults::from([(name.clone(), kept)]));

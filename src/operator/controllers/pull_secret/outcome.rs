@@ -1,4 +1,4 @@
-//! What a reconcile of a PullSecret came to: how it stands, and when to look again. Nothing here speaks to anybody.
+//! The result of a reconcile of a PullSecret: its conditions and its next reconcile. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,40 +6,45 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::controllers::{Error, REQUEUE_WAITING, jittered};
-use crate::pull_secrets::annotations::{Owner, TokenMark};
+use crate::secrets::{SecretMark, SecretOwner};
 use crate::status::{Cause, ConditionSet, ReadyState};
 use wharfage_crd::Reason;
 use wharfage_crd::common::DEFAULT_INTERVAL;
 
-/// How long to wait for what changed at the same moment.
+/// The delay after a concurrent change.
 pub(super) const REQUEUE_CONFLICT: Duration = Duration::from_secs(2);
-/// Names in a message; the rest is counted.
+/// The number of names in a message; the rest is counted.
 const NAMED: usize = 5;
 
-/// What a reconcile came to.
+/// The result of a reconcile.
 #[derive(Default)]
 pub(super) struct Secrets {
-    /// Namespaces that have the Secret, with the token that is in it.
-    pub(super) have: BTreeMap<String, TokenMark>,
-    /// Namespaces whose Secret has a token that has ended or is of another registry, as there was none to write in its place.
-    pub(super) spent: BTreeMap<String, TokenMark>,
-    /// Namespaces where somebody else has a Secret of that name: whose it is, if it is another PullSecret's.
-    pub(super) taken: BTreeMap<String, Option<Owner>>,
-    /// Chosen namespaces that may not use the Registry.
+    /// Namespaces that have the Secret, with its token.
+    pub(super) have: BTreeMap<String, SecretMark>,
+    /// Namespaces whose Secret has an expired token or one of another registry, because there was
+    /// no other to write.
+    pub(super) spent: BTreeMap<String, SecretMark>,
+    /// Namespaces where another party has a Secret of that name, with its owner if that is another
+    /// PullSecret.
+    pub(super) taken: BTreeMap<String, Option<SecretOwner>>,
+    /// Selected namespaces that may not use the Registry.
     pub(super) not_allowed: BTreeSet<String>,
-    /// What the API server refused: the namespace, and the error.
+    /// The namespace and the error of each request that the API server refused.
     pub(super) refused: Vec<(String, kube::core::Status)>,
-    /// Why there is no token where one is needed, or none should be.
+    /// The conditions if no token can or may be written.
     pub(super) why_not: Option<ConditionSet>,
-    /// When the registry may be asked again.
+    /// The delay after which the registry may be asked again.
     pub(super) retry: Option<Duration>,
-    /// Whether something changed at the same moment, so that it is to be reconciled again.
+    /// Whether something changed concurrently, so that it must be reconciled again.
     pub(super) unsettled: bool,
 }
 
 impl Secrets {
-    /// Remembers what didn't work, and says whether it did. What the API server refuses in one namespace keeps no other from
-    /// being served; that it can't be reached is an error.
+    /// Records a failed request, and returns whether it succeeded. A refusal in one namespace does
+    /// not block the others.
+    ///
+    /// # Errors
+    /// When the API server cannot be reached.
     pub(super) fn note(&mut self, namespace: &str, done: Result<bool, kube::Error>) -> Result<bool, Error> {
         match done {
             Ok(done) => {
@@ -54,18 +59,20 @@ impl Secrets {
         }
     }
 
-    /// The namespace has the Secret with this token from now on.
-    pub(super) fn has(&mut self, namespace: String, token: TokenMark) {
+    /// Records that the namespace has the Secret with this token.
+    pub(super) fn has(&mut self, namespace: String, token: SecretMark) {
         self.spent.remove(&namespace);
         self.have.insert(namespace, token);
     }
 
-    /// The earliest expiry of all tokens, including expired ones, so that the alert does not clear when a token expires.
+    /// Returns the earliest expiry of all tokens, including expired ones, so that the alert does
+    /// not clear when a token expires.
     pub(super) fn ends(&self) -> Option<Timestamp> {
         self.have.values().chain(self.spent.values()).map(|it| it.expires_at).min()
     }
 
-    /// What the API server refused, if it refused anything: of several always the same, so that it is told once.
+    /// Returns the cause if the API server refused a request: always the same of several, so that
+    /// it is reported once.
     pub(super) fn refusal(&self) -> Option<Cause> {
         let (namespace, status) =
             self.refused.iter().min_by_key(|(namespace, it)| (namespace, &it.reason, &it.message))?;
@@ -73,15 +80,15 @@ impl Secrets {
         Some(Cause::new(Reason::of_error(&status.reason), message))
     }
 
-    /// The first of these times of all tokens that there are to pull with.
-    pub(super) fn first(&self, time: fn(&TokenMark) -> Timestamp) -> Option<Timestamp> {
+    /// Returns the earliest of these times of all valid tokens.
+    pub(super) fn first(&self, time: fn(&SecretMark) -> Timestamp) -> Option<Timestamp> {
         self.have.values().map(time).min()
     }
 
-    /// When to look again, if nothing requeues it before.
+    /// Returns the delay of the next reconcile, if nothing requeues the object before.
     pub(super) fn next(&self, state: &ReadyState, now: Timestamp) -> Duration {
         let rest = if matches!(state, ReadyState::Ready(_)) { None } else { Some(jittered(REQUEUE_WAITING)) };
-        // What is due already waits for something else.
+        // A renewal that is already due waits for something else.
         let renewal = self.first(|it| it.renews_at).filter(|renews_at| *renews_at > now);
         let renewal = renewal.and_then(|it| Duration::try_from(it.duration_since(now)).ok());
         let moment = self.unsettled.then_some(REQUEUE_CONFLICT);
@@ -89,7 +96,7 @@ impl Secrets {
         times.into_iter().flatten().min().unwrap_or_else(|| jittered(DEFAULT_INTERVAL))
     }
 
-    /// How it stands, for a Secret of this name that is to be pulled with from this Registry.
+    /// Returns the conditions, for this name of the Secret and this Registry.
     pub(super) fn findings(&self, secret: &str, registry: &str) -> ConditionSet {
         let Self { have, spent: _, taken, not_allowed, refused: _, why_not, retry: _, unsettled } = self;
         let served = format!("Secret {secret} is in {}", namespaces(have.len()));
@@ -123,8 +130,8 @@ impl Secrets {
     }
 }
 
-/// Where somebody else has a Secret of the name, and what to do.
-fn conflict(secret: &str, taken: &BTreeMap<String, Option<Owner>>) -> Option<String> {
+/// Returns the message if another party has a Secret of that name.
+fn conflict(secret: &str, taken: &BTreeMap<String, Option<SecretOwner>>) -> Option<String> {
     let theirs: BTreeSet<String> =
         taken.iter().filter(|(_, owner)| owner.is_none()).map(|(namespace, _)| namespace.clone()).collect();
     if !theirs.is_empty() {
@@ -145,7 +152,7 @@ fn namespaces(count: usize) -> String {
     if count == 1 { "1 namespace".to_owned() } else { format!("{count} namespaces") }
 }
 
-/// Some of the names, and how many more there are.
+/// Lists some of the names, and counts the rest.
 pub(super) fn some(names: &BTreeSet<String>) -> String {
     let named = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(NAMED) {
@@ -162,8 +169,8 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn mark(end: i64) -> TokenMark {
-        TokenMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
+    fn mark(end: i64) -> SecretMark {
+        SecretMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
     }
 
     fn having(namespaces: &[&str]) -> Secrets {
@@ -178,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_how_it_stands_and_what_to_do() {
+    fn the_message_says_what_is_wrong_and_what_to_do() {
         assert_eq!(message(&Secrets::default()), "ready InSync: no namespace is chosen yet");
         let not_allowed = ["web".to_owned()].into();
         assert_eq!(
@@ -195,7 +202,7 @@ mod tests {
             message(&Secrets { why_not: Some(unavailable), ..Secrets::default() }),
             "reconciling RegistryUnavailable: it is away"
         );
-        let older = Owner { namespace: "team".to_owned(), name: "older".to_owned() };
+        let older = SecretOwner { namespace: "team".to_owned(), name: "older".to_owned() };
         let taken: BTreeMap<_, _> = [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
         assert_eq!(
             message(&Secrets { taken: taken.clone(), ..having(&["c"]) }),
@@ -211,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_looked_at_again_when_the_first_token_is_to_be_renewed() {
+    fn it_is_reconciled_when_the_first_token_is_due() {
         let outcome = having(&["a", "b"]);
         let ready = outcome.findings("pull", "home").state;
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
@@ -220,20 +227,20 @@ mod tests {
     }
 
     #[test]
-    fn of_several_refusals_always_the_same_is_told() {
+    fn of_several_refusals_always_the_same_is_reported() {
         let refused = |namespace: &str| {
             let status = kube::core::Status::failure("no", "Forbidden");
             (namespace.to_owned(), status)
         };
-        let told =
+        let refusal =
             |namespaces: [&str; 2]| Secrets { refused: namespaces.map(refused).into(), ..Secrets::default() }.refusal();
         let cause = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
-        assert_eq!((told(["a", "b"]), told(["b", "a"])), (Some(cause.clone()), Some(cause)));
+        assert_eq!((refusal(["a", "b"]), refusal(["b", "a"])), (Some(cause.clone()), Some(cause)));
         assert_eq!(Secrets::default().refusal(), None);
     }
 
     #[test]
-    fn a_token_that_has_ended_is_told_until_there_is_another() {
+    fn an_expired_token_is_reported_until_it_is_replaced() {
         let mut outcome = having(&["a"]);
         outcome.spent = [("b".to_owned(), mark(10))].into();
         assert_eq!((outcome.ends(), outcome.have.len()), (Some(at(10)), 1));
@@ -242,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_and_waits_is_not_tried_without_pause() {
+    fn an_overdue_renewal_is_not_retried_without_pause() {
         let unavailable = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
         let outcome = Secrets { why_not: Some(unavailable), ..having(&["a"]) };
         assert!(outcome.next(&outcome.findings("pull", "home").state, at(600)) > Duration::from_secs(30));

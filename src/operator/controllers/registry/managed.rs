@@ -1,5 +1,4 @@
-//! A managed Registry's workload: applied, repaired, what is wanted no more removed, and its rollout reported. What its objects say is
-//! [`workload`]'s part.
+//! The workload of a managed Registry: applies its objects, and reports its rollout. [`workload`] builds the objects.
 
 mod apply;
 mod dereference;
@@ -10,10 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::core::PartialObjectMeta;
+use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::reflector::store;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
@@ -21,20 +20,19 @@ use tokio::task::JoinSet;
 
 use super::super::Error;
 use super::RegistryController;
+use crate::apply_set::{ApplySet, SetKind, SetLabel};
 use crate::context::Context;
 use crate::policy_rule::{Feature, PolicyRule, RuleScope};
 use crate::status::{Cause, ConditionSet, ReadyState};
+use crate::watch;
 use crate::workload::{self, Names, Pods, REGISTRY_LABEL, Rollout};
-use crate::{triggers, watch};
-use dereference::ManagedConnection;
 use error::ReconcileError;
 use wharfage_crd::registry::ManagedRegistry;
 use wharfage_crd::{DeletionPolicy, Reason, Registry};
 
-pub(super) use apply::Applied;
-pub(super) use dereference::secrets;
+pub(super) use dereference::{ManagedConnection, secret_references};
 
-/// The verbs that what is applied, found again and removed takes.
+/// The verbs for objects that are applied, found again and deleted.
 const KEEP: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
 pub(crate) const RULES: &[PolicyRule] = &[
@@ -70,56 +68,57 @@ const fn rule(
     PolicyRule { group, resources, verbs, scope: RuleScope::Cluster, feature: Feature::ManagedRegistries, reason }
 }
 
-/// Follows what managed registries are made of, so that what somebody changes there is put right at once. Their Secrets are
-/// followed by name, like those that a Registry names.
+/// Watches the objects of managed registries, so that a change by another party is corrected at once. Their Secrets are watched
+/// by name, like those that a Registry refers to.
 pub(crate) fn watch_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
-    macro_rules! follow {
+    macro_rules! watch {
         ($($kind:ty),*) => {$({
             let (api, follower) = (Api::<PartialObjectMeta<$kind>>::all(ctx.client.clone()), Arc::clone(ctx));
             let (_reader, writer) = store();
             let ours = watcher::Config::default().labels(REGISTRY_LABEL);
             watches.spawn(watch::watch_kind(api, ours, writer, watch::any_change, move |change| {
                 if let Some(object) = change.either() {
-                    triggers::workload_changed(&follower.stores, &follower.triggers, object.labels());
+                    super::workload_changed(&follower, object.labels());
                 }
             }));
         })*};
     }
-    follow!(Deployment, StatefulSet, Service, ConfigMap, NetworkPolicy, PodDisruptionBudget);
+    watch!(Deployment, StatefulSet, Service, ConfigMap, NetworkPolicy, PodDisruptionBudget);
 }
 
-/// How a managed registry stands.
+/// The state of a managed registry.
 pub(super) struct ManagedState {
-    /// By its workload alone: whether it answers is for its client to say.
+    /// The state of its workload alone: its client finds out whether it answers.
     pub state: ConditionSet,
-    /// Where clients reach it, once there is something to reach.
+    /// The URL for clients, once there is a workload.
     pub endpoint: Option<String>,
-    /// Where the operator reaches it, once a replica serves.
-    pub way: Option<ManagedConnection>,
+    /// The connection of the operator, once a replica serves.
+    pub connection: Option<ManagedConnection>,
 }
 
-/// Brings a managed Registry's workload about, and says how it stands.
+/// Applies the workload of a managed Registry, and returns its state.
 pub(super) async fn reconcile(
     controller: &RegistryController,
     registry: &Registry,
     managed: &ManagedRegistry,
 ) -> Result<ManagedState, Error> {
-    let work = WorkloadReconcile::new(controller, registry, managed);
+    let kinds = apply::kinds();
+    let work = WorkloadReconcile::new(controller, registry, managed, &kinds);
     let (pods, mut state) = match work.apply_all().await {
         Ok(pods) => {
-            let state = work.rollout_status(&pods).await.or_else(ReconcileError::told)?;
+            let state = work.rollout_status(&pods).await.or_else(ReconcileError::into_conditions)?;
             (Some(pods), state)
         }
-        // What runs goes on, and is reached as before.
-        Err(obstacle) => (work.pods().await?, obstacle.told()?),
+        // Running pods continue, and are reached as before.
+        Err(error) => (work.pods().await?, error.into_conditions()?),
     };
-    let mut way = None;
+    let mut connection = None;
     if pods.as_ref().is_some_and(|pods| pods.ready > 0) {
         match work.connection().await {
-            Ok(found) => way = Some(found),
-            Err(obstacle) => {
-                let why = obstacle.told()?;
-                // Nothing in it is seen to without a way to it, however many replicas serve.
+            Ok(found) => connection = Some(found),
+            Err(error) => {
+                let why = error.into_conditions()?;
+                // Without a connection nothing in it is reconciled, however many replicas serve.
                 if matches!(state.state, ReadyState::Ready(_)) {
                     state = why;
                 }
@@ -127,31 +126,31 @@ pub(super) async fn reconcile(
         }
     }
     let endpoint = pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
-    Ok(ManagedState { state, endpoint, way })
+    Ok(ManagedState { state, endpoint, connection })
 }
 
-/// The Registry goes: its workload goes with it, or is left alone, as its deletionPolicy says. Its root key, like its volume
-/// and its bucket, stays in any case. What keeps it from going, if something does.
+/// Deletes the workload of a Registry that is being deleted, or releases it, as its deletionPolicy says. Its root key, its volume
+/// and its bucket always stay. Returns the conditions if something blocks that.
 pub(super) async fn cleanup(
     controller: &RegistryController,
     registry: &Registry,
     managed: &ManagedRegistry,
 ) -> Result<Option<ConditionSet>, Error> {
-    let work = WorkloadReconcile::new(controller, registry, managed);
+    let kinds = apply::kinds();
+    let work = WorkloadReconcile::new(controller, registry, managed, &kinds);
     let done = match registry.deletion_policy() {
         DeletionPolicy::Delete => work.delete_all().await,
         DeletionPolicy::Retain => work.release().await,
     };
     match done {
         Ok(()) => Ok(None),
-        Err(obstacle) => Ok(Some(obstacle.told()?)),
+        Err(error) => Ok(Some(error.into_conditions()?)),
     }
 }
 
-#[derive(Clone)]
 struct WorkloadReconcile<'a> {
     client: &'a Client,
-    applied: &'a Applied,
+    set: ApplySet<'a>,
     registry: &'a Registry,
     managed: &'a ManagedRegistry,
     operator_namespace: &'a str,
@@ -161,21 +160,36 @@ struct WorkloadReconcile<'a> {
 }
 
 impl<'a> WorkloadReconcile<'a> {
-    fn new(controller: &'a RegistryController, registry: &'a Registry, managed: &'a ManagedRegistry) -> Self {
+    fn new(
+        controller: &'a RegistryController,
+        registry: &'a Registry,
+        managed: &'a ManagedRegistry,
+        kinds: &'a [SetKind],
+    ) -> Self {
         let ctx = &controller.ctx;
+        let names = Names::of(&registry.name_any());
+        let namespace = workload::namespace(managed, &ctx.settings.namespace).to_owned();
+        let set = ApplySet {
+            client: &ctx.client,
+            last_applied: &controller.last_applied,
+            namespace: namespace.clone(),
+            label: SetLabel { key: REGISTRY_LABEL, value: names.workload() },
+            kinds,
+            retained: vec![(ApiResource::erase::<Secret>(&()), names.root_key())],
+        };
         Self {
             client: &ctx.client,
-            applied: &controller.applied,
+            set,
             registry,
             managed,
             operator_namespace: &ctx.settings.namespace,
             image: managed.image.as_deref().or(ctx.settings.registry_image.as_deref()),
-            names: Names::of(&registry.name_any()),
-            namespace: workload::namespace(managed, &ctx.settings.namespace).to_owned(),
+            names,
+            namespace,
         }
     }
 
-    /// How the pods stand whose workload is there, whatever the Registry asks for now.
+    /// Reads the numbers of the existing pods, whatever the Registry wants now.
     async fn pods(&self) -> Result<Option<Pods>, kube::Error> {
         let name = self.names.workload();
         let mut pods: Option<Pods> = None;
@@ -191,7 +205,7 @@ impl<'a> WorkloadReconcile<'a> {
         Ok(pods)
     }
 
-    /// How the registry stands by its pods.
+    /// Returns the state of the registry, by its pods.
     async fn rollout_status(&self, pods: &Pods) -> Result<ConditionSet, ReconcileError> {
         let stands = |state| ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
         match workload::rollout(pods, &[], None) {
@@ -201,11 +215,12 @@ impl<'a> WorkloadReconcile<'a> {
             }
             Rollout::Progressing(_) => {}
         }
-        // Pods can't start without their certificate.
+        // Pods cannot start without their certificate.
         self.certificate().await?;
         let there: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
-        let (there, claim) = (there.list(&self.ours()).await?.items, claims.get_opt(&self.names.claim()).await?);
+        let (there, claim) =
+            (there.list(&self.set.list_params()).await?.items, claims.get_opt(&self.names.claim()).await?);
         let (Rollout::Serving(message) | Rollout::Stopped(message) | Rollout::Progressing(message)) =
             workload::rollout(pods, &there, claim.as_ref());
         Ok(stands(ReadyState::Reconciling(Cause::new(Reason::Progressing, message))))

@@ -1,14 +1,14 @@
-//! A registry's own settings: its policy, its scanning configuration, its account's settings. What the Registry does not speak
-//! of is left unchanged.
+//! Applies the settings of a registry: its policy, its scanning configuration, its account
+//! settings. Settings that the Registry does not set are left unchanged.
 
 use std::cmp::Ordering;
 
 use kube::ResourceExt as _;
 
 use super::super::converge::{Drift, corrected, failed, uncorrected};
-use super::super::finish::KindObject as _;
 use super::super::{LastSync, refusal, show};
 use crate::context::Context;
+use crate::kind::Kind as _;
 use crate::registry_client::{RegistryClient, RegistryError, is_unavailable};
 use crate::status::{Cause, ReadyState, is_ready};
 use wharfage_apply::{execute, observe_settings};
@@ -18,15 +18,15 @@ use wharfage_crd::{Reason, Registry, condition};
 use wharfage_plan::model::Observed;
 use wharfage_plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
 
-/// What became of the settings.
+/// The state of the settings.
 pub(super) struct SettingsState {
-    /// What the registry, or the plan, has against them.
+    /// The state of the Registry, if the registry or the plan refuses the settings.
     pub(super) refused: Option<ReadyState>,
-    /// Whether somebody else had changed them; nothing if the Registry speaks of none.
+    /// Whether another party changed them; nothing if the Registry sets none.
     pub(super) drifted: Option<(bool, Cause)>,
 }
 
-/// Brings the settings in line.
+/// Applies the settings.
 pub(super) async fn settle(
     ctx: &Context,
     registry: &Registry,
@@ -43,64 +43,66 @@ pub(super) async fn settle(
     match claim(ctx, registry, registry_client, &desired) {
         SettingsClaim::Free => {}
         SettingsClaim::Unknown => {
-            // What was said of it stands until that is known.
-            let told = condition(registry.conditions(), ConditionType::Ready)
+            // The reported conflict stays until that is known.
+            let reported = condition(registry.conditions(), ConditionType::Ready)
                 .filter(|it| it.has_reason(&Reason::OwnedByAnother));
-            let refused = told.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
+            let refused = reported.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
             return Ok(SettingsState { refused, drifted: None });
         }
         SettingsClaim::Contested(refused) => return Ok(SettingsState { refused: Some(refused), drifted: None }),
     }
     let observed = observe(registry_client, &desired).await?;
     let plan = plan(&desired, &observed);
-    let (past, name) = (registry.past(), registry.name_any());
-    let drift = Drift { ctx, kind: super::KIND, registry: &name };
+    let (past, name) = (LastSync::of_object(registry), registry.name_any());
+    let drift = Drift { ctx, kind: Registry::NAME, registry: &name };
     let mut changed: Vec<FieldChange> = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
         match registry_client.ask(execute(registry_client.ecr(), step, None, |_, _| {})).await {
             Ok(()) => emit_events(&drift, registry, step, past).await,
-            Err(trouble @ RegistryError::Rejected(_)) if past.is_drift() => {
+            Err(error @ RegistryError::Rejected(_)) if past.is_drift() => {
                 let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
                 if past == LastSync::InSync {
                     drift.detected(left.len());
                 }
-                let (refused, _) = failed(&trouble, &name, registry.conditions(), DEFAULT_INTERVAL);
+                let (refused, _) = failed(&error, &name, registry.conditions(), DEFAULT_INTERVAL);
                 return Ok(SettingsState { refused: Some(refused), drifted: Some(uncorrected(&left)) });
             }
-            Err(trouble) => return Err(trouble),
+            Err(error) => return Err(error),
         }
         changed.extend(step.changes.iter().cloned());
     }
     let refused = plan.refused.first().map(refusal);
     let corrections = if past.is_drift() { changed } else { Vec::new() };
-    // Of settings that could not be read nothing is told.
+    // Settings that could not be read have no drift condition.
     let drifted =
         (refused.is_none() || !corrections.is_empty()).then(|| corrected(past, registry.conditions(), &corrections));
     Ok(SettingsState { refused, drifted })
 }
 
-/// What is there of the settings. What of it cannot be had is left to the plan, unless that is because the registry is unavailable.
+/// Reads the settings. Settings that cannot be read are left to the plan, unless the registry is
+/// unavailable.
 async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<Observed, RegistryError> {
     let mut observed = Observed::default();
-    let looked = registry_client.ask(async {
+    let result = registry_client.ask(async {
         observed = observe_settings(registry_client.ecr(), desired).await;
         let Observed { account_settings, policy, scanning_configuration, .. } = &observed;
         let errors = [account_settings.as_ref().err(), policy.as_ref().err(), scanning_configuration.as_ref().err()];
         errors.into_iter().flatten().find(|it| is_unavailable(it)).map_or(Ok(()), |error| Err(error.clone()))
     });
-    match looked.await {
-        Err(trouble @ RegistryError::Unavailable(_)) => Err(trouble),
-        // It answers otherwise: only this one it never gets right.
+    match result.await {
+        Err(error @ RegistryError::Unavailable(_)) => Err(error),
+        // The registry answers other requests: only this one always fails.
         Ok(()) | Err(RegistryError::Rejected(_)) => Ok(observed),
     }
 }
 
-/// Whether a Registry's settings are its own.
+/// The right of a Registry to apply its settings.
 enum SettingsClaim {
     Free,
-    /// An older Registry at the same place wants something else, and did not say yet whose registry it is.
+    /// An older Registry with the same URL has other settings, and it is not known yet whether it
+    /// is the same registry.
     Unknown,
-    /// An older one is the same registry, and wants something else of it: that one has it, and neither is fought.
+    /// An older Registry points to the same registry, and has other settings, which count.
     Contested(ReadyState),
 }
 
@@ -119,7 +121,7 @@ fn claim(ctx: &Context, registry: &Registry, registry_client: &RegistryClient, d
                 );
                 return SettingsClaim::Contested(ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, message)));
             }
-            // It stood well before this operator began, so it will say.
+            // It was Ready before this operator started, so it will be known.
             None if other
                 .status
                 .as_ref()

@@ -1,137 +1,127 @@
-//! The Secrets that a workload reads: what it names, its root key, and its certificate.
-
-use std::collections::BTreeSet;
+//! The Secrets of a workload: those that the Registry refers to, its root key, and its certificate.
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::PostParams;
+use kube::core::ApiResource;
 use kube::{Api, ResourceExt as _};
-use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
 
 use super::WorkloadReconcile;
-use super::error::{ReconcileError, refused, unreadable, unusable};
-use crate::secrets::SecretName;
-use crate::status::FIELD_MANAGER;
-use crate::workload::{self, Backends, KeyPair, Names, certificate_kind, connection};
-use wharfage_crd::registry::ManagedRegistry;
+use super::error::{ReconcileError, rejected};
+use crate::apply_set::ObjectId;
+use crate::secrets::{KeyPair, SecretContent, SecretName, SecretReference, create};
+use crate::workload::connection::{Address, CERTIFICATE_KEYS, address};
+use crate::workload::{self, Backends, Names, certificate_kind};
+use wharfage_crd::common::SecretKeyRef;
+use wharfage_crd::registry::{DEFAULT_CONNECTION_KEY, ManagedRegistry};
 use wharfage_crd::{Reason, Registry};
 use wharfage_domain::access_key::AccessKey;
 
-/// How the operator reaches a managed registry.
+/// The connection of the operator to a managed registry.
 #[derive(Hash)]
 pub(in crate::controllers) struct ManagedConnection {
-    /// Its URL, with the name that its certificate is for.
-    pub url: String,
-    /// Where to connect to, if the URL's host isn't that.
-    pub host: Option<String>,
-    /// Certificates to trust, in PEM.
-    pub ca_bundle: Option<String>,
-    /// The root key's id.
-    pub id: String,
-    /// The root key's secret.
-    pub secret: String,
+    pub address: Address,
+    pub root_key: KeyPair,
 }
 
-/// The Secrets that a managed Registry names, and those that it has.
-pub(in crate::controllers) fn secrets(
+/// Lists the Secrets that a managed Registry refers to, and its own.
+pub(in crate::controllers) fn secret_references(
     registry: &Registry,
     managed: &ManagedRegistry,
-    operator: &str,
-) -> BTreeSet<SecretName> {
+    operator_namespace: &str,
+) -> Vec<SecretReference> {
     let names = Names::of(&registry.name_any());
-    let own = workload::namespace(managed, operator);
-    let tls = workload::tls_secret(managed, &names);
-    let inside = [Some(names.root_key()), Some(names.backends()), tls].into_iter().flatten();
-    let s3 = managed.storage.as_ref().and_then(|it| it.s3.as_ref()?.credentials_secret_ref.as_ref());
-    let postgres = managed.database.as_ref().and_then(|it| it.postgres.as_ref());
-    let postgres = postgres.map(|it| &it.connection_secret_ref);
-    inside
-        .map(|name| (own.to_owned(), name))
-        .chain(s3.map(|it| (it.namespace.clone(), it.name.clone())))
-        .chain(postgres.map(|it| (it.namespace.clone(), it.name.clone())))
-        .collect()
+    let namespace = workload::namespace(managed, operator_namespace);
+    // Never read: its watch repairs what others change.
+    let backends = SecretReference::new(SecretName::new(namespace, names.backends()), [""; 0]);
+    let own = [root_key(&names, namespace), backends];
+    let referenced = [certificate(managed, &names, namespace), bucket(managed), database(managed).map(|(it, _)| it)];
+    own.into_iter().chain(referenced.into_iter().flatten()).collect()
+}
+
+fn root_key(names: &Names, namespace: &str) -> SecretReference {
+    SecretReference::new(SecretName::new(namespace, names.root_key()), KeyPair::KEYS)
+}
+
+fn certificate(managed: &ManagedRegistry, names: &Names, namespace: &str) -> Option<SecretReference> {
+    let name = workload::tls_secret(managed, names)?;
+    Some(SecretReference::new(SecretName::new(namespace, name), CERTIFICATE_KEYS))
+}
+
+fn bucket(managed: &ManagedRegistry) -> Option<SecretReference> {
+    let s3 = managed.storage.as_ref()?.s3.as_ref()?;
+    let reference = s3.credentials_secret_ref.as_ref()?;
+    Some(SecretReference::new(SecretName::new(&reference.namespace, &reference.name), KeyPair::KEYS))
+}
+
+/// Returns the Secret with the URI of the database, and the URI's key.
+fn database(managed: &ManagedRegistry) -> Option<(SecretReference, &str)> {
+    let postgres = managed.database.as_ref()?.postgres.as_ref()?;
+    let SecretKeyRef { namespace, name, key } = &postgres.connection_secret_ref;
+    let key = key.as_deref().unwrap_or(DEFAULT_CONNECTION_KEY);
+    Some((SecretReference::new(SecretName::new(namespace, name), [key]), key))
 }
 
 impl WorkloadReconcile<'_> {
-    /// What opens database and bucket, from where the Registry says.
+    /// Reads the credentials of database and bucket.
     pub(super) async fn backends(&self) -> Result<Backends, ReconcileError> {
-        let postgres = self.managed.database.as_ref().and_then(|it| it.postgres.as_ref());
-        let s3 = self.managed.storage.as_ref().and_then(|it| it.s3.as_ref()?.credentials_secret_ref.as_ref());
         let mut backends = Backends::default();
-        if let Some(reference) = postgres.map(|it| &it.connection_secret_ref) {
-            let secret = self.named_secret(&reference.namespace, &reference.name).await?;
-            backends.database = Some(workload::connection(&secret, reference).map_err(unusable)?);
+        if let Some((reference, key)) = database(self.managed) {
+            let content = reference.read(self.client).await?;
+            backends.database = Some(SecretString::from(content.require(key)?));
         }
-        if let Some(reference) = s3 {
-            let secret = self.named_secret(&reference.namespace, &reference.name).await?;
-            backends.bucket = Some(workload::key_pair(&secret).map_err(unusable)?);
+        if let Some(reference) = bucket(self.managed) {
+            backends.bucket = Some(KeyPair::read(&reference.read(self.client).await?)?);
         }
         Ok(backends)
     }
 
-    pub(super) async fn named_secret(&self, namespace: &str, name: &str) -> Result<Secret, ReconcileError> {
-        self.secret(namespace, name).await?.ok_or_else(|| {
-            ReconcileError::not_found(format!(
-                "Secret {namespace}/{name} does not exist: make it, or correct the reference"
-            ))
-        })
-    }
-
-    pub(super) async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ReconcileError> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        secrets.get_opt(name).await.map_err(|error| unreadable(error, namespace))
-    }
-
-    /// The root key: the one that is there, or a new one. It is never written over.
+    /// Reads the root key, or creates it. An existing one is never overwritten.
     pub(super) async fn root_key(&self) -> Result<KeyPair, ReconcileError> {
-        let name = self.names.root_key();
-        let secret = match self.secret(&self.namespace, &name).await? {
-            Some(secret) => secret,
-            None => {
-                let account = self.registry.registry_id().ok_or_else(|| {
-                    ReconcileError::stalled(Reason::InvalidParameterException, "a managed registry needs a registryId")
-                })?;
-                let key = AccessKey::generate(account)
-                    .map_err(|error| ReconcileError::waiting(Reason::Progressing, format!("no root key: {error}")))?;
-                let made = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-                let new = workload::root_key_secret(&self.names, &self.namespace, &key);
-                let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-                match secrets.create(&made, &new).await {
-                    Ok(secret) => secret,
-                    Err(error) => return Err(refused(error, "Secret", &self.namespace, &name)),
-                }
+        if let Some(content) = root_key(&self.names, &self.namespace).find(self.client).await? {
+            return Ok(KeyPair::read(&content)?);
+        }
+        let account = self.registry.registry_id().ok_or_else(|| {
+            ReconcileError::stalled(Reason::InvalidParameterException, "a managed registry needs a registryId")
+        })?;
+        let key = AccessKey::generate(account)
+            .map_err(|error| ReconcileError::waiting(Reason::Progressing, format!("no root key: {error}")))?;
+        let key = KeyPair::from(key);
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        match create(&api, &workload::root_key_secret(&self.names, &self.namespace, &key)).await {
+            Ok(()) => Ok(key),
+            Err(error) => {
+                let kind = ApiResource::erase::<Secret>(&());
+                Err(rejected(error, &ObjectId::new(&kind, &self.namespace, &self.names.root_key())))
             }
-        };
-        workload::key_pair(&secret).map_err(unusable)
+        }
     }
 
-    /// The Secret with the certificate that the registry serves with, if it serves with one; or why it isn't there.
-    pub(super) async fn certificate(&self) -> Result<Option<Secret>, ReconcileError> {
-        let Some(name) = workload::tls_secret(self.managed, &self.names) else { return Ok(None) };
-        if let Some(secret) = self.secret(&self.namespace, &name).await? {
-            return Ok(Some(secret));
+    /// Reads the certificate that the registry serves with, if it has one. Reports why its Secret does not exist.
+    pub(super) async fn certificate(&self) -> Result<Option<SecretContent>, ReconcileError> {
+        let Some(reference) = certificate(self.managed, &self.names, &self.namespace) else { return Ok(None) };
+        if let Some(content) = reference.find(self.client).await? {
+            return Ok(Some(content));
         }
-        let issued = self.managed.tls.as_ref().is_some_and(|tls| tls.cert_manager.is_some());
-        if !issued {
+        let is_issued = self.managed.tls.as_ref().is_some_and(|tls| tls.cert_manager.is_some());
+        if !is_issued {
             return Err(ReconcileError::not_found(format!(
-                "Secret {}/{name} does not exist: put a certificate of type kubernetes.io/tls there, or correct \
-                 tls.secretName",
-                self.namespace
+                "Secret {} does not exist: put a certificate of type kubernetes.io/tls there, or correct tls.secretName",
+                reference.secret
             )));
         }
-        let certificate = self.objects_of(&certificate_kind()).get_opt(&self.names.workload()).await?;
+        let (kind, name) = (certificate_kind(), self.names.workload());
+        let certificate = self.set.api(&kind).get_opt(&name).await?;
         let why = certificate.and_then(|it| workload::certificate_trouble(&it.data));
         let why = why.unwrap_or_else(|| "cert-manager has said nothing yet".to_owned());
-        let named = format!("Certificate {}/{}", self.namespace, self.names.workload());
-        Err(ReconcileError::not_found(format!("{named} is not issued: {why}")))
+        let object = ObjectId::new(&kind, &self.namespace, &name);
+        Err(ReconcileError::not_found(format!("{object} is not issued: {why}")))
     }
 
-    /// How the registry is reached from here, or why it isn't: one of its Secrets is missing.
+    /// Reads the connection to the registry, or reports which Secret is missing.
     pub(super) async fn connection(&self) -> Result<ManagedConnection, ReconcileError> {
-        let root_key = self.named_secret(&self.namespace, &self.names.root_key()).await?;
-        let key = workload::key_pair(&root_key).map_err(unusable)?;
+        let root_key = KeyPair::read(&root_key(&self.names, &self.namespace).read(self.client).await?)?;
         let certificate = self.certificate().await?;
-        let connection::Address { url, host, ca_bundle } =
-            connection::address(self.managed, &self.names, &self.namespace, certificate.as_ref());
-        Ok(ManagedConnection { url, host, ca_bundle, id: key.id, secret: key.secret.expose_secret().to_owned() })
+        let address = address(self.managed, &self.names, &self.namespace, certificate.as_ref());
+        Ok(ManagedConnection { address, root_key })
     }
 }

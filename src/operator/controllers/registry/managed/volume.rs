@@ -1,29 +1,29 @@
-//! The volume of a workload: grown or classified where it can be, and otherwise kept.
+//! The volume of a workload: it grows or gets its class where that is possible, and otherwise stays as it is.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use super::WorkloadReconcile;
-use super::apply::Applied;
-use super::error::{ReconcileError, is_api, refused};
-use crate::workload::{self, VolumeChange, WorkloadObject};
+use super::error::{ReconcileError, rejected};
+use crate::apply_set::{DesiredObject, ObjectId};
+use crate::workload::{self, VolumeChange};
 use wharfage_crd::Reason;
 
 impl WorkloadReconcile<'_> {
-    /// Has the volume become what is asked for, as far as it can, and the StatefulSet with it. The inner error is told once
+    /// Changes the volume as wanted, as far as that is possible, and the StatefulSet with it. The inner error is reported after
     /// everything else is done.
     pub(super) async fn keep_volume(
         &self,
-        wanted: &mut [WorkloadObject],
+        desired: &mut [DesiredObject],
     ) -> Result<Result<(), ReconcileError>, ReconcileError> {
         let Some(volume) = workload::volume(self.managed) else { return Ok(Ok(())) };
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
         let claim = claims.get_opt(&self.names.claim()).await?;
-        self.keep_templates(wanted, claim.as_ref()).await?;
+        self.keep_templates(desired, claim.as_ref()).await?;
         let Some(current) = claim else { return Ok(Ok(())) };
         let change = match workload::claim(&volume, &current) {
             VolumeChange::Keep => return Ok(Ok(())),
@@ -34,37 +34,35 @@ impl WorkloadReconcile<'_> {
         let (name, patch) = (current.name_any(), json!({ "spec": change }));
         match claims.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(_) => Ok(Ok(())),
-            Err(error) => match refused(error, "PersistentVolumeClaim", &self.namespace, &name) {
-                ReconcileError::Stands(findings) => Ok(Err(ReconcileError::Stands(findings))),
-                error @ ReconcileError::Api(_) => Err(error),
-            },
+            Err(error) => {
+                let kind = ApiResource::erase::<PersistentVolumeClaim>(&());
+                match rejected(error, &ObjectId::new(&kind, &self.namespace, &name)) {
+                    error @ ReconcileError::Conditions(_) => Ok(Err(error)),
+                    error @ ReconcileError::Api(_) => Err(error),
+                }
+            }
         }
     }
 
-    /// Has the StatefulSet keep the templates that it can't change. As long as there is no volume it is deleted instead, to be
-    /// applied again: else a claim that somebody deletes would come back as it was.
-    pub(super) async fn keep_templates(
+    /// Keeps the templates of an existing StatefulSet, which are immutable. While there is no volume the StatefulSet is deleted
+    /// instead, to be applied again: otherwise a claim that a person deletes would be created again as it was.
+    async fn keep_templates(
         &self,
-        wanted: &mut [WorkloadObject],
+        desired: &mut [DesiredObject],
         claim: Option<&PersistentVolumeClaim>,
     ) -> Result<(), ReconcileError> {
         let kind = ApiResource::erase::<StatefulSet>(&());
-        let Some(set) = wanted.iter_mut().find(|it| it.kind == kind) else { return Ok(()) };
-        let sets = self.objects_of(&kind);
-        // With our label or without: others' have been refused, and of ours somebody may have taken it away.
-        let Some(current) = sets.get_opt(&set.name).await? else { return Ok(()) };
-        if !claim.is_some_and(workload::has_volume) && workload::claims_otherwise(&set.body, &current.data) {
-            self.applied.marks().remove(&Applied::key(&kind, &self.namespace, &set.name));
-            let this = Preconditions { uid: current.uid(), resource_version: None };
-            match sets.delete(&set.name, &DeleteParams::background().preconditions(this)).await {
-                Ok(answer) if answer.is_right() => return Ok(()),
-                // It is there until its finalizers are done, and can't be changed.
-                Ok(_) => {}
-                Err(error) if is_api(&error, 404) => return Ok(()),
-                Err(error) => return Err(refused(error, &kind.kind, &self.namespace, &set.name)),
+        let Some(desired) = desired.iter_mut().find(|it| it.kind == kind) else { return Ok(()) };
+        // With our label or without: a foreign one has been refused, and somebody may have removed ours.
+        let Some(current) = self.set.api(&kind).get_opt(&desired.name).await? else { return Ok(()) };
+        let is_replaceable = !claim.is_some_and(workload::has_volume);
+        if is_replaceable && workload::claims_otherwise(&desired.body, &current.data) {
+            // While finalizers keep it, its templates cannot be changed.
+            if self.set.delete_to_replace(&kind, &desired.name, current.uid()).await? {
+                return Ok(());
             }
         }
-        workload::keep_templates(&mut set.body, &current.data);
+        workload::keep_templates(&mut desired.body, &current.data);
         Ok(())
     }
 }
