@@ -24,9 +24,11 @@ use crate::{finalizer, triggers};
 use wharfage_apply::RepositoryNeeds;
 use wharfage_crd::{AdoptionPolicy, Managed as _, ManagementPolicy, Reason, Registry, Repository, RepositoryStatus};
 use wharfage_domain::names::RepositoryName;
-use wharfage_plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
+use wharfage_plan::model::{ApiError, ErrorKind, ObservedRepository, Refused};
 use wharfage_plan::ownership::Ownership;
-use wharfage_plan::{Action, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced};
+use wharfage_plan::{
+    Action, Desired, FieldChange, Object, Step, desired_in_cluster, differences, on_removal, unenforced,
+};
 
 pub(crate) const RULES: &[PolicyRule] = &own_kind(&["repositories"], &["repositories/status"]);
 
@@ -266,7 +268,7 @@ impl RepositoryReconcile<'_> {
     /// Emits the event of an executed step. `drift` is what was known before of a resource whose drift the step corrected.
     async fn emit_events(&self, step: &Step, drift: Option<LastSync>) {
         let events = &self.ctx.events;
-        let name = step.repository.as_ref().map(ToString::to_string).unwrap_or_default();
+        let name = step.key.name().map(str::to_owned).unwrap_or_default();
         let changes = if step.changes.is_empty() { String::new() } else { format!(": {}", show(&step.changes)) };
         if let Some(past) = drift {
             self.drift().corrected(past, drifted(step).len());

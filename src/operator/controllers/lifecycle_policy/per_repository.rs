@@ -24,9 +24,11 @@ use wharfage_crd::lifecycle_policy::{Mode, OutcomeState};
 use wharfage_crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Reason, Registry};
 use wharfage_domain::lifecycle::Policy;
 use wharfage_domain::names::RepositoryName;
-use wharfage_plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
+use wharfage_plan::model::{ApiError, ErrorKind, ObservedRepository, Refused};
 use wharfage_plan::ownership::{LifecycleOwner, Ownership};
-use wharfage_plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, equivalent_policies};
+use wharfage_plan::{
+    Action, Desired, FieldChange, Object, RepositoryCall, Step, desired_in_cluster, equivalent_policies,
+};
 
 /// What is known of a repository's lifecycle policy and tags.
 const NEEDS: RepositoryNeeds = RepositoryNeeds { policy: false, lifecycle_policy: true, preview: false };
@@ -209,7 +211,7 @@ impl PolicyRun<'_> {
         let cluster = &self.ctx.settings.cluster;
         let owner = looked.and_then(|it| Ownership::read(&it.tags).owner);
         let ours = owner.is_some_and(|owner| owner.cluster == *cluster);
-        !ours || step.calls.contains(&Call::DeleteLifecyclePolicy) || step.action == Action::Adopt
+        !ours || step.calls.contains(&RepositoryCall::DeleteLifecyclePolicy.into()) || step.action == Action::Adopt
     }
 
     /// What is wanted of this name, by whoever asks for it; nothing if this policy is another one by now.
