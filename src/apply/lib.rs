@@ -3,13 +3,14 @@
 mod client;
 mod credentials;
 pub mod error;
-mod execute;
 mod images;
 mod interceptor;
-mod observe;
+mod kinds;
 mod previews;
+mod registry;
 mod report;
 mod repository;
+mod response;
 mod retry;
 mod settings;
 mod token;
@@ -18,14 +19,13 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use client::{Connection, Ecr, Identity, is_loopback};
-pub use execute::execute;
 pub use images::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
 pub use interceptor::CallObserver;
-pub use observe::{
-    ImageUsage, Listed, Listing, RepositoryNeeds, find, list, observe, observe_repository, ping, registry_id, usage,
-};
+pub use kinds::{execute, observe};
 pub use previews::{PreviewedPolicy, preview};
+pub use registry::{ping, registry_id};
 pub use report::{Previewed, PreviewedImage, Report, StepOutcome, Verdict};
+pub use repository::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, observe_repository, usage};
 pub use settings::observe_settings;
 pub use token::{AuthorizationToken, authorization_token, host};
 

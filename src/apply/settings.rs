@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use super::client::{Ecr, api_error};
 use super::error::client_error;
-use super::observe::{document, registry_id, unexpected};
+use super::registry::registry_id;
+use super::response::{document, unexpected};
 use wharfage_crd::Reason;
 use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
 use wharfage_plan::model::{ApiError, ErrorKind};

@@ -7,9 +7,9 @@ use super::context::PlanContext;
 use super::lifecycle_policy::LifecyclePolicies;
 use super::model::{DesiredLifecyclePolicy, DesiredRepository, Observations, ObservedRepository, Refused};
 use super::ownership::LifecycleOwner;
-use super::repository::Repositories;
+use super::repository::{Repositories, RepositoryCall};
 use super::resources::Input;
-use super::settings::{DesiredSettings, ObservedSettings, Settings};
+use super::settings::{DesiredSettings, ObservedSettings, Settings, SettingsCall};
 use super::{Object, Plan, Step, identity};
 use wharfage_domain::names::RepositoryName;
 
@@ -29,7 +29,11 @@ pub(crate) trait ObjectKind {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $field:ident: $kind:ty { desired: $desired:ty $(, $(#[$observed_doc:meta])* observed: $observed:ty)? },)*) => {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty {
+        desired: $desired:ty
+        $(, $(#[$observed_doc:meta])* observed: $observed:ty)?
+        $(; $(#[$call_doc:meta])* call: $variant:ident($call:ty))?
+    },)*) => {
         /// The desired state of one registry: what the manifests ask for.
         #[derive(Debug, Clone, Default)]
         pub struct Desired {
@@ -55,6 +59,18 @@ macro_rules! kinds {
         pub struct Observed {
             $($($(#[$observed_doc])* pub $field: $observed,)?)*
         }
+
+        /// One call of the ECR API. A step's calls run in order, and each may be repeated.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Call {
+            $($($(#[$call_doc])* $variant($call),)?)*
+        }
+
+        $($(impl From<$call> for Call {
+            fn from(call: $call) -> Self {
+                Self::$variant(call)
+            }
+        })?)*
 
         /// Reads the desired state of every kind.
         pub(crate) fn read(input: &Input<'_>, desired: &mut Desired) {
@@ -90,6 +106,16 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     plan
 }
 
+impl Call {
+    /// Returns the call about a repository, if it is one.
+    pub fn repository(&self) -> Option<&RepositoryCall> {
+        match self {
+            Self::Repository(call) => Some(call),
+            _ => None,
+        }
+    }
+}
+
 impl Desired {
     /// Returns whether this identity plans, or is the one to adopt from.
     pub(crate) fn is_ours(&self, cluster: &str) -> bool {
@@ -121,13 +147,17 @@ kinds! {
     settings: Settings {
         desired: DesiredSettings,
         /// The settings that the desired state has.
-        observed: ObservedSettings
+        observed: ObservedSettings;
+        /// A call about the registry as a whole.
+        call: Settings(SettingsCall)
     },
     /// The repositories, in the order of precedence.
     repositories: Repositories {
         desired: Vec<DesiredRepository>,
         /// The repositories of the registry, with their lifecycle policies.
-        observed: Observations<RepositoryName, ObservedRepository>
+        observed: Observations<RepositoryName, ObservedRepository>;
+        /// A call about one repository.
+        call: Repository(RepositoryCall)
     },
     /// The lifecycle policies, in the order of precedence.
     lifecycle_policies: LifecyclePolicies { desired: Vec<DesiredLifecyclePolicy> },

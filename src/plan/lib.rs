@@ -4,7 +4,6 @@
 //! Pure: no I/O and no clock. File mode and the operator run the same function. The kinds of objects that a plan manages are
 //! listed in [`kinds`].
 
-mod call;
 mod context;
 mod desired;
 mod diff;
@@ -26,14 +25,13 @@ mod step;
 mod tests;
 mod unenforced;
 
-pub use call::{Call, RepositoryCall, SettingsCall};
 pub use desired::{desired, desired_in_cluster, unresolved};
 pub use field_change::FieldChange;
 pub use key::{ObjectKey, RegistryDocument};
-pub use kinds::{Desired, Observed, plan};
+pub use kinds::{Call, Desired, Observed, plan};
 pub use lifecycle_policy::equivalent as equivalent_policies;
-pub use repository::{differences, on_removal};
+pub use repository::{RepositoryCall, differences, on_removal};
 pub use resources::Resources;
-pub use settings::{DesiredSettings, ObservedSettings, contested, desired_settings};
+pub use settings::{DesiredSettings, ObservedSettings, SettingsCall, contested, desired_settings};
 pub use step::{Action, Object, Plan, Step};
 pub use unenforced::{unenforced, unenforced_settings};

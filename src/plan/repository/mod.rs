@@ -1,10 +1,12 @@
 //! Repositories.
 
+mod call;
 mod decide;
 mod desired;
 mod release;
 mod simulate;
 
+pub use call::RepositoryCall;
 pub use decide::differences;
 pub use desired::on_removal;
 pub(crate) use release::release;

@@ -3,9 +3,11 @@
 //! A registry does not record who set them. A setting that the manifest leaves out is left unchanged, even if it was set
 //! before.
 
+mod call;
 mod decide;
 mod desired;
 
+pub use call::SettingsCall;
 pub use decide::contested;
 pub use desired::desired_settings;
 

@@ -1,47 +1,35 @@
-//! Observes a registry: one listing in bulk, then of each repository only what a plan needs.
+//! Observes repositories: one listing in bulk, then of each repository only what a plan needs.
 //!
-//! File mode observes everything at once ([`observe`]). The operator keeps listings and observes one repository at a time
-//! ([`list`], [`observe_repository`]), so the number of its calls grows with the pages and not with the resources.
+//! File mode observes all of them at once. The operator keeps listings and observes one repository at a time ([`list`],
+//! [`observe_repository`]), so the number of its calls grows with the pages and not with the resources.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use aws_sdk_ecr::config::Config;
-use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::config::timeout::TimeoutConfig;
-use aws_sdk_ecr::error::{ProvideErrorMetadata as _, SdkError};
-use aws_sdk_ecr::operation::describe_registry::{DescribeRegistryError, DescribeRegistryOutput};
+use aws_sdk_ecr::error::ProvideErrorMetadata as _;
 use aws_sdk_ecr::types::{self, LifecyclePolicyPreviewStatus};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
 
-use super::client::{Ecr, api_error};
-use super::error::unexpected_response;
-use super::settings::observe_settings;
+use crate::client::{Ecr, api_error};
+use crate::response::{document, unexpected};
 use wharfage_domain::names::RepositoryName;
 use wharfage_domain::tag_mutability::{Mutability, TagMutability};
+use wharfage_plan::Desired;
 use wharfage_plan::model::{
-    ApiError, DesiredLifecyclePolicy, EnforcedBy, ErrorKind, LifecycleMode, Observations, ObservedRepository,
+    ApiError, DesiredLifecyclePolicy, EnforcedBy, LifecycleMode, Observations, ObservedRepository,
 };
 use wharfage_plan::ownership::Ownership;
-use wharfage_plan::{Desired, Observed};
 
 /// Repositories that are read concurrently.
 const CONCURRENCY: usize = 8;
 /// Repositories per page, ECR's maximum.
 const PAGE: i32 = 1000;
 
-/// Observes what `desired` needs.
+/// Observes every repository.
 ///
 /// # Errors
 /// When the repositories cannot be listed. A single one that cannot be read is in [`Observations::unreadable`].
-pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError> {
-    let settings = observe_settings(ecr, &desired.settings).await;
-    let repositories = observe_repositories(ecr, desired).await?;
-    Ok(Observed { settings, repositories })
-}
-
-async fn observe_repositories(
+pub(crate) async fn observe(
     ecr: &Ecr,
     desired: &Desired,
 ) -> Result<Observations<RepositoryName, ObservedRepository>, ApiError> {
@@ -86,7 +74,7 @@ pub struct Listed {
 
 impl Listed {
     /// Reads the response of DescribeRepositories or CreateRepository.
-    pub(super) fn read(found: &types::Repository) -> Result<Self, ApiError> {
+    pub(crate) fn read(found: &types::Repository) -> Result<Self, ApiError> {
         Ok(Self {
             arn: found.repository_arn().ok_or_else(|| unexpected("repositoryArn", ""))?.to_owned(),
             uri: found.repository_uri().unwrap_or_default().to_owned(),
@@ -273,35 +261,6 @@ impl ImageUsage {
     }
 }
 
-/// Returns the account whose registry answers.
-///
-/// # Errors
-/// When the registry rejects the request or is unreachable.
-pub async fn registry_id(ecr: &Ecr) -> Result<String, ApiError> {
-    id_in(ecr.client.describe_registry().send().await)
-}
-
-fn id_in(answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>) -> Result<String, ApiError> {
-    let answer = answer.map_err(|error| api_error(&error))?;
-    answer.registry_id().map(str::to_owned).ok_or_else(|| {
-        let message = "DescribeRegistry was answered without a registryId: is this an ECR API?".to_owned();
-        unexpected_response(message)
-    })
-}
-
-/// The timeout of a [`ping`].
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Checks that the registry answers, without retries and with a short timeout.
-///
-/// # Errors
-/// When the registry rejects the request or is unreachable.
-pub async fn ping(ecr: &Ecr) -> Result<(), ApiError> {
-    let timeout = TimeoutConfig::builder().operation_timeout(PING_TIMEOUT).build();
-    let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(timeout);
-    id_in(ecr.client.describe_registry().customize().config_override(once).send().await).map(drop)
-}
-
 fn tag_mutability(listed: &types::Repository) -> Result<TagMutability, ApiError> {
     let text = listed.image_tag_mutability().map_or("MUTABLE", types::ImageTagMutability::as_str);
     let mode = Mutability::parse(text).ok_or_else(|| unexpected("imageTagMutability", text))?;
@@ -353,14 +312,4 @@ fn is_absent(code: Option<&str>) -> bool {
     const ABSENT: [&str; 3] =
         ["RepositoryPolicyNotFoundException", "LifecyclePolicyNotFoundException", "RepositoryNotFoundException"];
     code.is_some_and(|code| ABSENT.contains(&code))
-}
-
-pub(super) fn document(field: &str, text: Option<&str>) -> Result<Option<Value>, ApiError> {
-    text.map(|text| serde_json::from_str(text).map_err(|_| unexpected(field, text))).transpose()
-}
-
-pub(super) fn unexpected(field: &str, value: &str) -> ApiError {
-    let value: String = value.chars().take(100).collect();
-    // The error is about this one value; the registry itself works.
-    ApiError::new(ErrorKind::Other, "UnexpectedValue", format!("the registry says {field} is {value:?}"))
 }

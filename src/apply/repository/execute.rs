@@ -1,4 +1,4 @@
-//! The calls about one repository.
+//! Executes the calls about one repository.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use aws_sdk_ecr::types::{
     ImageTagMutabilityExclusionFilter, ImageTagMutabilityExclusionFilterType, Tag,
 };
 
-use super::client::{Ecr, api_error};
-use super::error::client_error;
-use super::observe::Listed;
+use super::Listed;
+use crate::client::{Ecr, api_error};
+use crate::error::client_error;
 use wharfage_domain::names::RepositoryName;
 use wharfage_domain::tag_mutability::TagMutability;
 use wharfage_plan::model::ApiError;
 use wharfage_plan::{ObjectKey, RepositoryCall};
 
 /// Executes one call about a repository, and returns the repository that it created.
-pub(super) async fn execute(
+pub(crate) async fn execute(
     ecr: &Ecr,
     key: &ObjectKey,
     arn: Option<&str>,

@@ -1,11 +1,21 @@
-//! Executes a step: each of its calls becomes a call of aws-sdk-ecr. The calls of each kind of object are in a module of
-//! their own.
+//! Dispatches to the kinds of objects, each of which has a module that observes it and executes its calls.
 
 use super::client::Ecr;
-use super::observe::Listed;
+use super::repository::Listed;
 use super::{repository, settings};
 use wharfage_plan::model::ApiError;
-use wharfage_plan::{Call, Step};
+use wharfage_plan::{Call, Desired, Observed, Step};
+
+/// Observes what `desired` needs.
+///
+/// # Errors
+/// When a kind cannot be listed. A single object that cannot be read is an error in the result.
+pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError> {
+    Ok(Observed {
+        settings: settings::observe_settings(ecr, &desired.settings).await,
+        repositories: repository::observe(ecr, desired).await?,
+    })
+}
 
 /// Executes a step's calls in order, up to the first that fails. `arn` is the ARN of the step's repository, if the step does not
 /// have it. `done` is called after each call that succeeded, with the repository that it created.
