@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::client::{Ecr, api_error};
-use super::observe::unexpected;
+use super::response::unexpected;
 use wharfage_domain::lifecycle::{Image, ImageStatus};
 use wharfage_domain::names::{Digest, RepositoryName, Tag};
 use wharfage_plan::model::ApiError;

@@ -1,74 +1,73 @@
-//! What became of a plan: data that can be printed.
+//! The result of executing a plan, as data that can be printed.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::ApiError;
-use wharfage_plan::{Action, Object, Step};
+use wharfage_plan::{Action, Object, ObjectKey, Step};
 
-/// What became of every step.
+/// The outcome of every step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Report {
-    /// One for each step, in the plan's order.
-    pub outcomes: Vec<Outcome>,
+    /// One per step, in the plan's order.
+    pub outcomes: Vec<StepOutcome>,
 }
 
 impl Report {
-    /// Whether every step was done.
+    /// Returns whether every step succeeded.
     pub fn succeeded(&self) -> bool {
         self.outcomes.iter().all(|outcome| matches!(outcome.verdict, Verdict::Done))
     }
 }
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
-    /// What the step was to do.
+pub struct StepOutcome {
+    /// The step's action.
     pub action: Action,
-    /// The resource that it was for.
+    /// The resource that the step is for.
     pub object: Object,
-    /// The repository that it was about.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repository: Option<RepositoryName>,
-    /// How it ended.
+    /// The object in the registry.
+    #[serde(flatten, skip_serializing_if = "ObjectKey::is_document")]
+    pub key: ObjectKey,
+    /// The result.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// What the preview that it started found out, if it ended in time.
+    /// The result of the preview that the step started, if it ended in time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preview: Option<Previewed>,
 }
 
-/// How a step ended.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "result", rename_all = "lowercase")]
 pub enum Verdict {
-    /// It is done.
+    /// The step succeeded.
     Done,
-    /// The registry refused it, or could not be reached.
+    /// The registry rejected it or was unreachable.
     Failed(ApiError),
-    /// It was not tried.
+    /// The step was not executed.
     Skipped {
-        /// Why.
+        /// The reason.
         message: String,
     },
 }
 
-/// What a preview would do.
+/// The result of a preview.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Previewed {
-    /// How many images would expire.
+    /// The number of images that would expire.
     pub expiring: u64,
-    /// How many would move to another storage class.
+    /// The number of images that would move to another storage class.
     pub transitioning: u64,
     /// Some of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sample: Vec<PreviewedImage>,
 }
 
-/// What a preview would do to one image.
+/// The result of a preview for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PreviewedImage {
@@ -78,19 +77,13 @@ pub struct PreviewedImage {
     pub tags: Vec<String>,
     /// `EXPIRE` or `TRANSITION`.
     pub action: String,
-    /// The rule that decides.
+    /// The priority of the rule that applies.
     pub rule_priority: i32,
 }
 
-impl Outcome {
+impl StepOutcome {
     pub(super) fn of(step: &Step, verdict: Verdict) -> Self {
-        Self {
-            action: step.action,
-            object: step.object.clone(),
-            repository: step.repository.clone(),
-            verdict,
-            preview: None,
-        }
+        Self { action: step.action, object: step.object.clone(), key: step.key.clone(), verdict, preview: None }
     }
 }
 
@@ -115,10 +108,10 @@ impl fmt::Display for Previewed {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for StepOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { action, object, repository: _, verdict, preview } = self;
-        let subject = Subject(self);
+        let Self { action, object, key, verdict, preview } = self;
+        let subject = object.other_name(key).map(|name| format!(" ({name})")).unwrap_or_default();
         match verdict {
             Verdict::Done => {
                 let done = match action {
@@ -144,27 +137,15 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The repository behind an object, where its name does not say it already.
-struct Subject<'a>(&'a Outcome);
-
-impl fmt::Display for Subject<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0.repository {
-            Some(repository) if !self.0.object.says(repository) => write!(f, " ({repository})"),
-            _ => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use wharfage_plan::model::ErrorKind;
 
-    fn outcome(verdict: Verdict, preview: Option<Previewed>) -> Outcome {
+    fn outcome(verdict: Verdict, preview: Option<Previewed>) -> StepOutcome {
         let object = Object { kind: "LifecyclePolicy", namespace: "shop".to_owned(), name: "keep".to_owned() };
-        let repository = Some("shop/api".parse().unwrap());
-        Outcome { action: Action::Preview, object, repository, verdict, preview }
+        let key = ObjectKey::Repository("shop/api".parse().unwrap());
+        StepOutcome { action: Action::Preview, object, key, verdict, preview }
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The settings of a registry as a whole: looked at where they are spoken of, and put.
+//! Reads and writes the settings of a registry as a whole.
 //!
-//! ECR's operations for them take no registry id: they are about the registry of whoever calls.
+//! ECR's operations for them take no registry id: they are about the caller's registry.
 
 use std::collections::BTreeMap;
 
@@ -11,55 +11,56 @@ use serde_json::Value;
 
 use super::client::{Ecr, api_error};
 use super::error::client_error;
-use super::observe::{document, registry_id, unexpected};
+use super::registry::registry_id;
+use super::response::{document, unexpected};
 use wharfage_crd::Reason;
 use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
-use wharfage_plan::Call;
-use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed};
+use wharfage_plan::model::{ApiError, ErrorKind};
+use wharfage_plan::{DesiredSettings, ObservedSettings, RegistryDocument, SettingsCall};
 
-/// What is there of the settings that `desired` speaks of, and nothing of the repositories.
-pub async fn observe_settings(ecr: &Ecr, desired: &Desired) -> Observed {
-    let mut observed = Observed::default();
-    let (settings, policy) = (&desired.account_settings, desired.policy.is_some());
-    let scanning = desired.scanning_configuration.is_some();
-    if settings.is_empty() && !policy && !scanning {
+/// Reads the settings that `desired` has, and nothing else. A setting that cannot be read is an error in the result.
+pub async fn observe_settings(ecr: &Ecr, desired: &DesiredSettings) -> ObservedSettings {
+    let mut observed = ObservedSettings::default();
+    let documents = desired.documents();
+    if documents.is_empty() {
         return observed;
     }
-    if let Err(error) = own_registry(ecr).await {
+    if let Err(error) = check_account(ecr).await {
         observed.account_settings = Err(error.clone());
         observed.policy = Err(error.clone());
         observed.scanning_configuration = Err(error);
         return observed;
     }
-    if !settings.is_empty() {
-        let found = account_settings(ecr, settings.keys()).await;
-        observed.account_settings = found.map_err(|error| lacking(error, "account settings"));
+    if documents.contains(&RegistryDocument::AccountSettings) {
+        let found = account_settings(ecr, desired.account_settings.keys()).await;
+        observed.account_settings = found.map_err(|error| unsupported(error, "account settings"));
     }
-    if policy {
-        observed.policy = registry_policy(ecr).await.map_err(|error| lacking(error, "policy"));
+    if documents.contains(&RegistryDocument::Policy) {
+        observed.policy = registry_policy(ecr).await.map_err(|error| unsupported(error, "policy"));
     }
-    if scanning {
+    if documents.contains(&RegistryDocument::ScanningConfiguration) {
         let found = scanning_configuration(ecr).await;
-        observed.scanning_configuration = found.map_err(|error| lacking(error, "scanning configuration"));
+        observed.scanning_configuration = found.map_err(|error| unsupported(error, "scanning configuration"));
     }
     observed
 }
 
-/// Another account's registry would be meant, and the caller's own be changed.
-async fn own_registry(ecr: &Ecr) -> Result<(), ApiError> {
-    let Some(meant) = &ecr.registry_id else { return Ok(()) };
+/// Checks that the caller's registry is the one to change, because the operations would change the caller's in any case.
+async fn check_account(ecr: &Ecr) -> Result<(), ApiError> {
+    let Some(expected) = &ecr.registry_id else { return Ok(()) };
     let own = registry_id(ecr).await?;
-    if own == *meant {
+    if own == *expected {
         return Ok(());
     }
     let message = format!(
-        "the credentials belong to registry {own}, not to {meant}, and a registry's settings are its own account's matter: \
+        "the credentials belong to registry {own}, not to {expected}, and a registry's settings are its own account's matter: \
          correct registryId, or the credentials"
     );
     Err(ApiError::new(ErrorKind::Other, Reason::RegistryIdMismatch.as_str(), message))
 }
 
-fn lacking(error: ApiError, what: &str) -> ApiError {
+/// Tells how to avoid an operation that the registry does not have.
+fn unsupported(error: ApiError, what: &str) -> ApiError {
     if error.kind != ErrorKind::UnsupportedOperation {
         return error;
     }
@@ -106,32 +107,30 @@ fn known<T: Copy>(field: &str, text: &str, all: &[T], spelling: fn(T) -> &'stati
     all.iter().copied().find(|it| spelling(*it) == text).ok_or_else(|| unexpected(field, text))
 }
 
-/// Makes a call that is about the registry as a whole; false when it is about something else.
-pub(super) async fn put(ecr: &Ecr, call: &Call) -> Result<bool, ApiError> {
+/// Executes one call about the registry as a whole.
+pub(super) async fn execute(ecr: &Ecr, call: &SettingsCall) -> Result<(), ApiError> {
     let client = &ecr.client;
     match call {
-        Call::PutAccountSetting { name, value } => {
+        SettingsCall::PutAccountSetting { name, value } => {
             let sent = client.put_account_setting().name(name).value(value).send().await;
-            sent.map_err(|error| api_error(&error))?;
+            sent.map(drop).map_err(|error| api_error(&error))
         }
-        Call::PutRegistryPolicy(text) => {
+        SettingsCall::PutRegistryPolicy(text) => {
             let sent = client.put_registry_policy().policy_text(text).send().await;
-            sent.map_err(|error| api_error(&error))?;
+            sent.map(drop).map_err(|error| api_error(&error))
         }
-        Call::DeleteRegistryPolicy => match client.delete_registry_policy().send().await {
-            // What is gone already needs no deleting.
-            Err(error) if error.code() != Some("RegistryPolicyNotFoundException") => return Err(api_error(&error)),
-            _ => {}
+        SettingsCall::DeleteRegistryPolicy => match client.delete_registry_policy().send().await {
+            // There is nothing to delete any more, which is a success.
+            Err(error) if error.code() != Some("RegistryPolicyNotFoundException") => Err(api_error(&error)),
+            _ => Ok(()),
         },
-        Call::PutRegistryScanningConfiguration(wanted) => {
+        SettingsCall::PutRegistryScanningConfiguration(wanted) => {
             let request = client.put_registry_scanning_configuration();
             let request = request.scan_type(types::ScanType::from(wanted.scan_type.as_str()));
             let rules = wanted.rules.iter().map(rule).collect::<Result<_, _>>()?;
-            request.set_rules(Some(rules)).send().await.map_err(|error| api_error(&error))?;
+            request.set_rules(Some(rules)).send().await.map(drop).map_err(|error| api_error(&error))
         }
-        _ => return Ok(false),
     }
-    Ok(true)
 }
 
 fn rule(wanted: &ScanningRule) -> Result<types::RegistryScanningRule, ApiError> {

@@ -82,8 +82,8 @@ impl<'a> From<&'a PlanInput<'_>> for Resources<'a> {
         };
         Self {
             registries: vec![input.registry],
-            same: input.aliases.iter().map(|it| &**it).collect(),
-            holders: input.pending_owners.iter().map(|it| &**it).collect(),
+            aliases: input.aliases.iter().map(|it| &**it).collect(),
+            pending_owners: input.pending_owners.iter().map(|it| &**it).collect(),
             repositories: input.repositories.iter().map(|it| &**it).collect(),
             lifecycle_policies: input.lifecycle_policies.iter().map(|it| &**it).collect(),
             pull_secrets: Vec::new(),

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::{FieldChange, change};
+use super::FieldChange;
+use super::field_change::change;
 use wharfage_domain::lifecycle;
 use wharfage_domain::policy::{Kind, Policy};
 

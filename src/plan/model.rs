@@ -1,257 +1,215 @@
-//! What is wanted of one registry, and what was found there. Plain data.
+//! The parts of the desired and the observed state. Plain data.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::ownership::{LifecycleOwner, OnRemoval};
-use super::{Object, identity};
+use super::Object;
+use super::ownership::OnRemoval;
 use wharfage_crd::Reason;
 use wharfage_domain::names::RepositoryName;
-use wharfage_domain::scanning::ScanningConfiguration;
 use wharfage_domain::tag_mutability::TagMutability;
 
-/// Everything that the manifests want of one registry.
-#[derive(Debug, Clone, Default)]
-pub struct Desired {
-    /// Who plans: the cluster's name, or an identity of file mode. It is written on what is owned.
-    pub cluster: String,
-    /// Another owner whose repositories become ours where a manifest names them; what none names stays that owner's.
-    pub adopt_from: Option<String>,
-    /// The Registry resource's name.
-    pub registry: String,
-    /// ECR account settings, by name.
-    pub account_settings: BTreeMap<String, String>,
-    /// The registry's policy, or that there is none; absent leaves it be.
-    pub policy: Option<Option<Value>>,
-    /// How the registry's repositories are scanned; absent leaves it be.
-    pub scanning_configuration: Option<ScanningConfiguration>,
-    /// Repositories, in the order in which their resources have precedence.
-    pub repositories: Vec<DesiredRepository>,
-    /// Lifecycle policies, in the order in which their resources have precedence.
-    pub lifecycle_policies: Vec<DesiredLifecyclePolicy>,
-    /// Every resource of the manifests, those of other registries included: what any of them has is never an orphan.
-    pub declared: BTreeSet<Object>,
-    /// Repositories that keep what the tags say is theirs, though it isn't known whether they are for this registry.
-    pub holders: BTreeSet<Object>,
-    /// Resources that cannot be planned, and why. What they have already is let be.
-    pub refused: Vec<Refused>,
-    /// What holds only elsewhere and is let be here.
-    pub notes: Vec<String>,
-}
-
-impl Desired {
-    /// Whether this identity is the planning one, or the one whose repositories are taken over.
-    pub(super) fn is_ours(&self, cluster: &str) -> bool {
-        identity::same_owner(cluster, &self.cluster) || self.takes_over(cluster)
-    }
-
-    /// Whether what this identity owns is taken over from it.
-    pub(super) fn takes_over(&self, cluster: &str) -> bool {
-        self.adopt_from.as_deref().is_some_and(|from| identity::same_owner(cluster, from))
-    }
-
-    /// Whether `owner` is the LifecyclePolicy of this name, and ours.
-    pub(super) fn is_our_policy(&self, owner: &LifecycleOwner, object: &Object) -> bool {
-        self.is_ours(&owner.cluster) && owner.names(object)
-    }
-
-    /// Says how to get what another identity owns, where a flag of file mode does it.
-    pub(super) fn adoption_hint(&self, cluster: &str) -> String {
-        if identity::is_file_mode(&self.cluster) {
-            format!(", or take it over with --adopt-from {}", identity::owner(cluster))
-        } else {
-            String::new()
-        }
-    }
-}
-
-/// Why a resource is not acted on: a stable reason, and a sentence that names the object, the value and what to do.
+/// A resource that the plan does nothing for, with a stable reason and a sentence that names the object, the value and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Refused {
     /// The resource.
     pub object: Object,
-    /// The reason, as it will stand in a condition.
+    /// The reason of the condition.
     pub reason: Reason,
-    /// The sentence.
+    /// The message of the condition.
     pub message: String,
 }
 
 impl Refused {
-    /// A refusal of an object.
+    /// Refuses a resource.
     pub fn new(object: &Object, reason: Reason, message: String) -> Self {
         Self { object: object.clone(), reason, message }
     }
 }
 
-/// May a plan change things for this resource?
+/// Whether a plan may change anything for a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Management {
-    /// Yes.
+    /// It may.
     #[default]
     Full,
-    /// No: managementPolicy Observe.
+    /// It may not: managementPolicy is Observe.
     Observe,
-    /// No: suspend.
+    /// It may not: suspend is true.
     Suspended,
 }
 
-/// What to do about a repository that exists, or does not.
+/// The adoption policy of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Adoption {
-    /// Take it over, or make it.
+    /// Adopt the object, or create it.
     #[default]
     AdoptOrCreate,
-    /// Take it over; never make it.
+    /// Adopt the object; never create it.
     Adopt,
-    /// Make it; never take over what is there.
+    /// Create the object; never adopt an existing one.
     Create,
 }
 
-/// One Repository.
+/// The desired state of one repository.
 #[derive(Debug, Clone)]
 pub struct DesiredRepository {
     /// The resource.
     pub object: Object,
     /// The repository's name.
     pub name: RepositoryName,
-    /// Wanted; `None` leaves it be (and ECR's default when created).
+    /// `None` leaves it unchanged, or at ECR's default when the repository is created.
     pub tag_mutability: Option<TagMutability>,
-    /// Wanted; `None` leaves it be.
+    /// `None` leaves it unchanged.
     pub scan_on_push: Option<bool>,
-    /// `encryptionType` and `kmsKey`; only ever used when created.
+    /// `encryptionType` and `kmsKey`; immutable.
     pub encryption: Option<(String, Option<String>)>,
-    /// The repository policy's document; `None` leaves it be, unless this resource had set it.
+    /// The repository policy's document. `None` leaves it unchanged, unless this resource set it before.
     pub policy: Option<Value>,
     /// Resource tags.
     pub tags: BTreeMap<String, String>,
-    /// May it be changed?
+    /// Whether it may be changed.
     pub management: Management,
-    /// May it be taken over?
+    /// Whether it may be adopted.
     pub adoption: Adoption,
-    /// What happens when the manifest goes.
+    /// What happens when the manifest is deleted.
     pub on_removal: OnRemoval,
 }
 
-/// Whether a LifecyclePolicy is carried out.
+/// The mode of a LifecyclePolicy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LifecycleMode {
-    /// Shown, not done.
+    /// The result is shown, and nothing is done.
     Preview,
-    /// Done.
+    /// The policy is enforced.
     Enforce,
 }
 
-/// Who evaluates a LifecyclePolicy, and carries it out.
+/// The party that evaluates and enforces a LifecyclePolicy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CarriedOutBy {
-    /// The registry, to which the policy is put.
+pub enum EnforcedBy {
+    /// The registry, which stores the policy.
     #[default]
     Registry,
-    /// Wharfage's operator, which alone sees the images that run: the registry must then have no policy of its own.
+    /// The operator, which sees the images in use. The registry must then have no policy.
     Operator,
 }
 
-/// One LifecyclePolicy.
+/// The desired state of one LifecyclePolicy.
 #[derive(Debug, Clone)]
 pub struct DesiredLifecyclePolicy {
     /// The resource.
     pub object: Object,
-    /// The repositories that it is for.
+    /// The chosen repositories.
     pub repositories: BTreeSet<RepositoryName>,
-    /// Preview or enforce.
+    /// Preview or Enforce.
     pub mode: LifecycleMode,
-    /// Who does that.
-    pub by: CarriedOutBy,
+    /// The enforcing party.
+    pub by: EnforcedBy,
     /// ECR's document: `{"rules": […]}`.
     pub document: Value,
-    /// May it be changed?
+    /// Whether it may be changed.
     pub management: Management,
-    /// May it replace a policy that nobody of ours put?
+    /// Whether it may replace a policy without an owner.
     pub adoption: Adoption,
-    /// The policy goes with the manifest (deletionPolicy Delete).
+    /// The policy is deleted with the manifest (deletionPolicy Delete).
     pub delete_on_removal: bool,
 }
 
-/// What was found in one registry.
+/// The observed objects of one kind, by key.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Observed {
-    /// The account settings that the desired state speaks of, or why they cannot be had.
-    pub account_settings: Result<BTreeMap<String, String>, ApiError>,
-    /// The registry policy's document, if the desired state speaks of it and there is one, or why it cannot be had.
-    pub policy: Result<Option<Value>, ApiError>,
-    /// How its repositories are scanned, if the desired state speaks of that, or why it cannot be had.
-    pub scanning_configuration: Result<ScanningConfiguration, ApiError>,
-    /// Its repositories.
-    pub repositories: BTreeMap<RepositoryName, ObservedRepository>,
-    /// Repositories that are there but could not be looked at.
-    pub unreadable: BTreeMap<RepositoryName, ApiError>,
+pub struct Observations<K, T> {
+    /// The objects that exist.
+    pub found: BTreeMap<K, T>,
+    /// Objects that exist but could not be read.
+    pub unreadable: BTreeMap<K, ApiError>,
 }
 
-impl Default for Observed {
+impl<K, T> Default for Observations<K, T> {
     fn default() -> Self {
-        Self {
-            account_settings: Ok(BTreeMap::new()),
-            policy: Ok(None),
-            scanning_configuration: Ok(ScanningConfiguration::default()),
-            repositories: BTreeMap::new(),
-            unreadable: BTreeMap::new(),
+        Self { found: BTreeMap::new(), unreadable: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord, T> Observations<K, T> {
+    /// Returns an object that exists.
+    pub fn get(&self, key: &K) -> Option<&T> {
+        self.found.get(key)
+    }
+
+    /// Adds the result of reading one object; `Ok(None)` if it does not exist.
+    pub fn insert(&mut self, key: K, result: Result<Option<T>, ApiError>) {
+        match result {
+            Ok(Some(found)) => {
+                self.found.insert(key, found);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.unreadable.insert(key, error);
+            }
         }
     }
 }
 
-/// What a registry's API said instead of doing what it was asked to.
+impl<K: Ord, T> FromIterator<(K, T)> for Observations<K, T> {
+    fn from_iter<I: IntoIterator<Item = (K, T)>>(found: I) -> Self {
+        Self { found: found.into_iter().collect(), unreadable: BTreeMap::new() }
+    }
+}
+
+/// An error of a registry's API.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, thiserror::Error)]
 #[error("{name}: {message}")]
 pub struct ApiError {
     /// The error's kind, which callers branch on.
     #[serde(skip)]
     pub kind: ErrorKind,
-    /// The error's own name.
+    /// The error's name, such as `LimitExceededException`.
     pub name: String,
-    /// What it says.
+    /// The error's text.
     pub message: String,
 }
 
-/// The kind of an error of a registry's API. `apply::error` is the one place that tells it from an error's name.
+/// The kind of an error of a registry's API. Only `apply::error` derives it from an error's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The registry cannot be reached, or did not answer in time.
+    /// The registry is unreachable, or did not answer in time.
     Unavailable,
-    /// The answer is none of an ECR API's.
+    /// The response is not one of an ECR API.
     UnexpectedResponse,
-    /// The registry answers that it is unavailable.
+    /// The registry reports that it is unavailable.
     ServiceUnavailable,
-    /// The registry failed to do what it was asked to.
+    /// The registry failed with an internal error.
     ServerFault,
-    /// Nobody gives credentials for now.
+    /// No credentials are available at the moment.
     CredentialsUnavailable,
-    /// Requests come too fast.
+    /// Too many requests.
     Throttled,
-    /// The request was not sent, for a reason of the client's.
+    /// The client could not send the request.
     Client,
     /// The registry does not have the operation.
     UnsupportedOperation,
-    /// There is no such repository.
+    /// The repository does not exist.
     RepositoryNotFound,
-    /// There is such a repository already.
+    /// The repository exists already.
     RepositoryAlreadyExists,
-    /// A preview of a lifecycle policy goes on in the repository.
+    /// A preview of a lifecycle policy is in progress in the repository.
     PreviewInProgress,
-    /// There is no such image.
+    /// The image does not exist.
     ImageNotFound,
-    /// The image's tag belongs to another image by now.
+    /// The tag belongs to another image by now.
     ImageTagMoved,
-    /// An index holds the image.
+    /// An image index references the image.
     ImageReferenced,
     /// The image's storage class cannot be changed.
     StorageClassNotSupported,
-    /// Anything else: the registry refuses the request.
+    /// Any other error: the registry rejects the request.
     Other,
 }
 
 impl ErrorKind {
-    /// Returns whether the error says nothing about the request: the registry is at fault, or nobody can ask it.
+    /// Returns whether the error is independent of the request: the registry is at fault, or cannot be called.
     pub fn is_server_fault(self) -> bool {
         use ErrorKind::{CredentialsUnavailable, ServerFault, ServiceUnavailable, Unavailable, UnexpectedResponse};
         matches!(self, Unavailable | UnexpectedResponse | ServiceUnavailable | ServerFault | CredentialsUnavailable)
@@ -259,22 +217,22 @@ impl ErrorKind {
 }
 
 impl ApiError {
-    /// An error of a known kind.
+    /// Creates an error of a known kind.
     pub fn new(kind: ErrorKind, name: impl Into<String>, message: impl Into<String>) -> Self {
         Self { kind, name: name.into(), message: message.into() }
     }
 
-    /// The same error with text before its message.
+    /// Adds text before the message.
     #[must_use]
     pub fn with_prefix(self, prefix: impl std::fmt::Display) -> Self {
         Self { message: format!("{prefix}: {}", self.message), ..self }
     }
 }
 
-/// One repository that was found.
+/// The observed state of one repository.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedRepository {
-    /// Its ARN, only ever handed back.
+    /// Its ARN, which is opaque here.
     pub arn: String,
     /// Its tag mutability.
     pub tag_mutability: TagMutability,
@@ -284,10 +242,10 @@ pub struct ObservedRepository {
     pub encryption: (String, Option<String>),
     /// Its resource tags.
     pub tags: BTreeMap<String, String>,
-    /// Its repository policy's document, where the desired state or the tags speak of one.
+    /// Its repository policy's document, if the desired state or the tags have one.
     pub policy: Option<Value>,
-    /// Its lifecycle policy's document, where the desired state or the tags speak of one.
+    /// Its lifecycle policy's document, if the desired state or the tags have one.
     pub lifecycle_policy: Option<Value>,
-    /// The document of its latest preview that is complete or in progress, where the desired state speaks of one.
+    /// The document of its latest preview that is complete or in progress, if the desired state has one.
     pub preview: Option<Value>,
 }

@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
-use super::{Object, identity};
+use super::{Object, identity, lifecycle_policy, repository};
 use wharfage_domain::names::RepositoryName;
 
 /// The prefix of every tag that Wharfage writes for itself.
@@ -83,7 +83,7 @@ impl Owner {
 
     /// The Repository that it is, in its own cluster.
     pub fn object(&self) -> Object {
-        Object { kind: "Repository", namespace: self.namespace.clone(), name: self.name.clone() }
+        Object { kind: repository::KIND, namespace: self.namespace.clone(), name: self.name.clone() }
     }
 }
 
@@ -253,7 +253,7 @@ impl LifecycleOwner {
 
     /// The LifecyclePolicy that it is, in its own cluster, as far as the tag has room for its name.
     pub fn object(&self) -> Object {
-        Object { kind: "LifecyclePolicy", namespace: self.namespace.clone(), name: self.name.clone() }
+        Object { kind: lifecycle_policy::KIND, namespace: self.namespace.clone(), name: self.name.clone() }
     }
 }
 

@@ -1,5 +1,4 @@
-//! What holds of every plan, whatever is wanted and whatever is there. Plans are carried out on plain data: the calls'
-//! meaning, without a registry.
+//! Properties of every plan, for any desired and observed state. Plans are executed on plain data, without a registry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,57 +9,63 @@ use super::model::*;
 use super::ownership::{MAX_TAGS, OnRemoval, Ownership, PREFIX};
 use super::*;
 use wharfage_crd::Reason;
-use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningRule};
-use wharfage_domain::tag_mutability::Mutability;
+use wharfage_domain::names::RepositoryName;
+use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
+use wharfage_domain::tag_mutability::{Mutability, TagMutability};
 
 const OURS: &str = "local";
 const THEIRS: &str = "other";
 
-/// What a call does to a registry; what a registry would refuse is a fault of the plan.
-fn carry_out(registry: &mut Observed, step: &Step, call: &Call) {
-    match call {
-        Call::PutAccountSetting { name, value } => {
-            registry.account_settings.as_mut().unwrap().insert(name.clone(), value.clone());
-            return;
-        }
-        Call::PutRegistryPolicy(text) => return registry.policy = Ok(Some(serde_json::from_str(text).unwrap())),
-        Call::DeleteRegistryPolicy => {
-            let policy = registry.policy.as_mut().unwrap();
-            assert!(policy.take().is_some(), "RegistryPolicyNotFoundException");
-            return;
-        }
-        Call::PutRegistryScanningConfiguration(to) => return registry.scanning_configuration = Ok(to.clone()),
-        _ => {}
-    }
-    let name = step.repository.clone().expect("a step that calls for a repository names it");
+/// Executes a call on plain data. A call that a registry would reject is a bug of the plan.
+fn execute(registry: &mut Observed, step: &Step, call: &Call) {
+    let call = match call {
+        Call::Settings(call) => return execute_settings(&mut registry.settings, call),
+        Call::Repository(call) => call,
+    };
+    let name = step.repository().cloned().expect("a step that calls for a repository names it");
     let arn = format!("arn:aws:ecr:local-1:000000000000:repository/{name}");
-    if let Some(made) = ObservedRepository::made(arn, call) {
-        assert!(registry.repositories.insert(name, made).is_none(), "RepositoryAlreadyExistsException");
+    if let Some(created) = ObservedRepository::created(arn, call) {
+        assert!(registry.repositories.found.insert(name, created).is_none(), "RepositoryAlreadyExistsException");
         return;
     }
-    if let Call::DeleteRepository { force: _ } = call {
-        assert!(registry.repositories.remove(&name).is_some(), "RepositoryNotFoundException");
+    if let RepositoryCall::DeleteRepository { force: _ } = call {
+        assert!(registry.repositories.found.remove(&name).is_some(), "RepositoryNotFoundException");
         return;
     }
-    let found = registry.repositories.get_mut(&name).expect("RepositoryNotFoundException");
+    let found = registry.repositories.found.get_mut(&name).expect("RepositoryNotFoundException");
     match call {
-        Call::TagResource(tags) => assert!(!tags.is_empty(), "InvalidParameterException"),
-        Call::UntagResource(keys) => assert!(!keys.is_empty(), "InvalidParameterException"),
-        Call::DeleteRepositoryPolicy => assert!(found.policy.is_some(), "RepositoryPolicyNotFoundException"),
-        Call::DeleteLifecyclePolicy => assert!(found.lifecycle_policy.is_some(), "LifecyclePolicyNotFoundException"),
+        RepositoryCall::TagResource(tags) => assert!(!tags.is_empty(), "InvalidParameterException"),
+        RepositoryCall::UntagResource(keys) => assert!(!keys.is_empty(), "InvalidParameterException"),
+        RepositoryCall::DeleteRepositoryPolicy => assert!(found.policy.is_some(), "RepositoryPolicyNotFoundException"),
+        RepositoryCall::DeleteLifecyclePolicy => {
+            assert!(found.lifecycle_policy.is_some(), "LifecyclePolicyNotFoundException")
+        }
         _ => {}
     }
-    found.after(call);
+    found.simulate(call);
     assert!(found.tags.len() <= MAX_TAGS, "TooManyTagsException");
     assert!(found.tags.values().all(|value| value.chars().count() <= 256), "InvalidTagParameterException");
 }
 
-/// Carries out the first `calls` calls of what is planned.
+fn execute_settings(settings: &mut ObservedSettings, call: &SettingsCall) {
+    match call {
+        SettingsCall::PutAccountSetting { name, value } => {
+            settings.account_settings.as_mut().unwrap().insert(name.clone(), value.clone());
+        }
+        SettingsCall::PutRegistryPolicy(text) => settings.policy = Ok(Some(serde_json::from_str(text).unwrap())),
+        SettingsCall::DeleteRegistryPolicy => {
+            assert!(settings.policy.as_mut().unwrap().take().is_some(), "RegistryPolicyNotFoundException");
+        }
+        SettingsCall::PutRegistryScanningConfiguration(to) => settings.scanning_configuration = Ok(to.clone()),
+    }
+}
+
+/// Executes the first `calls` calls of a plan.
 fn apply_some(desired: &Desired, registry: &mut Observed, calls: usize) {
     let plan = plan(desired, registry);
     let all = plan.steps.iter().flat_map(|step| step.calls.iter().map(move |call| (step, call)));
     for (step, call) in all.take(calls) {
-        carry_out(registry, step, call);
+        execute(registry, step, call);
     }
 }
 
@@ -179,7 +184,7 @@ fn desired_lifecycle_policy() -> impl Strategy<Value = DesiredLifecyclePolicy> {
                 object: object("LifecyclePolicy", 'p', index, other),
                 repositories,
                 mode: if enforce { LifecycleMode::Enforce } else { LifecycleMode::Preview },
-                by: if by_operator { CarriedOutBy::Operator } else { CarriedOutBy::Registry },
+                by: if by_operator { EnforcedBy::Operator } else { EnforcedBy::Registry },
                 document: lifecycle_document(document),
                 management,
                 adoption,
@@ -232,13 +237,11 @@ fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
             Desired {
                 cluster: cluster.to_owned(),
                 registry: "home".to_owned(),
-                account_settings,
-                policy,
-                scanning_configuration,
+                settings: DesiredSettings { account_settings, policy, scanning_configuration },
                 repositories,
                 lifecycle_policies,
                 declared,
-                holders: BTreeSet::new(),
+                pending_owners: BTreeSet::new(),
                 refused,
                 notes: Vec::new(),
                 adopt_from: None,
@@ -262,7 +265,7 @@ prop_compose! {
     ) -> Observed {
         let mut registry = Observed::default();
         for (name, tags) in nobodys {
-            registry.repositories.insert(name.clone(), ObservedRepository {
+            registry.repositories.found.insert(name.clone(), ObservedRepository {
                 arn: format!("arn:aws:ecr:local-1:000000000000:repository/{name}"),
                 tag_mutability: TagMutability::MUTABLE,
                 scan_on_push: false,
@@ -276,7 +279,7 @@ prop_compose! {
         apply(&theirs, &mut registry);
         apply(&before, &mut registry);
         for (index, mutability, what) in drift {
-            let Some(found) = registry.repositories.get_mut(&name(index)) else { continue };
+            let Some(found) = registry.repositories.found.get_mut(&name(index)) else { continue };
             match what {
                 0 => found.tag_mutability = mutability,
                 1 => found.policy = None,
@@ -300,7 +303,7 @@ proptest! {
     fn no_plan_deletes_or_changes_what_a_resource_does_not_own(desired in wanted(OURS), before in registry()) {
         let mut after = before.clone();
         apply(&desired, &mut after);
-        for (name, was) in &before.repositories {
+        for (name, was) in &before.repositories.found {
             let is = after.repositories.get(name);
             let ownership = Ownership::read(&was.tags);
             let named = desired.repositories.iter().any(|it| it.name == *name);
@@ -340,18 +343,18 @@ proptest! {
     fn a_registrys_settings_that_nobody_speaks_of_stay(desired in wanted(OURS), before in registry()) {
         let mut after = before.clone();
         apply(&desired, &mut after);
-        match &desired.policy {
-            None => prop_assert_eq!(&after.policy, &before.policy),
-            Some(policy) => prop_assert_eq!(&after.policy, &Ok(policy.clone())),
+        match &desired.settings.policy {
+            None => prop_assert_eq!(&after.settings.policy, &before.settings.policy),
+            Some(policy) => prop_assert_eq!(&after.settings.policy, &Ok(policy.clone())),
         }
-        let scanning = |observed: &Observed| observed.scanning_configuration.clone().unwrap();
-        match &desired.scanning_configuration {
+        let scanning = |observed: &Observed| observed.settings.scanning_configuration.clone().unwrap();
+        match &desired.settings.scanning_configuration {
             None => prop_assert_eq!(scanning(&after), scanning(&before)),
             Some(wanted) => prop_assert!(scanning(&after).is_equivalent(wanted)),
         }
-        for (name, value) in before.account_settings.unwrap() {
-            let wanted = desired.account_settings.get(&name).unwrap_or(&value);
-            prop_assert_eq!(after.account_settings.as_ref().unwrap().get(&name), Some(wanted));
+        for (name, value) in before.settings.account_settings.unwrap() {
+            let wanted = desired.settings.account_settings.get(&name).unwrap_or(&value);
+            prop_assert_eq!(after.settings.account_settings.as_ref().unwrap().get(&name), Some(wanted));
         }
     }
 
@@ -374,7 +377,7 @@ proptest! {
         apply(&desired, &mut registry);
         let before = registry.clone();
         apply(&nothing_wanted(), &mut registry);
-        for (name, was) in &before.repositories {
+        for (name, was) in &before.repositories.found {
             let mut was = was.clone();
             if Ownership::read(&was.tags).owner.is_none_or(|owner| owner.cluster == OURS) {
                 was.tags.retain(|key, value| !key.starts_with(PREFIX) || value.starts_with("other/"));
@@ -409,14 +412,17 @@ proptest! {
     fn a_repository_whose_policy_the_operator_carries_out_has_none_of_its_own(
         desired in wanted(OURS), mut registry in registry(), calls in 0..40usize,
     ) {
-        let put = |it: &&Call| matches!(it, Call::PutLifecyclePolicy(_) | Call::StartLifecyclePolicyPreview(_));
-        for step in plan(&desired, &registry).steps.iter().filter(|step| step.calls.iter().any(|it| put(&it))) {
+        let put = |it: &Call| {
+            use RepositoryCall::{PutLifecyclePolicy, StartLifecyclePolicyPreview};
+            matches!(it.repository(), Some(PutLifecyclePolicy(_) | StartLifecyclePolicyPreview(_)))
+        };
+        for step in plan(&desired, &registry).steps.iter().filter(|step| step.calls.iter().any(put)) {
             let policy = desired.lifecycle_policies.iter().find(|it| it.object == step.object);
-            prop_assert_eq!(policy.map(|it| it.by), Some(CarriedOutBy::Registry));
+            prop_assert_eq!(policy.map(|it| it.by), Some(EnforcedBy::Registry));
         }
         apply_some(&desired, &mut registry, calls);
         apply(&desired, &mut registry);
-        for (name, found) in &registry.repositories {
+        for (name, found) in &registry.repositories.found {
             let Some(owner) = Ownership::read(&found.tags).lifecycle else { continue };
             let ours = desired.lifecycle_policies.iter().any(|it| {
                 it.management == Management::Full && it.repositories.contains(name) && owner.is(OURS, &it.object)
@@ -438,7 +444,7 @@ proptest! {
         for _ in 0..2 {
             let plan = plan(&desired, &registry);
             for step in plan.steps.iter().filter(|it| it.object.kind == "LifecyclePolicy") {
-                let name = step.repository.as_ref().unwrap();
+                let name = step.repository().unwrap();
                 if !matches!(step.action, Action::Retain | Action::Delete) {
                     prop_assert!(may_have(&plan, &step.object, name), "{}", plan);
                 }
@@ -458,7 +464,7 @@ proptest! {
         let plan = plan(&desired, &registry);
         let mut masters: BTreeMap<(&RepositoryName, &str, Action), &Object> = BTreeMap::new();
         for step in &plan.steps {
-            let kind = (step.object.kind, step.repository.as_ref());
+            let kind = (step.object.kind, step.repository());
             if let (kind, Some(name)) = kind
                 && let Some(other) = masters.insert((name, kind, step.action), &step.object)
             {
@@ -505,7 +511,7 @@ proptest! {
                 object: Object { kind: "LifecyclePolicy", namespace: "team".to_owned(), name: "keep".to_owned() },
                 repositories: BTreeSet::from([name(1)]),
                 mode: LifecycleMode::Enforce,
-                by: CarriedOutBy::Registry,
+                by: EnforcedBy::Registry,
                 document: json!({ "rules": rules }),
                 management: Management::Full,
                 adoption: Adoption::AdoptOrCreate,
@@ -551,7 +557,7 @@ proptest! {
     ) {
         let mut registry = Observed::default();
         apply(&tagged(first, before), &mut registry);
-        for found in registry.repositories.values_mut() {
+        for found in registry.repositories.found.values_mut() {
             let room = MAX_TAGS - found.tags.len();
             found.tags.extend((0..foreign.min(room)).map(|n| (format!("theirs.{n}"), String::new())));
         }

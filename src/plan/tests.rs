@@ -2,10 +2,14 @@
 
 mod orphans;
 
+use std::collections::BTreeMap;
+
 use insta::assert_snapshot;
 
 use super::*;
 use crate::model::{ApiError, ErrorKind, ObservedRepository};
+use wharfage_domain::names::RepositoryName;
+use wharfage_domain::tag_mutability::TagMutability;
 use wharfage_manifests::Manifests;
 
 const FOLDER: &str = r#"
@@ -73,17 +77,19 @@ fn owned(cluster: &str, name: &str, manages: &str, more: &[(&str, &str)]) -> (Re
 
 fn observed() -> Observed {
     Observed {
-        account_settings: Ok(BTreeMap::from([("BLOB_MOUNTING".to_owned(), "DISABLED".to_owned())])),
-        policy: Ok(None),
-        scanning_configuration: Ok(ScanningConfiguration::default()),
-        repositories: BTreeMap::from([
+        settings: ObservedSettings {
+            account_settings: Ok(BTreeMap::from([("BLOB_MOUNTING".to_owned(), "DISABLED".to_owned())])),
+            ..ObservedSettings::default()
+        },
+        repositories: [
             found("found", &[]),
             owned("local", "ours", "r:", &[("team", "shop")]),
             owned("elsewhere", "theirs", "r:", &[]),
             owned("local", "kept", "r:", &[]),
             owned("local", "gone", "i:", &[]),
-        ]),
-        unreadable: BTreeMap::new(),
+        ]
+        .into_iter()
+        .collect(),
     }
 }
 
@@ -196,20 +202,20 @@ fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
     desired.repositories.retain(|it| it.name.as_str() == "ours");
     let policy = &mut desired.lifecycle_policies[0];
     policy.repositories = desired.repositories.iter().map(|it| it.name.clone()).collect();
-    (policy.mode, policy.by) = (model::LifecycleMode::Enforce, model::CarriedOutBy::Operator);
+    (policy.mode, policy.by) = (model::LifecycleMode::Enforce, model::EnforcedBy::Operator);
     let document = policy.document.clone();
     let steps = |tags: &[(&str, &str)], put: bool| {
         let (name, mut found) = owned("local", "ours", "r:", tags);
         found.tags.insert("team".to_owned(), "web".to_owned());
         found.lifecycle_policy = put.then(|| document.clone());
-        let observed = Observed { repositories: BTreeMap::from([(name, found)]), ..Observed::default() };
+        let observed = Observed { repositories: [(name, found)].into_iter().collect(), ..Observed::default() };
         let steps = plan(&desired, &observed).steps.into_iter().filter(|it| it.object.kind == "LifecyclePolicy");
         steps.map(|it| (it.to_string(), it.calls)).collect::<Vec<_>>()
     };
-    let tagged = Call::TagResource(BTreeMap::from([(
+    let tagged = Call::from(RepositoryCall::TagResource(BTreeMap::from([(
         "wharfage.dev/lifecycle".to_owned(),
         "local/shop/keep operator".to_owned(),
-    )]));
+    )])));
     let [(text, calls)] = &steps(&[], false)[..] else { panic!("one step") };
     assert_snapshot!(text, @r"
     + create  LifecyclePolicy shop/keep (ours)
@@ -224,7 +230,7 @@ fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
     ~ update  LifecyclePolicy shop/keep (ours)
                  lifecyclePolicy: 1 expire any imageCountMoreThan 5 -> (none)
     ");
-    assert_eq!(*calls, [tagged, Call::DeleteLifecyclePolicy]);
+    assert_eq!(*calls, [tagged, RepositoryCall::DeleteLifecyclePolicy.into()]);
     assert_eq!(steps(&[("wharfage.dev/lifecycle", "local/shop/keep operator")], false), []);
 }
 
@@ -232,9 +238,9 @@ fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
 fn a_repository_that_cannot_be_looked_at_is_let_be_and_says_why() {
     let manifests = manifests();
     let mut observed = observed();
-    observed.repositories.remove(&"ours".parse::<RepositoryName>().unwrap());
+    observed.repositories.found.remove(&"ours".parse::<RepositoryName>().unwrap());
     let denied = ApiError::new(ErrorKind::Other, "AccessDeniedException", "not for you");
-    observed.unreadable.insert("ours".parse().unwrap(), denied);
+    observed.repositories.unreadable.insert("ours".parse().unwrap(), denied);
     let plan = plan(&desired(&manifests, &manifests.registries[0].resource, "local"), &observed);
     assert!(!plan.steps.iter().any(|step| step.object.name == "ours"));
     let refused = plan.refused.iter().find(|refused| refused.object.name == "ours").unwrap();
@@ -276,7 +282,7 @@ spec: {{registryRef: {{name: home}}, repositoryRef: {{name: x}}, {policy}, rules
     let manifests = wharfage_manifests::load(folder.path()).unwrap();
     let (name, mut found) = owned("local", "payments/api", "r:", &[("wharfage.dev/namespace", "payments")]);
     found.tags.insert("wharfage.dev/name".to_owned(), "api".to_owned());
-    let observed = Observed { repositories: BTreeMap::from([(name, found)]), ..Observed::default() };
+    let observed = Observed { repositories: [(name, found)].into_iter().collect(), ..Observed::default() };
     plan(&desired_in_cluster(&manifests, &manifests.registries[0].resource, "local"), &observed)
 }
 
@@ -354,13 +360,13 @@ fn of_two_registries_that_are_one_the_older_repository_has_the_name_and_keeps_it
     let had = || Some(owned("local", "api", "i:", &[]));
     // Whichever of the two is planned for.
     for (registry, other) in [(home, twin), (twin, home)] {
-        let one = || Resources { same: vec![other], ..all() };
+        let one = || Resources { aliases: vec![other], ..all() };
         assert_eq!(steps(one(), registry, None), ["create Repository shop/api", "OwnedByAnother Repository desk/mine"]);
         assert_eq!(steps(one(), registry, had()), ["OwnedByAnother Repository desk/mine"]);
     }
     // Nobody knows yet.
-    let holders = || manifests.repositories.iter().map(|it| &it.resource).take(1).collect();
-    let unknown = || Resources { holders: holders(), ..all() };
+    let pending_owners = || manifests.repositories.iter().map(|it| &it.resource).take(1).collect();
+    let unknown = || Resources { pending_owners: pending_owners(), ..all() };
     assert_eq!(steps(unknown(), twin, None), ["create Repository desk/mine"]);
     assert_eq!(steps(unknown(), twin, had()), ["OwnedByAnother Repository desk/mine"]);
     // It is another registry, and was once the same.

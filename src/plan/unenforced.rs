@@ -4,7 +4,8 @@
 
 use serde_json::Value;
 
-use super::model::{Desired, DesiredRepository};
+use super::Desired;
+use super::model::DesiredRepository;
 use wharfage_crd::Registry;
 use wharfage_domain::policy::{Kind, Policy};
 use wharfage_domain::scanning::ScanningConfiguration;
@@ -18,8 +19,8 @@ pub fn unenforced(registry: &Registry, wanted: &DesiredRepository) -> Vec<String
 
 /// Returns a sentence for each setting of a registry as a whole that it does not act on yet.
 pub fn unenforced_settings(registry: &Registry, wanted: &Desired) -> Vec<String> {
-    let denies = wanted.policy.iter().flatten().any(|document| denies(Kind::Registry, document));
-    let scanning = wanted.scanning_configuration.as_ref();
+    let denies = wanted.settings.policy.iter().flatten().any(|document| denies(Kind::Registry, document));
+    let scanning = wanted.settings.scanning_configuration.as_ref();
     let scans = scanning.is_some_and(|wanted| !wanted.is_equivalent(&ScanningConfiguration::default()));
     sentences(registry, [(denies, "policy"), (scans, "scanningConfiguration")])
 }

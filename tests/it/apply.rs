@@ -11,8 +11,7 @@ use hyper_util::rt::TokioIo;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use wharfage::apply::{Connection, Ecr, Verdict, apply, observe, observe_settings};
-use wharfage::plan::model::Desired;
-use wharfage::plan::{Plan, desired, plan};
+use wharfage::plan::{Desired, Observed, Plan, desired, plan};
 
 const FOLDER: &str = r#"
 apiVersion: wharfage.dev/v1alpha1
@@ -135,7 +134,8 @@ async fn what_a_registry_lacks_is_told_for_the_resource_that_needs_it_and_all_el
 async fn another_accounts_registry_is_not_taken_for_ones_own() {
     let (ecr, calls) = imitation_for(Some("210987654321")).await;
     let desired = wanted();
-    let observed = observe_settings(&ecr, &desired).await;
+    let settings = observe_settings(&ecr, &desired.settings).await;
+    let observed = Observed { settings, ..Observed::default() };
     let plan: Plan = plan(&Desired { repositories: Vec::new(), lifecycle_policies: Vec::new(), ..desired }, &observed);
     assert!(plan.is_empty(), "{plan}");
     let refused: Vec<&str> = plan.refused.iter().map(|it| it.reason.as_str()).collect();

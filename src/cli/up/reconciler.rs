@@ -13,13 +13,12 @@ use super::super::output::{say, say_error};
 use super::super::reconcile::{Output, Target, carry_out, show_notes, show_unresolved};
 use super::managed;
 use super::watch::Watch;
-use crate::apply::{Outcome, Previewed, Verdict};
+use crate::apply::{Previewed, StepOutcome, Verdict};
 use crate::crd::Managed as _;
 use crate::crd::common::DEFAULT_INTERVAL;
 use crate::manifests::{Loader, Manifests};
-use crate::names::RepositoryName;
-use crate::plan::model::{Desired, Refused};
-use crate::plan::{Action, Call, Object, Plan, Step, unresolved};
+use crate::plan::model::Refused;
+use crate::plan::{Action, Desired, Object, ObjectKey, Plan, RepositoryCall, Step, unresolved};
 
 /// How soon a registry is tried again where something failed; then twice as late each time, up to the interval.
 const RETRY: Duration = Duration::from_secs(15);
@@ -99,7 +98,7 @@ pub(super) struct Reconciler {
     /// Orphans when they were last reported, by registry.
     orphans: HashMap<String, BTreeSet<String>>,
     /// Results of previews when they were last reported.
-    previews: BTreeMap<(String, Option<RepositoryName>, Object), Previewed>,
+    previews: BTreeMap<(String, ObjectKey, Object), Previewed>,
     /// When previews are evaluated again, by registry.
     next_previews: HashMap<String, Instant>,
     /// Plans that failed when they were last reported, by registry: the same again is tried in silence.
@@ -280,9 +279,9 @@ impl Reconciler {
     }
 
     /// Keeps the result of a preview; whether it is another than before.
-    fn remember_preview(&mut self, target: &Target, outcome: &Outcome) -> bool {
+    fn remember_preview(&mut self, target: &Target, outcome: &StepOutcome) -> bool {
         let Some(previewed) = &outcome.preview else { return false };
-        let key = (target.name.clone(), outcome.repository.clone(), outcome.object.clone());
+        let key = (target.name.clone(), outcome.key.clone(), outcome.object.clone());
         self.previews.insert(key, previewed.clone()).as_ref() != Some(previewed)
     }
 
@@ -314,17 +313,16 @@ impl Reconciler {
 
 /// What no manifest declares any more, and what a step would do to it.
 fn orphan(step: &Step) -> (String, &'static str) {
-    let Step { action, object, repository, calls, .. } = step;
-    let repository = match repository {
-        Some(repository) if !object.says(repository) => format!(" ({repository})"),
-        _ => String::new(),
-    };
+    let Step { action, object, key, calls, .. } = step;
+    let name = object.other_name(key).map(|name| format!(" ({name})")).unwrap_or_default();
     let fate = match action {
-        Action::Delete if calls.contains(&Call::DeleteRepository { force: true }) => "deleted with its images",
+        Action::Delete if calls.contains(&RepositoryCall::DeleteRepository { force: true }.into()) => {
+            "deleted with its images"
+        }
         Action::Delete => "deleted",
         _ => "released",
     };
-    (format!("undeclared {object}{repository}"), fate)
+    (format!("undeclared {object}{name}"), fate)
 }
 
 fn told(registry: &str, Refused { object, reason, message }: &Refused) -> String {
@@ -343,8 +341,9 @@ mod tests {
 
     fn orphan() -> [Step; 1] {
         let object = Object { kind: "Repository", namespace: "team".to_owned(), name: "gone".to_owned() };
-        let calls = vec![Call::DeleteRepository { force: true }];
-        [Step { action: Action::Delete, object, repository: None, arn: None, changes: Vec::new(), calls }]
+        let calls = vec![RepositoryCall::DeleteRepository { force: true }.into()];
+        let key = ObjectKey::Repository("team/gone".parse().unwrap());
+        [Step { action: Action::Delete, object, key, arn: None, changes: Vec::new(), calls }]
     }
 
     fn declaring_something() -> Desired {

@@ -17,8 +17,8 @@ use crate::kind::Kind;
 use crate::registry_client::{Freshness, RegistryClient, RegistryError};
 use crate::status::{Cause, ConditionSet, ReadyState};
 use wharfage_crd::{AdoptionPolicy, DeletionPolicy, Managed, ManagementPolicy, Reason, Registry};
-use wharfage_plan::model::{ApiError, Desired, Refused};
-use wharfage_plan::{Action, FieldChange, Object, Plan, Step};
+use wharfage_plan::model::{ApiError, Refused};
+use wharfage_plan::{Action, Desired, FieldChange, Object, Plan, Step};
 
 type Needs<C> = <<C as ExternalKind>::Locked as LockedObject>::Needs;
 type Observed<C> = <<C as ExternalKind>::Locked as LockedObject>::Observed;

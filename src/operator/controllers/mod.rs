@@ -11,7 +11,6 @@ mod reconcile;
 pub(crate) mod registry;
 pub(crate) mod repository;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,8 +40,8 @@ use wharfage_apply::error::named;
 use wharfage_crd::conditions::{ConditionStatus, ConditionType};
 use wharfage_crd::{Condition, Reason, Registry, condition};
 use wharfage_domain::names::RepositoryName;
-use wharfage_plan::model::{ApiError, Desired, ErrorKind, Observed, ObservedRepository, Refused};
-use wharfage_plan::{Action as Effect, FieldChange, Object, Plan, Step, plan};
+use wharfage_plan::model::{ApiError, ErrorKind, ObservedRepository, Refused};
+use wharfage_plan::{Action as Effect, Desired, FieldChange, Object, Observed, Plan, Step, plan};
 
 /// The delay after which a resource that waits for another one is reconciled again, if nothing
 /// requeues it before.
@@ -279,7 +278,7 @@ pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refu
 
 /// Plans for one repository.
 pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
-    let repositories: BTreeMap<_, _> = found.into_iter().map(|found| (name.clone(), found)).collect();
+    let repositories = found.into_iter().map(|found| (name.clone(), found)).collect();
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
 

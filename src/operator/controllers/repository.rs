@@ -18,9 +18,9 @@ use kube::ResourceExt as _;
 use wharfage_apply::RepositoryNeeds;
 use wharfage_crd::{Managed as _, Reason, Registry, Repository, RepositoryStatus};
 use wharfage_domain::names::RepositoryName;
-use wharfage_plan::model::{ApiError, Desired, ErrorKind, ObservedRepository};
+use wharfage_plan::model::{ApiError, ErrorKind, ObservedRepository};
 use wharfage_plan::ownership::Ownership;
-use wharfage_plan::{FieldChange, Object, Plan, desired_in_cluster, differences, on_removal, unenforced};
+use wharfage_plan::{Desired, FieldChange, Object, Plan, desired_in_cluster, differences, on_removal, unenforced};
 
 impl Kind for Repository {
     const NAME: &'static str = "Repository";

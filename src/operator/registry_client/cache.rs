@@ -1,79 +1,180 @@
-//! What is known of each repository, and when it is due to be read again.
+//! A cache of objects of any kind, with one lock per object.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use wharfage_apply::{ImageUsage, Listed, RepositoryNeeds};
-use wharfage_plan::model::ObservedRepository;
-use wharfage_plan::ownership::LifecycleOwner;
+use wharfage_plan::ObjectKey;
 
-/// How new what is known must be.
-#[derive(Debug, Clone, Copy)]
-pub struct Freshness {
-    /// The resource's interval: what is older is read again.
-    pub interval: Duration,
-    /// Everything is read again now.
-    pub now: bool,
+/// A value that is cached per object. Only the holder of the object's lock reads or changes it.
+pub(super) trait CachedObject: Default {
+    /// The part that everybody may read without the lock, as of the last time the lock was released.
+    type Summary: Clone + Default;
+
+    /// Returns the summary of the current value.
+    fn summary(&self) -> Self::Summary;
 }
 
-/// The entry of one repository in the cache.
-#[derive(Debug, Clone, Default)]
-pub(super) struct CacheEntry {
-    pub(super) known: Arc<AsyncMutex<CachedRepository>>,
-    pub(super) summary: Summary,
+/// For objects that have a lock and no cached state.
+impl CachedObject for () {
+    type Summary = ();
+
+    fn summary(&self) {}
 }
 
-/// A summary that is read without the repository's lock, as of the last time the lock was released.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Summary {
-    pub(super) lifecycle: Option<LifecycleOwner>,
-    pub(super) usage: Option<(RefreshDue, ImageUsage)>,
+/// The entry of one object.
+pub(super) struct CacheEntry<T: CachedObject> {
+    value: Arc<AsyncMutex<T>>,
+    pub(super) summary: T::Summary,
 }
 
-impl Summary {
-    pub(super) fn of(known: &CachedRepository) -> Self {
-        let tags = known.read.as_ref().map(|read| &read.observed.tags);
-        Self { lifecycle: tags.and_then(LifecycleOwner::read), usage: known.usage.clone() }
+impl<T: CachedObject> Default for CacheEntry<T> {
+    fn default() -> Self {
+        Self { value: Arc::default(), summary: T::Summary::default() }
     }
 }
 
-/// What was read of one repository. Only the holder of its lock changes it.
-#[derive(Debug, Default)]
-pub(super) struct CachedRepository {
-    /// What anybody asked for: read together, so that those who ask for different things do not read in turns.
-    pub(super) asked: RepositoryNeeds,
-    /// From an answer about it alone; a newer listing replaces it.
-    pub(super) listed: Option<(Instant, Option<Listed>)>,
-    /// A change of it failed, and nobody knows how far that came: what a listing says of it does not do until it was asked for.
-    pub(super) needs_refresh: bool,
-    pub(super) read: Option<Read>,
-    pub(super) usage: Option<(RefreshDue, ImageUsage)>,
-}
-
-/// When a value was read, and when it is due again: after 50 % to 100 % of a rotation, jittered so that reads spread out.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RefreshDue {
-    pub(super) at: Instant,
-    pub(super) part: f64,
-}
-
-impl RefreshDue {
-    pub(super) fn of(at: Instant) -> Self {
-        Self { at, part: 0.5 + 0.5 * fastrand::f64() }
-    }
-
-    /// Whether it is to be read again; never before an interval is over.
-    pub(super) fn is_over(self, now: Instant, interval: Duration, rotation: u32) -> bool {
-        let intervals = (f64::from(rotation) * self.part).max(1.0);
-        now.duration_since(self.at) >= interval.mul_f64(intervals)
+impl<T: CachedObject> CacheEntry<T> {
+    /// Returns whether the object is locked, or its value meets the condition.
+    pub(super) fn is_locked_or(&self, condition: impl FnOnce(&T) -> bool) -> bool {
+        self.value.try_lock().map_or(true, |value| condition(&value))
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Read {
-    pub(super) turn: RefreshDue,
-    pub(super) needs: RepositoryNeeds,
-    pub(super) observed: ObservedRepository,
+/// Cached objects by key.
+pub(super) struct ObjectCache<T: CachedObject>(Mutex<HashMap<ObjectKey, CacheEntry<T>>>);
+
+impl<T: CachedObject> Default for ObjectCache<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: CachedObject> ObjectCache<T> {
+    /// Waits for the lock of an object.
+    pub(super) async fn lock(self: &Arc<Self>, key: &ObjectKey) -> LockedObject<T> {
+        let value = self.value(key).lock_owned().await;
+        LockedObject { cache: Arc::clone(self), key: key.clone(), value }
+    }
+
+    /// Locks an object, unless it is locked already.
+    pub(super) fn try_lock(self: &Arc<Self>, key: &ObjectKey) -> Option<LockedObject<T>> {
+        let value = self.value(key).try_lock_owned().ok()?;
+        Some(LockedObject { cache: Arc::clone(self), key: key.clone(), value })
+    }
+
+    /// Returns the entries, locked for a moment.
+    pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<ObjectKey, CacheEntry<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the entries by those of another cache, and shares their locks with it.
+    pub(super) fn share(&self, other: &Self) {
+        let theirs = other.entries();
+        let entries = theirs
+            .iter()
+            .map(|(key, it)| (key.clone(), CacheEntry { value: Arc::clone(&it.value), summary: it.summary.clone() }));
+        let entries = entries.collect();
+        drop(theirs);
+        *self.entries() = entries;
+    }
+
+    fn value(&self, key: &ObjectKey) -> Arc<AsyncMutex<T>> {
+        Arc::clone(&self.entries().entry(key.clone()).or_default().value)
+    }
+}
+
+/// A locked object. Its summary is updated when the lock is released.
+pub(super) struct LockedObject<T: CachedObject> {
+    cache: Arc<ObjectCache<T>>,
+    key: ObjectKey,
+    value: OwnedMutexGuard<T>,
+}
+
+impl<T: CachedObject> Drop for LockedObject<T> {
+    fn drop(&mut self) {
+        let summary = self.value.summary();
+        if let Some(entry) = self.cache.entries().get_mut(&self.key) {
+            entry.summary = summary;
+        }
+    }
+}
+
+impl<T: CachedObject> Deref for LockedObject<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: CachedObject> DerefMut for LockedObject<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wharfage_plan::RegistryDocument;
+
+    #[derive(Debug, Default)]
+    struct Counter(usize);
+
+    impl CachedObject for Counter {
+        type Summary = usize;
+
+        fn summary(&self) -> usize {
+            self.0
+        }
+    }
+
+    fn keys() -> Vec<ObjectKey> {
+        let name = || "shop".to_owned();
+        vec![
+            ObjectKey::Repository("shop".parse().unwrap()),
+            ObjectKey::PullThroughCacheRule(name()),
+            ObjectKey::RepositoryCreationTemplate(name()),
+            ObjectKey::User(name()),
+            ObjectKey::Role(name()),
+            ObjectKey::Document(RegistryDocument::ReplicationConfiguration),
+            ObjectKey::Document(RegistryDocument::Policy),
+        ]
+    }
+
+    #[tokio::test]
+    async fn objects_of_every_kind_are_locked_and_cached_apart() {
+        let cache: Arc<ObjectCache<Counter>> = Arc::default();
+        let mut locked = Vec::new();
+        for (index, key) in keys().iter().enumerate() {
+            let mut object = cache.lock(key).await;
+            object.0 += index + 1;
+            assert!(cache.try_lock(key).is_none(), "{key:?}");
+            locked.push(object);
+        }
+        assert!(cache.entries().values().all(|it| it.summary == 0), "not released yet");
+        drop(locked);
+        for (index, key) in keys().iter().enumerate() {
+            assert_eq!(cache.entries()[key].summary, index + 1);
+            assert_eq!(cache.try_lock(key).unwrap().0, index + 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_shared_cache_shares_the_locks() {
+        let (one, other): (Arc<ObjectCache<Counter>>, Arc<ObjectCache<Counter>>) = (Arc::default(), Arc::default());
+        for key in &keys() {
+            one.lock(key).await.0 = 7;
+        }
+        other.share(&one);
+        for key in &keys() {
+            let locked = one.lock(key).await;
+            assert!(other.try_lock(key).is_none() && other.entries()[key].is_locked_or(|_| false));
+            drop(locked);
+            assert_eq!(other.lock(key).await.0, 7);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Whether a registry answers: a circuit breaker, which lets one request through at a time while the registry is unavailable.
+//! The circuit breaker of a registry: while the registry is unavailable, it lets one request through at a time.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,33 +9,33 @@ use super::RegistryClient;
 use wharfage_apply::ping;
 use wharfage_plan::model::{ApiError, ErrorKind};
 
-/// The first pause after a registry did not answer; each further one is twice as long.
+/// The first pause after a failure. Each further one is twice as long.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Why a registry was not read or changed.
+/// An error of a call to a registry.
 #[derive(Debug, Clone)]
 pub enum RegistryError {
-    /// The registry is down, slow, throttling, or answers what makes no sense.
+    /// The registry is down, slow or throttling, or its response is not one of an ECR API.
     Unavailable(Unavailable),
-    /// The registry answers, and refuses this request.
+    /// The registry rejects this request.
     Rejected(ApiError),
 }
 
-/// A registry that does not answer.
+/// The outage of a registry.
 #[derive(Debug, Clone)]
 pub struct Unavailable {
-    /// Since when.
+    /// The time of the first failure.
     pub since: Timestamp,
-    /// What happened.
+    /// The first error's text.
     pub message: String,
-    /// How long until it is tried again.
+    /// The time until the next try.
     pub retry: Duration,
 }
 
 impl Unavailable {
-    /// The sentence for a condition. It stays the same while the registry is unavailable, so that it is written once.
+    /// Returns the message of a condition. It does not change during the outage, so that it is written once.
     pub fn message(&self, registry: &str) -> String {
         let Self { since, message, retry: _ } = self;
         let since = since.strftime("%H:%M:%SZ on %F");
@@ -46,12 +46,12 @@ impl Unavailable {
     }
 }
 
-/// Whether it is not well, or wants to be left alone for a while.
+/// Returns whether the error means that the registry is unavailable or throttling.
 pub fn is_unavailable(error: &ApiError) -> bool {
     error.kind.is_server_fault() || error.kind == ErrorKind::Throttled
 }
 
-/// Whether the registry answers.
+/// The state of a circuit breaker.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker {
     pub(super) down: Option<Outage>,
@@ -62,7 +62,7 @@ pub(super) struct Outage {
     pub(super) since: Timestamp,
     pub(super) failures: u32,
     pub(super) next: Instant,
-    /// Whether one request was let through since the last failure that counted.
+    /// A request was let through since the last counted failure.
     pub(super) probed: bool,
     pub(super) message: String,
 }
@@ -78,7 +78,7 @@ impl Outage {
 }
 
 impl CircuitBreaker {
-    /// May it be asked? While it is down one is let through when a pause is over, to find out: true for that one.
+    /// Admits a request. During an outage it admits one after each pause as a probe, and returns true for it.
     pub(super) fn admit(&mut self, now: Instant) -> Result<bool, Unavailable> {
         let Some(down) = &mut self.down else { return Ok(false) };
         if now >= down.next {
@@ -89,7 +89,7 @@ impl CircuitBreaker {
         Err(down.unavailable(now))
     }
 
-    /// Of requests that were under way together only the first that fails counts.
+    /// Records a failure. Of concurrent requests only the first failure counts.
     pub(super) fn failed(&mut self, now: Instant, at: Timestamp, message: String) -> Unavailable {
         let down =
             self.down.get_or_insert(Outage { since: at, failures: 0, next: now, probed: true, message: String::new() });
@@ -97,7 +97,7 @@ impl CircuitBreaker {
             down.failures = down.failures.saturating_add(1);
             down.next = now + pause(down.failures);
             down.probed = false;
-            // The first message stays, so that conditions do not change with each.
+            // The first message stays, so that conditions do not change with each failure.
             if down.message.is_empty() {
                 down.message = message;
             }
@@ -105,7 +105,7 @@ impl CircuitBreaker {
         down.unavailable(now)
     }
 
-    /// Whether this is news.
+    /// Records a success, and returns whether it ends an outage.
     pub(super) fn answered(&mut self) -> bool {
         self.down.take().is_some()
     }
@@ -116,19 +116,19 @@ pub(super) fn pause(failures: u32) -> Duration {
 }
 
 impl RegistryClient {
-    /// Asks the registry something, unless it is known to be unavailable. What it never gets right, while it answers otherwise, is
-    /// refused with the error's name.
+    /// Calls the registry, unless it is unavailable. A request that always fails while the registry answers others is rejected with
+    /// the error's name.
     ///
     /// # Errors
-    /// When it is unavailable, or refuses.
-    pub async fn ask<T>(&self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, RegistryError> {
-        let finds_out = self.health().admit(Instant::now()).map_err(RegistryError::Unavailable)?;
-        if finds_out {
-            // The question may be the very one that never works, so that it is not what finds out.
+    /// When the registry is unavailable or rejects the request.
+    pub async fn ask<T>(&self, request: impl Future<Output = Result<T, ApiError>>) -> Result<T, RegistryError> {
+        let is_probe = self.health().admit(Instant::now()).map_err(RegistryError::Unavailable)?;
+        if is_probe {
+            // The request may be one that always fails, so it is not the probe itself.
             self.ping().await?;
         }
-        match question.await {
-            Err(error) if error.kind.is_server_fault() && finds_out => {
+        match request.await {
+            Err(error) if error.kind.is_server_fault() && is_probe => {
                 self.answered();
                 Err(RegistryError::Rejected(error))
             }
@@ -139,14 +139,14 @@ impl RegistryClient {
         }
     }
 
-    /// Whether the registry gets something else right. One finds out for all: those that wait for it learn of it.
+    /// Returns whether the registry answers another request. One caller finds out for all that wait.
     pub(super) async fn answers_otherwise(&self) -> bool {
-        let _one_asks = self.doubting.lock().await;
+        let _prober = self.doubting.lock().await;
         let down = self.health().down.is_some();
         !down && self.ping().await.is_ok()
     }
 
-    /// Whether it answers at all. That it refuses to say who it is is an answer, too.
+    /// Checks that the registry answers. A rejection is an answer, too.
     pub(super) async fn ping(&self) -> Result<(), RegistryError> {
         match ping(&self.ecr).await {
             Err(error) if is_unavailable(&error) => self.note(Err(error)),
@@ -154,7 +154,7 @@ impl RegistryClient {
         }
     }
 
-    /// Remembers from an answer whether the registry is there.
+    /// Records from a response whether the registry is available.
     pub(super) fn note<T>(&self, answer: Result<T, ApiError>) -> Result<T, RegistryError> {
         match answer {
             Err(error) if is_unavailable(&error) => {

@@ -1,30 +1,36 @@
-//! The listing of a registry, which all its resources share: read by one for all, at most once per interval.
+//! A listing of a registry that all its resources share: one caller lists for all, at most once per interval.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Mutex as AsyncMutex;
+
 use super::RegistryClient;
-use super::cache::CacheEntry;
 use super::health::{RegistryError, pause};
+use super::rotation::rotation;
 use wharfage_apply::{Listing, list};
+use wharfage_plan::ObjectKey;
 use wharfage_plan::model::ApiError;
 
-/// Repositories whose tags and policies are read again in an interval, when nothing else asks for it.
-pub const LOOKS_PER_INTERVAL: usize = 100;
-
-pub(super) struct Snapshot {
+/// A listing and when it began.
+pub(super) struct Snapshot<L> {
     pub(super) at: Instant,
-    pub(super) repositories: Listing,
+    pub(super) objects: L,
 }
 
-/// What was listed last, and what came of it when that was tried since.
-#[derive(Default)]
-pub(super) struct Listings {
-    pub(super) last: Option<Arc<Snapshot>>,
+/// The last listing, and the failures since.
+pub(super) struct Listings<L> {
+    pub(super) last: Option<Arc<Snapshot<L>>>,
     pub(super) refused: Option<NotListed>,
 }
 
-/// A registry that answers, but does not list its repositories.
+impl<L> Default for Listings<L> {
+    fn default() -> Self {
+        Self { last: None, refused: None }
+    }
+}
+
+/// A listing that the registry rejected, although it answers.
 #[derive(Debug, Clone)]
 pub(super) struct NotListed {
     pub(super) at: Instant,
@@ -33,10 +39,11 @@ pub(super) struct NotListed {
     pub(super) error: ApiError,
 }
 
-impl Listings {
-    /// What serves somebody who asked then, for a listing at most this old: one that began since, too. A refusal serves those
-    /// that waited for it, and for a while everybody but who wants it now: each try may take as long as a registry is waited for.
-    pub(super) fn serve(&self, asked: Instant, max_age: Duration) -> Option<Result<Arc<Snapshot>, RegistryError>> {
+impl<L> Listings<L> {
+    /// Returns the listing or the rejection that serves a caller who asked at `asked`, for a listing at most this old or one that
+    /// began since. A rejection serves the callers that waited for it and, for a pause, everybody who does not want a new one
+    /// now, because each attempt may take as long as the timeout.
+    pub(super) fn serve(&self, asked: Instant, max_age: Duration) -> Option<Result<Arc<Snapshot<L>>, RegistryError>> {
         let now = Instant::now();
         if let Some(last) = self.last.as_ref().filter(|it| it.at >= asked || now.duration_since(it.at) < max_age) {
             return Some(Ok(Arc::clone(last)));
@@ -47,38 +54,55 @@ impl Listings {
     }
 }
 
-impl RegistryClient {
-    /// The listing, at most this old: read again by one for all.
-    pub(super) async fn listing(&self, max_age: Duration) -> Result<Arc<Snapshot>, RegistryError> {
+/// A listing of one kind of object, shared by all callers.
+pub(super) struct SharedListing<L> {
+    listings: Mutex<Listings<L>>,
+    /// Held by the caller that lists.
+    lister: AsyncMutex<()>,
+}
+
+impl<L> Default for SharedListing<L> {
+    fn default() -> Self {
+        Self { listings: Mutex::default(), lister: AsyncMutex::default() }
+    }
+}
+
+impl<L> SharedListing<L> {
+    /// Returns a listing at most this old; `list` is awaited if a new one is needed.
+    pub(super) async fn get(
+        &self,
+        registry_client: &RegistryClient,
+        max_age: Duration,
+        list: impl Future<Output = Result<L, ApiError>>,
+    ) -> Result<Arc<Snapshot<L>>, RegistryError> {
         let asked = Instant::now();
         if let Some(served) = self.listings().serve(asked, max_age) {
             return served;
         }
-        let _one_lists = match self.listing.try_lock() {
+        let _lister = match self.lister.try_lock() {
             Ok(free) => free,
             Err(_) => {
-                // What was refused before is tried again by one: nobody else stands and waits for that.
+                // One caller tries again after a rejection; the others do not wait for it.
                 let refused = self.listings().refused.clone().filter(|_| !max_age.is_zero());
                 if let Some(NotListed { error, .. }) = refused {
                     return Err(RegistryError::Rejected(error));
                 }
-                self.listing.lock().await
+                self.lister.lock().await
             }
         };
         if let Some(served) = self.listings().serve(asked, max_age) {
             return served;
         }
-        // A repository made while the listing goes on may be missing in it, so its time is that of its beginning.
+        // An object created during the listing may be missing in it, so the listing counts from its beginning.
         let at = Instant::now();
-        match self.ask(list(&self.ecr)).await {
-            Ok(repositories) => {
-                self.forget_what_is_gone(&repositories, at);
-                let new = Arc::new(Snapshot { at, repositories });
+        match registry_client.ask(list).await {
+            Ok(objects) => {
+                let new = Arc::new(Snapshot { at, objects });
                 let before =
                     std::mem::replace(&mut *self.listings(), Listings { last: Some(Arc::clone(&new)), refused: None });
                 if before.refused.is_some() {
-                    tracing::info!(registry = self.name, "the registry lists its repositories again");
-                    (self.recovered)();
+                    tracing::info!(registry = registry_client.name, "the registry lists its repositories again");
+                    (registry_client.recovered)();
                 }
                 Ok(new)
             }
@@ -88,30 +112,48 @@ impl RegistryClient {
                 listings.refused = Some(NotListed { at: Instant::now(), times, error: error.clone() });
                 Err(RegistryError::Rejected(error))
             }
-            // All learn of that from its health.
+            // The other callers learn of that from the circuit breaker.
             Err(RegistryError::Unavailable(unavailable)) => Err(RegistryError::Unavailable(unavailable)),
         }
     }
 
-    pub(super) fn listings(&self) -> MutexGuard<'_, Listings> {
-        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn last_listing(&self) -> Option<Arc<Snapshot>> {
+    /// Returns the last listing, without calling the registry.
+    pub(super) fn last(&self) -> Option<Arc<Snapshot<L>>> {
         self.listings().last.clone()
     }
 
-    /// What was known of repositories that are listed no more, and that nobody is busy with.
-    pub(super) fn forget_what_is_gone(&self, listed: &Listing, at: Instant) {
-        self.places().retain(|name, CacheEntry { known, .. }| {
-            let busy = || known.try_lock().map_or(true, |it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
-            listed.contains_key(name) || busy()
+    fn listings(&self) -> MutexGuard<'_, Listings<L>> {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RegistryClient {
+    /// Returns a listing of the repositories that is at most this old.
+    pub(super) async fn listing(&self, max_age: Duration) -> Result<Arc<Snapshot<Listing>>, RegistryError> {
+        let list = async {
+            let at = Instant::now();
+            let listed = list(&self.ecr).await?;
+            self.forget_deleted(&listed, at);
+            Ok(listed)
+        };
+        self.listing.get(self, max_age, list).await
+    }
+
+    pub(super) fn last_listing(&self) -> Option<Arc<Snapshot<Listing>>> {
+        self.listing.last()
+    }
+
+    /// Removes repositories from the cache that are no longer listed and not locked.
+    fn forget_deleted(&self, listed: &Listing, at: Instant) {
+        let is_listed = |key: &ObjectKey| key.repository().is_some_and(|name| listed.contains_key(name));
+        self.repositories.entries().retain(|key, entry| {
+            let is_newer = || entry.is_locked_or(|it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
+            is_listed(key) || is_newer()
         });
     }
 
-    /// In how many intervals each repository is looked at once.
+    /// Returns the number of intervals in which each repository is read once.
     pub fn rotation(&self) -> u32 {
-        let repositories = self.last_listing().map_or(0, |it| it.repositories.len());
-        u32::try_from(repositories.div_ceil(LOOKS_PER_INTERVAL)).unwrap_or(u32::MAX).max(1)
+        rotation(self.last_listing().map_or(0, |it| it.objects.len()))
     }
 }

@@ -1,43 +1,70 @@
-//! A repository that one reconcile has for itself: read, changed, and remembered.
+//! A locked repository: read, changed and cached by one reconcile at a time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::OwnedMutexGuard;
-
 use super::RegistryClient;
-use super::cache::{CachedRepository, Freshness, Read, RefreshDue, Summary};
+use super::cache::{CachedObject, LockedObject};
 use super::health::RegistryError;
+use super::rotation::{Freshness, RefreshDue};
 use wharfage_apply::{ImageUsage, Listed, RepositoryNeeds, execute, find, observe_repository, usage};
 use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::ObservedRepository;
-use wharfage_plan::ownership::Ownership;
-use wharfage_plan::{Call, Step};
+use wharfage_plan::ownership::{LifecycleOwner, Ownership};
+use wharfage_plan::{Call, RepositoryCall, Step};
 
-/// What was read this recently is what is there: a change may be based on it.
-const JUST_READ: Duration = Duration::from_secs(5);
+/// The age up to which a cached state is current enough for a change.
+const MAX_AGE_FOR_WRITE: Duration = Duration::from_secs(5);
 
-/// A repository that nobody else looks at or changes meanwhile.
-pub struct LockedRepository {
-    pub(super) registry_client: Arc<RegistryClient>,
-    pub(super) name: RepositoryName,
-    pub(super) known: OwnedMutexGuard<CachedRepository>,
+/// The cached state of one repository.
+#[derive(Debug, Default)]
+pub(super) struct CachedRepository {
+    /// The parts that any resource needs. They are read together, so that resources with different needs do not cause a read
+    /// each.
+    needs: RepositoryNeeds,
+    /// The last response about this repository alone; a newer listing replaces it.
+    pub(super) listed: Option<(Instant, Option<Listed>)>,
+    /// A change failed, and its effect is unknown: the repository is read alone before a listing counts again.
+    needs_refresh: bool,
+    read: Option<CachedRead>,
+    pub(super) usage: Option<(RefreshDue, ImageUsage)>,
 }
 
-impl Drop for LockedRepository {
-    fn drop(&mut self) {
-        let summary = Summary::of(&self.known);
-        if let Some(entry) = self.registry_client.places().get_mut(&self.name) {
-            entry.summary = summary;
-        }
+/// The part of a repository's state that is read without its lock.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RepositorySummary {
+    pub(super) lifecycle: Option<LifecycleOwner>,
+    pub(super) usage: Option<(RefreshDue, ImageUsage)>,
+}
+
+#[derive(Debug)]
+struct CachedRead {
+    due: RefreshDue,
+    needs: RepositoryNeeds,
+    observed: ObservedRepository,
+}
+
+impl CachedObject for CachedRepository {
+    type Summary = RepositorySummary;
+
+    fn summary(&self) -> RepositorySummary {
+        let tags = self.read.as_ref().map(|read| &read.observed.tags);
+        RepositorySummary { lifecycle: tags.and_then(LifecycleOwner::read), usage: self.usage.clone() }
     }
 }
 
+/// A repository that no other reconcile reads or changes meanwhile.
+pub struct LockedRepository {
+    pub(super) registry_client: Arc<RegistryClient>,
+    pub(super) name: RepositoryName,
+    pub(super) known: LockedObject<CachedRepository>,
+}
+
 impl LockedRepository {
-    /// What the repository is like; nothing if there is none.
+    /// Returns the repository's state; `None` if it does not exist.
     ///
     /// # Errors
-    /// When the registry is unavailable, or refuses to say.
+    /// When the registry is unavailable or rejects the request.
     pub async fn observe(
         &mut self,
         needs: RepositoryNeeds,
@@ -53,7 +80,7 @@ impl LockedRepository {
         if let Some(read) = &mut self.known.read {
             let recreated = read.observed.arn != listed.arn;
             let rotation = self.registry_client.rotation();
-            let due = now || recreated || read.turn.is_over(Instant::now(), interval, rotation);
+            let due = now || recreated || read.due.is_over(Instant::now(), interval, rotation);
             if read.needs.covers(needs) && !due {
                 read.observed.tag_mutability = listed.tag_mutability.clone();
                 read.observed.scan_on_push = listed.scan_on_push;
@@ -64,16 +91,17 @@ impl LockedRepository {
         self.read(needs, &listed).await
     }
 
-    /// Reads tags and policies, unless that was done just now: what is to be changed must be ours still.
+    /// Reads tags and policies before a change, unless they were read moments ago: the repository may have another owner by
+    /// now.
     ///
     /// # Errors
-    /// When the registry is unavailable, or refuses to say.
+    /// When the registry is unavailable or rejects the request.
     pub async fn refresh_before_write(
         &mut self,
         needs: RepositoryNeeds,
     ) -> Result<Option<ObservedRepository>, RegistryError> {
         if let Some(read) = &self.known.read
-            && read.turn.at.elapsed() < JUST_READ
+            && read.due.at.elapsed() < MAX_AGE_FOR_WRITE
             && read.needs.covers(needs)
         {
             return Ok(Some(read.observed.clone()));
@@ -85,22 +113,22 @@ impl LockedRepository {
         self.read(needs, &listed).await
     }
 
-    pub(super) async fn read(
+    async fn read(
         &mut self,
         needs: RepositoryNeeds,
         listed: &Listed,
     ) -> Result<Option<ObservedRepository>, RegistryError> {
-        let needs = needs.and(self.known.asked);
-        self.known.asked = needs;
+        let needs = needs.and(self.known.needs);
+        self.known.needs = needs;
         let at = Instant::now();
         let answer =
             self.registry_client.ask(observe_repository(&self.registry_client.ecr, &self.name, listed, needs)).await?;
         self.known.read = answer.clone().map(|observed| {
-            // What the tags speak of was read in any case.
+            // The parts that the tags record were read in any case.
             let Ownership { manages, lifecycle, .. } = Ownership::read(&observed.tags);
             let read =
                 RepositoryNeeds { policy: manages.policy, lifecycle_policy: lifecycle.is_some(), preview: false };
-            Read { turn: RefreshDue::of(at), needs: needs.and(read), observed }
+            CachedRead { due: RefreshDue::of(at), needs: needs.and(read), observed }
         });
         if answer.is_none() {
             self.known.listed = Some((at, None));
@@ -108,8 +136,8 @@ impl LockedRepository {
         Ok(answer)
     }
 
-    /// What the listing says of it, or a newer answer about it alone.
-    pub(super) async fn listed(&mut self, max_age: Duration) -> Result<Option<Listed>, RegistryError> {
+    /// Returns the repository in a listing at most this old, or in a newer response about it alone.
+    async fn listed(&mut self, max_age: Duration) -> Result<Option<Listed>, RegistryError> {
         if self.known.needs_refresh {
             return self.find().await;
         }
@@ -119,11 +147,11 @@ impl LockedRepository {
         {
             return Ok(listed.clone());
         }
-        listing.repositories.get(&self.name).cloned().transpose().map_err(RegistryError::Rejected)
+        listing.objects.get(&self.name).cloned().transpose().map_err(RegistryError::Rejected)
     }
 
-    /// Asks about it alone.
-    pub(super) async fn find(&mut self) -> Result<Option<Listed>, RegistryError> {
+    /// Reads the repository alone.
+    async fn find(&mut self) -> Result<Option<Listed>, RegistryError> {
         let at = Instant::now();
         let listed = self.registry_client.ask(find(&self.registry_client.ecr, &self.name)).await?;
         self.known.listed = Some((at, listed.clone()));
@@ -131,35 +159,36 @@ impl LockedRepository {
         Ok(listed)
     }
 
-    /// What is known of it from the listing, without asking.
+    /// Returns the repository as it was last listed, without calling the registry.
     pub fn as_listed(&self) -> Option<Listed> {
         let listing = self.registry_client.last_listing();
         match &self.known.listed {
             Some((at, listed)) if listing.as_ref().is_none_or(|listing| listing.at <= *at) => listed.clone(),
-            _ => listing?.repositories.get(&self.name).cloned()?.ok(),
+            _ => listing?.objects.get(&self.name).cloned()?.ok(),
         }
     }
 
-    /// Carries a step out, and remembers what it did.
+    /// Executes a step, and updates the cached state.
     ///
     /// # Errors
-    /// When the registry is unavailable, or refuses.
+    /// When the registry is unavailable or rejects a call.
     pub async fn execute(&mut self, step: &Step) -> Result<(), RegistryError> {
         let (registry_client, at) = (Arc::clone(&self.registry_client), Instant::now());
         let mut listed = self.as_listed();
         let known = &mut *self.known;
-        let remember = |call: &Call, made: Option<Listed>| {
-            if let Some(made) = made {
-                let observed = ObservedRepository::made(made.arn.clone(), call);
-                // All of it is known: it was made just now.
+        let remember = |call: &Call, created: Option<Listed>| {
+            let Some(call) = call.repository() else { return };
+            if let Some(created) = created {
+                let observed = ObservedRepository::created(created.arn.clone(), call);
+                // Its whole state is known, because it was created just now.
                 let needs = RepositoryNeeds { policy: true, lifecycle_policy: true, preview: true };
-                known.read = observed.map(|observed| Read { turn: RefreshDue::of(at), needs, observed });
+                known.read = observed.map(|observed| CachedRead { due: RefreshDue::of(at), needs, observed });
                 known.usage = Some((RefreshDue::of(at), ImageUsage::default()));
-                listed = Some(made);
-            } else if let Call::DeleteRepository { .. } = call {
+                listed = Some(created);
+            } else if let RepositoryCall::DeleteRepository { .. } = call {
                 (known.read, known.usage, listed) = (None, None, None);
             } else if let Some(read) = &mut known.read {
-                read.observed.after(call);
+                read.observed.simulate(call);
                 if let Some(listed) = &mut listed {
                     listed.tag_mutability = read.observed.tag_mutability.clone();
                     listed.scan_on_push = read.observed.scan_on_push;
@@ -175,15 +204,15 @@ impl LockedRepository {
         outcome
     }
 
-    /// Its images, counted within the rotation; nothing if nobody counted yet.
+    /// Returns its images, counted once per rotation.
     ///
     /// # Errors
-    /// When the registry is unavailable, or refuses to say.
+    /// When the registry is unavailable or rejects the request.
     pub async fn usage(&mut self, freshness: Freshness) -> Result<ImageUsage, RegistryError> {
         let rotation = self.registry_client.rotation();
-        if let Some((turn, usage)) = &self.known.usage
+        if let Some((due, usage)) = &self.known.usage
             && !freshness.now
-            && !turn.is_over(Instant::now(), freshness.interval, rotation)
+            && !due.is_over(Instant::now(), freshness.interval, rotation)
         {
             return Ok(usage.clone());
         }
@@ -193,7 +222,7 @@ impl LockedRepository {
         Ok(counted)
     }
 
-    /// The client that it belongs to.
+    /// Returns the client of its registry.
     pub fn registry_client(&self) -> &Arc<RegistryClient> {
         &self.registry_client
     }

@@ -1,14 +1,18 @@
-//! A registry as the operator knows it: one client, one listing that all resources share, what was read of each repository,
-//! and whether the registry answers at all.
+//! The client of one registry, shared by all resources in it: its listing, the cached state of its objects, and a circuit
+//! breaker.
 //!
-//! What is asked of a registry in steady state grows with the pages of its listing, not with the resources in it: the listing
-//! is read once per interval; tags and policies, which ECR gives for one repository at a time, are read before anything is
-//! changed, when somebody asks, and otherwise in rotation, about [`LOOKS_PER_INTERVAL`] repositories in an interval.
+//! The number of calls in steady state grows with the pages of the listing, not with the resources. The listing is read once
+//! per interval. ECR returns tags and policies for one repository at a time: they are read before a change, on request, and
+//! otherwise in rotation, about [`READS_PER_INTERVAL`] repositories per interval.
+//!
+//! Locks, caches and rotations are keyed by [`wharfage_plan::ObjectKey`], and so serve objects of any kind.
 
 mod cache;
+mod documents;
 mod health;
 mod listing;
 mod locked;
+mod rotation;
 mod usage;
 
 use std::collections::HashMap;
@@ -17,35 +21,36 @@ use std::time::Instant;
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use cache::{CacheEntry, CachedRepository};
+use cache::ObjectCache;
+use documents::DocumentLocks;
 use health::CircuitBreaker;
-use listing::Listings;
-use wharfage_apply::{Ecr, registry_id};
+use listing::SharedListing;
+use locked::CachedRepository;
+use wharfage_apply::{Ecr, Listing, registry_id};
 use wharfage_domain::names::RepositoryName;
+use wharfage_plan::ObjectKey;
 use wharfage_plan::ownership::LifecycleOwner;
 
-pub use cache::Freshness;
+pub use documents::LockedDocuments;
 pub use health::{RegistryError, Unavailable, is_unavailable};
-pub use listing::LOOKS_PER_INTERVAL;
 pub use locked::LockedRepository;
+pub use rotation::{Freshness, READS_PER_INTERVAL};
 pub use usage::Totals;
 
 /// The client of one registry.
 pub struct RegistryClient {
     name: String,
     ecr: Ecr,
-    /// Of what it was made: a Registry that asks for something else gets another client.
+    /// The fingerprint of the client's settings. A Registry with other settings gets a new client.
     fingerprint: u64,
-    listings: Mutex<Listings>,
-    /// Held by whoever lists, for all.
-    listing: AsyncMutex<()>,
-    repositories: Mutex<HashMap<RepositoryName, CacheEntry>>,
+    listing: SharedListing<Listing>,
+    repositories: Arc<ObjectCache<CachedRepository>>,
     health: Mutex<CircuitBreaker>,
-    /// Where it is and which account's, once it answered that.
+    /// The place and the account of the registry, once it reported them.
     registry: OnceLock<(String, String)>,
-    /// When images were counted last that nobody else counts.
+    /// When images of repositories without a resource were last counted.
     counting: Mutex<Option<Instant>>,
-    /// Held by whoever finds out whether it is the registry that fails, or one operation.
+    /// Held by the caller that finds out whether the registry fails, or one operation.
     doubting: AsyncMutex<()>,
     recovered: Box<dyn Fn() + Send + Sync>,
 }
@@ -57,15 +62,14 @@ impl std::fmt::Debug for RegistryClient {
 }
 
 impl RegistryClient {
-    /// A client; nothing is sent yet. `recovered` is called when the registry answers again after it did not.
+    /// Creates a client without calling the registry. `recovered` is called when an unreachable registry answers again.
     pub fn new(name: &str, ecr: Ecr, fingerprint: u64, recovered: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             name: name.to_owned(),
             ecr,
             fingerprint,
-            listings: Mutex::default(),
-            listing: AsyncMutex::default(),
-            repositories: Mutex::default(),
+            listing: SharedListing::default(),
+            repositories: Arc::default(),
             health: Mutex::default(),
             registry: OnceLock::new(),
             counting: Mutex::default(),
@@ -74,111 +78,105 @@ impl RegistryClient {
         }
     }
 
-    /// Of what it was made.
+    /// Returns the fingerprint of the client's settings.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 
-    /// It answered that it is the registry of this account, at this place. A client never becomes another registry's.
+    /// Records the account and the place that the registry reported. They never change for a client.
     pub fn found(&self, place: &str, account: &str) {
         self.registry.get_or_init(|| (place.to_owned(), account.to_owned()));
     }
 
-    /// Where it is and which account's, once that is known.
+    /// Returns the place and the account of the registry, once they are known.
     pub fn registry(&self) -> Option<&(String, String)> {
         self.registry.get()
     }
 
-    /// The client. What is asked with it goes through [`Self::ask`].
+    /// Returns the ECR client. Calls with it go through [`Self::ask`].
     pub fn ecr(&self) -> &Ecr {
         &self.ecr
     }
 
-    /// The repositories that are known to have a lifecycle policy of such an owner.
+    /// Returns the cached repositories whose lifecycle policy has such an owner.
     pub fn governed_by(&self, owner: impl Fn(&LifecycleOwner) -> bool) -> Vec<RepositoryName> {
-        let places = self.places();
-        let governed = places.iter().filter(|(_, it)| it.summary.lifecycle.as_ref().is_some_and(&owner));
-        governed.map(|(name, _)| name.clone()).collect()
+        let entries = self.repositories.entries();
+        let governed = entries.iter().filter(|(_, it)| it.summary.lifecycle.as_ref().is_some_and(&owner));
+        governed.filter_map(|(key, _)| key.repository().cloned()).collect()
     }
 
-    /// One repository, for oneself: two resources that mean the same one come one after the other.
+    /// Waits for the lock of a repository. Resources that claim the same repository are reconciled one after the other.
     pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> LockedRepository {
-        let known = self.known(name);
-        LockedRepository { registry_client: Arc::clone(self), name: name.clone(), known: known.lock_owned().await }
+        let known = self.repositories.lock(&name.clone().into()).await;
+        LockedRepository { registry_client: Arc::clone(self), name: name.clone(), known }
     }
 
-    /// The same, unless somebody else is busy with it.
-    fn idle_repository(self: &Arc<Self>, name: &RepositoryName) -> Option<LockedRepository> {
-        let known = self.known(name).try_lock_owned().ok()?;
-        Some(LockedRepository { registry_client: Arc::clone(self), name: name.clone(), known })
+    /// Locks a repository, unless it is locked already.
+    fn idle_repository(self: &Arc<Self>, key: &ObjectKey) -> Option<LockedRepository> {
+        let (name, known) = (key.repository()?.clone(), self.repositories.try_lock(key)?);
+        Some(LockedRepository { registry_client: Arc::clone(self), name, known })
     }
 
-    fn known(&self, name: &RepositoryName) -> Arc<AsyncMutex<CachedRepository>> {
-        Arc::clone(&self.places().entry(name.clone()).or_default().known)
-    }
-
-    fn places(&self) -> std::sync::MutexGuard<'_, HashMap<RepositoryName, CacheEntry>> {
-        self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes over what another client knows of repositories, if both are of the same registry by what it answers. The listing
-    /// it makes again: that tells what is there still.
+    /// Takes over the cached repositories of another client, if the registry reports the same account and place for both. The
+    /// listing is read again, because it shows which repositories still exist.
     pub async fn take_over(&self, other: &Self, place: &str) {
         let Some((its_place, account)) = other.registry() else { return };
         if its_place == place && self.ask(registry_id(&self.ecr)).await.is_ok_and(|answered| answered == *account) {
-            let known = other.places().clone();
-            *self.places() = known;
+            self.repositories.share(&other.repositories);
         }
     }
 }
 
 /// The clients of all registries, by the names of their Registry resources.
 #[derive(Debug, Default)]
-pub struct RegistryClients(RwLock<HashMap<String, Last>>);
+pub struct RegistryClients {
+    clients: RwLock<HashMap<String, LastClient>>,
+    documents: DocumentLocks,
+}
 
-/// A Registry's last client, and whether it goes on.
+/// A Registry's last client.
 #[derive(Debug)]
-struct Last {
+struct LastClient {
     registry_client: Arc<RegistryClient>,
-    goes_on: bool,
+    is_current: bool,
 }
 
 impl RegistryClients {
-    /// The client of a Registry, if it has one.
+    /// Returns the client of a Registry, if it has one.
     pub fn get(&self, registry: &str) -> Option<Arc<RegistryClient>> {
-        let registry_clients = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        registry_clients.get(registry).filter(|it| it.goes_on).map(|it| Arc::clone(&it.registry_client))
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.get(registry).filter(|it| it.is_current).map(|it| Arc::clone(&it.registry_client))
     }
 
-    /// The client that a Registry has or had: what it knows serves the next one.
+    /// Returns the current or the previous client of a Registry, whose cache serves the next one.
     pub fn last(&self, registry: &str) -> Option<Arc<RegistryClient>> {
-        let registry_clients = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        registry_clients.get(registry).map(|it| Arc::clone(&it.registry_client))
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.get(registry).map(|it| Arc::clone(&it.registry_client))
     }
 
-    /// Whether two Registries are the same registry; nothing if one of them did not answer yet, or has no client.
+    /// Returns whether two Registries are the same registry; `None` if one of them has not answered yet, or has no client.
     pub fn same_registry(&self, one: &str, other: &str) -> Option<bool> {
         let (one, other) = (self.get(one)?, self.get(other)?);
         Some(one.registry()? == other.registry()?)
     }
 
-    /// Gives a Registry its client.
+    /// Sets the client of a Registry.
     pub fn put(&self, registry: &str, registry_client: Arc<RegistryClient>) {
-        self.write().insert(registry.to_owned(), Last { registry_client, goes_on: true });
+        self.write().insert(registry.to_owned(), LastClient { registry_client, is_current: true });
     }
 
-    /// Takes a Registry's client away; says whether it had one.
+    /// Removes the client of a Registry, and returns whether it had one.
     pub fn remove(&self, registry: &str) -> bool {
-        self.write().get_mut(registry).is_some_and(|it| std::mem::take(&mut it.goes_on))
+        self.write().get_mut(registry).is_some_and(|it| std::mem::take(&mut it.is_current))
     }
 
-    /// Forgets a Registry that is gone.
+    /// Forgets a deleted Registry.
     pub fn forget(&self, registry: &str) {
         self.write().remove(registry);
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Last>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, LastClient>> {
+        self.clients.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::cache::RefreshDue;
 use super::health::{FIRST_PAUSE, pause};
-use super::listing::{NotListed, Snapshot};
+use super::listing::{Listings, NotListed, Snapshot};
+use super::rotation::RefreshDue;
 use super::*;
 use secrecy::SecretString;
 use wharfage_apply::{Connection, ImageUsage, Listing, RepositoryNeeds};
 use wharfage_domain::tag_mutability::TagMutability;
 use wharfage_fake_ecr::{Asked, FakeEcr, fake_ecr};
 use wharfage_plan::model::{ApiError, ErrorKind};
-use wharfage_plan::{Action, Call, Object, Step};
+use wharfage_plan::{Action, Object, RepositoryCall, Step};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const EVERY_HOUR: Freshness = Freshness { interval: HOUR, now: false };
@@ -118,12 +118,12 @@ fn a_refusal_to_list_serves_for_longer_and_longer() {
     let serves = |times, seconds: u64, max_age| {
         let error = ApiError::new(ErrorKind::Other, "AccessDeniedException", "no");
         let refused = Some(NotListed { at: ago(seconds), times, error });
-        Listings { last: None, refused }.serve(start, max_age).is_some()
+        Listings::<Listing> { last: None, refused }.serve(start, max_age).is_some()
     };
     assert!(!serves(1, 2, HOUR) && serves(3, 2, HOUR) && !serves(3, 5, HOUR) && serves(99, 50, HOUR));
     assert!(!serves(99, 70, HOUR), "for a minute at most");
     assert!(!serves(99, 2, Duration::ZERO), "not those that want it now");
-    let old = Some(Arc::new(Snapshot { at: ago(60), repositories: Listing::new() }));
+    let old = Some(Arc::new(Snapshot { at: ago(60), objects: Listing::new() }));
     let listings = Listings { last: old, refused: None };
     assert!(listings.serve(start, HOUR).is_some() && listings.serve(start, Duration::from_secs(30)).is_none());
     assert!(listings.serve(ago(90), Duration::from_secs(30)).is_some(), "it began after that was asked");
@@ -140,7 +140,7 @@ async fn a_refused_change_is_that_repositorys_matter_alone() {
     assert!(look(&registry_client, "aa").await.unwrap());
     for refused in 1..=3 {
         assert!(!look(&registry_client, "bb").await.unwrap());
-        let create = Call::CreateRepository {
+        let create = RepositoryCall::CreateRepository {
             tag_mutability: TagMutability::MUTABLE,
             scan_on_push: false,
             encryption: None,
@@ -149,10 +149,10 @@ async fn a_refused_change_is_that_repositorys_matter_alone() {
         let step = Step {
             action: Action::Create,
             object: Object { kind: "Repository", namespace: "team".to_owned(), name: "bb".to_owned() },
-            repository: Some("bb".parse().unwrap()),
+            key: ObjectKey::Repository("bb".parse().unwrap()),
             arn: None,
             changes: Vec::new(),
-            calls: vec![create],
+            calls: vec![create.into()],
         };
         let outcome = registry_client.repository(&"bb".parse().unwrap()).await.execute(&step).await;
         assert!(matches!(outcome, Err(RegistryError::Rejected(error)) if error.name == "LimitExceededException"));
@@ -227,7 +227,7 @@ async fn what_is_known_of_a_registry_outlives_its_session() {
     assert!(look(&another, "aa").await.unwrap());
     let accounts = registry_client(&registry).await;
     accounts.take_over(&another, "https://registry.example.com").await;
-    assert!(accounts.places().is_empty(), "another account's");
+    assert!(accounts.repositories.entries().is_empty(), "another account's");
     registry_clients.forget("home");
     assert!(registry_clients.last("home").is_none());
 }
@@ -248,20 +248,6 @@ fn a_registry_that_is_away_is_asked_once_per_pause() {
     assert!(health.answered());
     assert!(!health.answered());
     assert_eq!(health.admit(later).ok(), Some(false));
-}
-
-#[test]
-fn what_was_read_together_is_read_again_in_turns() {
-    let (start, interval) = (Instant::now(), Duration::from_secs(60));
-    let turns: Vec<RefreshDue> = (0..5000).map(|_| RefreshDue::of(start)).collect();
-    let over = |intervals: u32, rotation| {
-        let now = start + interval * intervals;
-        turns.iter().filter(|turn| turn.is_over(now, interval, rotation)).count()
-    };
-    assert_eq!((over(24, 50), over(50, 50)), (0, 5000), "not before half a rotation, and all within one");
-    let most = (25..50).map(|it| over(it + 1, 50) - over(it, 50)).max().unwrap();
-    assert!(most < LOOKS_PER_INTERVAL * 3, "{most} in one interval");
-    assert_eq!((over(0, 1), over(1, 1)), (0, 5000), "few are read every interval");
 }
 
 #[tokio::test]

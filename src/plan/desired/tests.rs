@@ -1,6 +1,12 @@
 use super::*;
 use crate::model::{ApiError, ErrorKind};
-use crate::{Call, Observed, plan};
+use std::collections::BTreeMap;
+
+use crate::model::{EnforcedBy, LifecycleMode};
+use crate::ownership::OnRemoval;
+use crate::{Call, Observed, ObservedSettings, SettingsCall, plan};
+use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
+use wharfage_domain::tag_mutability::Mutability;
 
 fn manifests(yaml: &str) -> Manifests {
     let folder = tempfile::tempdir().unwrap();
@@ -8,7 +14,11 @@ fn manifests(yaml: &str) -> Manifests {
     wharfage_manifests::load(folder.path()).unwrap()
 }
 
-/// What the manifests want of the Registry `home`.
+fn observed(settings: ObservedSettings) -> Observed {
+    Observed { settings, ..Observed::default() }
+}
+
+/// Returns the desired state of the Registry `home`.
 fn wanted(yaml: &str) -> Desired {
     let manifests = manifests(yaml);
     desired(&manifests, &manifests.registry("home").unwrap().resource, "local")
@@ -197,9 +207,9 @@ fn in_a_cluster_the_operator_carries_out_what_spares_images_in_use() {
         assert!(desired.refused.is_empty() && desired.notes.is_empty());
         (desired.lifecycle_policies[0].mode, desired.lifecycle_policies[0].by)
     };
-    assert_eq!(of("Enforce", true), (LifecycleMode::Enforce, CarriedOutBy::Operator));
-    assert_eq!(of("Preview", true), (LifecycleMode::Preview, CarriedOutBy::Operator));
-    assert_eq!(of("Enforce", false), (LifecycleMode::Enforce, CarriedOutBy::Registry));
+    assert_eq!(of("Enforce", true), (LifecycleMode::Enforce, EnforcedBy::Operator));
+    assert_eq!(of("Preview", true), (LifecycleMode::Preview, EnforcedBy::Operator));
+    assert_eq!(of("Enforce", false), (LifecycleMode::Enforce, EnforcedBy::Registry));
 }
 
 #[test]
@@ -245,9 +255,9 @@ fn a_pull_secret_is_noted_as_what_only_a_cluster_can_honor() {
 #[test]
 fn account_settings_are_named_as_ecr_names_them() {
     let desired = wanted(&registry("{managed: {}, accountSettings: {BLOB_MOUNTING: ENABLED}}"));
-    assert_eq!(desired.account_settings, BTreeMap::from([("BLOB_MOUNTING".to_owned(), "ENABLED".to_owned())]));
+    assert_eq!(desired.settings.account_settings, BTreeMap::from([("BLOB_MOUNTING".to_owned(), "ENABLED".to_owned())]));
     let error = ApiError::new(ErrorKind::UnsupportedOperation, "UnsupportedByRegistry", "no such operation");
-    let without = Observed { account_settings: Err(error), ..Observed::default() };
+    let without = observed(ObservedSettings { account_settings: Err(error), ..ObservedSettings::default() });
     let plan = plan(&desired, &without);
     assert_eq!((plan.is_empty(), plan.refused[0].reason.as_str()), (true, "UnsupportedByRegistry"));
 }
@@ -269,12 +279,12 @@ fn what_a_registry_says_of_itself_is_wanted_without_what_is_in_it() {
     let (settings, all) = (desired_settings(registry, "local"), desired(&manifests, registry, "local"));
     assert!(settings.repositories.is_empty() && settings.refused.is_empty());
     for desired in [&settings, &all] {
-        assert_eq!(desired.account_settings.len(), 1);
+        assert_eq!(desired.settings.account_settings.len(), 1);
         let filters = vec!["a*".to_owned()];
         let rules = vec![ScanningRule { scan_frequency: ScanFrequency::ContinuousScan, filters }];
         let scanning = ScanningConfiguration { scan_type: ScanType::Enhanced, rules };
-        assert_eq!(desired.scanning_configuration, Some(scanning));
-        let policy = desired.policy.clone().unwrap().unwrap();
+        assert_eq!(desired.settings.scanning_configuration, Some(scanning));
+        let policy = desired.settings.policy.clone().unwrap().unwrap();
         assert_eq!(policy["Statement"][0]["Resource"], "*");
     }
     let calls = |plan: crate::Plan| plan.steps.into_iter().flat_map(|step| step.calls).collect::<Vec<_>>();
@@ -282,7 +292,11 @@ fn what_a_registry_says_of_itself_is_wanted_without_what_is_in_it() {
     assert!(
         matches!(
             calls[..],
-            [Call::PutAccountSetting { .. }, Call::PutRegistryScanningConfiguration(_), Call::PutRegistryPolicy(_)]
+            [
+                Call::Settings(SettingsCall::PutAccountSetting { .. }),
+                Call::Settings(SettingsCall::PutRegistryScanningConfiguration(_)),
+                Call::Settings(SettingsCall::PutRegistryPolicy(_))
+            ]
         ),
         "{calls:?}"
     );
@@ -319,14 +333,14 @@ fn a_registrys_setting_that_is_absent_is_let_be_and_an_empty_one_is_the_default(
         serde_json::json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "*", "Resource": "*" } });
     let filters = vec!["a".to_owned()];
     let rules = vec![ScanningRule { scan_frequency: ScanFrequency::ScanOnPush, filters }];
-    let found = Observed {
+    let found = observed(ObservedSettings {
         policy: Ok(Some(statement)),
         scanning_configuration: Ok(ScanningConfiguration { scan_type: ScanType::Basic, rules }),
-        ..Observed::default()
-    };
+        ..ObservedSettings::default()
+    });
     let absent = wanted(&registry("{managed: {}}"));
-    assert_eq!((&absent.policy, &absent.scanning_configuration), (&None, &None));
-    assert!(plan(&absent, &found).is_settled());
+    assert_eq!((&absent.settings.policy, &absent.settings.scanning_configuration), (&None, &None));
+    assert!(plan(&absent, &found).is_empty());
 
     let empty = wanted(&registry("{managed: {}, policy: {}, scanningConfiguration: {}}"));
     let plan_of = plan(&empty, &found);
@@ -338,17 +352,18 @@ fn a_registrys_setting_that_is_absent_is_let_be_and_an_empty_one_is_the_default(
             "~ update  Registry home\n             policy: {\"Statement\":{\"Action\":\"*\",\"Effect\":\"Deny\",\"Principal\":\"*\",\"Resource\":\"*\"}} -> (none)",
         ]
     );
-    assert!(plan(&empty, &Observed::default()).is_settled());
+    assert!(plan(&empty, &Observed::default()).is_empty());
 }
 
 #[test]
 fn a_registry_policy_is_compared_by_its_meaning() {
     let desired = wanted(&registry(&format!("{{managed: {{}}, policy: {}}}", registry_policy("['*']"))));
-    let found = |document: Value| Observed { policy: Ok(Some(document)), ..Observed::default() };
+    let found =
+        |document: Value| observed(ObservedSettings { policy: Ok(Some(document)), ..ObservedSettings::default() });
     let same = serde_json::json!({ "Version": "2008-10-17", "Statement": {
         "Effect": "Allow", "Principal": { "AWS": ["*"] }, "Action": ["ECR:replicateimage"], "Resource": "*",
     } });
-    assert!(plan(&desired, &found(same.clone())).is_settled());
+    assert!(plan(&desired, &found(same.clone())).is_empty());
     let mut other = same;
     other["Statement"]["Resource"] = "arn:aws:ecr:eu-1:123456789012:repository/*".into();
     assert_eq!(plan(&desired, &found(other)).steps.len(), 1);
@@ -358,7 +373,7 @@ fn a_registry_policy_is_compared_by_its_meaning() {
 fn a_registry_policy_that_no_registry_takes_is_refused_before_anything_is_sent() {
     let policy = registry_policy("team/*");
     let desired = wanted(&registry(&format!("{{managed: {{}}, policy: {policy}}}")));
-    assert_eq!(desired.policy, None);
+    assert_eq!(desired.settings.policy, None);
     assert_eq!(desired.refused[0].reason.as_str(), "InvalidParameterException");
     assert!(
         desired.refused[0].message.starts_with("policy is not valid: resource \"team/*\""),
@@ -366,7 +381,7 @@ fn a_registry_policy_that_no_registry_takes_is_refused_before_anything_is_sent()
         desired.refused
     );
     let amazon = wanted(&registry(&format!("{{region: eu-1, aws: {{}}, policy: {policy}}}")));
-    assert!(amazon.refused.is_empty() && amazon.policy.is_some());
+    assert!(amazon.refused.is_empty() && amazon.settings.policy.is_some());
 }
 
 #[test]

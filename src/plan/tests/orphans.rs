@@ -1,7 +1,6 @@
 //! What no manifest declares any more, and whose it is to release it.
 
 use super::*;
-use crate::model::Desired;
 
 fn wanted(cluster: &str) -> Desired {
     let manifests = manifests();
@@ -29,26 +28,26 @@ fn what_a_declared_policy_gives_up_is_no_orphan() {
     let desired = wanted("local");
     // The policy had these repositories: one is still declared, the other is not.
     let observed = Observed {
-        repositories: BTreeMap::from([
+        repositories: [
             owned("local", "ours", "r:", &[("team", "web"), ("wharfage.dev/lifecycle", "local/shop/keep delete")]),
             owned("local", "kept", "r:", &[("wharfage.dev/lifecycle", "local/shop/keep delete")]),
-        ]),
+        ]
+        .into_iter()
+        .collect(),
         ..Observed::default()
     };
     let mut plan = plan(&desired, &observed);
     let orphans = plan.take_orphans(&desired);
     assert_eq!(named(&orphans), ["retain Repository shop/kept", "delete LifecyclePolicy shop/keep"]);
     let given_up = plan.steps.iter().filter(|step| step.action == Action::Delete).collect::<Vec<_>>();
-    assert!(
-        matches!(given_up.as_slice(), [step] if step.repository.as_ref().is_some_and(|name| name.as_str() == "ours"))
-    );
+    assert!(matches!(given_up.as_slice(), [step] if step.repository().is_some_and(|name| name.as_str() == "ours")));
 }
 
 #[test]
 fn a_set_of_manifests_releases_only_what_it_made() {
     let made_by = |cluster: &str| {
         let gone = owned(cluster, "gone", "i:", &[("wharfage.dev/lifecycle", &format!("{cluster}/shop/old delete"))]);
-        Observed { repositories: BTreeMap::from([gone]), ..Observed::default() }
+        Observed { repositories: [gone].into_iter().collect(), ..Observed::default() }
     };
     let releases = |planner: &str, made: &str| {
         let desired = wanted(planner);
@@ -65,10 +64,12 @@ fn a_set_of_manifests_releases_only_what_it_made() {
 #[test]
 fn an_owner_is_taken_over_from_only_where_it_is_named() {
     let observed = Observed {
-        repositories: BTreeMap::from([
+        repositories: [
             owned("local", "ours", "i:", &[("wharfage.dev/lifecycle", "local/shop/keep")]),
             owned("local", "gone", "i:", &[]),
-        ]),
+        ]
+        .into_iter()
+        .collect(),
         ..Observed::default()
     };
     let mut desired = wanted("file:prod:one");
@@ -78,7 +79,7 @@ fn an_owner_is_taken_over_from_only_where_it_is_named() {
 
     desired.adopt_from = Some("local".to_owned());
     let plan = plan(&desired, &observed);
-    let steps = plan.steps.iter().filter(|step| step.repository.as_ref().is_some_and(|it| it.as_str() == "ours"));
+    let steps = plan.steps.iter().filter(|step| step.repository().is_some_and(|it| it.as_str() == "ours"));
     assert_eq!(named(&steps.cloned().collect::<Vec<_>>())[0], "adopt Repository shop/ours");
     assert!(!plan.steps.iter().any(|step| step.object.name == "gone"), "{plan}");
 }

@@ -24,9 +24,11 @@ use wharfage_crd::lifecycle_policy::{Mode, OutcomeState};
 use wharfage_crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Reason, Registry};
 use wharfage_domain::lifecycle::Policy;
 use wharfage_domain::names::RepositoryName;
-use wharfage_plan::model::{ApiError, Desired, ErrorKind, ObservedRepository, Refused};
+use wharfage_plan::model::{ApiError, ErrorKind, ObservedRepository, Refused};
 use wharfage_plan::ownership::{LifecycleOwner, Ownership};
-use wharfage_plan::{Action, Call, FieldChange, Object, Step, desired_in_cluster, equivalent_policies};
+use wharfage_plan::{
+    Action, Desired, FieldChange, Object, RepositoryCall, Step, desired_in_cluster, equivalent_policies,
+};
 
 /// The parts of a repository that a policy needs.
 const NEEDS: RepositoryNeeds = RepositoryNeeds { policy: false, lifecycle_policy: true, preview: false };
@@ -209,7 +211,7 @@ impl PolicyRun<'_> {
         let cluster = &self.ctx.settings.cluster;
         let owner = observed.and_then(|it| Ownership::read(&it.tags).owner);
         let ours = owner.is_some_and(|owner| owner.cluster == *cluster);
-        !ours || step.calls.contains(&Call::DeleteLifecyclePolicy) || step.action == Action::Adopt
+        !ours || step.calls.contains(&RepositoryCall::DeleteLifecyclePolicy.into()) || step.action == Action::Adopt
     }
 
     /// Collects the resources that claim this name; nothing if the policy changed since the

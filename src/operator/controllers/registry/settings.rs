@@ -9,14 +9,12 @@ use super::super::converge::{Drift, corrected, failed, uncorrected};
 use super::super::{LastSync, refusal, show};
 use crate::context::Context;
 use crate::kind::Kind as _;
-use crate::registry_client::{RegistryClient, RegistryError, is_unavailable};
+use crate::registry_client::{RegistryClient, RegistryError};
 use crate::status::{Cause, ReadyState, is_ready};
-use wharfage_apply::{execute, observe_settings};
 use wharfage_crd::common::{DEFAULT_INTERVAL, older};
 use wharfage_crd::conditions::ConditionType;
 use wharfage_crd::{Reason, Registry, condition};
-use wharfage_plan::model::Observed;
-use wharfage_plan::{Desired, FieldChange, Step, contested, desired_settings, plan};
+use wharfage_plan::{Desired, FieldChange, Observed, Step, contested, desired_settings, plan};
 
 /// The state of the settings.
 pub(super) struct SettingsState {
@@ -33,11 +31,7 @@ pub(super) async fn settle(
     registry_client: &RegistryClient,
 ) -> Result<SettingsState, RegistryError> {
     let desired = desired_settings(registry, &ctx.settings.cluster);
-    let spoken_of = !desired.account_settings.is_empty()
-        || desired.policy.is_some()
-        || desired.scanning_configuration.is_some()
-        || !desired.refused.is_empty();
-    if !spoken_of {
+    if desired.settings.documents().is_empty() && desired.refused.is_empty() {
         return Ok(SettingsState { refused: None, drifted: None });
     }
     match claim(ctx, registry, registry_client, &desired) {
@@ -51,13 +45,17 @@ pub(super) async fn settle(
         }
         SettingsClaim::Contested(refused) => return Ok(SettingsState { refused: Some(refused), drifted: None }),
     }
-    let observed = observe(registry_client, &desired).await?;
-    let plan = plan(&desired, &observed);
+    let documents = desired.settings.documents();
+    let Some(documents) = ctx.registry_clients.lock_documents(registry_client, documents).await else {
+        return Ok(SettingsState { refused: None, drifted: None });
+    };
+    let settings = documents.observe(&desired.settings).await?;
+    let plan = plan(&desired, &Observed { settings, ..Observed::default() });
     let (past, name) = (LastSync::of_object(registry), registry.name_any());
     let drift = Drift { ctx, kind: Registry::NAME, registry: &name };
     let mut changed: Vec<FieldChange> = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
-        match registry_client.ask(execute(registry_client.ecr(), step, None, |_, _| {})).await {
+        match documents.execute(step).await {
             Ok(()) => emit_events(&drift, registry, step, past).await,
             Err(error @ RegistryError::Rejected(_)) if past.is_drift() => {
                 let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
@@ -77,23 +75,6 @@ pub(super) async fn settle(
     let drifted =
         (refused.is_none() || !corrections.is_empty()).then(|| corrected(past, registry.conditions(), &corrections));
     Ok(SettingsState { refused, drifted })
-}
-
-/// Reads the settings. Settings that cannot be read are left to the plan, unless the registry is
-/// unavailable.
-async fn observe(registry_client: &RegistryClient, desired: &Desired) -> Result<Observed, RegistryError> {
-    let mut observed = Observed::default();
-    let result = registry_client.ask(async {
-        observed = observe_settings(registry_client.ecr(), desired).await;
-        let Observed { account_settings, policy, scanning_configuration, .. } = &observed;
-        let errors = [account_settings.as_ref().err(), policy.as_ref().err(), scanning_configuration.as_ref().err()];
-        errors.into_iter().flatten().find(|it| is_unavailable(it)).map_or(Ok(()), |error| Err(error.clone()))
-    });
-    match result.await {
-        Err(error @ RegistryError::Unavailable(_)) => Err(error),
-        // The registry answers other requests: only this one always fails.
-        Ok(()) | Err(RegistryError::Rejected(_)) => Ok(observed),
-    }
 }
 
 /// The right of a Registry to apply its settings.

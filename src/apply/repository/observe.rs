@@ -1,44 +1,42 @@
-//! Looks at a registry: one listing in bulk, then of each repository only what a plan needs to know.
+//! Observes repositories: one listing in bulk, then of each repository only what a plan needs.
 //!
-//! File mode looks at everything at once ([`observe`]). The operator keeps listings and looks at one repository at a time
-//! ([`list`], [`observe_repository`]), so that what it asks of a registry grows with pages and not with resources.
+//! File mode observes all of them at once. The operator keeps listings and observes one repository at a time ([`list`],
+//! [`observe_repository`]), so the number of its calls grows with the pages and not with the resources.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use aws_sdk_ecr::config::Config;
-use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::config::timeout::TimeoutConfig;
-use aws_sdk_ecr::error::{ProvideErrorMetadata as _, SdkError};
-use aws_sdk_ecr::operation::describe_registry::{DescribeRegistryError, DescribeRegistryOutput};
+use aws_sdk_ecr::error::ProvideErrorMetadata as _;
 use aws_sdk_ecr::types::{self, LifecyclePolicyPreviewStatus};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
 
-use super::client::{Ecr, api_error};
-use super::error::unexpected_response;
-use super::settings::observe_settings;
+use crate::client::{Ecr, api_error};
+use crate::response::{document, unexpected};
 use wharfage_domain::names::RepositoryName;
 use wharfage_domain::tag_mutability::{Mutability, TagMutability};
+use wharfage_plan::Desired;
 use wharfage_plan::model::{
-    ApiError, CarriedOutBy, Desired, DesiredLifecyclePolicy, ErrorKind, LifecycleMode, Observed, ObservedRepository,
+    ApiError, DesiredLifecyclePolicy, EnforcedBy, LifecycleMode, Observations, ObservedRepository,
 };
 use wharfage_plan::ownership::Ownership;
 
-/// Repositories that are looked at at once.
+/// Repositories that are read concurrently.
 const CONCURRENCY: usize = 8;
-/// Repositories in one page, the most that ECR gives.
+/// Repositories per page, ECR's maximum.
 const PAGE: i32 = 1000;
 
-/// What is there of what `desired` speaks of.
+/// Observes every repository.
 ///
 /// # Errors
-/// When the repositories cannot be listed. A single one that cannot be looked at is in [`Observed::unreadable`].
-pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError> {
-    let mut observed = observe_settings(ecr, desired).await;
+/// When the repositories cannot be listed. A single one that cannot be read is in [`Observations::unreadable`].
+pub(crate) async fn observe(
+    ecr: &Ecr,
+    desired: &Desired,
+) -> Result<Observations<RepositoryName, ObservedRepository>, ApiError> {
+    let mut observed = Observations::default();
     let needs = Needs::of(desired);
     let listed = list(ecr).await?;
-    let mut looked_at = stream::iter(&listed)
+    let mut results = stream::iter(&listed)
         .map(|(name, listed)| {
             let needs = needs.of_repository(name);
             async move {
@@ -50,27 +48,19 @@ pub async fn observe(ecr: &Ecr, desired: &Desired) -> Result<Observed, ApiError>
             }
         })
         .buffer_unordered(CONCURRENCY);
-    while let Some((name, looked_at)) = looked_at.next().await {
-        match looked_at {
-            Ok(Some(found)) => {
-                observed.repositories.insert(name, found);
-            }
-            Ok(None) => {}
-            Err(error) => {
-                observed.unreadable.insert(name, error);
-            }
-        }
+    while let Some((name, result)) = results.next().await {
+        observed.insert(name, result);
     }
-    drop(looked_at);
+    drop(results);
     Ok(observed)
 }
 
-/// What a listing says of a repository.
+/// A repository in a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listed {
     /// Its ARN.
     pub arn: String,
-    /// Its URI: what stands before a tag.
+    /// Its URI, the part of an image reference before the tag.
     pub uri: String,
     /// The account whose registry it is in.
     pub registry_id: String,
@@ -83,8 +73,8 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// Reads what DescribeRepositories, or CreateRepository, says.
-    pub(super) fn read(found: &types::Repository) -> Result<Self, ApiError> {
+    /// Reads the response of DescribeRepositories or CreateRepository.
+    pub(crate) fn read(found: &types::Repository) -> Result<Self, ApiError> {
         Ok(Self {
             arn: found.repository_arn().ok_or_else(|| unexpected("repositoryArn", ""))?.to_owned(),
             uri: found.repository_uri().unwrap_or_default().to_owned(),
@@ -101,10 +91,10 @@ impl Listed {
     }
 }
 
-/// The repositories of a registry; one whose description makes no sense is there as an error.
+/// The repositories of a registry; one whose description cannot be read is an error.
 pub type Listing = BTreeMap<RepositoryName, Result<Listed, ApiError>>;
 
-/// Every repository of the registry.
+/// Lists every repository of the registry.
 ///
 /// # Errors
 /// When they cannot be listed.
@@ -114,7 +104,7 @@ pub async fn list(ecr: &Ecr) -> Result<Listing, ApiError> {
     let mut listed = Listing::new();
     while let Some(page) = pages.next().await {
         for found in page.map_err(|error| api_error(&error))?.repositories() {
-            // A name that is none by ECR's own rule can't be one that a manifest means.
+            // A manifest cannot have a name that breaks ECR's own rule.
             if let Some(name) = found.repository_name().and_then(|name| name.parse().ok()) {
                 listed.insert(name, Listed::read(found));
             }
@@ -123,10 +113,10 @@ pub async fn list(ecr: &Ecr) -> Result<Listing, ApiError> {
     Ok(listed)
 }
 
-/// One repository; nothing if there is none of that name.
+/// Finds one repository by name.
 ///
 /// # Errors
-/// When the registry refuses, cannot be reached, or its answer makes no sense.
+/// When the registry rejects the request or is unreachable, or its response cannot be read.
 pub async fn find(ecr: &Ecr, name: &RepositoryName) -> Result<Option<Listed>, ApiError> {
     let request = ecr.client.describe_repositories().set_registry_id(ecr.registry_id.clone());
     match request.repository_names(name.as_str()).send().await {
@@ -136,7 +126,7 @@ pub async fn find(ecr: &Ecr, name: &RepositoryName) -> Result<Option<Listed>, Ap
     }
 }
 
-/// What a desired state needs to know of repositories beyond their listing and tags.
+/// The repositories whose policies a desired state needs.
 struct Needs<'a> {
     policy: BTreeSet<&'a RepositoryName>,
     lifecycle_policy: BTreeSet<&'a RepositoryName>,
@@ -147,7 +137,7 @@ impl<'a> Needs<'a> {
     fn of(desired: &'a Desired) -> Self {
         let policies = desired.lifecycle_policies.iter();
         let previewed =
-            |it: &&DesiredLifecyclePolicy| it.mode == LifecycleMode::Preview && it.by == CarriedOutBy::Registry;
+            |it: &&DesiredLifecyclePolicy| it.mode == LifecycleMode::Preview && it.by == EnforcedBy::Registry;
         let previews = policies.clone().filter(previewed);
         let with_policy = desired.repositories.iter().filter(|it| it.policy.is_some());
         Self {
@@ -166,8 +156,8 @@ impl<'a> Needs<'a> {
     }
 }
 
-/// What a plan needs to know of one repository beyond its listing and its tags. What the tags say that a manifest manages is
-/// looked at in any case.
+/// The parts of one repository that a plan needs beyond its listing and its tags. Parts that the tags record as managed are
+/// read in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RepositoryNeeds {
     /// Its repository policy.
@@ -179,14 +169,14 @@ pub struct RepositoryNeeds {
 }
 
 impl RepositoryNeeds {
-    /// Whether what was read for `self` serves `other`, too.
+    /// Returns whether a read for `self` is enough for `other`.
     pub fn covers(self, other: Self) -> bool {
         (self.policy || !other.policy)
             && (self.lifecycle_policy || !other.lifecycle_policy)
             && (self.preview || !other.preview)
     }
 
-    /// What either needs.
+    /// Returns the parts that either needs.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -197,10 +187,10 @@ impl RepositoryNeeds {
     }
 }
 
-/// One repository; nothing if it has gone since it was listed.
+/// Reads one repository; `None` if it was deleted since it was listed.
 ///
 /// # Errors
-/// When the registry refuses, or cannot be reached.
+/// When the registry rejects the request or is unreachable.
 pub async fn observe_repository(
     ecr: &Ecr,
     name: &RepositoryName,
@@ -226,10 +216,10 @@ pub async fn observe_repository(
     }))
 }
 
-/// How many images a repository has, and how many bytes they are, as their manifests say.
+/// Counts the images of a repository and their bytes, as their manifests declare them.
 ///
 /// # Errors
-/// When the registry refuses, or cannot be reached.
+/// When the registry rejects the request or is unreachable.
 pub async fn usage(ecr: &Ecr, name: &RepositoryName) -> Result<ImageUsage, ApiError> {
     let request = ecr.client.describe_images().set_registry_id(ecr.registry_id.clone()).repository_name(name.as_str());
     let mut pages = request.max_results(PAGE).into_paginator().send();
@@ -247,19 +237,19 @@ pub async fn usage(ecr: &Ecr, name: &RepositoryName) -> Result<ImageUsage, ApiEr
     Ok(usage)
 }
 
-/// What a repository holds.
+/// The images of one or more repositories.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageUsage {
-    /// How many images.
+    /// The number of images.
     pub images: i64,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: i64,
-    /// How many findings of each severity their last scans had.
+    /// The number of findings of their last scans, by severity.
     pub findings: BTreeMap<String, i64>,
 }
 
 impl ImageUsage {
-    /// What two repositories hold together.
+    /// Adds both.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.images += other.images;
@@ -269,35 +259,6 @@ impl ImageUsage {
         }
         self
     }
-}
-
-/// The account whose registry answers.
-///
-/// # Errors
-/// When the registry refuses, or cannot be reached.
-pub async fn registry_id(ecr: &Ecr) -> Result<String, ApiError> {
-    id_in(ecr.client.describe_registry().send().await)
-}
-
-fn id_in(answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>) -> Result<String, ApiError> {
-    let answer = answer.map_err(|error| api_error(&error))?;
-    answer.registry_id().map(str::to_owned).ok_or_else(|| {
-        let message = "DescribeRegistry was answered without a registryId: is this an ECR API?".to_owned();
-        unexpected_response(message)
-    })
-}
-
-/// How long a registry may take to answer a [`ping`].
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Whether the registry answers at all: asked once, and not waited for as long as for other things.
-///
-/// # Errors
-/// When it refuses to say, or cannot be reached.
-pub async fn ping(ecr: &Ecr) -> Result<(), ApiError> {
-    let timeout = TimeoutConfig::builder().operation_timeout(PING_TIMEOUT).build();
-    let once = Config::builder().retry_config(RetryConfig::disabled()).timeout_config(timeout);
-    id_in(ecr.client.describe_registry().customize().config_override(once).send().await).map(drop)
 }
 
 fn tag_mutability(listed: &types::Repository) -> Result<TagMutability, ApiError> {
@@ -336,7 +297,7 @@ async fn lifecycle_policy(ecr: &Ecr, name: &RepositoryName) -> Result<Option<Val
     }
 }
 
-/// The document of the latest preview. One that cannot be looked at counts as none: starting one then says why.
+/// Returns the document of the latest preview. One that cannot be read counts as none, and starting one then reports why.
 async fn preview(ecr: &Ecr, name: &RepositoryName) -> Option<Value> {
     let request = ecr.client.get_lifecycle_policy_preview().set_registry_id(ecr.registry_id.clone());
     let answer = request.repository_name(name.as_str()).max_results(1).send().await.ok()?;
@@ -351,14 +312,4 @@ fn is_absent(code: Option<&str>) -> bool {
     const ABSENT: [&str; 3] =
         ["RepositoryPolicyNotFoundException", "LifecyclePolicyNotFoundException", "RepositoryNotFoundException"];
     code.is_some_and(|code| ABSENT.contains(&code))
-}
-
-pub(super) fn document(field: &str, text: Option<&str>) -> Result<Option<Value>, ApiError> {
-    text.map(|text| serde_json::from_str(text).map_err(|_| unexpected(field, text))).transpose()
-}
-
-pub(super) fn unexpected(field: &str, value: &str) -> ApiError {
-    let value: String = value.chars().take(100).collect();
-    // About this one value: the registry as such answers.
-    ApiError::new(ErrorKind::Other, "UnexpectedValue", format!("the registry says {field} is {value:?}"))
 }

@@ -1,21 +1,22 @@
-//! What becomes of one LifecyclePolicy in one repository.
+//! Decides about one LifecyclePolicy in one repository.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::diff::lifecycle_changes;
-use super::model::{
-    Adoption, CarriedOutBy, Desired, DesiredLifecyclePolicy, LifecycleMode, Management, ObservedRepository, Refused,
+use crate::diff::lifecycle_changes;
+use crate::field_change::change;
+use crate::model::{
+    Adoption, DesiredLifecyclePolicy, EnforcedBy, LifecycleMode, Management, ObservedRepository, Refused,
 };
-use super::ownership::{LifecycleOwner, MAX_TAGS, Ownership, is_lifecycle_tag, too_many_tags};
-use super::{Action, Call, FieldChange, Step, change};
+use crate::ownership::{LifecycleOwner, MAX_TAGS, Ownership, is_lifecycle_tag, too_many_tags};
+use crate::{Action, Desired, FieldChange, RepositoryCall, Step};
 use wharfage_crd::Reason;
 use wharfage_domain::lifecycle::{self, Count, Policy, Rule, TagSelection};
 use wharfage_domain::names::RepositoryName;
 
-/// Decides about a repository that may have it; `found` is nothing when this plan creates the repository. `enforced` says
-/// that some LifecyclePolicy of ours governs it: then a preview must not take that one's away.
+/// Decides about a repository that may have the policy; `found` is `None` when this plan creates the repository. `enforced`
+/// means that a LifecyclePolicy of ours is enforced there: then a preview must not delete that policy.
 pub(super) fn decide(
     desired: &Desired,
     wanted: &DesiredLifecyclePolicy,
@@ -30,21 +31,21 @@ pub(super) fn decide(
     Ok((!calls.is_empty()).then(|| Step {
         action,
         object: wanted.object.clone(),
-        repository: Some(name.clone()),
+        key: name.clone().into(),
         arn: found.map(|found| found.arn.clone()),
         changes,
-        calls,
+        calls: calls.into_iter().map(Into::into).collect(),
     }))
 }
 
-type Work = (Action, Vec<FieldChange>, Vec<Call>);
+type Changes = (Action, Vec<FieldChange>, Vec<RepositoryCall>);
 
 fn enforce(
     desired: &Desired,
     wanted: &DesiredLifecyclePolicy,
     name: &RepositoryName,
     found: Option<&ObservedRepository>,
-) -> Result<Work, Refused> {
+) -> Result<Changes, Refused> {
     let refused = |reason, message| Err(Refused::new(&wanted.object, reason, message));
     let before = found.and_then(|found| LifecycleOwner::read(&found.tags));
     let current = found.and_then(|found| found.lifecycle_policy.as_ref());
@@ -72,7 +73,7 @@ fn enforce(
     }
     let (mut changes, mut calls) = (Vec::new(), Vec::new());
     let mut owner = LifecycleOwner::new(&desired.cluster, &wanted.object, wanted.delete_on_removal);
-    owner.by_operator = wanted.by == CarriedOutBy::Operator;
+    owner.by_operator = wanted.by == EnforcedBy::Operator;
     if let (None, Some(found)) = (&before, found)
         && found.tags.len() >= MAX_TAGS
     {
@@ -82,28 +83,28 @@ fn enforce(
         let policy = |owner: &LifecycleOwner| Some((if owner.delete { "Delete" } else { "Retain" }).to_owned());
         changes.push(change("deletionPolicy", policy(before), policy(&owner)));
     }
-    // Tagged first: while the tag says that it is ours, a plan that was cut off is gone on with.
+    // The tag comes first: it makes the policy ours, so the next plan continues one that was interrupted.
     if before.as_ref() != Some(&owner) {
-        calls.push(Call::TagResource(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags()));
+        calls.push(RepositoryCall::TagResource(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags()));
     }
     match (wanted.by, current) {
-        (CarriedOutBy::Registry, Some(current)) if equivalent(current, &wanted.document) => {}
-        (CarriedOutBy::Registry, current) => {
+        (EnforcedBy::Registry, Some(current)) if equivalent(current, &wanted.document) => {}
+        (EnforcedBy::Registry, current) => {
             match current {
                 Some(current) => changes.extend(lifecycle_changes("lifecyclePolicy", current, &wanted.document)),
                 None => changes.push(change("lifecyclePolicy", None, Some(show(&wanted.document)))),
             }
-            calls.push(Call::PutLifecyclePolicy(wanted.document.to_string()));
+            calls.push(RepositoryCall::PutLifecyclePolicy(wanted.document.to_string()));
         }
-        (CarriedOutBy::Operator, Some(current)) => {
-            // The registry doesn't know what runs, and would let it go.
+        (EnforcedBy::Operator, Some(current)) => {
+            // The registry does not know the images in use, and would expire them.
             changes.push(change("lifecyclePolicy", Some(show(current)), None));
-            calls.push(Call::DeleteLifecyclePolicy);
+            calls.push(RepositoryCall::DeleteLifecyclePolicy);
         }
-        (CarriedOutBy::Operator, None) => {}
+        (EnforcedBy::Operator, None) => {}
     }
     let action = match (current, before.is_some()) {
-        (None, true) if wanted.by == CarriedOutBy::Operator => Action::Update,
+        (None, true) if wanted.by == EnforcedBy::Operator => Action::Update,
         (None, _) => Action::Create,
         (Some(_), true) => Action::Update,
         (Some(_), false) => Action::Adopt,
@@ -122,43 +123,42 @@ fn preview(
     wanted: &DesiredLifecyclePolicy,
     found: Option<&ObservedRepository>,
     enforced: bool,
-) -> Work {
+) -> Changes {
     let (mut changes, mut calls) = (Vec::new(), Vec::new());
     let owner = found.and_then(|found| LifecycleOwner::read(&found.tags));
     let ours = owner.is_some_and(|owner| desired.is_our_policy(&owner, &wanted.object));
     if let Some(found) = found.filter(|_| ours && !enforced) {
-        // It was enforced until now, and a preview must not go on deleting.
+        // The policy was enforced until now, and must not expire images any more.
         if let Some(current) = &found.lifecycle_policy {
             changes.push(change("lifecyclePolicy", Some(show(current)), None));
-            calls.push(Call::DeleteLifecyclePolicy);
+            calls.push(RepositoryCall::DeleteLifecyclePolicy);
         }
         calls.push(untag(found));
     }
     let previewed = found.and_then(|found| found.preview.as_ref());
-    // The operator evaluates for itself what the registry can't.
-    if wanted.by == CarriedOutBy::Registry
-        && !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document))
+    // The operator evaluates what the registry cannot.
+    if wanted.by == EnforcedBy::Registry && !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document))
     {
         changes.push(change("preview", None, Some(show(&wanted.document))));
-        calls.push(Call::StartLifecyclePolicyPreview(wanted.document.to_string()));
+        calls.push(RepositoryCall::StartLifecyclePolicyPreview(wanted.document.to_string()));
     }
     (Action::Preview, changes, calls)
 }
 
-/// Evaluates a preview again that the registry has; nothing where the policy is not previewed there.
+/// Returns the step that starts the registry's preview again; `None` if the registry does not preview the policy.
 pub(super) fn reevaluation(wanted: &DesiredLifecyclePolicy, name: &RepositoryName) -> Option<Step> {
-    let previewed = wanted.mode == LifecycleMode::Preview && wanted.by == CarriedOutBy::Registry;
+    let previewed = wanted.mode == LifecycleMode::Preview && wanted.by == EnforcedBy::Registry;
     (previewed && wanted.management == Management::Full).then(|| Step {
         action: Action::Preview,
         object: wanted.object.clone(),
-        repository: Some(name.clone()),
+        key: name.clone().into(),
         arn: None,
         changes: Vec::new(),
-        calls: vec![Call::StartLifecyclePolicyPreview(wanted.document.to_string())],
+        calls: vec![RepositoryCall::StartLifecyclePolicyPreview(wanted.document.to_string()).into()],
     })
 }
 
-/// Whether two documents mean the same. One that this version cannot read is only ever equal to itself.
+/// Returns whether two documents mean the same. A document that this version cannot read equals only itself.
 pub fn equivalent(one: &Value, other: &Value) -> bool {
     match (Policy::from_value(one), Policy::from_value(other)) {
         (Ok(one), Ok(other)) => one == other,
@@ -166,15 +166,15 @@ pub fn equivalent(one: &Value, other: &Value) -> bool {
     }
 }
 
-/// The rules in a few words each.
+/// Returns a short text of all rules.
 fn show(document: &Value) -> String {
     let Ok(policy) = Policy::from_value(document) else { return document.to_string() };
     let rules = policy.rules().iter().map(|rule| format!("{} {}", rule.priority, show_rule(rule)));
     rules.collect::<Vec<_>>().join("; ")
 }
 
-/// What a rule does, in a few words.
-pub(super) fn show_rule(rule: &Rule) -> String {
+/// Returns a short text of one rule.
+pub(crate) fn show_rule(rule: &Rule) -> String {
     let list = |list: &BTreeSet<String>, end: &str| {
         list.iter().map(|entry| format!("{entry}{end}")).collect::<Vec<_>>().join("+")
     };
@@ -197,7 +197,7 @@ pub(super) fn show_rule(rule: &Rule) -> String {
     format!("{action} {tags} {count}")
 }
 
-/// Takes away what says whose the repository's lifecycle policy is.
-pub(super) fn untag(found: &ObservedRepository) -> Call {
-    Call::UntagResource(found.tags.keys().filter(|key| is_lifecycle_tag(key)).cloned().collect())
+/// Returns the call that removes the tag with the policy's owner.
+pub(super) fn untag(found: &ObservedRepository) -> RepositoryCall {
+    RepositoryCall::UntagResource(found.tags.keys().filter(|key| is_lifecycle_tag(key)).cloned().collect())
 }

@@ -1,4 +1,4 @@
-//! Each call of a plan as a call of aws-sdk-ecr.
+//! Executes the calls about one repository.
 
 use std::collections::BTreeMap;
 
@@ -8,49 +8,36 @@ use aws_sdk_ecr::types::{
     ImageTagMutabilityExclusionFilter, ImageTagMutabilityExclusionFilterType, Tag,
 };
 
-use super::client::{Ecr, api_error};
-use super::error::client_error;
-use super::observe::Listed;
-use super::settings;
+use super::Listed;
+use crate::client::{Ecr, api_error};
+use crate::error::client_error;
 use wharfage_domain::names::RepositoryName;
 use wharfage_domain::tag_mutability::TagMutability;
 use wharfage_plan::model::ApiError;
-use wharfage_plan::{Call, Step};
+use wharfage_plan::{ObjectKey, RepositoryCall};
 
-/// Makes a step's calls in order, up to the first that fails. `arn` is that of the step's repository, where it is not in the
-/// step itself. `done` is told of each call that succeeded, and of the repository that it made.
-///
-/// # Errors
-/// What the registry said to the first call that failed.
-pub async fn execute(
+/// Executes one call about a repository, and returns the repository that it created.
+pub(crate) async fn execute(
     ecr: &Ecr,
-    step: &Step,
+    key: &ObjectKey,
     arn: Option<&str>,
-    mut done: impl FnMut(&Call, Option<Listed>),
-) -> Result<(), ApiError> {
-    let mut arn = step.arn.clone().or_else(|| arn.map(str::to_owned));
-    for call in &step.calls {
-        if settings::put(ecr, call).await? {
-            done(call, None);
-            continue;
-        }
-        let name = step.repository.as_ref().ok_or_else(|| client_error("the step names no repository".to_owned()))?;
-        if let Call::CreateRepository { .. } = call {
-            let made = create(ecr, name, call).await?;
-            arn = Some(made.arn.clone());
-            done(call, Some(made));
-            continue;
-        }
-        repository_call(ecr, name, arn.as_deref(), call).await?;
-        done(call, None);
+    call: &RepositoryCall,
+) -> Result<Option<Listed>, ApiError> {
+    let name = key.repository().ok_or_else(|| client_error("the step names no repository".to_owned()))?;
+    if let RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags } = call {
+        return create(ecr, name, tag_mutability, *scan_on_push, encryption.as_ref(), tags).await.map(Some);
     }
-    Ok(())
+    change(ecr, name, arn, call).await.map(|()| None)
 }
 
-async fn create(ecr: &Ecr, name: &RepositoryName, call: &Call) -> Result<Listed, ApiError> {
-    let Call::CreateRepository { tag_mutability, scan_on_push, encryption, tags: wanted } = call else {
-        return Err(client_error(format!("{name} was to be created")));
-    };
+async fn create(
+    ecr: &Ecr,
+    name: &RepositoryName,
+    tag_mutability: &TagMutability,
+    scan_on_push: bool,
+    encryption: Option<&(String, Option<String>)>,
+    wanted: &BTreeMap<String, String>,
+) -> Result<Listed, ApiError> {
     let mut request = ecr
         .client
         .create_repository()
@@ -58,7 +45,7 @@ async fn create(ecr: &Ecr, name: &RepositoryName, call: &Call) -> Result<Listed,
         .repository_name(name.as_str())
         .image_tag_mutability(mutability(tag_mutability))
         .set_image_tag_mutability_exclusion_filters(filters(tag_mutability)?)
-        .image_scanning_configuration(scanning(*scan_on_push))
+        .image_scanning_configuration(scanning(scan_on_push))
         .set_tags(Some(tags(wanted)?));
     if let Some((kind, key)) = encryption {
         let configuration = EncryptionConfiguration::builder()
@@ -73,10 +60,10 @@ async fn create(ecr: &Ecr, name: &RepositoryName, call: &Call) -> Result<Listed,
     )
 }
 
-async fn repository_call(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, call: &Call) -> Result<(), ApiError> {
+async fn change(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, call: &RepositoryCall) -> Result<(), ApiError> {
     let (client, registry, repository) = (&ecr.client, ecr.registry_id.clone(), name.as_str());
     let arn = || arn.ok_or_else(|| client_error(format!("the ARN of {name} is not known")));
-    /// What is gone already needs no deleting.
+    /// Sends a request. `gone` is the error's code if there is nothing to delete any more, which is a success.
     macro_rules! send {
         ($request:expr) => {
             $request.send().await.map(drop).map_err(|error| api_error(&error))
@@ -89,7 +76,7 @@ async fn repository_call(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, ca
         };
     }
     match call {
-        Call::PutImageTagMutability(to) => send!(
+        RepositoryCall::PutImageTagMutability(to) => send!(
             client
                 .put_image_tag_mutability()
                 .set_registry_id(registry)
@@ -97,53 +84,49 @@ async fn repository_call(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, ca
                 .image_tag_mutability(mutability(to))
                 .set_image_tag_mutability_exclusion_filters(filters(to)?)
         ),
-        Call::PutImageScanningConfiguration { scan_on_push } => send!(
+        RepositoryCall::PutImageScanningConfiguration { scan_on_push } => send!(
             client
                 .put_image_scanning_configuration()
                 .set_registry_id(registry)
                 .repository_name(repository)
                 .image_scanning_configuration(scanning(*scan_on_push))
         ),
-        Call::TagResource(wanted) => send!(client.tag_resource().resource_arn(arn()?).set_tags(Some(tags(wanted)?))),
-        Call::UntagResource(keys) => {
+        RepositoryCall::TagResource(wanted) => {
+            send!(client.tag_resource().resource_arn(arn()?).set_tags(Some(tags(wanted)?)))
+        }
+        RepositoryCall::UntagResource(keys) => {
             send!(client.untag_resource().resource_arn(arn()?).set_tag_keys(Some(keys.clone())))
         }
-        Call::SetRepositoryPolicy(text) => send!(
+        RepositoryCall::SetRepositoryPolicy(text) => send!(
             client.set_repository_policy().set_registry_id(registry).repository_name(repository).policy_text(text)
         ),
-        Call::DeleteRepositoryPolicy => send!(
+        RepositoryCall::DeleteRepositoryPolicy => send!(
             client.delete_repository_policy().set_registry_id(registry).repository_name(repository),
             gone: "RepositoryPolicyNotFoundException"
         ),
-        Call::PutLifecyclePolicy(text) => send!(
+        RepositoryCall::PutLifecyclePolicy(text) => send!(
             client
                 .put_lifecycle_policy()
                 .set_registry_id(registry)
                 .repository_name(repository)
                 .lifecycle_policy_text(text)
         ),
-        Call::DeleteLifecyclePolicy => send!(
+        RepositoryCall::DeleteLifecyclePolicy => send!(
             client.delete_lifecycle_policy().set_registry_id(registry).repository_name(repository),
             gone: "LifecyclePolicyNotFoundException"
         ),
-        Call::StartLifecyclePolicyPreview(text) => send!(
+        RepositoryCall::StartLifecyclePolicyPreview(text) => send!(
             client
                 .start_lifecycle_policy_preview()
                 .set_registry_id(registry)
                 .repository_name(repository)
                 .lifecycle_policy_text(text)
         ),
-        Call::DeleteRepository { force } => send!(
+        RepositoryCall::DeleteRepository { force } => send!(
             client.delete_repository().set_registry_id(registry).repository_name(repository).force(*force),
             gone: "RepositoryNotFoundException"
         ),
-        Call::CreateRepository { .. }
-        | Call::PutAccountSetting { .. }
-        | Call::PutRegistryPolicy(_)
-        | Call::DeleteRegistryPolicy
-        | Call::PutRegistryScanningConfiguration(_) => {
-            Err(client_error(format!("{call:?} is no call about a repository that is there")))
-        }
+        RepositoryCall::CreateRepository { .. } => Err(client_error(format!("{name} exists already"))),
     }
 }
 

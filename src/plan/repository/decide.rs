@@ -1,78 +1,81 @@
-//! What becomes of one Repository: whether it may have the repository of its name, and what then is to change about it.
+//! Decides about one Repository: whether it gets the repository of its name, and what changes there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::decide::World;
-use super::diff::policy_changes;
-use super::model::{Adoption, ApiError, Desired, DesiredRepository, Management, ObservedRepository, Refused};
-use super::ownership::{
+use crate::context::PlanContext;
+use crate::diff::policy_changes;
+use crate::field_change::change;
+use crate::model::{Adoption, ApiError, DesiredRepository, Management, ObservedRepository, Refused};
+use crate::ownership::{
     LifecycleOwner, MAX_TAGS, Manages, OWN_TAGS, Owner, Ownership, PREFIX, fingerprint, is_owner_tag, too_many_tags,
 };
-use super::{Action, Call, FieldChange, Object, Step, change};
+use crate::{Action, Desired, FieldChange, Object, RepositoryCall, Step};
 use wharfage_crd::Reason;
 use wharfage_domain::names::RepositoryName;
 use wharfage_domain::policy;
 use wharfage_domain::tag_mutability::TagMutability;
 
-/// The answer to a Repository.
-pub(super) struct Claim {
-    /// What is done for it: nothing when all is as it should be.
-    pub(super) decision: Result<Option<Step>, Refused>,
-    /// Whether its repository is there (or will be) and may have lifecycle policies of ours.
-    pub(super) usable: bool,
+/// The decision about a Repository.
+pub(super) struct RepositoryDecision {
+    /// The step, if one is needed, or the refusal.
+    pub(super) step: Result<Option<Step>, Refused>,
+    /// The repository exists, or will, and may have lifecycle policies of ours.
+    pub(super) is_usable: bool,
 }
 
-pub(super) fn claim(world: &World, wanted: &DesiredRepository) -> Claim {
-    let found = world.observed.repositories.get(&wanted.name);
-    let held = hold(world, wanted, found);
-    let decision = match (wanted.management, held) {
-        (Management::Full, Ok(hold)) => decide(world.desired, wanted, found, hold),
-        (Management::Full, Err(refused)) => Err(refused),
-        (Management::Observe, held) => {
-            let usable = held.is_ok() && found.is_some();
-            return Claim { decision: look(world, wanted, found), usable };
+pub(super) fn decide(context: &PlanContext, wanted: &DesiredRepository) -> RepositoryDecision {
+    let found = context.observed.repositories.get(&wanted.name);
+    let availability = availability(context, wanted, found);
+    let is_usable = availability.is_ok() && found.is_some();
+    match wanted.management {
+        Management::Full => {
+            let step = availability.and_then(|it| change_repository(context.desired, wanted, found, it));
+            RepositoryDecision { is_usable: step.is_ok(), step }
         }
-        (Management::Suspended, held) => {
-            return Claim { decision: Ok(None), usable: held.is_ok() && found.is_some() };
-        }
-    };
-    let usable = decision.is_ok();
-    Claim { decision, usable }
+        Management::Observe => RepositoryDecision { step: observe(context, wanted, found).map(|()| None), is_usable },
+        Management::Suspended => RepositoryDecision { step: Ok(None), is_usable },
+    }
 }
 
-/// Whose a repository is that a Repository may have.
-enum Hold {
-    Its,
-    /// Its own once this plan is executed: another identity owns it until then.
-    TakenOver,
-    Nobodys,
+/// The owner of a repository that a Repository may have.
+enum Availability {
+    Owned,
+    /// Owned once this plan is executed: another identity, from which we adopt, owns it until then.
+    Adoptable,
+    Unowned,
 }
 
-/// Whether this Repository may have the repository of its name.
-fn hold(world: &World, wanted: &DesiredRepository, found: Option<&ObservedRepository>) -> Result<Hold, Refused> {
+/// Returns who owns the repository of this name, or why this Repository may not have it.
+fn availability(
+    context: &PlanContext,
+    wanted: &DesiredRepository,
+    found: Option<&ObservedRepository>,
+) -> Result<Availability, Refused> {
     let name = &wanted.name;
-    if let Some(unreadable) = world.observed.unreadable.get(name) {
+    if let Some(unreadable) = context.observed.repositories.unreadable.get(name) {
         return Err(unreadable_error(&wanted.object, name, unreadable));
     }
     let owner = found.and_then(|found| Ownership::read(&found.tags).owner);
     if let Some(owner) = &owner {
-        if !world.desired.is_ours(&owner.cluster) {
-            let hint = world.desired.adoption_hint(&owner.cluster);
-            return Err(owned_by_another(world.desired, wanted, owner, &hint));
+        if !context.desired.is_ours(&owner.cluster) {
+            let hint = context.desired.adoption_hint(&owner.cluster);
+            return Err(owned_by_another(context.desired, wanted, owner, &hint));
         }
         let object = owner.object();
         if object == wanted.object {
-            let taken_over = world.desired.takes_over(&owner.cluster);
-            return Ok(if taken_over { Hold::TakenOver } else { Hold::Its });
+            let adopts = context.desired.adopts_from(&owner.cluster);
+            return Ok(if adopts { Availability::Adoptable } else { Availability::Owned });
         }
-        if world.holds(owner, name) {
-            return Err(owned_by_another(world.desired, wanted, object, ""));
+        if context.keeps(owner, name) {
+            return Err(owned_by_another(context.desired, wanted, object, ""));
         }
     }
-    // Nobody has it: the first that asks for it gets it.
-    match world.claims(name).iter().find(|it| it.management == Management::Full) {
-        Some(first) if first.object != wanted.object => Err(owned_by_another(world.desired, wanted, &first.object, "")),
-        _ => Ok(Hold::Nobodys),
+    // The repository has no owner: the first claim gets it.
+    match context.claims(name).iter().find(|it| it.management == Management::Full) {
+        Some(first) if first.object != wanted.object => {
+            Err(owned_by_another(context.desired, wanted, &first.object, ""))
+        }
+        _ => Ok(Availability::Unowned),
     }
 }
 
@@ -94,14 +97,14 @@ fn unreadable_error(object: &Object, name: &RepositoryName, unreadable: &ApiErro
     Refused { object: object.clone(), reason: Reason::of_error(&unreadable.name), message }
 }
 
-/// A Repository that may change nothing is refused only if there is nothing to look at.
-fn look(
-    world: &World,
+/// Refuses a Repository with managementPolicy Observe only if its repository cannot be observed.
+fn observe(
+    context: &PlanContext,
     wanted: &DesiredRepository,
     found: Option<&ObservedRepository>,
-) -> Result<Option<Step>, Refused> {
+) -> Result<(), Refused> {
     let name = &wanted.name;
-    if let Some(unreadable) = world.observed.unreadable.get(name) {
+    if let Some(unreadable) = context.observed.repositories.unreadable.get(name) {
         return Err(unreadable_error(&wanted.object, name, unreadable));
     }
     if found.is_none() {
@@ -110,14 +113,14 @@ fn look(
         );
         return Err(Refused::new(&wanted.object, Reason::NotFound, message));
     }
-    Ok(None)
+    Ok(())
 }
 
-fn decide(
+fn change_repository(
     desired: &Desired,
     wanted: &DesiredRepository,
     found: Option<&ObservedRepository>,
-    hold: Hold,
+    availability: Availability,
 ) -> Result<Option<Step>, Refused> {
     let name = &wanted.name;
     let refused = |reason, message| Err(Refused::new(&wanted.object, reason, message));
@@ -130,16 +133,16 @@ fn decide(
         }
         return Ok(Some(create(desired, wanted)));
     };
-    let action = match hold {
-        Hold::Its => Action::Update,
-        Hold::TakenOver => Action::Adopt,
-        Hold::Nobodys if wanted.adoption == Adoption::Create => {
+    let action = match availability {
+        Availability::Owned => Action::Update,
+        Availability::Adoptable => Action::Adopt,
+        Availability::Unowned if wanted.adoption == Adoption::Create => {
             return refused(
                 Reason::AlreadyExists,
                 format!("{name} exists, and adoptionPolicy is Create: set AdoptOrCreate to take it over"),
             );
         }
-        Hold::Nobodys => Action::Adopt,
+        Availability::Unowned => Action::Adopt,
     };
     if let Some(encryption) = &wanted.encryption
         && !same_encryption(encryption, &found.encryption)
@@ -157,7 +160,7 @@ fn decide(
             ),
         );
     }
-    let count = tags_of_its_own(wanted, found);
+    let count = count_tags(wanted, found);
     let is_new = action == Action::Adopt || wanted.tags.keys().any(|key| !found.tags.contains_key(key));
     if is_new && count > MAX_TAGS - OWN_TAGS {
         return refused(Reason::TooManyTagsException, too_many_tags(name, count));
@@ -165,7 +168,7 @@ fn decide(
     Ok(update(desired, wanted, found, action))
 }
 
-/// The tags that go: what the owner's manifest had set and doesn't any more, and ours that no version writes now.
+/// Returns the tags to remove: those that the owner's manifest no longer sets, and ours that this version does not write.
 fn stale_tags(wanted: &DesiredRepository, found: &ObservedRepository, had: &Manages) -> Vec<String> {
     let ours = Ownership { owner: Some(Owner::new("", &wanted.object)), ..Ownership::default() }.tags();
     let stays = |key: &String| wanted.tags.contains_key(key) || ours.contains_key(key);
@@ -173,15 +176,15 @@ fn stale_tags(wanted: &DesiredRepository, found: &ObservedRepository, had: &Mana
     found.tags.keys().filter(|key| stale(key)).cloned().collect()
 }
 
-/// How many tags the repository would have, beside those that say whose it is.
-fn tags_of_its_own(wanted: &DesiredRepository, found: &ObservedRepository) -> usize {
+/// Returns the number of tags that the repository would have, without the ownership tags.
+fn count_tags(wanted: &DesiredRepository, found: &ObservedRepository) -> usize {
     let gone = stale_tags(wanted, found, &Ownership::read(&found.tags).manages);
     let stay = found.tags.keys().filter(|key| !key.starts_with(PREFIX) && !gone.contains(key));
     stay.chain(wanted.tags.keys()).collect::<BTreeSet<_>>().len()
 }
 
-/// Two ways to write the same key count as one: ECR reads an id back as a full ARN, and what an alias stands for cannot be
-/// told from its name.
+/// Returns whether two encryption settings may mean the same key. ECR returns a key id as a full ARN, and an alias does not
+/// reveal its key.
 fn same_encryption(wanted: &(String, Option<String>), found: &(String, Option<String>)) -> bool {
     let key = |wanted: &str, found: &str| found == wanted || found.ends_with(&format!(":key/{wanted}"));
     wanted.0 == found.0
@@ -192,7 +195,7 @@ fn same_encryption(wanted: &(String, Option<String>), found: &(String, Option<St
         }
 }
 
-/// What the owner's manifest sets now.
+/// Returns the fields that the manifest sets now.
 fn manages(wanted: &DesiredRepository) -> Manages {
     Manages {
         policy: wanted.policy.is_some(),
@@ -203,7 +206,7 @@ fn manages(wanted: &DesiredRepository) -> Manages {
     }
 }
 
-/// The manifest's tags, and those that say whose the repository is.
+/// Returns the manifest's tags and the ownership tags.
 fn tags(
     desired: &Desired,
     wanted: &DesiredRepository,
@@ -230,22 +233,22 @@ fn create(desired: &Desired, wanted: &DesiredRepository) -> Step {
     changes.extend(wanted.tags.iter().map(|(key, value)| change(&format!("tags.{key}"), None, Some(value.clone()))));
     let tags = tags(desired, wanted, manages(wanted), None);
     let encryption = wanted.encryption.clone();
-    let mut calls = vec![Call::CreateRepository { tag_mutability, scan_on_push, encryption, tags }];
+    let mut calls = vec![RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags }];
     if let Some(document) = &wanted.policy {
         changes.push(change("repositoryPolicy", None, Some(document.to_string())));
-        calls.push(Call::SetRepositoryPolicy(document.to_string()));
+        calls.push(RepositoryCall::SetRepositoryPolicy(document.to_string()));
     }
     Step {
         action: Action::Create,
         object: wanted.object.clone(),
-        repository: Some(wanted.name.clone()),
+        key: wanted.name.clone().into(),
         arn: None,
         changes,
-        calls,
+        calls: calls.into_iter().map(Into::into).collect(),
     }
 }
 
-/// The differences of a repository that is there; what a manifest does not speak of, and never did, is let be.
+/// Returns the step for a repository that exists. A field that the manifest does not set, and never set, is left unchanged.
 fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedRepository, action: Action) -> Option<Step> {
     let before = Ownership::read(&found.tags);
     let had = &before.manages;
@@ -257,31 +260,31 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     {
         let from = show_mutability(&found.tag_mutability);
         changes.push(change("imageTagMutability", Some(from), Some(show_mutability(&to))));
-        calls.push(Call::PutImageTagMutability(to));
+        calls.push(RepositoryCall::PutImageTagMutability(to));
     }
     if let Some(scan_on_push) = wanted.scan_on_push.or_else(|| had.scanning.then_some(false))
         && scan_on_push != found.scan_on_push
     {
         changes.push(change("scanOnPush", Some(found.scan_on_push.to_string()), Some(scan_on_push.to_string())));
-        calls.push(Call::PutImageScanningConfiguration { scan_on_push });
+        calls.push(RepositoryCall::PutImageScanningConfiguration { scan_on_push });
     }
     match (&wanted.policy, &found.policy) {
         (Some(to), from)
             if !from.as_ref().is_some_and(|from| policy::equivalent(policy::Kind::Repository, from, to)) =>
         {
             changes.extend(policy_changes(policy::Kind::Repository, "repositoryPolicy", from.as_ref(), Some(to)));
-            calls.push(Call::SetRepositoryPolicy(to.to_string()));
+            calls.push(RepositoryCall::SetRepositoryPolicy(to.to_string()));
         }
         (None, Some(from)) if had.policy => {
             changes.push(change("repositoryPolicy", Some(from.to_string()), None));
-            calls.push(Call::DeleteRepositoryPolicy);
+            calls.push(RepositoryCall::DeleteRepositoryPolicy);
         }
         _ => {}
     }
 
-    // Written down before a setting changes is what was managed or will be, and after it what is: whenever this is cut off,
-    // the next plan still knows what it has to take back. Tags go first, while it is still written down whose they were:
-    // old and new ones together may be more than a repository can have.
+    // Before a setting changes, the tag records the fields that were or will be managed; afterwards, those that are. So the
+    // next plan knows what to reset, wherever this one is interrupted. Tags are removed first, while the record still lists
+    // them, because old and new ones together may be more than a repository can have.
     let now = manages(wanted);
     let meanwhile = if calls.is_empty() { now.clone() } else { now.with_settings_of(had) };
     let last = tags(desired, wanted, now, before.lifecycle.clone());
@@ -293,13 +296,13 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     };
     let (first, last) = (different(first.clone(), &found.tags), different(last, &with(&found.tags, &first)));
     if !first.is_empty() {
-        calls.insert(0, Call::TagResource(first));
+        calls.insert(0, RepositoryCall::TagResource(first));
     }
     if !gone.is_empty() {
-        calls.insert(0, Call::UntagResource(gone));
+        calls.insert(0, RepositoryCall::UntagResource(gone));
     }
     if !last.is_empty() {
-        calls.push(Call::TagResource(last));
+        calls.push(RepositoryCall::TagResource(last));
     }
     if action == Action::Update && wanted.on_removal != had.on_removal {
         changes.push(change("deletionPolicy", Some(had.on_removal.to_string()), Some(wanted.on_removal.to_string())));
@@ -310,14 +313,14 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     (!calls.is_empty()).then(|| Step {
         action,
         object: wanted.object.clone(),
-        repository: Some(wanted.name.clone()),
+        key: wanted.name.clone().into(),
         arn: Some(found.arn.clone()),
         changes,
-        calls,
+        calls: calls.into_iter().map(Into::into).collect(),
     })
 }
 
-/// How a repository that is only looked at differs from its manifest. Whose it is does not matter.
+/// Returns how an observed repository differs from its manifest, whoever owns it.
 pub fn differences(wanted: &DesiredRepository, found: &ObservedRepository) -> Vec<FieldChange> {
     let mut found = found.clone();
     found.tags.retain(|key, _| !is_owner_tag(key));
@@ -332,7 +335,7 @@ fn with(tags: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> BTr
     tags
 }
 
-/// The differences of the manifest's own tags.
+/// Returns the changes of the manifest's own tags.
 fn tag_changes(wanted: &DesiredRepository, found: &ObservedRepository, gone: &[String]) -> Vec<FieldChange> {
     let new = wanted.tags.iter().filter(|(key, value)| found.tags.get(*key) != Some(value));
     let new = new.map(|(key, to)| change(&format!("tags.{key}"), found.tags.get(key).cloned(), Some(to.clone())));
@@ -341,7 +344,7 @@ fn tag_changes(wanted: &DesiredRepository, found: &ObservedRepository, gone: &[S
     new.chain(gone).collect()
 }
 
-/// The order of exclusion filters does not count.
+/// Compares without the order of the exclusion filters.
 fn same_mutability(a: &TagMutability, b: &TagMutability) -> bool {
     let filters = |it: &TagMutability| it.exclusions.iter().cloned().collect::<BTreeSet<_>>();
     a.mode == b.mode && filters(a) == filters(b)
