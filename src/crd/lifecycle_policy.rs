@@ -13,6 +13,8 @@ use super::common::{
 use super::conditions::Condition;
 use super::repository::Repository;
 
+pub use wharfage_domain::lifecycle::StorageClass;
+
 /// Which images of which repositories expire or are archived.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -66,7 +68,7 @@ pub struct LifecyclePolicySpec {
     #[x_kube(
         merge_strategy = ListMerge::Atomic,
         validation = Rule::new("self.all(rule, self.exists_one(other, other.rulePriority == rule.rulePriority))")
-            .message("every rule has a rulePriority of its own: number them anew"),
+            .message("every rule needs its own rulePriority: renumber the rules"),
         validation = Rule::new(
             "self.filter(rule, rule.selection.tagStatus == 'untagged' && !(has(rule.selection.storageClass) && rule.selection.storageClass == 'archive')).size() <= 1 && self.filter(rule, rule.selection.tagStatus == 'untagged' && has(rule.selection.storageClass) && rule.selection.storageClass == 'archive').size() <= 1"
         )
@@ -187,17 +189,6 @@ pub enum TagStatus {
     Untagged,
     /// All.
     Any,
-}
-
-/// Where an image is kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum StorageClass {
-    /// Ready to be pulled.
-    #[default]
-    Standard,
-    /// Archived: to be restored before it is pulled.
-    Archive,
 }
 
 /// What countNumber counts.

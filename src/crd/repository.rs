@@ -16,6 +16,8 @@ use super::conditions::Condition;
 use super::registry::WildcardFilter;
 use wharfage_domain::names::{InvalidName, RepositoryName};
 
+pub use wharfage_domain::tag_mutability::Mutability;
+
 /// What a resource tag may be made of: what AWS takes of any service. The letters and digits are those of all scripts.
 const TAG_PATTERN: &str = r"^[\p{L}\p{N} _.:/=+@-]*$";
 
@@ -85,7 +87,7 @@ pub struct RepositorySpec {
     pub visibility: Option<Visibility>,
     /// Whether a tag may be moved to another image. Default: MUTABLE.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_tag_mutability: Option<ImageTagMutability>,
+    pub image_tag_mutability: Option<Mutability>,
     /// Tags that are excepted from imageTagMutability, 1 to 5 patterns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
@@ -154,33 +156,6 @@ pub enum Visibility {
     Private,
     /// Anybody.
     Public,
-}
-
-/// Whether a tag may be moved to another image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum ImageTagMutability {
-    /// Tags may be moved.
-    #[default]
-    Mutable,
-    /// Tags stay where they are.
-    Immutable,
-    /// Tags may be moved, but for those that the filters name.
-    MutableWithExclusion,
-    /// Tags stay where they are, but for those that the filters name.
-    ImmutableWithExclusion,
-}
-
-impl ImageTagMutability {
-    /// The value as ECR's API says it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Mutable => "MUTABLE",
-            Self::Immutable => "IMMUTABLE",
-            Self::MutableWithExclusion => "MUTABLE_WITH_EXCLUSION",
-            Self::ImmutableWithExclusion => "IMMUTABLE_WITH_EXCLUSION",
-        }
-    }
 }
 
 /// A pattern of tags.
@@ -328,7 +303,7 @@ impl Repository {
     }
 
     /// Whether a tag may be moved to another image.
-    pub fn image_tag_mutability(&self) -> ImageTagMutability {
+    pub fn image_tag_mutability(&self) -> Mutability {
         self.spec.image_tag_mutability.unwrap_or_default()
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::RepositoryName;
@@ -14,14 +15,14 @@ use crate::wildcard;
 /// What a filter must look like; 1 to 255 characters.
 pub const FILTER_PATTERN: &str = r"^[a-z0-9*](?:[._\-/a-z0-9*]?[a-z0-9*]+)*$";
 
-/// ECR's `scanType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// What a scan looks at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ScanType {
-    /// The registry's own scanner, for packages of the operating system.
+    /// Packages of the operating system.
     #[default]
     Basic,
-    /// A scanner that goes on looking, for packages of languages, too.
+    /// Packages of languages, too.
     Enhanced,
 }
 

@@ -1,22 +1,25 @@
 //! Which tags may move: ECR's `imageTagMutability` with its exclusion filters. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::Tag;
 use crate::wildcard;
 
-/// ECR's `imageTagMutability`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Mutability of tags: ECR's `imageTagMutability`.
+// In the order of the CRD; `ALL` has that of ECR's service model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Mutability {
-    /// Tags may move.
+    /// Tags may be moved.
+    #[default]
     Mutable,
-    /// Tags never move.
+    /// Tags stay where they are.
     Immutable,
-    /// Tags never move, except those that match a filter.
-    ImmutableWithExclusion,
-    /// Tags may move, except those that match a filter.
+    /// Tags may be moved, but for those that the filters name.
     MutableWithExclusion,
+    /// Tags stay where they are, but for those that the filters name.
+    ImmutableWithExclusion,
 }
 
 impl Mutability {

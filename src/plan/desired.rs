@@ -17,14 +17,14 @@ use super::unenforced::{unenforced, unenforced_settings};
 use wharfage_crd::common::selects;
 use wharfage_crd::lifecycle_policy::Mode;
 use wharfage_crd::registry::{self, Aws, Endpoint, ManagedRegistry, RegistrySpec, Sqlite, Storage};
-use wharfage_crd::repository::{EncryptionType, ImageTagMutability, Visibility};
+use wharfage_crd::repository::{EncryptionType, Visibility};
 use wharfage_crd::{
     AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed, ManagementPolicy, Reason, Registry, Repository,
 };
 use wharfage_domain::lifecycle;
 use wharfage_domain::policy::{self, Kind, Policy, Principal};
-use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
-use wharfage_domain::tag_mutability::{Mutability, TagMutability};
+use wharfage_domain::scanning::{ScanFrequency, ScanningConfiguration, ScanningRule};
+use wharfage_domain::tag_mutability::TagMutability;
 use wharfage_manifests::Manifests;
 
 /// What the resources want of `registry`. `cluster` stands on everything that is owned (a DNS label: at most 63 characters).
@@ -113,10 +113,7 @@ fn scanning(wanted: &registry::ScanningConfiguration) -> ScanningConfiguration {
         },
         filters: rule.repository_filters.iter().map(|it| it.filter.clone()).collect(),
     });
-    let scan_type = match wanted.scan_type.unwrap_or_default() {
-        registry::ScanType::Basic => ScanType::Basic,
-        registry::ScanType::Enhanced => ScanType::Enhanced,
-    };
+    let scan_type = wanted.scan_type.unwrap_or_default();
     ScanningConfiguration { scan_type, rules: rules.collect() }
 }
 
@@ -308,12 +305,7 @@ fn repository(
         return Err(Refused::new(&object, Reason::InvalidParameterException, message));
     }
     let tag_mutability = spec.image_tag_mutability.map(|mode| TagMutability {
-        mode: match mode {
-            ImageTagMutability::Mutable => Mutability::Mutable,
-            ImageTagMutability::Immutable => Mutability::Immutable,
-            ImageTagMutability::MutableWithExclusion => Mutability::MutableWithExclusion,
-            ImageTagMutability::ImmutableWithExclusion => Mutability::ImmutableWithExclusion,
-        },
+        mode,
         exclusions: spec.image_tag_mutability_exclusion_filters.iter().map(|it| it.filter.clone()).collect(),
     });
     Ok(DesiredRepository {

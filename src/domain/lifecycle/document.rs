@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::grammar;
@@ -151,12 +153,14 @@ impl Count {
     }
 }
 
-/// Where images are stored, as a policy sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Where an image is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub enum StorageClass {
-    /// Images that can be pulled.
+    /// Ready to be pulled.
+    #[default]
     Standard,
-    /// Archived images.
+    /// Archived: to be restored before it is pulled.
     Archive,
 }
 

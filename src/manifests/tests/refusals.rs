@@ -294,7 +294,7 @@ fn rules_of_a_policy_fit_together() {
     let archived = "{rulePriority: 3, selection: {tagStatus: untagged, storageClass: archive, countType: sinceImageTransitioned, countUnit: days, countNumber: 90}, action: {type: expire}}";
     assert!(load(&policy(&[any, UNTAGGED, archived])).is_ok());
     for (rules, expected) in [
-        (vec![UNTAGGED, &any.replace('2', "1")], "every rule has a rulePriority of its own: number them anew"),
+        (vec![UNTAGGED, &any.replace('2', "1")], "every rule needs its own rulePriority: renumber the rules"),
         (
             vec![UNTAGGED, &UNTAGGED.replacen('1', "2", 1)],
             "only one rule may select untagged images per storage class: join them",

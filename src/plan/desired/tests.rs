@@ -1,6 +1,8 @@
 use super::*;
 use crate::model::{ApiError, ErrorKind};
 use crate::{Call, Observed, plan};
+use wharfage_domain::scanning::ScanType;
+use wharfage_domain::tag_mutability::Mutability;
 
 fn manifests(yaml: &str) -> Manifests {
     let folder = tempfile::tempdir().unwrap();
