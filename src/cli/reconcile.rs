@@ -168,7 +168,7 @@ impl Target {
 
 /// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done. Without an
 /// `output` it is silent.
-pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
+pub(super) async fn execute(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
     let lively = output.is_some() && is_capable_terminal(&std::io::stderr());
     let clear = || {
         if lively {

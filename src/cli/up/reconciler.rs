@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::super::identity::Planner;
 use super::super::output::{say, say_error};
-use super::super::reconcile::{Output, Target, carry_out, show_notes, show_unresolved};
+use super::super::reconcile::{Output, Target, execute, show_notes, show_unresolved};
 use super::managed;
 use super::watch::Watch;
 use crate::apply::{Outcome, Previewed, Verdict};
@@ -53,7 +53,7 @@ impl Folder {
     }
 }
 
-/// Why registries are looked at.
+/// The reason for a reconcile.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occasion {
     /// The first time: everything is reported.
@@ -242,7 +242,7 @@ impl Reconciler {
 
     /// Executes a plan and shows how it went, unless the same failed before; whether all of it is done.
     async fn execute(&mut self, target: &Target, plan: &Plan, text: String, again: bool) -> bool {
-        let report = carry_out(target, plan, if again { None } else { Some(Output::Text) }).await;
+        let report = execute(target, plan, if again { None } else { Some(Output::Text) }).await;
         for outcome in &report.outcomes {
             self.remember_preview(target, outcome);
         }
@@ -267,7 +267,7 @@ impl Reconciler {
         if self.next_previews.get(&target.name).is_some_and(|next| begun < *next) {
             return;
         }
-        let report = carry_out(target, &Plan { steps, ..Plan::default() }, None).await;
+        let report = execute(target, &Plan { steps, ..Plan::default() }, None).await;
         for outcome in report.outcomes {
             if let Verdict::Failed(error) = &outcome.verdict {
                 tracing::debug!(object = %outcome.object, %error, "a preview failed; the next interval tries again");
