@@ -1,4 +1,4 @@
-//! What the operator's operations listener says: it lives unless it goes on working long after its term; it is ready when it stands by,
+//! What the operator's admin server says: it lives unless it goes on working long after its term; it is ready when it stands by,
 //! or leads and knows everything that is there.
 
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::leader::Term;
 use super::metrics::{self, OperatorMetrics};
-use wharfage_process::operations::{OK, Operated};
+use wharfage_process::admin::{HealthEndpoints, OK};
 
 /// How long work may outlast its term: it is dropped at the term's end, so that work which is still there hangs.
 const OVERTIME: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ impl Drop for Leading {
 }
 
 #[async_trait]
-impl Operated for Health {
+impl HealthEndpoints for Health {
     fn healthy(&self) -> Result<(), String> {
         match self.term().and_then(|term| term.over_for()) {
             Some(overtime) if overtime > OVERTIME => {

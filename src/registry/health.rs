@@ -1,4 +1,4 @@
-//! How the registries of a process are doing, for the operations listener. Every question has a time limit of its own and
+//! How the registries of a process are doing, for the admin server. Every question has a time limit of its own and
 //! waits behind nobody's work, so that the answer comes whatever the stores do.
 
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ use futures::future::{join, join_all};
 
 use super::Registry;
 use super::http::memory;
-use wharfage_process::operations::{OK, Operated};
+use wharfage_process::admin::{HealthEndpoints, OK};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::jobs;
 use wharfage_store::{StoreError, StoreResult};
@@ -22,7 +22,7 @@ const BUSY_FOR: Duration = Duration::from_secs(10);
 /// How long the database may take to count what stands, for the metrics.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The registries of a process, as the operations listener shows them. From `stopping` on `/readyz` says so: who routes traffic by
+/// The registries of a process, as the admin server shows them. From `stopping` on `/readyz` says so: who routes traffic by
 /// it has to hear that while the last transfers still run.
 pub struct Registries {
     /// The registries; they share one set of metrics.
@@ -92,7 +92,7 @@ impl Registries {
 }
 
 #[async_trait]
-impl Operated for Registries {
+impl HealthEndpoints for Registries {
     async fn ready(&self) -> Result<Cow<'static, str>, String> {
         if *self.stopping.borrow() {
             return Err("stopping".into());

@@ -43,7 +43,7 @@ pub use volume_claim::{Volume, VolumeChange, claim, claims_otherwise, has_volume
 /// The port of the pods that clients reach through the Service.
 pub const REGISTRY_PORT: u16 = 5000;
 /// The port of the pods for health, readiness and metrics.
-pub const OPERATIONS_PORT: u16 = 8080;
+pub const ADMIN_PORT: u16 = 8080;
 
 /// What a workload is built from, beside its Registry.
 #[derive(Debug, Clone)]

@@ -13,12 +13,12 @@ use secrecy::ExposeSecret as _;
 use super::config_map::{DATA, DELAY_SECONDS, GRACE_SECONDS, TLS};
 use super::secrets::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 use super::volume_claim::TEMPLATE;
-use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, given, listed, tls_secret};
+use super::{ADMIN_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, given, listed, tls_secret};
 
 /// The names of the ports.
 pub(super) const REGISTRY: &str = "registry";
 /// See [`REGISTRY`].
-pub(super) const OPERATIONS: &str = "operations";
+pub(super) const ADMIN: &str = "admin";
 
 /// The user and group that the pods run as: nobody on a node has them.
 const USER: i64 = 65532;
@@ -88,7 +88,7 @@ impl WorkloadBuilder<'_> {
                 self.root_key_variable("WHARFAGE_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
             ]),
             env_from: Some(self.variable_sources()),
-            ports: Some(vec![port(REGISTRY, REGISTRY_PORT), port(OPERATIONS, OPERATIONS_PORT)]),
+            ports: Some(vec![port(REGISTRY, REGISTRY_PORT), port(ADMIN, ADMIN_PORT)]),
             resources: self.managed.resources.clone(),
             // Migrations of a large database run before the first answer.
             startup_probe: Some(probe("/healthz", 2, 1, 300)),
@@ -200,7 +200,7 @@ fn probe(path: &str, every_seconds: i32, patience_seconds: i32, failures: i32) -
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
-            port: IntOrString::String(OPERATIONS.to_owned()),
+            port: IntOrString::String(ADMIN.to_owned()),
             ..HTTPGetAction::default()
         }),
         period_seconds: Some(every_seconds),
