@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(names.len(), 16, "{text}");
         for (name, kind) in names {
             let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
-            assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
+            assert!(documented.contains(&name), "docs/operations.md does not describe {name}");
         }
     }
 }

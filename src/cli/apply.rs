@@ -86,7 +86,7 @@ impl Apply {
     }
 }
 
-/// Why the plans may not be executed: they delete, and nobody said yes.
+/// Returns why the plans may not be executed: they delete, and nobody said yes.
 async fn refusal(deletions: Vec<String>) -> anyhow::Result<Option<String>> {
     if deletions.is_empty() {
         return Ok(None);
@@ -106,7 +106,7 @@ async fn refusal(deletions: Vec<String>) -> anyhow::Result<Option<String>> {
     Ok((!agreed).then(|| "nobody agreed to the deletions. Nothing was changed".to_owned()))
 }
 
-/// What the plans delete, each with its registry where there are several.
+/// Returns what the plans delete, each with its registry where there are several.
 fn deletions(planned: &[(&Target, anyhow::Result<Plan>)]) -> Vec<String> {
     let plans = planned.iter().filter_map(|(target, plan)| Some((target, plan.as_ref().ok()?)));
     let deleting = plans.flat_map(|(target, plan)| {

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::datadir::DataDir;
 use crate::plan::identity::{LONGEST_SET, file_mode};
 
-/// What stands for standard input among paths.
+/// The path of standard input.
 const STANDARD_INPUT: &str = "-";
 
 /// The flags that say who owns.

@@ -196,7 +196,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// The pages that tell of a command's flags.
+    /// The pages that document a command's flags.
     fn pages(command: &str) -> &'static [&'static str] {
         const README: &str = include_str!("../../README.md");
         const OPERATIONS: &str = include_str!("../../docs/operations.md");

@@ -101,10 +101,10 @@ pub struct LifecyclePolicySpec {
     pub suspend: Option<bool>,
 }
 
-/// Whether a policy is carried out.
+/// Enforcement or preview of a policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
-    /// It is told what would go.
+    /// The status reports the images that would go.
     #[default]
     Preview,
     /// It goes.
@@ -373,17 +373,17 @@ pub struct Totals {
 managed!(LifecyclePolicy);
 
 impl LifecyclePolicy {
-    /// Whether the policy is carried out.
+    /// Returns whether the policy is enforced or previewed.
     pub fn mode(&self) -> Mode {
         self.spec.mode.unwrap_or_default()
     }
 
-    /// Whether images that run are kept.
+    /// Returns whether images that run are kept.
     pub fn protects_in_use(&self) -> bool {
         self.spec.in_use_protection.as_ref().and_then(|protection| protection.enabled).unwrap_or_default()
     }
 
-    /// Whether it is about this repository: same namespace, same registry, and referred to or selected.
+    /// Returns whether it is about this repository: same namespace, same registry, and referred to or selected.
     pub fn applies_to(&self, repository: &Repository) -> bool {
         let spec = &self.spec;
         let chosen = match (&spec.repository_ref, &spec.repository_selector) {

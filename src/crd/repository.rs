@@ -297,37 +297,37 @@ impl Repository {
         self.spec.repository_name.clone().map_or_else(|| self.name_any().parse(), Ok)
     }
 
-    /// Who may pull.
+    /// Returns who may pull.
     pub fn visibility(&self) -> Visibility {
         self.spec.visibility.unwrap_or_default()
     }
 
-    /// Whether a tag may be moved to another image.
+    /// Returns whether a tag may be moved to another image.
     pub fn image_tag_mutability(&self) -> Mutability {
         self.spec.image_tag_mutability.unwrap_or_default()
     }
 
-    /// How images are encrypted at rest.
+    /// Returns how images are encrypted at rest.
     pub fn encryption_configuration(&self) -> EncryptionConfiguration {
         self.spec.encryption_configuration.clone().unwrap_or_default()
     }
 
-    /// Whether its repository goes with it.
+    /// Returns whether its repository goes with it.
     pub fn deletes(&self) -> bool {
         self.deletion_policy() == DeletionPolicy::Delete && !self.deletion_protection()
     }
 
-    /// Whether each pushed image is scanned.
+    /// Returns whether each pushed image is scanned.
     pub fn scan_on_push(&self) -> bool {
         self.spec.image_scanning_configuration.and_then(|configuration| configuration.scan_on_push).unwrap_or_default()
     }
 
-    /// Whether its deletion is refused.
+    /// Returns whether its deletion is refused.
     pub fn deletion_protection(&self) -> bool {
         self.spec.deletion_protection.unwrap_or_default()
     }
 
-    /// Whether its images go with it.
+    /// Returns whether its images go with it.
     pub fn empty_on_delete(&self) -> bool {
         self.spec.empty_on_delete.unwrap_or_default()
     }

@@ -95,7 +95,7 @@ pub struct RepositoryScanning<'a> {
 }
 
 impl ScanningConfiguration {
-    /// Why these rules don't go with the scan type or with each other, if they don't.
+    /// Returns why these rules don't go with the scan type or with each other, if they don't.
     pub fn fault(&self) -> Option<String> {
         let mut seen = BTreeSet::new();
         self.rules.iter().map(|rule| rule.scan_frequency).find_map(|frequency| {
@@ -133,7 +133,7 @@ impl ScanningConfiguration {
         RepositoryScanning { frequency, filters: Vec::new() }
     }
 
-    /// Whether the two mean the same: the order of rules and filters doesn't count.
+    /// Returns whether the two mean the same: the order of rules and filters doesn't count.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         self.scan_type == other.scan_type && self.by_frequency() == other.by_frequency()
     }
@@ -159,7 +159,7 @@ impl std::fmt::Display for ScanningConfiguration {
     }
 }
 
-/// Whether a text is a filter.
+/// Returns whether a text is a filter.
 pub fn is_filter(text: &str) -> bool {
     static SYNTAX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(FILTER_PATTERN).ok());
     SYNTAX.as_ref().is_some_and(|syntax| syntax.is_match(text))

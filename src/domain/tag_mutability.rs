@@ -42,7 +42,7 @@ impl Mutability {
         Self::ALL.into_iter().find(|value| value.as_str() == text)
     }
 
-    /// Whether this value goes with exclusion filters.
+    /// Returns whether this value goes with exclusion filters.
     pub fn has_exclusions(self) -> bool {
         matches!(self, Self::ImmutableWithExclusion | Self::MutableWithExclusion)
     }
@@ -61,7 +61,7 @@ impl TagMutability {
     /// ECR's default.
     pub const MUTABLE: Self = Self { mode: Mutability::Mutable, exclusions: Vec::new() };
 
-    /// Whether this very tag may move.
+    /// Returns whether this very tag may move.
     pub fn allows_moving(&self, tag: &Tag) -> bool {
         let excluded = || self.exclusions.iter().any(|filter| wildcard::matches(filter, tag.as_str()));
         match self.mode {

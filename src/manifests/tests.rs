@@ -37,7 +37,7 @@ impl Folder {
         Loader::new().unwrap().load(&self.0)
     }
 
-    /// What is said about a folder that is refused, a line per fault.
+    /// Returns what is said about a folder that is refused, a line per fault.
     fn problems(&self) -> String {
         self.load().unwrap_err().to_string()
     }

@@ -103,7 +103,7 @@ impl ManagedRegistries {
         Ok(())
     }
 
-    /// How the registries are reached.
+    /// Returns how the registries are reached.
     pub(super) async fn targets(&self) -> anyhow::Result<Vec<Target>> {
         let target = |(_, started, key): &(Running, StartedRegistry, AccessKey)| {
             let (endpoint, region) = (started.endpoint.clone(), started.region.clone());
@@ -266,7 +266,7 @@ fn storage(managed: &ManagedRegistry, folder: &Path, name: &str) -> anyhow::Resu
     }))
 }
 
-/// How this program is called: by its name where the shell finds it so, else by its path.
+/// Returns how this program is called: by its name where the shell finds it so, else by its path.
 fn program() -> PathBuf {
     let Ok(own) = std::env::current_exe() else { return "wharfage".into() };
     let found = std::env::var_os("PATH").and_then(|path| {

@@ -204,7 +204,7 @@ impl Reconciler {
                     self.report_orphans(&target, &orphans, later.is_some());
                 }
             }
-            let refused = plan.refused.iter().map(|it| told(&target.name, it)).collect::<Vec<_>>();
+            let refused = plan.refused.iter().map(|it| refusal_line(&target.name, it)).collect::<Vec<_>>();
             let news = refused.iter().any(|it| !self.shown.contains(it));
             refusals.extend(refused);
             let text = plan.to_string();
@@ -222,14 +222,14 @@ impl Reconciler {
             }
         }
         let unresolved = unresolved(&self.manifests);
-        let told_already = |it: &Refused| self.shown.contains(&told("", it));
-        if occasion != Occasion::Interval || !unresolved.iter().all(told_already) {
+        let reported_already = |it: &Refused| self.shown.contains(&refusal_line("", it));
+        if occasion != Occasion::Interval || !unresolved.iter().all(reported_already) {
             show_unresolved(&unresolved);
         }
         if occasion != Occasion::Interval {
             show_notes(&self.manifests.notes, Output::Text);
         }
-        refusals.extend(unresolved.iter().map(|it| told("", it)));
+        refusals.extend(unresolved.iter().map(|it| refusal_line("", it)));
         self.shown = refusals;
         if !failed {
             self.failures = 0;
@@ -312,7 +312,7 @@ impl Reconciler {
     }
 }
 
-/// What no manifest declares any more, and what a step would do to it.
+/// Returns what no manifest declares any more, and what a step would do to it.
 fn orphan(step: &Step) -> (String, &'static str) {
     let Step { action, object, repository, calls, .. } = step;
     let repository = match repository {
@@ -327,7 +327,7 @@ fn orphan(step: &Step) -> (String, &'static str) {
     (format!("undeclared {object}{repository}"), fate)
 }
 
-fn told(registry: &str, Refused { object, reason, message }: &Refused) -> String {
+fn refusal_line(registry: &str, Refused { object, reason, message }: &Refused) -> String {
     format!("{registry} {object} {reason} {message}")
 }
 

@@ -23,7 +23,7 @@ fn place_of(managed: &str) -> String {
     )
 }
 
-/// Which database it is, in CEL: a string, empty for SQLite.
+/// Returns which database it is, in CEL: a string, empty for SQLite.
 fn database_of(managed: &str) -> String {
     let secret = format!("{managed}.database.postgres.connectionSecretRef");
     format!(

@@ -225,18 +225,18 @@ impl Registry {
         if self.spec.managed.is_some() { given.or_else(default_registry_id) } else { given }
     }
 
-    /// What happens to its workload when the resource goes.
+    /// Returns what happens to its workload when the resource goes.
     pub fn deletion_policy(&self) -> DeletionPolicy {
         self.spec.deletion_policy.unwrap_or_default()
     }
 
-    /// Whether a namespace with these labels may use this registry at all.
+    /// Returns whether a namespace with these labels may use this registry at all.
     pub fn admits(&self, namespace_labels: Option<&BTreeMap<String, String>>) -> bool {
         let Some(allowed) = &self.spec.allowed_namespaces else { return true };
         allowed.iter().any(|entry| selects(&entry.selector, namespace_labels))
     }
 
-    /// Whether a namespace with these labels may use this repository name here.
+    /// Returns whether a namespace with these labels may use this repository name here.
     pub fn allows(&self, namespace_labels: Option<&BTreeMap<String, String>>, repository_name: &str) -> bool {
         let Some(allowed) = &self.spec.allowed_namespaces else { return true };
         allowed.iter().any(|entry| {

@@ -213,7 +213,7 @@ impl Rule {
         self.count.storage_class()
     }
 
-    /// What must hold within one rule.
+    /// Returns what must hold within one rule.
     fn check(&self) -> Result<(), InvalidPolicy> {
         grammar::at_least(1, self.priority.into())?;
         let minimum = match self.count {
@@ -292,7 +292,7 @@ fn check_list(entries: &BTreeSet<String>) -> Result<(), InvalidPolicy> {
     Ok(())
 }
 
-/// What must hold between rules; `rules` is sorted by priority.
+/// Returns what must hold between rules; `rules` is sorted by priority.
 fn check_together(rules: &[Rule]) -> Result<(), InvalidPolicy> {
     if let Some(pair) = rules.windows(2).find(|pair| pair[0].priority == pair[1].priority) {
         let priority = pair[0].priority;

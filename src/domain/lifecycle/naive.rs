@@ -1,4 +1,4 @@
-//! The evaluator told a second time, as plainly as the rules read and with no care for time, to hold the fast one to.
+//! A second formulation of the evaluator, as plain as the rules read and with no care for time, to hold the fast one to.
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -88,7 +88,7 @@ fn intent(policy: &Policy, image: &Image, images: &[Image], done: &Done<'_>) -> 
     can.then_some((action, priority, Cause::FollowsSubject))
 }
 
-/// Whether an index still refuses an action on its child.
+/// Returns whether an index still refuses an action on its child.
 fn refuses(index: &Digest, action: Action, images: &[Image], done: &Done<'_>) -> bool {
     let stored = images.iter().find(|image| image.digest == *index);
     let was_archived = stored.is_some_and(|image| image.status == ImageStatus::Archived);

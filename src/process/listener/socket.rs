@@ -51,7 +51,7 @@ impl Socket {
         Self { stream, slot, large_reads: None, ended: None }
     }
 
-    /// What the connection is doing.
+    /// Returns what the connection is doing.
     pub fn activity(&self) -> &Arc<Activity> {
         &self.slot.activity
     }
