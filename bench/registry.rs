@@ -53,12 +53,12 @@ struct Options {
 
 /// A figure's name with its unit, and whether more of it is better.
 type Figures = Vec<(&'static str, bool, f64)>;
-type Work = fn(&Server, &Options) -> anyhow::Result<Figures>;
+type Workload = fn(&Server, &Options) -> anyhow::Result<Figures>;
 
 /// The work that the minimal receiver can do.
 const PUSH: &str = "push a 256 MiB blob";
 
-const WORKS: [(&str, Work); 8] = [
+const WORKLOADS: [(&str, Workload); 8] = [
     ("start to first answer", start),
     (PUSH, push),
     ("pull a 1 GiB blob", pull),
@@ -83,7 +83,7 @@ fn main() -> anyhow::Result<()> {
     for round in 0..options.rounds {
         for &kind in if round % 2 == 0 { kinds.clone() } else { kinds.iter().rev().copied().collect() }.iter() {
             let can = |name: &str| name.contains(&options.only) && (kind != Kind::Limit || name == PUSH);
-            let works: Vec<_> = WORKS.iter().enumerate().filter(|(_, (name, _))| can(name)).collect();
+            let works: Vec<_> = WORKLOADS.iter().enumerate().filter(|(_, (name, _))| can(name)).collect();
             if works.is_empty() {
                 continue;
             }
@@ -97,13 +97,13 @@ fn main() -> anyhow::Result<()> {
                     results.entry((at, nth)).or_default().entry(kind).or_default().push(value);
                 }
                 // The many pushes have a peak of their own.
-                if at + 1 < WORKS.len() {
+                if at + 1 < WORKLOADS.len() {
                     peak = peak.max(server.peak_mib()?);
                 }
             }
             if kind != Kind::Limit {
-                names.insert((WORKS.len(), 0), ("peak memory over all but the last, MiB", false));
-                results.entry((WORKS.len(), 0)).or_default().entry(kind).or_default().push(peak);
+                names.insert((WORKLOADS.len(), 0), ("peak memory over all but the last, MiB", false));
+                results.entry((WORKLOADS.len(), 0)).or_default().entry(kind).or_default().push(peak);
             }
         }
     }
@@ -116,7 +116,7 @@ fn print(results: &BTreeMap<(usize, usize), BTreeMap<Kind, Vec<f64>>>, names: &B
     println!("| work | figure | ours | distribution | ours is better by | limit | ours is of it |");
     println!("|---|---|---|---|---|---|---|");
     for ((at, nth), values) in results {
-        let work = WORKS.get(*at).map_or("all", |(name, _)| name);
+        let work = WORKLOADS.get(*at).map_or("all", |(name, _)| name);
         let (figure, more) = names[&(*at, *nth)];
         let of = |kind| median(values.get(&kind).cloned().unwrap_or_default());
         let (ours, peer, limit) = (of(Kind::Ours), of(Kind::Distribution), of(Kind::Limit));

@@ -170,7 +170,7 @@ impl DataDir {
         Ok(assigned.collect())
     }
 
-    /// What is remembered of a registry. A folder of an earlier version remembers only what was started last.
+    /// Returns what is remembered of a registry. A folder of an earlier version remembers only what was started last.
     fn record(&self, name: &RegistryName) -> anyhow::Result<Option<Record>> {
         let path = self.record_path(name);
         if let Some(text) = read_if_there(&path)? {

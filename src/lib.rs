@@ -24,6 +24,6 @@ pub use wharfage_jobs as jobs;
 pub use wharfage_manifests as manifests;
 pub use wharfage_operator as operator;
 pub use wharfage_plan as plan;
-pub use wharfage_process::{budget, listener, operations, shutdown, telemetry};
+pub use wharfage_process::{admin, budget, listener, shutdown, telemetry};
 pub use wharfage_registry as registry;
 pub use wharfage_store as store;

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::access_key::AccessKey;
+use crate::admin;
 use crate::jobs::{self, JobMetrics};
-use crate::operations;
 use crate::registry::auth::Keyring;
 use crate::registry::http::health::Registries;
 use crate::registry::http::server::{self, ServerLimits};
@@ -139,7 +139,7 @@ impl Opened {
         }
         tasks.spawn(jobs::run(Arc::new(job_context), jobs, stopped.clone()));
         tasks.spawn(Arc::clone(&registry.pulls).run(stopped));
-        Running { registry, tasks, operations: JoinSet::new(), leaving: watch::Sender::new(false), stop }
+        Running { registry, tasks, admin: JoinSet::new(), leaving: watch::Sender::new(false), stop }
     }
 }
 
@@ -150,7 +150,7 @@ pub struct Running {
     pub registry: Arc<Registry>,
     tasks: JoinSet<()>,
     /// Ends after the tasks: it tells how they are doing.
-    operations: JoinSet<()>,
+    admin: JoinSet<()>,
     leaving: watch::Sender<bool>,
     stop: watch::Sender<bool>,
 }
@@ -159,8 +159,8 @@ impl Running {
     /// Serves health and metrics for this registry (and `others` of the same process) until it has stopped.
     pub fn serve_operations(&mut self, listener: TcpListener, others: &[Arc<Registry>]) {
         let registries = std::iter::once(&self.registry).chain(others).map(Arc::clone).collect();
-        let operated = Registries { registries, stopping: self.leaving.subscribe() };
-        self.operations.spawn(operations::serve(Arc::new(operated), listener));
+        let endpoints = Registries { registries, stopping: self.leaving.subscribe() };
+        self.admin.spawn(admin::serve(Arc::new(endpoints), listener));
     }
 
     /// Says at `/readyz` that the end is near, and goes on: whoever sends clients here can send them elsewhere first.
@@ -177,7 +177,7 @@ impl Running {
                 tracing::error!(%error, "a task of the registry failed");
             }
         }
-        self.operations.shutdown().await;
+        self.admin.shutdown().await;
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(names.len(), 16, "{text}");
         for (name, kind) in names {
             let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
-            assert!(documented.contains(&name), "docs/operations.md doesn't tell of {name}");
+            assert!(documented.contains(&name), "docs/operations.md does not describe {name}");
         }
     }
 }

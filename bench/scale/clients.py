@@ -23,11 +23,11 @@ class Serve:
     """A registry that serves."""
 
     def __init__(self, folder, port, url=None):
-        self.port, self.operations = port, f"http://127.0.0.1:{port + 1}"
+        self.port, self.admin = port, f"http://127.0.0.1:{port + 1}"
         environment = {"PATH": "/usr/bin:/bin", "WHARFAGE_ACCESS_KEY_ID": KEY, "WHARFAGE_SECRET_ACCESS_KEY": SECRET}
         if url:
             environment["WHARFAGE_DATABASE_URL"] = url
-        listen = ["--listen", f"127.0.0.1:{port}", "--operations-listen", f"127.0.0.1:{port + 1}"]
+        listen = ["--listen", f"127.0.0.1:{port}", "--admin-listen", f"127.0.0.1:{port + 1}"]
         command = [BINARY, "serve", "--data", str(folder / "data"), "--log", "warn", *listen]
         with open(folder / "serve.log", "ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -41,7 +41,7 @@ class Serve:
                 time.sleep(0.05)
 
     def get(self, path):
-        return urllib.request.urlopen(self.operations + path, timeout=60).read().decode()
+        return urllib.request.urlopen(self.admin + path, timeout=60).read().decode()
 
     def idle(self, kind):
         """Waits until no job of a kind waits or runs."""

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use super::output::{print_error, say, say_error};
-use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, Target, carry_out, show_notes, show_unresolved};
+use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, Target, execute, show_notes, show_unresolved};
 use crate::plan::{Action, Plan};
 
 /// The flags of `wharfage apply`.
@@ -64,7 +64,7 @@ impl Apply {
                 Err(error) => (None, Some(format!("{error:#}"))),
             };
             let report = match &plan {
-                Some(plan) if refusal.is_none() => Some(carry_out(target, plan, Some(input.output)).await),
+                Some(plan) if refusal.is_none() => Some(execute(target, plan, Some(input.output)).await),
                 _ => None,
             };
             fine &= report.as_ref().is_none_or(|report| report.succeeded());
@@ -86,7 +86,7 @@ impl Apply {
     }
 }
 
-/// Why the plans may not be executed: they delete, and nobody said yes.
+/// Returns why the plans may not be executed: they delete, and nobody said yes.
 async fn refusal(deletions: Vec<String>) -> anyhow::Result<Option<String>> {
     if deletions.is_empty() {
         return Ok(None);
@@ -106,7 +106,7 @@ async fn refusal(deletions: Vec<String>) -> anyhow::Result<Option<String>> {
     Ok((!agreed).then(|| "nobody agreed to the deletions. Nothing was changed".to_owned()))
 }
 
-/// What the plans delete, each with its registry where there are several.
+/// Returns what the plans delete, each with its registry where there are several.
 fn deletions(planned: &[(&Target, anyhow::Result<Plan>)]) -> Vec<String> {
     let plans = planned.iter().filter_map(|(target, plan)| Some((target, plan.as_ref().ok()?)));
     let deleting = plans.flat_map(|(target, plan)| {

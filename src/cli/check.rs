@@ -22,7 +22,7 @@ pub struct Check {
     #[arg(long, env = "POD_NAMESPACE", default_value = "wharfage", value_name = "NAMESPACE")]
     namespace: String,
 
-    /// The Lease that a living operator must hold; not looked at if not given
+    /// The Lease that a running operator must hold; not checked by default
     #[arg(long, value_name = "NAME")]
     lease_name: Option<String>,
 
@@ -30,7 +30,7 @@ pub struct Check {
     #[arg(long, default_value = "60", value_name = "SECONDS")]
     timeout: u64,
 
-    /// A feature that this operator goes without; may be given several times
+    /// A feature that is disabled in this operator; may be repeated
     #[arg(long, value_enum, value_name = "FEATURE")]
     without: Vec<Feature>,
 

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::datadir::DataDir;
 use crate::plan::identity::{LONGEST_SET, file_mode};
 
-/// What stands for standard input among paths.
+/// The path of standard input.
 const STANDARD_INPUT: &str = "-";
 
 /// The flags that say who owns.
@@ -23,7 +23,7 @@ pub(super) struct Identity {
     #[arg(long, env = "WHARFAGE_SET", value_parser = set_name, value_name = "NAME")]
     set: Option<String>,
 
-    /// Take over what another owner made, where the manifests declare it: `local` owns what earlier versions made
+    /// Adopt what another owner created, where the manifests declare it: `local` owns what earlier versions created
     #[arg(long, value_parser = owner_name, value_name = "OWNER")]
     adopt_from: Option<String>,
 }
@@ -33,7 +33,7 @@ pub(super) struct Identity {
 pub(super) struct Planner {
     /// The identity; see [`crate::plan::identity`].
     pub(super) cluster: String,
-    /// Another owner whose repositories are taken over.
+    /// Another owner whose repositories are adopted.
     pub(super) adopt_from: Option<String>,
 }
 

@@ -20,7 +20,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::telemetry::{LogFormat, start_log};
 
-/// Container registries that are declared, not clicked: an ECR-compatible registry and what reconciles it.
+/// Container registries that are declared, not clicked: an ECR-compatible registry and its Kubernetes operator.
 #[derive(Debug, Parser)]
 #[command(name = "wharfage", version, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
@@ -47,11 +47,11 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start the registries that a folder of manifests declares, shape them, and keep them so
+    /// Start the registries a folder of manifests declares, apply the manifests, and re-apply them on change
     Up(up::Up),
-    /// Print what would change for a folder of manifests to hold
+    /// Print the changes that apply would make
     Plan(plan::Plan),
-    /// Make a folder of manifests hold
+    /// Apply a folder of manifests
     Apply(apply::Apply),
     /// Run one registry on its own, without manifests: what a managed Registry's Pods run
     Serve(Box<serve::Serve>),
@@ -196,7 +196,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// The pages that tell of a command's flags.
+    /// The pages that document a command's flags.
     fn pages(command: &str) -> &'static [&'static str] {
         const README: &str = include_str!("../../README.md");
         const OPERATIONS: &str = include_str!("../../docs/operations.md");

@@ -27,9 +27,9 @@ pub struct Operator {
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
     namespace: Option<String>,
 
-    /// Where /healthz, /readyz and /metrics listen; none if not given
-    #[arg(long, env = "WHARFAGE_OPERATIONS_LISTEN", value_name = "ADDR:PORT")]
-    operations_listen: Option<SocketAddr>,
+    /// Address of /healthz, /readyz and /metrics; disabled by default
+    #[arg(long, env = "WHARFAGE_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    admin_listen: Option<SocketAddr>,
 
     /// Work only while holding the Lease; false where there is one replica, and never two for a moment
     #[arg(
@@ -80,7 +80,7 @@ impl Operator {
         };
         let process = Process {
             lease: self.leader_elect.then_some(self.lease_name),
-            operations: self.operations_listen,
+            admin: self.admin_listen,
             grace: Duration::from_secs(self.shutdown_grace),
         };
         run(config, settings, process, Box::pin(async move { signals.next().await })).await

@@ -22,7 +22,7 @@ pub(super) fn print(text: &str) {
     report(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
 }
 
-/// Prints a line to standard error. Where that fails there is nobody left to tell.
+/// Prints a line to standard error. A failure cannot be reported anywhere.
 pub(super) fn say_error(line: fmt::Arguments<'_>) {
     print_error(&format!("{line}\n"));
 }

@@ -85,7 +85,7 @@ impl Input {
         Ok((manifests, targets, planner))
     }
 
-    /// What belongs to no registry; nothing when only some registries are asked for.
+    /// Returns what belongs to no registry; nothing when only some registries are asked for.
     pub(super) fn unresolved(&self, manifests: &Manifests) -> Vec<Refused> {
         if self.registry.is_empty() { unresolved(manifests) } else { Vec::new() }
     }
@@ -160,7 +160,7 @@ impl Target {
         }
     }
 
-    /// What stands above its plan.
+    /// Returns the heading of its plan.
     pub(super) fn heading(&self) -> String {
         format!("Registry {} ({})", self.name, self.place)
     }
@@ -168,7 +168,7 @@ impl Target {
 
 /// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done. Without an
 /// `output` it is silent.
-pub(super) async fn carry_out(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
+pub(super) async fn execute(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
     let lively = output.is_some() && is_capable_terminal(&std::io::stderr());
     let clear = || {
         if lively {

@@ -41,13 +41,13 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
-    /// Where to listen
+    /// Address to listen on
     #[arg(long, env = "WHARFAGE_LISTEN", default_value = "127.0.0.1:5000", value_name = "ADDR:PORT")]
     listen: SocketAddr,
 
-    /// Where /healthz, /readyz and /metrics listen; none if not given
-    #[arg(long, env = "WHARFAGE_OPERATIONS_LISTEN", value_name = "ADDR:PORT")]
-    operations_listen: Option<SocketAddr>,
+    /// Address of /healthz, /readyz and /metrics; disabled by default
+    #[arg(long, env = "WHARFAGE_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    admin_listen: Option<SocketAddr>,
 
     /// The registry's name, which is its aws profile's too
     #[arg(long, env = "WHARFAGE_NAME", default_value = "default", value_name = "NAME")]
@@ -238,7 +238,7 @@ impl Serve {
             },
             tls,
         };
-        let operations = match self.operations_listen {
+        let admin = match self.admin_listen {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
@@ -263,8 +263,8 @@ impl Serve {
             }
         };
         let mut running = opened.serve();
-        if let Some((listener, address)) = operations {
-            tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
+        if let Some((listener, address)) = admin {
+            tracing::info!(%address, "the admin server serves /healthz, /readyz and /metrics");
             running.serve_operations(listener, &[]);
         }
         say(format_args!("Serving {public_url} (listening on {address})."));

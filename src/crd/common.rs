@@ -129,15 +129,15 @@ impl JsonSchema for Document {
 pub trait Managed {
     /// The Registry that it belongs to.
     fn registry_ref(&self) -> &RegistryRef;
-    /// Whether the registry is made to match, or only looked at.
+    /// Returns whether the registry is made to match, or only looked at.
     fn management_policy(&self) -> ManagementPolicy;
-    /// What to do about an object that already exists.
+    /// Returns what to do about an object that already exists.
     fn adoption_policy(&self) -> AdoptionPolicy;
-    /// What happens when the resource goes.
+    /// Returns what happens when the resource goes.
     fn deletion_policy(&self) -> DeletionPolicy;
-    /// How long to rest between two looks at the registry.
+    /// Returns how long to rest between two looks at the registry.
     fn interval(&self) -> Duration;
-    /// Whether nothing is to be done for now.
+    /// Returns whether nothing is to be done for now.
     fn suspended(&self) -> bool;
 }
 

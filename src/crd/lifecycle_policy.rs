@@ -13,6 +13,8 @@ use super::common::{
 use super::conditions::Condition;
 use super::repository::Repository;
 
+pub use wharfage_domain::lifecycle::StorageClass;
+
 /// Which images of which repositories expire or are archived.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -66,7 +68,7 @@ pub struct LifecyclePolicySpec {
     #[x_kube(
         merge_strategy = ListMerge::Atomic,
         validation = Rule::new("self.all(rule, self.exists_one(other, other.rulePriority == rule.rulePriority))")
-            .message("every rule has a rulePriority of its own: number them anew"),
+            .message("every rule needs its own rulePriority: renumber the rules"),
         validation = Rule::new(
             "self.filter(rule, rule.selection.tagStatus == 'untagged' && !(has(rule.selection.storageClass) && rule.selection.storageClass == 'archive')).size() <= 1 && self.filter(rule, rule.selection.tagStatus == 'untagged' && has(rule.selection.storageClass) && rule.selection.storageClass == 'archive').size() <= 1"
         )
@@ -99,10 +101,10 @@ pub struct LifecyclePolicySpec {
     pub suspend: Option<bool>,
 }
 
-/// Whether a policy is carried out.
+/// Enforcement or preview of a policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
-    /// It is told what would go.
+    /// The status reports the images that would go.
     #[default]
     Preview,
     /// It goes.
@@ -187,17 +189,6 @@ pub enum TagStatus {
     Untagged,
     /// All.
     Any,
-}
-
-/// Where an image is kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum StorageClass {
-    /// Ready to be pulled.
-    #[default]
-    Standard,
-    /// Archived: to be restored before it is pulled.
-    Archive,
 }
 
 /// What countNumber counts.
@@ -382,17 +373,17 @@ pub struct Totals {
 managed!(LifecyclePolicy);
 
 impl LifecyclePolicy {
-    /// Whether the policy is carried out.
+    /// Returns whether the policy is enforced or previewed.
     pub fn mode(&self) -> Mode {
         self.spec.mode.unwrap_or_default()
     }
 
-    /// Whether images that run are kept.
+    /// Returns whether images that run are kept.
     pub fn protects_in_use(&self) -> bool {
         self.spec.in_use_protection.as_ref().and_then(|protection| protection.enabled).unwrap_or_default()
     }
 
-    /// Whether it is about this repository: same namespace, same registry, and referred to or selected.
+    /// Returns whether it is about this repository: same namespace, same registry, and referred to or selected.
     pub fn applies_to(&self, repository: &Repository) -> bool {
         let spec = &self.spec;
         let chosen = match (&spec.repository_ref, &spec.repository_selector) {

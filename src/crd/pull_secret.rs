@@ -103,12 +103,12 @@ impl PullSecret {
         self.spec.secret_name.clone().unwrap_or_else(|| self.name_any())
     }
 
-    /// Whether nothing is to be done for now.
+    /// Returns whether nothing is to be done for now.
     pub fn suspended(&self) -> bool {
         self.spec.suspend.unwrap_or_default()
     }
 
-    /// Whether a namespace of this name and these labels is to have the Secret.
+    /// Returns whether a namespace of this name and these labels is to have the Secret.
     pub fn chooses(&self, namespace: &str, labels: Option<&BTreeMap<String, String>>) -> bool {
         match &self.spec.namespace_selector {
             Some(selector) => selects(selector, labels),

@@ -16,6 +16,8 @@ use super::conditions::Condition;
 use super::registry::WildcardFilter;
 use wharfage_domain::names::{InvalidName, RepositoryName};
 
+pub use wharfage_domain::tag_mutability::Mutability;
+
 /// What a resource tag may be made of: what AWS takes of any service. The letters and digits are those of all scripts.
 const TAG_PATTERN: &str = r"^[\p{L}\p{N} _.:/=+@-]*$";
 
@@ -85,7 +87,7 @@ pub struct RepositorySpec {
     pub visibility: Option<Visibility>,
     /// Whether a tag may be moved to another image. Default: MUTABLE.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_tag_mutability: Option<ImageTagMutability>,
+    pub image_tag_mutability: Option<Mutability>,
     /// Tags that are excepted from imageTagMutability, 1 to 5 patterns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
@@ -154,33 +156,6 @@ pub enum Visibility {
     Private,
     /// Anybody.
     Public,
-}
-
-/// Whether a tag may be moved to another image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum ImageTagMutability {
-    /// Tags may be moved.
-    #[default]
-    Mutable,
-    /// Tags stay where they are.
-    Immutable,
-    /// Tags may be moved, but for those that the filters name.
-    MutableWithExclusion,
-    /// Tags stay where they are, but for those that the filters name.
-    ImmutableWithExclusion,
-}
-
-impl ImageTagMutability {
-    /// The value as ECR's API says it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Mutable => "MUTABLE",
-            Self::Immutable => "IMMUTABLE",
-            Self::MutableWithExclusion => "MUTABLE_WITH_EXCLUSION",
-            Self::ImmutableWithExclusion => "IMMUTABLE_WITH_EXCLUSION",
-        }
-    }
 }
 
 /// A pattern of tags.
@@ -322,37 +297,37 @@ impl Repository {
         self.spec.repository_name.clone().map_or_else(|| self.name_any().parse(), Ok)
     }
 
-    /// Who may pull.
+    /// Returns who may pull.
     pub fn visibility(&self) -> Visibility {
         self.spec.visibility.unwrap_or_default()
     }
 
-    /// Whether a tag may be moved to another image.
-    pub fn image_tag_mutability(&self) -> ImageTagMutability {
+    /// Returns whether a tag may be moved to another image.
+    pub fn image_tag_mutability(&self) -> Mutability {
         self.spec.image_tag_mutability.unwrap_or_default()
     }
 
-    /// How images are encrypted at rest.
+    /// Returns how images are encrypted at rest.
     pub fn encryption_configuration(&self) -> EncryptionConfiguration {
         self.spec.encryption_configuration.clone().unwrap_or_default()
     }
 
-    /// Whether its repository goes with it.
+    /// Returns whether its repository goes with it.
     pub fn deletes(&self) -> bool {
         self.deletion_policy() == DeletionPolicy::Delete && !self.deletion_protection()
     }
 
-    /// Whether each pushed image is scanned.
+    /// Returns whether each pushed image is scanned.
     pub fn scan_on_push(&self) -> bool {
         self.spec.image_scanning_configuration.and_then(|configuration| configuration.scan_on_push).unwrap_or_default()
     }
 
-    /// Whether its deletion is refused.
+    /// Returns whether its deletion is refused.
     pub fn deletion_protection(&self) -> bool {
         self.spec.deletion_protection.unwrap_or_default()
     }
 
-    /// Whether its images go with it.
+    /// Returns whether its images go with it.
     pub fn empty_on_delete(&self) -> bool {
         self.spec.empty_on_delete.unwrap_or_default()
     }

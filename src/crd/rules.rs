@@ -70,7 +70,7 @@ impl KindRules {
         Ok(Self { kind: crd.spec.names.kind, namespaced: crd.spec.scope == "Namespaced", schema, openapi, cel })
     }
 
-    /// Whether resources of the kind live in a namespace.
+    /// Returns whether resources of the kind live in a namespace.
     pub fn namespaced(&self) -> bool {
         self.namespaced
     }
@@ -149,14 +149,14 @@ impl KindRules {
 }
 
 impl KindRules {
-    /// Whether the schema that a value of the wrong type breaks lists the values that it may have.
+    /// Returns whether the schema that a value of the wrong type breaks lists the values that it may have.
     fn has_options(&self, error: &ValidationError<'_>) -> bool {
         let schema = error.schema_path().as_str().trim_end_matches("/type");
         self.schema.pointer(schema).is_some_and(|schema| schema.get("enum").is_some())
     }
 }
 
-/// What `metadata` may hold: what Kubernetes knows, so that what comes out of a cluster goes in here.
+/// Returns what `metadata` may hold: what Kubernetes knows, so that what comes out of a cluster goes in here.
 fn metadata() -> Value {
     const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
     const QUALIFIED_NAME: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
@@ -255,7 +255,7 @@ fn repeated_keys(schema: &Value, value: &Value, path: &str, violations: &mut Vec
     }
 }
 
-/// What must be unique of an entry of a list with this schema.
+/// Returns what must be unique of an entry of a list with this schema.
 fn list_key(schema: &Value, item: &Value) -> Option<Value> {
     match schema["x-kubernetes-list-type"].as_str()? {
         "set" => Some(item.clone()),

@@ -162,12 +162,12 @@ fn a_condition_keeps_the_time_at_which_its_status_began() {
 
 #[test]
 fn enums_are_written_as_ecr_writes_them() {
-    use super::repository::{EncryptionType, ImageTagMutability};
+    use super::repository::{EncryptionType, Mutability};
     for mutability in [
-        ImageTagMutability::Mutable,
-        ImageTagMutability::Immutable,
-        ImageTagMutability::MutableWithExclusion,
-        ImageTagMutability::ImmutableWithExclusion,
+        Mutability::Mutable,
+        Mutability::Immutable,
+        Mutability::MutableWithExclusion,
+        Mutability::ImmutableWithExclusion,
     ] {
         assert_eq!(serde_json::to_value(mutability).unwrap(), mutability.as_str());
     }

@@ -199,7 +199,7 @@ impl Algorithm {
         }
     }
 
-    /// How many hexadecimal digits its digests have.
+    /// Returns how many hexadecimal digits its digests have.
     pub fn hex_len(self) -> usize {
         match self {
             Self::Sha256 => 64,

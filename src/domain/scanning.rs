@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::RepositoryName;
@@ -14,14 +15,14 @@ use crate::wildcard;
 /// What a filter must look like; 1 to 255 characters.
 pub const FILTER_PATTERN: &str = r"^[a-z0-9*](?:[._\-/a-z0-9*]?[a-z0-9*]+)*$";
 
-/// ECR's `scanType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// What a scan looks at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ScanType {
-    /// The registry's own scanner, for packages of the operating system.
+    /// Packages of the operating system.
     #[default]
     Basic,
-    /// A scanner that goes on looking, for packages of languages, too.
+    /// Packages of languages, too.
     Enhanced,
 }
 
@@ -94,7 +95,7 @@ pub struct RepositoryScanning<'a> {
 }
 
 impl ScanningConfiguration {
-    /// Why these rules don't go with the scan type or with each other, if they don't.
+    /// Returns why these rules don't go with the scan type or with each other, if they don't.
     pub fn fault(&self) -> Option<String> {
         let mut seen = BTreeSet::new();
         self.rules.iter().map(|rule| rule.scan_frequency).find_map(|frequency| {
@@ -132,7 +133,7 @@ impl ScanningConfiguration {
         RepositoryScanning { frequency, filters: Vec::new() }
     }
 
-    /// Whether the two mean the same: the order of rules and filters doesn't count.
+    /// Returns whether the two mean the same: the order of rules and filters doesn't count.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         self.scan_type == other.scan_type && self.by_frequency() == other.by_frequency()
     }
@@ -158,7 +159,7 @@ impl std::fmt::Display for ScanningConfiguration {
     }
 }
 
-/// Whether a text is a filter.
+/// Returns whether a text is a filter.
 pub fn is_filter(text: &str) -> bool {
     static SYNTAX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(FILTER_PATTERN).ok());
     SYNTAX.as_ref().is_some_and(|syntax| syntax.is_match(text))

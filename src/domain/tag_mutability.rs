@@ -1,22 +1,25 @@
 //! Which tags may move: ECR's `imageTagMutability` with its exclusion filters. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::Tag;
 use crate::wildcard;
 
-/// ECR's `imageTagMutability`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Mutability of tags: ECR's `imageTagMutability`.
+// In the order of the CRD; `ALL` has that of ECR's service model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Mutability {
-    /// Tags may move.
+    /// Tags may be moved.
+    #[default]
     Mutable,
-    /// Tags never move.
+    /// Tags stay where they are.
     Immutable,
-    /// Tags never move, except those that match a filter.
-    ImmutableWithExclusion,
-    /// Tags may move, except those that match a filter.
+    /// Tags may be moved, but for those that the filters name.
     MutableWithExclusion,
+    /// Tags stay where they are, but for those that the filters name.
+    ImmutableWithExclusion,
 }
 
 impl Mutability {
@@ -39,7 +42,7 @@ impl Mutability {
         Self::ALL.into_iter().find(|value| value.as_str() == text)
     }
 
-    /// Whether this value goes with exclusion filters.
+    /// Returns whether this value goes with exclusion filters.
     pub fn has_exclusions(self) -> bool {
         matches!(self, Self::ImmutableWithExclusion | Self::MutableWithExclusion)
     }
@@ -58,7 +61,7 @@ impl TagMutability {
     /// ECR's default.
     pub const MUTABLE: Self = Self { mode: Mutability::Mutable, exclusions: Vec::new() };
 
-    /// Whether this very tag may move.
+    /// Returns whether this very tag may move.
     pub fn allows_moving(&self, tag: &Tag) -> bool {
         let excluded = || self.exclusions.iter().any(|filter| wildcard::matches(filter, tag.as_str()));
         match self.mode {

@@ -1,6 +1,6 @@
 //! The wildcards of ECR's tag patterns and of IAM's actions: the whole text must match. Pure.
 
-/// Whether `text` matches `pattern` as a whole, `*` standing for any run of characters (also an empty one).
+/// Returns whether `text` matches `pattern` as a whole, `*` standing for any run of characters (also an empty one).
 pub fn matches(pattern: &str, text: &str) -> bool {
     matches_by(pattern, text, |expected, found| expected == found)
 }

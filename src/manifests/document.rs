@@ -87,7 +87,7 @@ impl Entry {
         is_plain.then(|| text.get(self.written.clone()).map(str::trim)).flatten()
     }
 
-    /// What is wrong with a number that some tools read as octal.
+    /// Returns what is wrong with a number that some tools read as octal.
     fn ambiguous(&self, text: &str) -> Option<String> {
         let written = self.written(text)?;
         let digits = written.trim_start_matches(['+', '-']);
@@ -197,7 +197,7 @@ impl Node {
         Some(entry.node.nearest(&there, path).unwrap_or((there, entry)))
     }
 
-    /// Whether it is so for any entry below this node.
+    /// Returns whether it is so for any entry below this node.
     fn any(&self, is_so: &dyn Fn(&Entry) -> bool) -> bool {
         let below = |entry: &Entry| is_so(entry) || entry.node.any(is_so);
         match self {

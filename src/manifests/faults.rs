@@ -41,16 +41,16 @@ fn reason(error: &Error) -> String {
             return format!("what its aliases (*) stand for makes more than {MAX_REPEATED} values: write them out");
         }
         Error::UnknownAnchor { .. } => {
-            "an alias (*) stands for nothing that was named (&) before: put text that begins with * in quotes"
+            "an alias (*) refers to nothing that was named (&) before: put text that begins with * in quotes"
         }
-        Error::RecursiveReferencesRequireWeakTypes { .. } => "an alias (*) stands for something that it lies in",
+        Error::RecursiveReferencesRequireWeakTypes { .. } => "an alias (*) refers to something that contains it",
         Error::MergeValueNotMapOrSeqOfMaps { .. } => "<< takes a mapping, or a list of mappings",
         Error::NullIntoString { .. } | Error::Unexpected { .. } => {
             "a key must be text: put it in quotes, or give it one"
         }
         Error::Eof { .. } => "it ends too early",
         Error::InvalidBinaryBase64 { .. } | Error::BinaryNotUtf8 { .. } => {
-            "!!binary stands before something that is not text in base64"
+            "!!binary precedes something that is not text in base64"
         }
         Error::TaggedScalarCannotDeserializeIntoString { .. }
         | Error::InvalidScalar { .. }
@@ -77,7 +77,7 @@ fn is_about_aliases(breach: &BudgetBreach) -> bool {
 
 /// What the scanner of YAML's syntax means, by a part of its message: the first that fits.
 const SYNTAX: [(&str, &str); 18] = [
-    ("tab", "a tab stands where YAML wants spaces: indent by spaces"),
+    ("tab", "a tab is where YAML wants spaces: indent by spaces"),
     ("unclosed quote", UNCLOSED),
     ("multiline quoted", UNCLOSED),
     ("after single-quoted", QUOTED),
@@ -90,7 +90,7 @@ const SYNTAX: [(&str, &str); 18] = [
     ("bracket", BRACKETS),
     ("flow", BRACKETS),
     ("',' or", BRACKETS),
-    ("unexpected character", "a character stands here that cannot begin a value: put the text in quotes"),
+    ("unexpected character", "a character here cannot begin a value: put the text in quotes"),
     ("mapping values are not allowed", COLON),
     ("simple key", COLON),
     ("':'", COLON),
@@ -100,10 +100,10 @@ const SYNTAX: [(&str, &str); 18] = [
     ("expected key", INDENTATION),
 ];
 const UNCLOSED: &str = "a quotation mark has no partner, or the text behind it goes on in a line that is not indented";
-const QUOTED: &str = "something stands behind the closing quotation mark: put all of the text in quotes";
+const QUOTED: &str = "something follows the closing quotation mark: put all of the text in quotes";
 const BRACKETS: &str = "a bracket ([ or {) has no partner, or a comma is missing between two entries";
 const COLON: &str =
-    "a colon stands where none can, or one is missing: put text with a colon in quotes, and check the indentation";
+    "a colon is where none can be, or one is missing: put text with a colon in quotes, and check the indentation";
 const INDENTATION: &str = "the line does not fit those above it: check its indentation, and the colon behind its key";
 
 fn syntax(message: &str) -> &'static str {

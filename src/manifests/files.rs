@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use super::kustomization::{self, Kustomization};
 use super::{Problem, Source};
 
-/// The path that stands for standard input.
+/// The path of standard input.
 const STANDARD_INPUT: &str = "-";
 /// How deep folders may lie in folders.
 const MAX_DEPTH: usize = 16;
@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 10_000;
 /// How many kustomizations are read.
 const MAX_KUSTOMIZATIONS: usize = 1_000;
-/// How many entries of folders are looked at, manifests or not.
+/// Maximum number of entries of folders that are read, manifests or not.
 const MAX_ENTRIES: usize = 100_000;
 /// Bytes of one file.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -171,7 +171,7 @@ impl Folder {
         Self { path, name, depth: self.depth + 1, namespace: self.namespace.clone() }
     }
 
-    /// What people read of it.
+    /// Returns what people read of it.
     fn shown(&self) -> &Path {
         if self.name.as_os_str().is_empty() { &self.path } else { &self.name }
     }
@@ -275,8 +275,8 @@ impl Search {
     fn kustomization(&mut self, folder: &Folder, file: &str, above: &mut Vec<PathBuf>) -> Result<(), String> {
         self.kustomizations += 1;
         if self.kustomizations > MAX_KUSTOMIZATIONS {
-            let told = format!("lists more than {MAX_KUSTOMIZATIONS} kustomizations, those in them counted in");
-            return if self.kustomizations == MAX_KUSTOMIZATIONS + 1 { Err(told) } else { Ok(()) };
+            let fault = format!("lists more than {MAX_KUSTOMIZATIONS} kustomizations, those in them counted in");
+            return if self.kustomizations == MAX_KUSTOMIZATIONS + 1 { Err(fault) } else { Ok(()) };
         }
         let (path, name) = (folder.path.join(file), folder.name.join(file));
         let real = folder.path.canonicalize().map_err(|error| cannot_be_read(&error))?;
@@ -392,7 +392,7 @@ fn cannot_be_read(error: &io::Error) -> String {
     format!("can't be read: {}", error.split_once(" (os error").map_or(error.as_str(), |(text, _)| text))
 }
 
-/// Whether a file is to be read, by its name.
+/// Returns whether a file is to be read, by its name.
 fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }

@@ -77,7 +77,7 @@ pub(super) fn read(folder: &Path, file: &Path, text: &str) -> Result<Kustomizati
     if problems.is_empty() { Ok(kustomization) } else { Err(problems) }
 }
 
-/// What to do about a kustomization that only kustomize can build.
+/// Returns what to do about a kustomization that only kustomize can build.
 pub(super) fn build(folder: &Path) -> String {
     let folder = folder.display();
     format!("run `kustomize build {folder} | wharfage apply -f -`, or `kubectl kustomize {folder} | …`")

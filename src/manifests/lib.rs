@@ -238,7 +238,7 @@ impl Manifests {
         self.registries.iter().find(|loaded| loaded.resource.name_any() == name)
     }
 
-    /// Whether there is nothing of ours.
+    /// Returns whether there is nothing of ours.
     pub fn is_empty(&self) -> bool {
         let Self { registries, repositories, lifecycle_policies, pull_secrets, namespaces: _, skipped: _, notes: _ } =
             self;

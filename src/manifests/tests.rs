@@ -14,7 +14,7 @@ use super::*;
 use faults::internals;
 use wharfage_crd::common::Managed as _;
 use wharfage_crd::lifecycle_policy::Mode;
-use wharfage_crd::repository::ImageTagMutability;
+use wharfage_crd::repository::Mutability;
 
 /// A folder with these files, gone when the test is over.
 struct Folder(PathBuf);
@@ -37,7 +37,7 @@ impl Folder {
         Loader::new().unwrap().load(&self.0)
     }
 
-    /// What is said about a folder that is refused, a line per fault.
+    /// Returns what is said about a folder that is refused, a line per fault.
     fn problems(&self) -> String {
         self.load().unwrap_err().to_string()
     }
@@ -153,7 +153,7 @@ status: {observedGeneration: -1, whatever: true}
 fn absent_fields_have_their_defaults_and_are_not_written() {
     let manifests = load(&manifest("Repository", "api", "registryRef: {name: home}")).unwrap();
     let repository = &manifests.repositories[0].resource;
-    assert_eq!(repository.image_tag_mutability(), ImageTagMutability::Mutable);
+    assert_eq!(repository.image_tag_mutability(), Mutability::Mutable);
     assert_eq!(repository.interval().as_secs(), 600);
     let spec = serde_json::to_value(&repository.spec).unwrap();
     assert_eq!(spec, serde_json::json!({ "registryRef": { "name": "home" } }));
@@ -182,7 +182,7 @@ fn the_quickstart_is_valid() {
         manifests
             .repositories
             .iter()
-            .any(|it| it.resource.image_tag_mutability() == ImageTagMutability::ImmutableWithExclusion)
+            .any(|it| it.resource.image_tag_mutability() == Mutability::ImmutableWithExclusion)
     );
     let modes: Vec<_> = manifests.lifecycle_policies.iter().map(|policy| policy.resource.mode()).collect();
     assert!(modes.contains(&Mode::Enforce) && modes.contains(&Mode::Preview));

@@ -1,4 +1,4 @@
-//! The answers of the operator's health endpoints. It is healthy unless its work continues long
+//! The answers of the operator's admin server. It is healthy unless its work continues long
 //! after its term. It is ready while it stands by, and when it leads and its stores are complete.
 
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::leader::Term;
 use super::metrics::{self, OperatorMetrics};
-use wharfage_process::operations::{OK, Operated};
+use wharfage_process::admin::{HealthEndpoints, OK};
 
 /// The time that work may outlast its term. It is dropped at the end of the term, so work that
 /// still runs hangs.
@@ -65,7 +65,7 @@ impl Drop for Leading {
 }
 
 #[async_trait]
-impl Operated for Health {
+impl HealthEndpoints for Health {
     fn healthy(&self) -> Result<(), String> {
         match self.term().and_then(|term| term.over_for()) {
             Some(overtime) if overtime > OVERTIME => {

@@ -17,16 +17,16 @@ use super::leader::{self, Election};
 use super::manager;
 use super::metrics::OperatorMetrics;
 use super::settings::Settings;
+use wharfage_process::admin;
 use wharfage_process::listener::bind;
-use wharfage_process::operations;
 
 /// How the process runs.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// The name of the Lease by which replicas agree on who works; none: this one works at once.
     pub lease: Option<String>,
-    /// Where the operations listener listens.
-    pub operations: Option<SocketAddr>,
+    /// Where the admin server listens.
+    pub admin: Option<SocketAddr>,
     /// How long running reconciles may take to end after a stop.
     pub grace: Duration,
 }
@@ -58,11 +58,11 @@ pub fn run(
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
         let connect = || anyhow::Ok(counted(Client::try_from(cluster.clone())?, &metrics));
         let client = connect().context("cannot use the cluster's configuration")?;
-        let mut operations = JoinSet::new();
-        if let Some(address) = process.operations {
+        let mut admin = JoinSet::new();
+        if let Some(address) = process.admin {
             let (listener, address) = bind(address).await?;
-            tracing::info!(%address, "operations are at /healthz, /readyz and /metrics");
-            operations.spawn(operations::serve(Arc::clone(&health) as _, listener));
+            tracing::info!(%address, "the admin server serves /healthz, /readyz and /metrics");
+            admin.spawn(admin::serve(Arc::clone(&health) as _, listener));
         }
         let stop = async {
             stop.await;

@@ -93,12 +93,12 @@ impl Budget {
         self.0.lock().used
     }
 
-    /// How often an account did not get what it asked for.
+    /// Returns how often an account did not get what it asked for.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Whether little is left: less than an eighth.
+    /// Returns whether little is left: less than an eighth.
     pub fn is_scarce(&self) -> bool {
         self.used() > self.size() - self.size() / 8
     }
@@ -135,7 +135,7 @@ impl State {
         before
     }
 
-    /// Whether all accounts can reach their needs one after the other.
+    /// Returns whether all accounts can reach their needs one after the other.
     fn is_safe(&self, limits: Limits) -> bool {
         let mut left = limits.size.saturating_sub(self.used);
         let owners = self.owners.iter().map(|(owner, held)| (*owner, limits.per_owner.saturating_sub(*held)));

@@ -11,7 +11,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Whether a stream is shown on a terminal that moves its cursor where it is asked to.
+/// Returns whether a stream is shown on a terminal that moves its cursor where it is asked to.
 pub fn is_capable_terminal(stream: &impl std::io::IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }

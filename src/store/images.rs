@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+pub use wharfage_domain::lifecycle::StorageClass;
+
 pub use super::manifests::{ImageStatus, ManifestId};
 use super::repositories::RepositoryId;
 use super::{StoreError, StoreResult};
@@ -353,15 +355,6 @@ pub enum Stale {
     /// Images to be kept have changed or were deleted, so this one may have to be kept.
     #[error("the images that were to be kept have changed")]
     Kept,
-}
-
-/// A storage class to move an image to (ECR's `targetStorageClass`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StorageClass {
-    /// `STANDARD`.
-    Standard,
-    /// `ARCHIVE`.
-    Archive,
 }
 
 /// The reason why an image's storage class did not change.

@@ -28,12 +28,12 @@ class Home(Server):
         authority.cert_pem.write_to_path(folder / "ca.crt")
         (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
         (folder / "tls.key").write_bytes(certificate.private_key_pem.bytes())
-        port, operations = free_port(), free_port()
+        port, admin = free_port(), free_port()
         self.address = ("127.0.0.1", port)
-        self.ready = f"http://127.0.0.1:{operations}/readyz"
+        self.ready = f"http://127.0.0.1:{admin}/readyz"
         command = [
             tool("WHARFAGE_TEST_BINARY"), "serve", "--data", folder / "data", "--listen", f"127.0.0.1:{port}",
-            "--operations-listen", f"127.0.0.1:{operations}", "--tls-cert", folder / "tls.crt", "--tls-key", folder / "tls.key",
+            "--admin-listen", f"127.0.0.1:{admin}", "--tls-cert", folder / "tls.crt", "--tls-key", folder / "tls.key",
             "--registry-id", "123456789012", "--region", "eu-home-1", "--public-url", f"https://{NAME}",
         ]  # fmt: skip
         self.process = Process("wharfage serve", command, folder / "serve.log")

@@ -16,7 +16,7 @@ const PUSHED: &str = "crash/pushed";
 const EXPIRING: &str = "crash/expiring";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// How often the server is killed. More by hand: `WHARFAGE_CRASH_ROUNDS=200`.
+/// Returns how often the server is killed. More by hand: `WHARFAGE_CRASH_ROUNDS=200`.
 fn rounds() -> usize {
     std::env::var("WHARFAGE_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(12)
 }

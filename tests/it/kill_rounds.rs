@@ -20,7 +20,7 @@ const CLIENTS: usize = 3;
 /// How many pushes show that all works again.
 const RECOVERED: usize = 2 * CLIENTS;
 
-/// How often something is killed: everything in turn. More by hand: `WHARFAGE_CRASH_ROUNDS=50`.
+/// Returns how often something is killed: everything in turn. More by hand: `WHARFAGE_CRASH_ROUNDS=50`.
 fn rounds() -> usize {
     std::env::var("WHARFAGE_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
 }

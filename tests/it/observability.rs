@@ -12,25 +12,25 @@ use crate::bed::{self};
 use crate::oci::client::{Repository, unique, with_parameter};
 use crate::oci::images;
 
-/// Starts the program with an operations listener, and returns its URL.
+/// Starts the program with an admin server, and returns its URL.
 pub async fn start(launch: Launch) -> (Wharfage, String) {
-    let server = launch.arg("--operations-listen").arg("127.0.0.1:0").start().await;
-    let operations = operations_of(&server);
-    (server, operations)
+    let server = launch.arg("--admin-listen").arg("127.0.0.1:0").start().await;
+    let admin = admin_of(&server);
+    (server, admin)
 }
 
-/// The URL of the operations listener of the program as it runs now.
-pub fn operations_of(server: &Wharfage) -> String {
+/// The URL of the admin server of the program as it runs now.
+pub fn admin_of(server: &Wharfage) -> String {
     let address = server.wait_for(|line| {
-        let (_, rest) = line.split_once("operations are at")?;
+        let (_, rest) = line.split_once("the admin server serves")?;
         let (_, address) = rest.split_once("address")?;
         Some(address.trim_start_matches(['=', ':', '"']).split(['"', ' ', ',']).next()?.to_owned())
     });
     format!("http://{address}")
 }
 
-async fn get(operations: &str, path: &str) -> (u16, String) {
-    let answer = reqwest::get(format!("{operations}{path}")).await.unwrap();
+async fn get(admin: &str, path: &str) -> (u16, String) {
+    let answer = reqwest::get(format!("{admin}{path}")).await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
@@ -42,16 +42,16 @@ pub fn sample(metrics: &str, name: &str) -> f64 {
 
 #[tokio::test]
 async fn health_and_readiness_are_told_on_their_own_listener() {
-    let (server, operations) = start(bed::wharfage()).await;
-    assert_eq!(get(&operations, "/healthz").await, (200, "ok\n".into()));
-    assert_eq!(get(&operations, "/readyz").await, (200, "ok\n".into()));
-    assert_eq!(get(&operations, "/v2/").await.0, 404);
+    let (server, admin) = start(bed::wharfage()).await;
+    assert_eq!(get(&admin, "/healthz").await, (200, "ok\n".into()));
+    assert_eq!(get(&admin, "/readyz").await, (200, "ok\n".into()));
+    assert_eq!(get(&admin, "/v2/").await.0, 404);
     assert_eq!(get(&server.url(), "/metrics").await.0, 404);
 }
 
 #[tokio::test]
 async fn metrics_count_requests_bytes_uploads_and_jobs() {
-    let (server, operations) = start(bed::wharfage()).await;
+    let (server, admin) = start(bed::wharfage()).await;
     let repository = Repository::create(&server).await;
     let bytes = unique(12_345);
     let digest = repository.push_blob(&bytes).await;
@@ -64,7 +64,7 @@ async fn metrics_count_requests_bytes_uploads_and_jobs() {
     let put = repository.ecr().put_lifecycle_policy().repository_name(&repository.name);
     put.lifecycle_policy_text(policy.to_string()).send().await.unwrap();
 
-    let (status, metrics) = get(&operations, "/metrics").await;
+    let (status, metrics) = get(&admin, "/metrics").await;
     assert_eq!(status, 200);
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     let requests = |labels: &str| sample(&metrics, &format!("wharfage_http_requests_total{{{labels}}}"));
@@ -79,7 +79,7 @@ async fn metrics_count_requests_bytes_uploads_and_jobs() {
     assert!(sample(&metrics, "wharfage_connections") >= 1.0);
     // What a policy's job does is done sooner or later.
     loop {
-        let (_, metrics) = get(&operations, "/metrics").await;
+        let (_, metrics) = get(&admin, "/metrics").await;
         if metrics.lines().any(|line| line.starts_with("wharfage_jobs_ended_total{") && line.contains("done")) {
             break;
         }
@@ -112,19 +112,19 @@ async fn a_deny_that_is_not_enforced_yet_is_logged_without_the_policy() {
 
 #[tokio::test]
 async fn what_a_client_makes_up_is_no_label() {
-    let (server, operations) = start(bed::wharfage()).await;
+    let (server, admin) = start(bed::wharfage()).await;
     let repository = Repository::create(&server).await;
     for target in ["/made-up", "/v2/made-up", "/v2/made/up/tags/list"] {
         repository.get(target).await;
     }
     repository.anonymous(Method::POST, "/").header("X-Amz-Target", "made-up").send().await;
-    let (_, metrics) = get(&operations, "/metrics").await;
+    let (_, metrics) = get(&admin, "/metrics").await;
     assert!(!metrics.contains("made"), "{metrics}");
 }
 
 #[tokio::test]
 async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
-    let (mut server, operations) = start(bed::wharfage()).await;
+    let (mut server, admin) = start(bed::wharfage()).await;
     let repository = Repository::create(&server).await;
     let location = repository.begin().await;
     let bytes = unique(100_000);
@@ -137,7 +137,7 @@ async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
     let put = tokio::spawn(put.send());
     pieces.send(bytes[..60_000].to_vec()).await.unwrap();
     // The request runs once the server has counted some of its bytes.
-    while sample(&get(&operations, "/metrics").await.1, "wharfage_received_bytes_total") == 0.0 {
+    while sample(&get(&admin, "/metrics").await.1, "wharfage_received_bytes_total") == 0.0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
@@ -145,11 +145,11 @@ async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
         let ended = server.stop("TERM").await;
         (server, ended)
     });
-    while get(&operations, "/readyz").await.0 == 200 {
+    while get(&admin, "/readyz").await.0 == 200 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(get(&operations, "/readyz").await, (503, "stopping\n".into()));
-    assert_eq!(get(&operations, "/healthz").await.0, 200);
+    assert_eq!(get(&admin, "/readyz").await, (503, "stopping\n".into()));
+    assert_eq!(get(&admin, "/healthz").await.0, 200);
     // The listener closes a moment after that is told.
     while reqwest::get(repository.base()).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -168,12 +168,12 @@ async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
 #[tokio::test]
 async fn a_stop_that_is_to_be_heard_of_first_takes_requests_until_then() {
     // Longer than any test: the second signal ends it.
-    let (mut server, operations) = start(bed::wharfage().arg("--shutdown-delay").arg("3600")).await;
+    let (mut server, admin) = start(bed::wharfage().arg("--shutdown-delay").arg("3600")).await;
     server.signal("TERM");
-    while get(&operations, "/readyz").await.0 == 200 {
+    while get(&admin, "/readyz").await.0 == 200 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(get(&operations, "/readyz").await, (503, "stopping\n".into()));
+    assert_eq!(get(&admin, "/readyz").await, (503, "stopping\n".into()));
     Repository::create(&server).await.get("/v2/").await.assert_status(200);
     let (status, output) = server.stop("TERM").await;
     assert!(status.success(), "{status}\n{output}");
@@ -199,7 +199,7 @@ async fn a_root_key_that_was_given_is_not_written_down() {
 #[tokio::test]
 async fn a_stop_lets_a_running_pull_end() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let (mut server, operations) = start(bed::wharfage()).await;
+    let (mut server, admin) = start(bed::wharfage()).await;
     let repository = Repository::create(&server).await;
     // More than the sockets' buffers hold, so that it cannot be over before it is read.
     let bytes = unique(24 * 1024 * 1024);
@@ -217,7 +217,7 @@ async fn a_stop_lets_a_running_pull_end() {
         let ended = server.stop("TERM").await;
         (server, ended)
     });
-    while get(&operations, "/readyz").await.0 == 200 {
+    while get(&admin, "/readyz").await.0 == 200 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     pull.read_to_end(&mut got).await.unwrap();

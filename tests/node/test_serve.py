@@ -35,7 +35,7 @@ def registry(namespace, tmp_path):
         pod(
             "registry", BEFORE, labels={"app": "registry"}, env=key,
             args=[
-                "serve", "--listen=0.0.0.0:5000", "--operations-listen=0.0.0.0:8081", f"--region={REGION}",
+                "serve", "--listen=0.0.0.0:5000", "--admin-listen=0.0.0.0:8081", f"--region={REGION}",
                 f"--public-url=https://{NAME}", "--tls-cert=/tls/crt", "--tls-key=/tls/key",
             ],
             readinessProbe={"httpGet": {"path": "/readyz", "port": 8081}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 60},

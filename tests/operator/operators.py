@@ -54,10 +54,10 @@ class Operator(Server):
         self.kube = Kube(self.kubeconfig)
         in_force(self.kube, roles)
         address = f"127.0.0.1:{free_port()}"
-        self.operations = f"http://{address}"
+        self.admin = f"http://{address}"
         command = [
             tool("WHARFAGE_TEST_BINARY"), *container["args"], "--cluster", cluster_name, "--namespace", namespace,
-            "--operations-listen", address, "--registry-image", IMAGE, *options,
+            "--admin-listen", address, "--registry-image", IMAGE, *options,
         ]  # fmt: skip
         own = {
             "KUBECONFIG": str(self.kubeconfig), "POD_NAME": f"wharfage-{uuid.uuid4().hex[:5]}",
@@ -74,7 +74,7 @@ class Operator(Server):
     @property
     def ready(self):
         """It may still wait for the lease."""
-        return f"{self.operations}/healthz"
+        return f"{self.admin}/healthz"
 
     def replica(self):
         """Another process for the same lease, started."""
@@ -91,7 +91,7 @@ class Operator(Server):
 
     def metrics(self):
         """Its metrics as a dict from a series' name with its labels, as Prometheus writes it, to its value."""
-        with urllib.request.urlopen(f"{self.operations}/metrics") as answer:
+        with urllib.request.urlopen(f"{self.admin}/metrics") as answer:
             lines = answer.read().decode().splitlines()
         series = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in series}

@@ -44,7 +44,7 @@ class Registry(Server):
         self.region, self.registry_id = region, registry_id
         self.credentials = {"AWS_ACCESS_KEY_ID": "AKIA" + uuid.uuid4().hex[:16].upper(), "AWS_SECRET_ACCESS_KEY": os.urandom(20).hex()}
         folder.mkdir(parents=True, exist_ok=True)
-        port, operations = free_port(), free_port()
+        port, admin = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         self.ca = None
         if tls:
@@ -55,10 +55,10 @@ class Registry(Server):
             (folder / "tls.key").write_bytes(certificate.private_key_pem.bytes())
             options = (*options, "--tls-cert", folder / "tls.crt", "--tls-key", folder / "tls.key")
         self.url = f"{'https' if tls else 'http'}://{self.address}"
-        self.operations = f"http://127.0.0.1:{operations}"
+        self.admin = f"http://127.0.0.1:{admin}"
         command = [
             tool("WHARFAGE_TEST_BINARY"), "serve", "--data", folder / "data", "--listen", self.address,
-            "--operations-listen", f"127.0.0.1:{operations}", "--region", region, "--registry-id", registry_id, *options,
+            "--admin-listen", f"127.0.0.1:{admin}", "--region", region, "--registry-id", registry_id, *options,
         ]  # fmt: skip
         keys = {f"WHARFAGE_{name.removeprefix('AWS_')}": value for name, value in self.credentials.items()}
         self.process = Process("wharfage serve", command, folder / "serve.log", keys | (environment or {}))
@@ -66,7 +66,7 @@ class Registry(Server):
 
     @property
     def ready(self):
-        return f"{self.operations}/readyz"
+        return f"{self.admin}/readyz"
 
     def declaration(self):
         """What a Registry resource says under `endpoint`, without credentials and CA bundle."""

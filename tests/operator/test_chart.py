@@ -101,7 +101,7 @@ SWITCHES = {
     },
     "an operator of one's own": {
         "cluster": "prod-eu",
-        "operationsPort": 9000,
+        "adminPort": 9000,
         "log": {"filter": "wharfage=debug,warn", "format": "text"},
         "leaderElection": {"leaseName": "mine"},
         "serviceAccount": {"name": "wharfage", "annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/ecr"}},
@@ -244,7 +244,7 @@ def test_nothing_but_a_secret_free_pod_specification_is_rendered(helm):
         ({"cluster": ""}, "/cluster"),
         ({"replicas": -1}, "/replicas"),
         ({"log": {"format": "xml"}}, "/log/format"),
-        ({"operationsPort": 80}, "/operationsPort"),
+        ({"adminPort": 80}, "/adminPort"),
         ({"features": {"teleport": True}}, "teleport"),
         ({"rbac": {"secretNamespaces": ["A b"]}}, "/rbac/secretNamespaces/0"),
         ({"resources": {"limit": {"memory": "1Gi"}}}, "limit"),

@@ -265,7 +265,7 @@ UNTAGGED = ANY.replace("any", "untagged")
 REFUSED += [
     ("LifecyclePolicy", f"{{repositorySelector: {{}}, rules: [{rules}]}}", "spec.rules", message)
     for rules, message in [
-        (f"{{rulePriority: 1, {UNTAGGED}}}, {{rulePriority: 1, {ANY}}}", "every rule has a rulePriority of its own: number them anew"),
+        (f"{{rulePriority: 1, {UNTAGGED}}}, {{rulePriority: 1, {ANY}}}", "every rule needs its own rulePriority: renumber the rules"),
         (
             f"{{rulePriority: 1, {UNTAGGED}}}, {{rulePriority: 2, {UNTAGGED}}}",
             "only one rule may select untagged images per storage class: join them",

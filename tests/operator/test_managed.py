@@ -76,7 +76,7 @@ def test_the_smallest_registry(namespace, declare):
     assert registry["metadata"]["finalizers"] == ["wharfage.dev/finalizer"]
     objects = workload(namespace, name)
     assert set(objects) == {
-        f"ConfigMap/{name}-config", f"Secret/{name}-root-key", f"Service/{name}", f"Service/{name}-operations",
+        f"ConfigMap/{name}-config", f"Secret/{name}-root-key", f"Service/{name}", f"Service/{name}-admin",
         f"NetworkPolicy/{name}", f"StatefulSet/{name}",
     }  # fmt: skip
     (claim,) = objects[f"StatefulSet/{name}"]["spec"]["volumeClaimTemplates"]
@@ -93,7 +93,7 @@ def test_one_that_replicas_share(namespace, declare, stores):
     objects = workload(namespace, name)
     assert set(objects) == {
         f"ConfigMap/{name}-config", f"Secret/{name}-root-key", f"Secret/{name}-backends", f"Service/{name}",
-        f"Service/{name}-operations", f"NetworkPolicy/{name}", f"PodDisruptionBudget/{name}", f"Deployment/{name}",
+        f"Service/{name}-admin", f"NetworkPolicy/{name}", f"PodDisruptionBudget/{name}", f"Deployment/{name}",
     }  # fmt: skip
     assert objects[f"Deployment/{name}"]["spec"]["replicas"] == 3
     assert texts(objects[f"Secret/{name}-backends"]) == {
@@ -139,7 +139,7 @@ def test_it_waits_for_its_namespace(namespace, operator, cluster, make_namespace
 REPAIRS = {
     "ConfigMap/{}-config": {"data": {"WHARFAGE_REGION": "elsewhere-1"}},
     "Service/{}": {"spec": {"type": "NodePort"}},
-    "Service/{}-operations": {"spec": {"publishNotReadyAddresses": False}},
+    "Service/{}-admin": {"spec": {"publishNotReadyAddresses": False}},
     "NetworkPolicy/{}": {"spec": {"policyTypes": ["Ingress", "Egress"]}},
     "PodDisruptionBudget/{}": {"spec": {"maxUnavailable": 5}},
     "Deployment/{}": {"spec": {"replicas": 0}},
@@ -594,7 +594,7 @@ def test_cert_manager_issues_it(declare, make_cluster, make_operator):
 def test_a_name_that_names_no_service_is_changed(namespace, declare):
     name = declare(f"{namespace.name}.example.com")
     settle(namespace, name)
-    (service,) = [it for it in namespace.list("Service") if not it["metadata"]["name"].endswith("-operations")]
+    (service,) = [it for it in namespace.list("Service") if not it["metadata"]["name"].endswith("-admin")]
     called = service["metadata"]["name"]
     assert called.startswith(f"r-{namespace.name}-example-com"[:40]) and "." not in called
     assert namespace.get("Registry", name)["status"]["endpoint"] == f"http://{called}.{namespace.name}.svc"

@@ -7,9 +7,9 @@ PREFIX = "wharfage_operator_"
 
 
 def get(operator, path):
-    """Status and text of an answer of the operations listener."""
+    """Status and text of an answer of the admin server."""
     try:
-        with urllib.request.urlopen(operator.operations + path) as answer:
+        with urllib.request.urlopen(operator.admin + path) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refused:
         return refused.code, refused.read().decode()

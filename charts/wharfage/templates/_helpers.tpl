@@ -57,7 +57,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $grace := div (mul .Values.terminationGracePeriodSeconds 2) 3 }}
 {{- $settings := list
   (list "WHARFAGE_CLUSTER" .Values.cluster)
-  (list "WHARFAGE_OPERATIONS_LISTEN" (printf "[::]:%v" .Values.operationsPort))
+  (list "WHARFAGE_ADMIN_LISTEN" (printf "[::]:%v" .Values.adminPort))
   (list "WHARFAGE_LEADER_ELECT" .Values.leaderElection.enabled)
   (list "WHARFAGE_LEASE_NAME" .Values.leaderElection.leaseName)
   (list "WHARFAGE_SHUTDOWN_GRACE" $grace)

@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(Shell::Powershell.set("A", "$x"), "$env:A = '$x'");
     }
 
-    /// What a shell, of those that are on this machine, makes of the lines.
+    /// Returns what a shell, of those that are on this machine, makes of the lines.
     fn evaluated(shell: Shell, program: &str, value: &str) -> Option<String> {
         let lines = [shell.set("KEPT", value), shell.set("GONE", value), shell.unset("GONE")].join("\n");
         let script = format!("{lines}\nprintenv GONE || printenv KEPT");

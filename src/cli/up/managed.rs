@@ -27,15 +27,15 @@ use crate::serve::{Database, Opened, Running, ServerMetrics, Startup, Storage};
 use crate::store::blobs::s3::{S3Config, S3Credentials};
 use crate::store::lock::ProcessLock;
 
-/// All registries that run in this process.
+/// The managed registries that run in this process.
 #[derive(Default)]
-pub(super) struct Fleet {
-    ships: Vec<(Running, StartedRegistry, AccessKey)>,
+pub(super) struct ManagedRegistries {
+    running: Vec<(Running, StartedRegistry, AccessKey)>,
     /// Given up after they have stopped.
     lock: Option<ProcessLock>,
 }
 
-impl Fleet {
+impl ManagedRegistries {
     /// Takes the data folder for this process, until the registries have stopped.
     pub(super) fn lock(&mut self, data: &DataDir, manifests: &Path) -> anyhow::Result<()> {
         self.lock = Some(data.lock(&format!("wharfage up {}", manifests.display()))?);
@@ -49,7 +49,7 @@ impl Fleet {
         manifests: &Manifests,
         data: &DataDir,
         address: SocketAddr,
-        operations: Option<SocketAddr>,
+        admin: Option<SocketAddr>,
     ) -> anyhow::Result<()> {
         let registries = manifests.registries.iter().map(|loaded| &loaded.resource);
         let managed: Vec<_> = registries.filter_map(|it| Some((it, it.spec.managed.as_ref()?))).collect();
@@ -84,26 +84,26 @@ impl Fleet {
         }
         let started: Vec<_> = opened.iter().map(|(_, started, key)| (started.clone(), key.clone())).collect();
         data.publish(&started)?;
-        self.ships.extend(opened.into_iter().map(|(opened, started, key)| (opened.serve(), started, key)));
-        self.announce(operations).await
+        self.running.extend(opened.into_iter().map(|(opened, started, key)| (opened.serve(), started, key)));
+        self.announce(admin).await
     }
 
-    /// Serves the operations, and prints what runs.
-    async fn announce(&mut self, operations: Option<SocketAddr>) -> anyhow::Result<()> {
-        let others: Vec<_> = self.ships.iter().skip(1).map(|(running, ..)| Arc::clone(&running.registry)).collect();
-        if let (Some(address), Some((first, ..))) = (operations, self.ships.first_mut()) {
+    /// Starts the admin server, and prints the running registries.
+    async fn announce(&mut self, admin: Option<SocketAddr>) -> anyhow::Result<()> {
+        let others: Vec<_> = self.running.iter().skip(1).map(|(running, ..)| Arc::clone(&running.registry)).collect();
+        if let (Some(address), Some((first, ..))) = (admin, self.running.first_mut()) {
             let (listener, address) = bind(address).await?;
             first.serve_operations(listener, &others);
             say(format_args!("/healthz, /readyz and /metrics are on http://{address}"));
         }
-        for (_, StartedRegistry { name, endpoint, authority: _, region, account }, _) in &self.ships {
+        for (_, StartedRegistry { name, endpoint, authority: _, region, account }, _) in &self.running {
             say(format_args!("Serving {endpoint} (Registry {name}, account {account}, region {region})"));
         }
         say(format_args!(""));
         Ok(())
     }
 
-    /// How the registries are reached.
+    /// Returns how the registries are reached.
     pub(super) async fn targets(&self) -> anyhow::Result<Vec<Target>> {
         let target = |(_, started, key): &(Running, StartedRegistry, AccessKey)| {
             let (endpoint, region) = (started.endpoint.clone(), started.region.clone());
@@ -111,12 +111,12 @@ impl Fleet {
             let (name, place) = (started.name.to_string(), started.endpoint.clone());
             async move { anyhow::Ok(Target { name, place, ecr: Ecr::new(connection, None).await? }) }
         };
-        try_join_all(self.ships.iter().map(target)).await
+        try_join_all(self.running.iter().map(target)).await
     }
 
     /// Says how to log in: lines to paste into another shell.
     pub(super) fn teach(&self, data: &DataDir, manifests: &Manifests) {
-        let Some((_, first, _)) = self.ships.first() else { return };
+        let Some((_, first, _)) = self.running.first() else { return };
         let mut repositories = manifests.repositories.iter().map(|loaded| &loaded.resource);
         let repository = repositories.find(|it| it.spec.registry_ref.name == first.name.as_str());
         let name = repository.and_then(|it| it.repository_name().ok()).map_or("hello".to_owned(), |it| it.to_string());
@@ -131,8 +131,8 @@ impl Fleet {
 
     /// Stops all registries at once, and lets running transfers end.
     pub(super) async fn stop(self) {
-        let Self { ships, lock } = self;
-        join_all(ships.into_iter().map(|(running, ..)| running.stop())).await;
+        let Self { running, lock } = self;
+        join_all(running.into_iter().map(|(running, ..)| running.stop())).await;
         drop(lock);
     }
 }
@@ -266,7 +266,7 @@ fn storage(managed: &ManagedRegistry, folder: &Path, name: &str) -> anyhow::Resu
     }))
 }
 
-/// How this program is called: by its name where the shell finds it so, else by its path.
+/// Returns how this program is called: by its name where the shell finds it so, else by its path.
 fn program() -> PathBuf {
     let Ok(own) = std::env::current_exe() else { return "wharfage".into() };
     let found = std::env::var_os("PATH").and_then(|path| {

@@ -16,7 +16,7 @@ use super::env::Shell;
 use super::identity::Identity;
 use super::reconcile::Target;
 use crate::datadir::DataDir;
-use managed::Fleet;
+use managed::ManagedRegistries;
 use reconciler::{Folder, Occasion, Pruning, Reconciler};
 use watch::Watch;
 
@@ -53,9 +53,9 @@ pub struct Up {
     #[arg(long, env = "WHARFAGE_LISTEN", default_value = "127.0.0.1:5000", value_name = "ADDR:PORT")]
     listen: SocketAddr,
 
-    /// Where /healthz, /readyz and /metrics of all registries listen; nowhere if not given
-    #[arg(long, env = "WHARFAGE_OPERATIONS_LISTEN", value_name = "ADDR:PORT")]
-    operations_listen: Option<SocketAddr>,
+    /// Address of /healthz, /readyz and /metrics of all registries; disabled by default
+    #[arg(long, env = "WHARFAGE_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    admin_listen: Option<SocketAddr>,
 
     /// Answer in the clear on an address other than loopback: behind a proxy that speaks TLS
     #[arg(long, env = "WHARFAGE_ALLOW_PLAIN_HTTP")]
@@ -65,7 +65,7 @@ pub struct Up {
     #[arg(long)]
     once: bool,
 
-    /// Release or delete what no manifest declares any more, as its deletionPolicy had said
+    /// Release or delete what no manifest declares any more, by its last deletionPolicy
     #[arg(long, env = "WHARFAGE_PRUNE", conflicts_with = "once")]
     prune: bool,
 
@@ -80,22 +80,22 @@ pub struct Up {
 impl Up {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let mut signals = StopSignals::new()?;
-        let mut fleet = Fleet::default();
+        let mut running = ManagedRegistries::default();
         // With the start in it: Ctrl-C ends a long start as cleanly as a long run.
         let ended = tokio::select! {
             () = signals.next() => Ok(()),
-            ended = self.work(&mut fleet) => ended,
+            ended = self.work(&mut running) => ended,
         };
         tracing::info!("stopping: running transfers may end");
         tokio::select! {
-            () = fleet.stop() => {}
+            () = running.stop() => {}
             () = signals.next() => tracing::warn!("stopped at once, with transfers running"),
         }
         ended
     }
 
-    /// Starts what is declared and keeps it so; it ends by an error only. What it has started is in `fleet` then.
-    async fn work(self, fleet: &mut Fleet) -> anyhow::Result<()> {
+    /// Starts the managed registries and reconciles until an error. `running` then holds the started ones.
+    async fn work(self, running: &mut ManagedRegistries) -> anyhow::Result<()> {
         if !self.allow_plain_http && !self.listen.ip().is_loopback() {
             bail!(
                 "{} is not a loopback address, and up serves plain HTTP: give --allow-plain-http behind a proxy that speaks TLS, or \
@@ -105,15 +105,15 @@ impl Up {
         }
         let data = DataDir::open(&self.data)?;
         keep_apart(&self.folder, data.path())?;
-        fleet.lock(&data, &self.folder)?;
+        running.lock(&data, &self.folder)?;
         let planner = self.identity.resolve(data.path(), std::slice::from_ref(&self.folder))?;
         let folder = Folder::new(&self.folder)?;
         // Looked at before they are read: no change falls in between.
         let files = if self.once { None } else { Some(Watch::new(&self.folder).await?) };
         let manifests = folder.load().await?;
 
-        fleet.start(&manifests, &data, self.listen, self.operations_listen).await?;
-        let mut targets = fleet.targets().await?;
+        running.start(&manifests, &data, self.listen, self.admin_listen).await?;
+        let mut targets = running.targets().await?;
         for registry in manifests.registries.iter().map(|loaded| &loaded.resource) {
             if registry.spec.managed.is_none() {
                 targets.push(Target::ambient(registry).await?);
@@ -131,7 +131,7 @@ impl Up {
         };
         let mut reconciler = Reconciler::new(targets, planner, pruning, manifests);
         let wait = reconciler.reconcile(Occasion::Start).await;
-        fleet.teach(&data, &reconciler.manifests);
+        running.teach(&data, &reconciler.manifests);
         match files {
             Some(files) => reconciler.follow(&folder, files, wait).await,
             None => std::future::pending().await,

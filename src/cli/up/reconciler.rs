@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::super::identity::Planner;
 use super::super::output::{say, say_error};
-use super::super::reconcile::{Output, Target, carry_out, show_notes, show_unresolved};
+use super::super::reconcile::{Output, Target, execute, show_notes, show_unresolved};
 use super::managed;
 use super::watch::Watch;
 use crate::apply::{Previewed, StepOutcome, Verdict};
@@ -52,7 +52,7 @@ impl Folder {
     }
 }
 
-/// Why registries are looked at.
+/// The reason for a reconcile.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occasion {
     /// The first time: everything is reported.
@@ -203,7 +203,7 @@ impl Reconciler {
                     self.report_orphans(&target, &orphans, later.is_some());
                 }
             }
-            let refused = plan.refused.iter().map(|it| told(&target.name, it)).collect::<Vec<_>>();
+            let refused = plan.refused.iter().map(|it| refusal_line(&target.name, it)).collect::<Vec<_>>();
             let news = refused.iter().any(|it| !self.shown.contains(it));
             refusals.extend(refused);
             let text = plan.to_string();
@@ -221,14 +221,14 @@ impl Reconciler {
             }
         }
         let unresolved = unresolved(&self.manifests);
-        let told_already = |it: &Refused| self.shown.contains(&told("", it));
-        if occasion != Occasion::Interval || !unresolved.iter().all(told_already) {
+        let reported_already = |it: &Refused| self.shown.contains(&refusal_line("", it));
+        if occasion != Occasion::Interval || !unresolved.iter().all(reported_already) {
             show_unresolved(&unresolved);
         }
         if occasion != Occasion::Interval {
             show_notes(&self.manifests.notes, Output::Text);
         }
-        refusals.extend(unresolved.iter().map(|it| told("", it)));
+        refusals.extend(unresolved.iter().map(|it| refusal_line("", it)));
         self.shown = refusals;
         if !failed {
             self.failures = 0;
@@ -241,7 +241,7 @@ impl Reconciler {
 
     /// Executes a plan and shows how it went, unless the same failed before; whether all of it is done.
     async fn execute(&mut self, target: &Target, plan: &Plan, text: String, again: bool) -> bool {
-        let report = carry_out(target, plan, if again { None } else { Some(Output::Text) }).await;
+        let report = execute(target, plan, if again { None } else { Some(Output::Text) }).await;
         for outcome in &report.outcomes {
             self.remember_preview(target, outcome);
         }
@@ -266,7 +266,7 @@ impl Reconciler {
         if self.next_previews.get(&target.name).is_some_and(|next| begun < *next) {
             return;
         }
-        let report = carry_out(target, &Plan { steps, ..Plan::default() }, None).await;
+        let report = execute(target, &Plan { steps, ..Plan::default() }, None).await;
         for outcome in report.outcomes {
             if let Verdict::Failed(error) = &outcome.verdict {
                 tracing::debug!(object = %outcome.object, %error, "a preview failed; the next interval tries again");
@@ -311,7 +311,7 @@ impl Reconciler {
     }
 }
 
-/// What no manifest declares any more, and what a step would do to it.
+/// Returns what no manifest declares any more, and what a step would do to it.
 fn orphan(step: &Step) -> (String, &'static str) {
     let Step { action, object, key, calls, .. } = step;
     let name = object.other_name(key).map(|name| format!(" ({name})")).unwrap_or_default();
@@ -325,7 +325,7 @@ fn orphan(step: &Step) -> (String, &'static str) {
     (format!("undeclared {object}{name}"), fate)
 }
 
-fn told(registry: &str, Refused { object, reason, message }: &Refused) -> String {
+fn refusal_line(registry: &str, Refused { object, reason, message }: &Refused) -> String {
     format!("{registry} {object} {reason} {message}")
 }
 

@@ -24,7 +24,7 @@ const LONGEST_UNREST: Duration = Duration::from_secs(1);
 const COARSEST_TIME: Duration = Duration::from_secs(2);
 /// How deep folders may lie in folders; deeper ones are refused when they are read.
 const MAX_DEPTH: usize = 32;
-/// How many entries of folders are looked at; more are refused when they are read.
+/// Maximum number of entries of folders that are read; more are refused when they are read.
 const MAX_ENTRIES: usize = 200_000;
 
 /// The files of a folder, or a single file.

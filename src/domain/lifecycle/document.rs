@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::grammar;
@@ -151,12 +153,14 @@ impl Count {
     }
 }
 
-/// Where images are stored, as a policy sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Where an image is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub enum StorageClass {
-    /// Images that can be pulled.
+    /// Ready to be pulled.
+    #[default]
     Standard,
-    /// Archived images.
+    /// Archived: to be restored before it is pulled.
     Archive,
 }
 
@@ -209,7 +213,7 @@ impl Rule {
         self.count.storage_class()
     }
 
-    /// What must hold within one rule.
+    /// Returns what must hold within one rule.
     fn check(&self) -> Result<(), InvalidPolicy> {
         grammar::at_least(1, self.priority.into())?;
         let minimum = match self.count {
@@ -288,7 +292,7 @@ fn check_list(entries: &BTreeSet<String>) -> Result<(), InvalidPolicy> {
     Ok(())
 }
 
-/// What must hold between rules; `rules` is sorted by priority.
+/// Returns what must hold between rules; `rules` is sorted by priority.
 fn check_together(rules: &[Rule]) -> Result<(), InvalidPolicy> {
     if let Some(pair) = rules.windows(2).find(|pair| pair[0].priority == pair[1].priority) {
         let priority = pair[0].priority;

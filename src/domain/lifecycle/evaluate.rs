@@ -36,7 +36,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The push time by which images are ordered and aged: a restored image starts anew.
+    /// The push time by which images are ordered and aged: a restored image starts again.
     pub fn effective_push_time(&self) -> Timestamp {
         self.activated_at.unwrap_or(self.pushed_at)
     }
@@ -161,7 +161,7 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// What `policy` does at `now` to a repository that stores exactly `images`, in any order.
+/// Returns what `policy` does at `now` to a repository that stores exactly `images`, in any order.
 ///
 /// Images of the same age are ordered by digest, so that equal inputs give equal outcomes.
 pub fn evaluate<'a>(policy: &Policy, images: &'a [Image], now: Timestamp) -> Evaluation<'a> {
@@ -252,7 +252,7 @@ fn select(
     (intents, kept)
 }
 
-/// Whether a rule acts on a matching image that has `younger` younger ones among the matching.
+/// Returns whether a rule acts on a matching image that has `younger` younger ones among the matching.
 fn selects(rule: &Rule, younger: usize, image: &Image, now: Timestamp) -> bool {
     match rule.count {
         Count::MoreThan(n) => u32::try_from(younger).map_or(true, |younger| younger >= n),
@@ -262,7 +262,7 @@ fn selects(rule: &Rule, younger: usize, image: &Image, now: Timestamp) -> bool {
     }
 }
 
-/// Whether `at` is more than `days` days of 86,400 seconds ago; at exactly that age it isn't yet.
+/// Returns whether `at` is more than `days` days of 86,400 seconds ago; at exactly that age it isn't yet.
 fn is_past(at: Timestamp, days: u32, now: Timestamp) -> bool {
     now.duration_since(at) > SignedDuration::from_secs(i64::from(days) * 86_400)
 }
@@ -377,13 +377,13 @@ impl<'r, 'a> Execution<'r, 'a> {
     }
 }
 
-/// Whether an index that nothing happened to refuses an action on its child: to expire, an image must not be
+/// Returns whether an index that nothing happened to refuses an action on its child: to expire, an image must not be
 /// referenced at all; to be archived, not by an index that can be pulled.
 fn blocks(parent: &Image, child: Action) -> bool {
     child == Action::Expire || parent.status != ImageStatus::Archived
 }
 
-/// Whether what happened to an index makes way for what shall happen to its child.
+/// Returns whether what happened to an index makes way for what shall happen to its child.
 fn releases(parent: Action, child: Action) -> bool {
     parent == Action::Expire || child == Action::Transition
 }

@@ -1,4 +1,4 @@
-//! The evaluator told a second time, as plainly as the rules read and with no care for time, to hold the fast one to.
+//! A second formulation of the evaluator, as plain as the rules read and with no care for time, to hold the fast one to.
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -88,7 +88,7 @@ fn intent(policy: &Policy, image: &Image, images: &[Image], done: &Done<'_>) -> 
     can.then_some((action, priority, Cause::FollowsSubject))
 }
 
-/// Whether an index still refuses an action on its child.
+/// Returns whether an index still refuses an action on its child.
 fn refuses(index: &Digest, action: Action, images: &[Image], done: &Done<'_>) -> bool {
     let stored = images.iter().find(|image| image.digest == *index);
     let was_archived = stored.is_some_and(|image| image.status == ImageStatus::Archived);
@@ -101,7 +101,7 @@ fn refuses(index: &Digest, action: Action, images: &[Image], done: &Done<'_>) ->
 }
 
 /// Again and again does what the oldest image that may be acted on is due, until there is none.
-fn carry_out<'a>(policy: &Policy, images: &'a [Image]) -> Done<'a> {
+fn execute<'a>(policy: &Policy, images: &'a [Image]) -> Done<'a> {
     let mut done = Vec::new();
     loop {
         let can_go = |image: &&Image| match intent(policy, image, images, &done) {
@@ -166,7 +166,7 @@ fn repositories() -> impl Strategy<Value = Vec<Image>> {
 proptest! {
     #[test]
     fn the_evaluator_does_what_the_rules_read(policy in policies(), images in repositories()) {
-        let expected = carry_out(&policy, &images);
+        let expected = execute(&policy, &images);
         let evaluation = evaluate(&policy, &images, now());
         let marks: Vec<_> = evaluation.marks.iter()
             .map(|mark| (mark.image, (mark.action, mark.rule_priority, mark.cause)))

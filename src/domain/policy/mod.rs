@@ -58,7 +58,7 @@ pub enum InvalidPolicy {
 }
 
 impl InvalidPolicy {
-    /// What is wrong, naming the offending value; for manifests and logs, as ECR's message leaves it out.
+    /// Returns what is wrong, naming the offending value; for manifests and logs, as ECR's message leaves it out.
     pub fn reason(&self) -> String {
         match self {
             Self::TooLong => format!("it has more than {MAX_LENGTH} characters"),
@@ -203,7 +203,7 @@ impl Policy {
 }
 
 impl Statement {
-    /// Whether the statement's principals include this caller.
+    /// Returns whether the statement's principals include this caller.
     pub fn concerns(&self, caller: &Principal) -> bool {
         match &self.principals {
             Matching::In(principals) => principals.iter().any(|principal| principal.includes(caller)),
@@ -212,7 +212,7 @@ impl Statement {
         }
     }
 
-    /// Whether the statement's actions include this one, such as `ecr:PutImage`.
+    /// Returns whether the statement's actions include this one, such as `ecr:PutImage`.
     pub fn covers(&self, action: &str) -> bool {
         let matches = |pattern: &String| wildcard::matches_action(pattern, action);
         match &self.actions {
@@ -265,7 +265,7 @@ pub fn normalize(kind: Kind, document: &Value) -> Value {
     Policy::from_value(kind, document).map_or_else(|_| document.clone(), |policy| policy.to_document())
 }
 
-/// Whether two documents mean the same.
+/// Returns whether two documents mean the same.
 pub fn equivalent(kind: Kind, one: &Value, other: &Value) -> bool {
     normalize(kind, one) == normalize(kind, other)
 }

@@ -83,7 +83,7 @@ impl Principal {
         }
     }
 
-    /// Whether this is `caller` itself; a role is each of its sessions.
+    /// Returns whether this is `caller` itself; a role is each of its sessions.
     pub fn names(&self, caller: &Self) -> bool {
         self == caller || self.as_role().is_some_and(|role| Some(role) == caller.as_session())
     }

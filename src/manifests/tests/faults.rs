@@ -43,24 +43,24 @@ fn what_is_no_yaml_is_explained_with_its_line() {
     for (text, line, reason) in [
         ("a: 1\nb: 2\na: 3\n", "line 3", "a is given twice: take one out"),
         ("{a: 1, a: 2}", "line 1", "a is given twice"),
-        ("a: 1\n  b: 2\n", "line 2", "a colon stands where none can"),
+        ("a: 1\n  b: 2\n", "line 2", "a colon is where none can be"),
         ("a:\n  b: 1\n c: 2\n", "line 3", "the line does not fit those above it"),
-        ("a: 1\n\tb: 2\n", "line 1", "a tab stands where YAML wants spaces"),
+        ("a: 1\n\tb: 2\n", "line 1", "a tab is where YAML wants spaces"),
         ("a: [1, 2\n", "line", "a bracket ([ or {) has no partner"),
         ("a: {b: 1\n", "line", "a bracket ([ or {) has no partner"),
         ("a: [1, 2}\n", "line 1", "a bracket ([ or {) has no partner"),
         ("a: ]\n", "line 1", "a bracket ([ or {) has no partner"),
         ("a: \"x\n", "line", "a quotation mark has no partner"),
         ("a: 'x\n", "line", "a quotation mark has no partner"),
-        ("a: \"x\" y\n", "line 1", "something stands behind the closing quotation mark"),
+        ("a: \"x\" y\n", "line 1", "something follows the closing quotation mark"),
         ("a: \"\\q\"\n", "line 1", "a backslash in double quotes begins nothing that is known"),
         ("a: \"\\xzz\"\n", "line 1", "a backslash in double quotes begins nothing that is known"),
-        ("a: @x\n", "line 1", "a character stands here that cannot begin a value"),
-        ("a: `x`\n", "line 1", "a character stands here that cannot begin a value"),
-        ("a: b: c\n", "line 1", "a colon stands where none can"),
-        ("a: &x 1\nb: *y\n", "line 2", "an alias (*) stands for nothing that was named"),
-        ("a: *.example.com\n", "line 1", "an alias (*) stands for nothing that was named"),
-        ("a: &x [*x]\n", "line 1", "an alias (*) stands for something that it lies in"),
+        ("a: @x\n", "line 1", "a character here cannot begin a value"),
+        ("a: `x`\n", "line 1", "a character here cannot begin a value"),
+        ("a: b: c\n", "line 1", "a colon is where none can be"),
+        ("a: &x 1\nb: *y\n", "line 2", "an alias (*) refers to nothing that was named"),
+        ("a: *.example.com\n", "line 1", "an alias (*) refers to nothing that was named"),
+        ("a: &x [*x]\n", "line 1", "an alias (*) refers to something that contains it"),
         ("a: .nan\n", "line 1", ".nan is no number that JSON has"),
         ("a: -.inf\n", "line 1", "-.inf is no number that JSON has"),
         ("a: 1e999\n", "line 1", "1e999 is no number that JSON has"),
@@ -78,10 +78,10 @@ fn what_is_no_yaml_is_explained_with_its_line() {
     ] {
         let problem = load(text).unwrap_err().to_string();
         let start = text.get(..40).unwrap_or(text);
-        let (head, told) =
+        let (head, message) =
             problem.split_once(": is not valid YAML: ").unwrap_or_else(|| panic!("{start:?}: {problem}"));
         assert_eq!(head, "a.yaml", "{start:?}");
-        assert!(told.starts_with(line) && told.contains(reason), "{start:?}: {told}");
+        assert!(message.starts_with(line) && message.contains(reason), "{start:?}: {message}");
         assert_eq!(internals(&problem), None, "{start:?}: {problem}");
     }
 }

@@ -2,18 +2,18 @@
 
 use super::*;
 
-/// What is said about a Repository with these fields beside registryRef.
+/// Returns what is said about a Repository with these fields beside registryRef.
 fn repository_problems(fields: &str) -> String {
     let spec = format!("registryRef: {{name: home}}\n{fields}");
     load(&manifest("Repository", "api", &spec)).unwrap_err().to_string()
 }
 
-/// What is said about a Registry with this spec.
+/// Returns what is said about a Registry with this spec.
 fn registry_problems(spec: &str) -> String {
     load(&manifest("Registry", "home", spec)).unwrap_err().to_string()
 }
 
-/// What is said about a LifecyclePolicy with these rules, one per line.
+/// Returns what is said about a LifecyclePolicy with these rules, one per line.
 fn policy_problems(rules: &[&str]) -> String {
     load(&policy(rules)).unwrap_err().to_string()
 }
@@ -294,7 +294,7 @@ fn rules_of_a_policy_fit_together() {
     let archived = "{rulePriority: 3, selection: {tagStatus: untagged, storageClass: archive, countType: sinceImageTransitioned, countUnit: days, countNumber: 90}, action: {type: expire}}";
     assert!(load(&policy(&[any, UNTAGGED, archived])).is_ok());
     for (rules, expected) in [
-        (vec![UNTAGGED, &any.replace('2', "1")], "every rule has a rulePriority of its own: number them anew"),
+        (vec![UNTAGGED, &any.replace('2', "1")], "every rule needs its own rulePriority: renumber the rules"),
         (
             vec![UNTAGGED, &UNTAGGED.replacen('1', "2", 1)],
             "only one rule may select untagged images per storage class: join them",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 
-use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, public_url};
+use super::{ADMIN_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, public_url};
 
 /// The mount point of the volume: the data folder of the image.
 pub(super) const DATA: &str = "/var/lib/wharfage";
@@ -31,7 +31,7 @@ impl WorkloadBuilder<'_> {
             ("WHARFAGE_REGISTRY_ID", self.registry_id()),
             ("WHARFAGE_PUBLIC_URL", public_url(self.managed, &self.names, &self.namespace)),
             ("WHARFAGE_LISTEN", listen(REGISTRY_PORT)),
-            ("WHARFAGE_OPERATIONS_LISTEN", listen(OPERATIONS_PORT)),
+            ("WHARFAGE_ADMIN_LISTEN", listen(ADMIN_PORT)),
             ("WHARFAGE_LOG_FORMAT", "json".to_owned()),
             ("WHARFAGE_SHUTDOWN_GRACE", GRACE_SECONDS.to_string()),
         ]);

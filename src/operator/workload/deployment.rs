@@ -38,7 +38,7 @@ impl WorkloadBuilder<'_> {
             spec: Some(StatefulSetSpec {
                 replicas: Some(self.replicas()),
                 selector: self.chosen_pods(),
-                service_name: Some(self.names.operations()),
+                service_name: Some(self.names.admin()),
                 // In order, a pod that never became ready would block the change that repairs it.
                 pod_management_policy: Some("Parallel".to_owned()),
                 persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {

@@ -42,7 +42,7 @@ pub(crate) use volume_claim::{Volume, VolumeChange, claim, claims_otherwise, has
 /// The port of the pods that clients reach through the Service.
 const REGISTRY_PORT: u16 = 5000;
 /// The port of the pods for health, readiness and metrics.
-const OPERATIONS_PORT: u16 = 8080;
+const ADMIN_PORT: u16 = 8080;
 
 /// The values that a workload is built from, besides its Registry.
 #[derive(Debug, Clone)]

@@ -37,8 +37,8 @@ impl Names {
     }
 
     /// The headless Service for health and metrics.
-    pub fn operations(&self) -> String {
-        format!("{}-operations", self.0)
+    pub fn admin(&self) -> String {
+        format!("{}-admin", self.0)
     }
 
     /// The ConfigMap.

@@ -43,7 +43,7 @@ impl WorkloadBuilder<'_> {
                 ingress: Some(vec![
                     NetworkPolicyIngressRule { ports: Some(vec![port(pod_template::REGISTRY)]), from: None },
                     NetworkPolicyIngressRule {
-                        ports: Some(vec![port(pod_template::OPERATIONS)]),
+                        ports: Some(vec![port(pod_template::ADMIN)]),
                         from: Some(vec![the_cluster]),
                     },
                 ]),

@@ -12,13 +12,13 @@ use secrecy::ExposeSecret as _;
 
 use super::config_map::{DATA, DELAY_SECONDS, GRACE_SECONDS, TLS};
 use super::volume_claim::TEMPLATE;
-use super::{OPERATIONS_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, given, listed, tls_secret};
+use super::{ADMIN_PORT, REGISTRY_PORT, Shape, WorkloadBuilder, given, listed, tls_secret};
 use crate::secrets::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 
 /// The names of the ports.
 pub(super) const REGISTRY: &str = "registry";
 /// See [`REGISTRY`].
-pub(super) const OPERATIONS: &str = "operations";
+pub(super) const ADMIN: &str = "admin";
 
 /// The user and group of the pods, which nothing on a node has.
 const USER: i64 = 65532;
@@ -87,7 +87,7 @@ impl WorkloadBuilder<'_> {
                 self.root_key_variable("WHARFAGE_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
             ]),
             env_from: Some(self.variable_sources()),
-            ports: Some(vec![port(REGISTRY, REGISTRY_PORT), port(OPERATIONS, OPERATIONS_PORT)]),
+            ports: Some(vec![port(REGISTRY, REGISTRY_PORT), port(ADMIN, ADMIN_PORT)]),
             resources: self.managed.resources.clone(),
             // Migrations of a large database run before the first answer.
             startup_probe: Some(probe("/healthz", 2, 1, 300)),
@@ -199,7 +199,7 @@ fn probe(path: &str, period_seconds: i32, timeout_seconds: i32, failures: i32) -
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
-            port: IntOrString::String(OPERATIONS.to_owned()),
+            port: IntOrString::String(ADMIN.to_owned()),
             ..HTTPGetAction::default()
         }),
         period_seconds: Some(period_seconds),

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Names, OPERATIONS_PORT, WorkloadBuilder, given, pod_template};
+use super::{ADMIN_PORT, Names, WorkloadBuilder, given, pod_template};
 use wharfage_crd::registry::{ManagedRegistry, ServiceType};
 
 /// Returns the URL of the Service, which the cluster resolves.
@@ -64,7 +64,7 @@ impl WorkloadBuilder<'_> {
     /// its pods by it.
     pub(super) fn operations_service(&self) -> Service {
         Service {
-            metadata: self.metadata(self.names.operations()),
+            metadata: self.metadata(self.names.admin()),
             spec: Some(ServiceSpec {
                 type_: Some("ClusterIP".to_owned()),
                 cluster_ip: Some("None".to_owned()),
@@ -73,10 +73,10 @@ impl WorkloadBuilder<'_> {
                 publish_not_ready_addresses: Some(true),
                 selector: Some(self.names.selector()),
                 ports: Some(vec![ServicePort {
-                    name: Some(pod_template::OPERATIONS.to_owned()),
-                    port: i32::from(OPERATIONS_PORT),
+                    name: Some(pod_template::ADMIN.to_owned()),
+                    port: i32::from(ADMIN_PORT),
                     protocol: Some("TCP".to_owned()),
-                    target_port: Some(IntOrString::String(pod_template::OPERATIONS.to_owned())),
+                    target_port: Some(IntOrString::String(pod_template::ADMIN.to_owned())),
                     ..ServicePort::default()
                 }]),
                 ..ServiceSpec::default()

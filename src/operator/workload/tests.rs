@@ -165,7 +165,7 @@ fn names_fit_into_what_is_made_of_them() {
     for name in ["home.example.com", "0815", &longest, "home-example-com-"] {
         let workload = Names::of(name).workload();
         assert!(workload.len() <= 52, "{workload}");
-        assert!(Names::of(name).operations().len() <= 63);
+        assert!(Names::of(name).admin().len() <= 63);
         assert!(workload.starts_with(|it: char| it.is_ascii_lowercase()) && !workload.contains('.'), "{workload}");
     }
     assert_ne!(Names::of("a.b").workload(), Names::of("a-b").workload());

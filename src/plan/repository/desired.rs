@@ -10,10 +10,10 @@ use crate::model::{DesiredRepository, Refused};
 use crate::ownership::OnRemoval;
 use crate::resources::Resources;
 use wharfage_crd::common::selects;
-use wharfage_crd::repository::{EncryptionType, ImageTagMutability, Visibility};
+use wharfage_crd::repository::{EncryptionType, Visibility};
 use wharfage_crd::{DeletionPolicy, Managed as _, Reason, Registry, Repository};
 use wharfage_domain::policy::Kind;
-use wharfage_domain::tag_mutability::{Mutability, TagMutability};
+use wharfage_domain::tag_mutability::TagMutability;
 
 /// Reads the desired repository, or why the Registry does not allow or support it.
 pub(super) fn read(
@@ -51,12 +51,7 @@ pub(super) fn read(
         return Err(Refused::new(&object, Reason::InvalidParameterException, message));
     }
     let tag_mutability = spec.image_tag_mutability.map(|mode| TagMutability {
-        mode: match mode {
-            ImageTagMutability::Mutable => Mutability::Mutable,
-            ImageTagMutability::Immutable => Mutability::Immutable,
-            ImageTagMutability::MutableWithExclusion => Mutability::MutableWithExclusion,
-            ImageTagMutability::ImmutableWithExclusion => Mutability::ImmutableWithExclusion,
-        },
+        mode,
         exclusions: spec.image_tag_mutability_exclusion_filters.iter().map(|it| it.filter.clone()).collect(),
     });
     Ok(DesiredRepository {

@@ -8,7 +8,7 @@ use crate::model::Refused;
 use wharfage_crd::registry::{self, RegistrySpec};
 use wharfage_crd::{Reason, Registry};
 use wharfage_domain::policy::Kind;
-use wharfage_domain::scanning::{ScanFrequency, ScanType, ScanningConfiguration, ScanningRule};
+use wharfage_domain::scanning::{ScanFrequency, ScanningConfiguration, ScanningRule};
 
 /// Returns the desired settings of a registry as a whole, and nothing that is in it.
 pub fn desired_settings(registry: &Registry, cluster: &str) -> Desired {
@@ -43,9 +43,6 @@ fn scanning(wanted: &registry::ScanningConfiguration) -> ScanningConfiguration {
         },
         filters: rule.repository_filters.iter().map(|it| it.filter.clone()).collect(),
     });
-    let scan_type = match wanted.scan_type.unwrap_or_default() {
-        registry::ScanType::Basic => ScanType::Basic,
-        registry::ScanType::Enhanced => ScanType::Enhanced,
-    };
+    let scan_type = wanted.scan_type.unwrap_or_default();
     ScanningConfiguration { scan_type, rules: rules.collect() }
 }

@@ -161,17 +161,17 @@ impl Activity {
         self.windowed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the client may have much to send of a body that was left unread.
+    /// Returns whether the client may have much to send of a body that was left unread.
     pub(super) fn has_much_unread(&self) -> bool {
         self.has_unread_body() && !self.windowed.load(Ordering::Relaxed)
     }
 
-    /// Whether a request's body was left unread.
+    /// Returns whether a request's body was left unread.
     pub fn has_unread_body(&self) -> bool {
         self.body_unread.load(Ordering::Relaxed)
     }
 
-    /// Whether the client has to take something before more can be sent.
+    /// Returns whether the client has to take something before more can be sent.
     pub fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
@@ -183,7 +183,7 @@ impl Activity {
         }
     }
 
-    /// Why the connection was ended from this side, if it was.
+    /// Returns why the connection was ended from this side, if it was.
     pub fn ended(&self) -> Option<Ended> {
         let why = self.why.load(Ordering::Relaxed);
         Ended::ALL.into_iter().find(|candidate| *candidate as u8 == why)
@@ -209,7 +209,7 @@ impl Activity {
         }
     }
 
-    /// What a client receives it acknowledges, by HTTP/2 in frames of its own.
+    /// Returns how many bytes a client may send unasked: it acknowledges what it receives in frames of HTTP/2.
     fn may_send_unasked(&self) -> u64 {
         UNASKED + self.sent.load(Ordering::Relaxed) / 16
     }
@@ -250,7 +250,7 @@ impl Activity {
         idle.then(|| self.now().saturating_sub(self.idle_since.load(Ordering::Relaxed)))
     }
 
-    /// Why the connection should end now, if it should. `scarce` says that memory is scarce.
+    /// Returns why the connection should end now, if it should. `scarce` says that memory is scarce.
     pub(super) fn overdue(&self, scarce: bool) -> Option<Ended> {
         self.overdue_at(self.now(), scarce)
     }
@@ -300,7 +300,7 @@ impl Exchange {
         &self.activity
     }
 
-    /// How many requests of this peer are being answered, on all its connections.
+    /// Returns how many requests of this peer are being answered, on all its connections.
     pub fn running_of_peer(&self) -> usize {
         self.activity.running_of_peer.load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
-//! Accepts connections within limits: so many at once, so many of one peer, and none that only takes up its place.
+//! Accepts connections within limits: in total, per peer, and none that is useless.
 //!
-//! The listener never stops accepting. When it is full, the connection that has been idle for longest makes place; when
+//! The listener never stops accepting. When it is full, it closes the connection that has been idle for longest; when
 //! none is idle, the new one is refused with an answer. What is spoken on a connection is the caller's matter.
 
 mod activity;
@@ -79,8 +79,8 @@ pub async fn accept<Scarce: Fn() -> bool>(
                 continue;
             }
         };
-        if let Some((place, admission)) = connections.admit(peer.ip()) {
-            serve(Socket::new(stream, place), admission);
+        if let Some((slot, admission)) = connections.admit(peer.ip()) {
+            serve(Socket::new(stream, slot), admission);
         }
     }
     drop(checking);
@@ -167,8 +167,8 @@ impl Connections {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds a place for a connection of this address. None when it is not even refused with an answer.
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<(Place, Admission)> {
+    /// Finds a slot for a connection of this address. None when it is not even refused with an answer.
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<(Slot, Admission)> {
         let peer = peer_of(address);
         let mut table = self.lock();
         let of_peer = table.peers.get(&peer).map_or(0, |peer| peer.connections);
@@ -207,7 +207,7 @@ impl Connections {
             }
         };
         drop(table);
-        Some((Place { connections: Arc::clone(self), id, activity }, admission))
+        Some((Slot { connections: Arc::clone(self), id, activity }, admission))
     }
 
     /// Ends the connection that has been idle for longest; returns whether there was one.
@@ -228,15 +228,15 @@ impl Connections {
     }
 }
 
-/// A connection's place among the open ones, left when dropped.
+/// A slot of one open connection; dropping it frees the slot.
 #[derive(Debug)]
-struct Place {
+struct Slot {
     connections: Arc<Connections>,
     id: u64,
     activity: Arc<Activity>,
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.connections.lock().remove(self.id);
     }
@@ -272,9 +272,9 @@ mod tests {
         Arc::new(Connections::new(ConnectionLimits { connections, per_peer }))
     }
 
-    fn served(connections: &Arc<Connections>, peer: IpAddr) -> Option<Place> {
-        let (place, admission) = connections.admit(peer)?;
-        (admission == Admission::Serve).then_some(place)
+    fn served(connections: &Arc<Connections>, peer: IpAddr) -> Option<Slot> {
+        let (slot, admission) = connections.admit(peer)?;
+        (admission == Admission::Serve).then_some(slot)
     }
 
     #[test]
@@ -293,11 +293,11 @@ mod tests {
     #[test]
     fn a_peer_has_no_more_than_its_share() {
         let connections = connections(10, 2);
-        let places: Vec<_> = (0..2).map(|_| served(&connections, FIRST).unwrap()).collect();
-        let _busy: Vec<_> = places.iter().map(|place| place.activity.begin()).collect();
+        let slots: Vec<_> = (0..2).map(|_| served(&connections, FIRST).unwrap()).collect();
+        let _busy: Vec<_> = slots.iter().map(|slot| slot.activity.begin()).collect();
         assert!(served(&connections, FIRST).is_none());
         assert!(served(&connections, SECOND).is_some());
-        drop(places);
+        drop(slots);
         assert!(connections.lock().peers.is_empty());
     }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Activity, Place};
+use super::{Activity, Slot};
 
 /// How long the kernel keeps on sending to a client that acknowledges nothing.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -23,14 +23,14 @@ const LINGER_BYTES: u64 = 1024 * 1024 * 1024;
 /// longer than its windows before somebody reads it.
 const LINGER_NOISE: u64 = 4 * 1024 * 1024;
 
-/// A connection that has a place among the open ones.
+/// A connection that holds a slot of the listener.
 ///
 /// Closing a socket whose client is still sending makes the kernel reset the connection, and the reset destroys what the
 /// client has not read yet. So a shutdown sends this side's end first and then reads, within limits, until the client ends.
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
-    place: Place,
+    slot: Slot,
     /// The right to read in large pieces, kept once it was needed.
     large_reads: Option<OwnedSemaphorePermit>,
     ended: Option<Lingering>,
@@ -44,21 +44,21 @@ enum Lingering {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, place: Place) -> Self {
+    pub(super) fn new(stream: TcpStream, slot: Slot) -> Self {
         // Both only tune; a socket that refuses them serves all the same.
         let _ = stream.set_nodelay(true);
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, ACKNOWLEDGE_TIMEOUT.as_millis() as u32);
-        Self { stream, place, large_reads: None, ended: None }
+        Self { stream, slot, large_reads: None, ended: None }
     }
 
-    /// What the connection is doing.
+    /// Returns what the connection is doing.
     pub fn activity(&self) -> &Arc<Activity> {
-        &self.place.activity
+        &self.slot.activity
     }
 
     fn may_read_at_once(&mut self, wanted: usize) -> usize {
         if wanted > SMALL_READ && self.large_reads.is_none() {
-            self.large_reads = Arc::clone(&self.place.connections.large_readers).try_acquire_owned().ok();
+            self.large_reads = Arc::clone(&self.slot.connections.large_readers).try_acquire_owned().ok();
         }
         if self.large_reads.is_some() { wanted } else { wanted.min(SMALL_READ) }
     }
@@ -70,7 +70,7 @@ impl Socket {
             let mut buffer = ReadBuf::new(&mut scratch);
             match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                    self.place.activity.read(buffer.filled().len());
+                    self.slot.activity.read(buffer.filled().len());
                     left = left.saturating_sub(buffer.filled().len() as u64);
                 }
                 Poll::Ready(Ok(()) | Err(_)) => break,
@@ -101,7 +101,7 @@ impl AsyncRead for Socket {
             buf.advance(read);
             read
         };
-        this.place.activity.read(read);
+        this.slot.activity.read(read);
         Poll::Ready(Ok(()))
     }
 }
@@ -119,9 +119,9 @@ impl AsyncWrite for Socket {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         match &written {
-            Poll::Ready(Ok(written)) => this.place.activity.wrote(*written),
+            Poll::Ready(Ok(written)) => this.slot.activity.wrote(*written),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => this.place.activity.block(),
+            Poll::Pending => this.slot.activity.block(),
         }
         written
     }
@@ -141,7 +141,7 @@ impl AsyncWrite for Socket {
             Some(Lingering::Left(left)) => left,
             None => {
                 ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-                match (this.place.activity.linger(), this.place.activity.has_much_unread()) {
+                match (this.slot.activity.linger(), this.slot.activity.has_much_unread()) {
                     (true, true) => LINGER_BYTES,
                     (true, false) => LINGER_NOISE,
                     (false, _) => 0,

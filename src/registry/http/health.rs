@@ -1,4 +1,4 @@
-//! The health and the metrics of the registries of a process, for the admin listener. Each check
+//! The health and the metrics of the registries of a process, for the admin server. Each check
 //! has its own time limit and waits for no other work, so the response comes whatever the state of
 //! the stores.
 
@@ -11,7 +11,7 @@ use futures::future::{join, join_all};
 
 use crate::message::memory;
 use crate::service::Registry;
-use wharfage_process::operations::{OK, Operated};
+use wharfage_process::admin::{HealthEndpoints, OK};
 use wharfage_process::shutdown::Stop;
 use wharfage_store::jobs;
 use wharfage_store::{StoreError, StoreResult};
@@ -24,7 +24,7 @@ const BUSY_FOR: Duration = Duration::from_secs(10);
 /// The time limit for counting uploads and jobs in the database.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The registries of a process, as the admin listener shows them. After `stopping`, `/readyz`
+/// The registries of a process, as the admin server shows them. After `stopping`, `/readyz`
 /// reports it: load balancers must learn it while the last transfers still run.
 pub struct Registries {
     /// The registries; they share one set of metrics.
@@ -95,7 +95,7 @@ impl Registries {
 }
 
 #[async_trait]
-impl Operated for Registries {
+impl HealthEndpoints for Registries {
     async fn ready(&self) -> Result<Cow<'static, str>, String> {
         if *self.stopping.borrow() {
             return Err("stopping".into());

@@ -68,7 +68,7 @@ async fn when_all_connections_are_busy_others_are_told_to_come_back() {
 #[tokio::test]
 async fn the_second_listener_holds_to_the_same() {
     let siege = Siege::start(bed::wharfage()).await;
-    let address = siege.operations().to_owned();
+    let address = siege.admin().to_owned();
     let mut idle = Vec::new();
     for _ in 0..200 {
         let mut stream = TcpStream::connect(&address).await.unwrap();

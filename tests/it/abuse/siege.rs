@@ -27,35 +27,35 @@ pub struct Siege {
     // In this order: the process ends before its group goes.
     pub target: Target,
     _group: Option<MemoryGroup>,
-    operations: String,
+    admin: String,
     resident_before: u64,
 }
 
 impl Siege {
     /// `HOST:PORT` of the second listener.
-    pub fn operations(&self) -> &str {
-        &self.operations
+    pub fn admin(&self) -> &str {
+        &self.admin
     }
 
     /// Starts the registry within the limit. Where no group of processes may be made (that needs root), nothing ends it when it
     /// takes more; the peak is measured either way.
     pub async fn start(launch: Launch) -> Self {
         allow_many_files();
-        let target = Target::of(launch.arg("--operations-listen").arg("127.0.0.1:0")).await;
+        let target = Target::of(launch.arg("--admin-listen").arg("127.0.0.1:0")).await;
         let group = MemoryGroup::of(target.server.pid());
         match &group {
             Some(group) => eprintln!("held to {} MiB by the control group {}", LIMIT / MIB, group.0.display()),
             None => eprintln!("no memory cgroup can be made here: the peak is only measured"),
         }
         let address = target.server.wait_for(|line| {
-            let (_, rest) = line.split_once("operations are at")?.1.split_once("address")?;
+            let (_, rest) = line.split_once("the admin server serves")?.1.split_once("address")?;
             Some(rest.trim_start_matches(['=', ':', '"']).split(['"', ' ', ',']).next()?.to_owned())
         });
         let manifest = images::image(&target.repository).await.to_string();
         target.repository.put_ok("small", manifest.as_bytes()).await;
         target.repository.get(&target.repository.manifest("small")).await.assert_status(200);
         let resident_before = resident(target.server.pid());
-        Self { target, _group: group, operations: address, resident_before }
+        Self { target, _group: group, admin: address, resident_before }
     }
 
     pub fn repository(&self) -> &Repository {
@@ -64,7 +64,7 @@ impl Siege {
 
     /// The status and the text at the second listener.
     pub async fn ask(&self, path: &str) -> (u16, String) {
-        let answer = reqwest::get(format!("http://{}{path}", self.operations)).await.unwrap();
+        let answer = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 

@@ -42,7 +42,7 @@ impl SmallDisk {
         Self { path, holder }
     }
 
-    /// Where the test sees it.
+    /// Returns where the test sees it.
     pub fn path(&self) -> &Path {
         &self.path
     }

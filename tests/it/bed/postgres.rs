@@ -80,7 +80,7 @@ impl Postgres {
         self.url(&name)
     }
 
-    /// Where it listens.
+    /// Returns where it listens.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join(".s.PGSQL.5432")
     }

@@ -59,7 +59,7 @@ impl PostgresProxy {
 }
 
 impl Doomed {
-    /// Whether the answer to the commit of a transaction of these messages is lost: of one transaction.
+    /// Returns whether the answer to the commit of a transaction of these messages is lost: of one transaction.
     fn take(&self, transaction: &[u8]) -> bool {
         let mut doomed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = doomed.is_some_and(|part| transaction.windows(part.len()).any(|window| window == part.as_bytes()));

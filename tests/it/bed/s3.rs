@@ -76,7 +76,7 @@ impl S3Server {
         self.server.freeze()
     }
 
-    /// Where it listens.
+    /// Returns where it listens.
     pub fn address(&self) -> SocketAddr {
         self.port.local_addr().expect("a bound socket has an address")
     }

@@ -210,7 +210,7 @@ impl Wharfage {
         self.launch.disk.as_ref().expect("the program is on a small disk")
     }
 
-    /// Whether the process still runs.
+    /// Returns whether the process still runs.
     pub fn is_running(&mut self) -> bool {
         self.service.as_mut().is_some_and(Service::is_running)
     }
@@ -252,7 +252,7 @@ impl Wharfage {
         aws_sdk_ecr::Client::from_conf(config)
     }
 
-    /// What `wharfage env` prints for the data folder, and `arguments`.
+    /// Returns what `wharfage env` prints for the data folder, and `arguments`.
     pub fn env(&self, arguments: &[&str]) -> String {
         let printed = program(&BTreeMap::new()).arg("env").arg("--data").arg(self.data()).args(arguments).output();
         let printed = printed.expect("running wharfage env");
@@ -315,7 +315,7 @@ fn program(variables: &BTreeMap<String, String>) -> Command {
     command
 }
 
-/// Whether the program answers at all.
+/// Returns whether the program answers at all.
 async fn answers(wharfage: &Wharfage) -> bool {
     let answer = wharfage.ecr().describe_registry().send().await;
     answer.map_or_else(|error| error.raw_response().is_some(), |_| true)

@@ -53,10 +53,11 @@ pub async fn pushes_and_deletions_are_recorded(store: Fixture) {
     store.delete_tag(repository.id, &tag("a"), None, LastTag::KeepsImage, at(1)).await.unwrap();
     store.delete_image(repository.id, &digest("image"), Referrers::Stay, at(1)).await.unwrap();
     store.delete_image(repository.id, &digest("untagged"), Referrers::Stay, at(1)).await.unwrap();
-    let told = store.recorded().await;
-    let told: Vec<_> = told.iter().map(|(kind, act, tag)| (kind.as_str(), act.as_str(), tag.as_deref())).collect();
+    let recorded = store.recorded().await;
+    let recorded: Vec<_> =
+        recorded.iter().map(|(kind, act, tag)| (kind.as_str(), act.as_str(), tag.as_deref())).collect();
     assert_eq!(
-        told,
+        recorded,
         [
             ("ECR Image Action", "PUSH", Some("a")),
             ("ECR Image Action", "PUSH", Some("b")),

@@ -78,7 +78,7 @@ pub async fn a_decision_about_a_changed_image_is_stale(store: Fixture) {
             _ => drop(store.image(&repository, change, &[&kept]).await),
         }
         let before = store.image_of(&repository, &image).await;
-        let told = store.recorded().await.len();
+        let recorded = store.recorded().await.len();
         assert_eq!(
             stale(store.expire_image(repository.id, &image, decision.clone(), at(9)).await),
             Stale::Image,
@@ -87,7 +87,7 @@ pub async fn a_decision_about_a_changed_image_is_stale(store: Fixture) {
         let archived = store.archive_image(repository.id, &image, decision, at(9)).await;
         assert!(matches!(archived, Err(StorageClassError::Stale(Stale::Image))), "{change}: {archived:?}");
         assert_eq!(store.image_of(&repository, &image).await, before, "{change}");
-        assert_eq!(store.recorded().await.len(), told, "{change}");
+        assert_eq!(store.recorded().await.len(), recorded, "{change}");
 
         let decision = store.decision(&repository, &image, "policy").await;
         store.expire_image(repository.id, &image, decision.clone(), at(9)).await.unwrap();
@@ -294,7 +294,7 @@ pub async fn a_batch_deletes_like_single_deletions_in_sequence(store: Fixture) {
         image(&free),
     ];
     let outcomes = store.delete_images(repository.id, &deletions, at(1)).await.unwrap();
-    let told = |outcome: &Result<ImageDeleted, DeleteImageError>| match outcome {
+    let recorded = |outcome: &Result<ImageDeleted, DeleteImageError>| match outcome {
         Ok(ImageDeleted { digest, tags, image_deleted }) => {
             let tags: Vec<&str> = tags.iter().map(Tag::as_str).collect();
             format!("{digest} {tags:?} {image_deleted}")
@@ -318,7 +318,7 @@ pub async fn a_batch_deletes_like_single_deletions_in_sequence(store: Fixture) {
         format!(r#"{one} ["b"] true"#),
         format!("{free} [] true"),
     ];
-    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), expected);
+    assert_eq!(outcomes.iter().map(recorded).collect::<Vec<_>>(), expected);
     let left = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, None, 10).await.unwrap();
     let left: BTreeSet<_> = left.into_iter().map(|id| (id.digest, id.tag)).collect();
     assert_eq!(left, BTreeSet::from([(three, Some(tag("d"))), (digest("signature"), None)]));

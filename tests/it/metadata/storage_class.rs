@@ -33,8 +33,8 @@ pub async fn an_image_moves_between_storage_classes(store: Fixture) {
     assert_eq!(set(&image, StorageClass::Standard, 4).await.unwrap(), ImageStatus::Active);
     let found = store.image_of(&repository, &image).await.unwrap().image;
     assert_eq!((found.status, found.archived_at, found.activated_at), (ImageStatus::Active, Some(at(2)), Some(at(4))));
-    let told: Vec<_> = store.recorded().await.into_iter().map(|(_, action, _)| action).collect();
-    assert_eq!(told, ["PUSH", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS"]);
+    let recorded: Vec<_> = store.recorded().await.into_iter().map(|(_, action, _)| action).collect();
+    assert_eq!(recorded, ["PUSH", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS"]);
 }
 
 pub async fn an_image_held_by_an_active_index_is_not_archived(store: Fixture) {
@@ -76,7 +76,7 @@ pub async fn an_index_restores_its_children_at_any_depth(store: Fixture) {
         assert!(!store.has_blob(&repository, &layer).await);
     };
     archive_all().await;
-    let told = store.recorded().await.len();
+    let recorded = store.recorded().await.len();
     let waiting = store.waiting(FollowSubject::KIND).await;
 
     // A new index over archived children.
@@ -85,7 +85,7 @@ pub async fn an_index_restores_its_children_at_any_depth(store: Fixture) {
     assert!(store.has_blob(&repository, &layer).await);
     let restored = store.image_of(&repository, &leaf).await.unwrap().image;
     assert_eq!((restored.archived_at, restored.activated_at), (Some(at(1)), Some(at(0))));
-    let mut acts: Vec<_> = store.recorded().await.into_iter().skip(told).map(|(_, act, _)| act).collect();
+    let mut acts: Vec<_> = store.recorded().await.into_iter().skip(recorded).map(|(_, act, _)| act).collect();
     acts.sort();
     assert_eq!(acts, ["PUSH", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS", "UPDATE_STORAGE_CLASS"]);
     assert_eq!(waiting, 1, "the signature follows its subject into the archive and back");

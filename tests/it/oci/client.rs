@@ -151,7 +151,7 @@ impl Repository {
         &self.base
     }
 
-    /// What the Authorization header says.
+    /// Returns what the Authorization header says.
     pub fn authorization(&self) -> String {
         format!("Basic {}", self.token)
     }

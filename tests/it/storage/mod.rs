@@ -20,25 +20,25 @@ const TIMEOUT: Duration = Duration::from_secs(45);
 /// A running server and a client of its health endpoints.
 struct Watched {
     server: Wharfage,
-    operations: String,
+    admin: String,
     http: Client,
 }
 
 impl Watched {
     async fn start(launch: Launch) -> Self {
-        let (server, operations) = observability::start(launch).await;
+        let (server, admin) = observability::start(launch).await;
         let http = Client::builder().no_proxy().timeout(TIMEOUT).build().unwrap();
-        Self { server, operations, http }
+        Self { server, admin, http }
     }
 
     /// Starts the server again on its data, after it has stopped.
     async fn start_again(&mut self) {
         self.server.start_again().await;
-        self.operations = observability::operations_of(&self.server);
+        self.admin = observability::admin_of(&self.server);
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
-        let answer = self.http.get(format!("{}{path}", self.operations)).send().await.unwrap();
+        let answer = self.http.get(format!("{}{path}", self.admin)).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 

@@ -102,7 +102,7 @@ async fn push(ecr: &Client, repository: &str, tag: &str) {
     ecr.put_image().repository_name(repository).image_tag(tag).image_manifest(manifest).send().await.unwrap();
 }
 
-/// How many images a repository has.
+/// Returns how many images a repository has.
 async fn images(ecr: &Client, repository: &str) -> usize {
     ecr.list_images().repository_name(repository).send().await.unwrap().image_ids().len()
 }

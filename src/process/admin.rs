@@ -1,4 +1,4 @@
-//! The operations listener: `/healthz`, `/readyz` and `/metrics`, for the system that runs the process.
+//! The admin server: `/healthz`, `/readyz` and `/metrics`, for the system that runs the process.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -19,30 +19,31 @@ use tokio::task::JoinSet;
 
 use crate::listener::{self, Admission, ConnectionLimits, Socket};
 
-/// How many may look at once. One peer may have nearly all of them: it may be the proxy or node that asks for everybody.
+/// Maximum number of connections. One peer may have nearly all of them: it may be a proxy or a
+/// node that asks for everybody.
 const LIMITS: ConnectionLimits = ConnectionLimits { connections: 64, per_peer: 56 };
 
-/// What a process says that has nothing to complain of.
+/// Body of a response that reports no problem.
 pub const OK: Cow<'static, str> = Cow::Borrowed("ok");
 
-/// A process, as those see it who run it.
+/// Health and metrics of a process.
 #[async_trait]
-pub trait Operated: Send + Sync + 'static {
-    /// Whether it can go on living; if not, why it should be started anew.
+pub trait HealthEndpoints: Send + Sync + 'static {
+    /// Returns why the process must be restarted, if it must.
     fn healthy(&self) -> Result<(), String> {
         Ok(())
     }
 
-    /// Whether it can do its work now: what to say of that, or why it can't.
+    /// Returns the body of a positive `/readyz`, or why the process is not ready.
     async fn ready(&self) -> Result<Cow<'static, str>, String>;
 
-    /// Its metrics, in OpenMetrics' text format.
+    /// Renders the metrics in OpenMetrics' text format.
     async fn metrics(&self) -> anyhow::Result<String>;
 }
 
-/// Serves the listener until it is dropped, which ends its connections.
+/// Serves `listener` until the future is dropped, which ends the connections.
 // Boxed, so that this crate compiles it: an `async fn` is compiled with the crate that awaits it.
-pub fn serve(operated: Arc<dyn Operated>, listener: TcpListener) -> BoxFuture<'static, ()> {
+pub fn serve(endpoints: Arc<dyn HealthEndpoints>, listener: TcpListener) -> BoxFuture<'static, ()> {
     async move {
         let mut connections = JoinSet::new();
         let never = std::future::pending();
@@ -53,12 +54,12 @@ pub fn serve(operated: Arc<dyn Operated>, listener: TcpListener) -> BoxFuture<'s
             never,
             |socket, admission| {
                 while connections.try_join_next().is_some() {}
-                let (operated, activity) = (Arc::clone(&operated), Arc::clone(socket.activity()));
+                let (endpoints, activity) = (Arc::clone(&endpoints), Arc::clone(socket.activity()));
                 connections.spawn(async move {
                     tokio::select! {
-                        served = connection(operated, socket, admission) => {
+                        served = connection(endpoints, socket, admission) => {
                             if let Err(error) = served {
-                                tracing::debug!(%error, "an operations connection ended early");
+                                tracing::debug!(%error, "an admin connection ended early");
                             }
                         }
                         () = activity.cancelled() => {}
@@ -71,17 +72,17 @@ pub fn serve(operated: Arc<dyn Operated>, listener: TcpListener) -> BoxFuture<'s
     .boxed()
 }
 
-async fn connection(operated: Arc<dyn Operated>, socket: Socket, admission: Admission) -> hyper::Result<()> {
+async fn connection(endpoints: Arc<dyn HealthEndpoints>, socket: Socket, admission: Admission) -> hyper::Result<()> {
     let activity = Arc::clone(socket.activity());
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (operated, mut exchange) = (Arc::clone(&operated), activity.begin());
+        let (endpoints, mut exchange) = (Arc::clone(&endpoints), activity.begin());
         async move {
             if !request.body().is_end_stream() {
                 // Nothing here takes a body.
                 exchange.activity().leave_unread();
             }
             let answer = match admission {
-                Admission::Serve => answer(&*operated, request.uri().path()).await,
+                Admission::Serve => answer(&*endpoints, request.uri().path()).await,
                 Admission::Refuse => plain(StatusCode::SERVICE_UNAVAILABLE, "too many connections\n".into()),
             };
             exchange.answered();
@@ -95,11 +96,11 @@ async fn connection(operated: Arc<dyn Operated>, socket: Socket, admission: Admi
         .await
 }
 
-async fn answer(operated: &dyn Operated, path: &str) -> http::Response<Full<Bytes>> {
+async fn answer(endpoints: &dyn HealthEndpoints, path: &str) -> http::Response<Full<Bytes>> {
     match path {
-        "/healthz" => verdict(operated.healthy().map(|()| OK)),
-        "/readyz" => verdict(operated.ready().await),
-        "/metrics" => match operated.metrics().await {
+        "/healthz" => verdict(endpoints.healthy().map(|()| OK)),
+        "/readyz" => verdict(endpoints.ready().await),
+        "/metrics" => match endpoints.metrics().await {
             Ok(metrics) => text(StatusCode::OK, metrics, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
             Err(error) => {
                 tracing::warn!(%error, "cannot render the metrics");
