@@ -324,4 +324,27 @@ mod tests {
         assert!(chosen("shop/away").is_empty(), "it is in another Registry");
         assert_eq!(chosen("desk/all"), ["desk/-", "desk/api", "desk/other"]);
     }
+
+    #[test]
+    fn a_missing_named_object_is_reported_with_its_field() {
+        let stores = stores();
+        let missing = |name: &str| {
+            let policy = stores.lifecycle_policies.get(&ObjectRef::new(name).within("shop")).unwrap();
+            stores.missing_reference(&*policy).map(|it| it.message)
+        };
+        assert_eq!(missing("api"), None);
+        assert_eq!(missing("back"), None, "a selector may find nothing yet");
+        let message = "Repository shop/api does not exist in Registry away: make it, or correct repositoryRef";
+        assert_eq!(missing("away").as_deref(), Some(message));
+    }
+
+    #[test]
+    fn referrers_of_all_kinds_are_counted() {
+        let stores = stores();
+        let api = stores.repositories.get(&ObjectRef::new("api").within("shop")).unwrap();
+        assert_eq!(stores.count_referrers(&*api), 2);
+        let home = json!({ "metadata": { "name": "home" }, "spec": {} });
+        let home: Registry = serde_json::from_value(home).unwrap();
+        assert_eq!(stores.count_referrers(&home), 5 + 4);
+    }
 }
