@@ -9,6 +9,7 @@ use jiff::Timestamp;
 pub use super::manifests::{ImageStatus, ManifestId};
 use super::repositories::RepositoryId;
 use super::{StoreError, StoreResult};
+pub use wharfage_domain::lifecycle::StorageClass;
 use wharfage_domain::names::{Digest, Reference, Tag};
 
 /// Stores images and their tags.
@@ -353,15 +354,6 @@ pub enum Stale {
     /// Images to be kept have changed or were deleted, so this one may have to be kept.
     #[error("the images that were to be kept have changed")]
     Kept,
-}
-
-/// A storage class to move an image to (ECR's `targetStorageClass`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StorageClass {
-    /// `STANDARD`.
-    Standard,
-    /// `ARCHIVE`.
-    Archive,
 }
 
 /// The reason why an image's storage class did not change.
