@@ -17,7 +17,7 @@ use crate::jobs::{self, JobMetrics};
 use crate::registry::auth::Keyring;
 use crate::registry::http::health::Registries;
 use crate::registry::http::server::{self, ServerLimits};
-use crate::registry::http::tls::Tls;
+use crate::registry::http::tls::ServerTls;
 use crate::registry::metrics::Metrics;
 use crate::registry::{Config, Registry};
 use crate::store::blobs::folder::FolderBlobs;
@@ -60,7 +60,7 @@ pub struct Startup {
     /// What its listener keeps to.
     pub limits: ServerLimits,
     /// TLS, unless it answers in the clear.
-    pub tls: Option<Tls>,
+    pub tls: Option<ServerTls>,
 }
 
 /// What the registries of a process count together.
@@ -86,7 +86,7 @@ pub struct Opened {
     jobs: jobs::JobSettings,
     job_metrics: JobMetrics,
     limits: ServerLimits,
-    tls: Option<Tls>,
+    tls: Option<ServerTls>,
 }
 
 impl Opened {
@@ -131,7 +131,7 @@ impl Opened {
             metrics: job_metrics,
         };
         let (stop, stopped) = watch::channel(false);
-        let acceptor = tls.as_ref().map(Tls::acceptor);
+        let acceptor = tls.as_ref().map(ServerTls::acceptor);
         let mut tasks = JoinSet::new();
         tasks.spawn(server::serve(Arc::clone(&registry), listener, acceptor, limits, stopped.clone()));
         if let Some(tls) = tls {

@@ -16,7 +16,7 @@ use crate::listener::bind;
 use crate::names::{AccountId, Region, RegistryName};
 use crate::registry::http::cors::Origin;
 use crate::registry::http::server::ServerLimits;
-use crate::registry::http::tls::Tls;
+use crate::registry::http::tls::ServerTls;
 use crate::registry::message::memory;
 use crate::registry::{Config, Limits, PublicUrl};
 use crate::serve::{Database, Opened, Running, ServerMetrics, Startup, Storage};
@@ -186,7 +186,7 @@ impl Serve {
     /// Opens what it keeps, and serves; with the lock of the data folder, where that is used. Giving it up in between leaves nothing undone that the next start would not do.
     async fn start(self) -> anyhow::Result<(Running, Option<ProcessLock>)> {
         let tls = match (&self.tls_cert, &self.tls_key) {
-            (Some(certificate), Some(key)) => Some(Tls::from_files(certificate, key)?),
+            (Some(certificate), Some(key)) => Some(ServerTls::from_files(certificate, key)?),
             _ => None,
         };
         if tls.is_none() && !self.allow_plain_http && !self.listen.ip().is_loopback() {

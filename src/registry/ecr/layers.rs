@@ -111,30 +111,30 @@ pub(crate) struct UploadPart {
     upload_id: Option<String>,
     part_first_byte: Option<i64>,
     part_last_byte: Option<i64>,
-    layer_part_blob: Option<Blob>,
+    layer_part_blob: Option<PartBytes>,
     #[serde(flatten)]
     _object: (),
 }
 
 /// Decodes a member from base64 while it is read, so that the text is not kept.
-struct Blob(Bytes);
+struct PartBytes(Bytes);
 
-impl std::fmt::Debug for Blob {
+impl std::fmt::Debug for PartBytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Blob({} bytes)", self.0.len())
+        write!(f, "PartBytes({} bytes)", self.0.len())
     }
 }
 
-impl<'de> Deserialize<'de> for Blob {
+impl<'de> Deserialize<'de> for PartBytes {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl serde::de::Visitor<'_> for Visitor {
-            type Value = Blob;
+            type Value = PartBytes;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("base64")
             }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Blob, E> {
-                BASE64.decode(text).map(|bytes| Blob(bytes.into())).map_err(E::custom)
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<PartBytes, E> {
+                BASE64.decode(text).map(|bytes| PartBytes(bytes.into())).map_err(E::custom)
             }
         }
         deserializer.deserialize_str(Visitor)
@@ -147,7 +147,7 @@ pub(crate) async fn upload_part(call: &EcrCall, input: UploadPart) -> Result<Val
     let id = upload_id(input.upload_id.as_deref())?;
     let first = not_negative("partFirstByte", input.part_first_byte)?;
     let last = not_negative("partLastByte", input.part_last_byte)?;
-    let Blob(blob) = required("layerPartBlob", input.layer_part_blob)?;
+    let PartBytes(blob) = required("layerPartBlob", input.layer_part_blob)?;
     if blob.len() > MAX_PART {
         return Err(invalid("layerPartBlob", format!("Member must have length less than or equal to {MAX_PART}")));
     }

@@ -27,7 +27,7 @@ pub(crate) const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
 /// TLS with the certificate of two files.
-pub struct Tls {
+pub struct ServerTls {
     acceptor: TlsAcceptor,
     files: Files,
     /// The content of the files at the last check, accepted or not.
@@ -59,13 +59,13 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-impl std::fmt::Debug for Tls {
+impl std::fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("ServerTls").field("files", &self.files).finish_non_exhaustive()
     }
 }
 
-impl Tls {
+impl ServerTls {
     /// Creates TLS with the certificate chain and the key of these files, both PEM.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ mod tests {
     }
 
     /// Returns the certificate that a client sees.
-    async fn seen(tls: &Tls, trusted: &CertificateDer<'static>) -> std::io::Result<CertificateDer<'static>> {
+    async fn seen(tls: &ServerTls, trusted: &CertificateDer<'static>) -> std::io::Result<CertificateDer<'static>> {
         let mut roots = RootCertStore::empty();
         roots.add(trusted.clone()).unwrap();
         let client = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -184,7 +184,7 @@ mod tests {
     async fn a_renewed_certificate_is_used_unless_it_is_broken() {
         let folder = tempfile::tempdir().unwrap();
         let first = renew(folder.path());
-        let mut tls = Tls::from_files(folder.path().join("tls.crt"), folder.path().join("tls.key")).unwrap();
+        let mut tls = ServerTls::from_files(folder.path().join("tls.crt"), folder.path().join("tls.key")).unwrap();
         assert_eq!(seen(&tls, &first).await.unwrap(), first);
         assert!(!tls.reload().await.unwrap());
 
@@ -211,7 +211,7 @@ mod tests {
         renew(folder.path());
         let key = folder.path().join("tls.key");
         std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\nSECRETISH\n").unwrap();
-        let error = format!("{:#}", Tls::from_files(folder.path().join("tls.crt"), &key).unwrap_err());
+        let error = format!("{:#}", ServerTls::from_files(folder.path().join("tls.crt"), &key).unwrap_err());
         assert!(error.contains("tls.key") && !error.contains("SECRETISH"), "{error}");
     }
 }
