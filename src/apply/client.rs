@@ -1,4 +1,4 @@
-//! A client of a registry's ECR API: which registry, whose credentials, how patient.
+//! A client of a registry's ECR API: its endpoint, credentials and timeouts.
 
 use std::time::Duration;
 
@@ -27,44 +27,44 @@ use super::retry::isolated_rate_limiter;
 use wharfage_domain::names::{AccountId, Region};
 use wharfage_plan::model::ApiError;
 
-/// How a registry's API is reached.
+/// The connection to a registry's API.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    /// Its URL; Amazon ECR's if there is none.
+    /// The URL; Amazon ECR's if `None`.
     pub endpoint: Option<String>,
-    /// The region that requests are signed for.
+    /// The region in signatures.
     pub region: Region,
-    /// Whose credentials.
+    /// The credentials of signatures.
     pub identity: Identity,
     /// A role to assume with them.
     pub role: Option<String>,
     /// Certificates to trust instead of the system's, in PEM.
     pub ca_bundle: Option<String>,
-    /// The host to connect to, where that isn't the URL's: the URL has the name that the certificate is for.
+    /// The host to connect to, if it is not the URL's, which has the certificate's name.
     pub host: Option<String>,
 }
 
 impl Connection {
-    /// With an access key of the registry's own.
+    /// Connects with an access key of the registry.
     pub fn with_key(endpoint: String, region: Region, id: String, secret: SecretString) -> Self {
         let identity = Identity::Key { id, secret, session_token: None };
         Self { endpoint: Some(endpoint), region, identity, role: None, ca_bundle: None, host: None }
     }
 }
 
-/// Whose credentials requests are signed with.
+/// The credentials that requests are signed with.
 #[derive(Debug, Clone)]
 pub enum Identity {
     /// An access key.
     Key {
-        /// Its id.
+        /// The access key's id.
         id: String,
-        /// Its secret.
+        /// The access key's secret.
         secret: SecretString,
-        /// With temporary credentials, their token.
+        /// The session token of temporary credentials.
         session_token: Option<SecretString>,
     },
-    /// What the environment configures: variables, profiles, web identity, the machine's own.
+    /// The credentials of the environment: variables, profiles, web identity, instance metadata.
     Ambient,
 }
 
@@ -72,14 +72,14 @@ pub enum Identity {
 #[derive(Debug, Clone)]
 pub struct Ecr {
     pub(super) client: Client,
-    /// The account whose registry is meant, if it is not the credentials' own.
+    /// The account of the registry, if it is not the credentials' account.
     pub(super) registry_id: Option<String>,
     identity: String,
     proxy: Option<String>,
 }
 
 impl Ecr {
-    /// A client; nothing is sent yet. All its clones share one limit that adapts to throttling.
+    /// Creates a client without calling the registry. All clones share one rate limit that adapts to throttling.
     ///
     /// # Errors
     /// When `ca_bundle` holds no certificates.
@@ -91,7 +91,7 @@ impl Ecr {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(5))
             .operation_attempt_timeout(Duration::from_secs(20))
-            // Its attempts together: who waits for a registry that answers nothing is to be told so.
+            // The timeout of all attempts together, so that callers learn of a registry that does not answer.
             .operation_timeout(Duration::from_secs(45))
             .build();
         let Connection { endpoint, region, identity, role, ca_bundle, host } = connection;
@@ -117,7 +117,7 @@ impl Ecr {
             Identity::Ambient => None,
         };
         let base = match (credentials, &endpoint) {
-            // The environment may speak of another registry: with a place and a key of its own nothing is taken from there.
+            // The environment may be for another registry, so nothing is taken from there if the URL and the key are given.
             (Some(credentials), Some(_)) => aws_config::SdkConfig::builder()
                 .behavior_version(BehaviorVersion::latest())
                 .region(region.clone())
@@ -157,23 +157,23 @@ impl Ecr {
         Ok(Self { client: Client::from_conf(config), registry_id, identity: known, proxy })
     }
 
-    /// Which registry is asked, and as whom, as one word without any secret: the same after a restart.
+    /// Returns the registry and the identity as one word without any secret. It is the same after a restart.
     pub fn identity(&self) -> &str {
         &self.identity
     }
 
-    /// The proxy that the environment puts between here and the registry, without its credentials.
+    /// Returns the environment's proxy for the registry, without the proxy's credentials.
     pub fn proxy(&self) -> Option<&str> {
         self.proxy.as_deref()
     }
 }
 
-/// An HTTP client that asks no proxy. The SDK's own asks those of the environment, which are for other machines.
+/// Creates an HTTP client without a proxy. The SDK's default uses the environment's, which are for other hosts.
 fn direct() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https()
 }
 
-/// Whether a URL's host is this machine's loopback.
+/// Returns whether a URL's host is a loopback address.
 pub fn is_loopback(url: &str) -> bool {
     let Ok(url) = url.parse::<http::Uri>() else { return false };
     let host = url.host().unwrap_or_default();
@@ -181,15 +181,15 @@ pub fn is_loopback(url: &str) -> bool {
     host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// The proxy that the SDK asks for this URL, as it reads the environment.
+/// Returns the proxy that the SDK uses for this URL.
 fn proxy_to(url: &str) -> Option<String> {
     let proxy = Matcher::from_env().intercept(&url.parse().ok()?)?;
     Some(proxy.uri().to_string())
 }
 
-/// An HTTP client that trusts these certificates and no others, and connects to `host` if there is one.
+/// Creates an HTTP client that trusts only these certificates, and connects to `host` if given.
 fn trusting(pem: &str, host: Option<String>) -> anyhow::Result<SharedHttpClient> {
-    // The builder below panics on what is no certificate, so it is looked at first.
+    // The builder below panics on an invalid certificate, so they are checked first.
     let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.context("the certificates to trust are not in PEM")?;
     anyhow::ensure!(!certificates.is_empty(), "there is no certificate in what is to be trusted");
@@ -203,7 +203,7 @@ fn trusting(pem: &str, host: Option<String>) -> anyhow::Result<SharedHttpClient>
     })
 }
 
-/// Every name is that of this host.
+/// Resolves every name to this host.
 #[derive(Debug, Clone)]
 struct Elsewhere(String);
 
@@ -217,7 +217,7 @@ impl ResolveDns for Elsewhere {
     }
 }
 
-/// An error of the SDK as its name and message. What never reached the registry has a name of ours.
+/// Converts an error of the SDK. Errors of requests that never reached the registry have names of ours.
 pub(super) fn api_error<E>(error: &SdkError<E>) -> ApiError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -246,18 +246,18 @@ where
     }
 }
 
-/// Whether it is HTTP's: a connection that broke, an answer that is none.
+/// Returns whether the error is one of HTTP: a broken connection, or an invalid response.
 fn is_of_http(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<hyper::Error>())
 }
 
-/// An error's causes, from the outermost to the innermost.
+/// Returns an error's causes, the outermost first.
 fn causes(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(Some(error), |error| error.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// The innermost cause of an error.
+/// Returns the innermost cause of an error.
 fn cause(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(Some(error), |error| error.source());
     chain.last().map(ToString::to_string).unwrap_or_default()

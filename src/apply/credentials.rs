@@ -1,4 +1,4 @@
-//! Credentials that cannot be had: STS refuses a role, or whoever gives them is away. Neither says anything of the registry.
+//! Credentials that are not available: STS rejects a role, or their provider is unreachable. Neither is the registry's fault.
 
 use std::error::Error;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use aws_smithy_types::error::ErrorMetadata;
 use super::error::{CREDENTIALS_UNAVAILABLE, kind_of};
 use wharfage_plan::model::{ApiError, ErrorKind};
 
-/// How long credentials are waited for. The SDK's cache gives up after five seconds, with an error that does not say of what.
+/// The timeout for credentials. The SDK's cache gives up after five seconds, with an error that does not name the cause.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Credentials, or an error that says that there are none, in time.
+/// Provides credentials, or an error that says why there are none, within the timeout.
 #[derive(Debug)]
 pub(super) struct CredentialsWithTimeout {
     provider: SharedCredentialsProvider,
@@ -47,7 +47,7 @@ impl ProvideCredentials for CredentialsWithTimeout {
     }
 }
 
-/// What STS answered.
+/// An error response of STS.
 struct Answer {
     status: u16,
     code: Option<String>,
@@ -61,22 +61,22 @@ impl Answer {
 
     fn read<E: ProvideErrorMetadata + Error + 'static>(cause: &(dyn Error + 'static)) -> Option<Self> {
         let SdkError::ServiceError(answer) = cause.downcast_ref::<SdkError<E>>()? else { return None };
-        // Further lines quote the request, which has its time in it.
+        // Further lines quote the request, which contains its time.
         let message = answer.err().message().and_then(|it| it.lines().next()).unwrap_or_default().to_owned();
         Some(Self { status: answer.raw().status().as_u16(), code: answer.err().code().map(str::to_owned), message })
     }
 
-    /// The name of what only a change of the role, of its trust or of the credentials helps against.
+    /// Returns the error's name, if only a change of the role, its trust policy or the credentials solves it.
     fn refusal(&self) -> Option<&str> {
-        // It asked an identity provider, which did not answer it.
+        // STS called an identity provider, which did not answer.
         const OF_OTHERS: &str = "IDPCommunicationError";
         let refuses = |code: &&str| self.status < 500 && kind_of(code) != ErrorKind::Throttled && *code != OF_OTHERS;
         self.code.as_deref().filter(refuses)
     }
 }
 
-/// What is wrong with the credentials, if that is why nothing was sent. The message is the same at each try: what STS says has the
-/// request's id beside it, which is not told.
+/// Returns the error about the credentials, if it is why nothing was sent. The message is the same for each attempt: the
+/// request's id in the response of STS is left out.
 pub(super) fn credentials_error(error: &(dyn Error + 'static)) -> Option<ApiError> {
     let found = chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
     let answer = chain(error).find_map(Answer::of);
@@ -84,14 +84,14 @@ pub(super) fn credentials_error(error: &(dyn Error + 'static)) -> Option<ApiErro
         && let Some(code) = answer.refusal()
     {
         let message = format!("STS refuses the credentials: {}", answer.message);
-        // Of the credentials, not of the registry.
+        // The timeout was the credentials', not the registry's.
         return Some(ApiError::new(ErrorKind::Other, code, message));
     }
     let why = match answer {
         Some(Answer { status, code, .. }) => {
             format!("STS answers {}", code.unwrap_or_else(|| format!("HTTP status {status}")))
         }
-        // A file that makes no sense gets no better by itself: that is told as what the client has against it.
+        // An invalid file does not become valid by itself, so this is an error of the client.
         None if matches!(found, CredentialsError::InvalidConfiguration(_)) => return None,
         None => chain(error).last().map(words).unwrap_or_default(),
     };
@@ -103,7 +103,7 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     std::iter::successors(Some(error), |error| (*error).source())
 }
 
-/// An error in words, without a request's id.
+/// Returns an error's text without the request's id.
 fn words(cause: &(dyn Error + 'static)) -> String {
     match cause.downcast_ref::<ErrorMetadata>() {
         Some(said) => [said.code(), said.message()].into_iter().flatten().collect::<Vec<_>>().join(": "),
@@ -124,7 +124,7 @@ mod tests {
     use crate::{Connection, Ecr, list};
     use secrecy::SecretString;
 
-    /// What STS answers to the nth request: another request id each time.
+    /// Returns the response of STS to the nth request, with a different request id each time.
     fn answers(nth: usize, status: u16, code: Option<&str>, message: &str) -> CredentialsError {
         let said = ErrorMetadata::builder().custom("aws_request_id", format!("id-{nth}")).message(message);
         let said = if let Some(code) = code { said.code(code) } else { said };
@@ -132,7 +132,7 @@ mod tests {
         CredentialsError::provider_error(SdkError::service_error(AssumeRoleError::generic(said.build()), response))
     }
 
-    /// What a client says whose credentials come to this, asked twice.
+    /// Returns the errors of two calls of a client with such credentials.
     async fn told(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
         let (region, key) = ("eu-home-1".parse().unwrap(), SecretString::from("secret"));
         let connection = Connection::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);

@@ -1,17 +1,17 @@
-//! The kinds of an ECR API's errors, told from their names here and nowhere else. Everybody else branches on the kind.
+//! The kinds of an ECR API's errors. Only this module derives them from names; all other code branches on the kind.
 
 use wharfage_plan::model::{ApiError, ErrorKind};
 
-/// The name of an error where the registry cannot be reached.
+/// The error's name if the registry is unreachable.
 pub const UNAVAILABLE: &str = "RegistryUnavailable";
-/// The name of an error where nobody gives credentials, and that may get better by itself.
+/// The error's name if no credentials are available at the moment.
 pub const CREDENTIALS_UNAVAILABLE: &str = "CredentialsUnavailable";
-/// The name of an error where an answer is none of an ECR API's.
+/// The error's name if a response is not one of an ECR API.
 pub const UNEXPECTED_RESPONSE: &str = "UnexpectedResponse";
-/// The name of an error where the request was not sent.
+/// The error's name if the request was not sent.
 pub const CLIENT_ERROR: &str = "ClientError";
 
-/// Returns the kind of an error with this name, or of an answer with this HTTP status where it has no name.
+/// Returns the kind of an error with this name, or of a response with this HTTP status if it has no name.
 pub fn kind_of(name: &str) -> ErrorKind {
     match name {
         UNAVAILABLE => ErrorKind::Unavailable,
@@ -21,7 +21,7 @@ pub fn kind_of(name: &str) -> ErrorKind {
         "ServerException" | "InternalFailure" | "InternalServerError" => ErrorKind::ServerFault,
         "ServiceUnavailable" | "ServiceUnavailableException" => ErrorKind::ServiceUnavailable,
         "429" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown" => ErrorKind::Throttled,
-        // Registries give many names to operations that they do not have.
+        // Registries use many names for operations that they do not have.
         "UnknownOperationException"
         | "UnknownOperation"
         | "UnsupportedOperationException"
@@ -40,23 +40,23 @@ pub fn kind_of(name: &str) -> ErrorKind {
     }
 }
 
-/// An error of a registry's, by the name that it has there.
+/// Creates an error from the registry's name for it.
 pub fn named(name: impl Into<String>, message: impl Into<String>) -> ApiError {
     let name = name.into();
     ApiError::new(kind_of(&name), name, message)
 }
 
-/// The registry cannot be reached.
+/// Creates the error about an unreachable registry.
 pub(super) fn unavailable(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Unavailable, UNAVAILABLE, message)
 }
 
-/// The answer is none of an ECR API's.
+/// Creates the error about a response that is not one of an ECR API.
 pub(super) fn unexpected_response(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::UnexpectedResponse, UNEXPECTED_RESPONSE, message)
 }
 
-/// The request was not sent.
+/// Creates the error about a request that was not sent.
 pub(super) fn client_error(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Client, CLIENT_ERROR, message)
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_told_from_names_and_statuses() {
+    fn kinds_follow_from_names_and_statuses() {
         for (name, kind) in [
             ("RegistryUnavailable", ErrorKind::Unavailable),
             ("CredentialsUnavailable", ErrorKind::CredentialsUnavailable),
@@ -77,7 +77,7 @@ mod tests {
             ("ServerException", ErrorKind::ServerFault),
             ("InvalidAction", ErrorKind::UnsupportedOperation),
             ("RepositoryNotFoundException", ErrorKind::RepositoryNotFound),
-            // A quota that is used up: asking more slowly does not help.
+            // An exhausted quota: a lower rate does not help.
             ("LimitExceededException", ErrorKind::Other),
             ("404", ErrorKind::Other),
         ] {

@@ -1,4 +1,4 @@
-//! The images of one repository through the ECR API: what whoever carries a lifecycle policy out himself asks for.
+//! The images of one repository through the ECR API, for the operator when it enforces a lifecycle policy itself.
 
 use std::collections::HashMap;
 
@@ -16,31 +16,31 @@ use wharfage_domain::lifecycle::{Image, ImageStatus};
 use wharfage_domain::names::{Digest, RepositoryName, Tag};
 use wharfage_plan::model::ApiError;
 
-/// Images in one page, the most that ECR gives.
+/// Images per page, ECR's maximum.
 const PAGE: i32 = 1000;
-/// Images that one request may name.
-pub const MOST_IMAGE_IDS: usize = 100;
-/// Manifests that are asked for at once: of 4 MiB at most each.
+/// The most images that one request may name.
+pub const MAX_IMAGE_IDS: usize = 100;
+/// Manifests per request, of at most 4 MiB each.
 const MANIFESTS: usize = 8;
-/// Media types of what lists other manifests.
+/// The media types of indexes.
 const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 
-/// An image as DescribeImages tells it.
+/// An image as DescribeImages returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredImage {
-    /// What a lifecycle policy looks at. DescribeImages doesn't know `parents`: they are empty.
+    /// The input of a lifecycle policy. DescribeImages does not return `parents`, so they are empty.
     pub image: Image,
-    /// `imageSizeInBytes`. ECR gives an index the size of its largest child.
+    /// `imageSizeInBytes`. For an index, ECR returns the size of its largest child.
     pub bytes: u64,
-    /// Whether it lists other manifests.
+    /// It is an index.
     pub is_index: bool,
 }
 
-/// Every image of a repository, archived ones too.
+/// Returns every image of a repository, including archived ones.
 ///
 /// # Errors
-/// When the registry refuses, cannot be reached, or says what makes no sense: half a picture would be a wrong one.
+/// When the registry rejects the request or is unreachable, or any image cannot be read: an incomplete list would be wrong.
 pub async fn images(ecr: &Ecr, name: &RepositoryName) -> Result<Vec<StoredImage>, ApiError> {
     let filter =
         DescribeImagesFilter::builder().tag_status(TagStatus::Any).image_status(ImageStatusFilter::Any).build();
@@ -55,17 +55,17 @@ pub async fn images(ecr: &Ecr, name: &RepositoryName) -> Result<Vec<StoredImage>
     Ok(images)
 }
 
-/// These images as they are now, without those that are gone.
+/// Reads these images again, without those that were deleted.
 ///
 /// # Errors
 /// As for [`images`].
-pub async fn images_again(
+pub async fn reread_images(
     ecr: &Ecr,
     name: &RepositoryName,
     digests: &[&Digest],
 ) -> Result<HashMap<Digest, StoredImage>, ApiError> {
     let mut found = HashMap::new();
-    for digests in digests.chunks(MOST_IMAGE_IDS) {
+    for digests in digests.chunks(MAX_IMAGE_IDS) {
         let ids = digests.iter().map(|digest| image_id(digest, None)).collect();
         let request = ecr.client.describe_images().set_registry_id(ecr.registry_id.clone());
         match request.repository_name(name.as_str()).set_image_ids(Some(ids)).send().await {
@@ -75,7 +75,7 @@ pub async fn images_again(
                     found.insert(stored.image.digest.clone(), stored);
                 }
             }
-            // One that is gone fails the whole call, and does not say which.
+            // One deleted image fails the whole call, and the error does not name it.
             Err(error) if error.code() == Some("ImageNotFoundException") => {
                 let all = images(ecr, name).await?;
                 let asked = all.into_iter().filter(|stored| digests.contains(&&stored.image.digest));
@@ -121,19 +121,20 @@ fn image_id(digest: &Digest, tag: Option<&Tag>) -> ImageIdentifier {
     ImageIdentifier::builder().image_digest(digest.as_str()).set_image_tag(tag.map(ToString::to_string)).build()
 }
 
-/// What is known of an index's children.
+/// The children of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Children {
-    /// The manifests that it lists, stored or not.
+    /// The listed manifests, stored or not.
     Listed(Vec<Digest>),
-    /// It can't be read, as an archived one.
+    /// The index cannot be read, for example because it is archived.
     Unreadable,
 }
 
-/// The children of these indexes; those that are gone are left out. Reading counts as pulling: ECR has no other way.
+/// Reads the children of these indexes, without indexes that were deleted. The read counts as a pull, because ECR has no other
+/// operation for it.
 ///
 /// # Errors
-/// When the registry refuses, cannot be reached, or gives something that is no index.
+/// When the registry rejects the request or is unreachable, or returns something that is not an index.
 pub async fn children(
     ecr: &Ecr,
     name: &RepositoryName,
@@ -166,7 +167,7 @@ pub async fn children(
     Ok(found)
 }
 
-/// The digests that an index lists. Those of an algorithm that no ECR repository has name nothing there.
+/// Returns the digests that an index lists, without those of algorithms that ECR does not have.
 fn read_index(manifest: &str) -> Option<Vec<Digest>> {
     #[derive(Deserialize)]
     struct Index {
@@ -180,7 +181,7 @@ fn read_index(manifest: &str) -> Option<Vec<Digest>> {
     Some(index.manifests.into_iter().filter_map(|it| it.digest.parse().ok()).collect())
 }
 
-/// One image, or one tag of it, that a registry did not delete.
+/// An image, or one of its tags, that a registry did not delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undeleted {
     /// The image.
@@ -191,11 +192,11 @@ pub struct Undeleted {
     pub reason: String,
 }
 
-/// Deletes images, and tells which were not. One with tags is deleted by them: with the last of its tags it goes, and it stays
-/// if it has got another tag, or lost one to another image, since its tags were read.
+/// Deletes images, and returns those that were not deleted. An image with tags is deleted tag by tag: it stays if it got another
+/// tag, or lost one to another image, since its tags were read.
 ///
 /// # Errors
-/// When the registry refuses the whole, or cannot be reached.
+/// When the registry rejects the whole request or is unreachable.
 pub async fn delete(
     ecr: &Ecr,
     name: &RepositoryName,
@@ -209,7 +210,7 @@ pub async fn delete(
         })
         .collect();
     let mut undeleted = Vec::new();
-    for ids in ids.chunks(MOST_IMAGE_IDS) {
+    for ids in ids.chunks(MAX_IMAGE_IDS) {
         let request = ecr.client.batch_delete_image().set_registry_id(ecr.registry_id.clone());
         let answer = request.repository_name(name.as_str()).set_image_ids(Some(ids.to_vec())).send().await;
         for failure in answer.map_err(|error| api_error(&error))?.failures() {
@@ -227,7 +228,7 @@ pub async fn delete(
 /// Moves an image to the archive.
 ///
 /// # Errors
-/// When the registry refuses, or cannot be reached.
+/// When the registry rejects the request or is unreachable.
 pub async fn archive(ecr: &Ecr, name: &RepositoryName, digest: &Digest) -> Result<(), ApiError> {
     let request = ecr.client.update_image_storage_class().set_registry_id(ecr.registry_id.clone());
     let request = request.repository_name(name.as_str()).image_id(image_id(digest, None));

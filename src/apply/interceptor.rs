@@ -1,4 +1,4 @@
-//! Intercepts calls of a registry's API, each attempt by itself: for metrics, and to hold calls back.
+//! Intercepts each attempt of a call to a registry's API, for metrics and to block calls.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use super::error::{CLIENT_ERROR, UNAVAILABLE, UNEXPECTED_RESPONSE, kind_of};
 use super::retry::error_name;
 use wharfage_plan::model::ErrorKind;
 
-/// Who is told of a client's calls.
+/// An observer of a client's calls.
 pub trait CallObserver: Debug + Send + Sync {
-    /// Whether a call may be sent at this moment.
+    /// Returns whether a call may be sent now.
     fn allows(&self) -> bool {
         true
     }
 
-    /// An attempt has ended. `code` is its HTTP status, the name of the error that was answered, or one of the names in
+    /// Records the end of an attempt. `code` is the HTTP status, the name of the registry's error, or one of the names in
     /// [`error`](super::error); `kind` is the error's, and absent after success.
     fn called(&self, operation: &str, code: &str, kind: Option<ErrorKind>, took: Duration);
 }
 
 impl Ecr {
-    /// The same client, the limiter included, with somebody who is told of its calls.
+    /// Adds an observer. The client keeps its rate limit.
     #[must_use]
     pub fn observed_by(mut self, observer: Arc<dyn CallObserver>) -> Self {
         let config = self.client.config().to_builder().interceptor(CallInterceptor(observer)).build();
@@ -39,12 +39,12 @@ impl Ecr {
     }
 }
 
-/// The call is held back by its observer.
+/// The observer blocked the call.
 #[derive(Debug, thiserror::Error)]
 #[error("held back: it may not be sent any more")]
 struct HeldBack;
 
-/// When the attempt was sent.
+/// The time at which the attempt was sent.
 #[derive(Debug)]
 struct Sent(Option<Instant>);
 
@@ -52,7 +52,7 @@ impl Storable for Sent {
     type Storer = StoreReplace<Self>;
 }
 
-/// Tells an observer of each attempt.
+/// Reports each attempt to an observer.
 #[derive(Debug)]
 struct CallInterceptor(Arc<dyn CallObserver>);
 
@@ -91,7 +91,7 @@ impl Intercept for CallInterceptor {
     }
 }
 
-/// How an attempt ended, in a word.
+/// Returns the code of an attempt.
 fn code(context: &InterceptorContext) -> String {
     let response = context.response();
     let status = response.map(|response| response.status().as_u16().to_string()).unwrap_or_default();
@@ -148,16 +148,16 @@ mod tests {
         ecr.client.describe_repositories().send().await.is_ok()
     }
 
-    /// Writes down what it is told.
+    /// Records what it observes.
     #[derive(Debug, Default)]
     struct Notes {
         calls: Mutex<Vec<(String, String, bool)>>,
-        holds_back: bool,
+        blocks: bool,
     }
 
     impl CallObserver for Notes {
         fn allows(&self) -> bool {
-            !self.holds_back
+            !self.blocks
         }
 
         fn called(&self, operation: &str, code: &str, kind: Option<ErrorKind>, _took: Duration) {
@@ -193,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_that_is_away_is_told_as_such() {
-        // A port that nobody else gets, and on which nobody listens.
+        // A reserved port without a listener.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = format!("http://{}", socket.local_addr().unwrap());
@@ -205,9 +205,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_held_back_is_not_sent() {
+    async fn a_blocked_call_is_not_sent() {
         let registry = fake_ecr(|_| (200, LISTING)).await;
-        let notes = Arc::new(Notes { holds_back: true, ..Notes::default() });
+        let notes = Arc::new(Notes { blocks: true, ..Notes::default() });
         assert!(!list(&client(&registry.endpoint).await.observed_by(notes.clone())).await);
         assert_eq!((registry.asked().len(), notes.codes().len()), (0, 0));
     }
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(notes.codes(), [("LimitExceededException".to_owned(), false), ("200".to_owned(), false)]);
     }
 
-    /// Sleeps, and writes down for how long.
+    /// Sleeps, and records the durations.
     #[derive(Debug, Clone, Default)]
     struct Sleeps(Arc<Mutex<Vec<Duration>>>);
 
@@ -238,7 +238,7 @@ mod tests {
     }
 
     impl Sleeps {
-        /// Those that a limiter asked for: what the SDK sleeps otherwise, its timeouts, is in whole milliseconds.
+        /// Returns the sleeps of a rate limiter. The SDK's other sleeps, its timeouts, are whole milliseconds.
         fn waits(&self) -> usize {
             self.0.lock().unwrap().iter().filter(|duration| duration.subsec_nanos() % 1_000_000 != 0).count()
         }
@@ -251,7 +251,7 @@ mod tests {
         }
     }
 
-    /// Two registries of one region. One throttles: its client slows down, all its clones with it, and the other's does not.
+    /// Of two registries in one region, one throttles. Its client and the client's clones slow down, and the other does not.
     #[tokio::test]
     async fn each_registry_has_a_limiter_of_its_own() {
         let throttling = fake_ecr(|nth| if nth == 0 { (400, THROTTLED) } else { (200, LISTING) }).await;

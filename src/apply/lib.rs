@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use client::{Connection, Ecr, Identity, is_loopback};
-pub use images::{Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again};
+pub use images::{Children, MAX_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, reread_images};
 pub use interceptor::CallObserver;
 pub use kinds::{execute, observe};
 pub use previews::{PreviewedPolicy, preview};

@@ -1,4 +1,4 @@
-//! Looks at started previews, waits for them, and says what they would do.
+//! Waits for started previews and reads their results.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,25 +11,25 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::client::{Ecr, api_error};
-use super::images::{MOST_IMAGE_IDS, images, images_again};
+use super::images::{MAX_IMAGE_IDS, images, reread_images};
 use super::report::{Previewed, PreviewedImage};
 use wharfage_domain::names::{Digest, RepositoryName};
 use wharfage_plan::model::{ApiError, ErrorKind};
 
-/// Previews that are waited for at once.
+/// Previews that are awaited concurrently.
 const CONCURRENCY: usize = 8;
-/// Images that are named of those that a preview would act on.
+/// The most images of a preview that are named.
 const SAMPLE: usize = 10;
-/// Results in one page, the most that ECR gives.
+/// Results per page, ECR's maximum.
 const PAGE: i32 = 100;
-/// For more images than this, reading all of a repository's images takes fewer calls than naming them.
-const FEW: usize = 5 * MOST_IMAGE_IDS;
+/// The number of images above which reading all of a repository takes fewer calls than naming them.
+const FEW: usize = 5 * MAX_IMAGE_IDS;
 
-/// The results of these repositories' previews. One that has none within `patience` is left out: it goes on.
+/// Returns the results of these repositories' previews. Previews that do not end within `time_limit` are left out.
 pub(super) async fn results(
     ecr: &Ecr,
     repositories: Vec<RepositoryName>,
-    patience: Duration,
+    time_limit: Duration,
 ) -> HashMap<RepositoryName, Result<Previewed, ApiError>> {
     let mut results = HashMap::new();
     let waiting = stream::iter(repositories)
@@ -39,7 +39,7 @@ pub(super) async fn results(
             results.insert(name, result);
             std::future::ready(())
         });
-    let _ = timeout(patience, waiting).await;
+    let _ = timeout(time_limit, waiting).await;
     results
 }
 
@@ -49,7 +49,7 @@ enum Wait {
 }
 
 async fn result(ecr: &Ecr, name: &RepositoryName) -> Result<Previewed, ApiError> {
-    let look = || async {
+    let attempt = || async {
         match page(ecr, name, None).await.map_err(Wait::Failed)? {
             Some(answer) => Ok(previewed(&answer)),
             None => Err(Wait::Running),
@@ -59,7 +59,7 @@ async fn result(ecr: &Ecr, name: &RepositoryName) -> Result<Previewed, ApiError>
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_secs(2))
         .without_max_times();
-    match look.retry(backoff).when(|wait| matches!(wait, Wait::Running)).await {
+    match attempt.retry(backoff).when(|wait| matches!(wait, Wait::Running)).await {
         Ok(previewed) => Ok(previewed),
         Err(Wait::Failed(error)) => Err(error),
         Err(Wait::Running) => Err(failed(name, "still running")),
@@ -70,7 +70,7 @@ fn failed(name: &RepositoryName, status: &str) -> ApiError {
     ApiError::new(ErrorKind::Other, "PreviewFailed", format!("the preview of {name} is {status}"))
 }
 
-/// A page of a preview's results; nothing while it goes on.
+/// Returns a page of a preview's results; `None` while it is in progress.
 async fn page(
     ecr: &Ecr,
     name: &RepositoryName,
@@ -86,21 +86,21 @@ async fn page(
     }
 }
 
-/// A preview that is complete.
+/// A complete preview.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreviewedPolicy {
-    /// The document that was evaluated.
+    /// The evaluated document.
     pub document: Value,
-    /// What it would do.
+    /// The result.
     pub previewed: Previewed,
-    /// Bytes of the images that would expire, as ECR counts them. An index has none of its own.
+    /// The bytes of the images that would expire, as ECR counts them. Indexes count as 0.
     pub bytes: u64,
 }
 
-/// A repository's preview, looked at once; nothing while it goes on.
+/// Reads a repository's preview once; `None` while it is in progress.
 ///
 /// # Errors
-/// When there is none, when it failed or expired, and when the registry refuses or cannot be reached.
+/// When there is no preview, when it failed or expired, and when the registry rejects the request or is unreachable.
 pub async fn preview(ecr: &Ecr, name: &RepositoryName) -> Result<Option<PreviewedPolicy>, ApiError> {
     let Some(mut answer) = page(ecr, name, None).await? else { return Ok(None) };
     let (document, previewed) = (answer.lifecycle_policy_text().unwrap_or_default(), previewed(&answer));
@@ -110,7 +110,7 @@ pub async fn preview(ecr: &Ecr, name: &RepositoryName) -> Result<Option<Previewe
         let expires = answer.preview_results().iter().filter(|it| action(it) == ImageActionType::Expire.as_str());
         expiring.extend(expires.filter_map(|it| it.image_digest()?.parse::<Digest>().ok()));
         let Some(token) = answer.next_token().map(str::to_owned) else { break };
-        // Somebody started another one meanwhile.
+        // Another preview was started meanwhile.
         let Some(next) = page(ecr, name, Some(token)).await? else { return Ok(None) };
         answer = next;
     }
@@ -123,7 +123,7 @@ async fn bytes(ecr: &Ecr, name: &RepositoryName, digests: &[Digest]) -> Result<u
     let stored = if digests.len() > FEW {
         images(ecr, name).await?
     } else {
-        images_again(ecr, name, &digests.iter().copied().collect::<Vec<_>>()).await?.into_values().collect()
+        reread_images(ecr, name, &digests.iter().copied().collect::<Vec<_>>()).await?.into_values().collect()
     };
     let expires = stored.iter().filter(|it| !it.is_index && digests.contains(&it.image.digest));
     Ok(expires.map(|it| it.bytes).sum())

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_read_as_what_happened() {
+    fn outcomes_read_as_results() {
         let image = PreviewedImage {
             digest: "sha256:ab".to_owned(),
             tags: vec!["v1".to_owned()],

@@ -1,4 +1,4 @@
-//! What is retried, and how slowly: each registry has a limiter of its own, which adapts to it.
+//! Retries and rate limits. Each registry has a rate limiter of its own, which adapts to it.
 
 use std::time::SystemTime;
 
@@ -7,8 +7,8 @@ use aws_sdk_ecr::config::interceptors::InterceptorContext;
 use aws_sdk_ecr::config::retry::{ClassifyRetry, ClientRateLimiter, RetryAction, RetryPartition};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-/// Gives a client a limiter and a retry quota of its own. The SDK's default is one of each for all clients of a region in the process,
-/// however many registries they are of.
+/// Gives a client a rate limiter and a retry quota of its own. By default, the SDK shares them between all clients of a region in
+/// the process, whatever their registries.
 pub(super) fn isolated_rate_limiter(config: Builder) -> Builder {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let limiter = ClientRateLimiter::new(now.as_secs_f64());
@@ -17,8 +17,8 @@ pub(super) fn isolated_rate_limiter(config: Builder) -> Builder {
         .retry_classifier(Throttling)
 }
 
-/// Corrects what the SDK takes for throttling. ECR's LimitExceededException is a quota that is used up: asking again is of no use, and
-/// slowing everything else down less so. A 429 that names no error, from a proxy, is throttling.
+/// Corrects the SDK's classification of throttling. ECR's LimitExceededException is an exhausted quota, so neither retries nor a
+/// lower rate help. A 429 without an error's name, as proxies send it, is throttling.
 #[derive(Debug)]
 struct Throttling;
 
@@ -41,7 +41,7 @@ impl ClassifyRetry for Throttling {
     }
 }
 
-/// The name of the error that was answered, without its namespace.
+/// Returns the name of the registry's error, without its namespace.
 pub(super) fn error_name(response: &HttpResponse) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Answer {

@@ -59,7 +59,7 @@ async fn check_account(ecr: &Ecr) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::Other, Reason::RegistryIdMismatch.as_str(), message))
 }
 
-/// Tells how to avoid an operation that the registry does not have.
+/// Adds what to do about an operation that the registry does not have.
 fn unsupported(error: ApiError, what: &str) -> ApiError {
     if error.kind != ErrorKind::UnsupportedOperation {
         return error;

@@ -1,4 +1,4 @@
-//! GetAuthorizationToken: what a container runtime logs in with, and at which hosts.
+//! Reads an authorization token (GetAuthorizationToken) and the hosts that it is for.
 
 use std::collections::BTreeSet;
 
@@ -12,23 +12,23 @@ use super::client::{Ecr, api_error};
 use super::error::unexpected_response;
 use wharfage_plan::model::ApiError;
 
-/// What a container runtime logs in with.
+/// The credentials with which a container runtime logs in.
 #[derive(Debug, Clone)]
 pub struct AuthorizationToken {
     /// The user's name, `AWS`.
     pub user: String,
     /// The password.
     pub password: SecretString,
-    /// When it ends.
+    /// The expiry time.
     pub expires_at: Timestamp,
-    /// Hosts, with their ports, that it is for: that of the proxyEndpoint, and that of the repositories' URIs.
+    /// Its hosts with their ports: those of the proxyEndpoint and of the repositories' URIs.
     pub hosts: BTreeSet<String>,
 }
 
-/// Asks a registry for a token.
+/// Requests a token from a registry.
 ///
 /// # Errors
-/// The registry's own error, or `UnexpectedResponse` for an answer that nobody could log in with.
+/// The registry's error, or `UnexpectedResponse` for a response without usable credentials.
 pub async fn authorization_token(ecr: &Ecr) -> Result<AuthorizationToken, ApiError> {
     let ids = ecr.registry_id.clone().map(|id| vec![id]);
     #[allow(deprecated, reason = "it is what makes Amazon ECR say the proxyEndpoint of another account")]
@@ -41,7 +41,7 @@ pub async fn authorization_token(ecr: &Ecr) -> Result<AuthorizationToken, ApiErr
     Ok(token)
 }
 
-/// The host in front of a repository's name, if there is a repository that the credentials may look at.
+/// Returns the host of a repository's URI, if the credentials may list a repository.
 async fn host_of_repositories(ecr: &Ecr) -> Option<String> {
     let request = ecr.client.describe_repositories().set_registry_id(ecr.registry_id.clone());
     let answer = request.max_results(1).send().await.ok()?;
@@ -68,7 +68,7 @@ fn read(data: &AuthorizationData) -> Result<AuthorizationToken, ApiError> {
     })
 }
 
-/// The host, with its port, of a URL or of a repository's URI; nothing if there is none that anybody could log in to.
+/// Returns the host of a URL or a repository's URI, with its port, if it is one to log in to.
 pub fn host(place: &str) -> Option<String> {
     /// A host name of 253 characters, and a port.
     const LONGEST: usize = 253 + 6;

@@ -112,7 +112,7 @@ pub(crate) fn adoption(resource: &impl Managed) -> Adoption {
 }
 
 /// The end of a note about something that has an effect in a cluster only.
-const CLUSTER_ONLY: &str = "is for a cluster, and let be here";
+const CLUSTER_ONLY: &str = "has an effect in a cluster only";
 
 /// Returns notes about the fields of a Registry that have an effect in a cluster only.
 fn cluster_only(registry: &Registry) -> Vec<String> {

@@ -1,7 +1,7 @@
-//! What differs between two documents, member by member, so that the two sides of a change can be told apart.
+//! Compares two documents member by member, so that a change shows only what differs.
 //!
-//! Documents that mean the same are no change, which the caller has to know: see [`wharfage_domain::policy::equivalent`] and
-//! [`super::lifecycle_policy::equivalent`]. Everything else gives at least one change, and none with two equal sides.
+//! The caller must already know that the documents differ in meaning: see [`wharfage_domain::policy::equivalent`] and
+//! [`super::lifecycle_policy::equivalent`]. Different documents have at least one change, and no change has equal sides.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,8 @@ use super::field_change::change;
 use wharfage_domain::lifecycle;
 use wharfage_domain::policy::{Kind, Policy};
 
-/// The changes of a policy's document: its members, and those of each statement. Statements are matched by what they say, by
-/// their Sid, and by how much they have in common.
+/// Returns the changes of a policy: its members, and those of each statement. Statements are matched by their meaning, by their
+/// Sid, and by the number of equal members.
 pub(super) fn policy_changes(kind: Kind, field: &str, from: Option<&Value>, to: Option<&Value>) -> Vec<FieldChange> {
     let whole = || vec![change(field, from.map(Value::to_string), to.map(Value::to_string))];
     let (Some(from), Some(to)) = (from, to) else { return whole() };
@@ -43,7 +43,7 @@ pub(super) fn policy_changes(kind: Kind, field: &str, from: Option<&Value>, to: 
     changes
 }
 
-/// The changes of a lifecycle policy's document: those of each rule. Rules are matched by their priority.
+/// Returns the changes of a lifecycle policy's rules. Rules are matched by their priority.
 pub(super) fn lifecycle_changes(field: &str, from: &Value, to: &Value) -> Vec<FieldChange> {
     let (Ok(old), Ok(new)) = (lifecycle::Policy::from_value(from), lifecycle::Policy::from_value(to)) else {
         return value_changes(field, from, to);
@@ -66,7 +66,8 @@ pub(super) fn lifecycle_changes(field: &str, from: &Value, to: &Value) -> Vec<Fi
     changes
 }
 
-/// The changes of any JSON: of an object its members, of a list as long as before its entries, else of the whole.
+/// Returns the changes of any JSON: those of an object's members, of the entries of a list of the same length, else the whole
+/// value.
 fn value_changes(field: &str, from: &Value, to: &Value) -> Vec<FieldChange> {
     match (from, to) {
         (from, to) if from == to => Vec::new(),
@@ -95,16 +96,16 @@ struct Statements {
     statements: Vec<Statement>,
 }
 
-/// A statement as its author wrote it, and what it means.
+/// A statement as its author wrote it, and its canonical form.
 struct Statement {
-    /// `Sid=…`, or its place in the document.
+    /// `Sid=…`, or its index in the document.
     name: String,
     written: Value,
     canonical: Map<String, Value>,
 }
 
 impl Statements {
-    /// Nothing if it is no policy of this kind.
+    /// Reads the statements; `None` if the document is not a policy of this kind.
     fn read(kind: Kind, document: &Value) -> Option<Self> {
         let policy = Policy::from_value(kind, document).ok()?.to_document();
         let written = match &document["Statement"] {
@@ -120,7 +121,7 @@ impl Statements {
     }
 }
 
-/// Which statement became which one, by their places; those that say the same are left out.
+/// Pairs old and new statements by index, without those of the same meaning.
 fn pair(old: &[Statement], new: &[Statement]) -> Vec<(Option<usize>, Option<usize>)> {
     let mut left: Vec<usize> = (0..old.len()).collect();
     let mut pairs = Vec::new();
@@ -140,21 +141,21 @@ fn pair(old: &[Statement], new: &[Statement]) -> Vec<(Option<usize>, Option<usiz
         same.is_none()
     });
     for at in unpaired {
-        let likeness = |other: &usize| {
+        let similarity = |other: &usize| {
             let other = &old[*other].canonical;
             new[at].canonical.iter().filter(|(name, value)| other.get(*name) == Some(value)).count()
         };
-        // Nearly all have the same effect: that alone makes no pair.
-        let likest = left.iter().copied().max_by_key(likeness).filter(|other| likeness(other) > 1);
-        left.retain(|other| Some(*other) != likest);
-        pairs.push((likest, Some(at)));
+        // Nearly all have the same Effect, so one equal member is not enough.
+        let most_similar = left.iter().copied().max_by_key(similarity).filter(|other| similarity(other) > 1);
+        left.retain(|other| Some(*other) != most_similar);
+        pairs.push((most_similar, Some(at)));
     }
     pairs.sort_by_key(|(_, new)| *new);
     pairs.extend(left.into_iter().map(|at| (Some(at), None)));
     pairs
 }
 
-/// The members of a statement that mean something else now, as they are written.
+/// Returns the members of a statement whose meaning changed, as they are written.
 fn statement_changes(name: &str, from: &Statement, to: &Statement) -> Vec<FieldChange> {
     let members: BTreeSet<&String> = from.canonical.keys().chain(to.canonical.keys()).collect();
     let different = members.into_iter().filter(|member| from.canonical.get(*member) != to.canonical.get(*member));
@@ -294,7 +295,7 @@ mod tests {
         })
     }
 
-    /// Whatever differs is shown, and no side of it equals the other, in data or in text.
+    /// Documents that differ have changes, and no change has equal sides, in data or in text.
     fn well_shown(equivalent: bool, changes: &[FieldChange]) -> Result<(), TestCaseError> {
         prop_assert_eq!(equivalent, changes.is_empty());
         for it in changes {

@@ -1,21 +1,22 @@
-//! Who manages a repository, as one word of its tags: the operator of a cluster, or file mode with one set of manifests.
+//! The identity that manages a repository, as recorded in its tags: the operator of a cluster, or file mode with one set of
+//! manifests.
 //!
 //! | text | is |
 //! |---|---|
 //! | `NAME` | the operator of the cluster NAME |
-//! | `file:NAME:SET` | file mode: NAME owns, and SET says which manifests asked |
+//! | `file:NAME:SET` | file mode: NAME owns, and SET is the set of manifests |
 //! | `file:NAME` | file mode with manifests that belong to no set, such as those of a pipe |
 //!
-//! An identity owns what it made, whichever set asked for it. Only the set that made something releases or deletes it:
-//! manifests of two folders that share a registry never take each other's repositories for orphans.
+//! An identity owns what it created, from any of its sets. Only the set that created something releases or deletes it. So
+//! manifests of two folders that share a registry never treat each other's repositories as orphans.
 
-/// Begins the identities of file mode. No cluster's name holds a colon.
+/// The prefix of the identities of file mode. No cluster's name contains a colon.
 const FILE: &str = "file:";
 
-/// The most characters that a set's name may have: a tag has room for 256, and says more than this.
+/// The most characters of a set's name. A tag has 256 for all its parts.
 pub const LONGEST_SET: usize = 24;
 
-/// The identity of file mode.
+/// Returns the identity of file mode.
 pub fn file_mode(name: &str, set: Option<&str>) -> String {
     match set {
         Some(set) => format!("{FILE}{name}:{set}"),
@@ -23,27 +24,27 @@ pub fn file_mode(name: &str, set: Option<&str>) -> String {
     }
 }
 
-/// Whether it is one of file mode.
+/// Returns whether the identity is one of file mode.
 pub fn is_file_mode(identity: &str) -> bool {
     identity.starts_with(FILE)
 }
 
-/// The identity without its set: the part that owns.
+/// Returns the identity without its set: the owner.
 pub fn owner(identity: &str) -> &str {
     split(identity).0
 }
 
-/// Whether both are one owner, whichever set of manifests they are.
+/// Returns whether both identities are the same owner, whatever their sets.
 pub fn same_owner(one: &str, other: &str) -> bool {
     owner(one) == owner(other)
 }
 
-/// Whether `identity` may release or delete what `made` made: the same owner, and in file mode the same set.
-pub(super) fn releases(identity: &str, made: &str) -> bool {
-    identity == made && (!is_file_mode(identity) || split(identity).1.is_some())
+/// Returns whether `identity` may release or delete what `creator` created: the same owner, and in file mode the same set.
+pub(super) fn releases(identity: &str, creator: &str) -> bool {
+    identity == creator && (!is_file_mode(identity) || split(identity).1.is_some())
 }
 
-/// An identity for people.
+/// Returns a text for people.
 pub(super) fn describe(identity: &str) -> String {
     match owner(identity).strip_prefix(FILE) {
         Some(name) => format!("file mode {name}"),
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_is_nobody_of_file_mode() {
+    fn an_operator_is_not_an_owner_of_file_mode() {
         assert!(!same_owner("prod", &file_mode("prod", Some("a"))) && releases("prod", "prod"));
         assert_eq!(describe("prod"), "cluster prod");
         assert_eq!(describe(&file_mode("prod", Some("a"))), "file mode prod");

@@ -135,7 +135,7 @@ impl Desired {
     /// Returns the end of a sentence that says how to get what another identity owns, where a flag of file mode does it.
     pub(crate) fn adoption_hint(&self, cluster: &str) -> String {
         if identity::is_file_mode(&self.cluster) {
-            format!(", or take it over with --adopt-from {}", identity::owner(cluster))
+            format!(", or adopt it with --adopt-from {}", identity::owner(cluster))
         } else {
             String::new()
         }

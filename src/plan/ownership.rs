@@ -1,11 +1,11 @@
-//! Who a repository belongs to, as its resource tags say: the only memory that file mode and the operator share, and the
-//! reason why a plan never touches what no manifest of ours declared.
+//! The ownership of repositories, recorded in resource tags. The tags are the only state that file mode and the operator
+//! share, and the reason why a plan never changes what no manifest of ours declared.
 //!
-//! | tag | says |
+//! | tag | records |
 //! |---|---|
-//! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | whose Repository it is; see [`identity`] for the first |
-//! | `wharfage.dev/manages` | what that Repository set last, so that what it no longer sets is taken back |
-//! | `wharfage.dev/lifecycle` | whose LifecyclePolicy governs it, and whether the registry has the policy or the operator carries it out |
+//! | `wharfage.dev/cluster`, `…/namespace`, `…/name` | the Repository that owns it; see [`identity`] for the first |
+//! | `wharfage.dev/manages` | the fields that the Repository set last, so that those it no longer sets are reset |
+//! | `wharfage.dev/lifecycle` | the LifecyclePolicy that governs it, and whether the registry or the operator enforces it |
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,35 +25,35 @@ const NAME: &str = "wharfage.dev/name";
 const MANAGES: &str = "wharfage.dev/manages";
 const LIFECYCLE: &str = "wharfage.dev/lifecycle";
 
-/// How many resource tags a repository may have (Amazon ECR, TagResource).
+/// The most resource tags that a repository may have (Amazon ECR, TagResource).
 pub(super) const MAX_TAGS: usize = 50;
-/// How many tags of these Wharfage needs for itself.
+/// The number of ownership tags.
 pub(super) const OWN_TAGS: usize = 5;
 
-/// Why a repository cannot get the tags that it is to have.
+/// Returns the message about a repository with too many tags.
 pub(super) fn too_many_tags(name: &RepositoryName, count: usize) -> String {
     format!(
-        "{name} has {count} tags, or would have, beside those that say whose it is: it may have {} of its own, as ECR takes \
-         {MAX_TAGS}, so remove some",
+        "{name} would have {count} tags beside the ownership tags, and may have {} because ECR accepts {MAX_TAGS} in total: \
+         remove some",
         MAX_TAGS - OWN_TAGS
     )
 }
 
-/// What happens to a repository, or to a lifecycle policy, when its manifest goes.
+/// The effect of deleting the manifest of a repository or a lifecycle policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnRemoval {
-    /// It stays, and is nobody's.
+    /// It is released, and stays in the registry.
     #[default]
     Retain,
     /// It is deleted, if it has no images.
     Delete,
     /// It is deleted with its images.
     DeleteWithImages,
-    /// It stays: deletionProtection forbids deleting it.
+    /// It is released, because deletionProtection forbids deleting it.
     Protected,
 }
 
-/// A resource of a cluster: who owns.
+/// The owner of a repository: a Repository of a cluster or of file mode.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
     /// The identity that manages it: a cluster's name, or one of file mode.
@@ -76,12 +76,12 @@ impl std::fmt::Display for OnRemoval {
 }
 
 impl Owner {
-    /// The owner that this resource of this cluster is.
+    /// Returns this resource of this identity as an owner.
     pub fn new(cluster: &str, object: &Object) -> Self {
         Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name: object.name.clone() }
     }
 
-    /// The Repository that it is, in its own cluster.
+    /// Returns the Repository in its own cluster.
     pub fn object(&self) -> Object {
         Object { kind: repository::KIND, namespace: self.namespace.clone(), name: self.name.clone() }
     }
@@ -93,7 +93,7 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// What the owner's manifest set when it was last applied.
+/// The fields that the owner's manifest set when it was last applied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Manages {
     /// The repository policy.
@@ -102,22 +102,22 @@ pub struct Manages {
     pub mutability: bool,
     /// The scanning configuration.
     pub scanning: bool,
-    /// What to do when the manifest goes.
+    /// The effect of deleting the manifest.
     pub on_removal: OnRemoval,
     /// The resource tags, as short fingerprints of their keys.
     pub tag_keys: BTreeSet<String>,
 }
 
 /// Characters of a key's fingerprint: 45 keys and the flags fit into a tag's 256 characters, and with 30 bits each,
-/// somebody else's tag is taken for ours about once in a million repositories that are full of tags.
+/// a foreign tag has the fingerprint of one of ours about once in a million repositories that are full of tags.
 const FINGERPRINT: usize = 5;
 
-/// The fingerprint of a tag's key.
+/// Returns the fingerprint of a tag's key.
 pub fn fingerprint(key: &str) -> String {
     hash(key, FINGERPRINT)
 }
 
-/// The first characters of a text's hash, all of them allowed in a tag's value.
+/// Returns the first characters of a text's hash, all of them allowed in a tag's value.
 fn hash(text: &str, characters: usize) -> String {
     let mut hash = URL_SAFE_NO_PAD.encode(Sha256::digest(text.as_bytes()));
     hash.truncate(characters);
@@ -125,7 +125,7 @@ fn hash(text: &str, characters: usize) -> String {
 }
 
 impl Manages {
-    /// The settings that either of the two manages. Tags, and what happens on removal, are as `self` says.
+    /// Adds the settings that `other` manages, but neither its tags nor its removal policy.
     pub fn with_settings_of(&self, other: &Self) -> Self {
         Self {
             policy: self.policy || other.policy,
@@ -154,7 +154,7 @@ impl Manages {
         text
     }
 
-    /// Reads the tag; whatever cannot be read counts as not managed and to be retained, which is the safe side.
+    /// Reads the tag. Whatever cannot be read counts as not managed and as retained, which is safe.
     fn parse(text: &str) -> Self {
         let (flags, keys) = text.split_once(':').unwrap_or((text, ""));
         let on_removal = if flags.contains('x') {
@@ -177,27 +177,27 @@ impl Manages {
     }
 }
 
-/// Whose LifecyclePolicy governs a repository, who carries it out, and whether it goes with the manifest.
+/// The LifecyclePolicy that governs a repository, who enforces it, and whether it is deleted with the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecycleOwner {
     /// The identity that manages it: a cluster's name, or one of file mode.
     pub cluster: String,
     /// The LifecyclePolicy's namespace.
     pub namespace: String,
-    /// Its name, shortened if it is long.
+    /// The LifecyclePolicy's name, shortened if it is long.
     name: String,
     /// The policy is deleted when the manifest goes.
     pub delete: bool,
-    /// The operator carries the policy out, so that the registry has none.
+    /// The operator enforces the policy, and the registry has none.
     pub by_operator: bool,
 }
 
-/// Characters of a LifecyclePolicy's name that a tag has room for, beside the cluster's and the namespace's (63 each).
+/// The most characters of a LifecyclePolicy's name in a tag, beside the cluster's and the namespace's (63 each).
 const LONGEST_NAME: usize = 111;
 /// The same in file mode, whose identities are longer by `file:`, a colon and a set's name.
 const LONGEST_NAME_IN_FILE_MODE: usize = LONGEST_NAME - 6 - identity::LONGEST_SET;
 
-/// A LifecyclePolicy's name, as a tag with this identity has room for it.
+/// Returns a LifecyclePolicy's name, shortened to fit into a tag with this identity.
 fn short<'a>(cluster: &str, name: &'a str) -> Cow<'a, str> {
     const HASH: usize = 16;
     let longest = if identity::is_file_mode(cluster) { LONGEST_NAME_IN_FILE_MODE } else { LONGEST_NAME };
@@ -207,18 +207,18 @@ fn short<'a>(cluster: &str, name: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// What a tag says behind the name.
+/// The words of a tag after the name.
 const DELETE: &str = " delete";
 const BY_OPERATOR: &str = " operator";
 
 impl LifecycleOwner {
-    /// The owner that this resource of this cluster is.
+    /// Returns this resource of this identity as an owner.
     pub fn new(cluster: &str, object: &Object, delete: bool) -> Self {
         let name = short(cluster, &object.name).into_owned();
         Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name, delete, by_operator: false }
     }
 
-    /// Reads a repository's tags for this alone.
+    /// Reads only the tag with the lifecycle policy's owner.
     pub fn read(tags: &BTreeMap<String, String>) -> Option<Self> {
         tags.get(LIFECYCLE).and_then(|text| Self::parse(text))
     }
@@ -241,17 +241,17 @@ impl LifecycleOwner {
         Some(Self { cluster: parts.next()?, namespace: parts.next()?, name: parts.next()?, delete, by_operator })
     }
 
-    /// Whether it is this identity's LifecyclePolicy of this name; sets of manifests are not told apart.
+    /// Returns whether it is this identity's LifecyclePolicy of this name, from any set of manifests.
     pub fn is(&self, cluster: &str, object: &Object) -> bool {
         identity::same_owner(&self.cluster, cluster) && self.names(object)
     }
 
-    /// Whether it is somebody's LifecyclePolicy of this name.
+    /// Returns whether it is a LifecyclePolicy of this name, of any identity.
     pub(super) fn names(&self, object: &Object) -> bool {
         self.namespace == object.namespace && self.name == short(&self.cluster, &object.name)
     }
 
-    /// The LifecyclePolicy that it is, in its own cluster, as far as the tag has room for its name.
+    /// Returns the LifecyclePolicy in its own cluster, with the name as the tag has it.
     pub fn object(&self) -> Object {
         Object { kind: lifecycle_policy::KIND, namespace: self.namespace.clone(), name: self.name.clone() }
     }
@@ -263,23 +263,23 @@ impl std::fmt::Display for LifecycleOwner {
     }
 }
 
-/// All that a repository's tags say about ownership.
+/// The ownership that a repository's tags record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ownership {
-    /// Its owner, if a Repository owns it.
+    /// The owner of the repository, if it has one.
     pub owner: Option<Owner>,
-    /// What the owner set.
+    /// The fields that the owner set.
     pub manages: Manages,
-    /// The owner of its lifecycle policy.
+    /// The owner of its lifecycle policy, if it has one.
     pub lifecycle: Option<LifecycleOwner>,
 }
 
-/// Whether a tag is one of those that say whose Repository it is.
+/// Returns whether a tag records the owner of the repository.
 pub(super) fn is_owner_tag(key: &str) -> bool {
     key.starts_with(PREFIX) && !is_lifecycle_tag(key)
 }
 
-/// Whether a tag is the one that says whose lifecycle policy it has.
+/// Returns whether a tag records the owner of the lifecycle policy.
 pub(super) fn is_lifecycle_tag(key: &str) -> bool {
     key == LIFECYCLE
 }
@@ -299,7 +299,7 @@ impl Ownership {
         }
     }
 
-    /// The tags that say this.
+    /// Returns the tags that record this.
     pub fn tags(&self) -> BTreeMap<String, String> {
         let mut tags = BTreeMap::new();
         if let Some(Owner { cluster, namespace, name }) = &self.owner {
@@ -327,7 +327,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(
+        fn ownership_survives_a_round_trip(
             policy: bool, mutability: bool, scanning: bool, removal in 0..4usize,
             keys in proptest::collection::btree_set("[a-z ]{1,12}", 0..=45),
             (cluster, namespace, name) in ("[a-z]{1,63}", "[a-z]{1,63}", "[a-z.]{1,253}"),

@@ -255,8 +255,8 @@ fn nothing_wanted() -> Desired {
 }
 
 prop_compose! {
-    /// A registry with a history: repositories of nobody, of another cluster, of our manifests as they once were, and all of
-    /// it changed behind everybody's back.
+    /// A registry with a history: repositories without an owner, of another cluster, and of earlier manifests of ours, and
+    /// all of them drifted.
     fn registry()(
         nobodys in proptest::collection::btree_map((0..5usize).prop_map(name), tags("theirs."), 0..4),
         theirs in wanted(THEIRS),
@@ -300,7 +300,7 @@ proptest! {
     }
 
     #[test]
-    fn no_plan_deletes_or_changes_what_a_resource_does_not_own(desired in wanted(OURS), before in registry()) {
+    fn no_plan_changes_what_others_own(desired in wanted(OURS), before in registry()) {
         let mut after = before.clone();
         apply(&desired, &mut after);
         for (name, was) in &before.repositories.found {
@@ -340,7 +340,7 @@ proptest! {
     }
 
     #[test]
-    fn a_registrys_settings_that_nobody_speaks_of_stay(desired in wanted(OURS), before in registry()) {
+    fn settings_that_are_not_desired_stay(desired in wanted(OURS), before in registry()) {
         let mut after = before.clone();
         apply(&desired, &mut after);
         match &desired.settings.policy {
@@ -359,18 +359,18 @@ proptest! {
     }
 
     #[test]
-    fn a_plan_that_was_cut_off_anywhere_is_made_good_by_the_next(
+    fn the_next_plan_completes_an_interrupted_one(
         desired in wanted(OURS), registry in registry(), calls in 0..40usize,
     ) {
-        let (mut whole, mut cut_off) = (registry.clone(), registry);
+        let (mut whole, mut interrupted) = (registry.clone(), registry);
         apply(&desired, &mut whole);
-        apply_some(&desired, &mut cut_off, calls);
-        apply(&desired, &mut cut_off);
-        prop_assert_eq!(whole, cut_off);
+        apply_some(&desired, &mut interrupted, calls);
+        apply(&desired, &mut interrupted);
+        prop_assert_eq!(whole, interrupted);
     }
 
     #[test]
-    fn what_is_not_declared_any_more_stays_by_default(mut desired in wanted(OURS), mut registry in registry()) {
+    fn undeclared_objects_stay_by_default(mut desired in wanted(OURS), mut registry in registry()) {
         desired.repositories.iter_mut().for_each(|it| it.on_removal = OnRemoval::Retain);
         desired.lifecycle_policies.iter_mut().for_each(|it| it.delete_on_removal = false);
         apply(&nothing_wanted(), &mut registry);
@@ -409,7 +409,7 @@ proptest! {
     }
 
     #[test]
-    fn a_repository_whose_policy_the_operator_carries_out_has_none_of_its_own(
+    fn a_policy_that_the_operator_enforces_is_not_in_the_registry(
         desired in wanted(OURS), mut registry in registry(), calls in 0..40usize,
     ) {
         let put = |it: &Call| {
@@ -434,7 +434,7 @@ proptest! {
     }
 
     #[test]
-    fn a_policy_reaches_what_a_repository_of_its_namespace_may_have_and_nothing_else(
+    fn a_policy_reaches_only_repositories_of_its_namespace(
         desired in wanted(OURS), mut registry in registry(),
     ) {
         let may_have = |plan: &Plan, policy: &Object, name: &RepositoryName| {
@@ -450,7 +450,7 @@ proptest! {
                 }
             }
             for policy in desired.lifecycle_policies.iter().filter(|it| it.management != Management::Suspended) {
-                // Nor does it tell anything of it.
+                // The policy does not reveal anything about the repository either.
                 if policy.repositories.iter().any(|name| !may_have(&plan, &policy.object, name)) {
                     prop_assert!(plan.refused.iter().any(|it| it.object == policy.object), "{}", plan);
                 }
@@ -460,13 +460,13 @@ proptest! {
     }
 
     #[test]
-    fn no_repository_serves_two_masters(desired in wanted(OURS), registry in registry()) {
+    fn no_repository_has_two_owners(desired in wanted(OURS), registry in registry()) {
         let plan = plan(&desired, &registry);
-        let mut masters: BTreeMap<(&RepositoryName, &str, Action), &Object> = BTreeMap::new();
+        let mut owners: BTreeMap<(&RepositoryName, &str, Action), &Object> = BTreeMap::new();
         for step in &plan.steps {
             let kind = (step.object.kind, step.repository());
             if let (kind, Some(name)) = kind
-                && let Some(other) = masters.insert((name, kind, step.action), &step.object)
+                && let Some(other) = owners.insert((name, kind, step.action), &step.object)
             {
                 prop_assert_eq!(other, &step.object, "{}", plan);
             }
@@ -552,8 +552,8 @@ fn tagged(first: usize, count: usize) -> Desired {
 
 proptest! {
     #[test]
-    fn no_call_gives_a_repository_more_tags_than_it_may_have(
-        foreign in 0..48usize, (first, before) in (0..60usize, 0..=45usize), (then, after) in (0..60usize, 0..=45usize), cut_off in 0..8usize,
+    fn no_call_exceeds_the_limit_of_tags(
+        foreign in 0..48usize, (first, before) in (0..60usize, 0..=45usize), (then, after) in (0..60usize, 0..=45usize), interrupted in 0..8usize,
     ) {
         let mut registry = Observed::default();
         apply(&tagged(first, before), &mut registry);
@@ -562,7 +562,7 @@ proptest! {
             found.tags.extend((0..foreign.min(room)).map(|n| (format!("theirs.{n}"), String::new())));
         }
         let desired = tagged(then, after);
-        apply_some(&desired, &mut registry, cut_off);
+        apply_some(&desired, &mut registry, interrupted);
         apply(&desired, &mut registry);
         let again = plan(&desired, &registry);
         prop_assert!(again.is_empty(), "{}", again);

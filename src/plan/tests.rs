@@ -99,7 +99,7 @@ fn planned() -> Plan {
 }
 
 #[test]
-fn a_plan_reads_as_what_would_happen() {
+fn a_plan_reads_as_its_changes() {
     assert_snapshot!(planned(), @r#"
     ~ update  Registry home
                  accountSettings.BLOB_MOUNTING: DISABLED -> ENABLED
@@ -121,7 +121,7 @@ fn a_plan_reads_as_what_would_happen() {
                  images: deleted too (emptyOnDelete)
     ! refused Repository shop/theirs
                  OwnedByAnother: theirs in home is managed by Repository shop/theirs of cluster elsewhere: give this one another repositoryName, or remove that one
-      note    Registry home: managed.replicas is for a cluster, and let be here
+      note    Registry home: managed.replicas has an effect in a cluster only
       note    Registry home: managed.database.postgres.connectionSecretRef: Secrets are read in a cluster only, so WHARFAGE_DATABASE_URL holds here
       note    Registry home: scanningConfiguration is stored, but Wharfage's registry does not scan images yet
       note    Repository shop/found: imageScanningConfiguration is stored, but Wharfage's registry does not scan images yet
@@ -184,19 +184,19 @@ fn a_plan_is_json_for_programs() {
         }
       ],
       "notes": [
-        "Registry home: managed.replicas is for a cluster, and let be here"
+        "Registry home: managed.replicas has an effect in a cluster only"
       ]
     }
     "#);
 }
 
 #[test]
-fn nothing_to_do_says_so() {
+fn an_empty_plan_says_so() {
     assert_snapshot!(Plan::default(), @"Nothing to change.");
 }
 
 #[test]
-fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
+fn a_policy_that_the_operator_enforces_is_deleted_in_the_registry() {
     let manifests = manifests();
     let mut desired = desired(&manifests, &manifests.registries[0].resource, "local");
     desired.repositories.retain(|it| it.name.as_str() == "ours");
@@ -219,7 +219,7 @@ fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
     let [(text, calls)] = &steps(&[], false)[..] else { panic!("one step") };
     assert_snapshot!(text, @r"
     + create  LifecyclePolicy shop/keep (ours)
-                 carried out by the operator: 1 expire any imageCountMoreThan 5
+                 enforced by the operator: 1 expire any imageCountMoreThan 5
     ");
     assert_eq!(calls.as_slice(), std::slice::from_ref(&tagged));
     // It was put until now.
@@ -235,7 +235,7 @@ fn a_policy_that_the_operator_carries_out_is_taken_from_the_registry() {
 }
 
 #[test]
-fn a_repository_that_cannot_be_looked_at_is_let_be_and_says_why() {
+fn an_unreadable_repository_is_refused_and_left_unchanged() {
     let manifests = manifests();
     let mut observed = observed();
     observed.repositories.found.remove(&"ours".parse::<RepositoryName>().unwrap());
@@ -245,11 +245,11 @@ fn a_repository_that_cannot_be_looked_at_is_let_be_and_says_why() {
     assert!(!plan.steps.iter().any(|step| step.object.name == "ours"));
     let refused = plan.refused.iter().find(|refused| refused.object.name == "ours").unwrap();
     assert_eq!(refused.reason.as_str(), "AccessDeniedException");
-    assert_eq!(refused.message, "ours cannot be looked at: not for you");
+    assert_eq!(refused.message, "ours cannot be read: not for you");
 }
 
 /// Namespace `evil` may not have `payments/api`, and has a policy for it all the same. `payments` has a younger one, or none.
-fn across_the_border(borders: &str, policy: &str, other: &str) -> Plan {
+fn across_namespaces(borders: &str, policy: &str, other: &str) -> Plan {
     let yaml = format!(
         r#"
 apiVersion: v1
@@ -299,23 +299,23 @@ fn a_policy_does_not_reach_into_another_namespace() {
         "mode: Enforce, managementPolicy: Observe",
     ];
     for (border, policy) in borders.into_iter().flat_map(|border| policies.map(|policy| (border, policy))) {
-        let plan = across_the_border(border, policy, "");
+        let plan = across_namespaces(border, policy, "");
         assert!(plan.is_empty(), "{border}, {policy}: {plan}");
         let refused = plan.refused.iter().find(|it| it.object.kind == "LifecyclePolicy").unwrap();
         assert_eq!((refused.object.namespace.as_str(), refused.reason.as_str()), ("evil", "ReferenceNotFound"));
-        let message = "the repository payments/api is not there in home, or no Repository of namespace evil has it: see the status \
+        let message = "the repository payments/api does not exist in home, or no Repository of namespace evil has it: see the status \
                        of the Repository";
         assert_eq!(refused.message, message);
     }
 }
 
 #[test]
-fn a_policy_of_another_namespace_stands_in_nobodys_way() {
+fn a_policy_of_another_namespace_blocks_no_policy() {
     let own = format!(
         "---\napiVersion: wharfage.dev/v1alpha1\nkind: LifecyclePolicy\nmetadata: {{name: small, namespace: payments}}\nspec: \
          {{registryRef: {{name: home}}, repositoryRef: {{name: api}}, mode: Enforce, rules: [{RULE}]}}\n"
     );
-    let plan = across_the_border("", "mode: Enforce", &own);
+    let plan = across_namespaces("", "mode: Enforce", &own);
     let [step] = plan.steps.as_slice() else { panic!("one step: {plan}") };
     assert_eq!((step.action, step.object.to_string()), (Action::Create, "LifecyclePolicy payments/small".to_owned()));
     assert!(plan.refused.iter().all(|it| it.object.namespace == "evil"), "{plan}");
@@ -344,7 +344,7 @@ spec: {registryRef: {name: twin}, repositoryName: api}
 ";
 
 #[test]
-fn of_two_registries_that_are_one_the_older_repository_has_the_name_and_keeps_it() {
+fn in_two_aliases_the_older_repository_keeps_the_name() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), TWINS).unwrap();
     let manifests = wharfage_manifests::load(folder.path()).unwrap();

@@ -1,6 +1,6 @@
-//! Finds what manifests ask for that Wharfage's registry stores and does not act on yet.
+//! Finds fields of manifests that Wharfage's registry stores and does not enforce yet.
 //!
-//! A Registry with `aws` is Amazon's, which acts on all of it.
+//! A Registry with `aws` is Amazon ECR, which enforces all of them.
 
 use serde_json::Value;
 
@@ -10,14 +10,14 @@ use wharfage_crd::Registry;
 use wharfage_domain::policy::{Kind, Policy};
 use wharfage_domain::scanning::ScanningConfiguration;
 
-/// Returns a sentence for each setting of a repository that the registry does not act on yet.
+/// Returns a sentence for each setting of a repository that the registry does not enforce yet.
 pub fn unenforced(registry: &Registry, wanted: &DesiredRepository) -> Vec<String> {
     let denies = wanted.policy.as_ref().is_some_and(|document| denies(Kind::Repository, document));
     let scans = wanted.scan_on_push == Some(true);
     sentences(registry, [(denies, "repositoryPolicy"), (scans, "imageScanningConfiguration")])
 }
 
-/// Returns a sentence for each setting of a registry as a whole that it does not act on yet.
+/// Returns a sentence for each setting of a registry as a whole that it does not enforce yet.
 pub fn unenforced_settings(registry: &Registry, wanted: &Desired) -> Vec<String> {
     let denies = wanted.settings.policy.iter().flatten().any(|document| denies(Kind::Registry, document));
     let scanning = wanted.settings.scanning_configuration.as_ref();

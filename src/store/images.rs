@@ -11,7 +11,6 @@ pub use wharfage_domain::lifecycle::StorageClass;
 pub use super::manifests::{ImageStatus, ManifestId};
 use super::repositories::RepositoryId;
 use super::{StoreError, StoreResult};
-pub use wharfage_domain::lifecycle::StorageClass;
 use wharfage_domain::names::{Digest, Reference, Tag};
 
 /// Stores images and their tags.

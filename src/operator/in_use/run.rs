@@ -18,7 +18,7 @@ use super::workloads::{CannotTell, ImageScope, in_use};
 use crate::registry_client::{RegistryClient, RegistryError};
 use wharfage_apply::error::named;
 use wharfage_apply::{
-    Children, MOST_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, images_again,
+    Children, MAX_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, reread_images,
 };
 use wharfage_domain::lifecycle::{Action, ImageStatus, Policy};
 use wharfage_domain::names::{Digest, RepositoryName, Tag};
@@ -170,7 +170,7 @@ impl Run<'_> {
         let layers = acts.iter().map(|act| act.layer + 1).max().unwrap_or_default();
         for layer in 0..layers {
             let acts: Vec<&ImageAction> = acts.iter().filter(|act| act.layer == layer).collect();
-            for acts in acts.chunks(MOST_IMAGE_IDS) {
+            for acts in acts.chunks(MAX_IMAGE_IDS) {
                 self.act(acts, by_digest, &mut kept, &mut done).await?;
             }
         }
@@ -237,7 +237,7 @@ impl Run<'_> {
     ) -> Result<(), Failure> {
         let ecr = self.registry_client.ecr();
         let digests: Vec<&Digest> = acts.iter().map(|act| &act.image.digest).collect();
-        let now = self.registry_client.ask(images_again(ecr, self.name, &digests)).await?;
+        let now = self.registry_client.ask(reread_images(ecr, self.name, &digests)).await?;
         let (mut expiring, mut archiving) = (Vec::new(), Vec::new());
         for act in acts {
             let image = &act.image;

@@ -15,7 +15,10 @@ use wharfage_plan::{DesiredSettings, ObservedSettings, RegistryDocument, Step};
 
 /// The locks of documents, by the place and the account of their registry.
 #[derive(Default)]
-pub(super) struct DocumentLocks(Mutex<HashMap<(String, String), Arc<ObjectCache<()>>>>);
+pub(super) struct DocumentLocks(Mutex<HashMap<RegistryIdentity, Arc<ObjectCache<()>>>>);
+
+/// The place and the account of a registry.
+type RegistryIdentity = (String, String);
 
 impl std::fmt::Debug for DocumentLocks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -24,7 +27,7 @@ impl std::fmt::Debug for DocumentLocks {
 }
 
 impl DocumentLocks {
-    fn of(&self, registry: &(String, String)) -> Arc<ObjectCache<()>> {
+    fn of(&self, registry: &RegistryIdentity) -> Arc<ObjectCache<()>> {
         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(locks.entry(registry.clone()).or_default())
     }

@@ -22,7 +22,7 @@ use wharfage_plan::{Action, Object, RepositoryCall, Step};
 const HOUR: Duration = Duration::from_secs(3600);
 const EVERY_HOUR: Freshness = Freshness { interval: HOUR, now: false };
 
-/// A registry with some repositories, each with one image of 10 bytes. What is `refused` gets this error's name.
+/// A registry with some repositories, each with one image of 10 bytes. `refused` returns the error of a call.
 async fn registry(
     names: impl Fn() -> Vec<String> + Send + Sync + 'static,
     refused: impl Fn(&Asked) -> Option<&'static str> + Send + Sync + 'static,
@@ -48,7 +48,7 @@ async fn registry(
             }
             "ListTagsForResource" => json!({ "tags": [] }),
             "DescribeImages" => json!({ "imageDetails": [{ "imageSizeInBytes": 10 }] }),
-            other => panic!("{other} was asked for"),
+            other => panic!("{other} was called"),
         };
         (200, answer.to_string())
     })
@@ -66,36 +66,36 @@ async fn registry_client(registry: &FakeEcr) -> Arc<RegistryClient> {
     Arc::new(RegistryClient::new("home", client(&registry.endpoint).await, 1, || {}))
 }
 
-async fn look(registry_client: &Arc<RegistryClient>, name: &str) -> Result<bool, RegistryError> {
+async fn exists(registry_client: &Arc<RegistryClient>, name: &str) -> Result<bool, RegistryError> {
     let mut held = registry_client.repository(&name.parse().unwrap()).await;
     Ok(held.observe(RepositoryNeeds::default(), EVERY_HOUR).await?.is_some())
 }
 
-/// Those that ask while somebody asks get his answer, whatever it is.
+/// Concurrent callers share one result, also an error.
 #[tokio::test]
-async fn a_registry_that_does_not_list_is_asked_by_one_for_all() {
+async fn one_caller_lists_for_all() {
     let refuses = Arc::new(AtomicUsize::new(1));
-    let told = Arc::clone(&refuses);
+    let refusals = Arc::clone(&refuses);
     let registry = registry(
         || vec!["aa".to_owned()],
         move |asked| {
-            let refused = asked.operation == "DescribeRepositories" && told.load(Ordering::SeqCst) > 0;
+            let refused = asked.operation == "DescribeRepositories" && refusals.load(Ordering::SeqCst) > 0;
             refused.then_some("AccessDeniedException")
         },
     )
     .await;
-    let woken = Arc::new(AtomicUsize::new(0));
+    let recoveries = Arc::new(AtomicUsize::new(0));
     let recovered = {
-        let woken = Arc::clone(&woken);
+        let recoveries = Arc::clone(&recoveries);
         move || {
-            woken.fetch_add(1, Ordering::SeqCst);
+            recoveries.fetch_add(1, Ordering::SeqCst);
         }
     };
     let registry_client = Arc::new(RegistryClient::new("home", client(&registry.endpoint).await, 1, recovered));
     let names: Vec<String> = (0..32).map(|number| format!("shop/{number}")).collect();
-    let looks = join_all(names.iter().map(|name| look(&registry_client, name))).await;
+    let results = join_all(names.iter().map(|name| exists(&registry_client, name))).await;
     assert!(
-        looks
+        results
             .iter()
             .all(|it| matches!(it, Err(RegistryError::Rejected(error)) if error.name == "AccessDeniedException"))
     );
@@ -103,16 +103,16 @@ async fn a_registry_that_does_not_list_is_asked_by_one_for_all() {
 
     refuses.store(0, Ordering::SeqCst);
     let listed = join_all((0..8).map(|_| registry_client.totals(Duration::ZERO))).await;
-    assert!(listed.iter().all(Result::is_ok), "who wants it now gets it");
+    assert!(listed.iter().all(Result::is_ok), "a caller that wants a new listing gets one");
     let asked = registry.count("DescribeRepositories");
     assert!(asked <= 3, "{asked}: what had begun when they asked does not serve them, the next serves all");
-    assert_eq!(woken.load(Ordering::SeqCst), 1);
-    assert!(look(&registry_client, "aa").await.unwrap());
+    assert_eq!(recoveries.load(Ordering::SeqCst), 1);
+    assert!(exists(&registry_client, "aa").await.unwrap());
     assert_eq!(registry.count("DescribeRepositories"), asked);
 }
 
 #[test]
-fn a_refusal_to_list_serves_for_longer_and_longer() {
+fn a_rejected_listing_serves_longer_each_time() {
     let start = Instant::now();
     let ago = |seconds| start.checked_sub(Duration::from_secs(seconds)).unwrap();
     let serves = |times, seconds: u64, max_age| {
@@ -130,16 +130,16 @@ fn a_refusal_to_list_serves_for_longer_and_longer() {
 }
 
 #[tokio::test]
-async fn a_refused_change_is_that_repositorys_matter_alone() {
+async fn a_rejected_change_affects_one_repository() {
     let registry = registry(
         || vec!["aa".to_owned()],
         |asked| (asked.operation == "CreateRepository").then_some("LimitExceededException"),
     )
     .await;
     let registry_client = registry_client(&registry).await;
-    assert!(look(&registry_client, "aa").await.unwrap());
+    assert!(exists(&registry_client, "aa").await.unwrap());
     for refused in 1..=3 {
-        assert!(!look(&registry_client, "bb").await.unwrap());
+        assert!(!exists(&registry_client, "bb").await.unwrap());
         let create = RepositoryCall::CreateRepository {
             tag_mutability: TagMutability::MUTABLE,
             scan_on_push: false,
@@ -156,7 +156,7 @@ async fn a_refused_change_is_that_repositorys_matter_alone() {
         };
         let outcome = registry_client.repository(&"bb".parse().unwrap()).await.execute(&step).await;
         assert!(matches!(outcome, Err(RegistryError::Rejected(error)) if error.name == "LimitExceededException"));
-        assert!(look(&registry_client, "aa").await.unwrap());
+        assert!(exists(&registry_client, "aa").await.unwrap());
         let asked = registry.asked();
         let (found, listed): (Vec<_>, Vec<_>) = asked
             .iter()
@@ -172,15 +172,15 @@ async fn a_refused_change_is_that_repositorys_matter_alone() {
 }
 
 #[tokio::test]
-async fn images_that_nobody_counts_are_counted_in_turns() {
+async fn images_without_a_resource_are_counted_in_rotation() {
     let names: Vec<String> = (0..25).map(|number| format!("shop/{number}")).collect();
     let denied = |asked: &Asked| asked.operation == "DescribeImages" && asked.body.contains("\"shop/7\"");
     let registry = registry(move || names.clone(), move |asked| denied(asked).then_some("AccessDeniedException")).await;
     let registry_client = registry_client(&registry).await;
-    // A resource's own counts, too.
-    assert!(look(&registry_client, "shop/0").await.unwrap());
+    // A count by its own resource, too.
+    assert!(exists(&registry_client, "shop/0").await.unwrap());
     registry_client.repository(&"shop/0".parse().unwrap()).await.usage(EVERY_HOUR).await.unwrap();
-    let mut told = Vec::new();
+    let mut counts = Vec::new();
     for minute in 0..5 {
         // As if a minute had gone by.
         let then = Instant::now().checked_sub(Duration::from_secs(60));
@@ -189,23 +189,23 @@ async fn images_that_nobody_counts_are_counted_in_turns() {
         }
         let Totals { repositories, images, all_counted } = registry_client.totals(HOUR).await.unwrap();
         assert_eq!((repositories, images.bytes), (25, images.images * 10));
-        told.push((registry.count("DescribeImages"), images.images, all_counted));
+        counts.push((registry.count("DescribeImages"), images.images, all_counted));
     }
     // Ten in a minute, of which one is refused; nothing at once after that; and each once.
     assert_eq!(
-        told,
-        [(11, told[0].1, false), (11, told[0].1, false), (21, told[2].1, false), (25, 24, true), (25, 24, true)]
+        counts,
+        [(11, counts[0].1, false), (11, counts[0].1, false), (21, counts[2].1, false), (25, 24, true), (25, 24, true)]
     );
     assert_eq!(registry.count("DescribeRepositories"), 1);
 }
 
 #[tokio::test]
-async fn what_is_known_of_a_registry_outlives_its_session() {
+async fn the_cache_outlives_its_client() {
     let registry = registry(|| vec!["aa".to_owned()], |_| None).await;
     let registry_clients = RegistryClients::default();
     let first = registry_client(&registry).await;
     first.found("https://registry.example.com", "123456789012");
-    assert!(look(&first, "aa").await.unwrap());
+    assert!(exists(&first, "aa").await.unwrap());
     registry_clients.put("home", first);
     assert!(registry_clients.remove("home") && !registry_clients.remove("home"));
     assert!(registry_clients.get("home").is_none());
@@ -213,18 +213,18 @@ async fn what_is_known_of_a_registry_outlives_its_session() {
 
     let next = registry_client(&registry).await;
     next.take_over(&before, "https://registry.example.com").await;
-    assert!(look(&next, "aa").await.unwrap());
-    assert_eq!(registry.count("DescribeRepositories"), 2, "what is there is listed anew");
-    assert_eq!(registry.count("ListTagsForResource"), 1, "what it is like is known");
+    assert!(exists(&next, "aa").await.unwrap());
+    assert_eq!(registry.count("DescribeRepositories"), 2, "the repositories are listed again");
+    assert_eq!(registry.count("ListTagsForResource"), 1, "its tags are cached");
 
     let elsewhere = registry_client(&registry).await;
     elsewhere.take_over(&before, "https://other.example.com").await;
-    assert!(look(&elsewhere, "aa").await.unwrap());
+    assert!(exists(&elsewhere, "aa").await.unwrap());
     assert_eq!(registry.count("ListTagsForResource"), 2);
 
     let another = registry_client(&registry).await;
     another.found("https://registry.example.com", "210987654321");
-    assert!(look(&another, "aa").await.unwrap());
+    assert!(exists(&another, "aa").await.unwrap());
     let accounts = registry_client(&registry).await;
     accounts.take_over(&another, "https://registry.example.com").await;
     assert!(accounts.repositories.entries().is_empty(), "another account's");
@@ -233,7 +233,7 @@ async fn what_is_known_of_a_registry_outlives_its_session() {
 }
 
 #[test]
-fn a_registry_that_is_away_is_asked_once_per_pause() {
+fn an_unreachable_registry_is_called_once_per_pause() {
     let (mut health, start) = (CircuitBreaker::default(), Instant::now());
     assert_eq!(health.admit(start).ok(), Some(false));
     let unavailable = health.failed(start, Timestamp::UNIX_EPOCH, "refused".to_owned());
@@ -251,19 +251,19 @@ fn a_registry_that_is_away_is_asked_once_per_pause() {
 }
 
 #[tokio::test]
-async fn who_is_busy_with_a_repository_hides_nothing_of_it() {
+async fn a_locked_repository_keeps_its_summary() {
     let registry_client = Arc::new(RegistryClient::new("home", client("http://127.0.0.1:9").await, 1, || {}));
     let name = "shop/api".parse().unwrap();
     let usage = ImageUsage { images: 3, ..ImageUsage::default() };
 
     let mut held = registry_client.repository(&name).await;
     held.known.usage = Some((RefreshDue::of(Instant::now()), usage));
-    assert_eq!(registry_client.counted().images, 0, "told when it is let go of");
+    assert_eq!(registry_client.counted().images, 0, "summarized when the lock is released");
     drop(held);
     assert_eq!(registry_client.counted().images, 3);
     let mut held = registry_client.repository(&name).await;
     held.known.usage = None;
-    assert_eq!(registry_client.counted().images, 3, "somebody is busy with it");
+    assert_eq!(registry_client.counted().images, 3, "locked");
     drop(held);
     assert_eq!(registry_client.counted().images, 0);
 }

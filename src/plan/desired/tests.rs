@@ -48,7 +48,7 @@ fn refusals(desired: &Desired) -> Vec<String> {
 }
 
 #[test]
-fn what_a_repository_says_is_wanted_and_what_it_does_not_say_is_not() {
+fn a_field_that_is_not_set_is_not_desired() {
     let yaml = registry("{managed: {}}")
         + &repository("api", "")
         + &repository(
@@ -71,7 +71,7 @@ fn what_a_repository_says_is_wanted_and_what_it_does_not_say_is_not() {
 }
 
 #[test]
-fn what_is_stored_and_not_enforced_yet_is_noted_but_not_of_amazon_ecr() {
+fn unenforced_fields_are_noted_except_for_amazon_ecr() {
     let statement = |effect: &str, more: &str| {
         format!(
             "{{Version: '2012-10-17', Statement: {{Effect: {effect}, Principal: '*', Action: 'ecr:PutImage'{more}}}}}"
@@ -159,7 +159,7 @@ fn a_selector_chooses_repositories_of_its_namespace_and_registry() {
 }
 
 #[test]
-fn a_reference_that_leads_nowhere_waits() {
+fn an_unresolved_reference_waits() {
     let stray = repository("stray", "").replace("name: home}", "name: away}");
     let manifests = manifests(&(registry("{managed: {}}") + &stray + &policy("keep", "repositoryRef: {name: api}")));
     let messages: Vec<String> =
@@ -176,7 +176,7 @@ fn a_reference_that_leads_nowhere_waits() {
 }
 
 #[test]
-fn what_cannot_be_had_is_refused_visibly() {
+fn unsupported_fields_are_refused() {
     let desired = wanted(&(registry("{managed: {}}") + &repository("open", "visibility: Public")));
     let reasons: Vec<String> = desired.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
     assert_eq!(reasons, ["Repository payments/open UnsupportedByRegistry"]);
@@ -198,7 +198,7 @@ fn in_use_protection_is_never_ignored() {
 }
 
 #[test]
-fn in_a_cluster_the_operator_carries_out_what_spares_images_in_use() {
+fn in_a_cluster_the_operator_enforces_in_use_protection() {
     let of = |mode: &str, enabled: bool| {
         let spec = format!("repositorySelector: {{}}, mode: {mode}, inUseProtection: {{enabled: {enabled}}}");
         let manifests =
@@ -213,7 +213,7 @@ fn in_a_cluster_the_operator_carries_out_what_spares_images_in_use() {
 }
 
 #[test]
-fn what_only_a_cluster_can_honor_is_noted() {
+fn cluster_only_fields_are_noted() {
     let spec = "{managed: {replicas: 1, service: {type: ClusterIP}, tls: {secretName: tls}, resources: {limits: {memory: 1Gi}}, \
                 image: 'example.com/w:1', pod: {nodeSelector: {disk: fast}}, networkPolicy: Disabled, \
                 database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}, deletionPolicy: Retain}";
@@ -239,11 +239,11 @@ fn what_only_a_cluster_can_honor_is_noted() {
 }
 
 #[test]
-fn a_pull_secret_is_noted_as_what_only_a_cluster_can_honor() {
+fn a_pull_secret_is_noted_as_cluster_only() {
     let secret = "apiVersion: wharfage.dev/v1alpha1\nkind: PullSecret\nmetadata: {name: pull, namespace: payments}\n\
                   spec: {registryRef: {name: home}}\n---\n";
     let desired = wanted(&(registry("{managed: {}}") + secret));
-    assert_eq!(desired.notes, ["PullSecret payments/pull is for a cluster, and let be here"]);
+    assert_eq!(desired.notes, ["PullSecret payments/pull has an effect in a cluster only"]);
     assert!(desired.refused.is_empty());
     let stray = manifests(&(registry("{managed: {}}") + &secret.replace("name: home}", "name: away}")));
     assert_eq!(
@@ -268,7 +268,7 @@ fn registry_policy(resource: &str) -> String {
 }
 
 #[test]
-fn what_a_registry_says_of_itself_is_wanted_without_what_is_in_it() {
+fn settings_are_desired_without_the_repositories() {
     let spec = format!(
         "{{managed: {{}}, accountSettings: {{BLOB_MOUNTING: ENABLED}}, policy: {}, scanningConfiguration: {{scanType: ENHANCED, \
          rules: [{{scanFrequency: CONTINUOUS_SCAN, repositoryFilters: [{{filter: 'a*', filterType: WILDCARD}}]}}]}}}}",
@@ -303,7 +303,7 @@ fn what_a_registry_says_of_itself_is_wanted_without_what_is_in_it() {
 }
 
 #[test]
-fn what_two_registries_want_differently_of_one_is_contested() {
+fn different_settings_of_one_registry_are_contested() {
     let wants = |settings: &str| wanted(&registry(&format!("{{managed: {{}}, {settings}}}")));
     let account = |value: &str| format!("accountSettings: {{BLOB_MOUNTING: {value}}}");
     let scanning = |filter: &str| {
@@ -328,7 +328,7 @@ fn what_two_registries_want_differently_of_one_is_contested() {
 }
 
 #[test]
-fn a_registrys_setting_that_is_absent_is_let_be_and_an_empty_one_is_the_default() {
+fn an_absent_setting_is_left_unchanged_and_an_empty_one_reset() {
     let statement =
         serde_json::json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "*", "Resource": "*" } });
     let filters = vec!["a".to_owned()];
@@ -370,7 +370,7 @@ fn a_registry_policy_is_compared_by_its_meaning() {
 }
 
 #[test]
-fn a_registry_policy_that_no_registry_takes_is_refused_before_anything_is_sent() {
+fn an_invalid_registry_policy_is_refused() {
     let policy = registry_policy("team/*");
     let desired = wanted(&registry(&format!("{{managed: {{}}, policy: {policy}}}")));
     assert_eq!(desired.settings.policy, None);
@@ -385,7 +385,7 @@ fn a_registry_policy_that_no_registry_takes_is_refused_before_anything_is_sent()
 }
 
 #[test]
-fn the_quickstart_is_wanted_whole() {
+fn the_whole_quickstart_is_desired() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/quickstart");
     let manifests = wharfage_manifests::load(&folder).unwrap();
     let desired = desired(&manifests, &manifests.registries[0].resource, "local");
@@ -395,7 +395,7 @@ fn the_quickstart_is_wanted_whole() {
 }
 
 #[test]
-fn a_repository_policy_that_no_registry_takes_is_refused_before_anything_is_sent() {
+fn an_invalid_repository_policy_is_refused() {
     let policy = "repositoryPolicy: {Version: '2012-10-17', Statement: [{Effect: Maybe, Principal: '*', Action: 'ecr:PutImage'}]}";
     let desired = wanted(&(registry("{managed: {}}") + &repository("api", policy)));
     assert_eq!(desired.refused[0].reason.as_str(), "InvalidParameterException");
@@ -404,7 +404,7 @@ fn a_repository_policy_that_no_registry_takes_is_refused_before_anything_is_sent
 }
 
 #[test]
-fn documents_are_checked_as_a_whole_before_anything_is_sent() {
+fn documents_are_checked_as_a_whole() {
     let statement = |sid: &str, effect: &str| {
         format!("repositoryPolicy: {{Statement: [{{Sid: {sid}, Effect: {effect}, Principal: '*', Action: 'ecr:*'}}]}}")
     };

@@ -111,7 +111,7 @@ fn enforce(
     };
     if changes.is_empty() && !calls.is_empty() {
         changes.push(match action {
-            Action::Create => change("carried out by the operator", None, Some(show(&wanted.document))),
+            Action::Create => change("enforced by the operator", None, Some(show(&wanted.document))),
             _ => change("ownership tags", None, None),
         });
     }

@@ -62,7 +62,7 @@ fn plan_one(
     if !context.may_govern(wanted, name) {
         let namespace = &wanted.object.namespace;
         let message = format!(
-            "the repository {name} is not there in {registry}, or no Repository of namespace {namespace} has it: see the status of \
+            "the repository {name} does not exist in {registry}, or no Repository of namespace {namespace} has it: see the status of \
              the Repository"
         );
         return Err(Refused::new(&wanted.object, Reason::ReferenceNotFound, message));

@@ -93,7 +93,7 @@ fn owned_by_another(
 }
 
 fn unreadable_error(object: &Object, name: &RepositoryName, unreadable: &ApiError) -> Refused {
-    let message = format!("{name} cannot be looked at: {}", unreadable.message);
+    let message = format!("{name} cannot be read: {}", unreadable.message);
     Refused { object: object.clone(), reason: Reason::of_error(&unreadable.name), message }
 }
 
@@ -139,7 +139,7 @@ fn change_repository(
         Availability::Unowned if wanted.adoption == Adoption::Create => {
             return refused(
                 Reason::AlreadyExists,
-                format!("{name} exists, and adoptionPolicy is Create: set AdoptOrCreate to take it over"),
+                format!("{name} exists, and adoptionPolicy is Create: set AdoptOrCreate to adopt it"),
             );
         }
         Availability::Unowned => Action::Adopt,

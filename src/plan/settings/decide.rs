@@ -93,7 +93,7 @@ fn readable<'o, T>(desired: &Desired, field: &str, found: &'o Result<T, ApiError
     found.as_ref().map_err(|error| Refused {
         object: registry(desired),
         reason: Reason::of_error(&error.name),
-        message: format!("{field} cannot be looked at: {}", error.message),
+        message: format!("{field} cannot be read: {}", error.message),
     })
 }
 

@@ -13,7 +13,7 @@ fn named(steps: &[Step]) -> Vec<String> {
 }
 
 #[test]
-fn orphans_are_taken_out_and_nothing_else() {
+fn take_orphans_removes_nothing_else() {
     let desired = wanted("local");
     let mut plan = plan(&desired, &observed());
     let all = plan.steps.len();
@@ -24,7 +24,7 @@ fn orphans_are_taken_out_and_nothing_else() {
 }
 
 #[test]
-fn what_a_declared_policy_gives_up_is_no_orphan() {
+fn a_policy_given_up_by_a_declared_resource_is_no_orphan() {
     let desired = wanted("local");
     // The policy had these repositories: one is still declared, the other is not.
     let observed = Observed {
@@ -44,7 +44,7 @@ fn what_a_declared_policy_gives_up_is_no_orphan() {
 }
 
 #[test]
-fn a_set_of_manifests_releases_only_what_it_made() {
+fn a_set_of_manifests_releases_only_what_it_created() {
     let made_by = |cluster: &str| {
         let gone = owned(cluster, "gone", "i:", &[("wharfage.dev/lifecycle", &format!("{cluster}/shop/old delete"))]);
         Observed { repositories: [gone].into_iter().collect(), ..Observed::default() }
@@ -62,7 +62,7 @@ fn a_set_of_manifests_releases_only_what_it_made() {
 }
 
 #[test]
-fn an_owner_is_taken_over_from_only_where_it_is_named() {
+fn repositories_of_another_owner_are_adopted_only_on_request() {
     let observed = Observed {
         repositories: [
             owned("local", "ours", "i:", &[("wharfage.dev/lifecycle", "local/shop/keep")]),
@@ -75,7 +75,7 @@ fn an_owner_is_taken_over_from_only_where_it_is_named() {
     let mut desired = wanted("file:prod:one");
     let refused = plan(&desired, &observed).refused;
     let ours = refused.iter().find(|refused| refused.object.name == "ours").unwrap();
-    assert!(ours.message.ends_with("or take it over with --adopt-from local"), "{}", ours.message);
+    assert!(ours.message.ends_with("or adopt it with --adopt-from local"), "{}", ours.message);
 
     desired.adopt_from = Some("local".to_owned());
     let plan = plan(&desired, &observed);

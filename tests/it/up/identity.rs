@@ -52,7 +52,7 @@ async fn what_an_earlier_version_made_is_taken_over_only_when_asked() {
     owned(&ecr, "local", "orphan").await;
     folder.write("api.yaml", &repository("api", ""));
     let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
-    assert!(code == 1 && text.contains("or take it over with --adopt-from local"), "{text}");
+    assert!(code == 1 && text.contains("or adopt it with --adopt-from local"), "{text}");
     let (code, text) = run_on("apply", folder.path(), program.data(), &["--yes", "--adopt-from", "local"]);
     assert!(code == 0 && text.contains("adopted    Repository team/api"), "{text}");
     assert_eq!(run_on("plan", folder.path(), program.data(), &[]).0, 0);
