@@ -268,7 +268,7 @@ mod tests {
     use super::is_loopback;
 
     #[test]
-    fn loopback_is_told_from_other_hosts() {
+    fn loopback_differs_from_other_hosts() {
         for own in [
             "http://127.0.0.1:5000",
             "http://127.8.0.1/",

@@ -133,7 +133,7 @@ mod tests {
     }
 
     /// Returns the errors of two calls of a client with such credentials.
-    async fn told(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
+    async fn error_of(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
         let (region, key) = ("eu-home-1".parse().unwrap(), SecretString::from("secret"));
         let connection = Connection::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
         let mut ecr = Ecr::new(connection, None).await.unwrap();
@@ -152,14 +152,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_role_that_sts_refuses_is_told_in_its_words() {
+    async fn a_rejected_role_is_reported_in_the_words_of_sts() {
         let message = "User: arn:aws:iam::1:user/a is not authorized to perform: sts:AssumeRole";
-        let refused = told(move |nth| answers(nth, 403, Some("AccessDenied"), message)).await;
+        let refused = error_of(move |nth| answers(nth, 403, Some("AccessDenied"), message)).await;
         assert_eq!(refused.name, "AccessDenied");
         assert_eq!(refused.message, format!("STS refuses the credentials: {message}"));
         let signature =
             |nth| answers(nth, 403, Some("SignatureDoesNotMatch"), &format!("It does not match.\n\nid-{nth}"));
-        assert_eq!(told(signature).await.message, "STS refuses the credentials: It does not match.");
+        assert_eq!(error_of(signature).await.message, "STS refuses the credentials: It does not match.");
     }
 
     #[tokio::test]
@@ -169,28 +169,31 @@ mod tests {
             let failure: SdkError<AssumeRoleError> = SdkError::dispatch_failure(ConnectorError::io(error.into()));
             CredentialsError::provider_error(failure)
         };
-        let waits = |told: ApiError, why: &str| {
-            assert_eq!(told.name, CREDENTIALS_UNAVAILABLE);
-            assert!(told.message.ends_with(&format!("({why})")), "{told}");
+        let waits = |error: ApiError, why: &str| {
+            assert_eq!(error.name, CREDENTIALS_UNAVAILABLE);
+            assert!(error.message.ends_with(&format!("({why})")), "{error}");
         };
-        waits(told(refused_connect).await, "connection refused");
-        waits(told(|nth| answers(nth, 400, Some("Throttling"), "Rate exceeded")).await, "STS answers Throttling");
-        waits(told(|nth| answers(nth, 503, Some("ServiceUnavailable"), "")).await, "STS answers ServiceUnavailable");
-        waits(told(|nth| answers(nth, 502, None, "")).await, "STS answers HTTP status 502");
-        waits(told(|_| CredentialsError::not_loaded("no variable")).await, "no variable");
+        waits(error_of(refused_connect).await, "connection refused");
+        waits(error_of(|nth| answers(nth, 400, Some("Throttling"), "Rate exceeded")).await, "STS answers Throttling");
+        waits(
+            error_of(|nth| answers(nth, 503, Some("ServiceUnavailable"), "")).await,
+            "STS answers ServiceUnavailable",
+        );
+        waits(error_of(|nth| answers(nth, 502, None, "")).await, "STS answers HTTP status 502");
+        waits(error_of(|_| CredentialsError::not_loaded("no variable")).await, "no variable");
         let of_others = |nth| {
             let said =
                 ErrorMetadata::builder().code("Busy").message("later").custom("aws_request_id", format!("id-{nth}"));
             CredentialsError::provider_error(said.build())
         };
-        waits(told(of_others).await, "Busy: later");
+        waits(error_of(of_others).await, "Busy: later");
     }
 
     #[tokio::test]
     async fn a_configuration_without_sense_is_not_waited_for() {
-        let told = told(|_| CredentialsError::invalid_configuration("the profile is a loop")).await;
-        assert_eq!(told.name, "ClientError");
-        assert!(told.message.contains("the profile is a loop"), "{told}");
+        let error = error_of(|_| CredentialsError::invalid_configuration("the profile is a loop")).await;
+        assert_eq!(error.name, "ClientError");
+        assert!(error.message.contains("the profile is a loop"), "{error}");
     }
 
     #[tokio::test]

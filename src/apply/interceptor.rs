@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_attempt_is_told_with_its_operation_and_code() {
+    async fn each_attempt_is_reported_with_its_operation_and_code() {
         let registry = fake_ecr(|nth| match nth {
             0 => (503, "<html>"),
             1 => (200, LISTING),
@@ -186,20 +186,20 @@ mod tests {
         assert!(!list(&ecr).await);
         assert!(!list(&ecr).await);
         let expected = ["503", "200", "InvalidParameterException", "UnexpectedResponse"];
-        let told: Vec<_> = notes.calls.lock().unwrap().clone();
+        let observed: Vec<_> = notes.calls.lock().unwrap().clone();
         let expected = expected.map(|code| ("DescribeRepositories".to_owned(), code.to_owned(), false));
-        assert_eq!(told, expected);
+        assert_eq!(observed, expected);
     }
 
     #[tokio::test]
-    async fn a_registry_that_is_away_is_told_as_such() {
+    async fn an_unreachable_registry_is_reported_as_unavailable() {
         // A reserved port without a listener.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = format!("http://{}", socket.local_addr().unwrap());
         let notes = Arc::new(Notes::default());
         assert!(!list(&client(&endpoint).await.observed_by(notes.clone())).await);
-        assert!(notes.codes().iter().all(|told| *told == ("RegistryUnavailable".to_owned(), false)));
+        assert!(notes.codes().iter().all(|observed| *observed == ("RegistryUnavailable".to_owned(), false)));
         assert!(!notes.codes().is_empty());
         drop(socket);
     }

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_could_log_in_with_is_refused_and_not_shown() {
+    fn unusable_credentials_are_rejected_and_not_shown() {
         for (token, endpoint) in [
             ("AWS", "https://r"),
             ("AWS:", "https://r"),

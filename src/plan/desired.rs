@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::kinds;
 use super::model::{Adoption, Management, Refused};
-use super::resources::{Input, Resources};
+use super::resources::{ManifestInput, Resources};
 use super::settings::desired_settings;
 use super::unenforced::unenforced_settings;
 use super::{Desired, Object};
@@ -36,7 +36,7 @@ pub(crate) enum PlanMode {
 }
 
 fn read(resources: &Resources<'_>, registry: &Registry, cluster: &str, mode: PlanMode) -> Desired {
-    let input = Input { resources, registry, mode };
+    let input = ManifestInput { resources, registry, mode };
     let mut desired = Desired {
         declared: resources.declared(),
         pending_owners: resources.pending_owners.iter().map(|it| object(*it)).collect(),

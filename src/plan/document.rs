@@ -21,7 +21,7 @@ pub struct Author<K, V> {
 
 /// The merged document, and what it means for each author.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Merged<K, V> {
+pub struct MergedDocument<K, V> {
     /// The entries of the new document. Entries that stay keep their order; new ones are appended.
     pub document: Vec<(K, V)>,
     /// One result per author, in the order of the authors.
@@ -36,12 +36,12 @@ pub struct AuthorResult<K> {
     /// The keys to record after the document is written.
     pub applied: BTreeSet<K>,
     /// Desired entries that another author claims, in the author's order.
-    pub conflicts: Vec<Conflict<K>>,
+    pub conflicts: Vec<EntryConflict<K>>,
 }
 
 /// A desired entry that an author does not get, because an older author has the same key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflict<K> {
+pub struct EntryConflict<K> {
     /// The entry's key.
     pub key: K,
     /// The index of the author that has the entry.
@@ -54,7 +54,10 @@ pub struct Conflict<K> {
 ///
 /// An entry that two authors claim belongs to the older one. An author that is gone passes no desired entries; when its result
 /// is written, nothing of it is left.
-pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(current: &[(K, V)], authors: &[Author<K, V>]) -> Merged<K, V> {
+pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(
+    current: &[(K, V)],
+    authors: &[Author<K, V>],
+) -> MergedDocument<K, V> {
     let mut owned: BTreeMap<&K, (usize, &V)> = BTreeMap::new();
     let mut results = Vec::with_capacity(authors.len());
     for (index, author) in authors.iter().enumerate() {
@@ -62,7 +65,7 @@ pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(current: &[(K, V)], authors: 
         for (key, value) in &author.desired {
             match owned.get(key) {
                 Some((owner, theirs)) => {
-                    conflicts.push(Conflict { key: key.clone(), owner: *owner, agrees: *theirs == value });
+                    conflicts.push(EntryConflict { key: key.clone(), owner: *owner, agrees: *theirs == value });
                 }
                 None => {
                     owned.insert(key, (index, value));
@@ -94,7 +97,7 @@ pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(current: &[(K, V)], authors: 
         let to_record = applied.union(&author.last_applied).cloned().collect();
         AuthorResult { to_record, applied, conflicts }
     });
-    Merged { document, authors: results.collect() }
+    MergedDocument { document, authors: results.collect() }
 }
 
 #[cfg(test)]
@@ -121,7 +124,7 @@ mod tests {
     }
 
     /// The authors after a write whose results they stored.
-    fn settled(authors: &[Author<u8, u8>], merged: &Merged<u8, u8>) -> Vec<Author<u8, u8>> {
+    fn settled(authors: &[Author<u8, u8>], merged: &MergedDocument<u8, u8>) -> Vec<Author<u8, u8>> {
         let pairs = authors.iter().zip(&merged.authors);
         pairs.map(|(it, result)| Author { last_applied: result.applied.clone(), ..it.clone() }).collect()
     }
@@ -175,7 +178,7 @@ mod tests {
                     if older.is_none() {
                         prop_assert!(merged.document.contains(&(*key, *value)));
                     }
-                    if let Some(Conflict { owner, agrees, .. }) = conflict {
+                    if let Some(EntryConflict { owner, agrees, .. }) = conflict {
                         let theirs = authors[*owner].desired.iter().find(|(other, _)| other == key).unwrap();
                         prop_assert_eq!(*agrees, theirs.1 == *value);
                     }

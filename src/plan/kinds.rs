@@ -4,19 +4,19 @@
 use std::collections::BTreeSet;
 
 use super::context::PlanContext;
-use super::lifecycle_policy::LifecyclePolicies;
+use super::lifecycle_policy::LifecyclePolicyKind;
 use super::model::{DesiredLifecyclePolicy, DesiredRepository, Observations, ObservedRepository, Refused};
 use super::ownership::LifecycleOwner;
-use super::repository::{Repositories, RepositoryCall};
-use super::resources::Input;
-use super::settings::{DesiredSettings, ObservedSettings, Settings, SettingsCall};
+use super::repository::{RepositoryCall, RepositoryKind};
+use super::resources::ManifestInput;
+use super::settings::{DesiredSettings, ObservedSettings, SettingsCall, SettingsKind};
 use super::{Object, Plan, Step, identity};
 use wharfage_domain::names::RepositoryName;
 
 /// One kind of object: how its desired state is read from manifests, and how it is planned.
 pub(crate) trait ObjectKind {
     /// Adds the desired state of this kind, with its refusals and notes.
-    fn read(input: &Input<'_>, desired: &mut Desired);
+    fn read(input: &ManifestInput<'_>, desired: &mut Desired);
 
     /// Plans what the manifests ask for. Kinds are planned in the order of the list.
     fn plan<'a>(context: &mut PlanContext<'a>, plan: &mut Plan);
@@ -73,7 +73,7 @@ macro_rules! kinds {
         })?)*
 
         /// Reads the desired state of every kind.
-        pub(crate) fn read(input: &Input<'_>, desired: &mut Desired) {
+        pub(crate) fn read(input: &ManifestInput<'_>, desired: &mut Desired) {
             $(<$kind>::read(input, desired);)*
         }
 
@@ -144,7 +144,7 @@ impl Desired {
 
 kinds! {
     /// The settings of the registry as a whole.
-    settings: Settings {
+    settings: SettingsKind {
         desired: DesiredSettings,
         /// The settings that the desired state has.
         observed: ObservedSettings;
@@ -152,7 +152,7 @@ kinds! {
         call: Settings(SettingsCall)
     },
     /// The repositories, in the order of precedence.
-    repositories: Repositories {
+    repositories: RepositoryKind {
         desired: Vec<DesiredRepository>,
         /// The repositories of the registry, with their lifecycle policies.
         observed: Observations<RepositoryName, ObservedRepository>;
@@ -160,5 +160,5 @@ kinds! {
         call: Repository(RepositoryCall)
     },
     /// The lifecycle policies, in the order of precedence.
-    lifecycle_policies: LifecyclePolicies { desired: Vec<DesiredLifecyclePolicy> },
+    lifecycle_policies: LifecyclePolicyKind { desired: Vec<DesiredLifecyclePolicy> },
 }

@@ -2,7 +2,7 @@
 //! executed.
 //!
 //! Pure: no I/O and no clock. File mode and the operator run the same function. The kinds of objects that a plan manages are
-//! listed in [`kinds`].
+//! listed in `kinds`.
 
 mod context;
 mod desired;

@@ -258,13 +258,13 @@ prop_compose! {
     /// A registry with a history: repositories without an owner, of another cluster, and of earlier manifests of ours, and
     /// all of them drifted.
     fn registry()(
-        nobodys in proptest::collection::btree_map((0..5usize).prop_map(name), tags("theirs."), 0..4),
+        unowned in proptest::collection::btree_map((0..5usize).prop_map(name), tags("theirs."), 0..4),
         theirs in wanted(THEIRS),
         before in wanted(OURS),
         drift in proptest::collection::vec((0..5usize, tag_mutability(), 0..4usize), 0..4),
     ) -> Observed {
         let mut registry = Observed::default();
-        for (name, tags) in nobodys {
+        for (name, tags) in unowned {
             registry.repositories.found.insert(name.clone(), ObservedRepository {
                 arn: format!("arn:aws:ecr:local-1:000000000000:repository/{name}"),
                 tag_mutability: TagMutability::MUTABLE,
@@ -314,12 +314,12 @@ proptest! {
                     prop_assert_eq!(is.map(|it| Ownership::read(&it.tags).owner), Some(ownership.owner.clone()));
                     prop_assert_eq!(is.map(|it| &it.policy), Some(&was.policy));
                 }
-                None if !named => prop_assert_eq!(is.map(|it| &it.tag_mutability), Some(&was.tag_mutability), "nobody's"),
+                None if !named => prop_assert_eq!(is.map(|it| &it.tag_mutability), Some(&was.tag_mutability), "no owner"),
                 _ => {}
             }
             match is {
                 None => {
-                    let owner = ownership.owner.expect("what nobody owns is not deleted");
+                    let owner = ownership.owner.expect("an object without an owner is not deleted");
                     prop_assert!(!desired.declared.contains(&owner.object()), "its manifest is still there");
                     prop_assert!(matches!(
                         ownership.manages.on_removal,
@@ -330,7 +330,7 @@ proptest! {
                     let theirs = |tags: &BTreeMap<String, String>| -> BTreeMap<String, String> {
                         tags.clone().into_iter().filter(|(key, _)| key.starts_with("theirs.")).collect()
                     };
-                    prop_assert_eq!(theirs(&is.tags), theirs(&was.tags), "somebody else's tags");
+                    prop_assert_eq!(theirs(&is.tags), theirs(&was.tags), "foreign tags");
                     if ownership.lifecycle.is_some_and(|owner| owner.cluster != OURS) {
                         prop_assert_eq!(&is.lifecycle_policy, &was.lifecycle_policy, "another cluster's lifecycle policy");
                     }

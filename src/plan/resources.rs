@@ -78,13 +78,13 @@ impl Resources<'_> {
 }
 
 /// The input from which the kinds read their desired state.
-pub(crate) struct Input<'a> {
+pub(crate) struct ManifestInput<'a> {
     pub(crate) resources: &'a Resources<'a>,
     pub(crate) registry: &'a Registry,
     pub(crate) mode: PlanMode,
 }
 
-impl Input<'_> {
+impl ManifestInput<'_> {
     /// Returns the Registry of this name, if it is the planned one or an alias. A resource keeps within what its own Registry
     /// allows.
     pub(crate) fn registry_of(&self, name: &str) -> Option<&Registry> {

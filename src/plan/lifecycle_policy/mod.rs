@@ -10,7 +10,7 @@ use super::context::PlanContext;
 use super::kinds::ObjectKind;
 use super::model::{DesiredLifecyclePolicy, LifecycleMode, Management, ObservedRepository, Refused};
 use super::ownership::LifecycleOwner;
-use super::resources::Input;
+use super::resources::ManifestInput;
 use super::{Action, Desired, Plan, RepositoryCall, Step, identity, repository};
 use wharfage_crd::{Managed as _, Reason};
 use wharfage_domain::names::RepositoryName;
@@ -18,10 +18,10 @@ use wharfage_domain::names::RepositoryName;
 /// The kind of the resources that own lifecycle policies.
 pub(crate) const KIND: &str = "LifecyclePolicy";
 
-pub(crate) struct LifecyclePolicies;
+pub(crate) struct LifecyclePolicyKind;
 
-impl ObjectKind for LifecyclePolicies {
-    fn read(input: &Input<'_>, desired: &mut Desired) {
+impl ObjectKind for LifecyclePolicyKind {
+    fn read(input: &ManifestInput<'_>, desired: &mut Desired) {
         let index = desired::RepositoryIndex::new(&input.resources.repositories);
         for resource in &input.resources.lifecycle_policies {
             if let Some(registry) = input.registry_of(&resource.registry_ref().name) {

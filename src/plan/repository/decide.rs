@@ -324,8 +324,8 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
 pub fn differences(wanted: &DesiredRepository, found: &ObservedRepository) -> Vec<FieldChange> {
     let mut found = found.clone();
     found.tags.retain(|key, _| !is_owner_tag(key));
-    let nobody = Desired::default();
-    let step = update(&nobody, wanted, &found, Action::Adopt);
+    let no_owner = Desired::default();
+    let step = update(&no_owner, wanted, &found, Action::Adopt);
     step.map(|step| step.changes).unwrap_or_default()
 }
 

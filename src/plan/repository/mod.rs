@@ -13,7 +13,7 @@ pub(crate) use release::release;
 
 use super::context::PlanContext;
 use super::kinds::ObjectKind;
-use super::resources::Input;
+use super::resources::ManifestInput;
 use super::unenforced::unenforced;
 use super::{Desired, Plan, Step};
 use wharfage_crd::Managed as _;
@@ -21,10 +21,10 @@ use wharfage_crd::Managed as _;
 /// The kind of the resources that own repositories.
 pub(crate) const KIND: &str = "Repository";
 
-pub(crate) struct Repositories;
+pub(crate) struct RepositoryKind;
 
-impl ObjectKind for Repositories {
-    fn read(input: &Input<'_>, desired: &mut Desired) {
+impl ObjectKind for RepositoryKind {
+    fn read(input: &ManifestInput<'_>, desired: &mut Desired) {
         for resource in &input.resources.repositories {
             let Some(registry) = input.registry_of(&resource.registry_ref().name) else { continue };
             match desired::read(input.resources, registry, resource) {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::context::PlanContext;
 use super::kinds::ObjectKind;
 use super::model::ApiError;
-use super::resources::Input;
+use super::resources::ManifestInput;
 use super::{Desired, Plan, RegistryDocument};
 use wharfage_domain::scanning::ScanningConfiguration;
 
@@ -79,11 +79,11 @@ impl ObservedSettings {
     }
 }
 
-pub(crate) struct Settings;
+pub(crate) struct SettingsKind;
 
-impl ObjectKind for Settings {
+impl ObjectKind for SettingsKind {
     /// Does nothing: [`desired_settings`] reads them, also alone.
-    fn read(_input: &Input<'_>, _desired: &mut Desired) {}
+    fn read(_input: &ManifestInput<'_>, _desired: &mut Desired) {}
 
     fn plan<'a>(context: &mut PlanContext<'a>, plan: &mut Plan) {
         for decision in decide::decide(context.desired, context.observed) {
