@@ -1,5 +1,5 @@
-//! What a data folder holds beside the registries' own data: their root keys, the aws configuration that `wharfage env`
-//! points clients at, and which registries run there.
+//! The content of a data folder beside the registries' own data: their root keys, the aws
+//! configuration that `wharfage env` points clients at, and which registries run there.
 //!
 //! ```text
 //! DIR/aws/credentials     the access keys, as profiles (mode 0600)
@@ -47,14 +47,14 @@ pub struct StartedRegistry {
     pub account: AccountId,
 }
 
-/// What a registry's folder remembers of it, in `registry.json`.
+/// The data that a registry's folder keeps about it, in `registry.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     /// Its account: what the folder holds is stored under it.
     account: AccountId,
     /// Its region, likewise.
     region: Region,
-    /// How many ports after the first listener's its own is; absent where it never ran beside others.
+    /// The offset of its port from the first listener's; absent where it never ran beside others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port_offset: Option<u16>,
 }
@@ -152,8 +152,8 @@ impl DataDir {
         write_private(&path, &serde_json::to_vec_pretty(&record)?)
     }
 
-    /// How many ports after the first listener's each of these registries listens. One that ran before keeps its port;
-    /// a new one gets the first that none of the others has.
+    /// Returns the offset of each of these registries' ports from the first listener's. One that
+    /// ran before keeps its port; a new one gets the first that none of the others has.
     pub fn port_offsets(&self, names: &[RegistryName]) -> anyhow::Result<Vec<u16>> {
         let mut taken = BTreeSet::new();
         let mut offsets = Vec::with_capacity(names.len());

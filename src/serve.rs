@@ -47,7 +47,7 @@ pub enum Storage {
 
 /// Everything that a registry needs to start.
 pub struct Startup {
-    /// What it is told about itself.
+    /// The registry's own configuration.
     pub config: Config,
     /// Its root key.
     pub root_key: AccessKey,
@@ -55,15 +55,15 @@ pub struct Startup {
     pub database: Database,
     /// Its bytes.
     pub storage: Storage,
-    /// How its jobs run.
+    /// The settings of its jobs.
     pub jobs: jobs::JobSettings,
-    /// What its listener keeps to.
+    /// The limits of its listener.
     pub limits: ServerLimits,
     /// TLS, unless it answers in the clear.
     pub tls: Option<ServerTls>,
 }
 
-/// What the registries of a process count together.
+/// The metrics that the registries of a process share.
 #[derive(Debug)]
 pub struct ServerMetrics {
     registry: Arc<Metrics>,

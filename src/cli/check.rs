@@ -26,7 +26,7 @@ pub struct Check {
     #[arg(long, value_name = "NAME")]
     lease_name: Option<String>,
 
-    /// How long to wait for an operator that leads, in seconds
+    /// Time to wait for an operator that leads, in seconds
     #[arg(long, default_value = "60", value_name = "SECONDS")]
     timeout: u64,
 

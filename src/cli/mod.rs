@@ -27,12 +27,12 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// What to log, on standard error: a level, or directives such as wharfage=debug,warn [default: info; warn for up, plan,
-    /// apply and jobs]
+    /// Log filter, for standard error: a level, or directives such as wharfage=debug,warn
+    /// [default: info; warn for up, plan, apply and jobs]
     #[arg(long, global = true, env = "WHARFAGE_LOG", value_name = "FILTER")]
     log: Option<String>,
 
-    /// How to log
+    /// Log format
     #[arg(long, global = true, env = "WHARFAGE_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
 }
@@ -161,8 +161,8 @@ async fn hang_up(signal: &mut Option<tokio::signal::unix::Signal>) {
     }
 }
 
-/// Whether SIGHUP was set to be ignored before the program started; a handler would undo that. Read from what Linux says of
-/// the process; elsewhere the signal always ends it.
+/// Returns whether SIGHUP was set to be ignored before the program started; a handler would undo
+/// that. Read from the process's status in Linux; elsewhere the signal always ends it.
 fn ignores_hang_up() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignored_signals(&status) & 1 != 0

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether something that was meant for standard output is lost.
+/// True if some standard output is lost.
 static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Prints a line.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::output::{say, say_error};
 use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, show_notes, show_unresolved};
 
-/// What would change: the exit code when nothing is wrong.
+/// The exit code if something would change and nothing is wrong.
 const WOULD_CHANGE: u8 = 2;
 
 /// The flags of `wharfage plan`.

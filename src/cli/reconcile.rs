@@ -1,5 +1,5 @@
-//! What up, plan and apply share: which registries a folder means, how each is reached, and how plans and their outcomes
-//! are shown.
+//! Code that up, plan and apply share: the registries of a folder, how each is reached, and how
+//! plans and their outcomes are shown.
 
 use std::path::{Path, PathBuf};
 
@@ -36,12 +36,12 @@ pub(super) struct Input {
     #[command(flatten)]
     identity: Identity,
 
-    /// How to print
+    /// Output format
     #[arg(long, short, value_enum, default_value = "text")]
     pub(super) output: Output,
 }
 
-/// How to print.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Output {
     /// For people.
@@ -102,7 +102,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// How a registry is reached: a managed one by what was written when it started, others by the environment.
+    /// Finds out how a registry is reached: a managed one by what was written when it started,
+    /// others by the environment.
     async fn find(registry: &Registry, data: &Path) -> anyhow::Result<Self> {
         if registry.spec.managed.is_none() {
             return Self::ambient(registry).await;
@@ -205,7 +206,7 @@ pub(super) fn show_notes(notes: &[String], output: Output) {
     }
 }
 
-/// What resources that belong to no registry read like.
+/// Prints the resources that belong to no registry.
 pub(super) fn show_unresolved(refused: &[Refused]) {
     for Refused { object, reason, message } in refused {
         say(format_args!("! refused {object}\n             {reason}: {message}"));
@@ -231,9 +232,9 @@ pub(super) struct JsonOutput {
     pub(super) registries: Vec<RegistryOutput>,
     /// Resources that belong to no registry.
     pub(super) refused: Vec<Refused>,
-    /// What was not read, and what else the author should know.
+    /// The files that were not read, and what else the author should know.
     pub(super) notes: Vec<String>,
-    /// What is wrong with the manifests; the registry was not asked then.
+    /// The faults of the manifests; the registry was not asked then.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) problems: Vec<Problem>,
     /// The error that ended the command, if it is not in the manifests.

@@ -111,15 +111,16 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_S3_REDIRECT", requires = "s3_bucket")]
     s3_redirect: bool,
 
-    /// How often a lifecycle policy is evaluated, in seconds
+    /// Time between two evaluations of a lifecycle policy, in seconds
     #[arg(long, env = "WHARFAGE_LIFECYCLE_INTERVAL", default_value = "3600", value_name = "SECONDS")]
     lifecycle_interval: u64,
 
-    /// How long running transfers may go on after a stop, in seconds
+    /// Time that running transfers may take after a stop, in seconds
     #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "60", value_name = "SECONDS")]
     shutdown_grace: u64,
 
-    /// How long requests are still taken after a stop, in seconds, while /readyz says that it comes
+    /// Time for which requests are still accepted after a stop, in seconds, while /readyz reports
+    /// not ready
     #[arg(long, env = "WHARFAGE_SHUTDOWN_DELAY", default_value = "0", value_name = "SECONDS")]
     shutdown_delay: u64,
 

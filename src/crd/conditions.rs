@@ -21,7 +21,7 @@ pub enum ConditionType {
     Drifted,
 }
 
-/// Whether a condition holds.
+/// The state of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionStatus {
     /// It holds.
@@ -42,10 +42,10 @@ impl From<bool> for ConditionStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What is observed.
+    /// The type of the condition.
     #[serde(rename = "type")]
     pub type_: ConditionType,
-    /// Whether it holds.
+    /// The status of the condition.
     pub status: ConditionStatus,
     /// Why, as one CamelCase word that programs may compare.
     #[schemars(length(min = 1, max = 1024), regex(pattern = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"))]

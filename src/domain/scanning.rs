@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::names::RepositoryName;
 use crate::wildcard;
 
-/// What a filter must look like; 1 to 255 characters.
+/// The pattern of a filter; 1 to 255 characters.
 pub const FILTER_PATTERN: &str = r"^[a-z0-9*](?:[._\-/a-z0-9*]?[a-z0-9*]+)*$";
 
-/// What a scan looks at.
+/// The type of a scan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ScanType {
@@ -69,7 +69,7 @@ impl ScanFrequency {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningRule {
-    /// How often.
+    /// The frequency of scans.
     pub scan_frequency: ScanFrequency,
     /// Patterns of repository names; one that matches is enough.
     pub filters: Vec<String>,
@@ -79,13 +79,13 @@ pub struct ScanningRule {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningConfiguration {
-    /// What scans.
+    /// The scanner.
     pub scan_type: ScanType,
     /// In the order in which they were put.
     pub rules: Vec<ScanningRule>,
 }
 
-/// What a scanning configuration means for one repository.
+/// The effect of a scanning configuration on one repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryScanning<'a> {
     /// When its images are scanned.

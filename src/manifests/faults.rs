@@ -1,4 +1,4 @@
-//! What is wrong with text that cannot be read, in the words of those who write manifests.
+//! The faults of text that cannot be read, in the words of those who write manifests.
 //!
 //! The parser's own messages name its options and types. None of them is passed on.
 
@@ -75,7 +75,7 @@ fn is_about_aliases(breach: &BudgetBreach) -> bool {
     )
 }
 
-/// What the scanner of YAML's syntax means, by a part of its message: the first that fits.
+/// The meanings of the YAML scanner's messages, by a part of the message: the first that fits.
 const SYNTAX: [(&str, &str); 18] = [
     ("tab", "a tab is where YAML wants spaces: indent by spaces"),
     ("unclosed quote", UNCLOSED),

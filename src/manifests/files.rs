@@ -14,11 +14,11 @@ use super::{Problem, Source};
 
 /// The path of standard input.
 const STANDARD_INPUT: &str = "-";
-/// How deep folders may lie in folders.
+/// The deepest nesting of folders.
 const MAX_DEPTH: usize = 16;
-/// How many files are read.
+/// The number of files that are read at most.
 const MAX_FILES: usize = 10_000;
-/// How many kustomizations are read.
+/// The number of kustomizations that are read at most.
 const MAX_KUSTOMIZATIONS: usize = 1_000;
 /// Maximum number of entries of folders that are read, manifests or not.
 const MAX_ENTRIES: usize = 100_000;
@@ -26,20 +26,20 @@ const MAX_ENTRIES: usize = 100_000;
 const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Bytes of all files together, and of standard input.
 const MAX_TOTAL_BYTES: u64 = 64 << 20;
-/// How many files a note names.
+/// The number of files that a note names at most.
 const NAMED: usize = 5;
 
 /// A file's text, as it is to be read.
 pub(super) struct Text {
     /// The file's name, relative to the folder that was asked for.
     pub(super) name: PathBuf,
-    /// What it holds.
+    /// The content of the file.
     pub(super) text: String,
     /// The namespace that a kustomization gives to what is in it.
     pub(super) namespace: Option<Rc<str>>,
 }
 
-/// What is found where manifests are looked for.
+/// The type of what is found where manifests are looked for.
 pub(super) enum Found {
     /// A file.
     Text(Text),

@@ -20,14 +20,14 @@ use super::settings::Settings;
 use wharfage_process::admin;
 use wharfage_process::listener::bind;
 
-/// How the process runs.
+/// The environment in which the process runs.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// The name of the Lease by which replicas agree on who works; none: this one works at once.
     pub lease: Option<String>,
     /// Where the admin server listens.
     pub admin: Option<SocketAddr>,
-    /// How long running reconciles may take to end after a stop.
+    /// The time that running reconciles may take to end after a stop.
     pub grace: Duration,
 }
 

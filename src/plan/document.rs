@@ -28,7 +28,7 @@ pub struct Merged<K, V> {
     pub authors: Vec<AuthorResult<K>>,
 }
 
-/// What a merge means for one author.
+/// The result of a merge for one author.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorResult<K> {
     /// The keys to record before the document is written.

@@ -22,7 +22,7 @@ const STEP: usize = 64 * 1024;
 #[error("the memory for request and response bodies is in use")]
 pub struct Exhausted;
 
-/// How many bytes may be held.
+/// The limits on held memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// In all.
@@ -53,11 +53,11 @@ struct State {
     used: usize,
     next: u64,
     accounts: BTreeMap<u64, Charge>,
-    /// What the accounts of each owner hold together, in bytes.
+    /// The memory that the accounts of each owner hold together, in bytes.
     owners: HashMap<u64, usize>,
 }
 
-/// What an account holds and how far it may grow, both in bytes.
+/// The memory that an account holds and how far it may grow, both in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Charge {
     owner: u64,

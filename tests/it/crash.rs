@@ -23,7 +23,7 @@ fn rounds() -> usize {
 
 type Key = (&'static str, String);
 
-/// What one worker knows when the crash comes.
+/// The knowledge of one worker when the crash comes.
 #[derive(Default)]
 struct Tags {
     /// The digest that each tag's last answered PUT put there.
@@ -35,7 +35,8 @@ struct Tags {
 /// Tells how many PUTs were acknowledged in a round.
 type Acknowledged = watch::Sender<usize>;
 
-/// What each tag may point at after all the crashes so far. A tag that was never acknowledged may be missing.
+/// The digests that each tag may point at after all the crashes so far. A tag that was never
+/// acknowledged may be missing.
 type Expected = BTreeMap<Key, Vec<Digest>>;
 
 impl Tags {
@@ -57,7 +58,7 @@ pub struct Registry {
     url: String,
     http: reqwest::Client,
     pub ecr: aws_sdk_ecr::Client,
-    /// What is sent as `Basic`.
+    /// The value sent as `Basic`.
     token: String,
 }
 

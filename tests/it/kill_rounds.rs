@@ -17,7 +17,7 @@ use crate::crash::Registry;
 
 const REPOSITORY: &str = "kill/rounds";
 const CLIENTS: usize = 3;
-/// How many pushes show that all works again.
+/// The number of pushes that show that all works again.
 const RECOVERED: usize = 2 * CLIENTS;
 
 /// Returns how often something is killed: everything in turn. More by hand: `WHARFAGE_CRASH_ROUNDS=50`.

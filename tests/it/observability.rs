@@ -1,4 +1,4 @@
-//! What operators see: health, readiness, metrics, the log, and an end that cuts nothing.
+//! Tests of what operators see: health, readiness, metrics, the log, and an end that cuts nothing.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What the commands do where their output cannot be written: on a full disk, and where nobody reads any more.
+//! Tests of the commands where their output cannot be written: on a full disk, and where nobody
+//! reads any more.
 
 use std::fs::OpenOptions;
 use std::path::Path;

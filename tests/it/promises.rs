@@ -1,4 +1,5 @@
-//! What a plan promises can be done: whatever manifests the loader and the plan accept, a registry accepts, too.
+//! Tests that a plan can be executed: whatever manifests the loader and the plan accept, a
+//! registry accepts, too.
 
 use std::cell::Cell;
 

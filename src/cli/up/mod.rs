@@ -69,7 +69,8 @@ pub struct Up {
     #[arg(long, env = "WHARFAGE_PRUNE", conflicts_with = "once")]
     prune: bool,
 
-    /// How long the files must rest before anything is pruned, such as 90s or 1h; each change starts the time again
+    /// Time without a change to the files before anything is pruned, such as 90s or 1h; each
+    /// change starts the time again
     #[arg(long, env = "WHARFAGE_PRUNE_AFTER", default_value = "10m", value_parser = rest, requires = "prune", value_name = "DURATION")]
     prune_after: Duration,
 

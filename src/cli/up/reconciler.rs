@@ -20,7 +20,7 @@ use crate::manifests::{Loader, Manifests};
 use crate::plan::model::Refused;
 use crate::plan::{Action, Desired, Object, ObjectKey, Plan, RepositoryCall, Step, unresolved};
 
-/// How soon a registry is tried again where something failed; then twice as late each time, up to the interval.
+/// The first delay after a failure in a registry; it doubles each time, up to the interval.
 const RETRY: Duration = Duration::from_secs(15);
 /// Previews are evaluated again after this many times as long as it took before: a tenth of the time is for them.
 const REST_PER_PREVIEW: u32 = 9;
@@ -65,7 +65,7 @@ pub(super) enum Occasion {
 
 /// When what no manifest declares any more is released or deleted.
 pub(super) struct Pruning {
-    /// How long files must rest before; nothing is pruned without.
+    /// The time without a change to the files before pruning; nothing is pruned without it.
     pub(super) after: Option<Duration>,
     /// The command that does it after a confirmation.
     pub(super) command: String,
@@ -93,7 +93,8 @@ pub(super) struct Reconciler {
     resting_since: Instant,
     /// The files could not be read, as was said; nothing is pruned meanwhile.
     unreadable: Option<String>,
-    /// What was refused when it was last reported, so that it isn't reported again and again.
+    /// The resources that were refused when last reported, so that they aren't reported again and
+    /// again.
     shown: Vec<String>,
     /// Orphans when they were last reported, by registry.
     orphans: HashMap<String, BTreeSet<String>>,
@@ -103,7 +104,7 @@ pub(super) struct Reconciler {
     next_previews: HashMap<String, Instant>,
     /// Plans that failed when they were last reported, by registry: the same again is tried in silence.
     failing: HashMap<String, String>,
-    /// How often in a row something failed.
+    /// The number of consecutive failures.
     failures: u32,
 }
 

@@ -54,7 +54,7 @@ fn database_of(managed: &str) -> String {
     ),
 )]
 pub struct ManagedRegistry {
-    /// How many processes serve. Default: 1.
+    /// The number of replicas. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
@@ -92,8 +92,8 @@ pub struct ManagedRegistry {
     /// Where and as whom the pods run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// Whether a NetworkPolicy limits who may reach the pods. Default: Enabled, clients from anywhere, metrics from within the
-    /// cluster; what the pods may reach is not limited.
+    /// Determines whether a NetworkPolicy limits who may reach the pods. Default: Enabled, clients
+    /// from anywhere, metrics from within the cluster; connections from the pods are not limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicyMode>,
 }
@@ -117,7 +117,8 @@ pub struct Pod {
     /// Rules about nodes, and about other pods there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// How replicas spread. Default: over hosts and zones, as far as there are some.
+    /// The rules by which replicas spread. Default: over hosts and zones, as far as there are
+    /// some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
     /// Secrets of the registry's namespace by which nodes pull the image.
@@ -131,7 +132,7 @@ pub struct Pod {
     pub service_account_name: Option<String>,
 }
 
-/// Whether there is a NetworkPolicy.
+/// Determines whether there is a NetworkPolicy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NetworkPolicyMode {
     /// There is one.
@@ -188,7 +189,8 @@ pub struct S3Storage {
     /// pod.serviceAccountName.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
-    /// Whether clients are sent to the bucket for a blob's bytes by a presigned URL. Default: false, the registry passes them on.
+    /// True to redirect clients to the bucket for a blob's bytes by a presigned URL. Default:
+    /// false, the registry passes them on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect: Option<bool>,
 }
@@ -250,7 +252,7 @@ pub struct Tls {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CertManager {
-    /// Who issues it.
+    /// The issuer of the certificate.
     pub issuer_ref: IssuerRef,
     /// Names that it is for. Default: the host of publicUrl, and the Service's where there is no publicUrl.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -299,7 +301,7 @@ pub struct Service {
     pub node_port: Option<i32>,
 }
 
-/// How a Service is reached.
+/// The type of a Service.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ServiceType {
     /// From within the cluster.

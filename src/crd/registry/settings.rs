@@ -8,7 +8,7 @@ use wharfage_domain::scanning::FILTER_PATTERN;
 
 pub use wharfage_domain::scanning::ScanType;
 
-/// How pushed images are scanned.
+/// The settings by which pushed images are scanned.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -61,7 +61,7 @@ pub struct ScanningFilter {
     /// it occurs in.
     #[schemars(length(min = 1, max = 255), regex(pattern = FILTER_PATTERN))]
     pub filter: String,
-    /// How the pattern is read.
+    /// The syntax of the pattern.
     pub filter_type: WildcardFilter,
 }
 
@@ -78,7 +78,7 @@ pub enum WildcardFilter {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub struct AccountSettings {
-    /// Whether a blob may be mounted from one repository into another.
+    /// Determines whether a blob may be mounted from one repository into another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blob_mounting: Option<Toggle>,
     /// Which scanner BASIC scanning uses.

@@ -90,7 +90,7 @@ pub struct Rule {
     pub tags: TagSelection,
     /// Which of the matching images are acted on.
     pub count: Count,
-    /// What happens to them.
+    /// The action on these images.
     pub action: Action,
 }
 
@@ -108,7 +108,8 @@ pub enum TagSelection {
 }
 
 impl TagSelection {
-    /// Whether it matches an image with these tags. Case counts; one tag may satisfy several entries of a list.
+    /// Returns whether it matches an image with these tags. Case counts; one tag may satisfy
+    /// several entries of a list.
     pub fn matches(&self, tags: &[Tag]) -> bool {
         match self {
             Self::Any => true,
@@ -164,7 +165,7 @@ pub enum StorageClass {
     Archive,
 }
 
-/// What a rule does to an image.
+/// The action of a rule on an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Delete it, with all its tags.

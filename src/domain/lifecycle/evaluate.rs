@@ -1,8 +1,9 @@
-//! What a policy does to the images of one repository at one moment.
+//! The actions of a policy on the images of one repository at one moment.
 //!
-//! Two steps: rules *select* images, which depends only on the images' own members; then what is selected is put
-//! in the order of *execution*, in which an index goes before its children and referrers go after their subject.
-//! Source: Amazon ECR user guide, "Lifecycle policies", "How it works" and "Considerations on image expiration".
+//! Two steps: rules *select* images, which depends only on the images' own members; then the
+//! selected images are put in the order of *execution*, in which an index is deleted before its
+//! children and referrers are deleted after their subject. Source: Amazon ECR user guide,
+//! "Lifecycle policies", "How it works" and "Considerations on image expiration".
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -12,7 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::document::{Action, Count, Policy, Rule, StorageClass};
 use crate::names::{Digest, Tag};
 
-/// What a lifecycle policy needs to know of an image: a manifest or an index that a repository stores.
+/// The data of an image that a lifecycle policy needs: a manifest or an index that a repository
+/// stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// The manifest's digest, unique in the repository.
@@ -23,7 +25,7 @@ pub struct Image {
     pub pushed_at: Timestamp,
     /// `lastRecordedPullTime`; none when it was never pulled.
     pub last_pulled_at: Option<Timestamp>,
-    /// Whether it can be pulled.
+    /// The status, which says whether it can be pulled.
     pub status: ImageStatus,
     /// `lastArchivedAt`.
     pub archived_at: Option<Timestamp>,
@@ -87,10 +89,11 @@ impl ImageStatus {
 /// The outcome of [`evaluate`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Evaluation<'a> {
-    /// What to do, in the order in which to do it: oldest first, but an index before its children and a subject
-    /// before its referrers.
+    /// The actions, in the order in which to do them: oldest first, but an index before its
+    /// children and a subject before its referrers.
     pub marks: Vec<Mark<'a>>,
-    /// What a rule selected, or what should have followed its subject, but an index still needs; oldest first.
+    /// The images that a rule selected, or that should have followed their subject, but that an
+    /// index still needs; oldest first.
     pub protected: Vec<Protected<'a>>,
     /// By the priority of each rule that counts images: those that it keeps, youngest first. What the rule selects is one
     /// too many only while they are there. Images that another rule acts on are left out.
@@ -102,11 +105,11 @@ pub struct Evaluation<'a> {
 pub struct Mark<'a> {
     /// The image to act on.
     pub image: &'a Image,
-    /// What to do with it.
+    /// The action on the image.
     pub action: Action,
     /// The rule that did it: for a referrer, the one that acted on its subject.
     pub rule_priority: u32,
-    /// Whether the rule selected the image itself.
+    /// The cause of the action: the rule selected the image itself, or acted on its subject.
     pub cause: Cause,
 }
 
@@ -128,7 +131,7 @@ pub struct Protected<'a> {
     pub blocked_by: Vec<&'a Digest>,
 }
 
-/// How many images a policy acts on.
+/// The number of images that a policy acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
     /// Selected and expiring: a preview's `expiringImageTotalCount`.
@@ -217,8 +220,9 @@ struct Intent {
     cause: Cause,
 }
 
-/// What the rules select, and by a counting rule's priority what it keeps. A matching rule claims an image from all later
-/// rules of its class, acting on it or not.
+/// Returns the actions of the rules that select images, and by a counting rule's priority the
+/// images that it keeps. A matching rule claims an image from all later rules of its class, acting
+/// on it or not.
 fn select(
     policy: &Policy,
     repository: &Repository<'_>,

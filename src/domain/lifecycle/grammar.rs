@@ -137,18 +137,19 @@ fn read_action(value: &Value) -> Result<Action> {
     }
 }
 
-/// How many forms of a selection ECR's schema knows: one for each count type.
+/// The number of forms of a selection in ECR's schema: one for each count type.
 const SELECTION_SCHEMAS: usize = 4;
-/// How many forms of an action ECR's schema knows.
+/// The number of forms of an action in ECR's schema.
 const ACTION_SCHEMAS: usize = 2;
 
 fn matches_none_of(schemas: usize) -> InvalidPolicy {
     InvalidPolicy::document(format!("instance failed to match exactly one schema (matched 0 out of {schemas})"))
 }
 
-/// The members of an object that has all of `required`, and nothing but those and `optional`.
+/// Returns the members of an object that has all of `required`, and nothing but those and
+/// `optional`.
 ///
-/// What is required can then be indexed. A `null` is for its reader to refuse.
+/// Required members can then be indexed. A `null` is for its reader to refuse.
 fn members<'a>(value: &'a Value, required: &[&str], optional: &[&str]) -> Result<&'a Map<String, Value>> {
     let Value::Object(object) = value else { return Err(wrong_type(value, "object")) };
     let missing: Vec<_> = required.iter().filter(|name| !object.contains_key(**name)).collect();

@@ -20,7 +20,7 @@ use crate::wildcard;
 /// The most characters that a policy may have.
 pub const MAX_LENGTH: usize = 10_240;
 
-/// What a policy is attached to.
+/// The resource that a policy is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// One repository, which is what all its statements are about.
@@ -50,7 +50,7 @@ pub enum InvalidPolicy {
     /// It is no policy of this kind. ECR doesn't say why, the reason here does.
     #[error("Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid {kind} policy provided'")]
     Document {
-        /// What it should have been.
+        /// The expected kind.
         kind: Kind,
         /// Why it is not.
         reason: String,
@@ -107,11 +107,11 @@ impl Version {
 pub struct Statement {
     /// `Sid`: any text, not necessarily unique.
     pub sid: Option<String>,
-    /// What it does to the requests that it matches.
+    /// The effect on the requests that it matches.
     pub effect: Effect,
     /// Whom it is about.
     pub principals: Matching<Principal>,
-    /// What it is about: patterns in lower case, `*` or `ecr:…` with `*` and `?`.
+    /// The actions that it matches: patterns in lower case, `*` or `ecr:…` with `*` and `?`.
     pub actions: Matching<String>,
     /// Which repositories it is about: patterns of their ARNs with `*` and `?`, or `*`. None in a repository policy.
     pub resources: Option<Matching<String>>,
@@ -137,7 +137,7 @@ pub enum Matching<T> {
     NotIn(BTreeSet<T>),
 }
 
-/// What a condition compares, and how.
+/// The key, operator and values that a condition compares.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Condition {
     /// The operator with its qualifier and `IfExists`, such as `ForAnyValue:StringLikeIfExists`.
@@ -188,10 +188,11 @@ impl Policy {
         self.statements.iter().any(|statement| statement.effect == Effect::Deny)
     }
 
-    /// Whether the policy explicitly denies ecr:SetRepositoryPolicy to a caller, an ARN of IAM or STS: such a document
-    /// is set only with `force`, as its author could not take it back.
+    /// Returns whether the policy explicitly denies ecr:SetRepositoryPolicy to a caller, an ARN of
+    /// IAM or STS. Such a document is set only with `force`, as its author could not take it back.
     ///
-    /// Statements with conditions are passed over: whether they hold depends on requests that aren't made yet.
+    /// Statements with conditions are passed over: whether they hold depends on requests that
+    /// aren't made yet.
     pub fn locks_out(&self, caller: &Principal) -> bool {
         self.statements.iter().any(|statement| {
             statement.effect == Effect::Deny

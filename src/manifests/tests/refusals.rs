@@ -1,4 +1,4 @@
-//! What each kind is held to, and the exact words of it.
+//! The rules that each kind is held to, and their exact messages.
 
 use super::*;
 

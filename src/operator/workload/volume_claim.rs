@@ -26,7 +26,7 @@ const STORAGE: &str = "storage";
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Volume {
     size: Quantity,
-    /// Whether the Registry names the size: a default changes no existing volume.
+    /// True if the Registry names the size: a default changes no existing volume.
     sized: bool,
     class: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What no manifest declares any more, and whose it is to release it.
+//! Tests of resources that no manifest declares any more, and of who may release them.
 
 use super::*;
 

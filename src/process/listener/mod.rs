@@ -22,9 +22,10 @@ pub use self::activity::{Activity, Ended, Exchange};
 pub use self::bind::bind;
 pub use self::socket::Socket;
 
-/// How long a kernel-level failure to accept (no file descriptors, say) makes the listener wait.
+/// The time that the listener waits after a kernel-level failure to accept (no file descriptors,
+/// say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often connections are checked for having ended in all but name.
+/// The time between two checks for connections that have ended in all but name.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Connections that are answered only to refuse them, at once. More than these are closed without an answer.
 const REFUSALS: usize = 256;
@@ -40,7 +41,7 @@ pub struct ConnectionLimits {
     pub per_peer: usize,
 }
 
-/// What to do with a connection that was accepted.
+/// The decision on an accepted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
     /// Serve it.

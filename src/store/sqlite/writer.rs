@@ -21,7 +21,7 @@ const QUEUE: usize = 1024;
 /// others.
 const BATCH: usize = 256;
 
-/// How long a test write may take.
+/// The timeout of a test write.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A queued operation, which runs in the writer's transaction.

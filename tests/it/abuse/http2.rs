@@ -1,4 +1,4 @@
-//! What HTTP/2 makes possible: many requests on one connection, and taking them back.
+//! Tests of what HTTP/2 makes possible: many requests on one connection, and taking them back.
 
 use std::sync::Arc;
 
@@ -120,7 +120,7 @@ async fn a_connection_that_takes_all_its_requests_back_is_ended() {
     siege.assert_over(NAME).await;
 }
 
-/// What of a flood comes as the request of this number.
+/// The bytes of a flood that are sent as the request of this number.
 type Piece<'a> = Box<dyn Fn(u32) -> Vec<u8> + 'a>;
 
 #[tokio::test]

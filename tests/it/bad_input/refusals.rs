@@ -11,9 +11,9 @@ use crate::bed::tls::Certificate;
 use crate::bed::{self};
 use crate::oci::client::with_parameter;
 
-/// What is refused, in bytes: more than all buffers on the way hold together.
+/// The length of the refused body, in bytes: more than all buffers on the way hold together.
 const LENGTH: usize = 64 * 1024 * 1024;
-/// How often each client tries.
+/// The number of tries of each client.
 const TRIES: usize = 5;
 
 /// The requests that are refused before their body was read, by method, target and headers.

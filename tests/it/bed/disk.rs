@@ -10,7 +10,7 @@ use super::service::Service;
 
 const MOUNT: &str = r#"mount -t tmpfs -o "size=$2m" tmpfs "$1" && echo mounted && exec sleep infinity"#;
 
-/// What lets a user who isn't root mount.
+/// The flags that let a user who isn't root mount.
 const AS_USER: [&str; 2] = ["--user", "--map-root-user"];
 
 /// A disk of some MiB. Dropping it takes it away.

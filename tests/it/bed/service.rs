@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpSocket;
 
-/// How long a server may take until it is ready, and anything else that a test waits for. Generous: it only bounds a test that
-/// fails anyway.
+/// The time that a server may take until it is ready, and the limit of any other wait in a test.
+/// Generous: it only bounds a test that fails anyway.
 pub const STARTUP: Duration = Duration::from_secs(120);
 
-/// How many lines of output are kept, the latest ones.
+/// The number of lines of output that are kept, the latest ones.
 const KEPT_LINES: usize = 2_000;
 
 /// Waits for the end of its input, which comes when its keeper is dropped or the test process dies in whatever way; then
@@ -256,7 +256,7 @@ struct Output {
 #[derive(Default)]
 struct Lines {
     kept: VecDeque<String>,
-    /// How many lines came before the kept ones.
+    /// The number of lines before the kept ones.
     dropped: usize,
     streams_open: usize,
 }

@@ -16,7 +16,8 @@ use super::s3::S3;
 use super::service::{Folder, STARTUP, Service, reserved_port};
 use super::tls::Certificate;
 
-/// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
+/// Returns the launch of the program; data in a temporary folder, SQLite and a folder for the
+/// blobs unless said otherwise.
 pub fn wharfage() -> Launch {
     Launch {
         command: vec!["serve".into()],
@@ -34,7 +35,7 @@ pub fn wharfage() -> Launch {
 pub struct Launch {
     command: Vec<String>,
     folder: Folder,
-    /// What is mounted at the folder, for the program alone.
+    /// The disk mounted at the folder, for the program alone.
     disk: Option<SmallDisk>,
     variables: BTreeMap<String, String>,
     /// Where it listens; none when the system picks a port.

@@ -1,4 +1,5 @@
-//! What is acknowledged stays what it is, what is lost can be pushed again, and what is refused leaves nothing behind.
+//! Tests that acknowledged content stays unchanged, lost content can be pushed again, and refused
+//! content leaves nothing behind.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What no manifest declares any more: kept, released or deleted.
+//! Tests of what no manifest declares any more: kept, released or deleted.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -26,7 +26,7 @@ pub(super) struct LastResult {
     pub(super) begun: Option<Instant>,
     /// The handled request to reconcile.
     pub(super) requested: Option<String>,
-    /// Whether drift could not be corrected.
+    /// True if drift could not be corrected.
     pub(super) differs: bool,
 }
 
