@@ -170,7 +170,8 @@ impl DataDir {
         Ok(assigned.collect())
     }
 
-    /// Returns what is remembered of a registry. A folder of an earlier version remembers only what was started last.
+    /// Returns the stored record of a registry. A folder of an earlier version remembers only what
+    /// was started last.
     fn record(&self, name: &RegistryName) -> anyhow::Result<Option<Record>> {
         let path = self.record_path(name);
         if let Some(text) = read_if_there(&path)? {
@@ -209,8 +210,9 @@ impl DataDir {
         self.0.join("aws").join("credentials")
     }
 
-    /// Writes the aws files and the list of registries for what has just been started, the default one first. On a full disk
-    /// what is there stays, so that the registries can serve: after a start as the last one was, it is right.
+    /// Writes the aws files and the list of registries for what has just been started, the default
+    /// one first. On a full disk the existing file stays, so that the registries can serve: after a
+    /// start as the last one was, it is right.
     pub fn publish(&self, started: &[(StartedRegistry, AccessKey)]) -> anyhow::Result<()> {
         let mut started = started.to_vec();
         // One that is called so is the default one: there is one profile of that name.

@@ -1,6 +1,7 @@
 //! Wharfage: Amazon ECR for any Kubernetes cluster, declared instead of clicked.
 //!
-//! This package has the commands and the binary. Each layer is a crate of its own, re-exported here under its name:
+//! This package has the commands and the binary. Each layer is a separate crate, re-exported here
+//! under its name:
 //!
 //! ```text
 //! cli ──► operator ──► apply ──► plan ──► manifests ──► crd     declares: through the ECR API alone

@@ -163,7 +163,8 @@ impl Running {
         self.admin.spawn(admin::serve(Arc::new(endpoints), listener));
     }
 
-    /// Says at `/readyz` that the end is near, and goes on: whoever sends clients here can send them elsewhere first.
+    /// Reports not ready at `/readyz` before it stops, and continues to serve: a load balancer can
+    /// then send clients elsewhere first.
     pub fn leave(&self) {
         self.leaving.send_replace(true);
     }

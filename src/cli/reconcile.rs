@@ -167,8 +167,8 @@ impl Target {
     }
 }
 
-/// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done. Without an
-/// `output` it is silent.
+/// Executes a plan, and shows the progress: a line for each outcome, and on a terminal what is
+/// being done. Without an `output` it is silent.
 pub(super) async fn execute(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
     let lively = output.is_some() && is_capable_terminal(&std::io::stderr());
     let clear = || {
@@ -213,7 +213,7 @@ pub(super) fn show_unresolved(refused: &[Refused]) {
     }
 }
 
-/// A registry's part of what is printed for programs.
+/// A registry's part of the output for programs.
 #[derive(Serialize)]
 pub(super) struct RegistryOutput {
     pub(super) registry: String,

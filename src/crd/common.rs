@@ -82,12 +82,12 @@ pub enum ManagementPolicy {
 /// The action if an object of that name already exists in the registry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AdoptionPolicy {
-    /// Take over what is there, make what is not.
+    /// Adopt an existing object, create a missing one.
     #[default]
     AdoptOrCreate,
-    /// Take over what is there; wait while there is nothing.
+    /// Adopt an existing object; wait while there is none.
     Adopt,
-    /// Make it; refuse to take over what is there.
+    /// Create the object; refuse to adopt an existing one.
     Create,
 }
 
@@ -97,7 +97,7 @@ pub enum DeletionPolicy {
     /// It stays.
     #[default]
     Retain,
-    /// It goes too.
+    /// It is deleted too.
     Delete,
 }
 
@@ -129,11 +129,11 @@ impl JsonSchema for Document {
 pub trait Managed {
     /// The Registry that it belongs to.
     fn registry_ref(&self) -> &RegistryRef;
-    /// Returns whether the registry is made to match, or only looked at.
+    /// Returns whether the registry is made to match, or only observed.
     fn management_policy(&self) -> ManagementPolicy;
     /// Returns what to do about an object that already exists.
     fn adoption_policy(&self) -> AdoptionPolicy;
-    /// Returns what happens when the resource goes.
+    /// Returns the action when the resource is deleted.
     fn deletion_policy(&self) -> DeletionPolicy;
     /// Returns how long to rest between two looks at the registry.
     fn interval(&self) -> Duration;

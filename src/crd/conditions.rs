@@ -11,7 +11,7 @@ use super::reason::Reason;
 pub enum ConditionType {
     /// The registry is as the spec asks.
     Ready,
-    /// Work goes on, or something is waited for. Present only while True.
+    /// Work is in progress, or something is waited for. Present only while True.
     Reconciling,
     /// Nothing gets better until somebody changes something. Present only while True.
     Stalled,
@@ -28,7 +28,7 @@ pub enum ConditionStatus {
     True,
     /// It does not hold.
     False,
-    /// It can't be told.
+    /// It is not known.
     Unknown,
 }
 
@@ -53,7 +53,7 @@ pub struct Condition {
     /// Why, as one sentence that names the object, the value and what to do.
     #[schemars(length(max = 32768))]
     pub message: String,
-    /// The generation of the spec that was looked at.
+    /// The generation of the spec that was observed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// When the status last changed.

@@ -107,10 +107,10 @@ pub struct LifecyclePolicySpec {
 /// Enforcement or preview of a policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
-    /// The status reports the images that would go.
+    /// The status reports the images that the policy would delete or archive.
     #[default]
     Preview,
-    /// It goes.
+    /// The policy deletes or archives the images.
     Enforce,
 }
 
@@ -327,7 +327,7 @@ pub struct RepositoryOutcome {
 /// The state of a policy in a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OutcomeState {
-    /// Not looked at yet.
+    /// Not evaluated yet.
     Pending,
     /// It is known what would go.
     Previewed,

@@ -50,7 +50,7 @@ reasons! {
     Created,
     /// Event: an object was deleted.
     Deleted,
-    /// Deletion goes on.
+    /// Deletion is in progress.
     Deleting,
     /// Drift was corrected: somebody else had changed what this resource manages.
     DriftCorrected,
@@ -86,7 +86,7 @@ reasons! {
     Previewing,
     /// Event: the preview of a lifecycle policy was started.
     PreviewStarted,
-    /// Work goes on.
+    /// Work is in progress.
     Progressing,
     /// This operator runs with PullSecrets disabled.
     PullSecretsDisabled,
@@ -112,7 +112,7 @@ reasons! {
     Stopped,
     /// Event: reconciliation is suspended.
     Suspended,
-    /// The repository has no room for another resource tag.
+    /// The repository has the highest number of resource tags.
     TooManyTagsException,
     /// The registry does not have the operation.
     UnsupportedByRegistry,

@@ -315,7 +315,7 @@ impl Repository {
         self.spec.encryption_configuration.clone().unwrap_or_default()
     }
 
-    /// Returns whether its repository goes with it.
+    /// Returns whether its repository is deleted with it.
     pub fn deletes(&self) -> bool {
         self.deletion_policy() == DeletionPolicy::Delete && !self.deletion_protection()
     }

@@ -157,7 +157,8 @@ impl KindRules {
     }
 }
 
-/// Returns what `metadata` may hold: what Kubernetes knows, so that what comes out of a cluster goes in here.
+/// Returns what `metadata` may hold: the fields that Kubernetes knows, so that an object read from
+/// a cluster is valid here.
 fn metadata() -> Value {
     const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
     const QUALIFIED_NAME: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";

@@ -42,7 +42,7 @@ impl Mutability {
         Self::ALL.into_iter().find(|value| value.as_str() == text)
     }
 
-    /// Returns whether this value goes with exclusion filters.
+    /// Returns whether this value allows exclusion filters.
     pub fn has_exclusions(self) -> bool {
         matches!(self, Self::ImmutableWithExclusion | Self::MutableWithExclusion)
     }

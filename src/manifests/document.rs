@@ -88,7 +88,7 @@ impl Entry {
         is_plain.then(|| text.get(self.written.clone()).map(str::trim)).flatten()
     }
 
-    /// Returns what is wrong with a number that some tools read as octal.
+    /// Returns the fault of a number that some tools read as octal.
     fn ambiguous(&self, text: &str) -> Option<String> {
         let written = self.written(text)?;
         let digits = written.trim_start_matches(['+', '-']);

@@ -7,7 +7,7 @@ use serde_saphyr::{Error, Location};
 
 use super::document::{MAX_DEPTH, MAX_REPEATED};
 
-/// The line and the column at which text is no YAML, where that is known, and what is wrong there.
+/// The line and the column at which text is no YAML, where that is known, and the fault there.
 pub(super) fn explain(error: &Error) -> (Option<(u64, u64)>, String) {
     let error = error.without_snippet();
     let known = |location: &Location| location.line() > 0;
@@ -110,7 +110,7 @@ fn syntax(message: &str) -> &'static str {
     SYNTAX.iter().find(|(part, _)| message.contains(part)).map_or(UNREADABLE, |(_, meaning)| meaning)
 }
 
-/// As much of an author's text as a message has room for.
+/// As much of an author's text as a message can hold.
 fn cut(text: &str) -> &str {
     const LONGEST: usize = 100;
     text.char_indices().nth(LONGEST).map_or(text, |(end, _)| &text[..end])

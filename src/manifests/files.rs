@@ -35,11 +35,11 @@ pub(super) struct Text {
     pub(super) name: PathBuf,
     /// The content of the file.
     pub(super) text: String,
-    /// The namespace that a kustomization gives to what is in it.
+    /// The namespace that a kustomization gives to its resources.
     pub(super) namespace: Option<Rc<str>>,
 }
 
-/// The type of what is found where manifests are looked for.
+/// A result of the search for manifests.
 pub(super) enum Found {
     /// A file.
     Text(Text),
@@ -161,7 +161,7 @@ struct Folder {
     /// Its name for people; empty for the one that was asked for.
     name: PathBuf,
     depth: usize,
-    /// The namespace that a kustomization above gives to what is in it.
+    /// The namespace that a kustomization above gives to its resources.
     namespace: Option<Rc<str>>,
 }
 
@@ -223,7 +223,7 @@ impl Search {
             return Ok(());
         }
         if self.entries > MAX_ENTRIES {
-            // That is told once.
+            // That is reported once.
             return Ok(());
         }
         let names = self.names(folder)?;

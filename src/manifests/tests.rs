@@ -1,4 +1,4 @@
-//! Good and bad folders, and what is said about them.
+//! Good and bad folders, and the messages about them.
 
 mod faults;
 mod folders;
@@ -37,7 +37,7 @@ impl Folder {
         Loader::new().unwrap().load(&self.0)
     }
 
-    /// Returns what is said about a folder that is refused, a line per fault.
+    /// Returns the messages about a folder that is refused, a line per fault.
     fn problems(&self) -> String {
         self.load().unwrap_err().to_string()
     }

@@ -1,4 +1,5 @@
-//! The operator as a process: finds its cluster, listens for who runs it, stands for election, works while it leads, and ends in order.
+//! The operator as a process: finds its cluster, serves its health endpoints, campaigns for the
+//! Lease, works while it leads, and ends in order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -88,7 +89,7 @@ pub fn run(
                     identity: settings.identity.clone(),
                     grace: process.grace,
                 };
-                // A connection of its own: renewals don't queue behind reconciles.
+                // A separate connection: renewals don't queue behind reconciles.
                 leader::lead(connect()?, &election, stop, reconcile).await
             }
             None => leader::work_alone(process.grace, stop, reconcile).await,

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// One author of a document: a resource with entries in it.
 #[derive(Debug, Clone)]
 pub struct Author<K, V> {
-    /// The desired entries, in the author's order. An entry without a name of its own has its content's fingerprint as key.
+    /// The desired entries, in the author's order. An entry without a name has its content's
+    /// fingerprint as key.
     pub desired: Vec<(K, V)>,
     /// The keys of the entries that the author may have written before.
     pub last_applied: BTreeSet<K>,

@@ -93,8 +93,8 @@ macro_rules! kinds {
 
 /// Returns the changes that make a registry match the manifests.
 ///
-/// Steps come in the order in which they can be executed: settings, repositories, lifecycle policies, then what is released
-/// and what is deleted. The plan changes nothing whose tags record another owner.
+/// Steps come in the order in which they can be executed: settings, repositories, lifecycle
+/// policies, then releases and deletions. The plan changes nothing whose tags record another owner.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut context = PlanContext::new(desired, observed);
     let mut plan = Plan { refused: desired.refused.clone(), notes: desired.notes.clone(), ..Plan::default() };

@@ -186,7 +186,7 @@ pub struct LifecycleOwner {
     pub namespace: String,
     /// The LifecyclePolicy's name, shortened if it is long.
     name: String,
-    /// The policy is deleted when the manifest goes.
+    /// The policy is deleted when the manifest is deleted.
     pub delete: bool,
     /// The operator enforces the policy, and the registry has none.
     pub by_operator: bool,

@@ -118,7 +118,8 @@ impl State {
             Some(charge) => self.accounts.insert(id, charge),
             None => self.accounts.remove(&id),
         };
-        // What comes is counted before what goes, so that an owner is forgotten only when it holds nothing.
+        // New bytes are counted before released ones, so that an owner is forgotten only when it
+        // holds nothing.
         if let Some(Charge { owner, held, .. }) = charge {
             self.used += held;
             *self.owners.entry(owner).or_default() += held;
@@ -221,7 +222,7 @@ impl Account {
         }
         let budget = Arc::clone(&self.budget);
         let deadline = Instant::now() + timeout;
-        // What is larger than all that one may have is not waited for.
+        // A request larger than the limit of one owner is refused without waiting.
         while bytes <= budget.limits.size.min(budget.limits.per_owner) {
             let released = budget.released.notified();
             tokio::pin!(released);
@@ -358,7 +359,8 @@ mod tests {
     }
 
     proptest! {
-        /// Accounts grow step by step in any order; whoever is refused tries again later. All of them reach their needs.
+        /// Accounts grow step by step in any order; a refused account tries again later. All of
+        /// them reach their needs.
         #[test]
         fn everybody_ends_whatever_the_order(
             needs in prop::collection::vec((1_usize..20, 0..3), 1..12),

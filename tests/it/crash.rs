@@ -64,7 +64,7 @@ pub struct Registry {
 
 impl Registry {
     pub async fn of(server: &Wharfage) -> Self {
-        // What is tried again after the crash would be neither acknowledged nor refused.
+        // A request repeated after the crash would be neither acknowledged nor refused.
         let config = server.ecr().config().to_builder().retry_config(RetryConfig::disabled()).build();
         let ecr = aws_sdk_ecr::Client::from_conf(config);
         let answer = ecr.get_authorization_token().send().await.unwrap();
@@ -126,7 +126,8 @@ impl Registry {
         (answer.status(), answer.bytes().await.unwrap().to_vec())
     }
 
-    /// Pulls what a reference names, whole, checking every digest; returns the manifest's, or what is missing.
+    /// Pulls what a reference names, whole, checking every digest; returns the manifest's, or the
+    /// missing part.
     pub async fn pull_whole(&self, repository: &str, reference: &str) -> Result<Digest, String> {
         let there = |(status, bytes), what: &str| match status {
             StatusCode::OK => Ok(bytes),
@@ -163,7 +164,7 @@ fn content(size: usize) -> Vec<u8> {
     seed.bytes().chain(std::iter::once(b' ')).cycle().take(size).collect()
 }
 
-/// Pushes images under two tags of its own, in turn, until the crash.
+/// Pushes images under its own two tags, in turn, until the crash.
 async fn push_until_the_crash(registry: Registry, worker: usize, acknowledged: Acknowledged) -> Tags {
     let mut tags = Tags::default();
     for n in 0.. {

@@ -25,7 +25,7 @@ fn rounds() -> usize {
     std::env::var("WHARFAGE_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
 }
 
-/// Pushes that were acknowledged: each under a tag of its own.
+/// Pushes that were acknowledged: each under a separate tag.
 type Pushed = BTreeMap<String, Digest>;
 
 /// Everything that runs.

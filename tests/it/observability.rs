@@ -150,7 +150,7 @@ async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
     }
     assert_eq!(get(&admin, "/readyz").await, (503, "stopping\n".into()));
     assert_eq!(get(&admin, "/healthz").await.0, 200);
-    // The listener closes a moment after that is told.
+    // The listener closes a moment after that is reported.
     while reqwest::get(repository.base()).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -210,7 +210,8 @@ pub struct Database {
     pub postgres: Option<Postgres>,
 }
 
-/// A SQLite file. With storage.filesystem it lies on the same volume; with storage.s3 on one of its own.
+/// A SQLite file. With storage.filesystem it lies on the same volume; with storage.s3 on a separate
+/// one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Sqlite {

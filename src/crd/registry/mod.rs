@@ -108,7 +108,8 @@ pub struct RegistrySpec {
     /// it is, even if this resource had set it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scanning_configuration: Option<ScanningConfiguration>,
-    /// Account settings, as in ECR's PutAccountSetting. What is absent is left as it is, even if this resource had set it.
+    /// Account settings, as in ECR's PutAccountSetting. Absent settings are left as they are, even
+    /// if this resource had set them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account_settings: Option<AccountSettings>,
     /// Which namespaces may use which names in this registry. Absent: every namespace may use every name.
@@ -226,7 +227,7 @@ impl Registry {
         if self.spec.managed.is_some() { given.or_else(default_registry_id) } else { given }
     }
 
-    /// Returns what happens to its workload when the resource goes.
+    /// Returns the action on its workload when the resource is deleted.
     pub fn deletion_policy(&self) -> DeletionPolicy {
         self.spec.deletion_policy.unwrap_or_default()
     }

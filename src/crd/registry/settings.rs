@@ -22,7 +22,8 @@ pub use wharfage_domain::scanning::ScanType;
     .message("at most one rule may have a scanFrequency: join the repositoryFilters of those that share one"),
 )]
 pub struct ScanningConfiguration {
-    /// BASIC looks at packages of the operating system, ENHANCED at those of languages, too, and goes on looking. Default: BASIC.
+    /// BASIC scans packages of the operating system. ENHANCED also scans those of languages, and
+    /// continues to scan. Default: BASIC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scan_type: Option<ScanType>,
     /// Which repositories are scanned when; at most one rule per frequency. Repositories that no rule is for are scanned when
@@ -74,7 +75,7 @@ pub enum WildcardFilter {
     Wildcard,
 }
 
-/// Account settings, each named as ECR names it. What is absent keeps its value.
+/// Account settings, each named as ECR names it. Absent ones keep their value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub struct AccountSettings {

@@ -1,7 +1,8 @@
 //! The lifecycle policy document as types that only hold what Amazon ECR accepts.
 //!
-//! Reading JSON, with ECR's words for what is wrong in its shape, is [`super::grammar`]'s work; this module holds
-//! the rules about rules. Source: Amazon ECR user guide, "Lifecycle policies"; API reference, PutLifecyclePolicy.
+//! Reading JSON, with ECR's words for faults in its shape, is [`super::grammar`]'s work; this
+//! module holds the rules about rules. Source: Amazon ECR user guide, "Lifecycle policies"; API
+//! reference, PutLifecyclePolicy.
 
 use std::collections::{BTreeMap, BTreeSet};
 

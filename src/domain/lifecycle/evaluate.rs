@@ -278,7 +278,7 @@ struct Execution<'r, 'a> {
     done: Vec<bool>,
     /// Of an image with an intent: how many of its parents stand in the way.
     blockers: Vec<usize>,
-    /// Place in the order of age; the oldest has the highest and goes first.
+    /// Place in the order of age; the oldest has the highest and is acted on first.
     ranks: Vec<usize>,
     ready: BinaryHeap<(usize, usize)>,
     marks: Vec<Mark<'a>>,

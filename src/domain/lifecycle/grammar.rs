@@ -1,4 +1,4 @@
-//! Reads a lifecycle policy's rules out of JSON and names what is wrong in its shape as ECR does.
+//! Reads a lifecycle policy's rules out of JSON and names the faults of its shape as ECR does.
 //!
 //! ECR checks documents by a JSON schema and passes that validator's words on; they are kept here, as scripts
 //! match on them. Whether the rules make sense together is [`super::document`]'s work.
@@ -14,7 +14,7 @@ type Result<T> = std::result::Result<T, InvalidPolicy>;
 /// Numbers above this don't fit the integers that ECR's clients read.
 const MAX_NUMBER: i64 = i32::MAX as i64;
 
-/// The refusal of what is no JSON object at all.
+/// The refusal of text that is no JSON object.
 pub(super) fn not_a_policy() -> InvalidPolicy {
     InvalidPolicy::document("Could not map policyString into LifecyclePolicy.")
 }

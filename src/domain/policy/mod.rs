@@ -58,7 +58,8 @@ pub enum InvalidPolicy {
 }
 
 impl InvalidPolicy {
-    /// Returns what is wrong, naming the offending value; for manifests and logs, as ECR's message leaves it out.
+    /// Returns the fault, naming the offending value; for manifests and logs, as ECR's message
+    /// leaves it out.
     pub fn reason(&self) -> String {
         match self {
             Self::TooLong => format!("it has more than {MAX_LENGTH} characters"),

@@ -16,7 +16,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// meanwhile.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER_SILENCE: Duration = Duration::from_secs(5);
-/// The longest time that a client may take next to nothing of what is sent to it. The kernel's
+/// The longest time that a client may read almost nothing of the bytes sent to it. The kernel's
 /// send buffer asks for more only when a third of it is free, so a shorter time would cut off
 /// clients that are merely slow.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -204,7 +204,7 @@ impl Activity {
             if self.running.load(Ordering::Relaxed) == 0 {
                 self.head_begun.store(true, Ordering::Relaxed);
             }
-            // What lingers has limits of its own.
+            // A lingering connection has separate limits.
             if self.lingering_since.load(Ordering::Relaxed) == 0
                 && self.unasked.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64 > self.may_send_unasked()
             {
@@ -218,9 +218,9 @@ impl Activity {
         UNASKED + self.sent.load(Ordering::Relaxed) / 16
     }
 
-    /// Notes that so many bytes of what came were a request's body. What is around them belongs to it: TLS records, frames and
-    /// chunks, of which a large layer has more than any limit that does not grow with it, and one that comes in tiny pieces
-    /// more than bytes.
+    /// Notes that so many bytes of what came were a request's body. The bytes around them belong to
+    /// it: TLS records, frames and chunks, of which a large layer has more than any limit that does
+    /// not grow with it, and one that comes in tiny pieces more than bytes.
     pub fn received(&self, bytes: usize) {
         let bytes = bytes as u64;
         let less = |unasked: u64| Some(unasked.saturating_sub(bytes + bytes / 16 + AROUND_A_PIECE));
@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_layer_may_come_a_byte_at_a_time() {
-        // A chunk of one byte, each part of it in a TLS record of its own.
+        // A chunk of one byte, each part of it in a separate TLS record.
         let uploader = activity();
         let _running = uploader.begin();
         for _ in 0..UNASKED {

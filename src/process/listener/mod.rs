@@ -1,7 +1,8 @@
 //! Accepts connections within limits: in total, per peer, and none that is useless.
 //!
-//! The listener never stops accepting. When it is full, it closes the connection that has been idle for longest; when
-//! none is idle, the new one is refused with an answer. What is spoken on a connection is the caller's matter.
+//! The listener never stops accepting. When it is full, it closes the connection that has been idle
+//! for longest; when none is idle, the new one is refused with an answer. The protocol on a
+//! connection is the caller's matter.
 
 mod activity;
 mod bind;
@@ -50,8 +51,9 @@ pub enum Admission {
     Refuse,
 }
 
-/// Accepts connections until `stop` ends, hands each one to `serve`, and closes the listener. `scarce` says whether memory
-/// is scarce: then clients that take nothing of what is sent to them are cut off sooner.
+/// Accepts connections until `stop` ends, hands each one to `serve`, and closes the listener.
+/// `scarce` says whether memory is scarce: then clients that take nothing of the bytes sent to them
+/// are cut off sooner.
 pub async fn accept<Scarce: Fn() -> bool>(
     listener: TcpListener,
     limits: ConnectionLimits,
@@ -64,7 +66,7 @@ pub async fn accept<Scarce: Fn() -> bool>(
     let mut checking = Box::pin(open.check());
     tokio::pin!(stop);
     loop {
-        // The stop is looked at first: after it nothing new is accepted, however much waits.
+        // The stop is checked first: after it nothing new is accepted, however much waits.
         let accepted = tokio::select! {
             biased;
             () = &mut stop => break,

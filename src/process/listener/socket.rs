@@ -19,8 +19,8 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(120);
 const SMALL_READ: usize = 16 * 1024;
 /// The part of a refused request that is read and discarded, in bytes.
 const LINGER_BYTES: u64 = 1024 * 1024 * 1024;
-/// The same of what is no request's body: a head that was not understood, or frames that ask for nothing. A body by HTTP/2 is no
-/// longer than its windows before somebody reads it.
+/// The same of bytes that are no request's body: a head that was not understood, or frames that ask
+/// for nothing. A body by HTTP/2 is no longer than its windows before somebody reads it.
 const LINGER_NOISE: u64 = 4 * 1024 * 1024;
 
 /// A connection that holds a slot of the listener.

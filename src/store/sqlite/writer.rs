@@ -361,7 +361,7 @@ mod tests {
             assert!(futures::poll!(&mut write).is_pending());
         }
         drop(release);
-        // The task that blocked the writer has a handle of its own. Once it has finished, the queue
+        // The task that blocked the writer has a separate handle. Once it has finished, the queue
         // is empty.
         assert_eq!(count(&writer).await, 1);
     }

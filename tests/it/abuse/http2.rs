@@ -37,7 +37,7 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
-/// A header that goes into no table (RFC 7541 §6.2.2), its name a number of the static table.
+/// A header that is added to no table (RFC 7541 §6.2.2), its name a number of the static table.
 fn literal(name: u8, value: &str) -> Vec<u8> {
     assert!(name < 15);
     let mut bytes = vec![name];
@@ -126,7 +126,7 @@ type Piece<'a> = Box<dyn Fn(u32) -> Vec<u8> + 'a>;
 #[tokio::test]
 async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
     const NAME: &str = "floods of frames that ask for nothing";
-    /// More than the buffers on the way hold together with what is allowed.
+    /// More than the buffers on the way hold together with the allowed bytes.
     const MOST: usize = 64 * MIB as usize;
     let (siege, certificate) = start().await;
     let others = siege.others();
@@ -179,7 +179,7 @@ async fn a_peer_with_many_streams_leaves_requests_to_others() {
         client = client.ready().await.unwrap();
         streams.push(client.send_request(request, false).unwrap());
     }
-    // Twelve are the share of one address; the others are told to come back.
+    // Twelve are the share of one address; the others are asked to come back.
     siege.wait_for_sum("wharfage_http_requests_total{operation=\"other\",status=\"503\"", 52.0).await;
     let elsewhere = from_elsewhere(authority, [127, 0, 0, 2]).await;
     let mut stream = certificate.over(elsewhere, &["http/1.1"]).await;

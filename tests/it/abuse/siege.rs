@@ -25,7 +25,7 @@ const LOOKS: usize = 400;
 
 /// A registry with an image that others pull.
 pub struct Siege {
-    // In this order: the process ends before its group goes.
+    // In this order: the process ends before its group is removed.
     pub target: Target,
     _group: Option<MemoryGroup>,
     admin: String,

@@ -1,4 +1,5 @@
-//! A refusal reaches clients that are still sending what is refused, and those that only listen when they have sent it all.
+//! A refusal reaches clients that are still sending the refused bytes, and those that only listen
+//! when they have sent it all.
 
 use std::sync::Arc;
 

@@ -191,7 +191,7 @@ impl Service {
         }
     }
 
-    /// Stops the process and its children (SIGSTOP) until what is returned is dropped.
+    /// Stops the process and its children (SIGSTOP) until the returned guard is dropped.
     #[must_use]
     pub fn freeze(&self) -> Frozen<'_> {
         self.signal_all("STOP");
@@ -229,7 +229,7 @@ fn is_alive(process: u32) -> bool {
 /// A process's state and its parent.
 fn state_of(process: u32) -> Option<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name stands in parentheses, and may hold anything.
+    // The name is in parentheses, and may hold anything.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }

@@ -402,7 +402,8 @@ async fn a_stop_during_the_start_ends_it_well() {
     for signal in ["TERM", "INT", "HUP"] {
         for launch in [wharfage(), wharfage().up(manifests.path())] {
             let url = super::postgres().database().await;
-            // Another replica migrates the schema: the start waits for its end, without a time limit of its own.
+            // Another replica migrates the schema: the start waits for its end, without its own
+            // time limit.
             let mut replica = sqlx::PgConnection::connect(&url).await.unwrap();
             replica.lock().await.unwrap();
             let launch = launch.env("WHARFAGE_DATABASE_URL", &url);
