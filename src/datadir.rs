@@ -477,7 +477,7 @@ mod tests {
         assert!(data.check(&home, &"210987654321".parse().unwrap(), &region).is_err());
         assert!(data.check(&home, &account, &"other-1".parse().unwrap()).is_err());
         assert_eq!(data.port_offsets(&[eu.clone(), home.clone(), us.clone()]).unwrap(), [2, 0, 1]);
-        // What does not run keeps no port from others.
+        // A registry that does not run keeps no port from others.
         assert_eq!(data.port_offsets(&[eu, us]).unwrap(), [0, 1]);
     }
 

@@ -1,4 +1,5 @@
-//! `wharfage check`: whether the operator of a cluster can work. What `helm test` runs, with the operator's own identity.
+//! `wharfage check`: reports whether the operator of a cluster can work. `helm test` runs it with
+//! the operator's own identity.
 
 use std::time::Duration;
 

@@ -88,7 +88,7 @@ struct Again {
     which: Which,
 }
 
-/// Which jobs: one of these.
+/// The jobs: one of these.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct Which {

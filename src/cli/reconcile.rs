@@ -71,7 +71,7 @@ impl Input {
             bail!("{} declares no Registry {unknown:?}", from());
         }
         if manifests.registries.is_empty() {
-            // That nothing was read there is often why.
+            // The reason is often that nothing was read there.
             show_notes(&manifests.notes, Output::Json);
             bail!("{} declares no Registry: add one, or name another folder", from());
         }

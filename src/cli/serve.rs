@@ -61,7 +61,8 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_REGISTRY_ID", default_value = "000000000000", value_name = "ID")]
     registry_id: AccountId,
 
-    /// Where clients reach the registry: what repositoryUri and proxyEndpoint say [default: the listener's address]
+    /// Address at which clients reach the registry, as in repositoryUri and proxyEndpoint [default:
+    /// the listener's address]
     #[arg(long, env = "WHARFAGE_PUBLIC_URL", value_name = "URL")]
     public_url: Option<PublicUrl>,
 

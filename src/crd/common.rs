@@ -94,7 +94,7 @@ pub enum AdoptionPolicy {
 /// The action on the object in the registry when its resource is deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
-    /// It stays.
+    /// It is kept.
     #[default]
     Retain,
     /// It is deleted too.

@@ -13,7 +13,7 @@ pub enum ConditionType {
     Ready,
     /// Work is in progress, or something is waited for. Present only while True.
     Reconciling,
-    /// Nothing gets better until somebody changes something. Present only while True.
+    /// It makes no progress until somebody changes something. Present only while True.
     Stalled,
     /// Everything that the spec refers to exists.
     ReferencesResolved,
@@ -56,7 +56,7 @@ pub struct Condition {
     /// The generation of the spec that was observed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// When the status last changed.
+    /// The time at which the status last changed.
     pub last_transition_time: Time,
 }
 

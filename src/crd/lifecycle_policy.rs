@@ -15,7 +15,7 @@ use super::repository::Repository;
 
 pub use wharfage_domain::lifecycle::StorageClass;
 
-/// Which images of which repositories expire or are archived.
+/// Rules about which images of which repositories expire or are archived.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "wharfage.dev",
@@ -60,7 +60,8 @@ pub struct LifecyclePolicySpec {
     /// The Repositories of this namespace with these labels. An empty selector chooses all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository_selector: Option<LabelSelector>,
-    /// Preview tells in status what would go; Enforce lets it go. Default: Preview.
+    /// Preview reports in status the images that the policy would delete or archive; Enforce
+    /// applies the policy. Default: Preview.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The rules, as in the rules of an ECR lifecycle policy: paste them.
@@ -131,13 +132,13 @@ pub struct LifecycleRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 10_240))]
     pub description: Option<String>,
-    /// Which images.
+    /// The images that the rule selects.
     pub selection: Selection,
     /// The action on these images.
     pub action: Action,
 }
 
-/// Which images a rule is about.
+/// The selection of images of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -228,7 +229,7 @@ pub struct Action {
     /// The type of the action: the images are deleted or archived.
     #[serde(rename = "type")]
     pub type_: ActionType,
-    /// Where they are moved to, with type transition.
+    /// The storage class to which they are moved, with type transition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_storage_class: Option<TargetStorageClass>,
 }
@@ -243,7 +244,7 @@ pub enum ActionType {
     Transition,
 }
 
-/// Where images can be moved to.
+/// The storage classes to which images can be moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TargetStorageClass {
@@ -276,14 +277,14 @@ pub struct LifecyclePolicyStatus {
     /// Generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The repositories with the most to tell, at most 100; totals counts all.
+    /// The repositories with the most to report, at most 100; totals counts all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub repositories: Vec<RepositoryOutcome>,
     /// The results of the policy for all repositories together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub totals: Option<Totals>,
-    /// When something of this status was last found to be different. A look that finds nothing new is not written down.
+    /// The time at which this status last changed. A check that finds no change is not recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.
@@ -315,7 +316,7 @@ pub struct RepositoryOutcome {
     /// Images that would expire or be archived, but are in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protected: Option<i64>,
-    /// When this was found out.
+    /// The time of this result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluated_at: Option<Time>,
     /// Some of the images.
@@ -329,11 +330,11 @@ pub struct RepositoryOutcome {
 pub enum OutcomeState {
     /// Not evaluated yet.
     Pending,
-    /// It is known what would go.
+    /// The result is known, and the policy is not enforced.
     Previewed,
-    /// The registry has the policy, or the operator carried it out.
+    /// The registry has the policy, or the operator enforced it.
     Enforced,
-    /// It did not work; the conditions say why.
+    /// It failed; the conditions say why.
     Failed,
 }
 

@@ -77,10 +77,11 @@ pub struct PullSecretStatus {
     /// The number of namespaces that have the Secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<i64>,
-    /// When the first of the Secrets ends unless it is renewed.
+    /// The time at which the first of the Secrets expires unless it is renewed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
-    /// When the first of the Secrets is renewed: half way to its end, or a little before.
+    /// The time at which the first of the Secrets is renewed: half way to its end, or a little
+    /// before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub renews_at: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.

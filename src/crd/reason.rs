@@ -10,7 +10,7 @@ const LONGEST_NAME: usize = 256;
 /// Declares the reasons with their meanings.
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// Why a condition holds, or what an event is about: one CamelCase word.
+        /// The reason of a condition or of an event: one CamelCase word.
         #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[doc = $doc])+ $name,)+
@@ -52,7 +52,7 @@ reasons! {
     Deleted,
     /// Deletion is in progress.
     Deleting,
-    /// Drift was corrected: somebody else had changed what this resource manages.
+    /// Drift was corrected: another party had changed what this resource manages.
     DriftCorrected,
     /// The registry differs from the resource, and the difference was not corrected.
     DriftDetected,
@@ -98,13 +98,13 @@ reasons! {
     RegistryNotReady,
     /// The registry cannot be reached, or does not answer this request; it is tried again.
     RegistryUnavailable,
-    /// Event: a repository is no longer managed by this resource, and stays in the registry.
+    /// Event: a repository is no longer managed by this resource, and is kept in the registry.
     Released,
     /// Event: Secrets got a new token.
     Renewed,
     /// All references exist.
     Resolved,
-    /// Event: the object stays in the registry although its resource is deleted.
+    /// Event: the object is kept in the registry although its resource is deleted.
     Retained,
     /// The registry serves.
     Serving,

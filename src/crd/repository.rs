@@ -124,7 +124,8 @@ pub struct RepositorySpec {
     /// Refuses every deletion of the repository through this resource while true. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_protection: Option<bool>,
-    /// With deletionPolicy Delete: whether images go with the repository. Default: false, a repository with images stays.
+    /// With deletionPolicy Delete: true to delete the images with the repository. Default: false, a
+    /// repository with images is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub empty_on_delete: Option<bool>,
     /// Full makes the registry match; Observe only looks. Default: Full.
@@ -153,7 +154,7 @@ pub(super) const NAME_PATTERN: &str = r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-
 /// The clients that may pull.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Visibility {
-    /// Those that the policies let.
+    /// The clients that the policies allow.
     #[default]
     Private,
     /// Anybody.
@@ -280,7 +281,7 @@ pub struct RepositoryStatus {
     /// The number of findings of each severity in the images.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub finding_severity_counts: BTreeMap<String, i64>,
-    /// When something of this status was last found to be different. A look that finds nothing new is not written down.
+    /// The time at which this status last changed. A check that finds no change is not recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.

@@ -47,7 +47,7 @@ pub enum ScanFrequency {
     ScanOnPush,
     /// Then, and again when something new is known.
     ContinuousScan,
-    /// When somebody asks.
+    /// On request.
     Manual,
 }
 
@@ -65,7 +65,7 @@ impl ScanFrequency {
     }
 }
 
-/// Which repositories are scanned how often.
+/// A rule about which repositories are scanned how often.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningRule {
@@ -75,7 +75,8 @@ pub struct ScanningRule {
     pub filters: Vec<String>,
 }
 
-/// ECR's `RegistryScanningConfiguration`. The default is that of a registry which nobody configured.
+/// ECR's `RegistryScanningConfiguration`. The default is that of a registry without a
+/// configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningConfiguration {

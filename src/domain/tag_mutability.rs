@@ -14,11 +14,11 @@ pub enum Mutability {
     /// Tags may be moved.
     #[default]
     Mutable,
-    /// Tags stay where they are.
+    /// Tags cannot be moved.
     Immutable,
     /// Tags may be moved, but for those that the filters name.
     MutableWithExclusion,
-    /// Tags stay where they are, but for those that the filters name.
+    /// Tags cannot be moved, but for those that the filters name.
     ImmutableWithExclusion,
 }
 

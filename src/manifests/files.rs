@@ -100,10 +100,11 @@ fn unreadable(name: &Path, error: &io::Error) -> Problem {
     Problem::of_file(name, cannot_be_read(error))
 }
 
-/// The text of a file. What was `asked_for` by its own name may be a pipe, as `-f <(…)` gives one.
+/// Returns the text of a file. A file that was `asked_for` by its own name may be a pipe, as `-f
+/// <(…)` gives one.
 fn text(path: &Path, asked_for: bool, left: u64) -> io::Result<String> {
-    // Looked at before it is opened, as opening a device may do something; and opened so that it waits for nobody, as it may
-    // be something else by then.
+    // Checked before it is opened, as opening a device may do something; and opened so that it
+    // waits for nobody, as it may be something else by then.
     readable(fs::metadata(path)?.file_type(), asked_for)?;
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -294,7 +295,7 @@ impl Search {
                 return Ok(());
             }
         };
-        // What lies above has the last word, as with kustomize.
+        // A kustomization above takes precedence, as with kustomize.
         let mut folder = folder.clone();
         folder.namespace = folder.namespace.or_else(|| namespace.map(Rc::from));
         above.push(real.clone());

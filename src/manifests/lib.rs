@@ -1,7 +1,7 @@
 //! File mode: reads a folder of manifests, and refuses what an API server would refuse, with the same words.
 //!
-//! It reads files and judges each document by itself. Whether a reference leads anywhere is not looked at here: what is
-//! missing may come later, so the plan waits for it.
+//! It reads files and judges each document by itself. It does not check whether a referenced object
+//! exists: a missing one may come later, so the plan waits for it.
 
 mod document;
 mod faults;
@@ -196,8 +196,8 @@ impl Loader {
         loading.finish()
     }
 
-    /// Every immutable field that changes when `new` takes the place of `old`, as an API server would refuse it. What is
-    /// only in one of them is no change.
+    /// Every immutable field that changes when `new` takes the place of `old`, as an API server
+    /// would refuse it. An object that is only in one of them is no change.
     pub fn check_update(&self, old: &Manifests, new: &Manifests) -> Result<(), LoadError> {
         let mut problems = Vec::new();
         self.changes(&old.registries, &new.registries, &mut problems);
@@ -416,7 +416,8 @@ impl<'r> Loading<'r> {
     }
 }
 
-/// That documents were passed over, as one that was meant for us may have its apiVersion misspelt.
+/// Returns a note that documents were passed over, as one that was meant for us may have its
+/// apiVersion misspelt.
 fn of_other_kinds(skipped: &[Skipped]) -> Option<String> {
     let (first, more) = skipped.split_at(skipped.len().min(NAMED));
     let named: Vec<String> = first.iter().map(|Skipped { object, source }| format!("{object} at {source}")).collect();

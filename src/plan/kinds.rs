@@ -48,7 +48,7 @@ macro_rules! kinds {
             pub declared: BTreeSet<Object>,
             /// Repositories that keep what the tags record as theirs: it is not known yet whether they are for this registry.
             pub pending_owners: BTreeSet<Object>,
-            /// Resources that cannot be planned. What they own already is left unchanged.
+            /// Resources that cannot be planned. Objects that they own already are left unchanged.
             pub refused: Vec<Refused>,
             /// Sentences about fields that have no effect here.
             pub notes: Vec<String>,

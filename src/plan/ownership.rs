@@ -154,7 +154,8 @@ impl Manages {
         text
     }
 
-    /// Reads the tag. Whatever cannot be read counts as not managed and as retained, which is safe.
+    /// Reads the tag. A value that cannot be read counts as not managed and as retained, which is
+    /// safe.
     fn parse(text: &str) -> Self {
         let (flags, keys) = text.split_once(':').unwrap_or((text, ""));
         let on_removal = if flags.contains('x') {

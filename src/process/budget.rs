@@ -143,7 +143,8 @@ impl State {
         let mut left_of: HashMap<u64, usize> = owners.collect();
         let mut waiting: Vec<Charge> = self.accounts.values().copied().collect();
         waiting.sort_unstable_by_key(Charge::missing);
-        // Who can end gives back what it holds, so the order among those who can does not matter.
+        // An account that can end gives back what it holds, so the order among those who can does
+        // not matter.
         while !waiting.is_empty() {
             let before = waiting.len();
             waiting.retain(|charge| {

@@ -77,7 +77,7 @@ async fn metrics_count_requests_bytes_uploads_and_jobs() {
     assert_eq!(sample(&metrics, "wharfage_sent_bytes_total"), 12_345.0);
     assert_eq!(sample(&metrics, "wharfage_uploads_open"), 1.0);
     assert!(sample(&metrics, "wharfage_connections") >= 1.0);
-    // What a policy's job does is done sooner or later.
+    // A policy's job runs sooner or later.
     loop {
         let (_, metrics) = get(&admin, "/metrics").await;
         if metrics.lines().any(|line| line.starts_with("wharfage_jobs_ended_total{") && line.contains("done")) {

@@ -60,7 +60,7 @@ pub struct Env {
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
-    /// Which registry, by its name; the first one if not given
+    /// Name of the registry; the first one if not given
     #[arg(long, value_name = "NAME")]
     registry: Option<String>,
 

@@ -49,7 +49,7 @@ pub struct Up {
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
-    /// Where the first registry listens; further ones listen on the ports after it
+    /// Address of the first registry; further ones listen on the ports after it
     #[arg(long, env = "WHARFAGE_LISTEN", default_value = "127.0.0.1:5000", value_name = "ADDR:PORT")]
     listen: SocketAddr,
 

@@ -134,7 +134,7 @@ impl Reconciler {
                 changed = files.changed() => changed?,
                 () = tokio::time::sleep_until(due) => {}
             }
-            // Whatever ended the wait: what the files say now is what counts.
+            // No matter what ended the wait: the current content of the files counts.
             if files.take().await? {
                 self.resting_since = Instant::now();
             }
@@ -145,7 +145,8 @@ impl Reconciler {
         }
     }
 
-    /// Reads the folder again; whether it says something else now. What cannot be read is reported once.
+    /// Reads the folder again, and returns whether it says something else now. A file that cannot
+    /// be read is reported once.
     async fn read(&mut self, folder: &Folder) -> bool {
         let read = match folder.load().await {
             Ok(new) => folder.loader.check_update(&self.manifests, &new).map(|()| new).map_err(Into::into),

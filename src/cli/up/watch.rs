@@ -58,8 +58,9 @@ impl Watch {
         }
     }
 
-    /// Takes the files as they are once they rest, and says whether they differ from what was taken before. What is read
-    /// afterwards is as it was taken, or differs at the next look.
+    /// Takes the files as they are once they rest, and returns whether they differ from what was
+    /// taken before. Content that is read afterwards is as it was taken, or differs at the next
+    /// look.
     pub(super) async fn take(&mut self) -> anyhow::Result<bool> {
         let end = Instant::now() + LONGEST_UNREST;
         let mut now = self.look().await?;

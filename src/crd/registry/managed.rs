@@ -14,8 +14,8 @@ use super::DEFAULT_CONNECTION_KEY;
 use crate::common::{NAME_PATTERN, NAMESPACE_PATTERN, SecretKeyRef, SecretRef};
 use wharfage_domain::names::Region;
 
-/// Where the bytes of images are, in CEL: a string, empty for the volume. Of an endpoint only the host counts: to reach it by
-/// another scheme moves nothing.
+/// The storage of the bytes of images, in CEL: a string, empty for the volume. Of an endpoint only
+/// the host counts: to reach it by another scheme moves nothing.
 fn place_of(managed: &str) -> String {
     let s3 = format!("{managed}.storage.s3");
     format!(
@@ -66,10 +66,10 @@ pub struct ManagedRegistry {
         regex(pattern = r"^https?://[a-zA-Z0-9]([-a-zA-Z0-9.]*[a-zA-Z0-9])?(:[0-9]{1,5})?/?$")
     )]
     pub public_url: Option<String>,
-    /// Where the bytes of images are kept. Default: filesystem.
+    /// The storage of the bytes of images. Default: filesystem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
-    /// Where everything but the bytes is kept. Default: sqlite.
+    /// The storage of everything but the bytes. Default: sqlite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<Database>,
     /// Certificate that the registry serves with. Default: plain HTTP, for use behind a proxy or on loopback.
@@ -89,7 +89,7 @@ pub struct ManagedRegistry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^\S+$"))]
     pub image: Option<String>,
-    /// Where and as whom the pods run.
+    /// The placement and identity of the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
     /// Determines whether a NetworkPolicy limits who may reach the pods. Default: Enabled, clients
@@ -98,7 +98,7 @@ pub struct ManagedRegistry {
     pub network_policy: Option<NetworkPolicyMode>,
 }
 
-/// Where and as whom the pods of a managed registry run; each field is that of a Pod.
+/// The placement and identity of the pods of a managed registry; each field is that of a Pod.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pod {
@@ -127,7 +127,8 @@ pub struct Pod {
     /// PriorityClass of the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
-    /// ServiceAccount of the pods, such as one that a cloud lets into the bucket. Its token isn't mounted. Default: default.
+    /// ServiceAccount of the pods, such as one that a cloud grants access to the bucket. Its token
+    /// isn't mounted. Default: default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
 }
@@ -142,7 +143,7 @@ pub enum NetworkPolicyMode {
     Disabled,
 }
 
-/// Where the bytes of images are kept.
+/// The storage of the bytes of images.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -152,7 +153,7 @@ pub struct Storage {
     /// A folder: a persistent volume in a cluster, a folder of the data directory on a laptop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<FilesystemStorage>,
-    /// A bucket of Amazon S3, or of what speaks its protocol.
+    /// A bucket of Amazon S3, or of a service with its protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub s3: Option<S3Storage>,
 }
@@ -161,7 +162,8 @@ pub struct Storage {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FilesystemStorage {
-    /// Size of the persistent volume. It may grow where its StorageClass lets it, and never shrinks. Default: 10Gi.
+    /// Size of the persistent volume. It may grow where its StorageClass allows it, and never
+    /// shrinks. Default: 10Gi.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
     /// StorageClass of the persistent volume. Default: the cluster's default class.
@@ -195,7 +197,7 @@ pub struct S3Storage {
     pub redirect: Option<bool>,
 }
 
-/// Where everything but the bytes is kept.
+/// The storage of everything but the bytes.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -205,7 +207,7 @@ pub struct Database {
     /// A SQLite file beside the data: one replica, no server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sqlite: Option<Sqlite>,
-    /// PostgreSQL, or what speaks its protocol: any number of replicas.
+    /// PostgreSQL, or a database with its protocol: any number of replicas.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub postgres: Option<Postgres>,
 }

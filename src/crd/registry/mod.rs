@@ -1,4 +1,4 @@
-//! Registry: where repositories live. One that Wharfage runs, one that runs elsewhere, or Amazon ECR.
+//! Registry: a store of repositories that Wharfage runs or that runs elsewhere, or Amazon ECR.
 
 use std::collections::BTreeMap;
 
@@ -112,7 +112,8 @@ pub struct RegistrySpec {
     /// if this resource had set them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account_settings: Option<AccountSettings>,
-    /// Which namespaces may use which names in this registry. Absent: every namespace may use every name.
+    /// Rules about which namespaces may use which names in this registry. Absent: every namespace
+    /// may use every name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100))]
     pub allowed_namespaces: Option<Vec<AllowedNamespaces>>,
@@ -154,7 +155,7 @@ pub struct Aws {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedNamespaces {
-    /// Which namespaces, by their labels. An empty selector chooses all.
+    /// The namespaces, by their labels. An empty selector chooses all.
     pub selector: LabelSelector,
     /// The prefixes of which a repository's name must have one. Absent or empty: any name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

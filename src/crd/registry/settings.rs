@@ -26,31 +26,31 @@ pub struct ScanningConfiguration {
     /// continues to scan. Default: BASIC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scan_type: Option<ScanType>,
-    /// Which repositories are scanned when; at most one rule per frequency. Repositories that no rule is for are scanned when
-    /// somebody asks.
+    /// Rules about which repositories are scanned when; at most one rule per frequency.
+    /// Repositories without a rule are scanned on request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
     pub rules: Vec<ScanningRule>,
 }
 
-/// Which repositories are scanned when.
+/// A rule about which repositories are scanned when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningRule {
-    /// When a repository's images are scanned.
+    /// The time at which a repository's images are scanned.
     pub scan_frequency: ScanFrequency,
     /// Repositories that the rule is for.
     #[schemars(length(max = 100))]
     pub repository_filters: Vec<ScanningFilter>,
 }
 
-/// When images are scanned.
+/// The time at which images are scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ScanFrequency {
     /// When they are pushed.
     ScanOnPush,
-    /// When they are pushed, and again when something new is known. ENHANCED only.
+    /// When they are pushed, and again when new vulnerabilities are known. ENHANCED only.
     ContinuousScan,
 }
 
@@ -82,10 +82,10 @@ pub struct AccountSettings {
     /// Determines whether a blob may be mounted from one repository into another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blob_mounting: Option<Toggle>,
-    /// Which scanner BASIC scanning uses.
+    /// The scanner that BASIC scanning uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub basic_scan_type_version: Option<BasicScanType>,
-    /// Which actions the registry's policy is consulted for: V1 three of them, V2 all.
+    /// The actions for which the registry's policy is consulted: V1 three of them, V2 all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_policy_scope: Option<RegistryPolicyScope>,
 }
@@ -143,7 +143,7 @@ impl BasicScanType {
     }
 }
 
-/// Which actions a registry's policy is consulted for.
+/// The actions for which a registry's policy is consulted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RegistryPolicyScope {
     /// Three of them.

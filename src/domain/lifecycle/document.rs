@@ -87,9 +87,9 @@ pub struct Rule {
     pub priority: u32,
     /// Free text for readers; empty when there is none.
     pub description: String,
-    /// Which images match the rule, by their tags.
+    /// The images that match the rule, by their tags.
     pub tags: TagSelection,
-    /// Which of the matching images are acted on.
+    /// The matching images that are acted on.
     pub count: Count,
     /// The action on these images.
     pub action: Action,
@@ -155,7 +155,7 @@ impl Count {
     }
 }
 
-/// Where an image is kept.
+/// The storage class of an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum StorageClass {
@@ -285,7 +285,7 @@ impl Rule {
     }
 }
 
-/// An entry that is empty would match every tag, which nobody means who types it.
+/// Refuses empty entries: one would match every tag, which nobody who types it means.
 fn check_list(entries: &BTreeSet<String>) -> Result<(), InvalidPolicy> {
     grammar::not_empty(entries.len())?;
     if entries.contains("") {
@@ -307,7 +307,7 @@ fn check_together(rules: &[Rule]) -> Result<(), InvalidPolicy> {
         if of_class().filter(|rule| rule.tags == TagSelection::Untagged).count() > 1 {
             return Err(InvalidPolicy::document("Only one rule can select Untagged images per storage class."));
         }
-        // Whatever follows an `any` rule could never match an image that it hasn't claimed.
+        // A rule that follows an `any` rule could never match an image that it hasn't claimed.
         if of_class().rev().skip(1).any(|rule| rule.tags == TagSelection::Any) {
             return Err(InvalidPolicy::document(
                 "Rule for tagStatus=ANY must have the lowest priority per storage class",

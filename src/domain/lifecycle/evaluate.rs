@@ -95,8 +95,9 @@ pub struct Evaluation<'a> {
     /// The images that a rule selected, or that should have followed their subject, but that an
     /// index still needs; oldest first.
     pub protected: Vec<Protected<'a>>,
-    /// By the priority of each rule that counts images: those that it keeps, youngest first. What the rule selects is one
-    /// too many only while they are there. Images that another rule acts on are left out.
+    /// By the priority of each rule that counts images: those that it keeps, youngest first. An
+    /// image that the rule selects is one too many only while they are there. Images that another
+    /// rule acts on are left out.
     pub kept: BTreeMap<u32, Vec<&'a Image>>,
 }
 
@@ -271,7 +272,7 @@ fn is_past(at: Timestamp, days: u32, now: Timestamp) -> bool {
     now.duration_since(at) > SignedDuration::from_secs(i64::from(days) * 86_400)
 }
 
-/// Carries intents out on paper: who can go when everything before it has gone.
+/// Simulates intents: which image can be deleted once everything before it has been deleted.
 struct Execution<'r, 'a> {
     repository: &'r Repository<'a>,
     intents: Vec<Option<Intent>>,

@@ -1,7 +1,7 @@
 //! Reads a lifecycle policy's rules out of JSON and names the faults of its shape as ECR does.
 //!
-//! ECR checks documents by a JSON schema and passes that validator's words on; they are kept here, as scripts
-//! match on them. Whether the rules make sense together is [`super::document`]'s work.
+//! ECR checks documents by a JSON schema and passes that validator's words on; they are kept here,
+//! as scripts match on them. [`super::document`] checks whether the rules make sense together.
 
 use std::collections::BTreeSet;
 

@@ -1,9 +1,9 @@
 //! Repository and registry policies: IAM documents about who may do what with one repository, or with a registry.
 //!
-//! Pure. Reads and validates them, compares them by meaning, and tells whether one would lock its author out. It
-//! decides no request: that needs identity policies and a request's context, which aren't known here.
-//! Source: Amazon ECR user guide, "Private repository policies" and "Private registry permissions"; IAM user guide,
-//! "Grammar of the JSON policy language".
+//! Pure. Reads and validates them, compares them by meaning, and finds out whether one would lock
+//! its author out. It decides no request: that needs identity policies and a request's context,
+//! which aren't known here. Source: Amazon ECR user guide, "Private repository policies" and
+//! "Private registry permissions"; IAM user guide, "Grammar of the JSON policy language".
 
 mod grammar;
 mod principal;
@@ -114,7 +114,8 @@ pub struct Statement {
     pub principals: Matching<Principal>,
     /// The actions that it matches: patterns in lower case, `*` or `ecr:…` with `*` and `?`.
     pub actions: Matching<String>,
-    /// Which repositories it is about: patterns of their ARNs with `*` and `?`, or `*`. None in a repository policy.
+    /// The repositories that it is about: patterns of their ARNs with `*` and `?`, or `*`. None in
+    /// a repository policy.
     pub resources: Option<Matching<String>>,
     /// When it holds: every condition must.
     pub conditions: BTreeMap<Condition, BTreeSet<String>>,

@@ -248,7 +248,7 @@ impl Revised {
 }
 
 // The fields read from the API's responses, and nothing else: a Pod has a hundred times as much.
-// What has to be there, and isn't, makes an answer unreadable.
+// A response that lacks a required field is unreadable.
 
 #[derive(Deserialize)]
 struct Page<T> {

@@ -35,7 +35,7 @@ pub(crate) struct SecretClass {
     pub owner: &'static str,
     /// The type of the Secrets. The type of a Secret cannot be changed.
     pub type_: &'static str,
-    /// The keys of their content. What others add under another key is left unchanged.
+    /// The keys of their content. Keys that others add are left unchanged.
     pub keys: &'static [&'static str],
 }
 

@@ -286,7 +286,7 @@ mod tests {
             if let Some(class) = class {
                 spec["storageClassName"] = json!(class);
             }
-            // What an API server adds is no difference.
+            // Fields that an API server adds are no difference.
             let template = json!({ "kind": "PersistentVolumeClaim", "spec": spec, "status": { "phase": "Pending" } });
             json!({ "spec": { "volumeClaimTemplates": [template] } })
         };

@@ -144,7 +144,7 @@ async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
         let mut stream = connect(&siege, &certificate).await;
         stream.write_all(&first).await.unwrap();
         let (mut read, mut write) = tokio::io::split(stream);
-        // What comes back has to be taken, or the flood would stop by itself.
+        // The responses have to be read, or the flood would stop by itself.
         let reading = tokio::spawn(async move { while next(&mut read).await.is_some() {} });
         let (mut sent, mut number) = (0, 0);
         while sent < MOST {

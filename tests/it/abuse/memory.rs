@@ -244,7 +244,7 @@ async fn who_is_too_slow_is_cut_off() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert_eq!(parts(&answer).0, 408, "{answer}");
     }
-    // What came of the chunk is kept.
+    // The received part of the chunk is kept.
     assert_eq!(siege.repository().get(&location).await.header("Range"), "0-1");
     assert!(siege.sum("wharfage_connections_ended_total{reason=\"no_request\"").await >= 1.0);
 }
