@@ -9,7 +9,7 @@
 //! everything ──► domain, process                               ECR's rules, pure; what any process needs
 //! ```
 //!
-//! `docs/architecture.md` tells the same at length.
+//! `docs/architecture.md` has the details.
 
 // They panic where a stream cannot be written; `cli::output` is the one place that does.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

@@ -83,7 +83,7 @@ pub async fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(usage) => return output::print_usage(&usage),
     };
-    // These speak to a person on standard output: the log only disturbs where something is wrong.
+    // These print for a person on standard output: the log only disturbs unless something is wrong.
     let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_) | Command::Jobs(_));
     let log = cli.log.as_deref().unwrap_or(if quiet { "warn,aws_config=error" } else { "info" });
     if let Err(error) = start_log(log, cli.log_format) {
@@ -115,8 +115,8 @@ pub async fn run() -> ExitCode {
     }))
 }
 
-/// Lets the process open as many files as the system allows it: a connection is one, and shells often give no more than 1024
-/// though the system would.
+/// Raises the limit of open files to the highest that the system allows: a connection is one, and
+/// shells often give no more than 1024 though the system would.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

@@ -1,4 +1,4 @@
-//! `wharfage plan`: what would change, and nothing else.
+//! `wharfage plan`: prints what would change, and changes nothing.
 
 use std::process::ExitCode;
 

@@ -18,7 +18,7 @@ use crate::plan::model::{ApiError, ErrorKind, Refused};
 use crate::plan::{Desired, Plan, desired, plan, unresolved};
 use crate::telemetry::is_capable_terminal;
 
-/// The flags of commands that read a folder and speak to registries which run already.
+/// The flags of commands that read a folder and call registries which run already.
 #[derive(Debug, clap::Args)]
 pub(super) struct Input {
     /// A folder of manifests, a single file, or - for standard input; may be given several times
@@ -149,7 +149,8 @@ impl Target {
     }
 
     fn explain(&self, error: ApiError) -> anyhow::Error {
-        // A proxy's refusal looks like a registry that makes no sense, and its silence like one that is away.
+        // A proxy's refusal looks like a registry that makes no sense, and its silence like one
+        // that is unreachable.
         let by_proxy = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::UnexpectedResponse | ErrorKind::Client);
         match self.ecr.proxy().filter(|_| by_proxy) {
             Some(proxy) => anyhow::anyhow!(

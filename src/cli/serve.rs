@@ -36,8 +36,8 @@ Examples:
 Secrets in the environment instead of files: WHARFAGE_DATABASE_URL, WHARFAGE_S3_ACCESS_KEY_ID and
 WHARFAGE_S3_SECRET_ACCESS_KEY, WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY (the root key).")]
 pub struct Serve {
-    /// The data folder: with the defaults the database and the blobs, and root key and aws files unless a root key is given.
-    /// One that nothing is kept in isn't made
+    /// The data folder: by default the database and the blobs, and root key and aws files unless a
+    /// root key is given. It is not created if nothing is kept in it
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
@@ -185,7 +185,8 @@ impl Serve {
         Ok(())
     }
 
-    /// Opens what it keeps, and serves; with the lock of the data folder, where that is used. Giving it up in between leaves nothing undone that the next start would not do.
+    /// Opens the stores, and serves; returns the lock of the data folder, where that is used. If
+    /// this is dropped before it ends, the next start does the rest.
     async fn start(self) -> anyhow::Result<(Running, Option<ProcessLock>)> {
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some(ServerTls::from_files(certificate, key)?),

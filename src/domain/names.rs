@@ -94,8 +94,8 @@ impl FromStr for Region {
 }
 
 text_newtype!(
-    /// A Registry's name, which is also that of its folder and of its aws profile: a DNS subdomain, as Kubernetes wants of
-    /// an object's name.
+    /// A Registry's name, which is also that of its folder and of its aws profile: a DNS subdomain,
+    /// as Kubernetes requires of an object's name.
     RegistryName
 );
 

@@ -209,7 +209,7 @@ impl Node {
         }
     }
 
-    /// Calls `visit` with every entry below this node, which lies at `here`, and its path.
+    /// Calls `visit` with every entry below this node, which is at `here`, and its path.
     fn visit(&self, here: &str, visit: &mut dyn FnMut(&str, &Entry)) {
         for (path, entry) in self.entries(here) {
             visit(&path, entry);
@@ -217,7 +217,7 @@ impl Node {
         }
     }
 
-    /// The entries of a list or a mapping that lies at `here`, with their paths.
+    /// The entries of a list or a mapping that is at `here`, with their paths.
     fn entries(&self, here: &str) -> Vec<(String, &Entry)> {
         match self {
             Self::Scalar(_) => Vec::new(),

@@ -31,7 +31,7 @@ const NAMED: usize = 5;
 
 /// A file's text, as it is to be read.
 pub(super) struct Text {
-    /// The file's name, relative to the folder that was asked for.
+    /// The file's name, relative to the given folder.
     pub(super) name: PathBuf,
     /// The content of the file.
     pub(super) text: String,
@@ -100,8 +100,8 @@ fn unreadable(name: &Path, error: &io::Error) -> Problem {
     Problem::of_file(name, cannot_be_read(error))
 }
 
-/// Returns the text of a file. A file that was `asked_for` by its own name may be a pipe, as `-f
-/// <(…)` gives one.
+/// Returns the text of a file. A file that was `asked_for` by its own name may be a pipe, as from
+/// `-f <(…)`.
 fn text(path: &Path, asked_for: bool, left: u64) -> io::Result<String> {
     // Checked before it is opened, as opening a device may do something; and opened so that it
     // waits for nobody, as it may be something else by then.
@@ -118,7 +118,8 @@ fn text(path: &Path, asked_for: bool, left: u64) -> io::Result<String> {
 /// Reads no more than `most` bytes, and no more than is `left` of all.
 fn limited(from: impl Read, left: u64, most: u64) -> io::Result<String> {
     let mut text = String::new();
-    // One byte more than allowed tells a file at the limit from one beyond it, however it grows meanwhile.
+    // One byte more than allowed distinguishes a file at the limit from one beyond it, however it
+    // grows meanwhile.
     from.take(most.min(left) + 1).read_to_string(&mut text)?;
     let length = text.len() as u64;
     if length > most {
@@ -151,7 +152,7 @@ struct Listed {
     path: PathBuf,
     name: PathBuf,
     namespace: Option<Rc<str>>,
-    /// It was asked for by its own name, not found in a folder.
+    /// True if it was named itself, not found in a folder.
     asked_for: bool,
 }
 
@@ -159,7 +160,7 @@ struct Listed {
 #[derive(Clone)]
 struct Folder {
     path: PathBuf,
-    /// Its name for people; empty for the one that was asked for.
+    /// Its name for people; empty for the given one.
     name: PathBuf,
     depth: usize,
     /// The namespace that a kustomization above gives to its resources.
@@ -224,7 +225,7 @@ impl Search {
             return Ok(());
         }
         if self.entries > MAX_ENTRIES {
-            // That is reported once.
+            // The limit is reported once.
             return Ok(());
         }
         let names = self.names(folder)?;

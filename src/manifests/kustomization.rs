@@ -27,7 +27,7 @@ pub(super) struct Kustomization {
     pub(super) namespace: Option<String>,
 }
 
-/// Reads the kustomization `text`, which lies in `folder` as `file`.
+/// Reads the kustomization `text`, which is in `folder` as `file`.
 ///
 /// # Errors
 /// Everything in it that cannot be followed here.

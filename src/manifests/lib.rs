@@ -44,7 +44,7 @@ pub struct Manifests {
     pub pull_secrets: Vec<Loaded<PullSecret>>,
     /// Labels of the namespaces that the folder declares.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
-    /// Documents that are for somebody else.
+    /// Documents of other kinds.
     pub skipped: Vec<Skipped>,
     /// The files and documents that are present but not read, and what else the author should
     /// know.
@@ -79,7 +79,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A document that is for somebody else.
+/// A document of another kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// The object's description, such as `v1 ConfigMap settings`.

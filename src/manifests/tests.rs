@@ -16,7 +16,7 @@ use wharfage_crd::common::Managed as _;
 use wharfage_crd::lifecycle_policy::Mode;
 use wharfage_crd::repository::Mutability;
 
-/// A folder with these files, gone when the test is over.
+/// A folder with these files, deleted when the test is over.
 struct Folder(PathBuf);
 
 impl Folder {

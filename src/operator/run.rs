@@ -37,7 +37,7 @@ pub struct Process {
 /// # Errors
 /// When there is none.
 pub async fn cluster() -> anyhow::Result<Config> {
-    // It tries all; its error tells of the last.
+    // It tries all; its error is about the last.
     Config::infer().await.context(
         "cannot tell which cluster: set KUBECONFIG to a kubeconfig, have one in ~/.kube/config, or run in a Pod with a service account",
     )

@@ -140,7 +140,7 @@ impl Up {
     }
 }
 
-/// A time of rest, written as intervals are.
+/// A time without changes, written as intervals are.
 fn rest(text: &str) -> anyhow::Result<Duration> {
     let span: Span = text.parse().context("it must be like 90s, 10m or 1h30m")?;
     let rest = Duration::from(span);

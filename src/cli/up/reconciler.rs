@@ -1,4 +1,4 @@
-//! Keeps registries as a folder of manifests wants them, while its files change.
+//! Keeps registries as a folder of manifests declares them, while its files change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ pub(super) enum Occasion {
     Interval,
 }
 
-/// When what no manifest declares any more is released or deleted.
+/// The rule by which orphans, which no manifest declares any more, are released or deleted.
 pub(super) struct Pruning {
     /// The time without a change to the files before pruning; nothing is pruned without it.
     pub(super) after: Option<Duration>,
@@ -72,8 +72,9 @@ pub(super) struct Pruning {
 }
 
 impl Pruning {
-    /// When the orphans of a registry are pruned: zero for now, nothing for never as things are. `resting` is how long the
-    /// files have been as they are; none while they cannot be read.
+    /// Returns the time until the orphans of a registry are pruned: zero for now, nothing for never
+    /// in the current state. `resting` is how long the files have not changed; none while they
+    /// cannot be read.
     fn due_in(&self, desired: &Desired, orphans: &[Step], resting: Option<Duration>) -> Option<Duration> {
         let declares_nothing = desired.repositories.is_empty() && desired.lifecycle_policies.is_empty();
         if orphans.is_empty() || declares_nothing {
@@ -83,7 +84,7 @@ impl Pruning {
     }
 }
 
-/// Keeps registries as the manifests want them.
+/// Keeps registries as the manifests declare them.
 pub(super) struct Reconciler {
     targets: Vec<Target>,
     planner: Planner,
@@ -305,7 +306,7 @@ impl Reconciler {
         self.orphans.insert(target.name.clone(), now);
     }
 
-    /// The shortest time that any resource wants to rest between two looks at its registry.
+    /// The shortest interval of any resource between two checks of its registry.
     fn interval(&self) -> Duration {
         let repositories = self.manifests.repositories.iter().map(|it| it.resource.interval());
         let policies = self.manifests.lifecycle_policies.iter().map(|it| it.resource.interval());

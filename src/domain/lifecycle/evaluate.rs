@@ -49,7 +49,7 @@ impl Image {
         self.activated_at.map_or(pulled, |activated| activated.max(pulled))
     }
 
-    /// The class whose rules look at it; none while it is on its way back from the archive.
+    /// The class whose rules apply to it; none while it is on its way back from the archive.
     fn storage_class(&self) -> Option<StorageClass> {
         match self.status {
             ImageStatus::Active => Some(StorageClass::Standard),
@@ -123,7 +123,7 @@ pub enum Cause {
     FollowsSubject,
 }
 
-/// An action that ECR refuses, ImageReferencedByManifestList, and that a later run may carry out.
+/// An action that ECR refuses, ImageReferencedByManifestList, and that a later run may execute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Protected<'a> {
     /// The action that doesn't happen.

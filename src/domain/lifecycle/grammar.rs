@@ -225,7 +225,8 @@ mod tests {
     use super::super::document::Policy;
     use super::*;
 
-    /// Replaces the member at `path` of a good rule (or removes it) and tells why the rule is then refused.
+    /// Replaces the member at `path` of a good rule (or removes it) and returns why the rule is
+    /// then refused.
     fn refusal(path: &str, value: Option<Value>) -> String {
         let mut rule = json!({
             "rulePriority": 1,

@@ -1,4 +1,5 @@
-//! Decides which Secrets and service accounts to change, so that they are as a PullSecret wants them.
+//! Decides which Secrets and service accounts to change, so that they are as a PullSecret declares
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
