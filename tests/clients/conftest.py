@@ -221,7 +221,7 @@ def send(ecr, server):
         prepared = signed.prepare()
         headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in prepared.headers.items()}
         status, _, answer = request(prepared.url, tamper or body, **headers)
-        told = json.loads(answer)
-        return status, told.get("__type", "").rpartition("#")[2], told
+        parsed = json.loads(answer)
+        return status, parsed.get("__type", "").rpartition("#")[2], parsed
 
     return send

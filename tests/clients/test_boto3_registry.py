@@ -1,4 +1,4 @@
-"""The registry as a whole: tokens, who may ask, and what is no question."""
+"""The registry as a whole: tokens, authorization, and invalid requests."""
 
 import base64
 import datetime
@@ -137,7 +137,7 @@ def test_a_request_without_a_whole_signature_is_refused(server, authorization, c
     assert json.loads(body)["__type"].rpartition("#")[2] == code
 
 
-# What is no question
+# Invalid requests
 
 
 @pytest.mark.parametrize(

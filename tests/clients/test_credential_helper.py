@@ -66,7 +66,7 @@ def pump(source, target):
             target.sendall(received)
         target.shutdown(socket.SHUT_WR)
     except OSError:
-        # Whoever went away ends both directions.
+        # A disconnected peer ends both directions.
         for end in (source, target):
             end.close()
 

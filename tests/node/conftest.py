@@ -126,8 +126,8 @@ def explain(report, kube):
         ("events", ["get", "events", "--all-namespaces", "--sort-by=.metadata.creationTimestamp"]),
         ("wharfage", ["get", "registries,repositories,lifecyclepolicies,pullsecrets", "--all-namespaces", "--output=yaml"]),
     ]:
-        told = kube.kubectl(*command, check=False)
-        report.sections.append((title, told.stdout + told.stderr))
+        ran = kube.kubectl(*command, check=False)
+        report.sections.append((title, ran.stdout + ran.stderr))
     for pod in kube.list("Pod"):
         where = ["--namespace", pod["metadata"]["namespace"], pod["metadata"]["name"], "--tail=60"]
         report.sections.append((f"log of {where[1]}/{where[2]}", kube.kubectl("logs", *where, check=False).stdout))

@@ -1,7 +1,7 @@
 """A Kubernetes node: containerd, kubelet, the controllers and the scheduler, Services and cluster DNS, all real.
 
 It runs in the namespaces that `isolated` makes, so programs use the places and ports that they use anywhere, and nothing has
-to be taken down: what is left ends with the namespaces.
+to be taken down: the rest ends with the namespaces.
 """
 
 import json

@@ -97,7 +97,7 @@ class Registry(Server):
 
 
 class Moto(Registry):
-    """moto's server, standing in for Amazon ECR, STS and IAM: an implementation that we did not write."""
+    """moto's server, in place of Amazon ECR, STS and IAM: an implementation that we did not write."""
 
     kind = "aws"
 
@@ -133,7 +133,7 @@ class Moto(Registry):
 
 
 class Front:
-    """A proxy before a registry's API: it passes on what comes, remembers it, and fails where it is told to. The registry's
+    """A proxy before a registry's API: it passes on what comes, remembers it, and fails where a test asks for it. The registry's
     own key works through it; `url` and all else is as the registry's."""
 
     def __init__(self, behind):
@@ -168,7 +168,7 @@ class Front:
         return getattr(self._behind, name)
 
     def client(self, service="ecr", **settings):
-        """A client whose calls go through here; `ecr` goes straight to the registry."""
+        """A client whose calls go through here; `ecr` calls the registry directly."""
         return client_of(self, service, **settings)
 
     def declaration(self):
@@ -176,7 +176,7 @@ class Front:
 
     @property
     def kind(self):
-        """Also what is before moto is declared by its URL."""
+        """A front before moto is declared by its URL, too."""
         return "endpoint"
 
     def fail(self, operation=".*", status=500, body=b"", times=None, **headers):
@@ -208,8 +208,8 @@ class Front:
 
     def counted(self, start=0):
         """How often each operation was called, from the call with this number on."""
-        told = self.calls[start:]
-        return {name: told.count(name) for name in sorted(set(told))}
+        made = self.calls[start:]
+        return {name: made.count(name) for name in sorted(set(made))}
 
     def end(self):
         self.go_on()

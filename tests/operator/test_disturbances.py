@@ -43,14 +43,14 @@ def test_a_registry_that_goes_away_is_waited_for_and_left_alone(namespace, distu
     namespace.ready("Registry", disturbed)
 
 
-def test_a_registry_that_is_away_is_told_once(namespace, disturbed, front):
+def test_a_registry_that_is_unreachable_is_reported_once(namespace, disturbed, front):
     declare(namespace, disturbed, "app")
     namespace.ready("Repository", "app")
     front.fail(status=503, body="away")
     declare(namespace, disturbed, "app", tags={"team": "blue"})
     first = namespace.waiting("Repository", "app", "RegistryUnavailable")
     tries = len(front.calls)
-    # What a second failure would write, it would write before it goes for the third.
+    # What a second failure would write, it would write before the third attempt.
     namespace.until("Registry", disturbed, lambda _: len(front.calls) > tries + 2, "tried again")
     assert namespace.get("Repository", "app")["status"] == first["status"]
     front.heal()

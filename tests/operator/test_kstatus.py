@@ -103,7 +103,7 @@ def test_a_suspended_one_is_as_it_was(namespace, home, operator, kind):
 
 
 def test_one_that_waits_to_be_deleted_is_terminating(namespace, front, operator):
-    """Its registry is away, and it is to be deleted there: it stays until then, and goes when the registry is back."""
+    """Its registry is unreachable, and it is to be deleted there: it stays until then, and is deleted when the registry is back."""
     name = namespace.declare(front)
     make(namespace, "Repository", name, deletionPolicy="Delete", interval="5s")
     namespace.ready("Repository", "one")

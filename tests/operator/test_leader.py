@@ -10,7 +10,7 @@ REPOSITORY = {"apiVersion": "wharfage.dev/v1alpha1", "kind": "Repository"}
 
 
 class Bed:
-    """A cluster of the test's own, an operator that leads, a registry behind a front, and the Registry that stands for it."""
+    """A cluster of the test's own, an operator that leads, a registry behind a front, and the Registry that declares it."""
 
     def __init__(self, cluster, operator, namespace, front):
         self.cluster, self.leader, self.namespace, self.front = cluster, operator, namespace, front
@@ -27,7 +27,7 @@ class Bed:
         return self.cluster.kube.until("Lease", LEASE, held, operator.namespace, f"held by {name}")["spec"]
 
     def repository(self, name):
-        """Asks for a repository, and waits until whoever leads has made it."""
+        """Asks for a repository, and waits until the leader has made it."""
         self.declare(name)
         self.namespace.ready("Repository", name)
 
@@ -114,13 +114,13 @@ def test_a_leader_that_was_frozen_in_its_work_writes_nothing_any_more(bed):
     bed.leader.process.wait_until(lambda: bed.front.held.count("CreateRepository") == len(names), "call the registry")
     before = written(bed.leader)
     bed.leader.freeze()
-    # All are answered: the frozen one will find it when it wakes up. Whoever leads next finds the repositories there.
+    # All are answered: the frozen one will find it when it resumes. The next leader finds the repositories there.
     bed.front.go_on()
     bed.leader.process.wait_until(lambda: bed.front.names() == {"before", *names}, "have made them all")
     bed.holds(other)
     for name in names:
         bed.namespace.ready("Repository", name)
-    # What the new leader looks at beside, it has looked at then.
+    # By then, the new leader has reconciled everything else, too.
     bed.namespace.reconcile("Repository", "before")
     bed.namespace.reconcile("Registry", bed.registry)
     asked = len(bed.front.calls)
@@ -129,7 +129,7 @@ def test_a_leader_that_was_frozen_in_its_work_writes_nothing_any_more(bed):
     assert written(bed.leader) == before
     assert bed.front.counted(asked) == {}
     assert bed.front.counted().get("CreateRepository") == 1 + len(names)
-    # It stands by from now on.
+    # It is a standby from now on.
     other.kill()
     bed.holds(bed.leader)
     bed.repository("after")

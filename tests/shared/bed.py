@@ -160,7 +160,7 @@ class ExistingCluster:
         """Its controller manager does."""
 
     def end(self):
-        """It goes on, without what the tests made. The kinds were made first, and go last."""
+        """It keeps running, without the objects of the tests. The kinds were created first, and are deleted last."""
         for kind, name in reversed(self.kube.made):
             self.kube.delete(kind, name)
 

@@ -106,7 +106,7 @@ class Kube:
         ).to_dict()  # fmt: skip
 
     def delete(self, kind, name, namespace=None, **options):
-        """Asks for the deletion; whoever has a finalizer goes on. Nothing to delete is fine."""
+        """Asks for the deletion; an object with a finalizer stays until that is removed. Nothing to delete is fine."""
         resource = self.resource(kind)
         with contextlib.suppress(NotFoundError):
             resource.delete(name=name, namespace=namespace if resource.namespaced else None, body=options or None)
@@ -195,15 +195,15 @@ class Namespace:
 
     def ready(self, kind, name, reason=None, message=None):
         """Waits until it is Ready, at its present generation; `message` is a regular expression for some of the text."""
-        return self.until(kind, name, lambda one: standing(one, "Ready", reason, message), f"Ready ({reason}, {message})")
+        return self.until(kind, name, lambda one: has_state(one, "Ready", reason, message), f"Ready ({reason}, {message})")
 
     def stalled(self, kind, name, reason=None, message=None):
         """Waits until it is Ready=False and Stalled."""
-        return self.until(kind, name, lambda one: standing(one, "Stalled", reason, message), f"Stalled ({reason}, {message})")
+        return self.until(kind, name, lambda one: has_state(one, "Stalled", reason, message), f"Stalled ({reason}, {message})")
 
     def waiting(self, kind, name, reason=None, message=None):
         """Waits until it is Ready=False and Reconciling."""
-        return self.until(kind, name, lambda one: standing(one, "Reconciling", reason, message), f"waiting ({reason}, {message})")
+        return self.until(kind, name, lambda one: has_state(one, "Reconciling", reason, message), f"waiting ({reason}, {message})")
 
     def gone(self, kind, name):
         """Waits until there is no such object."""
@@ -222,8 +222,8 @@ class Namespace:
         return self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values})
 
     def declare(self, server, name=None, credentials=True, **spec):
-        """A Registry that stands for a running `server` (a registry, Amazon's stand-in), with its key in a Secret; `spec`
-        goes into it. Returns the Registry's name, which no other test has."""
+        """A Registry that declares a running `server` (a registry, Amazon's stand-in), with its key in a Secret; `spec`
+        is merged into it. Returns the Registry's name, which no other test has."""
         name = name or f"{self.name}-{uuid.uuid4().hex[:6]}"
         spec = {"region": server.region, server.kind: server.declaration(), **spec}
         if credentials:
@@ -250,7 +250,7 @@ def conditions(one):
     return {found["type"]: found for found in (one or {}).get("status", {}).get("conditions", [])}
 
 
-def standing(one, state, reason=None, message=None):
+def has_state(one, state, reason=None, message=None):
     """Whether an object is in this state (Ready, Stalled or Reconciling), as of its present generation."""
     if one is None or one.get("status", {}).get("observedGeneration") != one["metadata"]["generation"]:
         return False

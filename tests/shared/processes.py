@@ -101,7 +101,7 @@ class Process:
 
 
 class Server:
-    """What is one process, `process`, that answers at `ready`: stopped, killed and frozen with it."""
+    """A server in one process, `process`, that answers at `ready`: stopped, killed and frozen with it."""
 
     def start(self):
         """Starts it and waits until it answers."""
