@@ -78,7 +78,7 @@ class Server:
         assert code == 0, f"wharfage up ended with {code}:\n" + "".join(self.lines)
 
     def shell(self, script, home, **variables):
-        """Runs a script as a user would type it, and returns what it prints."""
+        """Runs a script as a user would type it, and returns its output."""
         environment = self.environment | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home)} | variables
         ran = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],

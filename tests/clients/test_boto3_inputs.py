@@ -9,7 +9,7 @@ import uuid
 import botocore.session
 import pytest
 
-# What the registry takes; an operation that joins is added here.
+# The operations of the registry; add a new operation here.
 OPERATIONS = """
     GetAuthorizationToken DescribeRegistry GetAccountSetting PutAccountSetting
     PutRegistryPolicy GetRegistryPolicy DeleteRegistryPolicy

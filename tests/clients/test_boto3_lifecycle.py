@@ -163,7 +163,7 @@ def test_a_preview_of_a_wrong_policy_is_refused(ecr, repository):
         ecr.start_lifecycle_policy_preview(repositoryName=repository, lifecyclePolicyText="{" * 100)
 
 
-# What the policy does
+# Evaluation of the policy
 
 
 def test_a_policy_that_is_put_is_carried_out(ecr, repository):

@@ -1,4 +1,4 @@
-"""What a registry as a whole is set to: its policy, how its repositories are scanned, its account settings."""
+"""The settings of a registry: its policy, the scanning configuration, the account settings."""
 
 import contextlib
 import json

@@ -60,7 +60,7 @@ class Names(http.server.BaseHTTPRequestHandler):
 
 
 def pump(source, target):
-    """Passes on what comes from one socket to another, and its end."""
+    """Copies data from one socket to another until the end of the stream, and passes the end on."""
     try:
         while received := source.recv(65536):
             target.sendall(received)

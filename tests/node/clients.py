@@ -94,7 +94,7 @@ def passing(error):
 
 
 def let_nodes_pull(name, url, ca=None):
-    """Tells containerd how the registry `name` is reached: what a node's administrator writes for names that no DNS has."""
+    """Tells containerd how the registry `name` is reached: the configuration of a node's administrator for names without DNS."""
     folder = node.HOSTS / name
     folder.mkdir(exist_ok=True)
     trusted = ""

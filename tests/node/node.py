@@ -17,7 +17,7 @@ ADDRESS = os.environ.get("WHARFAGE_NODE_ADDRESS")
 POD_CIDR = "10.81.0.0/24"
 DOMAIN = "cluster.local"
 CONTAINERD = "/run/containerd/containerd.sock"
-# Debian's plugins, or those of who has others.
+# Debian's plugins, or those of other distributions.
 CNI = next((folder for folder in ("/usr/lib/cni", "/opt/cni/bin") if os.path.exists(f"{folder}/ptp")), "/usr/lib/cni")
 # Where containerd looks up how a registry is reached, at every pull.
 HOSTS = pathlib.Path("/run/containerd/certs.d")

@@ -69,7 +69,7 @@ class Registry(Server):
         return f"{self.admin}/readyz"
 
     def declaration(self):
-        """What a Registry resource says under `endpoint`, without credentials and CA bundle."""
+        """The field `endpoint` of a Registry resource, without credentials and CA bundle."""
         return {"url": self.url}
 
     @functools.cached_property
@@ -117,7 +117,7 @@ class Moto(Registry):
         return f"{self.url}/moto-api/data.json"
 
     def stop(self):
-        """What it knew is gone."""
+        """Stops the server; its data is lost."""
         self.process.stop()
 
     def reset(self):

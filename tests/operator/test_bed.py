@@ -1,4 +1,4 @@
-"""The bed itself: that what the other tests stand on does what they take it for."""
+"""The test bed itself: it behaves as the other tests assume."""
 
 import pytest
 import trustme

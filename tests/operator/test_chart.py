@@ -1,4 +1,4 @@
-"""The Helm chart: what it renders is what an API server takes, what it refuses, what it keeps."""
+"""The Helm chart: an API server accepts the rendered objects; refused values; kept objects."""
 
 import json
 import os
@@ -164,7 +164,7 @@ def chart_cluster(tmp_path_factory, etcd):
         yield cluster
 
 
-# What it renders
+# Rendering
 
 
 def test_lint_has_nothing_to_say(helm):
@@ -228,7 +228,7 @@ def test_nothing_but_a_secret_free_pod_specification_is_rendered(helm):
     assert "Secret" not in kinds
 
 
-# What it refuses
+# Refused values
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def operators_roles(helm, values):
 
 
 def access(features=("Core", "ManagedRegistries", "PullSecrets", "InUseProtection")):
-    """What the program says it does, as `rules` tells it."""
+    """The operator's own RBAC rules, in the form of `rules`."""
     printed = subprocess.run([tool("WHARFAGE_TEST_BINARY"), "rbac"], check=True, capture_output=True, text=True).stdout
     wanted = [rule for rule in yaml.safe_load(printed) if rule["feature"] in features]
     return {
@@ -410,7 +410,7 @@ def version_before(folder):
 
 
 def wait_for_field(kube, manifest):
-    """An API server takes a moment from a changed CRD to what it accepts."""
+    """An API server takes a moment until it uses a changed CRD."""
     deadline = time.monotonic() + TIMEOUT
     dry = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"]
     while (tried := kube.kubectl(*dry, stdin=json.dumps(manifest), check=False)).returncode:

@@ -1,4 +1,4 @@
-"""The CRDs on a real API server: what they take, what they refuse, and that file mode refuses it with the same words."""
+"""The CRDs on a real API server: accepted and refused manifests; file mode refuses them with the same words."""
 
 import contextlib
 import copy
@@ -156,7 +156,7 @@ ARCHIVE = "storageClass archive and countType sinceImageTransitioned go together
 INTERVAL = "an interval is 1s or longer: give a longer one"
 TARGET_CLASS = "targetStorageClass (archive) goes with type transition: give both, or neither"
 
-# What no rule lets through: the kind, fields of the spec (beside what the kind asks for, see `BASE`), the field that is
+# Manifests that a rule refuses: the kind, fields of the spec (beside what the kind asks for, see `BASE`), the field that is
 # reported, and the message.
 REFUSED = [
     ("Registry", "region: eu-1", "spec", ONE_OF_THREE),
@@ -277,7 +277,7 @@ REFUSED += [
     ]
 ]
 
-# What the schema alone refuses: the kind, fields of the spec, and the field that is reported. Kubernetes has its own words for it.
+# Manifests that the schema alone refuses: the kind, fields of the spec, and the field that is reported. Kubernetes has its own words for it.
 MALFORMED = [
     ("Registry", "{managed: {}, region: EU}", "spec.region"),
     ("Registry", "{managed: {}, registryId: '1234'}", "spec.registryId"),
@@ -303,7 +303,7 @@ MALFORMED = [
     ("PullSecret", "serviceAccounts: default", "spec.serviceAccounts"),
 ]
 
-# What can't be changed: the kind, fields before and after, the field that is reported, and the message.
+# Immutable fields: the kind, fields before and after, the field that is reported, and the message.
 IMMUTABLE_ENCRYPTION = "encryptionConfiguration is immutable: make another Repository, and copy the images to it"
 IMMUTABLE_VISIBILITY = "visibility is immutable: make another Repository, and copy the images to it"
 IMMUTABLE_NAMESPACE = "managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it"

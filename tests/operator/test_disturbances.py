@@ -1,5 +1,5 @@
 """Registries and API servers that are away, slow, lost in the middle of a call, or talk nonsense: everything converges without a
-hand, nothing is lost, and who is away is left alone."""
+hand, nothing is lost, and an unreachable registry gets no extra calls."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_a_registry_that_is_unreachable_is_reported_once(namespace, disturbed, f
     declare(namespace, disturbed, "app", tags={"team": "blue"})
     first = namespace.waiting("Repository", "app", "RegistryUnavailable")
     tries = len(front.calls)
-    # What a second failure would write, it would write before the third attempt.
+    # A second failure would be reported before the third attempt.
     namespace.until("Registry", disturbed, lambda _: len(front.calls) > tries + 2, "tried again")
     assert namespace.get("Repository", "app")["status"] == first["status"]
     front.heal()
@@ -114,7 +114,7 @@ def test_throttling_slows_down_and_loses_nothing(namespace, disturbed, front, op
 
 @pytest.mark.parametrize("operation", ["CreateRepository", "TagResource", "PutImageTagMutability", "DeleteRepository"])
 def test_an_answer_that_is_lost_is_found_out(namespace, disturbed, front, operation):
-    """With adoptionPolicy Create what was made before the answer got lost must be known as one's own."""
+    """With adoptionPolicy Create, a repository created before the answer got lost must be recognized as owned."""
     front.lose(operation, times=1)
     owned = {"adoptionPolicy": "Create", "deletionPolicy": "Delete"}
     declare(namespace, disturbed, "app", **owned)

@@ -52,7 +52,7 @@ def pod(name, *containers, **spec):
 
 
 def running(namespace, name, image, image_id, field="containerStatuses"):
-    """Has the API server say what a Pod runs, as a kubelet would."""
+    """Writes the running images into a Pod's status, as a kubelet would."""
     state = {"name": "c0", "image": image, "imageID": image_id, "ready": True, "restartCount": 0}
     namespace.patch("Pod", name, {"status": {field: [state]}}, subresource="status")
 

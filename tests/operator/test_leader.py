@@ -21,7 +21,7 @@ class Bed:
         return self.cluster.kube.get("Lease", LEASE, self.leader.namespace)["spec"]
 
     def holds(self, operator):
-        """Waits until this operator holds the lease, and returns what the lease says."""
+        """Waits until this operator holds the lease, and returns the lease."""
         name = operator.process.environment["POD_NAME"] + "_"
         held = lambda lease: lease and lease["spec"].get("holderIdentity", "").startswith(name)  # noqa: E731
         return self.cluster.kube.until("Lease", LEASE, held, operator.namespace, f"held by {name}")["spec"]

@@ -10,7 +10,7 @@ from lifecycle import TIER, outcome, policy, reasons, repository, rule, stored
 from registries import DENIED, drift
 
 KEEP = "keep"
-# What a plan says when somebody made nine of three.
+# The plan's text after three was changed to nine in the registry.
 CHANGED = "lifecyclePolicy.rules[rulePriority=1].selection.countNumber: 9 -> 3"
 
 
@@ -285,7 +285,7 @@ def test_what_it_said_last_holds_for_a_look_that_is_under_way(namespace, registr
     namespace.until("LifecyclePolicy", KEEP, lambda _: front.held, "being reconciled")
     namespace.patch("LifecyclePolicy", KEEP, {"spec": {"deletionPolicy": "Retain"}})
     namespace.delete("LifecyclePolicy", KEEP)
-    # What comes after it by the same watch is there, so that the operator knows that it is being deleted.
+    # A later event of the same watch has arrived, so that the operator knows that it is being deleted.
     policy(namespace, home, "marker", repositorySelector={"matchLabels": {"tier": "none"}})
     namespace.ready("LifecyclePolicy", "marker")
     front.go_on()

@@ -144,7 +144,7 @@ def test_amazon_ecr_gives_tokens_too(namespace, moto, amazon, declare, team):
 
 
 def test_a_host_of_the_repositories_that_differs_is_logged_in_to(namespace, make_registry, make_front, team, declare):
-    # The proxyEndpoint is the front's, as it says what it listens on; the repositories' URIs are the public one's.
+    # The proxyEndpoint is the front's, which reports its own address; the repositories' URIs are the public one's.
     registry = make_registry()
     registry.ecr.create_repository(repositoryName="team/app")
     (found,) = registry.ecr.describe_repositories()["repositories"]

@@ -95,7 +95,7 @@ def look(server, name):
 
 
 def disturb(server, name, found):
-    """Changes behind the operator's back what a test's manifest may have set."""
+    """Changes fields of a test's manifest without the operator."""
     ecr = server.ecr
     ecr.put_image_tag_mutability(repositoryName=name, imageTagMutability="MUTABLE")
     ecr.put_image_scanning_configuration(repositoryName=name, imageScanningConfiguration={"scanOnPush": False})
@@ -127,7 +127,7 @@ def test_a_field_is_changed_and_kept_and_taken_back(namespace, where, field):
     assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
     assert "DriftCorrected" in reasons(namespace)
 
-    # What the manifest no longer says is taken back.
+    # Fields removed from the manifest are reset.
     declare(namespace, registry)
     namespace.ready("Repository", "app", "InSync")
     if (field, server.kind) != ("scanOnPush", "aws"):
@@ -415,7 +415,7 @@ class TestDeletion:
         namespace.until("Repository", "app", lambda _: front.held, "being reconciled")
         namespace.patch("Repository", "app", {"spec": change})
         namespace.delete("Repository", "app")
-        # What comes after it by the same watch is there, so that the operator knows that it is being deleted.
+        # A later event of the same watch has arrived, so that the operator knows that it is being deleted.
         declare(namespace, home, "marker")
         namespace.ready("Repository", "marker")
         front.go_on()
@@ -571,7 +571,7 @@ class TestTrouble:
         declare(namespace, name, "with-policy", interval="1s")
         namespace.ready("Repository", "with-policy")
         front.fail(status=503, body="away")
-        # The only one that asks, and what it asks for never works again.
+        # The only resource that calls, and its call never succeeds again.
         declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
         namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} has been unreachable since")
         never(front, "SetRepositoryPolicy", how)
@@ -636,7 +636,7 @@ class TestTrouble:
 
 
 def test_a_finalizer_that_came_with_the_manifest_holds_nobody(namespace, home):
-    """As in what was exported and applied again, or comes from a backup: it is then not the operator's alone."""
+    """As in an object exported and applied again, or restored from a backup: the operator is not its only manager."""
     declare(namespace, home)
     namespace.ready("Repository", "app")
     finalizers = ["example.com/first", "wharfage.dev/finalizer"]
@@ -694,7 +694,7 @@ def test_a_minute_without_the_registry(namespace, front, operator):
     namespace.gone("Repository", "app-9")
     asked = len(front.calls)
     time.sleep(60)
-    # Pauses of 1, 2, 4, 8, 16 and 32 s, each ended by one question; what was under way at first is tried five times.
+    # Pauses of 1, 2, 4, 8, 16 and 32 s, each ended by one call; a call already started is tried five times.
     assert len(front.calls) - asked <= 40
     front.heal()
     for number in range(9):

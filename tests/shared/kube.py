@@ -31,7 +31,7 @@ class Kube:
         self._dynamic = DynamicClient(self._client, cache_file=f"{kubeconfig}.discovery-{uuid.uuid4().hex}")
 
     def resource(self, kind, api_version=None):
-        """What the API server serves under this kind: ours, then Kubernetes' core, then what it prefers."""
+        """The API resource of this kind: ours, then Kubernetes' core, then the server's preferred one."""
         if api_version:
             return self._dynamic.resources.get(api_version=api_version, kind=kind)
         found = self.resources(kind=kind)
@@ -43,7 +43,7 @@ class Kube:
         return min(found, key=lambda one: (one.group != GROUP, one.group != "", not one.preferred))
 
     def resources(self, **query):
-        """What the API server serves with this group or kind, without lists and subresources."""
+        """The API resources of this group or kind, without lists and subresources."""
         found = self._dynamic.resources.search(**query)
         return [one for one in found if not isinstance(one, ResourceList) and "/" not in one.name]
 
@@ -117,7 +117,7 @@ class Kube:
         found = self.list("Event", namespace, field_selector=about)
         return sorted(found, key=lambda event: (event.get("firstTimestamp") or event.get("eventTime") or "", event["metadata"]["name"]))
 
-    def until(self, kind, name, holds, namespace=None, expected="what was waited for"):
+    def until(self, kind, name, holds, namespace=None, expected="the expected state"):
         """Waits until `holds(object)`, with None for an object that isn't there, and returns the object."""
         deadline = time.monotonic() + TIMEOUT
         while True:
@@ -142,7 +142,7 @@ class Kube:
 
 
 class Namespace:
-    """A namespace of one test, and what the test makes through it."""
+    """A namespace of one test, and the objects that the test creates through it."""
 
     def __init__(self, kube, name=None, labels=None):
         self.kube = kube
@@ -189,7 +189,7 @@ class Namespace:
     def kubectl(self, *arguments, **options):
         return self.kube.kubectl("--namespace", self.name, *arguments, **options)
 
-    def until(self, kind, name, holds, expected="what was waited for"):
+    def until(self, kind, name, holds, expected="the expected state"):
         """Waits until `holds(object)`, with None for an object that isn't there, and returns the object."""
         return self.kube.until(kind, name, holds, self.name, expected)
 
@@ -233,7 +233,7 @@ class Namespace:
         return name
 
     def end(self):
-        """Takes away what was made here. Nobody waits for the operator: the registry may be gone."""
+        """Deletes the objects created here. Does not wait for the operator: the registry may be gone."""
         kinds = [one.kind for one in self.kube.resources(group=GROUP) if one.namespaced]
         ours = [(kind, one["metadata"]["name"], self.name) for kind in kinds for one in self.list(kind)]
         made = [(one["kind"], one["metadata"]["name"], one["metadata"].get("namespace")) for one in reversed(self._made)]
