@@ -23,8 +23,8 @@ DENIED = '{"__type":"AccessDeniedException","message":"not yours to change"}'
 
 
 def client_of(server, service="ecr", **settings):
-    """A boto3 client of a server, with settings of its Config; no retry hides an error, and nothing of the environment goes
-    into it."""
+    """A boto3 client of a server, with settings of its Config; no retry hides an error, and nothing of the environment
+    is used."""
     credentials = server.credentials
     return boto3.session.Session().client(
         service, endpoint_url=server.url, region_name=server.region,
@@ -242,7 +242,7 @@ class Front:
                 answer = connection.getresponse()
                 content = answer.read()
             except OSError:
-                # As if this were the registry itself, and away.
+                # As if this were the registry itself, and unreachable.
                 lost = True
         if lost:
             request.close_connection = True

@@ -1,4 +1,4 @@
-"""Registries and API servers that are away, slow, lost in the middle of a call, or talk nonsense: everything converges without a
+"""Registries and API servers that are unreachable, slow, lost in the middle of a call, or talk nonsense: everything converges without a
 hand, nothing is lost, and an unreachable registry gets no extra calls."""
 
 import pytest
@@ -29,7 +29,7 @@ def disturbed(namespace, front, operator):
 def test_a_registry_that_goes_away_is_waited_for_and_left_alone(namespace, disturbed, front):
     declare(namespace, disturbed, *MANY)
     all_are(namespace, "ready", "InSync")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     declare(namespace, disturbed, *MANY, tags={"team": "red"})
     all_are(namespace, "waiting", "RegistryUnavailable")
     start = len(front.calls)
@@ -46,7 +46,7 @@ def test_a_registry_that_goes_away_is_waited_for_and_left_alone(namespace, distu
 def test_a_registry_that_is_unreachable_is_reported_once(namespace, disturbed, front):
     declare(namespace, disturbed, "app")
     namespace.ready("Repository", "app")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     declare(namespace, disturbed, "app", tags={"team": "blue"})
     first = namespace.waiting("Repository", "app", "RegistryUnavailable")
     tries = len(front.calls)

@@ -107,7 +107,7 @@ def test_one_that_waits_to_be_deleted_is_terminating(namespace, front, operator)
     name = namespace.declare(front)
     make(namespace, "Repository", name, deletionPolicy="Delete", interval="5s")
     namespace.ready("Repository", "one")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     namespace.delete("Repository", "one")
     waiting = namespace.until("Repository", "one", lambda one: one["metadata"].get("deletionTimestamp"))
     assert kstatus(waiting) == "Terminating"

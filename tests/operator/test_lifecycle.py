@@ -157,8 +157,8 @@ def test_what_is_there_is_a_reference_that_is_resolved(namespace, front, operato
         assert conditions(missing)["ReferencesResolved"]["status"] == "False"
     front.fail(status=503)
     namespace.declare(front, name=home)
-    away = namespace.waiting("LifecyclePolicy", "api", "RegistryUnavailable")
-    assert conditions(away)["ReferencesResolved"]["status"] == "True"
+    unreachable = namespace.waiting("LifecyclePolicy", "api", "RegistryUnavailable")
+    assert conditions(unreachable)["ReferencesResolved"]["status"] == "True"
     missing = f"Repository {namespace}/nothing does not exist"
     resolved = conditions(namespace.waiting("LifecyclePolicy", "nothing", "ReferenceNotFound", missing))["ReferencesResolved"]
     assert (resolved["status"], resolved["message"].startswith(missing)) == ("False", True)

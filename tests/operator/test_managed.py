@@ -455,7 +455,7 @@ def test_a_claim_without_a_volume_is_put_right(namespace, declare):
     declare(name, storage=storage("1Gi", "fast"))
     before = remade("1Gi", "fast")["metadata"]["uid"]
 
-    # Once there is a volume, nothing is taken away for another wish.
+    # Once there is a volume, nothing is removed because of another request.
     volume(namespace, name, "1Gi", "fast")
     declare(name, storage=storage("1Gi", "slow"))
     namespace.stalled("Registry", name, "VolumeUnchangeable", "the volume is of StorageClass fast and can't become one of slow")

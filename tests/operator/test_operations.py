@@ -1,4 +1,4 @@
-"""What those see who run the operator: its health, its metrics, and how it treats a registry that throttles or is away."""
+"""The operator for its administrators: health, metrics, and a registry that throttles or is unreachable."""
 
 import urllib.error
 import urllib.request

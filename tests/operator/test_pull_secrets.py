@@ -1,4 +1,4 @@
-"""PullSecret: Secrets to pull with, in the namespaces that are chosen, kept fresh, and taken away again."""
+"""PullSecret: Secrets to pull with, in the namespaces that are chosen, kept fresh, and deleted."""
 
 import base64
 import json
@@ -301,8 +301,8 @@ def test_one_that_can_not_go_says_why_once(make_cluster, make_operator, make_nam
 
     tries = lambda: [one for one in cluster.audit(offset) if ours(one) and one["verb"] == "patch"]  # noqa: E731
     until(lambda: len(tries()) > 1, "reconciled again")
-    told = [one for one in platform.events("PullSecret", "home") if one["reason"] == "Invalid"]
-    assert [(one.get("series") or {}).get("count", 1) for one in told] == [1]
+    events = [one for one in platform.events("PullSecret", "home") if one["reason"] == "Invalid"]
+    assert [(one.get("series") or {}).get("count", 1) for one in events] == [1]
     allow()
     platform.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "again"}}})
     platform.gone("PullSecret", "home")
@@ -663,9 +663,9 @@ def test_a_look_that_finds_all_well_writes_nothing(
             and one["objectRef"]["resource"] not in ("events", "leases")
         }
 
-    told = ("patch", "pullsecrets", platform.name)
-    platform.until("PullSecret", "home", lambda _: told in writes(), "in the audit log")
-    assert writes() == {("create", "secrets", late.name), told}
+    write = ("patch", "pullsecrets", platform.name)
+    platform.until("PullSecret", "home", lambda _: write in writes(), "in the audit log")
+    assert writes() == {("create", "secrets", late.name), write}
     assert platform.get("PullSecret", "home")["status"]["expiresAt"] == before["status"]["expiresAt"]
     assert tokens_asked(front) == asked
 

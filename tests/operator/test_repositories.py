@@ -495,17 +495,17 @@ class TestReferences:
         assert conditions(ready)["ReferencesResolved"]["status"] == "True"
 
     def test_a_registry_that_is_there_is_a_reference_that_is_resolved(self, namespace, front, operator):
-        away, unready = f"{namespace}-away", f"{namespace}-unready"
-        declare(namespace, away, "of-away")
+        unreachable, unready = f"{namespace}-unreachable", f"{namespace}-unready"
+        declare(namespace, unreachable, "of-unreachable")
         declare(namespace, unready, "of-unready")
-        for name in ("of-away", "of-unready"):
+        for name in ("of-unreachable", "of-unready"):
             namespace.waiting("Repository", name, "ReferenceNotFound")
         front.fail(status=503)
-        namespace.declare(front, name=away)
+        namespace.declare(front, name=unreachable)
         missing = {"credentialsSecretRef": {"name": "missing", "namespace": namespace.name}}
         endpoint = {"region": front.region, "endpoint": front.declaration() | missing}
         namespace.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": unready}, "spec": endpoint})
-        for name, reason in (("of-away", "RegistryUnavailable"), ("of-unready", "RegistryNotReady")):
+        for name, reason in (("of-unreachable", "RegistryUnavailable"), ("of-unready", "RegistryNotReady")):
             waiting = namespace.waiting("Repository", name, reason)
             assert conditions(waiting)["ReferencesResolved"]["status"] == "True", name
 
@@ -570,7 +570,7 @@ class TestTrouble:
         name = namespace.declare(front)
         declare(namespace, name, "with-policy", interval="1s")
         namespace.ready("Repository", "with-policy")
-        front.fail(status=503, body="away")
+        front.fail(status=503, body="unavailable")
         # The only resource that calls, and its call never succeeds again.
         declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
         namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} has been unreachable since")
@@ -685,7 +685,7 @@ def test_a_minute_without_the_registry(namespace, front, operator):
         declare(namespace, name, f"app-{number}", interval="1s")
     for number in range(10):
         namespace.ready("Repository", f"app-{number}")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     for number in range(10):
         declare(namespace, name, f"app-{number}", interval="1s", imageTagMutability="IMMUTABLE")
     declare(namespace, name, "new", interval="1s")

@@ -97,7 +97,7 @@ class Kube:
         return resource.get(namespace=namespace if resource.namespaced else None, **selectors).to_dict()["items"]
 
     def patch(self, kind, name, patch, namespace=None, subresource=None):
-        """A JSON merge patch; null takes a field away. With subresource="status" it is written to the status."""
+        """A JSON merge patch; null removes a field. With subresource="status" it is written to the status."""
         resource = self.resource(kind)
         target = getattr(resource, subresource) if subresource else resource
         return target.patch(
@@ -158,7 +158,7 @@ class Namespace:
         return self.name
 
     def apply(self, manifests, **options):
-        """As Kube.apply, into this namespace. It is taken away when the test ends, whether it has a namespace or not."""
+        """As Kube.apply, into this namespace. It is deleted when the test ends, whether it has a namespace or not."""
         applied = self.kube.apply(manifests, self.name, **options)
         self._made += [applied] if isinstance(applied, dict) else applied
         return applied

@@ -71,7 +71,7 @@ class Process:
         self._popen.send_signal(signal.SIGCONT)
 
     def end(self):
-        """Takes it away, whatever state it is in."""
+        """Kills it, in any state."""
         if self.running:
             self.kill()
 

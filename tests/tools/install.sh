@@ -38,7 +38,7 @@ with_progress() {
     wait "$job" || code=$?
     job=
     [[ -t 2 ]] && printf '\r\033[K' >&2
-    # What this script said in there, such as of attempts that failed.
+    # The script's own messages in there, such as failed attempts.
     grep '^tests/run: ' "$log" >&2 || true
     if ((code)); then
         tail -n 40 "$log" >&2
