@@ -1,4 +1,4 @@
-"""The cluster that the tests share: real from the API server to the container, in namespaces of its own."""
+"""The cluster that the tests share: real from the API server to the container, in its own namespaces."""
 
 import contextlib
 import pathlib

@@ -34,7 +34,7 @@ def client_of(server, service="ecr", **settings):
 
 
 class Registry(Server):
-    """`wharfage serve`, with a root key of its own. `url`, `address` (host:port), `ecr` (boto3), `credentials`;
+    """`wharfage serve`, with its own root key. `url`, `address` (host:port), `ecr` (boto3), `credentials`;
     stop() and start() again on the same port and data, kill(), freeze(), thaw(), restart()."""
 
     kind = "endpoint"

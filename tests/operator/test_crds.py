@@ -461,7 +461,7 @@ def dry_run(namespace):
 
 @pytest.fixture(scope="module")
 def file_mode(tmp_path_factory):
-    """Why `wharfage plan` refuses a manifest: pairs of field and message."""
+    """The errors of `wharfage plan` for a manifest: pairs of field and message."""
 
     def plan(one):
         folder = tmp_path_factory.mktemp("manifests")

@@ -1,4 +1,4 @@
-"""Of several replicas one works: who leads, who takes over and when, and that there are never two."""
+"""Leader election: one of several replicas leads, another one replaces it in time, and two never lead at once."""
 
 import datetime
 import re
@@ -76,7 +76,7 @@ def test_a_killed_leader_is_followed_within_fifteen_seconds(bed):
     last = bed.lease()
     now = bed.holds(other)
     # By the lease's own times, which are of one clock here: not before it ran out. How soon after that is the election's to say,
-    # whose decision has tests of its own: a machine with other things to do may take longer.
+    # whose decision has its own tests: a machine with other things to do may take longer.
     assert seconds(now["acquireTime"], last["renewTime"]) >= 10
     assert now["leaseTransitions"] == last["leaseTransitions"] + 1
     bed.repository("after")
