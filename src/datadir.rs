@@ -1,5 +1,5 @@
-//! What a data folder holds beside the registries' own data: their root keys, the aws configuration that `wharfage env`
-//! points clients at, and which registries run there.
+//! The content of a data folder beside the registries' own data: their root keys, the aws
+//! configuration that `wharfage env` points clients at, and which registries run there.
 //!
 //! ```text
 //! DIR/aws/credentials     the access keys, as profiles (mode 0600)
@@ -47,14 +47,14 @@ pub struct StartedRegistry {
     pub account: AccountId,
 }
 
-/// What a registry's folder remembers of it, in `registry.json`.
+/// The data that a registry's folder keeps about it, in `registry.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     /// Its account: what the folder holds is stored under it.
     account: AccountId,
     /// Its region, likewise.
     region: Region,
-    /// How many ports after the first listener's its own is; absent where it never ran beside others.
+    /// The offset of its port from the first listener's; absent where it never ran beside others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port_offset: Option<u16>,
 }
@@ -152,8 +152,8 @@ impl DataDir {
         write_private(&path, &serde_json::to_vec_pretty(&record)?)
     }
 
-    /// How many ports after the first listener's each of these registries listens. One that ran before keeps its port;
-    /// a new one gets the first that none of the others has.
+    /// Returns the offset of each of these registries' ports from the first listener's. One that
+    /// ran before keeps its port; a new one gets the first that none of the others has.
     pub fn port_offsets(&self, names: &[RegistryName]) -> anyhow::Result<Vec<u16>> {
         let mut taken = BTreeSet::new();
         let mut offsets = Vec::with_capacity(names.len());
@@ -170,7 +170,8 @@ impl DataDir {
         Ok(assigned.collect())
     }
 
-    /// Returns what is remembered of a registry. A folder of an earlier version remembers only what was started last.
+    /// Returns the stored record of a registry. A folder of an earlier version remembers only what
+    /// was started last.
     fn record(&self, name: &RegistryName) -> anyhow::Result<Option<Record>> {
         let path = self.record_path(name);
         if let Some(text) = read_if_there(&path)? {
@@ -209,8 +210,9 @@ impl DataDir {
         self.0.join("aws").join("credentials")
     }
 
-    /// Writes the aws files and the list of registries for what has just been started, the default one first. On a full disk
-    /// what is there stays, so that the registries can serve: after a start as the last one was, it is right.
+    /// Writes the aws files and the list of registries for what has just been started, the default
+    /// one first. On a full disk the existing file stays, so that the registries can serve: after a
+    /// start as the last one was, it is right.
     pub fn publish(&self, started: &[(StartedRegistry, AccessKey)]) -> anyhow::Result<()> {
         let mut started = started.to_vec();
         // One that is called so is the default one: there is one profile of that name.
@@ -475,7 +477,7 @@ mod tests {
         assert!(data.check(&home, &"210987654321".parse().unwrap(), &region).is_err());
         assert!(data.check(&home, &account, &"other-1".parse().unwrap()).is_err());
         assert_eq!(data.port_offsets(&[eu.clone(), home.clone(), us.clone()]).unwrap(), [2, 0, 1]);
-        // What does not run keeps no port from others.
+        // A registry that does not run keeps no port from others.
         assert_eq!(data.port_offsets(&[eu, us]).unwrap(), [0, 1]);
     }
 

@@ -1,6 +1,7 @@
 //! Wharfage: Amazon ECR for any Kubernetes cluster, declared instead of clicked.
 //!
-//! This package has the commands and the binary. Each layer is a crate of its own, re-exported here under its name:
+//! This package has the commands and the binary. Each layer is a separate crate, re-exported here
+//! under its name:
 //!
 //! ```text
 //! cli ──► operator ──► apply ──► plan ──► manifests ──► crd     declares: through the ECR API alone
@@ -8,7 +9,7 @@
 //! everything ──► domain, process                               ECR's rules, pure; what any process needs
 //! ```
 //!
-//! `docs/architecture.md` tells the same at length.
+//! `docs/architecture.md` has the details.
 
 // They panic where a stream cannot be written; `cli::output` is the one place that does.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

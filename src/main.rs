@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-/// What is free goes back to the system within about ten seconds, idle or not. The C library's allocator keeps what a peak
-/// has scattered over its arenas, and musl's is slow where there are many threads.
+/// The allocator. Free memory returns to the system within about ten seconds, idle or not. The C
+/// library's allocator keeps what a peak has scattered over its arenas, and musl's is slow where
+/// there are many threads.
 #[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

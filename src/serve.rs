@@ -27,7 +27,7 @@ use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Blobs, Metadata};
 
-/// Where metadata are kept.
+/// The storage of metadata.
 #[derive(Debug, Clone)]
 pub enum Database {
     /// In a file of this folder, which one process owns at a time.
@@ -36,7 +36,7 @@ pub enum Database {
     Postgres(SecretString),
 }
 
-/// Where bytes are kept.
+/// The storage of bytes.
 #[derive(Debug, Clone)]
 pub enum Storage {
     /// In this folder.
@@ -47,7 +47,7 @@ pub enum Storage {
 
 /// Everything that a registry needs to start.
 pub struct Startup {
-    /// What it is told about itself.
+    /// The registry's own configuration.
     pub config: Config,
     /// Its root key.
     pub root_key: AccessKey,
@@ -55,15 +55,15 @@ pub struct Startup {
     pub database: Database,
     /// Its bytes.
     pub storage: Storage,
-    /// How its jobs run.
+    /// The settings of its jobs.
     pub jobs: jobs::JobSettings,
-    /// What its listener keeps to.
+    /// The limits of its listener.
     pub limits: ServerLimits,
     /// TLS, unless it answers in the clear.
     pub tls: Option<ServerTls>,
 }
 
-/// What the registries of a process count together.
+/// The metrics that the registries of a process share.
 #[derive(Debug)]
 pub struct ServerMetrics {
     registry: Arc<Metrics>,
@@ -121,7 +121,8 @@ impl Opened {
         Ok(Self { registry, listener, jobs, job_metrics, limits, tls })
     }
 
-    /// Starts to answer, and to run the jobs. What clients read to find the registry has to exist by then.
+    /// Starts to answer, and to run the jobs. The files from which clients find the registry have
+    /// to exist by then.
     pub fn serve(self) -> Running {
         let Self { registry, listener, jobs, limits, tls, job_metrics } = self;
         let job_context = jobs::JobContext {
@@ -149,7 +150,7 @@ pub struct Running {
     /// The registry.
     pub registry: Arc<Registry>,
     tasks: JoinSet<()>,
-    /// Ends after the tasks: it tells how they are doing.
+    /// Ends after the tasks: it reports their state.
     admin: JoinSet<()>,
     leaving: watch::Sender<bool>,
     stop: watch::Sender<bool>,
@@ -163,12 +164,14 @@ impl Running {
         self.admin.spawn(admin::serve(Arc::new(endpoints), listener));
     }
 
-    /// Says at `/readyz` that the end is near, and goes on: whoever sends clients here can send them elsewhere first.
+    /// Reports not ready at `/readyz` before it stops, and continues to serve: a load balancer can
+    /// then send clients elsewhere first.
     pub fn leave(&self) {
         self.leaving.send_replace(true);
     }
 
-    /// Stops accepting, lets running transfers and jobs end within their grace, and returns when all is quiet.
+    /// Stops accepting, lets running transfers and jobs end within their grace, and returns when
+    /// all have ended.
     pub async fn stop(mut self) {
         self.leave();
         self.stop.send_replace(true);

@@ -63,7 +63,7 @@ shell_scripts() {
 
 # run_pytest FOLDER: runs the tests of a folder against a debug build.
 run_pytest() {
-    # Tests wait more than they work. Each worker has servers of its own, and takes tests from those that have more left.
+    # Tests wait more than they work. Each worker has its own servers, and takes tests from those that have more left.
     local workers=$(($(nproc) < 7 ? $(nproc) + 1 : 8))
     # On a cluster that was given they would meet.
     [[ -z ${WHARFAGE_TEST_KUBECONFIG:-} ]] || workers=0

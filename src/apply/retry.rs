@@ -1,4 +1,4 @@
-//! Retries and rate limits. Each registry has a rate limiter of its own, which adapts to it.
+//! Retries and rate limits. Each registry has a separate rate limiter, which adapts to it.
 
 use std::time::SystemTime;
 
@@ -7,8 +7,8 @@ use aws_sdk_ecr::config::interceptors::InterceptorContext;
 use aws_sdk_ecr::config::retry::{ClassifyRetry, ClientRateLimiter, RetryAction, RetryPartition};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-/// Gives a client a rate limiter and a retry quota of its own. By default, the SDK shares them between all clients of a region in
-/// the process, whatever their registries.
+/// Gives a client its own rate limiter and retry quota. By default, the SDK shares them between all
+/// clients of a region in the process, whatever their registries.
 pub(super) fn isolated_rate_limiter(config: Builder) -> Builder {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let limiter = ClientRateLimiter::new(now.as_secs_f64());

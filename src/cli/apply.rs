@@ -86,7 +86,7 @@ impl Apply {
     }
 }
 
-/// Returns why the plans may not be executed: they delete, and nobody said yes.
+/// Returns why the plans may not be executed: they delete, and nobody confirmed it.
 async fn refusal(deletions: Vec<String>) -> anyhow::Result<Option<String>> {
     if deletions.is_empty() {
         return Ok(None);

@@ -1,4 +1,5 @@
-//! `wharfage check`: whether the operator of a cluster can work. What `helm test` runs, with the operator's own identity.
+//! `wharfage check`: reports whether the operator of a cluster can work. `helm test` runs it with
+//! the operator's own identity.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub struct Check {
     #[arg(long, value_name = "NAME")]
     lease_name: Option<String>,
 
-    /// How long to wait for an operator that leads, in seconds
+    /// Time to wait for an operator that leads, in seconds
     #[arg(long, default_value = "60", value_name = "SECONDS")]
     timeout: u64,
 

@@ -1,4 +1,4 @@
-//! Who owns what file mode makes, and which manifests asked for it.
+//! The owner of what file mode creates, and the manifests that asked for it.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub(super) struct Identity {
     adopt_from: Option<String>,
 }
 
-/// Who plans, in the words of the tags.
+/// The owner on whose behalf a plan is made, in the words of the tags.
 #[derive(Debug, Clone)]
 pub(super) struct Planner {
     /// The identity; see [`crate::plan::identity`].

@@ -18,7 +18,7 @@ use crate::store::jobs::{JobFilter, JobState, Requeue, StoredJob};
 use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 
-/// How many jobs one read takes.
+/// The number of jobs that one read takes.
 const PAGE: usize = 500;
 
 /// The flags of `wharfage jobs`.
@@ -58,7 +58,7 @@ struct Database {
     #[arg(long, env = "WHARFAGE_DATABASE_URL_FILE", value_name = "FILE")]
     database_url_file: Option<PathBuf>,
 
-    /// How to print
+    /// Output format
     #[arg(long, short, value_enum, default_value = "text")]
     output: Output,
 }
@@ -88,7 +88,7 @@ struct Again {
     which: Which,
 }
 
-/// Which jobs: one of these.
+/// The jobs: one of these.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct Which {

@@ -27,12 +27,12 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// What to log, on standard error: a level, or directives such as wharfage=debug,warn [default: info; warn for up, plan,
-    /// apply and jobs]
+    /// Log filter, for standard error: a level, or directives such as wharfage=debug,warn
+    /// [default: info; warn for up, plan, apply and jobs]
     #[arg(long, global = true, env = "WHARFAGE_LOG", value_name = "FILTER")]
     log: Option<String>,
 
-    /// How to log
+    /// Log format
     #[arg(long, global = true, env = "WHARFAGE_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
 }
@@ -83,7 +83,7 @@ pub async fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(usage) => return output::print_usage(&usage),
     };
-    // These speak to a person on standard output: the log only disturbs where something is wrong.
+    // These print for a person on standard output: the log only disturbs unless something is wrong.
     let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_) | Command::Jobs(_));
     let log = cli.log.as_deref().unwrap_or(if quiet { "warn,aws_config=error" } else { "info" });
     if let Err(error) = start_log(log, cli.log_format) {
@@ -115,8 +115,8 @@ pub async fn run() -> ExitCode {
     }))
 }
 
-/// Lets the process open as many files as the system allows it: a connection is one, and shells often give no more than 1024
-/// though the system would.
+/// Raises the limit of open files to the highest that the system allows: a connection is one, and
+/// shells often give no more than 1024 though the system would.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
@@ -161,8 +161,8 @@ async fn hang_up(signal: &mut Option<tokio::signal::unix::Signal>) {
     }
 }
 
-/// Whether SIGHUP was set to be ignored before the program started; a handler would undo that. Read from what Linux says of
-/// the process; elsewhere the signal always ends it.
+/// Returns whether SIGHUP was set to be ignored before the program started; a handler would undo
+/// that. Read from the process's status in Linux; elsewhere the signal always ends it.
 fn ignores_hang_up() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignored_signals(&status) & 1 != 0

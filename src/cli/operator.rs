@@ -56,7 +56,7 @@ pub struct Operator {
     #[arg(long, value_enum, value_name = "FEATURE")]
     without: Vec<Feature>,
 
-    /// How long running reconciles may go on after a stop, in seconds
+    /// Time that running reconciles may take after a stop, in seconds
     #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "20", value_name = "SECONDS")]
     shutdown_grace: u64,
 

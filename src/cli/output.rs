@@ -1,14 +1,15 @@
 //! Standard output and standard error: the one place that writes to either, for every command.
 //!
-//! A reader that goes away (`| head`) ends nothing: what is left is dropped, and the exit code is the usual one. Any other
-//! failure, such as a full disk, is reported once and makes the exit code 1. The macros of the standard library panic there.
+//! A reader that closes the pipe (`| head`) ends nothing: the rest is dropped, and the exit code is
+//! the usual one. Any other failure, such as a full disk, is reported once and ends the
+//! command with exit code 1. The macros of the standard library panic there.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether something that was meant for standard output is lost.
+/// True if some standard output is lost.
 static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Prints a line.
@@ -32,7 +33,8 @@ pub(super) fn print_error(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Prints what clap has to say instead of a command: help, the version, or what is wrong with the command line.
+/// Prints what clap has to say instead of a command: help, the version, or an error in the command
+/// line.
 pub(super) fn print_usage(usage: &clap::Error) -> ExitCode {
     let printed = usage.print().and_then(|()| io::stdout().flush());
     if !usage.use_stderr() {

@@ -1,11 +1,11 @@
-//! `wharfage plan`: what would change, and nothing else.
+//! `wharfage plan`: prints what would change, and changes nothing.
 
 use std::process::ExitCode;
 
 use super::output::{say, say_error};
 use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, show_notes, show_unresolved};
 
-/// What would change: the exit code when nothing is wrong.
+/// The exit code if something would change and nothing is wrong.
 const WOULD_CHANGE: u8 = 2;
 
 /// The flags of `wharfage plan`.

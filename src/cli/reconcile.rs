@@ -1,5 +1,5 @@
-//! What up, plan and apply share: which registries a folder means, how each is reached, and how plans and their outcomes
-//! are shown.
+//! Code that up, plan and apply share: the registries of a folder, how each is reached, and how
+//! plans and their outcomes are shown.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::plan::model::{ApiError, ErrorKind, Refused};
 use crate::plan::{Desired, Plan, desired, plan, unresolved};
 use crate::telemetry::is_capable_terminal;
 
-/// The flags of commands that read a folder and speak to registries which run already.
+/// The flags of commands that read a folder and call registries which run already.
 #[derive(Debug, clap::Args)]
 pub(super) struct Input {
     /// A folder of manifests, a single file, or - for standard input; may be given several times
@@ -36,12 +36,12 @@ pub(super) struct Input {
     #[command(flatten)]
     identity: Identity,
 
-    /// How to print
+    /// Output format
     #[arg(long, short, value_enum, default_value = "text")]
     pub(super) output: Output,
 }
 
-/// How to print.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Output {
     /// For people.
@@ -71,7 +71,7 @@ impl Input {
             bail!("{} declares no Registry {unknown:?}", from());
         }
         if manifests.registries.is_empty() {
-            // That nothing was read there is often why.
+            // The reason is often that nothing was read there.
             show_notes(&manifests.notes, Output::Json);
             bail!("{} declares no Registry: add one, or name another folder", from());
         }
@@ -102,7 +102,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// How a registry is reached: a managed one by what was written when it started, others by the environment.
+    /// Finds out how a registry is reached: a managed one by what was written when it started,
+    /// others by the environment.
     async fn find(registry: &Registry, data: &Path) -> anyhow::Result<Self> {
         if registry.spec.managed.is_none() {
             return Self::ambient(registry).await;
@@ -148,7 +149,8 @@ impl Target {
     }
 
     fn explain(&self, error: ApiError) -> anyhow::Error {
-        // A proxy's refusal looks like a registry that makes no sense, and its silence like one that is away.
+        // A proxy's refusal looks like a registry that makes no sense, and its silence like one
+        // that is unreachable.
         let by_proxy = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::UnexpectedResponse | ErrorKind::Client);
         match self.ecr.proxy().filter(|_| by_proxy) {
             Some(proxy) => anyhow::anyhow!(
@@ -166,8 +168,8 @@ impl Target {
     }
 }
 
-/// Carries a plan out, and shows how it goes: a line for each outcome, and on a terminal what is being done. Without an
-/// `output` it is silent.
+/// Executes a plan, and shows the progress: a line for each outcome, and on a terminal what is
+/// being done. Without an `output` it is silent.
 pub(super) async fn execute(target: &Target, plan: &Plan, output: Option<Output>) -> Report {
     let lively = output.is_some() && is_capable_terminal(&std::io::stderr());
     let clear = || {
@@ -205,14 +207,14 @@ pub(super) fn show_notes(notes: &[String], output: Output) {
     }
 }
 
-/// What resources that belong to no registry read like.
+/// Prints the resources that belong to no registry.
 pub(super) fn show_unresolved(refused: &[Refused]) {
     for Refused { object, reason, message } in refused {
         say(format_args!("! refused {object}\n             {reason}: {message}"));
     }
 }
 
-/// A registry's part of what is printed for programs.
+/// A registry's part of the output for programs.
 #[derive(Serialize)]
 pub(super) struct RegistryOutput {
     pub(super) registry: String,
@@ -231,9 +233,9 @@ pub(super) struct JsonOutput {
     pub(super) registries: Vec<RegistryOutput>,
     /// Resources that belong to no registry.
     pub(super) refused: Vec<Refused>,
-    /// What was not read, and what else the author should know.
+    /// The files that were not read, and what else the author should know.
     pub(super) notes: Vec<String>,
-    /// What is wrong with the manifests; the registry was not asked then.
+    /// The faults of the manifests; the registry was not asked then.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) problems: Vec<Problem>,
     /// The error that ended the command, if it is not in the manifests.

@@ -36,8 +36,8 @@ Examples:
 Secrets in the environment instead of files: WHARFAGE_DATABASE_URL, WHARFAGE_S3_ACCESS_KEY_ID and
 WHARFAGE_S3_SECRET_ACCESS_KEY, WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY (the root key).")]
 pub struct Serve {
-    /// The data folder: with the defaults the database and the blobs, and root key and aws files unless a root key is given.
-    /// One that nothing is kept in isn't made
+    /// The data folder: by default the database and the blobs, and root key and aws files unless a
+    /// root key is given. It is not created if nothing is kept in it
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
@@ -61,7 +61,8 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_REGISTRY_ID", default_value = "000000000000", value_name = "ID")]
     registry_id: AccountId,
 
-    /// Where clients reach the registry: what repositoryUri and proxyEndpoint say [default: the listener's address]
+    /// Address at which clients reach the registry, as in repositoryUri and proxyEndpoint [default:
+    /// the listener's address]
     #[arg(long, env = "WHARFAGE_PUBLIC_URL", value_name = "URL")]
     public_url: Option<PublicUrl>,
 
@@ -111,15 +112,16 @@ pub struct Serve {
     #[arg(long, env = "WHARFAGE_S3_REDIRECT", requires = "s3_bucket")]
     s3_redirect: bool,
 
-    /// How often a lifecycle policy is evaluated, in seconds
+    /// Time between two evaluations of a lifecycle policy, in seconds
     #[arg(long, env = "WHARFAGE_LIFECYCLE_INTERVAL", default_value = "3600", value_name = "SECONDS")]
     lifecycle_interval: u64,
 
-    /// How long running transfers may go on after a stop, in seconds
+    /// Time that running transfers may take after a stop, in seconds
     #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "60", value_name = "SECONDS")]
     shutdown_grace: u64,
 
-    /// How long requests are still taken after a stop, in seconds, while /readyz says that it comes
+    /// Time for which requests are still accepted after a stop, in seconds, while /readyz reports
+    /// not ready
     #[arg(long, env = "WHARFAGE_SHUTDOWN_DELAY", default_value = "0", value_name = "SECONDS")]
     shutdown_delay: u64,
 
@@ -183,7 +185,8 @@ impl Serve {
         Ok(())
     }
 
-    /// Opens what it keeps, and serves; with the lock of the data folder, where that is used. Giving it up in between leaves nothing undone that the next start would not do.
+    /// Opens the stores, and serves; returns the lock of the data folder, where that is used. If
+    /// this is dropped before it ends, the next start does the rest.
     async fn start(self) -> anyhow::Result<(Running, Option<ProcessLock>)> {
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some(ServerTls::from_files(certificate, key)?),

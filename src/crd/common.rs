@@ -1,4 +1,4 @@
-//! What several kinds share: references, policies of management, documents.
+//! Types that several kinds share: references, management policies, documents.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use kube::core::{Rule, Selector, SelectorExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How long a resource rests between two looks at the registry when it says nothing else.
+/// The time between two checks of the registry, if the resource does not set one.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(600);
 /// The shortest such rest, whatever a resource says: without any it would do nothing but look.
 pub const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ pub struct SecretKeyRef {
     pub key: Option<String>,
 }
 
-/// Whether Wharfage changes what it manages, or only looks at it.
+/// Determines whether Wharfage changes what it manages, or only observes it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ManagementPolicy {
     /// The registry is made to match the spec.
@@ -79,25 +79,25 @@ pub enum ManagementPolicy {
     Observe,
 }
 
-/// What to do about an object of that name that already exists in the registry.
+/// The action if an object of that name already exists in the registry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AdoptionPolicy {
-    /// Take over what is there, make what is not.
+    /// Adopt an existing object, create a missing one.
     #[default]
     AdoptOrCreate,
-    /// Take over what is there; wait while there is nothing.
+    /// Adopt an existing object; wait while there is none.
     Adopt,
-    /// Make it; refuse to take over what is there.
+    /// Create the object; refuse to adopt an existing one.
     Create,
 }
 
-/// What happens to the object in the registry when its resource goes.
+/// The action on the object in the registry when its resource is deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
-    /// It stays.
+    /// It is kept.
     #[default]
     Retain,
-    /// It goes too.
+    /// It is deleted too.
     Delete,
 }
 
@@ -125,15 +125,15 @@ impl JsonSchema for Document {
     }
 }
 
-/// What every kind but Registry has: which registry it is in and how it is managed.
+/// The fields of every kind but Registry: the registry it is in and how it is managed.
 pub trait Managed {
     /// The Registry that it belongs to.
     fn registry_ref(&self) -> &RegistryRef;
-    /// Returns whether the registry is made to match, or only looked at.
+    /// Returns whether the registry is made to match, or only observed.
     fn management_policy(&self) -> ManagementPolicy;
     /// Returns what to do about an object that already exists.
     fn adoption_policy(&self) -> AdoptionPolicy;
-    /// Returns what happens when the resource goes.
+    /// Returns the action when the resource is deleted.
     fn deletion_policy(&self) -> DeletionPolicy;
     /// Returns how long to rest between two looks at the registry.
     fn interval(&self) -> Duration;
@@ -169,8 +169,8 @@ macro_rules! managed {
 }
 pub(crate) use managed;
 
-/// Whether `selector` chooses an object with these labels. An empty selector chooses all; one that Kubernetes would refuse
-/// (an unknown operator) chooses none.
+/// Returns whether `selector` chooses an object with these labels. An empty selector chooses all;
+/// one that Kubernetes would refuse (an unknown operator) chooses none.
 pub fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels.unwrap_or(&NONE)))

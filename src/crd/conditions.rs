@@ -11,9 +11,9 @@ use super::reason::Reason;
 pub enum ConditionType {
     /// The registry is as the spec asks.
     Ready,
-    /// Work goes on, or something is waited for. Present only while True.
+    /// Work is in progress, or something is waited for. Present only while True.
     Reconciling,
-    /// Nothing gets better until somebody changes something. Present only while True.
+    /// It makes no progress until somebody changes something. Present only while True.
     Stalled,
     /// Everything that the spec refers to exists.
     ReferencesResolved,
@@ -21,14 +21,14 @@ pub enum ConditionType {
     Drifted,
 }
 
-/// Whether a condition holds.
+/// The state of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionStatus {
     /// It holds.
     True,
     /// It does not hold.
     False,
-    /// It can't be told.
+    /// It is not known.
     Unknown,
 }
 
@@ -42,10 +42,10 @@ impl From<bool> for ConditionStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What is observed.
+    /// The type of the condition.
     #[serde(rename = "type")]
     pub type_: ConditionType,
-    /// Whether it holds.
+    /// The status of the condition.
     pub status: ConditionStatus,
     /// Why, as one CamelCase word that programs may compare.
     #[schemars(length(min = 1, max = 1024), regex(pattern = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"))]
@@ -53,10 +53,10 @@ pub struct Condition {
     /// Why, as one sentence that names the object, the value and what to do.
     #[schemars(length(max = 32768))]
     pub message: String,
-    /// The generation of the spec that was looked at.
+    /// The generation of the spec that was observed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// When the status last changed.
+    /// The time at which the status last changed.
     pub last_transition_time: Time,
 }
 

@@ -1,7 +1,8 @@
 //! The CustomResourceDefinitions as an API server takes them, generated from the types.
 //!
-//! What the derives leave that a structural schema has no use for is taken out here: `nullable` (an API server then drops a
-//! null as if the field were absent, which is what people mean), integer formats that Kubernetes doesn't know, titles.
+//! Removes what the derives add and a structural schema has no use for: `nullable` (an API server
+//! then drops a null as if the field were absent, which is what people mean), integer formats that
+//! Kubernetes doesn't know, titles.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,

@@ -34,5 +34,5 @@ pub use rules::{KindRules, Rules, Violation};
 pub const GROUP: &str = "wharfage.dev";
 /// The version that is served and stored.
 pub const VERSION: &str = "v1alpha1";
-/// What `apiVersion` of a manifest says.
+/// The `apiVersion` of a manifest.
 pub const API_VERSION: &str = "wharfage.dev/v1alpha1";

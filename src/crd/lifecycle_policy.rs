@@ -15,7 +15,7 @@ use super::repository::Repository;
 
 pub use wharfage_domain::lifecycle::StorageClass;
 
-/// Which images of which repositories expire or are archived.
+/// Rules about which images of which repositories expire or are archived.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "wharfage.dev",
@@ -60,7 +60,8 @@ pub struct LifecyclePolicySpec {
     /// The Repositories of this namespace with these labels. An empty selector chooses all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository_selector: Option<LabelSelector>,
-    /// Preview tells in status what would go; Enforce lets it go. Default: Preview.
+    /// Preview reports in status the images that the policy would delete or archive; Enforce
+    /// applies the policy. Default: Preview.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The rules, as in the rules of an ECR lifecycle policy: paste them.
@@ -85,18 +86,21 @@ pub struct LifecyclePolicySpec {
     /// Full makes the registry match; Observe only looks. Default: Full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub management_policy: Option<ManagementPolicy>,
-    /// Whether a policy that a repository already has is taken over. Default: AdoptOrCreate.
+    /// Determines whether a policy that a repository already has is adopted. Default:
+    /// AdoptOrCreate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adoption_policy: Option<AdoptionPolicy>,
-    /// Whether the repositories keep the policy when this resource goes. Default: Retain.
+    /// Determines whether the repositories keep the policy when this resource is deleted. Default:
+    /// Retain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
-    /// How long to rest between two looks at the registry, such as 10m or 1h30m; 1s at least. Default: 10m.
+    /// The time between two checks of the registry, such as 10m or 1h30m; 1s at least. Default:
+    /// 10m.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 32), regex(pattern = DURATION_PATTERN))]
     #[x_kube(validation = at_least_the_shortest_interval())]
     pub interval: Option<Duration>,
-    /// Whether nothing is to be done for now. Default: false.
+    /// True to suspend reconciliation. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
 }
@@ -104,10 +108,10 @@ pub struct LifecyclePolicySpec {
 /// Enforcement or preview of a policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
-    /// The status reports the images that would go.
+    /// The status reports the images that the policy would delete or archive.
     #[default]
     Preview,
-    /// It goes.
+    /// The policy deletes or archives the images.
     Enforce,
 }
 
@@ -124,17 +128,17 @@ pub struct LifecycleRule {
     /// Order in which rules are applied, the lowest first. Unique within the policy.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub rule_priority: i32,
-    /// What the rule is for.
+    /// The purpose of the rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 10_240))]
     pub description: Option<String>,
-    /// Which images.
+    /// The images that the rule selects.
     pub selection: Selection,
-    /// What becomes of them.
+    /// The action on these images.
     pub action: Action,
 }
 
-/// Which images a rule is about.
+/// The selection of images of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -169,12 +173,12 @@ pub struct Selection {
     /// Images in the standard class, or archived ones. Default: standard.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<StorageClass>,
-    /// What countNumber counts.
+    /// The unit of countNumber.
     pub count_type: CountType,
     /// Unit of countNumber, for every countType but imageCountMoreThan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count_unit: Option<CountUnit>,
-    /// How many images stay, or how many days.
+    /// The number of images that are kept, or of days.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub count_number: i32,
 }
@@ -191,7 +195,7 @@ pub enum TagStatus {
     Any,
 }
 
-/// What countNumber counts.
+/// The unit of countNumber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum CountType {
@@ -214,7 +218,7 @@ pub enum CountUnit {
     Days,
 }
 
-/// What becomes of the images that a rule selects.
+/// The action on the images that a rule selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -222,15 +226,15 @@ pub enum CountUnit {
         .message("targetStorageClass (archive) goes with type transition: give both, or neither"),
 )]
 pub struct Action {
-    /// Whether they are deleted or archived.
+    /// The type of the action: the images are deleted or archived.
     #[serde(rename = "type")]
     pub type_: ActionType,
-    /// Where they are moved to, with type transition.
+    /// The storage class to which they are moved, with type transition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_storage_class: Option<TargetStorageClass>,
 }
 
-/// Whether images are deleted or archived.
+/// The type of an action: images are deleted or archived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ActionType {
@@ -240,7 +244,7 @@ pub enum ActionType {
     Transition,
 }
 
-/// Where images can be moved to.
+/// The storage classes to which images can be moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TargetStorageClass {
@@ -253,10 +257,10 @@ pub enum TargetStorageClass {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InUseProtection {
-    /// Whether images that Pods or workloads use are kept. Default: false.
+    /// True to keep images that Pods or workloads use. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// How many images that a workload used before are kept, too. Default: 0.
+    /// The number of images used by a workload before that are kept, too. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub keep_previous: Option<i32>,
@@ -265,7 +269,7 @@ pub struct InUseProtection {
     pub namespace_selector: Option<LabelSelector>,
 }
 
-/// What is known of a LifecyclePolicy.
+/// The observed state of a LifecyclePolicy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("default" = { "observedGeneration": -1 }))]
@@ -273,32 +277,32 @@ pub struct LifecyclePolicyStatus {
     /// Generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The repositories with the most to tell, at most 100; totals counts all.
+    /// The repositories with the most to report, at most 100; totals counts all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub repositories: Vec<RepositoryOutcome>,
-    /// What the policy means for all repositories together.
+    /// The results of the policy for all repositories together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub totals: Option<Totals>,
-    /// When something of this status was last found to be different. A look that finds nothing new is not written down.
+    /// The time at which this status last changed. A check that finds no change is not recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_handled_reconcile_at: Option<String>,
-    /// What is observed about the policy.
+    /// The conditions of the policy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
-/// What a policy means for one repository.
+/// The result of a policy for one repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RepositoryOutcome {
     /// Name of the repository in the registry.
     pub name: String,
-    /// How far the policy got.
+    /// The state of the policy in this repository.
     pub state: OutcomeState,
     /// Images that expire, or expired when the operator carried the policy out last.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -312,7 +316,7 @@ pub struct RepositoryOutcome {
     /// Images that would expire or be archived, but are in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protected: Option<i64>,
-    /// When this was found out.
+    /// The time of this result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluated_at: Option<Time>,
     /// Some of the images.
@@ -321,20 +325,20 @@ pub struct RepositoryOutcome {
     pub sample: Vec<ImageOutcome>,
 }
 
-/// How far a policy got with a repository.
+/// The state of a policy in a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OutcomeState {
-    /// Not looked at yet.
+    /// Not evaluated yet.
     Pending,
-    /// It is known what would go.
+    /// The result is known, and the policy is not enforced.
     Previewed,
-    /// The registry has the policy, or the operator carried it out.
+    /// The registry has the policy, or the operator enforced it.
     Enforced,
-    /// It did not work; the conditions say why.
+    /// It failed; the conditions say why.
     Failed,
 }
 
-/// What a policy means for one image.
+/// The result of a policy for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageOutcome {
@@ -344,13 +348,13 @@ pub struct ImageOutcome {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
     pub tags: Vec<String>,
-    /// What becomes of it: EXPIRE or TRANSITION.
+    /// The action on the image: EXPIRE or TRANSITION.
     pub action: String,
     /// The rule that decided.
     pub rule_priority: i32,
 }
 
-/// What a policy means for all repositories together.
+/// The results of a policy for all repositories together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {

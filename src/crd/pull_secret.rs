@@ -58,12 +58,12 @@ pub struct PullSecretSpec {
         extend("x-kubernetes-list-type" = "set")
     )]
     pub service_accounts: Vec<String>,
-    /// Whether nothing is to be done for now, renewing included. Default: false.
+    /// True to suspend reconciliation, including renewal. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
 }
 
-/// What is known of a PullSecret.
+/// The observed state of a PullSecret.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("default" = { "observedGeneration": -1 }))]
@@ -74,19 +74,20 @@ pub struct PullSecretStatus {
     /// Name of the Secret in each namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,
-    /// How many namespaces have the Secret.
+    /// The number of namespaces that have the Secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<i64>,
-    /// When the first of the Secrets ends unless it is renewed.
+    /// The time at which the first of the Secrets expires unless it is renewed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
-    /// When the first of the Secrets is renewed: half way to its end, or a little before.
+    /// The time at which the first of the Secrets is renewed: half way to its end, or a little
+    /// before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub renews_at: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_handled_reconcile_at: Option<String>,
-    /// What is observed about the Secrets.
+    /// The conditions of the Secrets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -10,7 +10,7 @@ const LONGEST_NAME: usize = 256;
 /// Declares the reasons with their meanings.
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// Why a condition holds, or what an event is about: one CamelCase word.
+        /// The reason of a condition or of an event: one CamelCase word.
         #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[doc = $doc])+ $name,)+
@@ -50,9 +50,9 @@ reasons! {
     Created,
     /// Event: an object was deleted.
     Deleted,
-    /// Deletion goes on.
+    /// Deletion is in progress.
     Deleting,
-    /// Drift was corrected: somebody else had changed what this resource manages.
+    /// Drift was corrected: another party had changed what this resource manages.
     DriftCorrected,
     /// The registry differs from the resource, and the difference was not corrected.
     DriftDetected,
@@ -86,7 +86,7 @@ reasons! {
     Previewing,
     /// Event: the preview of a lifecycle policy was started.
     PreviewStarted,
-    /// Work goes on.
+    /// Work is in progress.
     Progressing,
     /// This operator runs with PullSecrets disabled.
     PullSecretsDisabled,
@@ -98,13 +98,13 @@ reasons! {
     RegistryNotReady,
     /// The registry cannot be reached, or does not answer this request; it is tried again.
     RegistryUnavailable,
-    /// Event: a repository is no longer managed by this resource, and stays in the registry.
+    /// Event: a repository is no longer managed by this resource, and is kept in the registry.
     Released,
     /// Event: Secrets got a new token.
     Renewed,
     /// All references exist.
     Resolved,
-    /// Event: the object stays in the registry although its resource is deleted.
+    /// Event: the object is kept in the registry although its resource is deleted.
     Retained,
     /// The registry serves.
     Serving,
@@ -112,7 +112,7 @@ reasons! {
     Stopped,
     /// Event: reconciliation is suspended.
     Suspended,
-    /// The repository has no room for another resource tag.
+    /// The repository has the highest number of resource tags.
     TooManyTagsException,
     /// The registry does not have the operation.
     UnsupportedByRegistry,

@@ -18,7 +18,8 @@ use wharfage_domain::names::{InvalidName, RepositoryName};
 
 pub use wharfage_domain::tag_mutability::Mutability;
 
-/// What a resource tag may be made of: what AWS takes of any service. The letters and digits are those of all scripts.
+/// The characters that a resource tag may have: those that AWS takes of any service. The letters
+/// and digits are those of all scripts.
 const TAG_PATTERN: &str = r"^[\p{L}\p{N} _.:/=+@-]*$";
 
 /// One repository of a registry.
@@ -85,7 +86,7 @@ pub struct RepositorySpec {
     /// Private needs a login to pull; Public is pulled by anybody. Default: Private. Immutable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub visibility: Option<Visibility>,
-    /// Whether a tag may be moved to another image. Default: MUTABLE.
+    /// Determines whether a tag may be moved to another image. Default: MUTABLE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_tag_mutability: Option<Mutability>,
     /// Tags that are excepted from imageTagMutability, 1 to 5 patterns.
@@ -93,13 +94,13 @@ pub struct RepositorySpec {
     #[schemars(length(max = 5))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["filterType".into(), "filter".into()]))]
     pub image_tag_mutability_exclusion_filters: Vec<ExclusionFilter>,
-    /// How images are encrypted at rest. Default: AES256. Immutable.
+    /// The encryption of images at rest. Default: AES256. Immutable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_configuration: Option<EncryptionConfiguration>,
-    /// Whether images are scanned when they are pushed.
+    /// The settings by which images are scanned when they are pushed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_scanning_configuration: Option<ImageScanningConfiguration>,
-    /// Who may do what with this repository, in IAM's grammar. A document, not a string.
+    /// The permissions on this repository, in IAM's grammar. A document, not a string.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository_policy: Option<Document>,
     /// Tags of the repository itself (not of its images), at most 45: ECR takes 50, and five say who owns it. Keys and values
@@ -117,30 +118,32 @@ pub struct RepositorySpec {
             .message("tags that start with aws: or wharfage.dev/ are reserved: choose another key"),
     )]
     pub tags: BTreeMap<String, String>,
-    /// What the gallery shows of a public repository.
+    /// The data that the gallery shows of a public repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub catalog_data: Option<CatalogData>,
     /// Refuses every deletion of the repository through this resource while true. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_protection: Option<bool>,
-    /// With deletionPolicy Delete: whether images go with the repository. Default: false, a repository with images stays.
+    /// With deletionPolicy Delete: true to delete the images with the repository. Default: false, a
+    /// repository with images is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub empty_on_delete: Option<bool>,
     /// Full makes the registry match; Observe only looks. Default: Full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub management_policy: Option<ManagementPolicy>,
-    /// Whether a repository that already exists is taken over. Default: AdoptOrCreate.
+    /// Determines whether a repository that already exists is adopted. Default: AdoptOrCreate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adoption_policy: Option<AdoptionPolicy>,
-    /// What happens to the repository when this resource goes. Default: Retain.
+    /// The action on the repository when this resource is deleted. Default: Retain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
-    /// How long to rest between two looks at the registry, such as 10m or 1h30m; 1s at least. Default: 10m.
+    /// The time between two checks of the registry, such as 10m or 1h30m; 1s at least. Default:
+    /// 10m.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 32), regex(pattern = DURATION_PATTERN))]
     #[x_kube(validation = at_least_the_shortest_interval())]
     pub interval: Option<Duration>,
-    /// Whether nothing is to be done for now. Default: false.
+    /// True to suspend reconciliation. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
 }
@@ -148,10 +151,10 @@ pub struct RepositorySpec {
 /// [`RepositoryName::PATTERN`], anchored.
 pub(super) const NAME_PATTERN: &str = r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$";
 
-/// Who may pull.
+/// The clients that may pull.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Visibility {
-    /// Those that the policies let.
+    /// The clients that the policies allow.
     #[default]
     Private,
     /// Anybody.
@@ -162,7 +165,7 @@ pub enum Visibility {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExclusionFilter {
-    /// How the pattern is read: WILDCARD.
+    /// The syntax of the pattern: WILDCARD.
     pub filter_type: WildcardFilter,
     /// The pattern; a star stands for any run of characters, at most two of them.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[0-9a-zA-Z._*-]{1,128}$"))]
@@ -170,7 +173,7 @@ pub struct ExclusionFilter {
     pub filter: String,
 }
 
-/// How images are encrypted at rest.
+/// The encryption of images at rest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -212,16 +215,17 @@ impl EncryptionType {
     }
 }
 
-/// Whether images are scanned when they are pushed.
+/// The settings by which images are scanned when they are pushed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageScanningConfiguration {
-    /// Whether each pushed image is scanned. Default: false.
+    /// True to scan each pushed image. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scan_on_push: Option<bool>,
 }
 
-/// What the gallery shows of a public repository, as in ECR Public's PutRepositoryCatalogData.
+/// The data that the gallery shows of a public repository, as in ECR Public's
+/// PutRepositoryCatalogData.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CatalogData {
@@ -241,17 +245,17 @@ pub struct CatalogData {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 682_668), extend("format" = "byte"))]
     pub logo_image_blob: Option<String>,
-    /// What it is about, in Markdown.
+    /// The description of the repository, in Markdown.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 25_600))]
     pub about_text: Option<String>,
-    /// How to use it, in Markdown.
+    /// The instructions for use, in Markdown.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 25_600))]
     pub usage_text: Option<String>,
 }
 
-/// What is known of a Repository.
+/// The observed state of a Repository.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("default" = { "observedGeneration": -1 }))]
@@ -262,7 +266,7 @@ pub struct RepositoryStatus {
     /// ARN of the repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository_arn: Option<String>,
-    /// What to write before a tag to pull from the repository.
+    /// The URI to write before a tag to pull from the repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository_uri: Option<String>,
     /// Account id of the registry.
@@ -274,16 +278,16 @@ pub struct RepositoryStatus {
     /// Bytes of the images, as their manifests say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size_bytes: Option<i64>,
-    /// How many findings of each severity the images have.
+    /// The number of findings of each severity in the images.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub finding_severity_counts: BTreeMap<String, i64>,
-    /// When something of this status was last found to be different. A look that finds nothing new is not written down.
+    /// The time at which this status last changed. A check that finds no change is not recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_handled_reconcile_at: Option<String>,
-    /// What is observed about the repository.
+    /// The conditions of the repository.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -312,7 +316,7 @@ impl Repository {
         self.spec.encryption_configuration.clone().unwrap_or_default()
     }
 
-    /// Returns whether its repository goes with it.
+    /// Returns whether its repository is deleted with it.
     pub fn deletes(&self) -> bool {
         self.deletion_policy() == DeletionPolicy::Delete && !self.deletion_protection()
     }

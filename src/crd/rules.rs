@@ -1,6 +1,7 @@
-//! What an API server would say to a manifest: the OpenAPI and CEL rules of the CRDs, applied here.
+//! The checks of an API server on a manifest: the OpenAPI and CEL rules of the CRDs, applied here.
 //!
-//! Stricter in one thing: a field that no schema names is refused, where an API server drops it unless asked not to.
+//! Stricter in one thing: a field that no schema names is refused, where an API server drops it
+//! unless asked not to.
 
 use std::collections::HashSet;
 
@@ -18,7 +19,7 @@ use super::generate::all;
 pub struct Violation {
     /// The field, such as `spec.rules[0].selection`; empty for the whole manifest.
     pub path: String,
-    /// What is wrong with it, and what to do.
+    /// The fault, and how to correct it.
     pub message: String,
 }
 
@@ -156,7 +157,8 @@ impl KindRules {
     }
 }
 
-/// Returns what `metadata` may hold: what Kubernetes knows, so that what comes out of a cluster goes in here.
+/// Returns what `metadata` may hold: the fields that Kubernetes knows, so that an object read from
+/// a cluster is valid here.
 fn metadata() -> Value {
     const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
     const QUALIFIED_NAME: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";

@@ -1,4 +1,4 @@
-//! What the kinds' methods say, beyond what the generated rules are tested for.
+//! Tests of the kinds' methods, beyond what the generated rules are tested for.
 
 use std::collections::BTreeMap;
 

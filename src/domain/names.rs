@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {value:?} is not valid: {rule}")]
 pub struct InvalidName {
-    /// What was being parsed, as a reader would call it ("repository name").
+    /// The name of the parsed value for a reader ("repository name").
     pub kind: &'static str,
     /// The offending value, shortened when it is very long.
     pub value: String,
@@ -94,8 +94,8 @@ impl FromStr for Region {
 }
 
 text_newtype!(
-    /// A Registry's name, which is also that of its folder and of its aws profile: a DNS subdomain, as Kubernetes wants of
-    /// an object's name.
+    /// A Registry's name, which is also that of its folder and of its aws profile: a DNS subdomain,
+    /// as Kubernetes requires of an object's name.
     RegistryName
 );
 
@@ -139,8 +139,9 @@ impl FromStr for RepositoryName {
     }
 }
 
-/// Whether `part` is what [`RepositoryName::PATTERN`] allows between two slashes: every request parses a name, and a scan of
-/// its bytes costs a tenth of what the regular expression does.
+/// Returns whether `part` is what [`RepositoryName::PATTERN`] allows between two slashes. Every
+/// request parses a name, and a scan of its bytes costs a tenth of what the regular expression
+/// does.
 fn is_name_component(part: &str) -> bool {
     let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = part.as_bytes();
@@ -184,14 +185,14 @@ impl FromStr for Tag {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// SHA-256, what every client uses unless told otherwise.
+    /// SHA-256, which every client uses by default.
     Sha256,
     /// SHA-512.
     Sha512,
 }
 
 impl Algorithm {
-    /// The name as it stands before the colon of a digest.
+    /// The name before the colon of a digest.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -268,7 +269,7 @@ impl FromStr for Digest {
     }
 }
 
-/// What a manifest is asked for by: a tag or a digest (the spec's `<tag-or-digest>`).
+/// The reference to a manifest in a request: a tag or a digest (the spec's `<tag-or-digest>`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reference {
     /// By tag.

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::names::RepositoryName;
 use crate::wildcard;
 
-/// What a filter must look like; 1 to 255 characters.
+/// The pattern of a filter; 1 to 255 characters.
 pub const FILTER_PATTERN: &str = r"^[a-z0-9*](?:[._\-/a-z0-9*]?[a-z0-9*]+)*$";
 
-/// What a scan looks at.
+/// The type of a scan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ScanType {
@@ -47,7 +47,7 @@ pub enum ScanFrequency {
     ScanOnPush,
     /// Then, and again when something new is known.
     ContinuousScan,
-    /// When somebody asks.
+    /// On request.
     Manual,
 }
 
@@ -65,27 +65,28 @@ impl ScanFrequency {
     }
 }
 
-/// Which repositories are scanned how often.
+/// A rule about which repositories are scanned how often.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningRule {
-    /// How often.
+    /// The frequency of scans.
     pub scan_frequency: ScanFrequency,
     /// Patterns of repository names; one that matches is enough.
     pub filters: Vec<String>,
 }
 
-/// ECR's `RegistryScanningConfiguration`. The default is that of a registry which nobody configured.
+/// ECR's `RegistryScanningConfiguration`. The default is that of a registry without a
+/// configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningConfiguration {
-    /// What scans.
+    /// The scanner.
     pub scan_type: ScanType,
     /// In the order in which they were put.
     pub rules: Vec<ScanningRule>,
 }
 
-/// What a scanning configuration means for one repository.
+/// The effect of a scanning configuration on one repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryScanning<'a> {
     /// When its images are scanned.

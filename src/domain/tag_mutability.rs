@@ -14,11 +14,11 @@ pub enum Mutability {
     /// Tags may be moved.
     #[default]
     Mutable,
-    /// Tags stay where they are.
+    /// Tags cannot be moved.
     Immutable,
     /// Tags may be moved, but for those that the filters name.
     MutableWithExclusion,
-    /// Tags stay where they are, but for those that the filters name.
+    /// Tags cannot be moved, but for those that the filters name.
     ImmutableWithExclusion,
 }
 
@@ -42,7 +42,7 @@ impl Mutability {
         Self::ALL.into_iter().find(|value| value.as_str() == text)
     }
 
-    /// Returns whether this value goes with exclusion filters.
+    /// Returns whether this value allows exclusion filters.
     pub fn has_exclusions(self) -> bool {
         matches!(self, Self::ImmutableWithExclusion | Self::MutableWithExclusion)
     }

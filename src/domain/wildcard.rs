@@ -5,8 +5,8 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     matches_by(pattern, text, |expected, found| expected == found)
 }
 
-/// Whether an IAM action such as `ecr:PutImage` matches `pattern`: `?` stands for one character and case doesn't
-/// count. Both are ASCII.
+/// Returns whether an IAM action such as `ecr:PutImage` matches `pattern`: `?` stands for one
+/// character and case doesn't count. Both are ASCII.
 pub fn matches_action(pattern: &str, action: &str) -> bool {
     matches_by(pattern, action, |expected, found| expected == b'?' || expected.eq_ignore_ascii_case(&found))
 }

@@ -12,22 +12,23 @@ use serde_saphyr::Spanned;
 use super::faults;
 use wharfage_crd::Violation;
 
-/// How deep a document may nest: no kind comes near it, and recursion over it stays shallow.
+/// The deepest nesting of a document: no kind comes near it, and recursion over it stays shallow.
 pub(super) const MAX_DEPTH: usize = 64;
-/// How many values a file's aliases may stand for: anchors that stand for anchors can make a small file immense.
+/// The number of values a file's aliases may stand for: anchors that stand for anchors can make a
+/// small file immense.
 pub(super) const MAX_REPEATED: usize = 20_000;
 
 /// The parser's stack in bytes: it recurses, and a thread of the runtime is too small for [`MAX_DEPTH`] levels in a build
 /// without optimizations.
 const PARSER_STACK: usize = 16 * 1024 * 1024;
 
-/// What is wrong with text that cannot be read, and at which line and column if that is known.
+/// The fault of text that cannot be read, and its line and column if known.
 type Fault = (Option<(u64, u64)>, String);
 
 /// Reads all documents of a file, YAML or JSON. Empty ones are left out.
 ///
 /// # Errors
-/// What is wrong with the first that cannot be read.
+/// The fault of the first document that cannot be read.
 pub(super) fn parse(text: &str) -> Result<Vec<Document>, Fault> {
     std::thread::scope(|scope| {
         let parser = std::thread::Builder::new().name("manifests".into()).stack_size(PARSER_STACK);
@@ -87,7 +88,7 @@ impl Entry {
         is_plain.then(|| text.get(self.written.clone()).map(str::trim)).flatten()
     }
 
-    /// Returns what is wrong with a number that some tools read as octal.
+    /// Returns the fault of a number that some tools read as octal.
     fn ambiguous(&self, text: &str) -> Option<String> {
         let written = self.written(text)?;
         let digits = written.trim_start_matches(['+', '-']);
@@ -189,7 +190,8 @@ impl Node {
         }
     }
 
-    /// What `path` leads to below this node, which lies at `here`, or what comes nearest above it; with its own path.
+    /// Returns the entry at `path` below this node, which is at `here`, or the nearest entry above
+    /// it; with its own path.
     fn nearest(&self, here: &str, path: &str) -> Option<(String, &Entry)> {
         let (there, entry) = self.entries(here).into_iter().find(|(there, _)| {
             path.strip_prefix(there.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
@@ -207,7 +209,7 @@ impl Node {
         }
     }
 
-    /// Calls `visit` with every entry below this node, which lies at `here`, and its path.
+    /// Calls `visit` with every entry below this node, which is at `here`, and its path.
     fn visit(&self, here: &str, visit: &mut dyn FnMut(&str, &Entry)) {
         for (path, entry) in self.entries(here) {
             visit(&path, entry);
@@ -215,7 +217,7 @@ impl Node {
         }
     }
 
-    /// The entries of a list or a mapping that lies at `here`, with their paths.
+    /// The entries of a list or a mapping that is at `here`, with their paths.
     fn entries(&self, here: &str) -> Vec<(String, &Entry)> {
         match self {
             Self::Scalar(_) => Vec::new(),
@@ -301,5 +303,5 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 }
 
-/// How many fields a mapping may have.
+/// The number of fields that a mapping may have.
 const MAX_FIELDS: usize = 10_000;

@@ -1,4 +1,4 @@
-//! What is wrong with text that cannot be read, in the words of those who write manifests.
+//! The faults of text that cannot be read, in the words of those who write manifests.
 //!
 //! The parser's own messages name its options and types. None of them is passed on.
 
@@ -7,7 +7,7 @@ use serde_saphyr::{Error, Location};
 
 use super::document::{MAX_DEPTH, MAX_REPEATED};
 
-/// The line and the column at which text is no YAML, where that is known, and what is wrong there.
+/// The line and the column at which text is no YAML, where that is known, and the fault there.
 pub(super) fn explain(error: &Error) -> (Option<(u64, u64)>, String) {
     let error = error.without_snippet();
     let known = |location: &Location| location.line() > 0;
@@ -75,7 +75,7 @@ fn is_about_aliases(breach: &BudgetBreach) -> bool {
     )
 }
 
-/// What the scanner of YAML's syntax means, by a part of its message: the first that fits.
+/// The meanings of the YAML scanner's messages, by a part of the message: the first that fits.
 const SYNTAX: [(&str, &str); 18] = [
     ("tab", "a tab is where YAML wants spaces: indent by spaces"),
     ("unclosed quote", UNCLOSED),
@@ -110,7 +110,7 @@ fn syntax(message: &str) -> &'static str {
     SYNTAX.iter().find(|(part, _)| message.contains(part)).map_or(UNREADABLE, |(_, meaning)| meaning)
 }
 
-/// As much of an author's text as a message has room for.
+/// As much of an author's text as a message can hold.
 fn cut(text: &str) -> &str {
     const LONGEST: usize = 100;
     text.char_indices().nth(LONGEST).map_or(text, |(end, _)| &text[..end])

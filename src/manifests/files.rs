@@ -14,11 +14,11 @@ use super::{Problem, Source};
 
 /// The path of standard input.
 const STANDARD_INPUT: &str = "-";
-/// How deep folders may lie in folders.
+/// The deepest nesting of folders.
 const MAX_DEPTH: usize = 16;
-/// How many files are read.
+/// The number of files that are read at most.
 const MAX_FILES: usize = 10_000;
-/// How many kustomizations are read.
+/// The number of kustomizations that are read at most.
 const MAX_KUSTOMIZATIONS: usize = 1_000;
 /// Maximum number of entries of folders that are read, manifests or not.
 const MAX_ENTRIES: usize = 100_000;
@@ -26,20 +26,20 @@ const MAX_ENTRIES: usize = 100_000;
 const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Bytes of all files together, and of standard input.
 const MAX_TOTAL_BYTES: u64 = 64 << 20;
-/// How many files a note names.
+/// The number of files that a note names at most.
 const NAMED: usize = 5;
 
 /// A file's text, as it is to be read.
 pub(super) struct Text {
-    /// The file's name, relative to the folder that was asked for.
+    /// The file's name, relative to the given folder.
     pub(super) name: PathBuf,
-    /// What it holds.
+    /// The content of the file.
     pub(super) text: String,
-    /// The namespace that a kustomization gives to what is in it.
+    /// The namespace that a kustomization gives to its resources.
     pub(super) namespace: Option<Rc<str>>,
 }
 
-/// What is found where manifests are looked for.
+/// A result of the search for manifests.
 pub(super) enum Found {
     /// A file.
     Text(Text),
@@ -100,10 +100,11 @@ fn unreadable(name: &Path, error: &io::Error) -> Problem {
     Problem::of_file(name, cannot_be_read(error))
 }
 
-/// The text of a file. What was `asked_for` by its own name may be a pipe, as `-f <(…)` gives one.
+/// Returns the text of a file. A file that was `asked_for` by its own name may be a pipe, as from
+/// `-f <(…)`.
 fn text(path: &Path, asked_for: bool, left: u64) -> io::Result<String> {
-    // Looked at before it is opened, as opening a device may do something; and opened so that it waits for nobody, as it may
-    // be something else by then.
+    // Checked before it is opened, as opening a device may do something; and opened so that it
+    // waits for nobody, as it may be something else by then.
     readable(fs::metadata(path)?.file_type(), asked_for)?;
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -117,7 +118,8 @@ fn text(path: &Path, asked_for: bool, left: u64) -> io::Result<String> {
 /// Reads no more than `most` bytes, and no more than is `left` of all.
 fn limited(from: impl Read, left: u64, most: u64) -> io::Result<String> {
     let mut text = String::new();
-    // One byte more than allowed tells a file at the limit from one beyond it, however it grows meanwhile.
+    // One byte more than allowed distinguishes a file at the limit from one beyond it, however it
+    // grows meanwhile.
     from.take(most.min(left) + 1).read_to_string(&mut text)?;
     let length = text.len() as u64;
     if length > most {
@@ -150,7 +152,7 @@ struct Listed {
     path: PathBuf,
     name: PathBuf,
     namespace: Option<Rc<str>>,
-    /// It was asked for by its own name, not found in a folder.
+    /// True if it was named itself, not found in a folder.
     asked_for: bool,
 }
 
@@ -158,10 +160,10 @@ struct Listed {
 #[derive(Clone)]
 struct Folder {
     path: PathBuf,
-    /// Its name for people; empty for the one that was asked for.
+    /// Its name for people; empty for the given one.
     name: PathBuf,
     depth: usize,
-    /// The namespace that a kustomization above gives to what is in it.
+    /// The namespace that a kustomization above gives to its resources.
     namespace: Option<Rc<str>>,
 }
 
@@ -223,7 +225,7 @@ impl Search {
             return Ok(());
         }
         if self.entries > MAX_ENTRIES {
-            // That is told once.
+            // The limit is reported once.
             return Ok(());
         }
         let names = self.names(folder)?;
@@ -294,7 +296,7 @@ impl Search {
                 return Ok(());
             }
         };
-        // What lies above has the last word, as with kustomize.
+        // A kustomization above takes precedence, as with kustomize.
         let mut folder = folder.clone();
         folder.namespace = folder.namespace.or_else(|| namespace.map(Rc::from));
         above.push(real.clone());

@@ -1,7 +1,8 @@
 //! Kustomizations: which files of a folder are meant, and in which namespace.
 //!
-//! What only kustomize can do (patches, prefixes, generators, …) is refused, so that a folder never means one thing in a
-//! cluster and another one here. Source: kustomize's reference of the Kustomization file.
+//! Features that only kustomize has (patches, prefixes, generators, …) are refused, so that a
+//! folder never means one thing in a cluster and another one here. Source: kustomize's reference
+//! of the Kustomization file.
 
 use std::path::Path;
 
@@ -17,7 +18,7 @@ pub(super) const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", 
 /// Fields that change nothing about the resources of our kinds.
 const WITHOUT_EFFECT: [&str; 6] = ["apiVersion", "kind", "metadata", "sortOptions", "openapi", "crds"];
 
-/// What a kustomization says, as far as it can be followed here.
+/// The content of a kustomization, as far as it can be followed here.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Kustomization {
     /// Files and folders, relative to the kustomization's own, each with its line.
@@ -26,7 +27,7 @@ pub(super) struct Kustomization {
     pub(super) namespace: Option<String>,
 }
 
-/// Reads the kustomization `text`, which lies in `folder` as `file`.
+/// Reads the kustomization `text`, which is in `folder` as `file`.
 ///
 /// # Errors
 /// Everything in it that cannot be followed here.

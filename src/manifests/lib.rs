@@ -1,7 +1,7 @@
 //! File mode: reads a folder of manifests, and refuses what an API server would refuse, with the same words.
 //!
-//! It reads files and judges each document by itself. Whether a reference leads anywhere is not looked at here: what is
-//! missing may come later, so the plan waits for it.
+//! It reads files and judges each document by itself. It does not check whether a referenced object
+//! exists: a missing one may come later, so the plan waits for it.
 
 mod document;
 mod faults;
@@ -31,7 +31,7 @@ use wharfage_crd::{
 /// The namespace of a manifest that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// What a folder asks for, in the order of its files' names.
+/// The resources that a folder declares, in the order of its files' names.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Manifests {
     /// The registries.
@@ -44,9 +44,10 @@ pub struct Manifests {
     pub pull_secrets: Vec<Loaded<PullSecret>>,
     /// Labels of the namespaces that the folder declares.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
-    /// Documents that are for somebody else.
+    /// Documents of other kinds.
     pub skipped: Vec<Skipped>,
-    /// What is not read though it lies there, and what else the author should know.
+    /// The files and documents that are present but not read, and what else the author should
+    /// know.
     pub notes: Vec<String>,
 }
 
@@ -78,10 +79,10 @@ impl fmt::Display for Source {
     }
 }
 
-/// A document that is for somebody else.
+/// A document of another kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
-    /// What it is, such as `v1 ConfigMap settings`.
+    /// The object's description, such as `v1 ConfigMap settings`.
     pub object: String,
     /// Where it is written.
     pub source: Source,
@@ -96,13 +97,13 @@ pub struct Problem {
     /// The document and the line, where there is one.
     #[serde(flatten)]
     pub source: Option<Source>,
-    /// What it is about, such as `Repository payments/api`, where that can be told.
+    /// The object concerned, such as `Repository payments/api`, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
     /// The field, such as `spec.rules[0].selection`; empty when it is none in particular.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
-    /// What is wrong, and what to do.
+    /// The fault, and how to correct it.
     pub message: String,
 }
 
@@ -195,8 +196,8 @@ impl Loader {
         loading.finish()
     }
 
-    /// Every immutable field that changes when `new` takes the place of `old`, as an API server would refuse it. What is
-    /// only in one of them is no change.
+    /// Every immutable field that changes when `new` takes the place of `old`, as an API server
+    /// would refuse it. An object that is only in one of them is no change.
     pub fn check_update(&self, old: &Manifests, new: &Manifests) -> Result<(), LoadError> {
         let mut problems = Vec::new();
         self.changes(&old.registries, &new.registries, &mut problems);
@@ -246,9 +247,9 @@ impl Manifests {
     }
 }
 
-/// How many faults of one document are reported.
+/// The number of faults of one document that are reported.
 const MAX_FAULTS: usize = 50;
-/// How many documents of other kinds a note names.
+/// The number of documents of other kinds that a note names.
 const NAMED: usize = 5;
 
 /// One reading of a folder.
@@ -260,7 +261,7 @@ struct Loading<'r> {
     declared: HashMap<(&'static str, Key), Source>,
 }
 
-/// What the documents of one file have in common.
+/// The data that the documents of one file have in common.
 struct Context<'t> {
     text: &'t str,
     namespace: Option<&'t str>,
@@ -415,7 +416,8 @@ impl<'r> Loading<'r> {
     }
 }
 
-/// That documents were passed over, as one that was meant for us may have its apiVersion misspelt.
+/// Returns a note that documents were passed over, as one that was meant for us may have its
+/// apiVersion misspelt.
 fn of_other_kinds(skipped: &[Skipped]) -> Option<String> {
     let (first, more) = skipped.split_at(skipped.len().min(NAMED));
     let named: Vec<String> = first.iter().map(|Skipped { object, source }| format!("{object} at {source}")).collect();
@@ -423,7 +425,7 @@ fn of_other_kinds(skipped: &[Skipped]) -> Option<String> {
     (!named.is_empty()).then(|| format!("passed over as not of group {GROUP}: {}{more}", named.join(", ")))
 }
 
-/// What tells two resources of a kind apart: namespace and name.
+/// The key that distinguishes two resources of a kind: namespace and name.
 type Key = (Option<String>, String);
 
 fn key<K: Resource>(resource: &K) -> Key {

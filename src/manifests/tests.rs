@@ -1,4 +1,4 @@
-//! Good and bad folders, and what is said about them.
+//! Good and bad folders, and the messages about them.
 
 mod faults;
 mod folders;
@@ -16,7 +16,7 @@ use wharfage_crd::common::Managed as _;
 use wharfage_crd::lifecycle_policy::Mode;
 use wharfage_crd::repository::Mutability;
 
-/// A folder with these files, gone when the test is over.
+/// A folder with these files, deleted when the test is over.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -37,7 +37,7 @@ impl Folder {
         Loader::new().unwrap().load(&self.0)
     }
 
-    /// Returns what is said about a folder that is refused, a line per fault.
+    /// Returns the messages about a folder that is refused, a line per fault.
     fn problems(&self) -> String {
         self.load().unwrap_err().to_string()
     }

@@ -22,7 +22,7 @@ use wharfage_crd::{API_VERSION, GROUP, VERSION};
 pub enum Finding {
     /// The cluster has it.
     Fine(String),
-    /// The cluster does not have it: what is missing, and what to do.
+    /// The cluster does not have it: the missing part, and what to do.
     Missing(String),
 }
 

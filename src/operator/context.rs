@@ -1,4 +1,4 @@
-//! The context that all controllers share. What only one controller remembers belongs to that
+//! The context that all controllers share. State of only one controller belongs to that
 //! controller.
 
 use std::sync::Arc;

@@ -3,8 +3,8 @@
 //!
 //! It is added by server-side apply with its own field manager, so that other finalizers stay
 //! unchanged. The patch has the uid, so that it does not create an object that is gone. It is
-//! removed by value, whoever wrote it: a manifest that was exported, or that comes from a backup,
-//! has it, too.
+//! removed by value, no matter who wrote it: a manifest that was exported, or that comes from a
+//! backup, has it, too.
 
 use std::fmt::Debug;
 

@@ -1,5 +1,5 @@
-//! The answers of the operator's admin server. It is healthy unless its work continues long
-//! after its term. It is ready while it stands by, and when it leads and its stores are complete.
+//! The answers of the operator's admin server. It is healthy unless its work continues long after
+//! its term. It is ready while it is a standby, and when it leads and its stores are complete.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};

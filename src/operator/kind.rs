@@ -49,7 +49,7 @@ pub(crate) trait Kind:
 {
     const NAME: &'static str;
 
-    /// Whether objects that refer to this kind are requeued when an object becomes Ready.
+    /// True if objects that refer to this kind are requeued when an object becomes Ready.
     const READY_REQUEUES_REFERRERS: bool = true;
 
     /// Returns the name of the Registry that the object is in; a Registry's is its own.
@@ -127,7 +127,7 @@ pub(crate) fn api_of<K: Kind>(client: &Client, object: &K) -> Api<K> {
 
 /// The fields that the statuses of all kinds have. [`status_fields`] implements it.
 pub(crate) trait StatusFields: Clone + Default + PartialEq + Serialize + Send + Sync {
-    /// Whether an event reports each new reason of Ready. Otherwise events report only Stalled:
+    /// True if an event reports each new reason of Ready. Otherwise events report only Stalled:
     /// when a registry fails, its Registry reports that, and not each of its resources.
     const EVENT_ON_NEW_REASON: bool;
 

@@ -317,9 +317,9 @@ struct Candidate {
     api: Api<Lease>,
     election: Election,
     seen: ObservedLease,
-    /// Whether `seen` is the last own write, so that a renewal needs no read.
+    /// True if `seen` is the last own write, so that a renewal needs no read.
     fresh: bool,
-    /// Whether the last request failed. The first and the last failure of a series are logged.
+    /// True if the last request failed. The first and the last failure of a series are logged.
     failing: bool,
 }
 

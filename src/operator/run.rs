@@ -1,4 +1,5 @@
-//! The operator as a process: finds its cluster, listens for who runs it, stands for election, works while it leads, and ends in order.
+//! The operator as a process: finds its cluster, serves its health endpoints, campaigns for the
+//! Lease, works while it leads, and ends in order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,14 +21,14 @@ use super::settings::Settings;
 use wharfage_process::admin;
 use wharfage_process::listener::bind;
 
-/// How the process runs.
+/// The environment in which the process runs.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// The name of the Lease by which replicas agree on who works; none: this one works at once.
     pub lease: Option<String>,
     /// Where the admin server listens.
     pub admin: Option<SocketAddr>,
-    /// How long running reconciles may take to end after a stop.
+    /// The time that running reconciles may take to end after a stop.
     pub grace: Duration,
 }
 
@@ -36,7 +37,7 @@ pub struct Process {
 /// # Errors
 /// When there is none.
 pub async fn cluster() -> anyhow::Result<Config> {
-    // It tries all; its error tells of the last.
+    // It tries all; its error is about the last.
     Config::infer().await.context(
         "cannot tell which cluster: set KUBECONFIG to a kubeconfig, have one in ~/.kube/config, or run in a Pod with a service account",
     )
@@ -88,7 +89,7 @@ pub fn run(
                     identity: settings.identity.clone(),
                     grace: process.grace,
                 };
-                // A connection of its own: renewals don't queue behind reconciles.
+                // A separate connection: renewals don't queue behind reconciles.
                 leader::lead(connect()?, &election, stop, reconcile).await
             }
             None => leader::work_alone(process.grace, stop, reconcile).await,

@@ -5,7 +5,7 @@ use super::policy_rule::Feature;
 /// The operator's settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The owner recorded on repositories. What another cluster owns is never changed.
+    /// The owner recorded on repositories. Resources of another cluster are never changed.
     pub cluster: String,
     /// The namespace that the operator runs in.
     pub namespace: String,

@@ -87,9 +87,9 @@ impl ReadyState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConditionSet {
     pub state: ReadyState,
-    /// Whether all referenced objects exist; nothing if that was not checked.
+    /// The result of the check that all referenced objects exist; nothing if that was not checked.
     pub references: Option<Result<(), Cause>>,
-    /// Whether another party changed the registry; nothing if that was not checked.
+    /// True if another party changed the registry; nothing if that was not checked.
     pub drifted: Option<(bool, Cause)>,
 }
 

@@ -1,4 +1,4 @@
-//! The queues of the controllers: a resource is requeued by a change of its own, and by a change of
+//! The queues of the controllers: a resource is requeued by its own change, and by a change of
 //! an object that it refers to. Further rules belong to the controller of a kind. Everything else
 //! waits for its interval.
 

@@ -1,5 +1,6 @@
-//! Reads the desired state of one registry from manifests: references are resolved, and namespaces keep within what their
-//! Registry allows. What is not possible here is refused or noted, and never dropped.
+//! Reads the desired state of one registry from manifests: references are resolved, and namespaces
+//! keep within what their Registry allows. Settings that are not possible here are refused or
+//! noted, and never dropped.
 
 use std::borrow::Cow;
 

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// One author of a document: a resource with entries in it.
 #[derive(Debug, Clone)]
 pub struct Author<K, V> {
-    /// The desired entries, in the author's order. An entry without a name of its own has its content's fingerprint as key.
+    /// The desired entries, in the author's order. An entry without a name has its content's
+    /// fingerprint as key.
     pub desired: Vec<(K, V)>,
     /// The keys of the entries that the author may have written before.
     pub last_applied: BTreeSet<K>,
@@ -28,7 +29,7 @@ pub struct MergedDocument<K, V> {
     pub authors: Vec<AuthorResult<K>>,
 }
 
-/// What a merge means for one author.
+/// The result of a merge for one author.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorResult<K> {
     /// The keys to record before the document is written.

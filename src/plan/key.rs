@@ -37,7 +37,8 @@ pub enum RegistryDocument {
 }
 
 impl ObjectKey {
-    /// Returns the name that tells the object from others of its kind; `None` for a document.
+    /// Returns the name that distinguishes the object from others of its kind; `None` for a
+    /// document.
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Document(_) => None,

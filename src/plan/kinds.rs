@@ -48,7 +48,7 @@ macro_rules! kinds {
             pub declared: BTreeSet<Object>,
             /// Repositories that keep what the tags record as theirs: it is not known yet whether they are for this registry.
             pub pending_owners: BTreeSet<Object>,
-            /// Resources that cannot be planned. What they own already is left unchanged.
+            /// Resources that cannot be planned. Objects that they own already are left unchanged.
             pub refused: Vec<Refused>,
             /// Sentences about fields that have no effect here.
             pub notes: Vec<String>,
@@ -93,8 +93,8 @@ macro_rules! kinds {
 
 /// Returns the changes that make a registry match the manifests.
 ///
-/// Steps come in the order in which they can be executed: settings, repositories, lifecycle policies, then what is released
-/// and what is deleted. The plan changes nothing whose tags record another owner.
+/// Steps come in the order in which they can be executed: settings, repositories, lifecycle
+/// policies, then releases and deletions. The plan changes nothing whose tags record another owner.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut context = PlanContext::new(desired, observed);
     let mut plan = Plan { refused: desired.refused.clone(), notes: desired.notes.clone(), ..Plan::default() };

@@ -28,7 +28,7 @@ impl Refused {
     }
 }
 
-/// Whether a plan may change anything for a resource.
+/// Permission of a plan to change anything for a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Management {
     /// It may.
@@ -69,11 +69,11 @@ pub struct DesiredRepository {
     pub policy: Option<Value>,
     /// Resource tags.
     pub tags: BTreeMap<String, String>,
-    /// Whether it may be changed.
+    /// The permission to change it.
     pub management: Management,
-    /// Whether it may be adopted.
+    /// The permission to adopt it.
     pub adoption: Adoption,
-    /// What happens when the manifest is deleted.
+    /// The action when the manifest is deleted.
     pub on_removal: OnRemoval,
 }
 
@@ -109,9 +109,9 @@ pub struct DesiredLifecyclePolicy {
     pub by: EnforcedBy,
     /// ECR's document: `{"rules": […]}`.
     pub document: Value,
-    /// Whether it may be changed.
+    /// The permission to change it.
     pub management: Management,
-    /// Whether it may replace a policy without an owner.
+    /// The permission to replace a policy without an owner.
     pub adoption: Adoption,
     /// The policy is deleted with the manifest (deletionPolicy Delete).
     pub delete_on_removal: bool,

@@ -154,7 +154,8 @@ impl Manages {
         text
     }
 
-    /// Reads the tag. Whatever cannot be read counts as not managed and as retained, which is safe.
+    /// Reads the tag. A value that cannot be read counts as not managed and as retained, which is
+    /// safe.
     fn parse(text: &str) -> Self {
         let (flags, keys) = text.split_once(':').unwrap_or((text, ""));
         let on_removal = if flags.contains('x') {
@@ -186,7 +187,7 @@ pub struct LifecycleOwner {
     pub namespace: String,
     /// The LifecyclePolicy's name, shortened if it is long.
     name: String,
-    /// The policy is deleted when the manifest goes.
+    /// The policy is deleted when the manifest is deleted.
     pub delete: bool,
     /// The operator enforces the policy, and the registry has none.
     pub by_operator: bool,

@@ -310,7 +310,7 @@ proptest! {
             match &ownership.owner {
                 Some(owner) if owner.cluster != OURS => prop_assert_eq!(is, Some(was), "another cluster's"),
                 Some(owner) if desired.refused.iter().any(|it| it.object == owner.object()) => {
-                    // Its LifecyclePolicy is a matter of its own.
+                    // Its LifecyclePolicy is checked separately.
                     prop_assert_eq!(is.map(|it| Ownership::read(&it.tags).owner), Some(ownership.owner.clone()));
                     prop_assert_eq!(is.map(|it| &it.policy), Some(&was.policy));
                 }
@@ -532,7 +532,7 @@ proptest! {
     }
 }
 
-/// A Repository with the first of so many tags of its own, from this one on.
+/// A Repository with the first of so many own tags, from this one on.
 fn tagged(first: usize, count: usize) -> Desired {
     let tags = (first..first + count).map(|n| (format!("mine.{n}"), "x".to_owned())).collect();
     let repository = DesiredRepository {

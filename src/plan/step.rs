@@ -141,8 +141,9 @@ impl Plan {
         }
     }
 
-    /// Removes and returns the steps that release or delete what no manifest declares any more. What a declared resource
-    /// gives up stays in the plan, such as a policy for a repository that its selector no longer chooses.
+    /// Removes and returns the steps that release or delete what no manifest declares any more.
+    /// Steps by which a declared resource gives something up stay in the plan, such as a policy for
+    /// a repository that its selector no longer chooses.
     #[must_use]
     pub fn take_orphans(&mut self, desired: &Desired) -> Vec<Step> {
         let declared: BTreeSet<&RepositoryName> = desired.repositories.iter().map(|it| &it.name).collect();

@@ -1,4 +1,4 @@
-//! How plans read, to people and to programs.
+//! Tests of the text of plans, for people and for programs.
 
 mod orphans;
 

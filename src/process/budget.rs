@@ -22,7 +22,7 @@ const STEP: usize = 64 * 1024;
 #[error("the memory for request and response bodies is in use")]
 pub struct Exhausted;
 
-/// How many bytes may be held.
+/// The limits on held memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// In all.
@@ -53,11 +53,11 @@ struct State {
     used: usize,
     next: u64,
     accounts: BTreeMap<u64, Charge>,
-    /// What the accounts of each owner hold together, in bytes.
+    /// The memory that the accounts of each owner hold together, in bytes.
     owners: HashMap<u64, usize>,
 }
 
-/// What an account holds and how far it may grow, both in bytes.
+/// The memory that an account holds and how far it may grow, both in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Charge {
     owner: u64,
@@ -118,7 +118,8 @@ impl State {
             Some(charge) => self.accounts.insert(id, charge),
             None => self.accounts.remove(&id),
         };
-        // What comes is counted before what goes, so that an owner is forgotten only when it holds nothing.
+        // New bytes are counted before released ones, so that an owner is forgotten only when it
+        // holds nothing.
         if let Some(Charge { owner, held, .. }) = charge {
             self.used += held;
             *self.owners.entry(owner).or_default() += held;
@@ -142,7 +143,8 @@ impl State {
         let mut left_of: HashMap<u64, usize> = owners.collect();
         let mut waiting: Vec<Charge> = self.accounts.values().copied().collect();
         waiting.sort_unstable_by_key(Charge::missing);
-        // Who can end gives back what it holds, so the order among those who can does not matter.
+        // An account that can end gives back what it holds, so the order among those who can does
+        // not matter.
         while !waiting.is_empty() {
             let before = waiting.len();
             waiting.retain(|charge| {
@@ -221,7 +223,7 @@ impl Account {
         }
         let budget = Arc::clone(&self.budget);
         let deadline = Instant::now() + timeout;
-        // What is larger than all that one may have is not waited for.
+        // A request larger than the limit of one owner is refused without waiting.
         while bytes <= budget.limits.size.min(budget.limits.per_owner) {
             let released = budget.released.notified();
             tokio::pin!(released);
@@ -358,7 +360,8 @@ mod tests {
     }
 
     proptest! {
-        /// Accounts grow step by step in any order; whoever is refused tries again later. All of them reach their needs.
+        /// Accounts grow step by step in any order; a refused account tries again later. All of
+        /// them reach their needs.
         #[test]
         fn everybody_ends_whatever_the_order(
             needs in prop::collection::vec((1_usize..20, 0..3), 1..12),

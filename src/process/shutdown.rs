@@ -1,4 +1,4 @@
-//! How the tasks of a process learn that it ends.
+//! The signal by which the tasks of a process learn that it ends.
 
 use tokio::sync::watch;
 

@@ -2,7 +2,7 @@
 
 use tracing_subscriber::EnvFilter;
 
-/// How the log is written.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -16,7 +16,8 @@ pub fn is_capable_terminal(stream: &impl std::io::IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Whether colors are wanted on a stream: it is a capable terminal, and `NO_COLOR` is not set (<https://no-color.org>).
+/// Returns whether colors are wanted on a stream: it is a capable terminal, and `NO_COLOR` is not
+/// set (<https://no-color.org>).
 fn takes_colors(stream: &impl std::io::IsTerminal) -> bool {
     is_capable_terminal(stream) && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -1,8 +1,9 @@
 //! The file system of a data folder: when it is too full for pushes, and a reserve for deletions.
 //!
 //! Even a deletion writes: the database's log grows before anything shrinks. So a file of some MiB
-//! reserves space. It is released when little else is free, and allocated again when there is room.
-//! Pushes are refused well before that point: bytes that fill the reserve could not be deleted.
+//! reserves space. It is released when little else is free, and allocated again when there is
+//! space. Pushes are refused well before that point: bytes that fill the reserve could not be
+//! deleted.
 
 use std::fs::File;
 use std::io;
@@ -45,7 +46,7 @@ struct DiskUsage {
 #[derive(Debug, PartialEq, Eq)]
 enum ReserveChange {
     None,
-    /// There is room for it.
+    /// There is space for it.
     Allocate,
     /// Deletions may need it.
     Release,

@@ -244,7 +244,7 @@ pub struct ReferrerFilter {
     pub status: Option<ImageStatus>,
 }
 
-/// What happens to an image when its last tag is deleted.
+/// The action on an image when its last tag is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LastTag {
     /// The image is kept, untagged (`/v2/`).
@@ -287,8 +287,8 @@ pub struct ImageDeleted {
     pub image_deleted: bool,
 }
 
-/// How many of the indexes that hold an image a refusal names at most. An image may be held by
-/// thousands.
+/// The highest number of indexes that a refusal names of those that hold an image. An image may be
+/// held by thousands.
 pub(super) const MAX_NAMED_PARENTS: usize = 100;
 
 /// The reason why an image or a tag was not deleted.
@@ -311,8 +311,7 @@ pub enum DeleteImageError {
     Store(#[from] StoreError),
 }
 
-/// What happens to the referrers of a deleted image. (They always follow a change of storage
-/// class.)
+/// The action on the referrers of a deleted image. (They always follow a change of storage class.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Referrers {
     /// A [`super::jobs::FollowSubject`] job is written with the deletion (the API, lifecycle

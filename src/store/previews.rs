@@ -83,7 +83,7 @@ pub struct Preview {
 }
 
 /// A run of the job that finds a preview's results. A job that is run again after it was killed has
-/// results of its own.
+/// its own results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PreviewRun {
     /// Repository of the preview.

@@ -92,7 +92,7 @@ pub struct Repository {
     pub name: RepositoryName,
     /// Creation time.
     pub created_at: Timestamp,
-    /// Which tags may be moved to another image.
+    /// The tags that may be moved to another image.
     pub tag_mutability: TagMutability,
     /// `imageScanningConfiguration.scanOnPush`.
     pub scan_on_push: bool,
@@ -119,7 +119,7 @@ pub struct NewRepository {
     pub name: RepositoryName,
     /// Current time.
     pub created_at: Timestamp,
-    /// Which tags may be moved to another image.
+    /// The tags that may be moved to another image.
     pub tag_mutability: TagMutability,
     /// `imageScanningConfiguration.scanOnPush`.
     pub scan_on_push: bool,

@@ -71,8 +71,9 @@ pub trait UploadStore: Send + Sync {
 /// are.
 pub(super) const COUNT_LIMIT: u64 = 10_000;
 
-/// How long after the end of a claim its writer's last request may still reach the object store. It
-/// exceeds every request timeout there. Only after it is deleted what such a writer may have left.
+/// The time after the end of a claim within which its writer's last request may still reach the
+/// object store. It exceeds every request timeout there. Only after it is deleted what such a
+/// writer may have left.
 pub const LATE_WRITE: SignedDuration = SignedDuration::from_mins(5);
 
 /// An upload session.
@@ -137,7 +138,7 @@ pub struct AdvanceUpload {
     pub progress: UploadProgress,
     /// Generation for objects that are begun after this chunk.
     pub generation: Generation,
-    /// How long the claim continues; `None` ends it.
+    /// The time for which the claim continues; `None` ends it.
     pub hold: Option<Duration>,
     /// Current time.
     pub now: Timestamp,

@@ -78,7 +78,7 @@ class Server:
         assert code == 0, f"wharfage up ended with {code}:\n" + "".join(self.lines)
 
     def shell(self, script, home, **variables):
-        """Runs a script as a user would type it, and returns what it prints."""
+        """Runs a script as a user would type it, and returns its output."""
         environment = self.environment | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home)} | variables
         ran = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
@@ -221,7 +221,7 @@ def send(ecr, server):
         prepared = signed.prepare()
         headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in prepared.headers.items()}
         status, _, answer = request(prepared.url, tamper or body, **headers)
-        told = json.loads(answer)
-        return status, told.get("__type", "").rpartition("#")[2], told
+        parsed = json.loads(answer)
+        return status, parsed.get("__type", "").rpartition("#")[2], parsed
 
     return send

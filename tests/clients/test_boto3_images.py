@@ -30,7 +30,7 @@ def put(ecr, repository, image, **parameters):
 # PutImage
 
 
-def test_an_image_is_put_and_told_back(ecr, repository):
+def test_an_image_is_put_and_returned(ecr, repository):
     image = images.image("put")
     for blob in image.blobs:
         images.upload(ecr, repository, blob)
@@ -161,10 +161,10 @@ def test_a_manifest_of_more_than_four_mebibytes_is_refused(unchecked, ecr, repos
 def test_images_are_read_by_tag_by_digest_and_by_both(ecr, repository):
     image = images.push(ecr, repository, images.image("read"), "v1")
     both = {"imageTag": "v1", "imageDigest": image.digest}
-    for asked, told in ({"imageTag": "v1"}, both), ({"imageDigest": image.digest}, None), (both, both):
+    for asked, expected in ({"imageTag": "v1"}, both), ({"imageDigest": image.digest}, None), (both, both):
         answer = ecr.batch_get_image(repositoryName=repository, imageIds=[asked])
         (read,) = answer["images"]
-        assert read["imageId"] == (told or {"imageDigest": image.digest})
+        assert read["imageId"] == (expected or {"imageDigest": image.digest})
         assert (read["imageManifest"], read["imageManifestMediaType"]) == (image.manifest, images.MANIFEST)
         assert answer["failures"] == []
 

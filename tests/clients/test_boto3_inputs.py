@@ -9,7 +9,7 @@ import uuid
 import botocore.session
 import pytest
 
-# What the registry takes; an operation that joins is added here.
+# The operations of the registry; add a new operation here.
 OPERATIONS = """
     GetAuthorizationToken DescribeRegistry GetAccountSetting PutAccountSetting
     PutRegistryPolicy GetRegistryPolicy DeleteRegistryPolicy
@@ -24,7 +24,7 @@ OPERATIONS = """
 
 MODEL = botocore.session.get_session().get_service_model("ecr")
 
-# One value of each JSON type; null stands for an absent member.
+# One value of each JSON type; null means an absent member.
 VALUES = {"string": "text", "number": 7, "boolean": True, "list": [], "structure": {}}
 
 JSON_TYPES = {

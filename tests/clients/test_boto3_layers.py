@@ -66,7 +66,7 @@ def test_the_largest_part_is_taken_and_a_larger_one_refused(ecr, unchecked, repo
         part(unchecked, repository, start(ecr, repository), 0, largest + b"x")
 
 
-def test_a_body_that_no_part_needs_is_refused_and_its_client_is_told(ecr, unchecked, repository):
+def test_a_body_that_no_part_needs_is_refused_and_its_client_is_answered(ecr, unchecked, repository):
     upload = start(ecr, repository)
     with refused("RequestEntityTooLargeException", status=413):
         part(unchecked, repository, upload, 0, bytes(26 * MIB))

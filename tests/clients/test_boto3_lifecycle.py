@@ -1,4 +1,4 @@
-"""Lifecycle policies: put, got, deleted, refused, previewed, and carried out."""
+"""Lifecycle policies: put, got, deleted, refused, previewed, and enforced."""
 
 import json
 import re
@@ -163,14 +163,14 @@ def test_a_preview_of_a_wrong_policy_is_refused(ecr, repository):
         ecr.start_lifecycle_policy_preview(repositoryName=repository, lifecyclePolicyText="{" * 100)
 
 
-# What the policy does
+# Evaluation of the policy
 
 
 def test_a_policy_that_is_put_is_carried_out(ecr, repository):
     pushed = [images.push(ecr, repository, images.image(f"{n}"), f"v{n}") for n in range(4)]
     ecr.put_lifecycle_policy(repositoryName=repository, lifecyclePolicyText=policy(rule(1, "any", number=2)))
     deadline = time.monotonic() + TIMEOUT
-    # The time of the evaluation is written when all of it has been carried out.
+    # The time of the evaluation is written when all of it has been executed.
     while not ecr.get_lifecycle_policy(repositoryName=repository)["lastEvaluatedAt"].timestamp():
         assert time.monotonic() < deadline, "the policy isn't evaluated"
         time.sleep(0.1)

@@ -31,13 +31,13 @@ def without(member):
 def test_a_policy_is_put_got_and_deleted(ecr, repository):
     named = {"registryId": "123456789012", "repositoryName": repository}
 
-    def told(answer):
+    def returned(answer):
         assert {name: answer[name] for name in named} == named
         return json.loads(answer["policyText"])
 
-    assert told(ecr.set_repository_policy(repositoryName=repository, policyText=json.dumps(PULL))) == PULL
-    assert told(ecr.get_repository_policy(repositoryName=repository)) == PULL
-    assert told(ecr.delete_repository_policy(repositoryName=repository)) == PULL
+    assert returned(ecr.set_repository_policy(repositoryName=repository, policyText=json.dumps(PULL))) == PULL
+    assert returned(ecr.get_repository_policy(repositoryName=repository)) == PULL
+    assert returned(ecr.delete_repository_policy(repositoryName=repository)) == PULL
     message = f"Repository policy does not exist for the repository with name '{repository}' in the registry with id '123456789012'"
     for operation in (ecr.get_repository_policy, ecr.delete_repository_policy):
         with refused("RepositoryPolicyNotFoundException", message):

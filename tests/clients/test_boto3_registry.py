@@ -1,4 +1,4 @@
-"""The registry as a whole: tokens, who may ask, and what is no question."""
+"""The registry as a whole: tokens, authorization, and invalid requests."""
 
 import base64
 import datetime
@@ -63,11 +63,11 @@ def test_the_registry_is_described(ecr):
 
 
 def test_every_answer_says_what_speaks(ecr, server):
-    told = ecr.describe_registry()["ResponseMetadata"]["HTTPHeaders"]["server"]
-    assert re.fullmatch(r"wharfage/\d+\.\d+\.\d+\S*", told)
+    header = ecr.describe_registry()["ResponseMetadata"]["HTTPHeaders"]["server"]
+    assert re.fullmatch(r"wharfage/\d+\.\d+\.\d+\S*", header)
     for path in ("/", "/v2/", "/v2/app/manifests/v1", "/nowhere"):
         _, headers, _ = request(f"http://{server.address}{path}")
-        assert headers.get_all("Server") == [told], path
+        assert headers.get_all("Server") == [header], path
 
 
 # Who may ask
@@ -115,9 +115,9 @@ def test_a_signature_for_another_region_is_refused(send):
 
 @pytest.mark.parametrize("service", ["ecr-public", "sts", "s3"])
 def test_a_signature_for_another_service_is_refused(send, service):
-    status, code, told = send("DescribeRegistry", b"{}", service=service)
+    status, code, error = send("DescribeRegistry", b"{}", service=service)
     assert (status, code) == (400, "InvalidSignatureException")
-    assert told["message"] == "Credential should be scoped to correct service: 'ecr'."
+    assert error["message"] == "Credential should be scoped to correct service: 'ecr'."
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_request_without_a_whole_signature_is_refused(server, authorization, c
     assert json.loads(body)["__type"].rpartition("#")[2] == code
 
 
-# What is no question
+# Invalid requests
 
 
 @pytest.mark.parametrize(

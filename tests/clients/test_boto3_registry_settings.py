@@ -1,4 +1,4 @@
-"""What a registry as a whole is set to: its policy, how its repositories are scanned, its account settings."""
+"""The settings of a registry: its policy, the scanning configuration, the account settings."""
 
 import contextlib
 import json
@@ -61,15 +61,15 @@ def rule(frequency, *filters):
 
 
 def test_a_policy_is_put_got_and_deleted(ecr, no_policy):
-    def told(answer):
+    def returned(answer):
         assert answer["registryId"] == ACCOUNT
         return json.loads(answer["policyText"])
 
-    assert told(ecr.put_registry_policy(policyText=json.dumps(REPLICATE))) == REPLICATE
-    assert told(ecr.get_registry_policy()) == REPLICATE
+    assert returned(ecr.put_registry_policy(policyText=json.dumps(REPLICATE))) == REPLICATE
+    assert returned(ecr.get_registry_policy()) == REPLICATE
     other = statement(Resource="*")
-    assert told(ecr.put_registry_policy(policyText=other)) == told(ecr.get_registry_policy()) == json.loads(other)
-    assert told(ecr.delete_registry_policy()) == json.loads(other)
+    assert returned(ecr.put_registry_policy(policyText=other)) == returned(ecr.get_registry_policy()) == json.loads(other)
+    assert returned(ecr.delete_registry_policy()) == json.loads(other)
     message = f"^Registry policy does not exist in the registry with id '{ACCOUNT}'$"
     for operation in (ecr.get_registry_policy, ecr.delete_registry_policy):
         with refused("RegistryPolicyNotFoundException", message):

@@ -60,13 +60,13 @@ class Names(http.server.BaseHTTPRequestHandler):
 
 
 def pump(source, target):
-    """Passes on what comes from one socket to another, and its end."""
+    """Copies data from one socket to another until the end of the stream, and passes the end on."""
     try:
         while received := source.recv(65536):
             target.sendall(received)
         target.shutdown(socket.SHUT_WR)
     except OSError:
-        # Whoever went away ends both directions.
+        # A disconnected peer ends both directions.
         for end in (source, target):
             end.close()
 

@@ -183,11 +183,11 @@ def test_what_the_shell_had_set_for_another_registry_does_not_get_in_the_way(she
 )
 def test_every_shell_finds_the_registry(shell, server, language, evaluate):
     ask = "; ".join(["aws ecr describe-registry --query registryId --output text", "printenv WHARFAGE_REGISTRY"])
-    told = shell(
+    output = shell(
         f"{language} -c '{evaluate}; {ask}'",
         DATA=str(server.data), AWS_PROFILE="prod", AWS_CONFIG_FILE="/nowhere", AWS_ENDPOINT_URL="http://127.0.0.1:1", WHARFAGE_REGISTRY="-",
     )  # fmt: skip
-    assert told.split() == ["123456789012", server.address]
+    assert output.split() == ["123456789012", server.address]
 
 
 def test_a_registry_is_chosen_by_its_name(shell, server):

@@ -23,7 +23,7 @@ fn rounds() -> usize {
 
 type Key = (&'static str, String);
 
-/// What one worker knows when the crash comes.
+/// The knowledge of one worker when the crash comes.
 #[derive(Default)]
 struct Tags {
     /// The digest that each tag's last answered PUT put there.
@@ -35,7 +35,8 @@ struct Tags {
 /// Tells how many PUTs were acknowledged in a round.
 type Acknowledged = watch::Sender<usize>;
 
-/// What each tag may point at after all the crashes so far. A tag that was never acknowledged may be missing.
+/// The digests that each tag may point at after all the crashes so far. A tag that was never
+/// acknowledged may be missing.
 type Expected = BTreeMap<Key, Vec<Digest>>;
 
 impl Tags {
@@ -57,13 +58,13 @@ pub struct Registry {
     url: String,
     http: reqwest::Client,
     pub ecr: aws_sdk_ecr::Client,
-    /// What is sent as `Basic`.
+    /// The value sent as `Basic`.
     token: String,
 }
 
 impl Registry {
     pub async fn of(server: &Wharfage) -> Self {
-        // What is tried again after the crash would be neither acknowledged nor refused.
+        // A request repeated after the crash would be neither acknowledged nor refused.
         let config = server.ecr().config().to_builder().retry_config(RetryConfig::disabled()).build();
         let ecr = aws_sdk_ecr::Client::from_conf(config);
         let answer = ecr.get_authorization_token().send().await.unwrap();
@@ -125,7 +126,8 @@ impl Registry {
         (answer.status(), answer.bytes().await.unwrap().to_vec())
     }
 
-    /// Pulls what a reference names, whole, checking every digest; returns the manifest's, or what is missing.
+    /// Pulls what a reference names, whole, checking every digest; returns the manifest's, or the
+    /// missing part.
     pub async fn pull_whole(&self, repository: &str, reference: &str) -> Result<Digest, String> {
         let there = |(status, bytes), what: &str| match status {
             StatusCode::OK => Ok(bytes),
@@ -162,7 +164,7 @@ fn content(size: usize) -> Vec<u8> {
     seed.bytes().chain(std::iter::once(b' ')).cycle().take(size).collect()
 }
 
-/// Pushes images under two tags of its own, in turn, until the crash.
+/// Pushes images under its own two tags, in turn, until the crash.
 async fn push_until_the_crash(registry: Registry, worker: usize, acknowledged: Acknowledged) -> Tags {
     let mut tags = Tags::default();
     for n in 0.. {

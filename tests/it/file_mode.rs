@@ -1,4 +1,4 @@
-//! What `plan` and `apply` read, and what they show.
+//! Tests of the input of `plan` and `apply`, and of their output.
 
 use std::process::{Command, Stdio};
 

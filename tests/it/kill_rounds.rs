@@ -1,6 +1,6 @@
-//! Two replicas on PostgreSQL and S3, of which one is killed in each round, or the database, or the S3 server, while clients
-//! push. Clients do what clients do: they try again, at the other replica. Whatever was acknowledged is whole afterwards, at
-//! both replicas, and everything that was not killed recovers by itself.
+//! Two replicas on PostgreSQL and S3, of which one is killed in each round, or the database, or the
+//! S3 server, while clients push. Clients retry, at the other replica. All acknowledged pushes are
+//! whole afterwards, at both replicas, and everything that was not killed recovers by itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::crash::Registry;
 
 const REPOSITORY: &str = "kill/rounds";
 const CLIENTS: usize = 3;
-/// How many pushes show that all works again.
+/// The number of pushes that show that all works again.
 const RECOVERED: usize = 2 * CLIENTS;
 
 /// Returns how often something is killed: everything in turn. More by hand: `WHARFAGE_CRASH_ROUNDS=50`.
@@ -25,7 +25,7 @@ fn rounds() -> usize {
     std::env::var("WHARFAGE_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
 }
 
-/// Pushes that were acknowledged: each under a tag of its own.
+/// Pushes that were acknowledged: each under a separate tag.
 type Pushed = BTreeMap<String, Digest>;
 
 /// Everything that runs.
@@ -72,7 +72,8 @@ impl Bed {
     }
 }
 
-/// Pushes images until `stop`, at the replicas in turn. What fails is pushed again as something else.
+/// Pushes images until `stop`, at the replicas in turn. A push that fails is repeated with another
+/// image.
 async fn push(
     registries: [Registry; 2],
     name: String,
@@ -133,7 +134,7 @@ async fn what_was_acknowledged_survives_kill_9_of_a_replica_of_postgres_and_of_s
         bed.start_again(victim).await;
         let before = *count.borrow();
         let recovered = count.wait_for(|count| *count >= before + RECOVERED);
-        // What it returns would lock the count.
+        // Its return value would lock the count.
         let recovered = tokio::time::timeout(STARTUP, recovered).await.is_ok();
         if !recovered {
             panic!("nothing is pushed any more after kill -9 of {victim:?}:\n{}", bed.replicas[0].output());

@@ -1,4 +1,4 @@
-//! What operators see: health, readiness, metrics, the log, and an end that cuts nothing.
+//! Tests of what operators see: health, readiness, metrics, the log, and an end that cuts nothing.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ async fn metrics_count_requests_bytes_uploads_and_jobs() {
     assert_eq!(sample(&metrics, "wharfage_sent_bytes_total"), 12_345.0);
     assert_eq!(sample(&metrics, "wharfage_uploads_open"), 1.0);
     assert!(sample(&metrics, "wharfage_connections") >= 1.0);
-    // What a policy's job does is done sooner or later.
+    // A policy's job runs sooner or later.
     loop {
         let (_, metrics) = get(&admin, "/metrics").await;
         if metrics.lines().any(|line| line.starts_with("wharfage_jobs_ended_total{") && line.contains("done")) {
@@ -150,7 +150,7 @@ async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
     }
     assert_eq!(get(&admin, "/readyz").await, (503, "stopping\n".into()));
     assert_eq!(get(&admin, "/healthz").await.0, 200);
-    // The listener closes a moment after that is told.
+    // The listener closes a moment after that is reported.
     while reqwest::get(repository.base()).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

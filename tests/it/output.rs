@@ -1,4 +1,5 @@
-//! What the commands do where their output cannot be written: on a full disk, and where nobody reads any more.
+//! Tests of the commands where their output cannot be written: on a full disk, and where nobody
+//! reads any more.
 
 use std::fs::OpenOptions;
 use std::path::Path;
@@ -104,7 +105,7 @@ async fn a_reader_that_goes_away_changes_nothing() {
         });
         assert_eq!(unread.status.code(), Some(code), "{arguments:?}");
     }
-    // What goes to standard error alone: the complaint about a command line, and about a folder.
+    // The output to standard error alone: the complaint about a command line, and about a folder.
     for (arguments, code) in [(vec!["plan"], 2), (vec!["plan", "-f", "no/such/folder"], 1)] {
         let unread = run(&arguments, |command| {
             command.stdout(closed_pipe()).stderr(closed_pipe());

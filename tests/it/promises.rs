@@ -1,4 +1,5 @@
-//! What a plan promises can be done: whatever manifests the loader and the plan accept, a registry accepts, too.
+//! Tests that a plan can be executed: whatever manifests the loader and the plan accept, a
+//! registry accepts, too.
 
 use std::cell::Cell;
 
@@ -186,7 +187,7 @@ fn what_a_plan_accepts_the_registry_accepts() {
     let (number, done) = (Cell::new(0), Cell::new(0));
     let mut runner = TestRunner::new(Config { cases: 48, max_shrink_iters: 60, ..Config::default() });
     let result = runner.run(&(registry(), repository(), rules()), |(registry, repository, rules)| {
-        // A name of its own. What the last case made is not declared any more, and so deleted.
+        // A unique name. The repository of the last case is not declared any more, and so deleted.
         let name = format!("r{}", number.replace(number.get() + 1));
         let policy = json!({ "repositoryRef": { "name": name }, "mode": "Enforce", "rules": rules });
         let registry = manifest("Registry", "home", registry);

@@ -164,7 +164,7 @@ async fn a_layer_may_come_in_many_small_pieces() {
             stream.write_all(&chunk).await.unwrap_or_else(|error| panic!("cut off after {number} pieces: {error}"));
         }
         stream.write_all(b"0\r\n\r\n").await.unwrap();
-        // What the socket did not take at once waits for this.
+        // Bytes that the socket did not accept at once wait for this.
         stream.flush().await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();

@@ -12,7 +12,7 @@ from images import CONFIG, LAYER, MANIFEST, Image, blob_descriptor, digest, writ
 
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
-# What a container of these images does unless it is told otherwise: nothing, until it is asked to end.
+# The default command of these images: wait until asked to end.
 SLEEP = ["/bin/busybox", "sh", "-c", "trap exit TERM INT; while :; do sleep 3600 & wait $!; done"]
 
 

@@ -37,7 +37,7 @@ class Registry:
         return self.url.partition("://")[2]
 
     def ecr(self, read_timeout=60):
-        """A boto3 client with a connection of its own, which tries a call once; timeouts are in seconds."""
+        """A boto3 client with its own connection, which tries a call once; timeouts are in seconds."""
         with self._lock:
             return self._session.client(
                 "ecr", endpoint_url=self.url, region_name=REGION, aws_access_key_id=self.access_key_id,
@@ -94,7 +94,7 @@ def passing(error):
 
 
 def let_nodes_pull(name, url, ca=None):
-    """Tells containerd how the registry `name` is reached: what a node's administrator writes for names that no DNS has."""
+    """Tells containerd how the registry `name` is reached: the configuration of a node's administrator for names without DNS."""
     folder = node.HOSTS / name
     folder.mkdir(exist_ok=True)
     trusted = ""

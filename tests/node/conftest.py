@@ -1,4 +1,4 @@
-"""The cluster that the tests share: real from the API server to the container, in namespaces of its own."""
+"""The cluster that the tests share: real from the API server to the container, in its own namespaces."""
 
 import contextlib
 import pathlib
@@ -17,7 +17,7 @@ PAUSE = "localhost/pause:1"
 # The image of deploy/image, under the two names between which a version changes.
 BEFORE, AFTER = "localhost/wharfage:before", "localhost/wharfage:after"
 
-# What the restricted Pod security standard asks for, and a root file system that nobody writes to.
+# The requirements of the restricted Pod security standard, and a read-only root file system.
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -71,7 +71,7 @@ class NodeCluster(Cluster):
         kubelet.wait_until(lambda: conditions(self.kube.find("Node", node.ADDRESS)).get("Ready", {}).get("status") == "True")
 
 
-# What a failure is explained by, whether or not the test itself asked for it.
+# The cluster whose state explains a failure, whether or not the test itself requested the fixture.
 CLUSTER = pytest.StashKey()
 
 
@@ -109,11 +109,11 @@ def image(tmp_path_factory):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Adds to a failure what the cluster has to say about it."""
+    """Adds the state of the cluster to a failure's report."""
     report = yield
     cluster = item.config.stash.get(CLUSTER, None)
     if report.failed and cluster:
-        # What the API server, down perhaps, does not tell is left out: an error in here would be pytest's own, and end the run.
+        # Output that the API server, down perhaps, does not return is omitted: an error here would be pytest's own, and end the run.
         with contextlib.suppress(Exception):
             explain(report, cluster.kube)
     return report
@@ -126,8 +126,8 @@ def explain(report, kube):
         ("events", ["get", "events", "--all-namespaces", "--sort-by=.metadata.creationTimestamp"]),
         ("wharfage", ["get", "registries,repositories,lifecyclepolicies,pullsecrets", "--all-namespaces", "--output=yaml"]),
     ]:
-        told = kube.kubectl(*command, check=False)
-        report.sections.append((title, told.stdout + told.stderr))
+        ran = kube.kubectl(*command, check=False)
+        report.sections.append((title, ran.stdout + ran.stderr))
     for pod in kube.list("Pod"):
         where = ["--namespace", pod["metadata"]["namespace"], pod["metadata"]["name"], "--tail=60"]
         report.sections.append((f"log of {where[1]}/{where[2]}", kube.kubectl("logs", *where, check=False).stdout))

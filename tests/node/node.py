@@ -1,7 +1,7 @@
 """A Kubernetes node: containerd, kubelet, the controllers and the scheduler, Services and cluster DNS, all real.
 
 It runs in the namespaces that `isolated` makes, so programs use the places and ports that they use anywhere, and nothing has
-to be taken down: what is left ends with the namespaces.
+to be taken down: the rest ends with the namespaces.
 """
 
 import json
@@ -17,7 +17,7 @@ ADDRESS = os.environ.get("WHARFAGE_NODE_ADDRESS")
 POD_CIDR = "10.81.0.0/24"
 DOMAIN = "cluster.local"
 CONTAINERD = "/run/containerd/containerd.sock"
-# Debian's plugins, or those of who has others.
+# Debian's plugins, or those of other distributions.
 CNI = next((folder for folder in ("/usr/lib/cni", "/opt/cni/bin") if os.path.exists(f"{folder}/ptp")), "/usr/lib/cni")
 # Where containerd looks up how a registry is reached, at every pull.
 HOSTS = pathlib.Path("/run/containerd/certs.d")

@@ -1,4 +1,4 @@
-"""What the image of deploy/image holds, and that what it holds runs by itself."""
+"""The contents of the image of deploy/image, and that the program in it runs without other files."""
 
 import hashlib
 import json
@@ -101,7 +101,7 @@ def test_the_certificates_are_public_authorities_and_not_the_builders(files):
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory):
-    """The folder of a second build: the image in `image`, and in `dist` what a release offers without an image."""
+    """The folder of a second build: the image in `image`, and the other files of a release in `dist`."""
     folder = tmp_path_factory.mktemp("rebuilt")
     build = [ROOT / "deploy/image/build", "--profile", "dev", "--to", f"oci:{folder}/image:again", "--archive", folder / "dist"]
     subprocess.run(build, check=True)

@@ -14,7 +14,7 @@ from busybox import busybox
 from clients import Registry, let_nodes_pull
 from conftest import AFTER, BEFORE, pod
 from images import image, upload
-from kube import API_VERSION, Namespace, standing
+from kube import API_VERSION, Namespace, has_state
 from release import Release, offer_folder, registry, repository
 
 HOME = "home"
@@ -55,7 +55,7 @@ def release(kube, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def home(kube, release):
-    """The managed Registry `home`, which is Ready, and a PullSecret for whoever is labeled."""
+    """The managed Registry `home`, which is Ready, and a PullSecret for the labeled namespaces."""
     offer_folder(kube, HOME)
     managed = {"publicUrl": f"http://{ADDRESS}", "service": {"type": "NodePort", "nodePort": NODE_PORT}}
     kube.apply(registry(HOME, managed))
@@ -73,7 +73,7 @@ def root_key(kube, release, name=HOME):
 
 
 def ready(kube, kind, name):
-    return kube.until(kind, name, lambda one: standing(one, "Ready"), expected="Ready")
+    return kube.until(kind, name, lambda one: has_state(one, "Ready"), expected="Ready")
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_uninstalling_leaves_resources_and_data_and_installing_goes_on_with_them
     claim = kube.get("PersistentVolumeClaim", f"data-{HOME}-0", release.name)
     assert (claim["status"]["phase"], claim["spec"]["volumeName"]) == ("Bound", HOME)
     assert root_key(kube, release) == key
-    # The registry goes on serving without its operator.
+    # The registry continues to serve without its operator.
     assert home.crane("digest", f"{ADDRESS}/{app}:v1", folder=tmp_path) == pushed
 
     release.install(BEFORE)

@@ -87,7 +87,7 @@ def test_it_resolves_a_cluster_name_and_trusts_the_bundle_that_is_mounted(namesp
     assert made["repositoryUri"] == f"{NAME}/team/app"
 
 
-def test_nodes_pull_from_it_by_a_name_that_only_they_were_told(namespace, registry, tmp_path):
+def test_nodes_pull_from_it_by_a_name_that_only_they_know(namespace, registry, tmp_path):
     registry.ecr().create_repository(repositoryName="team/app")
     digest = registry.push(busybox("from a registry by hand"), "team/app", "v1", tmp_path)
     let_nodes_pull(NAME, registry.url, pathlib.Path(registry.ca).read_text())

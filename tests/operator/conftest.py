@@ -1,17 +1,17 @@
 """The operator's tests run against real servers: etcd and kube-apiserver, `wharfage serve`, moto as Amazon ECR, and
 `wharfage operator` itself as a process, with exactly the permissions that its Helm chart gives it.
 
-What a test asks for, and gets:
+The fixtures for tests:
 
 cluster        The suite's API server, with our CRDs. `cluster.kube` is its administrator. `login(namespace, service_account)` makes
                a kubeconfig for less.
 make_cluster   make_cluster() starts another API server, for tests that stop it (`stop()`, `start()`, `restart()`), that look at what
                was asked of it (`audit(offset)` since `audit_offset()`), that need a second cluster, or operators of their own. It
                takes a few seconds.
-namespace      A fresh namespace, in which the test makes its objects; what it made through it goes when the test ends.
+namespace      A fresh namespace, in which the test makes its objects; its objects are deleted when the test ends.
                    apply(yaml or dict), create, get, find (None where there is none), list, patch, delete, events, kubectl("get", …)
                    until(kind, name, predicate)         waits for anything about an object, and returns it
-                   ready / waiting / stalled(kind, name, reason, message)      waits for a standing, as of the object's generation
+                   ready / waiting / stalled(kind, name, reason, message)      waits for a state, as of the object's generation
                    gone(kind, name)
                    reconcile(kind, name)                asks for a reconcile and waits for its end: then what didn't happen, doesn't
                    declare(server, **spec)              a Registry for a running server, its key in a Secret; returns its name

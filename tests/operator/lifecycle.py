@@ -1,4 +1,4 @@
-"""What the tests of lifecycle policies share: rules, resources, and what a repository holds."""
+"""Helpers of the lifecycle policy tests: rules, resources, and the images of a repository."""
 
 from kube import API_VERSION
 
@@ -34,14 +34,14 @@ def policy(namespace, registry, name="keep", rules=None, mode="Enforce", **spec)
 
 
 def stored(ecr, repository):
-    """What a repository holds: its images' tags, by their digests. Archived images are there, too."""
+    """The images of a repository: tags by digest. Archived images are there, too."""
     pages = ecr.get_paginator("describe_images").paginate(repositoryName=repository, filter={"imageStatus": "ANY"})
     details = [one for page in pages for one in page["imageDetails"]]
     return {one["imageDigest"]: sorted(one.get("imageTags", [])) for one in details}
 
 
 def outcome(one, repository):
-    """What a policy's status says of one repository."""
+    """The outcome for one repository in a policy's status."""
     (found,) = [it for it in one["status"]["repositories"] if it["name"] == repository]
     return found
 

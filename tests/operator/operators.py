@@ -39,7 +39,7 @@ class Operator(Server):
     replica() another one that waits for its lease."""
 
     def __init__(self, folder, cluster, cluster_name="bed", namespace="wharfage", environment=None, options=(), values=None):
-        """`cluster_name` is written on what it owns, its lease lies in `namespace`; options and environment go to
+        """`cluster_name` is recorded as the owner of its objects, its lease lies in `namespace`; options and environment go to
         `wharfage operator`; `values` are those of the chart, whose permissions and arguments it has."""
         self.folder, self.cluster, self.cluster_name, self.namespace = folder, cluster, cluster_name, namespace
         self._given = {"environment": environment or {}, "options": options, "values": values or {}}

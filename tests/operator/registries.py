@@ -23,8 +23,8 @@ DENIED = '{"__type":"AccessDeniedException","message":"not yours to change"}'
 
 
 def client_of(server, service="ecr", **settings):
-    """A boto3 client of a server, with settings of its Config; no retry hides an error, and nothing of the environment goes
-    into it."""
+    """A boto3 client of a server, with settings of its Config; no retry hides an error, and nothing of the environment
+    is used."""
     credentials = server.credentials
     return boto3.session.Session().client(
         service, endpoint_url=server.url, region_name=server.region,
@@ -34,7 +34,7 @@ def client_of(server, service="ecr", **settings):
 
 
 class Registry(Server):
-    """`wharfage serve`, with a root key of its own. `url`, `address` (host:port), `ecr` (boto3), `credentials`;
+    """`wharfage serve`, with its own root key. `url`, `address` (host:port), `ecr` (boto3), `credentials`;
     stop() and start() again on the same port and data, kill(), freeze(), thaw(), restart()."""
 
     kind = "endpoint"
@@ -69,7 +69,7 @@ class Registry(Server):
         return f"{self.admin}/readyz"
 
     def declaration(self):
-        """What a Registry resource says under `endpoint`, without credentials and CA bundle."""
+        """The field `endpoint` of a Registry resource, without credentials and CA bundle."""
         return {"url": self.url}
 
     @functools.cached_property
@@ -97,7 +97,7 @@ class Registry(Server):
 
 
 class Moto(Registry):
-    """moto's server, standing in for Amazon ECR, STS and IAM: an implementation that we did not write."""
+    """moto's server, in place of Amazon ECR, STS and IAM: an implementation that we did not write."""
 
     kind = "aws"
 
@@ -117,7 +117,7 @@ class Moto(Registry):
         return f"{self.url}/moto-api/data.json"
 
     def stop(self):
-        """What it knew is gone."""
+        """Stops the server; its data is lost."""
         self.process.stop()
 
     def reset(self):
@@ -133,7 +133,7 @@ class Moto(Registry):
 
 
 class Front:
-    """A proxy before a registry's API: it passes on what comes, remembers it, and fails where it is told to. The registry's
+    """A proxy before a registry's API: it passes on what comes, remembers it, and fails where a test asks for it. The registry's
     own key works through it; `url` and all else is as the registry's."""
 
     def __init__(self, behind):
@@ -168,7 +168,7 @@ class Front:
         return getattr(self._behind, name)
 
     def client(self, service="ecr", **settings):
-        """A client whose calls go through here; `ecr` goes straight to the registry."""
+        """A client whose calls go through here; `ecr` calls the registry directly."""
         return client_of(self, service, **settings)
 
     def declaration(self):
@@ -176,7 +176,7 @@ class Front:
 
     @property
     def kind(self):
-        """Also what is before moto is declared by its URL."""
+        """A front before moto is declared by its URL, too."""
         return "endpoint"
 
     def fail(self, operation=".*", status=500, body=b"", times=None, **headers):
@@ -208,8 +208,8 @@ class Front:
 
     def counted(self, start=0):
         """How often each operation was called, from the call with this number on."""
-        told = self.calls[start:]
-        return {name: told.count(name) for name in sorted(set(told))}
+        made = self.calls[start:]
+        return {name: made.count(name) for name in sorted(set(made))}
 
     def end(self):
         self.go_on()
@@ -242,7 +242,7 @@ class Front:
                 answer = connection.getresponse()
                 content = answer.read()
             except OSError:
-                # As if this were the registry itself, and away.
+                # As if this were the registry itself, and unreachable.
                 lost = True
         if lost:
             request.close_connection = True

@@ -1,4 +1,4 @@
-"""The bed itself: that what the other tests stand on does what they take it for."""
+"""The test bed itself: it behaves as the other tests assume."""
 
 import pytest
 import trustme
@@ -34,7 +34,7 @@ def test_a_registry_can_speak_tls(make_registry):
     assert make_registry(tls=trustme.CA()).names() == set()
 
 
-def test_a_front_passes_on_counts_and_fails_as_told(registry, front):
+def test_a_front_passes_on_counts_and_fails_as_configured(registry, front):
     through = front.client()
     through.create_repository(repositoryName="team/app")
     assert registry.names() == {"team/app"}
@@ -81,8 +81,8 @@ def test_who_logs_in_may_do_what_he_is_permitted(make_cluster):
     with pytest.raises(ForbiddenError):
         someone.list("Secret", namespace)
     asked = [one for one in cluster.audit(offset) if one.get("objectRef", {}).get("resource") == "secrets"]
-    told = [(one["verb"], one["user"]["username"], one["responseStatus"]["code"]) for one in asked]
-    assert told == [("list", f"system:serviceaccount:{namespace}:someone", 403)]
+    recorded = [(one["verb"], one["user"]["username"], one["responseStatus"]["code"]) for one in asked]
+    assert recorded == [("list", f"system:serviceaccount:{namespace}:someone", 403)]
 
 
 def test_what_a_test_made_goes_with_its_namespace(cluster, make_namespace, registry):

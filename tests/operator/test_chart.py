@@ -1,4 +1,4 @@
-"""The Helm chart: what it renders is what an API server takes, what it refuses, what it keeps."""
+"""The Helm chart: an API server accepts the rendered objects; refused values; kept objects."""
 
 import json
 import os
@@ -164,12 +164,12 @@ def chart_cluster(tmp_path_factory, etcd):
         yield cluster
 
 
-# What it renders
+# Rendering
 
 
 def test_lint_has_nothing_to_say(helm):
-    told = helm("lint", "--strict", CHART)
-    assert "[WARNING]" not in told and "[ERROR]" not in told
+    output = helm("lint", "--strict", CHART)
+    assert "[WARNING]" not in output and "[ERROR]" not in output
     helm("lint", "--strict", CHART, values=IMAGE | SWITCHES["all on"])
 
 
@@ -186,7 +186,7 @@ def test_every_value_is_in_the_table_and_every_switch_both_ways():
     tried = [leaf for values in SWITCHES.values() for leaf in leaves(values)]
     for path, default in defaults.items():
         others = [value for there, value in tried if there[: len(path)] == path or path[: len(there)] == there]
-        # What is Kubernetes' own is set as a whole.
+        # Values of Kubernetes types are set as a whole.
         if isinstance(default, bool) and "ecurityContext" not in path[0]:
             assert (not default) in others, f"{'.'.join(path)} is never {not default}"
         else:
@@ -228,7 +228,7 @@ def test_nothing_but_a_secret_free_pod_specification_is_rendered(helm):
     assert "Secret" not in kinds
 
 
-# What it refuses
+# Refused values
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_the_readme_describes_every_value():
     rows = re.findall(r"(?m)^\| (\S+) \| \w+ \| `(?:.+?)` \| (.+) \|$", (CHART / "README.md").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for path, _ in leaves(values):
-        assert any(".".join(path[:length]) in dict(rows) for length in range(1, len(path) + 1)), f"README.md lacks {'.'.join(path)}"
+        assert any(".".join(path[:length]) in dict(rows) for length in range(1, len(path) + 1)), f"README.md does not list {'.'.join(path)}"
 
 
 # Permissions
@@ -328,7 +328,7 @@ def operators_roles(helm, values):
 
 
 def access(features=("Core", "ManagedRegistries", "PullSecrets", "InUseProtection")):
-    """What the program says it does, as `rules` tells it."""
+    """The operator's own RBAC rules, in the form of `rules`."""
     printed = subprocess.run([tool("WHARFAGE_TEST_BINARY"), "rbac"], check=True, capture_output=True, text=True).stdout
     wanted = [rule for rule in yaml.safe_load(printed) if rule["feature"] in features]
     return {
@@ -410,7 +410,7 @@ def version_before(folder):
 
 
 def wait_for_field(kube, manifest):
-    """An API server takes a moment from a changed CRD to what it accepts."""
+    """An API server takes a moment until it uses a changed CRD."""
     deadline = time.monotonic() + TIMEOUT
     dry = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"]
     while (tried := kube.kubectl(*dry, stdin=json.dumps(manifest), check=False)).returncode:
@@ -442,11 +442,11 @@ def test_install_upgrade_and_uninstall_keep_the_kinds_and_everything_of_them(mak
     assert kube.get("Registry", "older") == older
     assert kube.find("Registry", "newer") is not None
 
-    # What was kept is taken over by the release when it comes back, and goes with it only when asked for.
+    # A new release adopts the kept objects, and deletes them only on request.
     helm("install", *release[:1], CHART, *release[1:], values=IMAGE | {"crds": {"keep": False}})
     assert kube.get("Registry", "older") == older
     helm("uninstall", "wharfage", "--namespace", "wharfage")
-    # The API server takes what is of a kind that goes, and then the kind.
+    # The API server deletes the objects of a deleted kind first, and then the kind.
     kube.kubectl("wait", "--for=delete", "--timeout=60s", "crd/registries.wharfage.dev")
     gone = kube.kubectl("get", "registry", "older", check=False)
     assert gone.returncode != 0
@@ -554,14 +554,14 @@ def test_the_check_names_a_kind_that_is_missing_and_one_that_is_older(make_bare_
     kube.kubectl("apply", "--server-side", "-f", "-", stdin=text)
     kube.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
     deadline = time.monotonic() + TIMEOUT
-    while "not in the cluster" in (told := check().stdout):
-        assert time.monotonic() < deadline, told
+    while "not in the cluster" in (output := check().stdout):
+        assert time.monotonic() < deadline, output
         time.sleep(0.1)
-    assert "it doesn't know Registry.spec.accountSettings" in told
-    assert "kind Repository is there" in told
+    assert "it doesn't know Registry.spec.accountSettings" in output
+    assert "kind Repository is there" in output
 
 
-# What is switched off is said by the resources that ask for it.
+# Resources that need a disabled feature report that it is disabled.
 
 
 def test_an_operator_without_a_feature_says_so_and_does_the_rest(make_cluster, make_operator, make_namespace, registry):
@@ -586,7 +586,7 @@ def test_an_operator_without_a_feature_says_so_and_does_the_rest(make_cluster, m
 
 
 def queries():
-    """Every PromQL expression of the chart, with where it stands."""
+    """Every PromQL expression of the chart, with its location."""
     for alert in yaml.safe_load((CHART / "files/alerts.yaml").read_text()):
         yield alert["alert"], alert["expr"]
     for panel in json.loads((CHART / "files/dashboard.json").read_text())["panels"]:

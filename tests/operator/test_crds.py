@@ -1,4 +1,4 @@
-"""The CRDs on a real API server: what they take, what they refuse, and that file mode refuses it with the same words."""
+"""The CRDs on a real API server: accepted and refused manifests; file mode refuses them with the same words."""
 
 import contextlib
 import copy
@@ -156,8 +156,8 @@ ARCHIVE = "storageClass archive and countType sinceImageTransitioned go together
 INTERVAL = "an interval is 1s or longer: give a longer one"
 TARGET_CLASS = "targetStorageClass (archive) goes with type transition: give both, or neither"
 
-# What no rule lets through: the kind, fields of the spec (beside what the kind asks for, see `BASE`), the field that is
-# told, and the message.
+# Manifests that a rule refuses: the kind, fields of the spec (beside what the kind asks for, see `BASE`), the field that is
+# reported, and the message.
 REFUSED = [
     ("Registry", "region: eu-1", "spec", ONE_OF_THREE),
     ("Registry", "{region: eu-1, managed: {}, aws: {}}", "spec", ONE_OF_THREE),
@@ -277,7 +277,7 @@ REFUSED += [
     ]
 ]
 
-# What the schema alone refuses: the kind, fields of the spec, and the field that is told. Kubernetes has its own words for it.
+# Manifests that the schema alone refuses: the kind, fields of the spec, and the field that is reported. Kubernetes has its own words for it.
 MALFORMED = [
     ("Registry", "{managed: {}, region: EU}", "spec.region"),
     ("Registry", "{managed: {}, registryId: '1234'}", "spec.registryId"),
@@ -303,7 +303,7 @@ MALFORMED = [
     ("PullSecret", "serviceAccounts: default", "spec.serviceAccounts"),
 ]
 
-# What can't be changed: the kind, fields before and after, the field that is told, and the message.
+# Immutable fields: the kind, fields before and after, the field that is reported, and the message.
 IMMUTABLE_ENCRYPTION = "encryptionConfiguration is immutable: make another Repository, and copy the images to it"
 IMMUTABLE_VISIBILITY = "visibility is immutable: make another Repository, and copy the images to it"
 IMMUTABLE_NAMESPACE = "managed.namespace is immutable, as volumes don't move: make another Registry, and replicate to it"
@@ -436,13 +436,13 @@ def manifest(kind, fields, name=None):
 @contextlib.contextmanager
 def invalid():
     """Expects a refusal; it holds pairs of field and message then."""
-    told = []
+    reported = []
     with pytest.raises(UnprocessibleEntityError) as caught:
-        yield told
+        yield reported
     for cause in json.loads(caught.value.body)["details"]["causes"]:
         # After the value that is refused, which only schemas say.
         field = "" if cause["field"] == "<nil>" else cause["field"]
-        told.append((field, cause["message"]))
+        reported.append((field, cause["message"]))
 
 
 @pytest.fixture
@@ -461,7 +461,7 @@ def dry_run(namespace):
 
 @pytest.fixture(scope="module")
 def file_mode(tmp_path_factory):
-    """Why `wharfage plan` refuses a manifest: pairs of field and message."""
+    """The errors of `wharfage plan` for a manifest: pairs of field and message."""
 
     def plan(one):
         folder = tmp_path_factory.mktemp("manifests")
@@ -469,9 +469,9 @@ def file_mode(tmp_path_factory):
         ran = subprocess.run([tool("WHARFAGE_TEST_BINARY"), "plan", "-f", folder], check=False, capture_output=True, text=True, cwd=folder)
         assert ran.returncode == 1, ran
         name = f"{one['kind']} {'' if one['kind'] == 'Registry' else 'default/'}{one['metadata']['name']}: "
-        told = [line.partition(name)[2] for line in ran.stderr.splitlines() if name in line]
-        assert told, ran.stderr
-        return [(line.partition(": ")[0], line.partition(": ")[2]) if line.startswith("spec") else ("", line) for line in told]
+        reported = [line.partition(name)[2] for line in ran.stderr.splitlines() if name in line]
+        assert reported, ran.stderr
+        return [(line.partition(": ")[0], line.partition(": ")[2]) if line.startswith("spec") else ("", line) for line in reported]
 
     return plan
 
@@ -520,17 +520,17 @@ SINGLE = {"Repository": {SHORT_NAME}}
 @pytest.mark.parametrize(("kind", "fields", "field", "message"), REFUSED)
 def test_what_a_rule_refuses_file_mode_refuses_with_the_same_words(dry_run, file_mode, kind, fields, field, message):
     refused = manifest(kind, fields)
-    with invalid() as told:
+    with invalid() as reported:
         dry_run(refused)
-    assert [(path, text.endswith(f": {message}")) for path, text in told] == [(field, True)], told
+    assert [(path, text.endswith(f": {message}")) for path, text in reported] == [(field, True)], reported
     assert file_mode(refused) == [(field, message)]
 
 
 def test_a_repository_of_one_character_needs_a_repository_name(dry_run, file_mode):
     refused = manifest("Repository", "{}", name="a")
-    with invalid() as told:
+    with invalid() as reported:
         dry_run(refused)
-    assert [text.endswith(SHORT_NAME) for _, text in told] == [True], told
+    assert [text.endswith(SHORT_NAME) for _, text in reported] == [True], reported
     assert file_mode(refused) == [("", SHORT_NAME)]
     dry_run(manifest("Repository", "repositoryName: api", name="a"))
 
@@ -538,9 +538,9 @@ def test_a_repository_of_one_character_needs_a_repository_name(dry_run, file_mod
 @pytest.mark.parametrize(("kind", "fields", "field"), MALFORMED)
 def test_what_a_schema_refuses_file_mode_refuses_at_the_same_field(dry_run, file_mode, kind, fields, field):
     refused = manifest(kind, fields)
-    with invalid() as told:
+    with invalid() as reported:
         dry_run(refused)
-    assert field in {path for path, _ in told}, told
+    assert field in {path for path, _ in reported}, reported
     assert {path for path, _ in file_mode(refused)} == {field}
 
 
@@ -563,9 +563,9 @@ def test_an_unknown_field_is_refused_where_people_ask_for_it(namespace, kind):
 def test_what_is_immutable_stays(namespace, kind, before, after, field, message):
     old = namespace.apply(manifest(kind, before))
     new = manifest(kind, after, old["metadata"]["name"])
-    with invalid() as told:
+    with invalid() as reported:
         namespace.apply(new)
-    assert [(path, text.endswith(message)) for path, text in told] == [(field, True)], told
+    assert [(path, text.endswith(message)) for path, text in reported] == [(field, True)], reported
     assert namespace.get(kind, old["metadata"]["name"])["spec"] == old["spec"]
 
 
@@ -597,11 +597,11 @@ def test_status_is_written_by_its_subresource_alone(namespace, kind):
 @pytest.mark.parametrize("kind", crds())
 def test_kubectl_explains_every_field(cluster, kind):
     names = crds()[kind]["spec"]["names"]
-    told = cluster.kube.kubectl("explain", names["plural"], "--recursive", "--api-version", API_VERSION)
+    reported = cluster.kube.kubectl("explain", names["plural"], "--recursive", "--api-version", API_VERSION)
     nodes = {path.replace("[]", "") for path, found in walk(schema(crds()[kind])) if found.get("properties") and "*" not in path}
     for node in sorted(nodes):
         for line in (".", *node.split("."))[1:]:
-            assert line in told
+            assert line in reported
         path = ".".join(filter(None, [names["plural"], node]))
         explained = cluster.kube.kubectl("explain", path, "--api-version", API_VERSION)
         assert "<no description>" not in explained.partition("FIELDS:")[2], f"kubectl explain {path}\n{explained}"

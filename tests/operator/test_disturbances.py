@@ -1,5 +1,5 @@
-"""Registries and API servers that are away, slow, lost in the middle of a call, or talk nonsense: everything converges without a
-hand, nothing is lost, and who is away is left alone."""
+"""Registries and API servers that are unreachable, slow, lost in the middle of a call, or talk nonsense: everything converges without a
+hand, nothing is lost, and an unreachable registry gets no extra calls."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def disturbed(namespace, front, operator):
 def test_a_registry_that_goes_away_is_waited_for_and_left_alone(namespace, disturbed, front):
     declare(namespace, disturbed, *MANY)
     all_are(namespace, "ready", "InSync")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     declare(namespace, disturbed, *MANY, tags={"team": "red"})
     all_are(namespace, "waiting", "RegistryUnavailable")
     start = len(front.calls)
@@ -43,14 +43,14 @@ def test_a_registry_that_goes_away_is_waited_for_and_left_alone(namespace, distu
     namespace.ready("Registry", disturbed)
 
 
-def test_a_registry_that_is_away_is_told_once(namespace, disturbed, front):
+def test_a_registry_that_is_unreachable_is_reported_once(namespace, disturbed, front):
     declare(namespace, disturbed, "app")
     namespace.ready("Repository", "app")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     declare(namespace, disturbed, "app", tags={"team": "blue"})
     first = namespace.waiting("Repository", "app", "RegistryUnavailable")
     tries = len(front.calls)
-    # What a second failure would write, it would write before it goes for the third.
+    # A second failure would be reported before the third attempt.
     namespace.until("Registry", disturbed, lambda _: len(front.calls) > tries + 2, "tried again")
     assert namespace.get("Repository", "app")["status"] == first["status"]
     front.heal()
@@ -114,7 +114,7 @@ def test_throttling_slows_down_and_loses_nothing(namespace, disturbed, front, op
 
 @pytest.mark.parametrize("operation", ["CreateRepository", "TagResource", "PutImageTagMutability", "DeleteRepository"])
 def test_an_answer_that_is_lost_is_found_out(namespace, disturbed, front, operation):
-    """With adoptionPolicy Create what was made before the answer got lost must be known as one's own."""
+    """With adoptionPolicy Create, a repository created before the answer got lost must be recognized as owned."""
     front.lose(operation, times=1)
     owned = {"adoptionPolicy": "Create", "deletionPolicy": "Delete"}
     declare(namespace, disturbed, "app", **owned)

@@ -37,8 +37,8 @@ def health(tmp_path):
 
     def health(one):
         script = tmp_path / "health.lua"
-        told = 'print(told.status); print(told.message or "")'
-        script.write_text(f"obj = {lua(one)}\nlocal function health()\n{HEALTH[PREFIX + one['kind']]}\nend\ntold = health()\n{told}\n")
+        reported = 'print(reported.status); print(reported.message or "")'
+        script.write_text(f"obj = {lua(one)}\nlocal function health()\n{HEALTH[PREFIX + one['kind']]}\nend\ntold = health()\n{reported}\n")
         ran = subprocess.run([tool("WHARFAGE_TEST_GLUA"), script], check=False, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         status, _, message = ran.stdout.strip().partition("\n")
@@ -49,13 +49,13 @@ def health(tmp_path):
 
 def resource(kind, generation=2, observed=2, suspend=None, **conditions):
     """An object whose conditions are given as Type=("Status", "Reason", "message")."""
-    told = [
+    reported = [
         {"type": name, "status": status, "reason": reason, "message": message, "observedGeneration": observed}
         for name, (status, reason, message) in conditions.items()
     ]
     spec = {} if suspend is None else {"suspend": suspend}
     metadata = {"name": "one", "generation": generation}
-    status = {"observedGeneration": observed} | ({"conditions": told} if told else {})
+    status = {"observedGeneration": observed} | ({"conditions": reported} if reported else {})
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec, "status": status}
 
 
@@ -68,14 +68,14 @@ CASES = {
     "changed since it stalled": (dict(observed=1, Ready=REFUSED, Stalled=("True", *REFUSED[1:])), "Progressing", "generation 2"),
     "no condition yet": (dict(), "Progressing", "Ready"),
     "waits": (dict(Ready=WAITING, Reconciling=("True", *WAITING[1:])), "Progressing", "RegistryUnavailable: home does not answer"),
-    "is repaired": (dict(Ready=READY, Reconciling=("True", "Updating", "2 of 3")), "Progressing", "Updating: 2 of 3"),
+    "is corrected": (dict(Ready=READY, Reconciling=("True", "Updating", "2 of 3")), "Progressing", "Updating: 2 of 3"),
     "refused": (dict(Ready=REFUSED, Stalled=("True", *REFUSED[1:])), "Degraded", "NotAllowed: namespace a may not use b"),
     "refused while suspended": (dict(suspend=True, Ready=REFUSED, Stalled=("True", *REFUSED[1:])), "Degraded", "NotAllowed"),
     "suspended": (dict(suspend=True, Ready=READY), "Suspended", "spec.suspend"),
     "suspended no more": (dict(suspend=False, Ready=READY), "Healthy", "InSync: as the spec asks"),
     "ready": (dict(Ready=READY, Drifted=("False", "InSync", "")), "Healthy", "InSync: as the spec asks"),
     "not ready, nothing said": (dict(Ready=WAITING), "Progressing", "RegistryUnavailable"),
-    "not to be told": (dict(Ready=("Unknown", "Unknown", "?")), "Progressing", "Unknown"),
+    "unknown": (dict(Ready=("Unknown", "Unknown", "?")), "Progressing", "Unknown"),
 }
 
 
@@ -86,9 +86,9 @@ def test_every_kind_has_a_health():
 @pytest.mark.parametrize("kind", sorted(key.removeprefix(PREFIX) for key in HEALTH))
 @pytest.mark.parametrize(("given", "status", "message"), CASES.values(), ids=CASES)
 def test_health_follows_the_conditions(health, kind, given, status, message):
-    told = health(resource(kind, **given))
-    assert told[0] == status
-    assert message in told[1]
+    reported = health(resource(kind, **given))
+    assert reported[0] == status
+    assert message in reported[1]
 
 
 @pytest.mark.parametrize("kind", sorted(key.removeprefix(PREFIX) for key in HEALTH))

@@ -31,7 +31,7 @@ class Here:
         return [images.push(self.ecr, self.name, images.image(word), word) for word in words]
 
     def enforce(self, rules=None, **protection):
-        """Has the policy carried out, and returns it."""
+        """Has the policy enforced, and returns it."""
         policy(self.namespace, self.registry, rules=rules, inUseProtection=IN_USE | protection)
         return self.namespace.ready("LifecyclePolicy", KEEP, "InSync", "enforced by the operator")
 
@@ -52,7 +52,7 @@ def pod(name, *containers, **spec):
 
 
 def running(namespace, name, image, image_id, field="containerStatuses"):
-    """Has the API server say what a Pod runs, as a kubelet would."""
+    """Writes the running images into a Pod's status, as a kubelet would."""
     state = {"name": "c0", "image": image, "imageID": image_id, "ready": True, "restartCount": 0}
     namespace.patch("Pod", name, {"status": {field: [state]}}, subresource="status")
 
@@ -83,9 +83,9 @@ def test_nothing_in_use_is_nothing_kept(here):
     here.push("v1", "v2", "v3")
     found = here.enforce()
     assert here.left == {"v3"}
-    told = outcome(found, here.name)
-    assert (told["state"], told["expiring"], told["protected"]) == ("Enforced", 2, 0)
-    assert {one["tags"][0] for one in told["sample"]} == {"v1", "v2"}
+    reported = outcome(found, here.name)
+    assert (reported["state"], reported["expiring"], reported["protected"]) == ("Enforced", 2, 0)
+    assert {one["tags"][0] for one in reported["sample"]} == {"v1", "v2"}
     assert "Enforced" in reasons(here.namespace)
 
 
@@ -283,15 +283,15 @@ def test_a_preview_tells_what_is_kept_and_touches_nothing(here):
     here.namespace.apply(pod("runs", f"{here.uri}:v1"))
     policy(here.namespace, here.registry, mode="Preview", inUseProtection=IN_USE)
     found = here.namespace.ready("LifecyclePolicy", KEEP, "Previewed")
-    told = outcome(found, here.name)
-    assert (told["state"], told["expiring"], told["protected"], told["bytes"]) == ("Previewed", 1, 1, pushed[1].size)
-    assert [one["tags"] for one in told["sample"]] == [["v2"]]
+    reported = outcome(found, here.name)
+    assert (reported["state"], reported["expiring"], reported["protected"], reported["bytes"]) == ("Previewed", 1, 1, pushed[1].size)
+    assert [one["tags"] for one in reported["sample"]] == [["v2"]]
     assert found["status"]["totals"]["protected"] == 1
     assert here.left == {"v1", "v2", "v3"}
 
 
 def test_the_operator_decides_as_the_registry_does(here):
-    """Two repositories with the same images and the same rules: one policy is put, the other carried out by the operator."""
+    """Two repositories with the same images and the same rules: one policy is put, the other enforced by the operator."""
     other = repository(here.namespace, here.registry, "other", labels={"tier": "other"})
     for name in (here.name, other):
         for n in range(4):
@@ -309,14 +309,14 @@ def test_the_operator_decides_as_the_registry_does(here):
     ]
     policy(here.namespace, here.registry, "put", rules, mode="Preview", repositorySelector={"matchLabels": {"tier": "other"}})
     policy(here.namespace, here.registry, KEEP, rules, mode="Preview", inUseProtection=IN_USE)
-    told = [
+    reported = [
         outcome(here.namespace.ready("LifecyclePolicy", policy, "Previewed"), name) for policy, name in ((KEEP, here.name), ("put", other))
     ]
-    for one in told:
+    for one in reported:
         one["sample"].sort(key=lambda image: image["digest"])
         for member in ("name", "evaluatedAt", "protected"):
             one.pop(member, None)
-    assert told[0] == told[1] and told[0]["expiring"] > 0 and told[0]["transitioning"] > 0
+    assert reported[0] == reported[1] and reported[0]["expiring"] > 0 and reported[0]["transitioning"] > 0
     text = json.dumps({"rules": rules})
     here.ecr.put_lifecycle_policy(repositoryName=other, lifecyclePolicyText=text)
     here.enforce(rules)
@@ -348,7 +348,7 @@ def test_the_policy_is_not_put_to_the_registry_and_a_tag_says_so(here):
     here.ecr.get_lifecycle_policy(repositoryName=here.name)
 
 
-def test_a_younger_policy_does_not_let_go_what_an_older_governs(here):
+def test_a_younger_policy_does_not_release_what_an_older_governs(here):
     here.push("v1", "v2", "v3")
     policy(here.namespace, here.registry, "older", [rule(9)])
     here.namespace.ready("LifecyclePolicy", "older")

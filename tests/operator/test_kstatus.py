@@ -103,11 +103,11 @@ def test_a_suspended_one_is_as_it_was(namespace, home, operator, kind):
 
 
 def test_one_that_waits_to_be_deleted_is_terminating(namespace, front, operator):
-    """Its registry is away, and it is to be deleted there: it stays until then, and goes when the registry is back."""
+    """Its registry is unreachable, and it is to be deleted there: it stays until then, and is deleted when the registry is back."""
     name = namespace.declare(front)
     make(namespace, "Repository", name, deletionPolicy="Delete", interval="5s")
     namespace.ready("Repository", "one")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     namespace.delete("Repository", "one")
     waiting = namespace.until("Repository", "one", lambda one: one["metadata"].get("deletionTimestamp"))
     assert kstatus(waiting) == "Terminating"

@@ -1,4 +1,4 @@
-"""Of several replicas one works: who leads, who takes over and when, and that there are never two."""
+"""Leader election: one of several replicas leads, another one replaces it in time, and two never lead at once."""
 
 import datetime
 import re
@@ -10,7 +10,7 @@ REPOSITORY = {"apiVersion": "wharfage.dev/v1alpha1", "kind": "Repository"}
 
 
 class Bed:
-    """A cluster of the test's own, an operator that leads, a registry behind a front, and the Registry that stands for it."""
+    """A cluster of the test's own, an operator that leads, a registry behind a front, and the Registry that declares it."""
 
     def __init__(self, cluster, operator, namespace, front):
         self.cluster, self.leader, self.namespace, self.front = cluster, operator, namespace, front
@@ -21,13 +21,13 @@ class Bed:
         return self.cluster.kube.get("Lease", LEASE, self.leader.namespace)["spec"]
 
     def holds(self, operator):
-        """Waits until this operator holds the lease, and returns what the lease says."""
+        """Waits until this operator holds the lease, and returns the lease."""
         name = operator.process.environment["POD_NAME"] + "_"
         held = lambda lease: lease and lease["spec"].get("holderIdentity", "").startswith(name)  # noqa: E731
         return self.cluster.kube.until("Lease", LEASE, held, operator.namespace, f"held by {name}")["spec"]
 
     def repository(self, name):
-        """Asks for a repository, and waits until whoever leads has made it."""
+        """Asks for a repository, and waits until the leader has made it."""
         self.declare(name)
         self.namespace.ready("Repository", name)
 
@@ -76,7 +76,7 @@ def test_a_killed_leader_is_followed_within_fifteen_seconds(bed):
     last = bed.lease()
     now = bed.holds(other)
     # By the lease's own times, which are of one clock here: not before it ran out. How soon after that is the election's to say,
-    # whose decision has tests of its own: a machine with other things to do may take longer.
+    # whose decision has its own tests: a machine with other things to do may take longer.
     assert seconds(now["acquireTime"], last["renewTime"]) >= 10
     assert now["leaseTransitions"] == last["leaseTransitions"] + 1
     bed.repository("after")
@@ -114,13 +114,13 @@ def test_a_leader_that_was_frozen_in_its_work_writes_nothing_any_more(bed):
     bed.leader.process.wait_until(lambda: bed.front.held.count("CreateRepository") == len(names), "call the registry")
     before = written(bed.leader)
     bed.leader.freeze()
-    # All are answered: the frozen one will find it when it wakes up. Whoever leads next finds the repositories there.
+    # All are answered: the frozen one will find it when it resumes. The next leader finds the repositories there.
     bed.front.go_on()
     bed.leader.process.wait_until(lambda: bed.front.names() == {"before", *names}, "have made them all")
     bed.holds(other)
     for name in names:
         bed.namespace.ready("Repository", name)
-    # What the new leader looks at beside, it has looked at then.
+    # By then, the new leader has reconciled everything else, too.
     bed.namespace.reconcile("Repository", "before")
     bed.namespace.reconcile("Registry", bed.registry)
     asked = len(bed.front.calls)
@@ -129,7 +129,7 @@ def test_a_leader_that_was_frozen_in_its_work_writes_nothing_any_more(bed):
     assert written(bed.leader) == before
     assert bed.front.counted(asked) == {}
     assert bed.front.counted().get("CreateRepository") == 1 + len(names)
-    # It stands by from now on.
+    # It is a standby from now on.
     other.kill()
     bed.holds(bed.leader)
     bed.repository("after")

@@ -1,16 +1,16 @@
-"""LifecyclePolicy, as the registry carries it out: put, previewed, kept in line, let go of."""
+"""LifecyclePolicy, as the registry enforces it: put, previewed, corrected, released."""
 
 import json
 
 import pytest
 
 import images
-from kube import API_VERSION, REQUESTED_AT, conditions, standing
+from kube import API_VERSION, REQUESTED_AT, conditions, has_state
 from lifecycle import TIER, outcome, policy, reasons, repository, rule, stored
 from registries import DENIED, drift
 
 KEEP = "keep"
-# What a plan says when somebody made nine of three.
+# The plan's text after three was changed to nine in the registry.
 CHANGED = "lifecyclePolicy.rules[rulePriority=1].selection.countNumber: 9 -> 3"
 
 
@@ -70,7 +70,7 @@ def test_what_somebody_else_changed_is_put_back(namespace, either):
     assert document(server, name) == {"rules": [rule(3)]}
 
 
-def test_drift_that_cannot_be_put_back_is_told(namespace, registry, front, operator):
+def test_drift_that_cannot_be_corrected_is_reported(namespace, registry, front, operator):
     home = namespace.declare(front)
     namespace.ready("Registry", home)
     name, other = repository(namespace, home), repository(namespace, home, "other")
@@ -80,7 +80,7 @@ def test_drift_that_cannot_be_put_back_is_told(namespace, registry, front, opera
     registry.ecr.put_lifecycle_policy(repositoryName=name, lifecyclePolicyText=json.dumps({"rules": [rule(9)]}, indent=8))
     for _ in range(2):
         found = namespace.reconcile("LifecyclePolicy", KEEP)
-        assert standing(found, "Stalled", "AccessDeniedException")
+        assert has_state(found, "Stalled", "AccessDeniedException")
         drifted = conditions(found)["Drifted"]
         assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected")
         assert drifted["message"] == f"drift detected, and not corrected yet: {CHANGED}"
@@ -157,8 +157,8 @@ def test_what_is_there_is_a_reference_that_is_resolved(namespace, front, operato
         assert conditions(missing)["ReferencesResolved"]["status"] == "False"
     front.fail(status=503)
     namespace.declare(front, name=home)
-    away = namespace.waiting("LifecyclePolicy", "api", "RegistryUnavailable")
-    assert conditions(away)["ReferencesResolved"]["status"] == "True"
+    unreachable = namespace.waiting("LifecyclePolicy", "api", "RegistryUnavailable")
+    assert conditions(unreachable)["ReferencesResolved"]["status"] == "True"
     missing = f"Repository {namespace}/nothing does not exist"
     resolved = conditions(namespace.waiting("LifecyclePolicy", "nothing", "ReferenceNotFound", missing))["ReferencesResolved"]
     assert (resolved["status"], resolved["message"].startswith(missing)) == ("False", True)
@@ -182,10 +182,10 @@ def test_of_two_policies_the_older_governs_until_it_goes(namespace, registry, ho
 
 
 @pytest.mark.parametrize("how", [{}, {"inUseProtection": {"enabled": True}}, {"mode": "Preview"}, {"managementPolicy": "Observe"}])
-@pytest.mark.parametrize("standing", ["NotAllowed", "OwnedByAnother"])
-def test_a_policy_does_not_reach_into_another_namespace(make_namespace, registry, operator, standing, how):
+@pytest.mark.parametrize("reason", ["NotAllowed", "OwnedByAnother"])
+def test_a_policy_does_not_reach_into_another_namespace(make_namespace, registry, operator, reason, how):
     theirs, evil = make_namespace(labels={"team": "payments"}), make_namespace()
-    selector = {"matchLabels": {"team": "payments"}} if standing == "NotAllowed" else {}
+    selector = {"matchLabels": {"team": "payments"}} if reason == "NotAllowed" else {}
     home = theirs.declare(registry, allowedNamespaces=[{"selector": selector}])
     theirs.ready("Registry", home)
     name = repository(theirs, home)
@@ -193,7 +193,7 @@ def test_a_policy_does_not_reach_into_another_namespace(make_namespace, registry
         images.push(registry.ecr, name, images.image(f"{number}"), f"v{number}")
     spec = {"registryRef": {"name": home}, "repositoryName": name}
     evil.apply({"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "x", "labels": TIER}, "spec": spec})
-    evil.stalled("Repository", "x", standing)
+    evil.stalled("Repository", "x", reason)
     policy(evil, home, repositoryRef={"name": "x"}, **how)
     refused = evil.waiting("LifecyclePolicy", KEEP, "ReferenceNotFound", f"no Repository of namespace {evil} has it")
     assert outcome(refused, name) == {"name": name, "state": "Pending"}
@@ -271,7 +271,7 @@ def test_of_two_policies_in_two_registries_that_are_one_the_older_governs(namesp
     assert owner(registry, name).endswith("/older")
 
 
-# When it goes
+# When it is deleted
 
 
 def test_what_it_said_last_holds_for_a_look_that_is_under_way(namespace, registry, front, operator):
@@ -282,10 +282,10 @@ def test_what_it_said_last_holds_for_a_look_that_is_under_way(namespace, registr
     namespace.ready("LifecyclePolicy", KEEP)
     front.pause("DescribeRepositories", f'"{name}"')
     namespace.patch("LifecyclePolicy", KEEP, {"metadata": {"annotations": {REQUESTED_AT: "now"}}})
-    namespace.until("LifecyclePolicy", KEEP, lambda _: front.held, "being looked at")
+    namespace.until("LifecyclePolicy", KEEP, lambda _: front.held, "being reconciled")
     namespace.patch("LifecyclePolicy", KEEP, {"spec": {"deletionPolicy": "Retain"}})
     namespace.delete("LifecyclePolicy", KEEP)
-    # What comes after it by the same watch is there, so that the operator knows that it is being deleted.
+    # A later event of the same watch has arrived, so that the operator knows that it is being deleted.
     policy(namespace, home, "marker", repositorySelector={"matchLabels": {"tier": "none"}})
     namespace.ready("LifecyclePolicy", "marker")
     front.go_on()
@@ -444,7 +444,7 @@ def test_looks_that_find_nothing_new_write_nothing(namespace, registry, front, o
 # When something is wrong
 
 
-def test_what_the_registry_refuses_is_told_in_its_words(namespace, registry, front, operator):
+def test_a_refusal_is_reported_in_the_registrys_words(namespace, registry, front, operator):
     home = namespace.declare(front)
     namespace.ready("Registry", home)
     good, bad = repository(namespace, home, "good"), repository(namespace, home, "bad")

@@ -1,5 +1,5 @@
-"""Managed registries: what the operator makes of one in a cluster, keeps so, and takes away. There is no node here: whether
-the Pods run is told by the statuses that a test writes in a controller's place."""
+"""Managed registries: the objects that the operator creates for one in a cluster, corrects, and deletes. There is no node here: whether
+the Pods run is decided by the statuses that a test writes in a controller's place."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ import pytest
 import trustme
 import yaml
 
-from kube import API_VERSION, REQUESTED_AT, conditions, standing
+from kube import API_VERSION, REQUESTED_AT, conditions, has_state
 
 LABEL = "wharfage.dev/registry"
 KINDS = ["ConfigMap", "Secret", "Service", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "StatefulSet"]
@@ -110,7 +110,7 @@ def test_what_opens_the_stores_is_kept_in_step(namespace, declare, stores):
     stores.secret("pg", uri="postgres://u:second@db/w")
     namespace.until("Secret", f"{name}-backends", lambda it: "second" in texts(it)["WHARFAGE_DATABASE_URL"])
     changed = lambda it: it["spec"]["template"]["metadata"]["annotations"]["wharfage.dev/settings"] != before  # noqa: E731
-    namespace.until("Deployment", name, changed, "rolled out anew")
+    namespace.until("Deployment", name, changed, "rolled out again")
 
 
 def test_it_waits_for_the_secrets_that_it_names(namespace, declare, make_namespace):
@@ -159,9 +159,9 @@ def test_what_is_edited_or_deleted_is_put_right(namespace, declare, stores):
         namespace.until(kind, called, as_before, f"as it was: {sound[body]}")
         uid = namespace.get(kind, called)["metadata"]["uid"]
         namespace.delete(kind, called)
-        anew = lambda it, uid=uid: it is not None and it["metadata"]["uid"] != uid  # noqa: E731
-        namespace.until(kind, called, anew, "made anew")
-    # Nothing is written anew because something else was.
+        recreated = lambda it, uid=uid: it is not None and it["metadata"]["uid"] != uid  # noqa: E731
+        namespace.until(kind, called, recreated, "created again")
+    # Nothing is written again because something else was.
     versions = lambda: {path: one["metadata"]["resourceVersion"] for path, one in workload(namespace, name).items()}  # noqa: E731
     before = versions()
     namespace.patch("ConfigMap", f"{name}-config", REPAIRS["ConfigMap/{}-config"])
@@ -209,7 +209,7 @@ def content(one):
 
 
 def has(one, holds):
-    """Whether `holds(one)`; not if it lacks what is looked at."""
+    """Whether `holds(one)`; false if a field it reads is missing."""
     try:
         return holds(one)
     except KeyError:
@@ -243,7 +243,7 @@ def test_what_is_wanted_no_more_goes(namespace, declare, stores):
     assert namespace.get("Deployment", name)["spec"]["replicas"] == 1
 
 
-def test_a_deleted_registry_leaves_its_workload_unless_told_otherwise(namespace, declare, stores):
+def test_a_deleted_registry_keeps_its_workload_by_default(namespace, declare, stores):
     name = declare(**shared(stores, replicas=2))
     settle(namespace, name)
     before = workload(namespace, name)
@@ -254,7 +254,7 @@ def test_a_deleted_registry_leaves_its_workload_unless_told_otherwise(namespace,
     assert {path: one["metadata"]["uid"] for path, one in after.items()} == {path: one["metadata"]["uid"] for path, one in before.items()}
     assert not any(one["metadata"].get("deletionTimestamp") for one in after.values())
 
-    # One that comes back takes up what is there, root key included.
+    # A Registry created again adopts the existing objects, root key included.
     declare(name, spec={"deletionPolicy": "Delete"}, **shared(stores, replicas=2))
     registry = settle(namespace, name)
     again = workload(namespace, name)
@@ -265,7 +265,7 @@ def test_a_deleted_registry_leaves_its_workload_unless_told_otherwise(namespace,
         owners = [owner["uid"] for owner in one["metadata"].get("ownerReferences", [])]
         assert owners == ([] if path == key else [registry["metadata"]["uid"]]), path
 
-    # An owner that lets go takes its name from what stays.
+    # An owner that releases its objects removes its name from them.
     declare(name, **shared(stores, replicas=2))
     namespace.until("Deployment", name, lambda it: "ownerReferences" not in it["metadata"], "nobody's")
     declare(name, spec={"deletionPolicy": "Delete"}, **shared(stores, replicas=2))
@@ -327,7 +327,7 @@ def test_what_somebody_copied_is_let_be(namespace, declare, stores):
         ]
     }  # fmt: skip
     still = lambda: {path: (namespace.find(*path) or {}).get("metadata", {}).get("uid") for path in copied}  # noqa: E731
-    # What is ours goes, and comes again after the pass in which it went has ended.
+    # Our objects are deleted, and created again after the pass that deleted them has ended.
     declare(name, **shared(stores, replicas=2, networkPolicy="Disabled"))
     namespace.gone("NetworkPolicy", name)
     declare(name, spec={"deletionPolicy": "Delete"}, **shared(stores, replicas=2))
@@ -368,7 +368,7 @@ def test_a_volume_grows_where_its_class_lets_it(namespace, declare):
     declare(name, storage=storage("20Gi", fast))
     namespace.until("PersistentVolumeClaim", claim, asked("20Gi"))
     settle(namespace, name)
-    # The StatefulSet, which can't have another template, is put right all the same, whoever took its label away.
+    # The StatefulSet, which can't have another template, is corrected all the same, although its label was removed.
     namespace.patch("StatefulSet", name, {"metadata": {"labels": {LABEL: None}}})
     labeled = namespace.until("StatefulSet", name, lambda it: it["metadata"]["labels"].get(LABEL) == name, "labeled again")
     assert (labeled["metadata"]["uid"], claimed(labeled)) == (made["metadata"]["uid"], ("10Gi", fast))
@@ -404,13 +404,13 @@ def test_a_claim_without_a_volume_is_put_right(namespace, declare):
         return claim
 
     def deleted():
-        # Nobody here lets go of it in a controller's place.
+        # No controller runs here that would release it.
         namespace.patch("PersistentVolumeClaim", claim, {"metadata": {"finalizers": None}})
         namespace.delete("PersistentVolumeClaim", claim)
         namespace.gone("PersistentVolumeClaim", claim)
 
     def ask():
-        """Claims aren't followed, only looked at."""
+        """Claims aren't watched, only read."""
         namespace.patch("Registry", name, {"metadata": {"annotations": {REQUESTED_AT: uuid.uuid4().hex}}})
 
     def remade(size, storage_class):
@@ -455,7 +455,7 @@ def test_a_claim_without_a_volume_is_put_right(namespace, declare):
     declare(name, storage=storage("1Gi", "fast"))
     before = remade("1Gi", "fast")["metadata"]["uid"]
 
-    # Once there is a volume, nothing is taken away for another wish.
+    # Once there is a volume, nothing is removed because of another request.
     volume(namespace, name, "1Gi", "fast")
     declare(name, storage=storage("1Gi", "slow"))
     namespace.stalled("Registry", name, "VolumeUnchangeable", "the volume is of StorageClass fast and can't become one of slow")
@@ -463,7 +463,7 @@ def test_a_claim_without_a_volume_is_put_right(namespace, declare):
     assert (kept["metadata"]["uid"], claimed(kept)) == (before, ("1Gi", "fast"))
 
 
-def test_the_api_servers_refusal_is_told(namespace, declare):
+def test_a_refusal_of_the_api_server_is_reported(namespace, declare):
     name = declare(pod={"nodeSelector": {"not a label": "x"}})
     namespace.stalled("Registry", name, "Invalid", f"StatefulSet {namespace.name}/{name}: .*nodeSelector")
     declare(name)
@@ -492,7 +492,7 @@ def serves(namespace, name, replicas=1):
     namespace.patch("StatefulSet", name, {"status": numbers}, subresource="status")
 
 
-def test_why_it_does_not_serve_is_told(namespace, declare):
+def test_why_it_does_not_serve_is_reported(namespace, declare):
     name = declare()
     settle(namespace, name)
     pod = f"{name}-0"
@@ -614,13 +614,13 @@ def test_an_operator_without_managed_registries_says_so(make_cluster, make_opera
     assert not asked & {"deployments", "statefulsets", "services", "persistentvolumeclaims"}
 
     # One that another operator made, and that is to take its workload along: it says why it stays, until it may leave that.
-    goes = {"region": "eu-home-1", "managed": {}, "deletionPolicy": "Delete"}
-    metadata = {"name": "goes", "finalizers": ["wharfage.dev/finalizer"]}
-    cluster.kube.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": metadata, "spec": goes})
-    cluster.kube.delete("Registry", "goes")
-    cluster.kube.until("Registry", "goes", lambda it: "deletionTimestamp" in it["metadata"] and stalled(it))
-    cluster.kube.patch("Registry", "goes", {"spec": {"deletionPolicy": "Retain"}})
-    cluster.kube.until("Registry", "goes", lambda it: it is None)
+    spec = {"region": "eu-home-1", "managed": {}, "deletionPolicy": "Delete"}
+    metadata = {"name": "deleted", "finalizers": ["wharfage.dev/finalizer"]}
+    cluster.kube.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": metadata, "spec": spec})
+    cluster.kube.delete("Registry", "deleted")
+    cluster.kube.until("Registry", "deleted", lambda it: "deletionTimestamp" in it["metadata"] and stalled(it))
+    cluster.kube.patch("Registry", "deleted", {"spec": {"deletionPolicy": "Retain"}})
+    cluster.kube.until("Registry", "deleted", lambda it: it is None)
 
 
 def test_an_operator_in_another_namespace_begins_no_second_registry(make_cluster, make_operator, make_namespace):
@@ -683,7 +683,7 @@ def test_a_registry_that_runs_elsewhere_is_not_begun_anew(namespace, operator, c
             kube.delete(kind, one["metadata"]["name"], home)
 
 
-def test_secrets_that_the_operator_may_not_read_are_told(make_cluster, make_operator, make_namespace):
+def test_secrets_that_the_operator_may_not_read_are_reported(make_cluster, make_operator, make_namespace):
     cluster = make_cluster()
     inside, outside = (make_namespace(name, kube=cluster.kube) for name in ("inside", "outside"))
     make_operator(cluster, values={"rbac": {"secretNamespaces": [inside.name]}, "features": {"pullSecrets": False}})
@@ -705,7 +705,7 @@ def test_secrets_that_the_operator_may_not_read_are_told(make_cluster, make_oper
         outside.delete("Registry", name)
         outside.gone("Registry", name)
     outside.delete("Registry", "taken")
-    waits = lambda it: "deletionTimestamp" in it["metadata"] and standing(it, "Stalled", "Forbidden", refused)  # noqa: E731
-    outside.until("Registry", "taken", waits, "told why it stays")
+    waits = lambda it: "deletionTimestamp" in it["metadata"] and has_state(it, "Stalled", "Forbidden", refused)  # noqa: E731
+    outside.until("Registry", "taken", waits, "with the reason why it stays")
     outside.patch("Registry", "taken", {"spec": {"deletionPolicy": "Retain"}})
     outside.gone("Registry", "taken")

@@ -1,4 +1,4 @@
-"""What those see who run the operator: its health, its metrics, and how it treats a registry that throttles or is away."""
+"""The operator for its administrators: health, metrics, and a registry that throttles or is unreachable."""
 
 import urllib.error
 import urllib.request
@@ -122,8 +122,8 @@ def test_a_registry_that_is_deleted_leaves_no_series(operator, namespace, home):
     operator.process.wait_until(lambda: home not in get(operator, "/metrics")[1], "forget it")
 
 
-def test_no_secret_is_told(operator, namespace, registry, home):
+def test_no_secret_is_exposed(operator, namespace, registry, home):
     namespace.apply(repository(home))
     namespace.ready("Repository", "app")
-    told = get(operator, "/metrics")[1] + operator.process.output()
-    assert registry.credentials["AWS_SECRET_ACCESS_KEY"] not in told
+    output = get(operator, "/metrics")[1] + operator.process.output()
+    assert registry.credentials["AWS_SECRET_ACCESS_KEY"] not in output

@@ -1,4 +1,4 @@
-"""PullSecret: Secrets to pull with, in the namespaces that are chosen, kept fresh, and taken away again."""
+"""PullSecret: Secrets to pull with, in the namespaces that are chosen, kept fresh, and deleted."""
 
 import base64
 import json
@@ -144,7 +144,7 @@ def test_amazon_ecr_gives_tokens_too(namespace, moto, amazon, declare, team):
 
 
 def test_a_host_of_the_repositories_that_differs_is_logged_in_to(namespace, make_registry, make_front, team, declare):
-    # The proxyEndpoint is the front's, as it says what it listens on; the repositories' URIs are the public one's.
+    # The proxyEndpoint is the front's, which reports its own address; the repositories' URIs are the public one's.
     registry = make_registry()
     registry.ecr.create_repository(repositoryName="team/app")
     (found,) = registry.ecr.describe_repositories()["repositories"]
@@ -216,7 +216,7 @@ def test_service_accounts_name_it_beside_what_others_put(namespace, declare, tea
 
 @pytest.fixture
 def refuse():
-    """refuse(place, account): the API server refuses every change of a service account, until what is returned is called."""
+    """refuse(place, account): the API server refuses every change of a service account, until the returned function is called."""
 
     def refuse(place, account):
         name = f"refuse-{uuid.uuid4().hex[:8]}"
@@ -293,16 +293,16 @@ def test_one_that_can_not_go_says_why_once(make_cluster, make_operator, make_nam
     platform.delete("PullSecret", "home")
     platform.stalled("PullSecret", "home", "Invalid", f"namespace {shop}: .*default is not to be changed")
     assert written(shop)["metadata"]["annotations"]["wharfage.dev/service-accounts"] == "default"
-    # It doesn't try again without pause: what is asked for by annotation meanwhile is one more look.
+    # It doesn't try again without pause: a request by annotation meanwhile causes one more attempt.
     platform.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "now"}}})
 
     def ours(one):
         return "serviceaccount:wharfage" in one["user"]["username"] and one.get("objectRef", {}).get("resource") == "serviceaccounts"
 
     tries = lambda: [one for one in cluster.audit(offset) if ours(one) and one["verb"] == "patch"]  # noqa: E731
-    until(lambda: len(tries()) > 1, "looked at again")
-    told = [one for one in platform.events("PullSecret", "home") if one["reason"] == "Invalid"]
-    assert [(one.get("series") or {}).get("count", 1) for one in told] == [1]
+    until(lambda: len(tries()) > 1, "reconciled again")
+    events = [one for one in platform.events("PullSecret", "home") if one["reason"] == "Invalid"]
+    assert [(one.get("series") or {}).get("count", 1) for one in events] == [1]
     allow()
     platform.patch("PullSecret", "home", {"metadata": {"annotations": {"reconcile.wharfage.dev/requestedAt": "again"}}})
     platform.gone("PullSecret", "home")
@@ -367,9 +367,9 @@ def test_an_edit_is_put_back(namespace, declare, team, edit):
         # A Secret of this type can't be without content: an empty one is as near as it gets.
         edit = {"data": {KEY: base64.b64encode(b"{}").decode()}}
     shop.patch("Secret", NAME, edit)
-    shop.until("Secret", NAME, as_before, "put back")
+    shop.until("Secret", NAME, as_before, "corrected")
     assert written(shop)["metadata"]["uid"] == before["metadata"]["uid"]
-    namespace.until("PullSecret", "home", lambda _: "DriftCorrected" in reasons(namespace), "told")
+    namespace.until("PullSecret", "home", lambda _: "DriftCorrected" in reasons(namespace), "reported")
 
 
 def test_what_others_put_on_the_secret_stays(namespace, declare, team):
@@ -399,7 +399,7 @@ def test_one_of_another_type_in_its_place_is_made_anew(namespace, declare, team)
     declare()
     namespace.ready("PullSecret", "home")
     metadata = {key: value for key, value in written(shop)["metadata"].items() if key in ("name", "labels", "annotations")}
-    # While nobody looks, as far as the operator is concerned: a suspended PullSecret is let be.
+    # Changed while the operator does not reconcile it: a suspended PullSecret is left unchanged.
     namespace.patch("PullSecret", "home", {"spec": {"suspend": True}})
     namespace.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
     shop.delete("Secret", NAME)
@@ -450,7 +450,7 @@ def test_a_restart_renews_only_what_is_due(make_cluster, make_operator, make_nam
     assert asked == 1
 
     operator.restart()
-    # A namespace's Secret that comes after the restart shows that the PullSecret was looked at.
+    # A namespace's Secret that comes after the restart shows that the PullSecret was reconciled.
     platform.patch("PullSecret", "home", {"spec": {"suspend": True}})
     platform.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
     platform.patch("PullSecret", "home", {"spec": {"suspend": False}})
@@ -486,7 +486,7 @@ def test_while_the_registry_is_away_the_secrets_hold_and_go_on_later(namespace, 
     written(shop)
 
 
-def test_a_token_that_ended_is_told_until_there_is_another(make_cluster, make_operator, make_namespace, registry):
+def test_an_expired_token_is_reported_until_there_is_another(make_cluster, make_operator, make_namespace, registry):
     cluster = make_cluster()
     operator = make_operator(cluster)
     platform, shop, web = (make_namespace(labels={"pulls": "yes"}, kube=cluster.kube) for _ in range(3))
@@ -508,7 +508,7 @@ def test_a_token_that_ended_is_told_until_there_is_another(make_cluster, make_op
     assert operator.metrics()[series] > 0
 
 
-def test_what_the_registry_refuses_is_told(namespace, make_front, registry, declare, team):
+def test_a_refusal_of_the_registry_is_reported(namespace, make_front, registry, declare, team):
     front = make_front(registry)
     body = '{"__type":"AccessDeniedException","message":"not you"}'
     front.fail("GetAuthorizationToken", 400, body, **{"Content-Type": "application/x-amz-json-1.1"})
@@ -555,7 +555,7 @@ def test_a_suspended_one_is_let_be_and_goes_on_later(namespace, declare, team):
     assert conditions(namespace.get("PullSecret", "home"))["Ready"]["status"] == "True"
     shop.delete("Secret", NAME)
     late = team()
-    namespace.until("PullSecret", "home", lambda _: "Suspended" in reasons(namespace), "told")
+    namespace.until("PullSecret", "home", lambda _: "Suspended" in reasons(namespace), "reported")
     assert shop.find("Secret", NAME) is None
     assert late.find("Secret", NAME) is None
     declare(suspend=False)
@@ -595,7 +595,7 @@ def test_while_a_registry_is_missing_nobody_gets_what_was_had_of_it(namespace, r
     namespace.delete("Registry", name)
     namespace.waiting("PullSecret", "home", "ReferenceNotFound", f"Secret {NAME} is in 1 namespace until ")
     late = team()
-    # Another generation that the status is about shows that it was looked at once more.
+    # Another generation that the status is about shows that it was reconciled once more.
     namespace.patch("PullSecret", "home", {"spec": {"serviceAccounts": ["nobody"]}})
     namespace.waiting("PullSecret", "home", "ReferenceNotFound", f"Secret {NAME} is in 1 namespace until ")
     assert [one.find("Secret", NAME) for one in (outside, late)] == [None, None]
@@ -647,7 +647,7 @@ def test_a_look_that_finds_all_well_writes_nothing(
     platform.apply({"apiVersion": API_VERSION, "kind": "PullSecret", "metadata": {"name": "home"}, "spec": spec})
     shop.until("ServiceAccount", "default", lambda one: one.get("imagePullSecrets") == [{"name": NAME}])
     before = platform.ready("PullSecret", "home", message="1 namespace$")
-    # Its first status may come after that of what is in it.
+    # Its first status may come after the status of its contents.
     platform.ready("Registry", spec["registryRef"]["name"])
     asked, offset = tokens_asked(front), cluster.audit_offset()
     # A namespace more makes it look at all of them.
@@ -663,9 +663,9 @@ def test_a_look_that_finds_all_well_writes_nothing(
             and one["objectRef"]["resource"] not in ("events", "leases")
         }
 
-    told = ("patch", "pullsecrets", platform.name)
-    platform.until("PullSecret", "home", lambda _: told in writes(), "in the audit log")
-    assert writes() == {("create", "secrets", late.name), told}
+    write = ("patch", "pullsecrets", platform.name)
+    platform.until("PullSecret", "home", lambda _: write in writes(), "in the audit log")
+    assert writes() == {("create", "secrets", late.name), write}
     assert platform.get("PullSecret", "home")["status"]["expiresAt"] == before["status"]["expiresAt"]
     assert tokens_asked(front) == asked
 
@@ -684,7 +684,7 @@ def test_an_operator_without_pull_secrets_says_so_and_touches_no_secret(make_clu
     assert ("watch", "registries") in asked
     assert "serviceaccounts" not in {resource for _, resource in asked}
     assert platform.find("Secret", "home") is None
-    # Nor is one that goes held up.
+    # Nor is a deletion delayed.
     platform.delete("PullSecret", "home")
     platform.gone("PullSecret", "home")
 

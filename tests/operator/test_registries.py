@@ -7,7 +7,7 @@ import time
 import trustme
 
 import images
-from kube import conditions, standing
+from kube import conditions, has_state
 from registries import DENIED, drift
 
 POLICY = {
@@ -119,8 +119,8 @@ class TestSettings:
         ecr.delete_registry_policy()
         ecr.put_registry_scanning_configuration(scanType="BASIC", rules=[])
         ecr.put_account_setting(name="BLOB_MOUNTING", value="DISABLED")
-        repaired = namespace.reconcile("Registry", name)
-        assert conditions(repaired)["Drifted"]["reason"] == "DriftCorrected"
+        corrected = namespace.reconcile("Registry", name)
+        assert conditions(corrected)["Drifted"]["reason"] == "DriftCorrected"
         assert json.loads(ecr.get_registry_policy()["policyText"]) == POLICY
         assert ecr.get_registry_scanning_configuration()["scanningConfiguration"] == SCANNING
         assert ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"
@@ -134,13 +134,13 @@ class TestSettings:
         settings = registry.ecr.get_account_setting
         older = namespace.declare(registry, accountSettings={"BLOB_MOUNTING": "ENABLED"})
         namespace.ready("Registry", older)
-        # Which is older is told in whole seconds.
+        # Creation times are in whole seconds.
         time.sleep(1)
         younger = namespace.declare(registry, accountSettings={"BLOB_MOUNTING": "DISABLED"}, scanningConfiguration=SCANNING)
         namespace.stalled("Registry", younger, "OwnedByAnother", f"accountSettings.BLOB_MOUNTING conflicts with Registry {older}")
         assert settings(name="BLOB_MOUNTING")["value"] == "ENABLED"
         namespace.reconcile("Registry", older)
-        assert standing(namespace.reconcile("Registry", younger), "Stalled", "OwnedByAnother")
+        assert has_state(namespace.reconcile("Registry", younger), "Stalled", "OwnedByAnother")
         assert settings(name="BLOB_MOUNTING")["value"] == "ENABLED"
         # Both want the same of that, and only one of them has a word about the other.
         namespace.patch("Registry", younger, {"spec": {"accountSettings": {"BLOB_MOUNTING": "ENABLED"}}})
@@ -184,14 +184,14 @@ class TestSettings:
         namespace.stalled("Registry", name, "InternalFailure", "never")
         assert front.ecr.get_account_setting(name="BLOB_MOUNTING")["value"] == "ENABLED"
 
-    def test_drift_that_cannot_be_repaired_is_told(self, namespace, front, operator):
+    def test_drift_that_cannot_be_corrected_is_reported(self, namespace, front, operator):
         name = namespace.declare(front, accountSettings={"BLOB_MOUNTING": "ENABLED"})
         namespace.ready("Registry", name)
         front.fail("PutAccountSetting", 400, DENIED, **{"Content-Type": "application/x-amz-json-1.1"})
         front.ecr.put_account_setting(name="BLOB_MOUNTING", value="DISABLED")
         for _ in range(2):
             found = namespace.reconcile("Registry", name)
-            assert standing(found, "Stalled", "AccessDeniedException")
+            assert has_state(found, "Stalled", "AccessDeniedException")
             drifted = conditions(found)["Drifted"]
             assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected") and "BLOB_MOUNTING" in drifted["message"]
         front.heal()

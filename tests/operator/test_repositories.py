@@ -1,4 +1,4 @@
-"""Repository: made, kept as it says, taken over, shared with nobody, let go of. On our registry and on an Amazon ECR that others
+"""Repository: created, corrected, adopted, owned by one resource, released. On our registry and on an Amazon ECR that others
 wrote."""
 
 import json
@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 import images
-from kube import API_VERSION, REQUESTED_AT, conditions, standing
+from kube import API_VERSION, REQUESTED_AT, conditions, has_state
 from registries import DENIED, drift
 
 OWNER = ("wharfage.dev/cluster", "wharfage.dev/namespace", "wharfage.dev/name")
@@ -95,7 +95,7 @@ def look(server, name):
 
 
 def disturb(server, name, found):
-    """Changes behind the operator's back what a test's manifest may have set."""
+    """Changes fields of a test's manifest without the operator."""
     ecr = server.ecr
     ecr.put_image_tag_mutability(repositoryName=name, imageTagMutability="MUTABLE")
     ecr.put_image_scanning_configuration(repositoryName=name, imageScanningConfiguration={"scanOnPush": False})
@@ -118,16 +118,16 @@ def test_a_field_is_changed_and_kept_and_taken_back(namespace, where, field):
     assert holds(look(server, name))
     assert "Updated" in reasons(namespace)
 
-    # Drift is found, told and repaired.
+    # Drift is detected, reported and corrected.
     disturb(server, name, look(server, name))
     assert not holds(look(server, name))
-    repaired = namespace.reconcile("Repository", "app")
+    corrected = namespace.reconcile("Repository", "app")
     assert holds(look(server, name))
-    drifted = conditions(repaired)["Drifted"]
+    drifted = conditions(corrected)["Drifted"]
     assert (drifted["status"], drifted["reason"]) == ("False", "DriftCorrected")
     assert "DriftCorrected" in reasons(namespace)
 
-    # What the manifest no longer says is taken back.
+    # Fields removed from the manifest are reset.
     declare(namespace, registry)
     namespace.ready("Repository", "app", "InSync")
     if (field, server.kind) != ("scanOnPush", "aws"):
@@ -135,7 +135,7 @@ def test_a_field_is_changed_and_kept_and_taken_back(namespace, where, field):
         assert not holds(look(server, name))
 
 
-def test_drift_that_cannot_be_repaired_is_told(namespace, front, operator):
+def test_drift_that_cannot_be_corrected_is_reported(namespace, front, operator):
     registry = namespace.declare(front)
     namespace.ready("Registry", registry)
     declare(namespace, registry, imageTagMutability="IMMUTABLE")
@@ -144,7 +144,7 @@ def test_drift_that_cannot_be_repaired_is_told(namespace, front, operator):
     front.ecr.put_image_tag_mutability(repositoryName=f"{namespace}/app", imageTagMutability="MUTABLE")
     for _ in range(2):
         found = namespace.reconcile("Repository", "app")
-        assert standing(found, "Stalled", "AccessDeniedException")
+        assert has_state(found, "Stalled", "AccessDeniedException")
         drifted = conditions(found)["Drifted"]
         assert (drifted["status"], drifted["reason"]) == ("True", "DriftDetected")
         assert "imageTagMutability: MUTABLE -> IMMUTABLE" in drifted["message"]
@@ -156,7 +156,7 @@ def test_drift_that_cannot_be_repaired_is_told(namespace, front, operator):
     assert "DriftCorrected" in reasons(namespace)
 
 
-def test_drift_is_repaired_within_an_interval(namespace, where):
+def test_drift_is_corrected_within_an_interval(namespace, where):
     registry, server = where
     declare(namespace, registry, imageTagMutability="IMMUTABLE", tags={"team": "blue"}, interval="1s")
     namespace.ready("Repository", "app")
@@ -221,7 +221,7 @@ class TestAdoption:
 
 
 class TestConflict:
-    def test_two_resources_the_younger_is_told(self, namespace, make_namespace, where):
+    def test_two_resources_the_younger_is_refused(self, namespace, make_namespace, where):
         registry, server = where
         declare(namespace, registry, tags={"whose": "first"})
         namespace.ready("Repository", "app")
@@ -234,7 +234,7 @@ class TestConflict:
         other.stalled("Repository", "app", "OwnedByAnother", message)
         assert server.repository(f"{namespace}/app")["tags"]["whose"] == "first"
         assert [event["reason"] for event in other.events("Repository", "app")] == ["OwnedByAnother"]
-        # When the first goes, the second has it within seconds.
+        # When the first is deleted, the second has it within seconds.
         namespace.delete("Repository", "app")
         other.ready("Repository", "app", "InSync")
         assert server.repository(f"{namespace}/app")["tags"]["whose"] == "second"
@@ -289,7 +289,7 @@ class TestTwoThatAreOneRegistry:
         other.delete("Repository", "app")
         other.gone("Repository", "app")
         assert len(registry.ecr.list_images(repositoryName=name)["imageIds"]) == 1
-        # When the first goes, the second has it.
+        # When the first is deleted, the second has it.
         self.ask(other, second, name, **younger)
         other.stalled("Repository", "app", "OwnedByAnother")
         namespace.delete("Repository", "app")
@@ -313,8 +313,8 @@ class TestTwoThatAreOneRegistry:
         for _ in range(2):
             operator.restart()
             for number in range(8):
-                assert standing(other.reconcile("Repository", f"app-{number}"), "Stalled", "OwnedByAnother")
-                assert standing(namespace.reconcile("Repository", f"app-{number}"), "Ready", "InSync")
+                assert has_state(other.reconcile("Repository", f"app-{number}"), "Stalled", "OwnedByAnother")
+                assert has_state(namespace.reconcile("Repository", f"app-{number}"), "Ready", "InSync")
         assert front.counted(start).get("TagResource", 0) == 0
 
 
@@ -412,10 +412,10 @@ class TestDeletion:
         images.push(registry.ecr, name, images.image("hello"), "v1")
         front.pause("DescribeRepositories", f'"{name}"')
         namespace.patch("Repository", "app", {"metadata": {"annotations": {REQUESTED_AT: "now"}}})
-        namespace.until("Repository", "app", lambda _: front.held, "being looked at")
+        namespace.until("Repository", "app", lambda _: front.held, "being reconciled")
         namespace.patch("Repository", "app", {"spec": change})
         namespace.delete("Repository", "app")
-        # What comes after it by the same watch is there, so that the operator knows that it is being deleted.
+        # A later event of the same watch has arrived, so that the operator knows that it is being deleted.
         declare(namespace, home, "marker")
         namespace.ready("Repository", "marker")
         front.go_on()
@@ -495,17 +495,17 @@ class TestReferences:
         assert conditions(ready)["ReferencesResolved"]["status"] == "True"
 
     def test_a_registry_that_is_there_is_a_reference_that_is_resolved(self, namespace, front, operator):
-        away, unready = f"{namespace}-away", f"{namespace}-unready"
-        declare(namespace, away, "of-away")
+        unreachable, unready = f"{namespace}-unreachable", f"{namespace}-unready"
+        declare(namespace, unreachable, "of-unreachable")
         declare(namespace, unready, "of-unready")
-        for name in ("of-away", "of-unready"):
+        for name in ("of-unreachable", "of-unready"):
             namespace.waiting("Repository", name, "ReferenceNotFound")
         front.fail(status=503)
-        namespace.declare(front, name=away)
+        namespace.declare(front, name=unreachable)
         missing = {"credentialsSecretRef": {"name": "missing", "namespace": namespace.name}}
         endpoint = {"region": front.region, "endpoint": front.declaration() | missing}
         namespace.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": unready}, "spec": endpoint})
-        for name, reason in (("of-away", "RegistryUnavailable"), ("of-unready", "RegistryNotReady")):
+        for name, reason in (("of-unreachable", "RegistryUnavailable"), ("of-unready", "RegistryNotReady")):
             waiting = namespace.waiting("Repository", name, reason)
             assert conditions(waiting)["ReferencesResolved"]["status"] == "True", name
 
@@ -561,7 +561,7 @@ class TestTrouble:
             namespace.waiting("Repository", "with-policy", "RegistryUnavailable")
         declare(namespace, name, "other")
         namespace.ready("Repository", "other", "InSync")
-        assert standing(namespace.reconcile("Registry", name), "Ready")
+        assert has_state(namespace.reconcile("Registry", name), "Ready")
         front.heal()
         namespace.ready("Repository", "with-policy", "InSync")
 
@@ -570,8 +570,8 @@ class TestTrouble:
         name = namespace.declare(front)
         declare(namespace, name, "with-policy", interval="1s")
         namespace.ready("Repository", "with-policy")
-        front.fail(status=503, body="away")
-        # The only one that asks, and what it asks for never works again.
+        front.fail(status=503, body="unavailable")
+        # The only resource that calls, and its call never succeeds again.
         declare(namespace, name, "with-policy", repositoryPolicy=POLICY, interval="1s")
         namespace.waiting("Repository", "with-policy", "RegistryUnavailable", f"Registry {name} has been unreachable since")
         never(front, "SetRepositoryPolicy", how)
@@ -600,8 +600,8 @@ class TestTrouble:
                 registry.stop()
         declare(namespace, name, interval="1s", imageTagMutability="IMMUTABLE")
         if how == "frozen":
-            # It takes the client's patience to find out; meanwhile the resource is simply not looked at yet.
-            assert not standing(namespace.get("Repository", "app"), "Ready")
+            # It takes the client's timeout to find out; meanwhile the resource is simply not reconciled yet.
+            assert not has_state(namespace.get("Repository", "app"), "Ready")
         else:
             namespace.waiting("Repository", "app", "RegistryUnavailable", f"Registry {name} has been unreachable since")
         match how:
@@ -636,14 +636,14 @@ class TestTrouble:
 
 
 def test_a_finalizer_that_came_with_the_manifest_holds_nobody(namespace, home):
-    """As in what was exported and applied again, or comes from a backup: it is then not the operator's alone."""
+    """As in an object exported and applied again, or restored from a backup: the operator is not its only manager."""
     declare(namespace, home)
     namespace.ready("Repository", "app")
     finalizers = ["example.com/first", "wharfage.dev/finalizer"]
     restored = {"apiVersion": API_VERSION, "kind": "Repository", "metadata": {"name": "app", "finalizers": finalizers}}
     namespace.kube.apply(restored, namespace.name, manager="backup")
     namespace.delete("Repository", "app")
-    namespace.until("Repository", "app", lambda one: one["metadata"]["finalizers"] == ["example.com/first"], "let go of by us alone")
+    namespace.until("Repository", "app", lambda one: one["metadata"]["finalizers"] == ["example.com/first"], "released by us alone")
     namespace.kube.apply(restored | {"metadata": {"name": "app", "finalizers": []}}, namespace.name, manager="backup")
     namespace.gone("Repository", "app")
 
@@ -685,7 +685,7 @@ def test_a_minute_without_the_registry(namespace, front, operator):
         declare(namespace, name, f"app-{number}", interval="1s")
     for number in range(10):
         namespace.ready("Repository", f"app-{number}")
-    front.fail(status=503, body="away")
+    front.fail(status=503, body="unavailable")
     for number in range(10):
         declare(namespace, name, f"app-{number}", interval="1s", imageTagMutability="IMMUTABLE")
     declare(namespace, name, "new", interval="1s")
@@ -694,7 +694,7 @@ def test_a_minute_without_the_registry(namespace, front, operator):
     namespace.gone("Repository", "app-9")
     asked = len(front.calls)
     time.sleep(60)
-    # Pauses of 1, 2, 4, 8, 16 and 32 s, each ended by one question; what was under way at first is tried five times.
+    # Pauses of 1, 2, 4, 8, 16 and 32 s, each ended by one call; a call already started is tried five times.
     assert len(front.calls) - asked <= 40
     front.heal()
     for number in range(9):

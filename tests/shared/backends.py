@@ -39,7 +39,7 @@ def wait_for(what, ready, process):
         time.sleep(0.02)
 
 
-# Below what a kernel gives to whoever asks for any port (its ip_local_port_range), so that nobody gets them by chance. Each of
+# Below what a kernel gives for port 0 (its ip_local_port_range), so that nobody gets them by chance. Each of
 # pytest-xdist's workers (gw0, gw1, …) has some of them.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -79,7 +79,7 @@ class Cluster:
         self.api.wait_until(lambda: answers(f"{self.server}/readyz", context))
 
     def stop(self):
-        """Stops the API server; what it keeps stays."""
+        """Stops the API server; its data is kept."""
         self.api.stop()
 
     def restart(self):
@@ -95,7 +95,7 @@ class Cluster:
         self.kube.kubectl("replace", "--raw", f"/api/v1/namespaces/{namespace}/finalize", "-f", "-", stdin=json.dumps(done))
 
     def login(self, namespace, service_account):
-        """The kubeconfig of a service account, made if there is none: a Kube of it, or what the operator gets."""
+        """The kubeconfig of a service account, made if there is none: a Kube of it, or the operator's."""
         return login(self.kube, namespace, service_account, self.server, self._authority, self.folder)
 
     def audit_offset(self):
@@ -103,7 +103,7 @@ class Cluster:
         return len(self._audited())
 
     def audit(self, offset=0):
-        """What was asked of the API server since: audit events, whose `verb`, `user` and `objectRef` tell most."""
+        """The requests to the API server since then: audit events, mainly `verb`, `user` and `objectRef`."""
         return [json.loads(line) for line in self._audited()[offset:].splitlines()]
 
     def _audited(self):
@@ -125,7 +125,7 @@ class Cluster:
 
 
 class Remembering(Kube):
-    """Remembers what it made that is in no namespace."""
+    """Records its cluster-scoped objects."""
 
     def __init__(self, kubeconfig):
         super().__init__(kubeconfig)
@@ -160,7 +160,7 @@ class ExistingCluster:
         """Its controller manager does."""
 
     def end(self):
-        """It goes on, without what the tests made. The kinds were made first, and go last."""
+        """It keeps running, without the objects of the tests. The kinds were created first, and are deleted last."""
         for kind, name in reversed(self.kube.made):
             self.kube.delete(kind, name)
 

@@ -21,7 +21,7 @@ def digest(content):
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A manifest, and what it refers to."""
+    """A manifest, and the blobs and manifests it refers to."""
 
     document: dict
     blobs: tuple = ()

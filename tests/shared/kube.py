@@ -31,7 +31,7 @@ class Kube:
         self._dynamic = DynamicClient(self._client, cache_file=f"{kubeconfig}.discovery-{uuid.uuid4().hex}")
 
     def resource(self, kind, api_version=None):
-        """What the API server serves under this kind: ours, then Kubernetes' core, then what it prefers."""
+        """The API resource of this kind: ours, then Kubernetes' core, then the server's preferred one."""
         if api_version:
             return self._dynamic.resources.get(api_version=api_version, kind=kind)
         found = self.resources(kind=kind)
@@ -43,7 +43,7 @@ class Kube:
         return min(found, key=lambda one: (one.group != GROUP, one.group != "", not one.preferred))
 
     def resources(self, **query):
-        """What the API server serves with this group or kind, without lists and subresources."""
+        """The API resources of this group or kind, without lists and subresources."""
         found = self._dynamic.resources.search(**query)
         return [one for one in found if not isinstance(one, ResourceList) and "/" not in one.name]
 
@@ -97,7 +97,7 @@ class Kube:
         return resource.get(namespace=namespace if resource.namespaced else None, **selectors).to_dict()["items"]
 
     def patch(self, kind, name, patch, namespace=None, subresource=None):
-        """A JSON merge patch; null takes a field away. With subresource="status" it is written to the status."""
+        """A JSON merge patch; null removes a field. With subresource="status" it is written to the status."""
         resource = self.resource(kind)
         target = getattr(resource, subresource) if subresource else resource
         return target.patch(
@@ -106,7 +106,7 @@ class Kube:
         ).to_dict()  # fmt: skip
 
     def delete(self, kind, name, namespace=None, **options):
-        """Asks for the deletion; whoever has a finalizer goes on. Nothing to delete is fine."""
+        """Asks for the deletion; an object with a finalizer stays until that is removed. Nothing to delete is fine."""
         resource = self.resource(kind)
         with contextlib.suppress(NotFoundError):
             resource.delete(name=name, namespace=namespace if resource.namespaced else None, body=options or None)
@@ -117,7 +117,7 @@ class Kube:
         found = self.list("Event", namespace, field_selector=about)
         return sorted(found, key=lambda event: (event.get("firstTimestamp") or event.get("eventTime") or "", event["metadata"]["name"]))
 
-    def until(self, kind, name, holds, namespace=None, expected="what was waited for"):
+    def until(self, kind, name, holds, namespace=None, expected="the expected state"):
         """Waits until `holds(object)`, with None for an object that isn't there, and returns the object."""
         deadline = time.monotonic() + TIMEOUT
         while True:
@@ -142,7 +142,7 @@ class Kube:
 
 
 class Namespace:
-    """A namespace of one test, and what the test makes through it."""
+    """A namespace of one test, and the objects that the test creates through it."""
 
     def __init__(self, kube, name=None, labels=None):
         self.kube = kube
@@ -158,7 +158,7 @@ class Namespace:
         return self.name
 
     def apply(self, manifests, **options):
-        """As Kube.apply, into this namespace. It is taken away when the test ends, whether it has a namespace or not."""
+        """As Kube.apply, into this namespace. It is deleted when the test ends, whether it has a namespace or not."""
         applied = self.kube.apply(manifests, self.name, **options)
         self._made += [applied] if isinstance(applied, dict) else applied
         return applied
@@ -189,21 +189,21 @@ class Namespace:
     def kubectl(self, *arguments, **options):
         return self.kube.kubectl("--namespace", self.name, *arguments, **options)
 
-    def until(self, kind, name, holds, expected="what was waited for"):
+    def until(self, kind, name, holds, expected="the expected state"):
         """Waits until `holds(object)`, with None for an object that isn't there, and returns the object."""
         return self.kube.until(kind, name, holds, self.name, expected)
 
     def ready(self, kind, name, reason=None, message=None):
         """Waits until it is Ready, at its present generation; `message` is a regular expression for some of the text."""
-        return self.until(kind, name, lambda one: standing(one, "Ready", reason, message), f"Ready ({reason}, {message})")
+        return self.until(kind, name, lambda one: has_state(one, "Ready", reason, message), f"Ready ({reason}, {message})")
 
     def stalled(self, kind, name, reason=None, message=None):
         """Waits until it is Ready=False and Stalled."""
-        return self.until(kind, name, lambda one: standing(one, "Stalled", reason, message), f"Stalled ({reason}, {message})")
+        return self.until(kind, name, lambda one: has_state(one, "Stalled", reason, message), f"Stalled ({reason}, {message})")
 
     def waiting(self, kind, name, reason=None, message=None):
         """Waits until it is Ready=False and Reconciling."""
-        return self.until(kind, name, lambda one: standing(one, "Reconciling", reason, message), f"waiting ({reason}, {message})")
+        return self.until(kind, name, lambda one: has_state(one, "Reconciling", reason, message), f"waiting ({reason}, {message})")
 
     def gone(self, kind, name):
         """Waits until there is no such object."""
@@ -222,8 +222,8 @@ class Namespace:
         return self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values})
 
     def declare(self, server, name=None, credentials=True, **spec):
-        """A Registry that stands for a running `server` (a registry, Amazon's stand-in), with its key in a Secret; `spec`
-        goes into it. Returns the Registry's name, which no other test has."""
+        """A Registry that declares a running `server` (a registry, Amazon's stand-in), with its key in a Secret; `spec`
+        is merged into it. Returns the Registry's name, which no other test has."""
         name = name or f"{self.name}-{uuid.uuid4().hex[:6]}"
         spec = {"region": server.region, server.kind: server.declaration(), **spec}
         if credentials:
@@ -233,7 +233,7 @@ class Namespace:
         return name
 
     def end(self):
-        """Takes away what was made here. Nobody waits for the operator: the registry may be gone."""
+        """Deletes the objects created here. Does not wait for the operator: the registry may be gone."""
         kinds = [one.kind for one in self.kube.resources(group=GROUP) if one.namespaced]
         ours = [(kind, one["metadata"]["name"], self.name) for kind in kinds for one in self.list(kind)]
         made = [(one["kind"], one["metadata"]["name"], one["metadata"].get("namespace")) for one in reversed(self._made)]
@@ -250,7 +250,7 @@ def conditions(one):
     return {found["type"]: found for found in (one or {}).get("status", {}).get("conditions", [])}
 
 
-def standing(one, state, reason=None, message=None):
+def has_state(one, state, reason=None, message=None):
     """Whether an object is in this state (Ready, Stalled or Reconciling), as of its present generation."""
     if one is None or one.get("status", {}).get("observedGeneration") != one["metadata"]["generation"]:
         return False

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from backends import TIED, TIMEOUT
 
-# What a server inherits: nothing of the shell that started the tests.
+# The environment of a server: nothing of the shell that started the tests.
 BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
@@ -71,7 +71,7 @@ class Process:
         self._popen.send_signal(signal.SIGCONT)
 
     def end(self):
-        """Takes it away, whatever state it is in."""
+        """Kills it, in any state."""
         if self.running:
             self.kill()
 
@@ -84,13 +84,13 @@ class Process:
             raise AssertionError(f"{self.name} doesn't end when asked to; the end of its log:\n{self.tail()}") from None
 
     def output(self, offset=0):
-        """What it has written so far, from this byte of its log on."""
+        """Returns its log from this byte on."""
         if not self.log.exists():
             return ""
         return self.log.read_bytes()[offset:].decode(errors="replace")
 
     def mark(self):
-        """From here on is what the present test makes it say."""
+        """Marks the start of the current test's output."""
         self._mark = self.log.stat().st_size if self.log.exists() else 0
 
     def since_mark(self):
@@ -101,7 +101,7 @@ class Process:
 
 
 class Server:
-    """What is one process, `process`, that answers at `ready`: stopped, killed and frozen with it."""
+    """A server in one process, `process`, that answers at `ready`: stopped, killed and frozen with it."""
 
     def start(self):
         """Starts it and waits until it answers."""

@@ -24,7 +24,7 @@ get_helm() {
     export WHARFAGE_TEST_HELM=$cache/helm-$HELM_VERSION/helm
 }
 
-# What Flux makes of a status, by the library that it uses.
+# The status of an object as Flux computes it, by its own library.
 get_kstatus() {
     local version
     version=$(cat "$root"/tests/tools/kstatus/{go.mod,main.go} | sha256sum | cut -c 1-16)
@@ -217,7 +217,7 @@ get_compiler() {
     { command -v cc && command -v make; } >/dev/null || locked apt install_packages gcc libc6-dev make
 }
 
-# What deploy/image/build builds with.
+# The build tools of deploy/image/build.
 get_image_builder() {
     local program missing=()
     for program in buildah:buildah musl-gcc:musl-tools make:make cmake:cmake; do
@@ -227,7 +227,7 @@ get_image_builder() {
     get_cargo_cyclonedx
 }
 
-# What a node runs, beside Kubernetes' own programs.
+# The programs of a node, beside Kubernetes' own.
 get_node() {
     local program missing=()
     # Before minutes are spent on building.

@@ -17,7 +17,7 @@ trap 'exit 130' INT TERM HUP
 
 # with_progress WHAT COMMAND...: runs the command quietly, tells how long it takes, shows its output when it fails.
 with_progress() {
-    local what=$1 log=$scratch/log start=$SECONDS told=0 spent
+    local what=$1 log=$scratch/log start=$SECONDS reported=0 spent
     shift
     [[ -t 2 ]] || say "$what"
     set -m
@@ -28,9 +28,9 @@ with_progress() {
         spent=$((SECONDS - start))
         if [[ -t 2 ]]; then
             printf '\r%s … %d s ' "$what" "$spent" >&2
-        elif ((spent - told >= 20)); then
+        elif ((spent - reported >= 20)); then
             say "$what … $spent s: $(tail -n 1 "$log" | cut -c 1-120)"
-            told=$spent
+            reported=$spent
         fi
         sleep 0.5
     done
@@ -38,7 +38,7 @@ with_progress() {
     wait "$job" || code=$?
     job=
     [[ -t 2 ]] && printf '\r\033[K' >&2
-    # What this script said in there, such as of attempts that failed.
+    # The script's own messages in there, such as failed attempts.
     grep '^tests/run: ' "$log" >&2 || true
     if ((code)); then
         tail -n 40 "$log" >&2
@@ -70,7 +70,7 @@ locked() {
     mkdir -p "$cache/locks"
     exec {lock}>"$cache/locks/$name"
     flock -n "$lock" || { say "waiting for another run that gets $name" && flock "$lock"; }
-    # In the cache, so that what is built in it moves to its place by a rename.
+    # In the cache, so that the build moves to its place by a rename.
     if [[ -z $scratch ]]; then
         # What a killed run left.
         find "$cache" -maxdepth 1 -name 'scratch.*' -mtime +1 -exec rm -rf -- {} +
@@ -124,7 +124,7 @@ install_packages() {
         die "please install $* first (on Debian: sudo ${install[*]}); with root this script does it"
     fi
     export DEBIAN_FRONTEND=noninteractive
-    # The lists of a machine may be empty or old: they are read anew when they don't serve.
+    # The lists of a machine may be empty or old: they are read again when they don't serve.
     "${install[@]}" --download-only >/dev/null 2>&1 </dev/null || with_progress "reading the lists of packages" apt-get update
     with_progress "installing $*" "${install[@]}" -o DPkg::Lock::Timeout=300
 }

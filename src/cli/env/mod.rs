@@ -11,8 +11,9 @@ use crate::apply::is_loopback;
 use crate::datadir::{DataDir, StartedRegistry};
 pub(super) use shell::Shell;
 
-/// Variables that win over a configuration file, and so would point clients elsewhere or sign as somebody else. The last two
-/// may not be set together with an endpoint: SDKs refuse that.
+/// Variables that take precedence over a configuration file, and so would point clients elsewhere
+/// or sign as somebody else. The last two may not be set together with an endpoint: SDKs refuse
+/// that.
 const OVERRIDES: [&str; 20] = [
     "AWS_PROFILE",
     "AWS_DEFAULT_PROFILE",
@@ -60,7 +61,7 @@ pub struct Env {
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
-    /// Which registry, by its name; the first one if not given
+    /// Name of the registry; the first one if not given
     #[arg(long, value_name = "NAME")]
     registry: Option<String>,
 

@@ -35,7 +35,7 @@ impl Shell {
         }
     }
 
-    /// The text as one word that means nothing but itself.
+    /// Returns the text as one word, quoted so that a shell does not interpret it.
     pub(in crate::cli) fn quoted(self, text: &str) -> String {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:@%+,".contains(&byte);
         let is_plain = !text.is_empty() && text.bytes().all(plain);

@@ -217,7 +217,8 @@ async fn open(
         tls: None,
     };
     let opened = Opened::open(startup, listener, metrics).await?;
-    // Tools on this machine speak to the listener; images are named by what clients are told.
+    // Tools on this machine speak to the listener; images are named by the address that clients
+    // get.
     let started = StartedRegistry {
         name,
         endpoint: local.to_string(),

@@ -49,7 +49,7 @@ pub struct Up {
     #[arg(long, env = "WHARFAGE_DATA", default_value = ".wharfage", value_name = "DIR")]
     data: PathBuf,
 
-    /// Where the first registry listens; further ones listen on the ports after it
+    /// Address of the first registry; further ones listen on the ports after it
     #[arg(long, env = "WHARFAGE_LISTEN", default_value = "127.0.0.1:5000", value_name = "ADDR:PORT")]
     listen: SocketAddr,
 
@@ -69,7 +69,8 @@ pub struct Up {
     #[arg(long, env = "WHARFAGE_PRUNE", conflicts_with = "once")]
     prune: bool,
 
-    /// How long the files must rest before anything is pruned, such as 90s or 1h; each change starts the time again
+    /// Time without a change to the files before anything is pruned, such as 90s or 1h; each
+    /// change starts the time again
     #[arg(long, env = "WHARFAGE_PRUNE_AFTER", default_value = "10m", value_parser = rest, requires = "prune", value_name = "DURATION")]
     prune_after: Duration,
 
@@ -139,7 +140,7 @@ impl Up {
     }
 }
 
-/// A time of rest, written as intervals are.
+/// A time without changes, written as intervals are.
 fn rest(text: &str) -> anyhow::Result<Duration> {
     let span: Span = text.parse().context("it must be like 90s, 10m or 1h30m")?;
     let rest = Duration::from(span);

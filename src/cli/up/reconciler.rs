@@ -1,4 +1,4 @@
-//! Keeps registries as a folder of manifests wants them, while its files change.
+//! Keeps registries as a folder of manifests declares them, while its files change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::manifests::{Loader, Manifests};
 use crate::plan::model::Refused;
 use crate::plan::{Action, Desired, Object, ObjectKey, Plan, RepositoryCall, Step, unresolved};
 
-/// How soon a registry is tried again where something failed; then twice as late each time, up to the interval.
+/// The first delay after a failure in a registry; it doubles each time, up to the interval.
 const RETRY: Duration = Duration::from_secs(15);
 /// Previews are evaluated again after this many times as long as it took before: a tenth of the time is for them.
 const REST_PER_PREVIEW: u32 = 9;
@@ -63,17 +63,18 @@ pub(super) enum Occasion {
     Interval,
 }
 
-/// When what no manifest declares any more is released or deleted.
+/// The rule by which orphans, which no manifest declares any more, are released or deleted.
 pub(super) struct Pruning {
-    /// How long files must rest before; nothing is pruned without.
+    /// The time without a change to the files before pruning; nothing is pruned without it.
     pub(super) after: Option<Duration>,
     /// The command that does it after a confirmation.
     pub(super) command: String,
 }
 
 impl Pruning {
-    /// When the orphans of a registry are pruned: zero for now, nothing for never as things are. `resting` is how long the
-    /// files have been as they are; none while they cannot be read.
+    /// Returns the time until the orphans of a registry are pruned: zero for now, nothing for never
+    /// in the current state. `resting` is how long the files have not changed; none while they
+    /// cannot be read.
     fn due_in(&self, desired: &Desired, orphans: &[Step], resting: Option<Duration>) -> Option<Duration> {
         let declares_nothing = desired.repositories.is_empty() && desired.lifecycle_policies.is_empty();
         if orphans.is_empty() || declares_nothing {
@@ -83,7 +84,7 @@ impl Pruning {
     }
 }
 
-/// Keeps registries as the manifests want them.
+/// Keeps registries as the manifests declare them.
 pub(super) struct Reconciler {
     targets: Vec<Target>,
     planner: Planner,
@@ -93,7 +94,8 @@ pub(super) struct Reconciler {
     resting_since: Instant,
     /// The files could not be read, as was said; nothing is pruned meanwhile.
     unreadable: Option<String>,
-    /// What was refused when it was last reported, so that it isn't reported again and again.
+    /// The resources that were refused when last reported, so that they aren't reported again and
+    /// again.
     shown: Vec<String>,
     /// Orphans when they were last reported, by registry.
     orphans: HashMap<String, BTreeSet<String>>,
@@ -103,7 +105,7 @@ pub(super) struct Reconciler {
     next_previews: HashMap<String, Instant>,
     /// Plans that failed when they were last reported, by registry: the same again is tried in silence.
     failing: HashMap<String, String>,
-    /// How often in a row something failed.
+    /// The number of consecutive failures.
     failures: u32,
 }
 
@@ -133,7 +135,7 @@ impl Reconciler {
                 changed = files.changed() => changed?,
                 () = tokio::time::sleep_until(due) => {}
             }
-            // Whatever ended the wait: what the files say now is what counts.
+            // No matter what ended the wait: the current content of the files counts.
             if files.take().await? {
                 self.resting_since = Instant::now();
             }
@@ -144,7 +146,8 @@ impl Reconciler {
         }
     }
 
-    /// Reads the folder again; whether it says something else now. What cannot be read is reported once.
+    /// Reads the folder again, and returns whether it says something else now. A file that cannot
+    /// be read is reported once.
     async fn read(&mut self, folder: &Folder) -> bool {
         let read = match folder.load().await {
             Ok(new) => folder.loader.check_update(&self.manifests, &new).map(|()| new).map_err(Into::into),
@@ -303,7 +306,7 @@ impl Reconciler {
         self.orphans.insert(target.name.clone(), now);
     }
 
-    /// The shortest time that any resource wants to rest between two looks at its registry.
+    /// The shortest interval of any resource between two checks of its registry.
     fn interval(&self) -> Duration {
         let repositories = self.manifests.repositories.iter().map(|it| it.resource.interval());
         let policies = self.manifests.lifecycle_policies.iter().map(|it| it.resource.interval());

@@ -16,13 +16,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 const PAUSE: Duration = Duration::from_millis(500);
 /// The pause is this many times as long as a look at least, so that a large folder costs a fiftieth of a processor.
 const PAUSE_PER_LOOK: u32 = 50;
-/// How long files must rest: an editor's save is several steps.
+/// The time for which files must not change before they are read: an editor's save is several
+/// steps.
 const REST: Duration = Duration::from_millis(150);
-/// How long is waited for rest at most: files that are written all the time are read all the same.
+/// The longest wait for that: files that are written all the time are read all the same.
 const LONGEST_UNREST: Duration = Duration::from_secs(1);
 /// The coarsest time that a file system keeps. Of two changes within it, a look cannot see the second.
 const COARSEST_TIME: Duration = Duration::from_secs(2);
-/// How deep folders may lie in folders; deeper ones are refused when they are read.
+/// The deepest nesting of folders; deeper ones are refused when they are read.
 const MAX_DEPTH: usize = 32;
 /// Maximum number of entries of folders that are read; more are refused when they are read.
 const MAX_ENTRIES: usize = 200_000;
@@ -30,7 +31,7 @@ const MAX_ENTRIES: usize = 200_000;
 /// The files of a folder, or a single file.
 pub(super) struct Watch {
     path: PathBuf,
-    /// How they were at the last [`Self::take`].
+    /// The state of the files at the last [`Self::take`].
     taken: Look,
     pause: Duration,
     /// When a change that the last look could not see would show.
@@ -57,8 +58,9 @@ impl Watch {
         }
     }
 
-    /// Takes the files as they are once they rest, and says whether they differ from what was taken before. What is read
-    /// afterwards is as it was taken, or differs at the next look.
+    /// Takes the files as they are once they rest, and returns whether they differ from what was
+    /// taken before. Content that is read afterwards is as it was taken, or differs at the next
+    /// look.
     pub(super) async fn take(&mut self) -> anyhow::Result<bool> {
         let end = Instant::now() + LONGEST_UNREST;
         let mut now = self.look().await?;
@@ -96,7 +98,7 @@ struct Look {
     entries: Vec<(PathBuf, Result<Stamp, io::ErrorKind>)>,
 }
 
-/// What changes when a file's content does, or another file takes its place.
+/// The metadata that changes when a file's content does, or another file takes its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     device: u64,

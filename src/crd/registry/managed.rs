@@ -14,8 +14,8 @@ use super::DEFAULT_CONNECTION_KEY;
 use crate::common::{NAME_PATTERN, NAMESPACE_PATTERN, SecretKeyRef, SecretRef};
 use wharfage_domain::names::Region;
 
-/// Where the bytes of images are, in CEL: a string, empty for the volume. Of an endpoint only the host counts: to reach it by
-/// another scheme moves nothing.
+/// The storage of the bytes of images, in CEL: a string, empty for the volume. Of an endpoint only
+/// the host counts: to reach it by another scheme moves nothing.
 fn place_of(managed: &str) -> String {
     let s3 = format!("{managed}.storage.s3");
     format!(
@@ -54,7 +54,7 @@ fn database_of(managed: &str) -> String {
     ),
 )]
 pub struct ManagedRegistry {
-    /// How many processes serve. Default: 1.
+    /// The number of replicas. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
@@ -66,10 +66,10 @@ pub struct ManagedRegistry {
         regex(pattern = r"^https?://[a-zA-Z0-9]([-a-zA-Z0-9.]*[a-zA-Z0-9])?(:[0-9]{1,5})?/?$")
     )]
     pub public_url: Option<String>,
-    /// Where the bytes of images are kept. Default: filesystem.
+    /// The storage of the bytes of images. Default: filesystem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
-    /// Where everything but the bytes is kept. Default: sqlite.
+    /// The storage of everything but the bytes. Default: sqlite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<Database>,
     /// Certificate that the registry serves with. Default: plain HTTP, for use behind a proxy or on loopback.
@@ -89,16 +89,16 @@ pub struct ManagedRegistry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^\S+$"))]
     pub image: Option<String>,
-    /// Where and as whom the pods run.
+    /// The placement and identity of the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// Whether a NetworkPolicy limits who may reach the pods. Default: Enabled, clients from anywhere, metrics from within the
-    /// cluster; what the pods may reach is not limited.
+    /// Determines whether a NetworkPolicy limits who may reach the pods. Default: Enabled, clients
+    /// from anywhere, metrics from within the cluster; connections from the pods are not limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicyMode>,
 }
 
-/// Where and as whom the pods of a managed registry run; each field is that of a Pod.
+/// The placement and identity of the pods of a managed registry; each field is that of a Pod.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pod {
@@ -117,7 +117,8 @@ pub struct Pod {
     /// Rules about nodes, and about other pods there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// How replicas spread. Default: over hosts and zones, as far as there are some.
+    /// The rules by which replicas spread. Default: over hosts and zones, as far as there are
+    /// some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
     /// Secrets of the registry's namespace by which nodes pull the image.
@@ -126,12 +127,13 @@ pub struct Pod {
     /// PriorityClass of the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
-    /// ServiceAccount of the pods, such as one that a cloud lets into the bucket. Its token isn't mounted. Default: default.
+    /// ServiceAccount of the pods, such as one that a cloud grants access to the bucket. Its token
+    /// isn't mounted. Default: default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
 }
 
-/// Whether there is a NetworkPolicy.
+/// Determines whether there is a NetworkPolicy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NetworkPolicyMode {
     /// There is one.
@@ -141,7 +143,7 @@ pub enum NetworkPolicyMode {
     Disabled,
 }
 
-/// Where the bytes of images are kept.
+/// The storage of the bytes of images.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -151,7 +153,7 @@ pub struct Storage {
     /// A folder: a persistent volume in a cluster, a folder of the data directory on a laptop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<FilesystemStorage>,
-    /// A bucket of Amazon S3, or of what speaks its protocol.
+    /// A bucket of Amazon S3, or of a service with its protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub s3: Option<S3Storage>,
 }
@@ -160,7 +162,8 @@ pub struct Storage {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FilesystemStorage {
-    /// Size of the persistent volume. It may grow where its StorageClass lets it, and never shrinks. Default: 10Gi.
+    /// Size of the persistent volume. It may grow where its StorageClass allows it, and never
+    /// shrinks. Default: 10Gi.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
     /// StorageClass of the persistent volume. Default: the cluster's default class.
@@ -188,12 +191,13 @@ pub struct S3Storage {
     /// pod.serviceAccountName.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
-    /// Whether clients are sent to the bucket for a blob's bytes by a presigned URL. Default: false, the registry passes them on.
+    /// True to redirect clients to the bucket for a blob's bytes by a presigned URL. Default:
+    /// false, the registry passes them on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect: Option<bool>,
 }
 
-/// Where everything but the bytes is kept.
+/// The storage of everything but the bytes.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -203,12 +207,13 @@ pub struct Database {
     /// A SQLite file beside the data: one replica, no server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sqlite: Option<Sqlite>,
-    /// PostgreSQL, or what speaks its protocol: any number of replicas.
+    /// PostgreSQL, or a database with its protocol: any number of replicas.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub postgres: Option<Postgres>,
 }
 
-/// A SQLite file. With storage.filesystem it lies on the same volume; with storage.s3 on one of its own.
+/// A SQLite file. With storage.filesystem it lies on the same volume; with storage.s3 on a separate
+/// one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Sqlite {
@@ -250,7 +255,7 @@ pub struct Tls {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CertManager {
-    /// Who issues it.
+    /// The issuer of the certificate.
     pub issuer_ref: IssuerRef,
     /// Names that it is for. Default: the host of publicUrl, and the Service's where there is no publicUrl.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -299,7 +304,7 @@ pub struct Service {
     pub node_port: Option<i32>,
 }
 
-/// How a Service is reached.
+/// The type of a Service.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ServiceType {
     /// From within the cluster.

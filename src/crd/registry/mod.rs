@@ -1,4 +1,4 @@
-//! Registry: where repositories live. One that Wharfage runs, one that runs elsewhere, or Amazon ECR.
+//! Registry: a store of repositories that Wharfage runs or that runs elsewhere, or Amazon ECR.
 
 use std::collections::BTreeMap;
 
@@ -103,19 +103,22 @@ pub struct RegistrySpec {
     /// Absent: left as it is, even if this resource had set it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Document>,
-    /// How pushed images are scanned, as in ECR's PutRegistryScanningConfiguration. {}: ECR's default, BASIC without rules.
-    /// Absent: left as it is, even if this resource had set it.
+    /// The settings by which pushed images are scanned, as in ECR's
+    /// PutRegistryScanningConfiguration. {}: ECR's default, BASIC without rules. Absent: left as
+    /// it is, even if this resource had set it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scanning_configuration: Option<ScanningConfiguration>,
-    /// Account settings, as in ECR's PutAccountSetting. What is absent is left as it is, even if this resource had set it.
+    /// Account settings, as in ECR's PutAccountSetting. Absent settings are left as they are, even
+    /// if this resource had set them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account_settings: Option<AccountSettings>,
-    /// Which namespaces may use which names in this registry. Absent: every namespace may use every name.
+    /// Rules about which namespaces may use which names in this registry. Absent: every namespace
+    /// may use every name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100))]
     pub allowed_namespaces: Option<Vec<AllowedNamespaces>>,
-    /// What happens to a managed registry's workload when this resource goes: Retain (default) leaves it running, Delete takes
-    /// it away. Never the volume, never the bucket.
+    /// The action on a managed registry's workload when this resource is deleted: Retain (default)
+    /// leaves it running, Delete deletes it. Never the volume, never the bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
 }
@@ -152,15 +155,15 @@ pub struct Aws {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedNamespaces {
-    /// Which namespaces, by their labels. An empty selector chooses all.
+    /// The namespaces, by their labels. An empty selector chooses all.
     pub selector: LabelSelector,
-    /// What a repository's name must start with. Absent or empty: any name.
+    /// The prefixes of which a repository's name must have one. Absent or empty: any name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), inner(length(min = 1, max = 256), regex(pattern = "^[a-z0-9][a-z0-9._/-]*$")))]
     pub repository_prefixes: Vec<String>,
 }
 
-/// What is known of a Registry.
+/// The observed state of a Registry.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("default" = { "observedGeneration": -1 }))]
@@ -171,27 +174,27 @@ pub struct RegistryStatus {
     /// URL of the registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// What this registry can beyond Amazon ECR.
+    /// The capabilities of this registry beyond Amazon ECR.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub capabilities: Vec<String>,
-    /// What the registry holds.
+    /// The number of repositories and images in the registry, and their size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// How much of each limited thing is used.
+    /// The use of each limited resource.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub quotas: Vec<Quota>,
     /// The value of the annotation reconcile.wharfage.dev/requestedAt that was last acted on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_handled_reconcile_at: Option<String>,
-    /// What is observed about the registry.
+    /// The conditions of the registry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
-/// What a registry holds.
+/// The number of repositories and images in a registry, and their size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Number of repositories.
@@ -202,14 +205,14 @@ pub struct Usage {
     pub bytes: i64,
 }
 
-/// How much of a limited thing is used.
+/// The use of a limited resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Quota {
-    /// What is limited.
+    /// The name of the limited resource.
     pub name: String,
-    /// How many are used.
+    /// The number in use.
     pub used: i64,
-    /// How many there may be.
+    /// The highest number allowed.
     pub limit: i64,
 }
 
@@ -225,7 +228,7 @@ impl Registry {
         if self.spec.managed.is_some() { given.or_else(default_registry_id) } else { given }
     }
 
-    /// Returns what happens to its workload when the resource goes.
+    /// Returns the action on its workload when the resource is deleted.
     pub fn deletion_policy(&self) -> DeletionPolicy {
         self.spec.deletion_policy.unwrap_or_default()
     }

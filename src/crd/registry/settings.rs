@@ -8,7 +8,7 @@ use wharfage_domain::scanning::FILTER_PATTERN;
 
 pub use wharfage_domain::scanning::ScanType;
 
-/// How pushed images are scanned.
+/// The settings by which pushed images are scanned.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -22,34 +22,35 @@ pub use wharfage_domain::scanning::ScanType;
     .message("at most one rule may have a scanFrequency: join the repositoryFilters of those that share one"),
 )]
 pub struct ScanningConfiguration {
-    /// BASIC looks at packages of the operating system, ENHANCED at those of languages, too, and goes on looking. Default: BASIC.
+    /// BASIC scans packages of the operating system. ENHANCED also scans those of languages, and
+    /// continues to scan. Default: BASIC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scan_type: Option<ScanType>,
-    /// Which repositories are scanned when; at most one rule per frequency. Repositories that no rule is for are scanned when
-    /// somebody asks.
+    /// Rules about which repositories are scanned when; at most one rule per frequency.
+    /// Repositories without a rule are scanned on request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
     pub rules: Vec<ScanningRule>,
 }
 
-/// Which repositories are scanned when.
+/// A rule about which repositories are scanned when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanningRule {
-    /// When a repository's images are scanned.
+    /// The time at which a repository's images are scanned.
     pub scan_frequency: ScanFrequency,
     /// Repositories that the rule is for.
     #[schemars(length(max = 100))]
     pub repository_filters: Vec<ScanningFilter>,
 }
 
-/// When images are scanned.
+/// The time at which images are scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ScanFrequency {
     /// When they are pushed.
     ScanOnPush,
-    /// When they are pushed, and again when something new is known. ENHANCED only.
+    /// When they are pushed, and again when new vulnerabilities are known. ENHANCED only.
     ContinuousScan,
 }
 
@@ -61,7 +62,7 @@ pub struct ScanningFilter {
     /// it occurs in.
     #[schemars(length(min = 1, max = 255), regex(pattern = FILTER_PATTERN))]
     pub filter: String,
-    /// How the pattern is read.
+    /// The syntax of the pattern.
     pub filter_type: WildcardFilter,
 }
 
@@ -74,17 +75,17 @@ pub enum WildcardFilter {
     Wildcard,
 }
 
-/// Account settings, each named as ECR names it. What is absent keeps its value.
+/// Account settings, each named as ECR names it. Absent ones keep their value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub struct AccountSettings {
-    /// Whether a blob may be mounted from one repository into another.
+    /// Determines whether a blob may be mounted from one repository into another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blob_mounting: Option<Toggle>,
-    /// Which scanner BASIC scanning uses.
+    /// The scanner that BASIC scanning uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub basic_scan_type_version: Option<BasicScanType>,
-    /// Which actions the registry's policy is consulted for: V1 three of them, V2 all.
+    /// The actions for which the registry's policy is consulted: V1 three of them, V2 all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_policy_scope: Option<RegistryPolicyScope>,
 }
@@ -142,7 +143,7 @@ impl BasicScanType {
     }
 }
 
-/// Which actions a registry's policy is consulted for.
+/// The actions for which a registry's policy is consulted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RegistryPolicyScope {
     /// Three of them.

@@ -1,7 +1,8 @@
 //! The lifecycle policy document as types that only hold what Amazon ECR accepts.
 //!
-//! Reading JSON, with ECR's words for what is wrong in its shape, is [`super::grammar`]'s work; this module holds
-//! the rules about rules. Source: Amazon ECR user guide, "Lifecycle policies"; API reference, PutLifecyclePolicy.
+//! Reading JSON, with ECR's words for faults in its shape, is [`super::grammar`]'s work; this
+//! module holds the rules about rules. Source: Amazon ECR user guide, "Lifecycle policies"; API
+//! reference, PutLifecyclePolicy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,11 +87,11 @@ pub struct Rule {
     pub priority: u32,
     /// Free text for readers; empty when there is none.
     pub description: String,
-    /// Which images match the rule, by their tags.
+    /// The images that match the rule, by their tags.
     pub tags: TagSelection,
-    /// Which of the matching images are acted on.
+    /// The matching images that are acted on.
     pub count: Count,
-    /// What happens to them.
+    /// The action on these images.
     pub action: Action,
 }
 
@@ -108,7 +109,8 @@ pub enum TagSelection {
 }
 
 impl TagSelection {
-    /// Whether it matches an image with these tags. Case counts; one tag may satisfy several entries of a list.
+    /// Returns whether it matches an image with these tags. Case counts; one tag may satisfy
+    /// several entries of a list.
     pub fn matches(&self, tags: &[Tag]) -> bool {
         match self {
             Self::Any => true,
@@ -153,7 +155,7 @@ impl Count {
     }
 }
 
-/// Where an image is kept.
+/// The storage class of an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum StorageClass {
@@ -164,7 +166,7 @@ pub enum StorageClass {
     Archive,
 }
 
-/// What a rule does to an image.
+/// The action of a rule on an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Delete it, with all its tags.
@@ -283,7 +285,7 @@ impl Rule {
     }
 }
 
-/// An entry that is empty would match every tag, which nobody means who types it.
+/// Refuses empty entries: one would match every tag, which nobody who types it means.
 fn check_list(entries: &BTreeSet<String>) -> Result<(), InvalidPolicy> {
     grammar::not_empty(entries.len())?;
     if entries.contains("") {
@@ -305,7 +307,7 @@ fn check_together(rules: &[Rule]) -> Result<(), InvalidPolicy> {
         if of_class().filter(|rule| rule.tags == TagSelection::Untagged).count() > 1 {
             return Err(InvalidPolicy::document("Only one rule can select Untagged images per storage class."));
         }
-        // Whatever follows an `any` rule could never match an image that it hasn't claimed.
+        // A rule that follows an `any` rule could never match an image that it hasn't claimed.
         if of_class().rev().skip(1).any(|rule| rule.tags == TagSelection::Any) {
             return Err(InvalidPolicy::document(
                 "Rule for tagStatus=ANY must have the lowest priority per storage class",

@@ -1,8 +1,9 @@
-//! What a policy does to the images of one repository at one moment.
+//! The actions of a policy on the images of one repository at one moment.
 //!
-//! Two steps: rules *select* images, which depends only on the images' own members; then what is selected is put
-//! in the order of *execution*, in which an index goes before its children and referrers go after their subject.
-//! Source: Amazon ECR user guide, "Lifecycle policies", "How it works" and "Considerations on image expiration".
+//! Two steps: rules *select* images, which depends only on the images' own members; then the
+//! selected images are put in the order of *execution*, in which an index is deleted before its
+//! children and referrers are deleted after their subject. Source: Amazon ECR user guide,
+//! "Lifecycle policies", "How it works" and "Considerations on image expiration".
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -12,7 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::document::{Action, Count, Policy, Rule, StorageClass};
 use crate::names::{Digest, Tag};
 
-/// What a lifecycle policy needs to know of an image: a manifest or an index that a repository stores.
+/// The data of an image that a lifecycle policy needs: a manifest or an index that a repository
+/// stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// The manifest's digest, unique in the repository.
@@ -23,7 +25,7 @@ pub struct Image {
     pub pushed_at: Timestamp,
     /// `lastRecordedPullTime`; none when it was never pulled.
     pub last_pulled_at: Option<Timestamp>,
-    /// Whether it can be pulled.
+    /// The status, which says whether it can be pulled.
     pub status: ImageStatus,
     /// `lastArchivedAt`.
     pub archived_at: Option<Timestamp>,
@@ -47,7 +49,7 @@ impl Image {
         self.activated_at.map_or(pulled, |activated| activated.max(pulled))
     }
 
-    /// The class whose rules look at it; none while it is on its way back from the archive.
+    /// The class whose rules apply to it; none while it is on its way back from the archive.
     fn storage_class(&self) -> Option<StorageClass> {
         match self.status {
             ImageStatus::Active => Some(StorageClass::Standard),
@@ -87,13 +89,15 @@ impl ImageStatus {
 /// The outcome of [`evaluate`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Evaluation<'a> {
-    /// What to do, in the order in which to do it: oldest first, but an index before its children and a subject
-    /// before its referrers.
+    /// The actions, in the order in which to do them: oldest first, but an index before its
+    /// children and a subject before its referrers.
     pub marks: Vec<Mark<'a>>,
-    /// What a rule selected, or what should have followed its subject, but an index still needs; oldest first.
+    /// The images that a rule selected, or that should have followed their subject, but that an
+    /// index still needs; oldest first.
     pub protected: Vec<Protected<'a>>,
-    /// By the priority of each rule that counts images: those that it keeps, youngest first. What the rule selects is one
-    /// too many only while they are there. Images that another rule acts on are left out.
+    /// By the priority of each rule that counts images: those that it keeps, youngest first. An
+    /// image that the rule selects is one too many only while they are there. Images that another
+    /// rule acts on are left out.
     pub kept: BTreeMap<u32, Vec<&'a Image>>,
 }
 
@@ -102,11 +106,11 @@ pub struct Evaluation<'a> {
 pub struct Mark<'a> {
     /// The image to act on.
     pub image: &'a Image,
-    /// What to do with it.
+    /// The action on the image.
     pub action: Action,
     /// The rule that did it: for a referrer, the one that acted on its subject.
     pub rule_priority: u32,
-    /// Whether the rule selected the image itself.
+    /// The cause of the action: the rule selected the image itself, or acted on its subject.
     pub cause: Cause,
 }
 
@@ -119,7 +123,7 @@ pub enum Cause {
     FollowsSubject,
 }
 
-/// An action that ECR refuses, ImageReferencedByManifestList, and that a later run may carry out.
+/// An action that ECR refuses, ImageReferencedByManifestList, and that a later run may execute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Protected<'a> {
     /// The action that doesn't happen.
@@ -128,7 +132,7 @@ pub struct Protected<'a> {
     pub blocked_by: Vec<&'a Digest>,
 }
 
-/// How many images a policy acts on.
+/// The number of images that a policy acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
     /// Selected and expiring: a preview's `expiringImageTotalCount`.
@@ -217,8 +221,9 @@ struct Intent {
     cause: Cause,
 }
 
-/// What the rules select, and by a counting rule's priority what it keeps. A matching rule claims an image from all later
-/// rules of its class, acting on it or not.
+/// Returns the actions of the rules that select images, and by a counting rule's priority the
+/// images that it keeps. A matching rule claims an image from all later rules of its class, acting
+/// on it or not.
 fn select(
     policy: &Policy,
     repository: &Repository<'_>,
@@ -267,14 +272,14 @@ fn is_past(at: Timestamp, days: u32, now: Timestamp) -> bool {
     now.duration_since(at) > SignedDuration::from_secs(i64::from(days) * 86_400)
 }
 
-/// Carries intents out on paper: who can go when everything before it has gone.
+/// Simulates intents: which image can be deleted once everything before it has been deleted.
 struct Execution<'r, 'a> {
     repository: &'r Repository<'a>,
     intents: Vec<Option<Intent>>,
     done: Vec<bool>,
     /// Of an image with an intent: how many of its parents stand in the way.
     blockers: Vec<usize>,
-    /// Place in the order of age; the oldest has the highest and goes first.
+    /// Place in the order of age; the oldest has the highest and is acted on first.
     ranks: Vec<usize>,
     ready: BinaryHeap<(usize, usize)>,
     marks: Vec<Mark<'a>>,

@@ -83,7 +83,8 @@ fn pattern(list: &[&str]) -> TagSelection {
     TagSelection::Patterns(list.iter().map(|&entry| entry.to_owned()).collect())
 }
 
-/// The outcome in words: marks in the order of execution (`>` archives, `~` follows), then what is protected.
+/// The outcome in words: marks in the order of execution (`>` archives, `~` follows), then the
+/// protected images.
 fn outcome(rules: Vec<Rule>, images: &[Image]) -> String {
     let policy = match Policy::new(rules) {
         Ok(policy) => policy,

@@ -1,7 +1,7 @@
-//! Reads a lifecycle policy's rules out of JSON and names what is wrong in its shape as ECR does.
+//! Reads a lifecycle policy's rules out of JSON and names the faults of its shape as ECR does.
 //!
-//! ECR checks documents by a JSON schema and passes that validator's words on; they are kept here, as scripts
-//! match on them. Whether the rules make sense together is [`super::document`]'s work.
+//! ECR checks documents by a JSON schema and passes that validator's words on; they are kept here,
+//! as scripts match on them. [`super::document`] checks whether the rules make sense together.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ type Result<T> = std::result::Result<T, InvalidPolicy>;
 /// Numbers above this don't fit the integers that ECR's clients read.
 const MAX_NUMBER: i64 = i32::MAX as i64;
 
-/// The refusal of what is no JSON object at all.
+/// The refusal of text that is no JSON object.
 pub(super) fn not_a_policy() -> InvalidPolicy {
     InvalidPolicy::document("Could not map policyString into LifecyclePolicy.")
 }
@@ -137,18 +137,19 @@ fn read_action(value: &Value) -> Result<Action> {
     }
 }
 
-/// How many forms of a selection ECR's schema knows: one for each count type.
+/// The number of forms of a selection in ECR's schema: one for each count type.
 const SELECTION_SCHEMAS: usize = 4;
-/// How many forms of an action ECR's schema knows.
+/// The number of forms of an action in ECR's schema.
 const ACTION_SCHEMAS: usize = 2;
 
 fn matches_none_of(schemas: usize) -> InvalidPolicy {
     InvalidPolicy::document(format!("instance failed to match exactly one schema (matched 0 out of {schemas})"))
 }
 
-/// The members of an object that has all of `required`, and nothing but those and `optional`.
+/// Returns the members of an object that has all of `required`, and nothing but those and
+/// `optional`.
 ///
-/// What is required can then be indexed. A `null` is for its reader to refuse.
+/// Required members can then be indexed. A `null` is for its reader to refuse.
 fn members<'a>(value: &'a Value, required: &[&str], optional: &[&str]) -> Result<&'a Map<String, Value>> {
     let Value::Object(object) = value else { return Err(wrong_type(value, "object")) };
     let missing: Vec<_> = required.iter().filter(|name| !object.contains_key(**name)).collect();
@@ -224,7 +225,8 @@ mod tests {
     use super::super::document::Policy;
     use super::*;
 
-    /// Replaces the member at `path` of a good rule (or removes it) and tells why the rule is then refused.
+    /// Replaces the member at `path` of a good rule (or removes it) and returns why the rule is
+    /// then refused.
     fn refusal(path: &str, value: Option<Value>) -> String {
         let mut rule = json!({
             "rulePriority": 1,

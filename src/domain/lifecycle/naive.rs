@@ -198,7 +198,7 @@ proptest! {
                 prop_assert!(mark.image.parents.iter().all(gone));
             }
         }
-        // What remains keeps its children: no surviving image has an expired child.
+        // Remaining images keep their children: no surviving image has an expired child.
         for image in images.iter().filter(|image| expired.contains(&&image.digest)) {
             prop_assert!(image.parents.iter().all(|parent| expired.contains(&parent)));
         }

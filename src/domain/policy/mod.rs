@@ -1,9 +1,9 @@
 //! Repository and registry policies: IAM documents about who may do what with one repository, or with a registry.
 //!
-//! Pure. Reads and validates them, compares them by meaning, and tells whether one would lock its author out. It
-//! decides no request: that needs identity policies and a request's context, which aren't known here.
-//! Source: Amazon ECR user guide, "Private repository policies" and "Private registry permissions"; IAM user guide,
-//! "Grammar of the JSON policy language".
+//! Pure. Reads and validates them, compares them by meaning, and finds out whether one would lock
+//! its author out. It decides no request: that needs identity policies and a request's context,
+//! which aren't known here. Source: Amazon ECR user guide, "Private repository policies" and
+//! "Private registry permissions"; IAM user guide, "Grammar of the JSON policy language".
 
 mod grammar;
 mod principal;
@@ -20,7 +20,7 @@ use crate::wildcard;
 /// The most characters that a policy may have.
 pub const MAX_LENGTH: usize = 10_240;
 
-/// What a policy is attached to.
+/// The resource that a policy is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// One repository, which is what all its statements are about.
@@ -50,7 +50,7 @@ pub enum InvalidPolicy {
     /// It is no policy of this kind. ECR doesn't say why, the reason here does.
     #[error("Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid {kind} policy provided'")]
     Document {
-        /// What it should have been.
+        /// The expected kind.
         kind: Kind,
         /// Why it is not.
         reason: String,
@@ -58,7 +58,8 @@ pub enum InvalidPolicy {
 }
 
 impl InvalidPolicy {
-    /// Returns what is wrong, naming the offending value; for manifests and logs, as ECR's message leaves it out.
+    /// Returns the fault, naming the offending value; for manifests and logs, as ECR's message
+    /// leaves it out.
     pub fn reason(&self) -> String {
         match self {
             Self::TooLong => format!("it has more than {MAX_LENGTH} characters"),
@@ -107,13 +108,14 @@ impl Version {
 pub struct Statement {
     /// `Sid`: any text, not necessarily unique.
     pub sid: Option<String>,
-    /// What it does to the requests that it matches.
+    /// The effect on the requests that it matches.
     pub effect: Effect,
     /// Whom it is about.
     pub principals: Matching<Principal>,
-    /// What it is about: patterns in lower case, `*` or `ecr:…` with `*` and `?`.
+    /// The actions that it matches: patterns in lower case, `*` or `ecr:…` with `*` and `?`.
     pub actions: Matching<String>,
-    /// Which repositories it is about: patterns of their ARNs with `*` and `?`, or `*`. None in a repository policy.
+    /// The repositories that it is about: patterns of their ARNs with `*` and `?`, or `*`. None in
+    /// a repository policy.
     pub resources: Option<Matching<String>>,
     /// When it holds: every condition must.
     pub conditions: BTreeMap<Condition, BTreeSet<String>>,
@@ -137,7 +139,7 @@ pub enum Matching<T> {
     NotIn(BTreeSet<T>),
 }
 
-/// What a condition compares, and how.
+/// The key, operator and values that a condition compares.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Condition {
     /// The operator with its qualifier and `IfExists`, such as `ForAnyValue:StringLikeIfExists`.
@@ -188,10 +190,11 @@ impl Policy {
         self.statements.iter().any(|statement| statement.effect == Effect::Deny)
     }
 
-    /// Whether the policy explicitly denies ecr:SetRepositoryPolicy to a caller, an ARN of IAM or STS: such a document
-    /// is set only with `force`, as its author could not take it back.
+    /// Returns whether the policy explicitly denies ecr:SetRepositoryPolicy to a caller, an ARN of
+    /// IAM or STS. Such a document is set only with `force`, as its author could not take it back.
     ///
-    /// Statements with conditions are passed over: whether they hold depends on requests that aren't made yet.
+    /// Statements with conditions are passed over: whether they hold depends on requests that
+    /// aren't made yet.
     pub fn locks_out(&self, caller: &Principal) -> bool {
         self.statements.iter().any(|statement| {
             statement.effect == Effect::Deny

@@ -71,7 +71,8 @@ impl Principal {
         }
     }
 
-    /// Whether a `Principal` element with this value is about `caller`: an account's also about all that belong to it.
+    /// Returns whether a `Principal` element with this value includes `caller`: an account
+    /// includes all that belong to it.
     pub fn includes(&self, caller: &Self) -> bool {
         match (self, caller) {
             (Self::Anyone, _) => true,

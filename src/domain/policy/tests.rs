@@ -1,4 +1,4 @@
-//! What policies are refused, equal, and dangerous to their authors.
+//! Tests of policies that are refused, equal, or dangerous to their authors.
 
 use proptest::prelude::*;
 
@@ -364,7 +364,7 @@ fn spelled(list: Vec<String>) -> impl Strategy<Value = Value> {
 const ACTIONS: [&str; 4] = ["ecr:BatchGetImage", "ecr:PutImage", "ecr:Describe*", "ecr:*"];
 const PRINCIPALS: [&str; 3] = ["123456789012", "arn:aws:iam::123456789012:user/a", "arn:aws:iam::210987654321:role/b"];
 
-/// What a statement means: actions, principals, values of a condition and the effect.
+/// The meaning of a statement: actions, principals, values of a condition and the effect.
 type Meaning = (Vec<String>, Vec<String>, Vec<String>, bool);
 
 fn meanings() -> impl Strategy<Value = Vec<Meaning>> {

@@ -1,4 +1,4 @@
-//! Text that cannot be read: what its author is told, and that no message has the parser's words.
+//! Text that cannot be read: the message to its author, and that no message has the parser's words.
 
 use super::*;
 

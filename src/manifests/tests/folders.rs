@@ -1,4 +1,4 @@
-//! Where manifests come from: folders, single files, kustomizations, and what is no file at all.
+//! Where manifests come from: folders, single files, kustomizations, and paths that are no file.
 
 use std::os::unix::fs::symlink;
 

@@ -1,19 +1,19 @@
-//! What each kind is held to, and the exact words of it.
+//! The rules that each kind is held to, and their exact messages.
 
 use super::*;
 
-/// Returns what is said about a Repository with these fields beside registryRef.
+/// Returns the messages about a Repository with these fields beside registryRef.
 fn repository_problems(fields: &str) -> String {
     let spec = format!("registryRef: {{name: home}}\n{fields}");
     load(&manifest("Repository", "api", &spec)).unwrap_err().to_string()
 }
 
-/// Returns what is said about a Registry with this spec.
+/// Returns the messages about a Registry with this spec.
 fn registry_problems(spec: &str) -> String {
     load(&manifest("Registry", "home", spec)).unwrap_err().to_string()
 }
 
-/// Returns what is said about a LifecyclePolicy with these rules, one per line.
+/// Returns the messages about a LifecyclePolicy with these rules, one per line.
 fn policy_problems(rules: &[&str]) -> String {
     load(&policy(rules)).unwrap_err().to_string()
 }

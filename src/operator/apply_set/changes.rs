@@ -45,7 +45,7 @@ pub(super) fn prunable<'o>(
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ChangeSet(Vec<(ObjectId, ChangeAction)>);
 
-/// What was done to an object, in the words of `kubectl apply`.
+/// The change that was made to an object, in the words of `kubectl apply`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChangeAction {
     Created,

@@ -37,7 +37,7 @@ pub(crate) use object::{DesiredObject, FoundObject, Metadata, ObjectId, SetLabel
 #[derive(Debug, Clone)]
 pub(crate) struct SetKind {
     pub kind: ApiResource,
-    /// Whether a cluster may lack the kind, because another project defines it.
+    /// True if a cluster may lack the kind, because another project defines it.
     pub is_optional: bool,
 }
 

@@ -23,7 +23,7 @@ use wharfage_plan::{Action, Desired, FieldChange, Object, Plan, Step};
 type Needs<C> = <<C as ExternalKind>::Locked as LockedObject>::Needs;
 type Observed<C> = <<C as ExternalKind>::Locked as LockedObject>::Observed;
 
-/// The controller of a kind that stands for one object in a registry.
+/// The controller of a kind that represents one object in a registry.
 pub(crate) trait ExternalKind: KindController<Kind: Managed> {
     /// The name of the object in the registry.
     type Name: Display + Clone + Send + Sync;
@@ -71,7 +71,7 @@ pub(crate) trait ExternalKind: KindController<Kind: Managed> {
     ) -> impl Future<Output = Result<Update<Status<Self>>, RegistryError>> + Send;
 }
 
-/// The referenced objects of a kind that stands for one object in a registry.
+/// The referenced objects of a kind that represents one object in a registry.
 pub(crate) struct ExternalInputs<N> {
     registry: Arc<Registry>,
     client: Arc<RegistryClient>,

@@ -21,7 +21,7 @@ pub(crate) struct Outcome<S> {
     pub(super) findings: ConditionSet,
     /// The delay after which the object is reconciled again, if nothing requeues it before.
     pub(super) next: Duration,
-    /// Whether it handles a request to reconcile. A reconciling object handles none in any case.
+    /// True if it handles a request to reconcile. A reconciling object handles none in any case.
     pub(super) answers: bool,
     /// Set the kind's own fields.
     updates: Vec<Update<S>>,

@@ -351,7 +351,7 @@ impl<'a> PullSecretReconcile<'a> {
         claims(self.pull_secret, pull_secrets.iter().map(|it| &**it), registry, &namespaces, marked)
     }
 
-    /// Returns the marked Secrets that this PullSecret owns, or that have the name of its own in a
+    /// Returns the marked Secrets that this PullSecret owns, or that have its Secret's name in a
     /// namespace that it serves.
     fn held(&self, marked: Vec<HeldSecret>, served: &BTreeSet<String>) -> Vec<HeldSecret> {
         let concerns = |held: &HeldSecret| {

@@ -31,14 +31,14 @@ pub(crate) trait Reconciler: KindController {
     /// Returns whether the object needs the finalizer, which is added before [`Self::apply`].
     fn needs_finalizer(&self, object: &Self::Kind) -> bool;
 
-    /// Makes what the object stands for as the spec asks, and reports the result.
+    /// Makes what the object represents match the spec, and reports the result.
     fn apply(
         &self,
         reconcile: &Reconcile<'_, Self::Kind>,
         inputs: Self::Inputs,
     ) -> impl Future<Output = Result<Outcome<Status<Self>>, Interrupted>> + Send;
 
-    /// Releases or deletes what the object stands for, because the object is being deleted.
+    /// Releases or deletes what the object represents, because the object is being deleted.
     fn release(&self, reconcile: &Reconcile<'_, Self::Kind>) -> impl Future<Output = Result<(), Interrupted>> + Send;
 
     /// Returns whether the finalizer stays until the release succeeds. Otherwise a failing release
@@ -180,7 +180,7 @@ async fn report<C: Reconciler>(
     Ok(result)
 }
 
-/// Releases what the object stands for, and removes the finalizer.
+/// Releases what the object represents, and removes the finalizer.
 async fn cleanup<C: Reconciler>(controller: &C, reconcile: &Reconcile<'_, C::Kind>) -> Result<ReconcileResult, Error> {
     let object = reconcile.object;
     if !finalizer::has(object) {

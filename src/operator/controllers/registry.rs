@@ -208,7 +208,7 @@ impl Reconciler for RegistryController {
         let registry = reconcile.object;
         let Some(managed) = &registry.spec.managed else { return Ok(()) };
         if !self.ctx.settings.has(Feature::ManagedRegistries) {
-            // Without the permissions nothing can be done, and what is retained needs nothing.
+            // Without the permissions nothing can be done, and a retained workload needs none.
             return match registry.deletion_policy() {
                 DeletionPolicy::Retain => Ok(()),
                 DeletionPolicy::Delete => Err(Interrupted::Conditions(Box::new(disabled()), jittered(PING_INTERVAL))),

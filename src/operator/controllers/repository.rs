@@ -140,7 +140,7 @@ impl ExternalKind for RepositoryController {
         let images = match locked.usage(freshness).await {
             Ok(usage) => Some(usage),
             Err(error @ RegistryError::Unavailable(_)) => return Err(error),
-            // Counting images needs a permission of its own.
+            // Counting images needs a separate permission.
             Err(RegistryError::Rejected(error)) => {
                 tracing::debug!(repository = listed.arn, %error, "images cannot be counted");
                 None

@@ -29,11 +29,11 @@ pub struct ImageAction {
     pub image: Image,
     pub action: Action,
     pub rule_priority: u32,
-    /// Whether the rule selected the image itself.
+    /// The cause of the action: the rule selected the image itself, or acted on its subject.
     pub cause: Cause,
     /// The bytes of its own layers; an index has none.
     pub bytes: u64,
-    /// Whether it is an index.
+    /// True if it is an index.
     pub is_index: bool,
     /// One more than the highest order of its indexes and its subject that are acted on, which come
     /// first.

@@ -130,7 +130,7 @@ pub struct Run<'a> {
     /// The workloads whose images count as in use.
     pub scope: &'a ImageScope,
     pub shared: &'a Shared,
-    /// Whether a reconcile was requested, so that a recent list is not enough.
+    /// True if a reconcile was requested, so that a recent list is not enough.
     pub is_requested: bool,
 }
 

@@ -247,8 +247,8 @@ impl Revised {
     }
 }
 
-// What is read of the API's answers, and nothing else: a Pod has a hundred times as much. What has
-// to be there, and isn't, makes an answer unreadable.
+// The fields read from the API's responses, and nothing else: a Pod has a hundred times as much.
+// A response that lacks a required field is unreadable.
 
 #[derive(Deserialize)]
 struct Page<T> {

@@ -13,7 +13,7 @@ use wharfage_crd::{PullSecret, Registry};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Namespace {
     pub labels: BTreeMap<String, String>,
-    /// Whether it is being deleted: nothing can be created in it any more.
+    /// True if it is being deleted: nothing can be created in it any more.
     pub going: bool,
 }
 
@@ -29,7 +29,8 @@ pub(crate) struct Claims {
     pub taken: BTreeMap<String, SecretOwner>,
     /// Namespaces that may not use the Registry.
     pub not_allowed: BTreeSet<String>,
-    /// Whether the PullSecret's own namespace may not use the Registry: then no namespace is served.
+    /// True if the PullSecret's own namespace may not use the Registry: then no namespace is
+    /// served.
     pub refused: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Decides which Secrets and service accounts to change, so that they are as a PullSecret wants them.
+//! Decides which Secrets and service accounts to change, so that they are as a PullSecret declares
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +30,7 @@ pub(crate) struct SecretInputs<'a> {
     pub source: Option<&'a str>,
     /// The digest of the content at hand: all Secrets should have the same.
     pub at_hand: Option<&'a str>,
-    /// Whether new tokens are requested, whatever there is.
+    /// True if new tokens are requested, whatever there is.
     pub requested: bool,
     pub now: Timestamp,
 }

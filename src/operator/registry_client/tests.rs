@@ -182,7 +182,7 @@ async fn images_without_a_resource_are_counted_in_rotation() {
     registry_client.repository(&"shop/0".parse().unwrap()).await.usage(EVERY_HOUR).await.unwrap();
     let mut counts = Vec::new();
     for minute in 0..5 {
-        // As if a minute had gone by.
+        // As if a minute had passed.
         let then = Instant::now().checked_sub(Duration::from_secs(60));
         if minute != 1 {
             *registry_client.counting.lock().unwrap() = then;

@@ -35,7 +35,7 @@ pub(crate) struct SecretClass {
     pub owner: &'static str,
     /// The type of the Secrets. The type of a Secret cannot be changed.
     pub type_: &'static str,
-    /// The keys of their content. What others add under another key is left unchanged.
+    /// The keys of their content. Keys that others add are left unchanged.
     pub keys: &'static [&'static str],
 }
 
@@ -80,7 +80,7 @@ pub(crate) struct OwnedSecret {
     pub owner: Option<SecretOwner>,
     /// Nothing if a mark is missing, or the content was edited.
     pub mark: Option<SecretMark>,
-    /// Whether it has the type of its class.
+    /// True if it has the type of its class.
     pub has_type: bool,
 }
 
@@ -233,7 +233,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// What a watch reads of a Secret that the API server sends.
+    /// Returns what a watch keeps of a Secret that the API server sends.
     pub(crate) fn watched(secret: &Secret) -> WatchedSecret {
         serde_json::from_value(serde_json::to_value(secret).unwrap()).unwrap()
     }

@@ -14,7 +14,7 @@ pub(crate) struct DesiredContent<'a> {
     pub source: Option<&'a str>,
     /// The digest of the content at hand, which all Secrets should have.
     pub digest: Option<&'a str>,
-    /// Whether a new content is requested, whatever there is.
+    /// True if a new content is requested, whatever there is.
     pub requested: bool,
     pub now: Timestamp,
 }

@@ -23,7 +23,7 @@ pub(crate) struct SecretWriter<'a> {
     pub owner: &'a SecretOwner,
 }
 
-/// What exists under the name of a Secret that is to be created.
+/// The existing object, if any, under the name of a Secret that is to be created.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum SecretPlace {
     /// Nothing.

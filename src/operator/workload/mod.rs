@@ -69,7 +69,7 @@ struct WorkloadBuilder<'a> {
 enum Shape {
     /// Any number of equal pods, which store nothing.
     Replicated,
-    /// One pod with a volume of its own.
+    /// One pod with its own volume.
     Single(Volume),
 }
 

@@ -17,7 +17,7 @@ pub(crate) struct Pods {
     pub total: i32,
     /// Those that serve.
     pub ready: i32,
-    /// Whether the numbers are about the current generation of the workload.
+    /// True if the numbers are about the current generation of the workload.
     pub current: bool,
     /// Why no pod can be created, if that is reported.
     pub failure: Option<String>,

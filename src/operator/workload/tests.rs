@@ -1,4 +1,4 @@
-//! What the objects say, whole: each snapshot is what a cluster gets.
+//! Snapshots of whole objects: each is what a cluster gets.
 
 use secrecy::SecretString;
 use serde_json::{Value, json};

@@ -26,7 +26,7 @@ const STORAGE: &str = "storage";
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Volume {
     size: Quantity,
-    /// Whether the Registry names the size: a default changes no existing volume.
+    /// True if the Registry names the size: a default changes no existing volume.
     sized: bool,
     class: Option<String>,
 }
@@ -286,7 +286,7 @@ mod tests {
             if let Some(class) = class {
                 spec["storageClassName"] = json!(class);
             }
-            // What an API server adds is no difference.
+            // Fields that an API server adds are no difference.
             let template = json!({ "kind": "PersistentVolumeClaim", "spec": spec, "status": { "phase": "Pending" } });
             json!({ "spec": { "volumeClaimTemplates": [template] } })
         };

@@ -320,7 +320,7 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     })
 }
 
-/// Returns how an observed repository differs from its manifest, whoever owns it.
+/// Returns how an observed repository differs from its manifest, no matter who owns it.
 pub fn differences(wanted: &DesiredRepository, found: &ObservedRepository) -> Vec<FieldChange> {
     let mut found = found.clone();
     found.tags.retain(|key, _| !is_owner_tag(key));

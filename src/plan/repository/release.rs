@@ -12,7 +12,8 @@ use wharfage_domain::names::RepositoryName;
 pub(crate) fn release(context: &PlanContext<'_>, name: &RepositoryName, found: &ObservedRepository) -> Option<Step> {
     let Ownership { owner: Some(owner), manages, .. } = Ownership::read(&found.tags) else { return None };
     let desired = context.desired;
-    // A repository that a manifest of ours claims is decided about there, whoever owned it before.
+    // A repository that a manifest of ours claims is decided about there, no matter who owned it
+    // before.
     let is_claimed = !context.claims(name).is_empty();
     if !identity::releases(&desired.cluster, &owner.cluster) || is_claimed || context.keeps(&owner, name) {
         return None;

@@ -1,4 +1,4 @@
-//! What no manifest declares any more, and whose it is to release it.
+//! Tests of resources that no manifest declares any more, and of who may release them.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn wanted(cluster: &str) -> Desired {
     desired(&manifests, &manifests.registries[0].resource, cluster)
 }
 
-/// The objects of steps, with what is done to them.
+/// The objects of steps, with their actions.
 fn named(steps: &[Step]) -> Vec<String> {
     steps.iter().map(|step| format!("{} {}", step.action.as_str(), step.object)).collect()
 }

@@ -1,4 +1,4 @@
-//! What a connection is doing, as its listener sees it, and for how long a client may take for what.
+//! The state of a connection as its listener sees it, and the timeouts of a client.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -7,28 +7,32 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-/// How long a client may take for its first request's head, a TLS handshake included.
+/// The time in which a client must send its first request's head, a TLS handshake included.
 const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may be idle between two requests, the next one's head included.
+/// The longest time that a connection may be idle between two requests, the next one's head
+/// included.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long a client whose request was refused may go on sending it, and how long it may be silent meanwhile.
+/// The longest time that a client whose request was refused may go on sending it, or may be silent
+/// meanwhile.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER_SILENCE: Duration = Duration::from_secs(5);
-/// How long a client may take next to nothing of what is sent to it. The kernel's send buffer asks for more only when a
-/// third of it is free, so a shorter time would cut off clients that are merely slow.
+/// The longest time that a client may read almost nothing of the bytes sent to it. The kernel's
+/// send buffer asks for more only when a third of it is free, so a shorter time would cut off
+/// clients that are merely slow.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same while memory is scarce.
 const SEND_TIMEOUT_SCARCE: Duration = Duration::from_secs(15);
 /// Bytes that a client must take within those times.
 const SEND_MINIMUM: u64 = 64 * 1024;
 const SEND_MINIMUM_SCARCE: u64 = 16 * 1024;
-/// How many requests a client may take back before they are answered, beside as many as it waited for. Only HTTP/2 knows that:
-/// it is how a client makes work for nothing.
+/// The number of requests a client may take back before they are answered, beside as many as it
+/// waited for. Only HTTP/2 knows that: it is how a client makes work for nothing.
 const TAKEN_BACK: u32 = 128;
 /// Bytes that a client may send between two requests that belong to none: frames of HTTP/2 that ask for nothing, and what was
 /// on its way when a request was refused, which its windows bound.
 const UNASKED: u64 = 4 * 1024 * 1024;
-/// What may lie around a piece of a body however small it is: some TLS records, and the head of a chunk or a frame.
+/// The overhead of a piece of a body however small it is: some TLS records, and the head of a
+/// chunk or a frame.
 const AROUND_A_PIECE: u64 = 256;
 
 /// Why a connection was ended from this side.
@@ -66,7 +70,7 @@ impl Ended {
     }
 }
 
-/// What a connection is doing. Times are milliseconds since it was accepted.
+/// The state of a connection. Times are milliseconds since it was accepted.
 #[derive(Debug)]
 pub struct Activity {
     peer: IpAddr,
@@ -80,17 +84,17 @@ pub struct Activity {
     taken_back: AtomicU32,
     /// Bytes that have come since the last request began, but for those of bodies.
     unasked: AtomicU64,
-    /// Whether there was a request.
+    /// True if there was a request.
     asked: AtomicBool,
     /// When it became idle.
     idle_since: AtomicU64,
-    /// Whether bytes have come that belong to no request yet.
+    /// True if bytes have come that belong to no request yet.
     head_begun: AtomicBool,
-    /// Whether a request's body was left unread.
+    /// True if a request's body was left unread.
     body_unread: AtomicBool,
-    /// Whether windows bound what a client sends of a body that nobody reads.
+    /// True if windows bound what a client sends of a body that nobody reads.
     windowed: AtomicBool,
-    /// Whether the client has to take something before more can be sent.
+    /// True if the client has to take something before more can be sent.
     blocked: AtomicBool,
     /// Bytes sent.
     sent: AtomicU64,
@@ -200,7 +204,7 @@ impl Activity {
             if self.running.load(Ordering::Relaxed) == 0 {
                 self.head_begun.store(true, Ordering::Relaxed);
             }
-            // What lingers has limits of its own.
+            // A lingering connection has separate limits.
             if self.lingering_since.load(Ordering::Relaxed) == 0
                 && self.unasked.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64 > self.may_send_unasked()
             {
@@ -214,9 +218,9 @@ impl Activity {
         UNASKED + self.sent.load(Ordering::Relaxed) / 16
     }
 
-    /// Notes that so many bytes of what came were a request's body. What is around them belongs to it: TLS records, frames and
-    /// chunks, of which a large layer has more than any limit that does not grow with it, and one that comes in tiny pieces
-    /// more than bytes.
+    /// Notes that so many bytes of what came were a request's body. The bytes around them belong to
+    /// it: TLS records, frames and chunks, of which a large layer has more than any limit that does
+    /// not grow with it, and one that comes in tiny pieces more than bytes.
     pub fn received(&self, bytes: usize) {
         let bytes = bytes as u64;
         let less = |unasked: u64| Some(unasked.saturating_sub(bytes + bytes / 16 + AROUND_A_PIECE));
@@ -449,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_layer_may_come_a_byte_at_a_time() {
-        // A chunk of one byte, each part of it in a TLS record of its own.
+        // A chunk of one byte, each part of it in a separate TLS record.
         let uploader = activity();
         let _running = uploader.begin();
         for _ in 0..UNASKED {

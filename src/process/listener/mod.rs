@@ -1,7 +1,8 @@
 //! Accepts connections within limits: in total, per peer, and none that is useless.
 //!
-//! The listener never stops accepting. When it is full, it closes the connection that has been idle for longest; when
-//! none is idle, the new one is refused with an answer. What is spoken on a connection is the caller's matter.
+//! The listener never stops accepting. When it is full, it closes the connection that has been idle
+//! for longest; when none is idle, the new one is refused with an answer. The protocol on a
+//! connection is the caller's matter.
 
 mod activity;
 mod bind;
@@ -22,9 +23,10 @@ pub use self::activity::{Activity, Ended, Exchange};
 pub use self::bind::bind;
 pub use self::socket::Socket;
 
-/// How long a kernel-level failure to accept (no file descriptors, say) makes the listener wait.
+/// The time that the listener waits after a kernel-level failure to accept (no file descriptors,
+/// say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often connections are checked for having ended in all but name.
+/// The time between two checks for connections that have ended in all but name.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Connections that are answered only to refuse them, at once. More than these are closed without an answer.
 const REFUSALS: usize = 256;
@@ -40,7 +42,7 @@ pub struct ConnectionLimits {
     pub per_peer: usize,
 }
 
-/// What to do with a connection that was accepted.
+/// The decision on an accepted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
     /// Serve it.
@@ -49,8 +51,9 @@ pub enum Admission {
     Refuse,
 }
 
-/// Accepts connections until `stop` ends, hands each one to `serve`, and closes the listener. `scarce` says whether memory
-/// is scarce: then clients that take nothing of what is sent to them are cut off sooner.
+/// Accepts connections until `stop` ends, hands each one to `serve`, and closes the listener.
+/// `scarce` says whether memory is scarce: then clients that take nothing of the bytes sent to them
+/// are cut off sooner.
 pub async fn accept<Scarce: Fn() -> bool>(
     listener: TcpListener,
     limits: ConnectionLimits,
@@ -63,7 +66,7 @@ pub async fn accept<Scarce: Fn() -> bool>(
     let mut checking = Box::pin(open.check());
     tokio::pin!(stop);
     loop {
-        // The stop is looked at first: after it nothing new is accepted, however much waits.
+        // The stop is checked first: after it nothing new is accepted, however much waits.
         let accepted = tokio::select! {
             biased;
             () = &mut stop => break,

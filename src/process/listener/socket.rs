@@ -13,14 +13,14 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Activity, Slot};
 
-/// How long the kernel keeps on sending to a client that acknowledges nothing.
+/// The longest time that the kernel keeps on sending to a client that acknowledges nothing.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(120);
-/// What a connection reads at once when too many others read in large pieces, in bytes.
+/// The size of one read of a connection when too many others read in large pieces, in bytes.
 const SMALL_READ: usize = 16 * 1024;
-/// How much of a refused request is read and forgotten, in bytes.
+/// The part of a refused request that is read and discarded, in bytes.
 const LINGER_BYTES: u64 = 1024 * 1024 * 1024;
-/// The same of what is no request's body: a head that was not understood, or frames that ask for nothing. A body by HTTP/2 is no
-/// longer than its windows before somebody reads it.
+/// The same of bytes that are no request's body: a head that was not understood, or frames that ask
+/// for nothing. A body by HTTP/2 is no longer than its windows before somebody reads it.
 const LINGER_NOISE: u64 = 4 * 1024 * 1024;
 
 /// A connection that holds a slot of the listener.

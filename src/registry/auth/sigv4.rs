@@ -273,7 +273,7 @@ fn signing_date(headers: &HeaderMap) -> Result<(&str, Timestamp), AuthError> {
     };
     let parsed = value.to_str().ok().and_then(|text| {
         let date = jiff::civil::DateTime::strptime(DATE_FORMAT, text).ok()?;
-        // Only the one spelling: what is parsed is also what is signed.
+        // Only the one spelling: the parsed text is also the signed text.
         let timestamp = date.to_zoned(TimeZone::UTC).ok()?.timestamp();
         (basic(timestamp) == text).then_some((text, timestamp))
     });

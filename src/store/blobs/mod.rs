@@ -140,7 +140,7 @@ impl UploadKey {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WriterState(pub Vec<u8>);
 
-/// How the previous writer ended.
+/// The way in which the previous writer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handover {
     /// With a checkpoint; none of its writes is in flight.

@@ -44,16 +44,16 @@ use self::pool::Liveness;
 use self::probe::Probe;
 use super::{Metadata, StoreError, StoreResult};
 
-/// How a [`PostgresStore`] uses its database.
+/// The options by which a [`PostgresStore`] uses its database.
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
     /// Maximum number of connections of this replica.
     pub max_connections: u32,
-    /// How long to wait for a connection: a free one of the pool, or a new one.
+    /// The timeout for a connection: a free one of the pool, or a new one.
     pub acquire_timeout: Duration,
-    /// How long the server may work on one statement, lock waits included.
+    /// The timeout of the server for one statement, lock waits included.
     pub statement_timeout: Duration,
-    /// How long an operation may take in total, retries and network included.
+    /// The timeout of an operation in total, retries and network included.
     pub deadline: Duration,
     /// Brings the schema to this version. If false, the schema must be of this version: for tools
     /// that run beside the server.

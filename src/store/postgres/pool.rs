@@ -12,10 +12,10 @@ use sqlx::{Connection, Executor, PgPool};
 
 use super::PostgresOptions;
 
-/// How long a connection may have been idle and still be used without a ping: a pull is one round
-/// trip.
+/// The longest time that a connection may have been idle and still be used without a ping: a pull
+/// is one round trip.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
-/// How long a suspect connection may take to answer a ping before it is closed.
+/// The timeout of a ping on a suspect connection, after which it is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Opens a pool, without connecting.

@@ -1,4 +1,4 @@
-//! Readiness: a connection of its own, so that the probe waits for no other operation.
+//! Readiness: a separate connection, so that the probe waits for no other operation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::error::store_error;
 use super::pool::Liveness;
 use crate::{StoreError, StoreResult};
 
-/// How long a check may take, with a new connection.
+/// The timeout of a check, with a new connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Checks that the database answers and takes writes.

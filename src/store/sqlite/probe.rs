@@ -1,4 +1,4 @@
-//! Readiness: a connection of its own, so that the probe waits for no other operation.
+//! Readiness: a separate connection, so that the probe waits for no other operation.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,6 +1,6 @@
 //! The readers: read-only connections of two kinds. A lookup takes microseconds on pages in memory,
 //! less than a change of threads, so it runs on the caller's thread. A page of a listing may take
-//! milliseconds, so it runs on a blocking thread and on connections of its own, where it delays no
+//! milliseconds, so it runs on a blocking thread and on separate connections, where it delays no
 //! lookup.
 
 use std::sync::atomic::{AtomicUsize, Ordering};

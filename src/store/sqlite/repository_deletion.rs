@@ -10,7 +10,7 @@ use crate::jobs::{DeleteRepository, JobPayload as _};
 use crate::repositories::{DeleteRepositoryError, RepositoryId};
 use crate::usage::repository_scope;
 
-/// How many tags and edges a batch may delete for each image that it may delete.
+/// The number of tags and edges a batch may delete for each image that it may delete.
 const ROWS_PER_IMAGE: usize = 10;
 
 pub(super) fn delete(db: Db<'_>, id: RepositoryId, force: bool, now: Timestamp) -> Result<(), DeleteRepositoryError> {

@@ -21,7 +21,7 @@ const QUEUE: usize = 1024;
 /// others.
 const BATCH: usize = 256;
 
-/// How long a test write may take.
+/// The timeout of a test write.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A queued operation, which runs in the writer's transaction.
@@ -361,7 +361,7 @@ mod tests {
             assert!(futures::poll!(&mut write).is_pending());
         }
         drop(release);
-        // The task that blocked the writer has a handle of its own. Once it has finished, the queue
+        // The task that blocked the writer has a separate handle. Once it has finished, the queue
         // is empty.
         assert_eq!(count(&writer).await, 1);
     }

@@ -45,7 +45,7 @@ async fn when_all_connections_are_busy_others_are_told_to_come_back() {
         let mut stream = TcpStream::connect(siege.target.server.authority()).await.unwrap();
         let head = siege.target.head("PATCH", &location, "Content-Length: 100000000\r\n");
         stream.write_all(format!("{head}xyz").as_bytes()).await.unwrap();
-        // Fast enough to be let go on.
+        // Fast enough to be allowed to continue.
         busy.push(tokio::spawn(async move {
             while stream.write_all(&[0; 4096]).await.is_ok() {
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;

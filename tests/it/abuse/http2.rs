@@ -1,4 +1,4 @@
-//! What HTTP/2 makes possible: many requests on one connection, and taking them back.
+//! Tests of what HTTP/2 makes possible: many requests on one connection, and taking them back.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
-/// A header that goes into no table (RFC 7541 §6.2.2), its name a number of the static table.
+/// A header that is added to no table (RFC 7541 §6.2.2), its name a number of the static table.
 fn literal(name: u8, value: &str) -> Vec<u8> {
     assert!(name < 15);
     let mut bytes = vec![name];
@@ -120,13 +120,13 @@ async fn a_connection_that_takes_all_its_requests_back_is_ended() {
     siege.assert_over(NAME).await;
 }
 
-/// What of a flood comes as the request of this number.
+/// The bytes of a flood that are sent as the request of this number.
 type Piece<'a> = Box<dyn Fn(u32) -> Vec<u8> + 'a>;
 
 #[tokio::test]
 async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
     const NAME: &str = "floods of frames that ask for nothing";
-    /// More than the buffers on the way hold together with what is allowed.
+    /// More than the buffers on the way hold together with the allowed bytes.
     const MOST: usize = 64 * MIB as usize;
     let (siege, certificate) = start().await;
     let others = siege.others();
@@ -144,7 +144,7 @@ async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
         let mut stream = connect(&siege, &certificate).await;
         stream.write_all(&first).await.unwrap();
         let (mut read, mut write) = tokio::io::split(stream);
-        // What comes back has to be taken, or the flood would stop by itself.
+        // The responses have to be read, or the flood would stop by itself.
         let reading = tokio::spawn(async move { while next(&mut read).await.is_some() {} });
         let (mut sent, mut number) = (0, 0);
         while sent < MOST {
@@ -179,7 +179,7 @@ async fn a_peer_with_many_streams_leaves_requests_to_others() {
         client = client.ready().await.unwrap();
         streams.push(client.send_request(request, false).unwrap());
     }
-    // Twelve are the share of one address; the others are told to come back.
+    // Twelve are the share of one address; the others are asked to come back.
     siege.wait_for_sum("wharfage_http_requests_total{operation=\"other\",status=\"503\"", 52.0).await;
     let elsewhere = from_elsewhere(authority, [127, 0, 0, 2]).await;
     let mut stream = certificate.over(elsewhere, &["http/1.1"]).await;

@@ -11,7 +11,7 @@ use crate::bed::{self};
 use crate::oci::client::{unique, with_parameter};
 use crate::oci::images;
 
-/// A call of the API as it goes over the wire, without its body.
+/// A call of the API as sent over the wire, without its body.
 fn head(call: &ApiCall, authority: &str, length: usize) -> String {
     let headers: String = call.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("POST / HTTP/1.1\r\nHost: {authority}\r\n{headers}Content-Length: {length}\r\n\r\n")
@@ -125,7 +125,7 @@ async fn unsigned_bodies_hold_nothing_back_from_signed_ones() {
     let sent = ecr.upload_layer_part().repository_name(name).upload_id(upload.upload_id().unwrap());
     let sent = sent.part_first_byte(0).part_last_byte(part.len() as i64 - 1).layer_part_blob(Blob::new(part));
     assert_eq!(sent.send().await.unwrap().last_byte_received(), Some(5 * MIB as i64 - 1));
-    // Nor from whoever is not known yet and comes from another address.
+    // Nor from a client that is not known yet and comes from another address.
     let body = "{}".to_owned() + &" ".repeat(MIB as usize);
     let first = siege.target.api("DescribeRegistry", body.as_str()).header("connection", "close").signed(authority);
     let mut stream = from_elsewhere(authority, [127, 0, 0, 3]).await;
@@ -157,7 +157,7 @@ async fn one_caller_leaves_memory_to_another() {
         });
     }
     siege.wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0).await;
-    // A large one: it needs more than what is free for everybody.
+    // A large one: it needs more than the memory that is free for everybody.
     siege.repository().put_ok("large", &manifest).await;
     siege.repository().get(&siege.repository().manifest("large")).await.assert_status(200);
     senders.shutdown().await;
@@ -244,7 +244,7 @@ async fn who_is_too_slow_is_cut_off() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert_eq!(parts(&answer).0, 408, "{answer}");
     }
-    // What came of the chunk is kept.
+    // The received part of the chunk is kept.
     assert_eq!(siege.repository().get(&location).await.header("Range"), "0-1");
     assert!(siege.sum("wharfage_connections_ended_total{reason=\"no_request\"").await >= 1.0);
 }

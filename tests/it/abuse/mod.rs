@@ -1,5 +1,5 @@
-//! The registry under abuse, with 512 MiB of memory: it lives on, others are answered all the time, who is refused is told
-//! so, and the memory comes back.
+//! The registry under abuse, with 512 MiB of memory: it lives on, others are answered all the time,
+//! a refused client gets an answer, and the memory is released.
 
 mod connections;
 mod http2;

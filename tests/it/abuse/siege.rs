@@ -14,17 +14,18 @@ use crate::bed::wharfage::Launch;
 use crate::oci::client::Repository;
 use crate::oci::images;
 
-/// What the process may have, in bytes.
+/// The memory limit of the process, in bytes.
 const LIMIT: u64 = 512 * 1024 * 1024;
-/// What of a peak may stay behind when it is over: buffers that are used again, and the allocator's own.
+/// The memory that may remain after a peak: buffers that are used again, and the allocator's own.
 const LEFT_BEHIND: u64 = 64 * 1024 * 1024;
-/// How often it is looked whether memory has been given back, and how many times: the allocator takes about ten seconds.
+/// The time between two checks of whether memory has been given back, and their number: the
+/// allocator takes about ten seconds.
 const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: usize = 400;
 
 /// A registry with an image that others pull.
 pub struct Siege {
-    // In this order: the process ends before its group goes.
+    // In this order: the process ends before its group is removed.
     pub target: Target,
     _group: Option<MemoryGroup>,
     admin: String,

@@ -1,4 +1,5 @@
-//! A refusal reaches clients that are still sending what is refused, and those that only listen when they have sent it all.
+//! A refusal reaches clients that are still sending the refused bytes, and those that only listen
+//! when they have sent it all.
 
 use std::sync::Arc;
 
@@ -11,9 +12,9 @@ use crate::bed::tls::Certificate;
 use crate::bed::{self};
 use crate::oci::client::with_parameter;
 
-/// What is refused, in bytes: more than all buffers on the way hold together.
+/// The length of the refused body, in bytes: more than all buffers on the way hold together.
 const LENGTH: usize = 64 * 1024 * 1024;
-/// How often each client tries.
+/// The number of tries of each client.
 const TRIES: usize = 5;
 
 /// The requests that are refused before their body was read, by method, target and headers.

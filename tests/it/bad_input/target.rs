@@ -132,7 +132,8 @@ impl Target {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// Writes a request that ends before it should, and waits until the server has let go of the connection.
+    /// Writes a request that ends before it should, and waits until the server has released the
+    /// connection.
     pub async fn cut_off(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.server.authority()).await.unwrap();
         // A server that refuses what it has seen so far may have closed by then.

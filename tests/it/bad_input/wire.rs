@@ -6,9 +6,9 @@ use tokio::net::TcpStream;
 use super::target::{Target, code, parts};
 use crate::bed::{self};
 
-/// How many clients are slow at once.
+/// The number of clients that are slow at once.
 const SLOW: usize = 1_000;
-/// How many bytes each of them sends while others are answered.
+/// The number of bytes that each of them sends while others are answered.
 const ROUNDS: usize = 5;
 
 #[tokio::test]

@@ -1,5 +1,6 @@
-//! A small disk for tests: a tmpfs in a mount namespace of its own, which the test can fill to the last byte without the
-//! machine noticing. It needs root, or a kernel that lets users have namespaces.
+//! A small disk for tests: a tmpfs in a separate mount namespace, which the test can fill to the
+//! last byte without the machine noticing. It needs root, or a kernel that lets users have
+//! namespaces.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,7 +11,7 @@ use super::service::Service;
 
 const MOUNT: &str = r#"mount -t tmpfs -o "size=$2m" tmpfs "$1" && echo mounted && exec sleep infinity"#;
 
-/// What lets a user who isn't root mount.
+/// The flags that let a user who isn't root mount.
 const AS_USER: [&str; 2] = ["--user", "--map-root-user"];
 
 /// A disk of some MiB. Dropping it takes it away.
@@ -27,7 +28,7 @@ impl std::fmt::Debug for SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts one of `mib` MiB at `folder`, in a namespace of its own.
+    /// Mounts one of `mib` MiB at `folder`, in a separate namespace.
     pub fn mount(folder: &Path, mib: u32) -> Self {
         let mut command = Command::new("unshare");
         if !rustix::process::geteuid().is_root() {

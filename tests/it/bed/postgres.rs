@@ -14,8 +14,8 @@ use super::service::{Folder, Frozen, Service};
 /// `nobody` on every Linux: PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65_534;
 
-/// Without syncs, because the folder dies with the server. What is committed is in the kernel's hands all the same, so that it
-/// survives the server.
+/// Without syncs, because the folder dies with the server. Committed data is in the kernel's hands
+/// all the same, so that it survives the server.
 const INITDB_THEN_SERVE: &str = r#"
 [ -e "$2/PG_VERSION" ] ||
     "$1/initdb" --username=wharfage --auth=trust --encoding=UTF8 --no-sync --no-instructions -D "$2" &&
@@ -61,7 +61,8 @@ impl Postgres {
         self.server = serve(&self.folder, self.synchronous_commit);
     }
 
-    /// Stops all the server's processes until what is returned is dropped: it neither answers nor hangs up.
+    /// Stops all the server's processes until the returned guard is dropped: it neither answers nor
+    /// hangs up.
     #[must_use]
     pub fn freeze(&self) -> Frozen<'_> {
         self.server.freeze()

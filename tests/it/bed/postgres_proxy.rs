@@ -76,7 +76,8 @@ async fn pass_on(mut client: TcpStream, server: PathBuf, doomed: Arc<Doomed>) {
         tokio::select! {
             read = client.read(&mut asked) => {
                 let Ok(length @ 1..) = read else { return };
-                // The client waits for the answer to each of the two, so nothing stands behind them.
+                // The client waits for the answer to each of the two, so nothing is queued behind
+                // them.
                 transaction.extend_from_slice(&asked[..length]);
                 if transaction.ends_with(COMMIT) {
                     is_lost = doomed.take(&transaction);

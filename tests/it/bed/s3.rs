@@ -70,7 +70,7 @@ impl S3Server {
         self.server = serve(&self.folder, &self.port, &self.access_key, &self.secret_key);
     }
 
-    /// Stops the server until what is returned is dropped: it neither answers nor hangs up.
+    /// Stops the server until the returned guard is dropped: it neither answers nor hangs up.
     #[must_use]
     pub fn freeze(&self) -> Frozen<'_> {
         self.server.freeze()

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpSocket;
 
-/// How long a server may take until it is ready, and anything else that a test waits for. Generous: it only bounds a test that
-/// fails anyway.
+/// The time that a server may take until it is ready, and the limit of any other wait in a test.
+/// Generous: it only bounds a test that fails anyway.
 pub const STARTUP: Duration = Duration::from_secs(120);
 
-/// How many lines of output are kept, the latest ones.
+/// The number of lines of output that are kept, the latest ones.
 const KEPT_LINES: usize = 2_000;
 
 /// Waits for the end of its input, which comes when its keeper is dropped or the test process dies in whatever way; then
@@ -191,7 +191,7 @@ impl Service {
         }
     }
 
-    /// Stops the process and its children (SIGSTOP) until what is returned is dropped.
+    /// Stops the process and its children (SIGSTOP) until the returned guard is dropped.
     #[must_use]
     pub fn freeze(&self) -> Frozen<'_> {
         self.signal_all("STOP");
@@ -229,7 +229,7 @@ fn is_alive(process: u32) -> bool {
 /// A process's state and its parent.
 fn state_of(process: u32) -> Option<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name stands in parentheses, and may hold anything.
+    // The name is in parentheses, and may hold anything.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
@@ -256,7 +256,7 @@ struct Output {
 #[derive(Default)]
 struct Lines {
     kept: VecDeque<String>,
-    /// How many lines came before the kept ones.
+    /// The number of lines before the kept ones.
     dropped: usize,
     streams_open: usize,
 }

@@ -16,7 +16,8 @@ use super::s3::S3;
 use super::service::{Folder, STARTUP, Service, reserved_port};
 use super::tls::Certificate;
 
-/// How to start the program; data in a temporary folder, SQLite and a folder for the blobs unless said otherwise.
+/// Returns the launch of the program; data in a temporary folder, SQLite and a folder for the
+/// blobs unless said otherwise.
 pub fn wharfage() -> Launch {
     Launch {
         command: vec!["serve".into()],
@@ -34,7 +35,7 @@ pub fn wharfage() -> Launch {
 pub struct Launch {
     command: Vec<String>,
     folder: Folder,
-    /// What is mounted at the folder, for the program alone.
+    /// The disk mounted at the folder, for the program alone.
     disk: Option<SmallDisk>,
     variables: BTreeMap<String, String>,
     /// Where it listens; none when the system picks a port.
@@ -401,7 +402,8 @@ async fn a_stop_during_the_start_ends_it_well() {
     for signal in ["TERM", "INT", "HUP"] {
         for launch in [wharfage(), wharfage().up(manifests.path())] {
             let url = super::postgres().database().await;
-            // Another replica migrates the schema: the start waits for its end, without a time limit of its own.
+            // Another replica migrates the schema: the start waits for its end, without its own
+            // time limit.
             let mut replica = sqlx::PgConnection::connect(&url).await.unwrap();
             replica.lock().await.unwrap();
             let launch = launch.env("WHARFAGE_DATABASE_URL", &url);

@@ -136,7 +136,7 @@ enum Actor {
     Canceler,
 }
 
-/// What a writer does with its bytes.
+/// The action of a writer with its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Does {
     /// Acknowledges them as a chunk: three steps.

@@ -52,7 +52,7 @@ async fn run_sql(url: &str, sql: &str) {
     connection.close().await.unwrap();
 }
 
-/// How often a race is run: usually enough for both orders, which no test requires.
+/// The number of runs of a race: usually enough for both orders, which no test requires.
 const ROUNDS: usize = 24;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

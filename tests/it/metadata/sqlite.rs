@@ -193,7 +193,7 @@ async fn a_database_of_version_2_is_upgraded_with_its_rows() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0001_initial.sql")).unwrap();
     connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0002_registry.sql")).unwrap();
-    // On SQLite the number of images has a table of its own.
+    // On SQLite the number of images has a separate table.
     let usage = "INSERT INTO repository_usage VALUES (1, 0, 0);";
     let rows = rows_of_version_2().replacen("INSERT INTO registry", &format!("{usage} INSERT INTO registry"), 1);
     connection.execute_batch(&rows).unwrap();

@@ -121,7 +121,7 @@ pub async fn an_expired_claim_is_taken_over_with_a_new_generation(store: Fixture
     let fresh = Generation::random();
     let claimed = store.claim_upload(&stored(&store, &upload).await, fresh, Timestamp::now(), MINUTE).await.unwrap();
     assert_eq!(claimed, UploadClaim { version: 2, generation: fresh, takeover: true });
-    // A session whose writer failed is taken over too.
+    // A session whose writer failed is claimed by another too.
     store.release_upload(upload.id, 2, false).await.unwrap();
     let claimed = claim(&store, &upload, MINUTE).await.unwrap();
     assert!(claimed.takeover && claimed.generation != fresh, "{claimed:?}");

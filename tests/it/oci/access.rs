@@ -1,4 +1,4 @@
-//! Who may: the Basic challenge, tokens and signed URLs; and requests that are none.
+//! Tests of access: the Basic challenge, tokens and signed URLs; and requests without any.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

@@ -115,7 +115,7 @@ impl Call {
 }
 
 impl Repository {
-    /// Creates a repository with a name of its own on this server.
+    /// Creates a repository with a unique name on this server.
     pub async fn create(server: &Wharfage) -> Self {
         let ecr = server.ecr();
         let tokens = ecr.get_authorization_token().send().await.unwrap();
@@ -195,7 +195,7 @@ impl Repository {
         format!("/v2/{}/blobs/uploads/", self.name)
     }
 
-    /// Begins an upload and returns where it goes on.
+    /// Begins an upload and returns where it continues.
     pub async fn begin(&self) -> String {
         let begun = self.post(&self.uploads()).await;
         begun.assert_status(202);

@@ -1,4 +1,5 @@
-//! What is acknowledged stays what it is, what is lost can be pushed again, and what is refused leaves nothing behind.
+//! Tests that acknowledged content stays unchanged, lost content can be pushed again, and refused
+//! content leaves nothing behind.
 
 use std::fs;
 use std::path::PathBuf;
@@ -83,7 +84,7 @@ async fn of_two_puts_to_one_session_at_two_replicas_one_wins_and_stays() {
             404 | 409 => drop(read.assert_refused(404, "BLOB_UNKNOWN")),
             other => panic!("{other}"),
         }
-        // Whoever pushes the same bytes elsewhere shares them, and gets what it pushed.
+        // A client that pushes the same bytes elsewhere shares them, and gets what it pushed.
         let sibling = there.sibling().await;
         let digest = sibling.push_blob(bytes).await;
         assert_eq!(sibling.get(&sibling.blob(&digest)).await.assert_status(200).body, *bytes);

@@ -1,4 +1,4 @@
-//! Uploads that break off: what has arrived is kept, and the upload goes on from there.
+//! Uploads that break off: what has arrived is kept, and the upload continues from there.
 
 use std::time::{Duration, Instant};
 

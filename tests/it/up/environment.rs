@@ -27,7 +27,7 @@ async fn a_proxy_never_comes_between_up_and_its_own_registry() {
     assert!(text.contains("through the proxy http://127.0.0.1:1") && !text.contains("secret"), "{text}");
 }
 
-/// Returns what the program logs on a terminal of its own while it fails to start.
+/// Returns what the program logs on a separate terminal while it fails to start.
 fn log_on_a_terminal(variables: &[(&str, &str)]) -> String {
     let data = tempfile::tempdir().unwrap();
     let (program, data) = (env!("CARGO_BIN_EXE_wharfage"), data.path().display());

@@ -1,4 +1,4 @@
-//! Who owns what was made: nobody's repositories are taken for orphans by somebody else.
+//! Tests of ownership: nobody's repositories are taken for orphans by somebody else.
 
 use aws_sdk_ecr::types::Tag;
 

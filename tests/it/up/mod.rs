@@ -371,7 +371,7 @@ async fn a_registrys_own_settings_follow_its_manifest_and_stay_when_it_says_no_m
     let plan = || run_on("plan", folder.path(), program.data(), &[]);
     assert_eq!(plan().0, 0);
 
-    // What somebody else changes is found, and put right.
+    // A change by another party is found and corrected.
     ecr.put_registry_scanning_configuration().send().await.unwrap();
     let (code, text) = plan();
     assert!(code == 2 && text.contains("scanningConfiguration: BASIC -> BASIC; SCAN_ON_PUSH team"), "{code}: {text}");

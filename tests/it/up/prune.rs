@@ -1,4 +1,4 @@
-//! What no manifest declares any more: kept, released or deleted.
+//! Tests of what no manifest declares any more: kept, released or deleted.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -29,7 +29,7 @@ async fn a_manifest_that_is_away_for_a_while_loses_no_image() {
         };
         program.wait_for(|line| line.starts_with(says).then_some(()));
         std::fs::rename(&away, &file).unwrap();
-        // An edit that comes after is applied, so this one was looked at, too.
+        // An edit that comes after is applied, so this one was read, too.
         folder.write("api.yaml", &repository("api", "imageTagMutability: IMMUTABLE"));
         until(&ecr, "team/api", "immutable", |it| {
             it.is_some_and(|it| it.image_tag_mutability() == Some(&ImageTagMutability::Immutable))
@@ -117,7 +117,8 @@ async fn a_refusal_to_delete_in_one_registry_changes_no_other() {
     assert!(code == 2 && text.contains("+ create  Repository team/new"), "{text}");
 }
 
-/// Runs `wharfage apply` on a terminal of its own and types the answer: what was shown, and whether it succeeded.
+/// Runs `wharfage apply` on a separate terminal and types the answer: the output, and whether it
+/// succeeded.
 fn at_a_terminal(folder: &Path, program: &Wharfage, answer: &str) -> (String, bool) {
     let (wharfage, data) = (env!("CARGO_BIN_EXE_wharfage"), program.data().display());
     let command = format!("{wharfage} apply -f {} --data {data}", folder.display());

@@ -17,7 +17,7 @@ use wharfage_domain::names::RepositoryName;
 const NAMED: usize = 100;
 /// The number of images for each repository.
 const SAMPLE: usize = 10;
-/// The number of tags for each image. An object has room for 1.5 MiB, a tag may have 128
+/// The number of tags for each image. An object can hold 1.5 MiB, a tag may have 128
 /// characters, and an image a thousand tags.
 const TAGS: usize = 5;
 

@@ -388,7 +388,7 @@ impl PolicyRun<'_> {
         found.tags.extend(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags());
         let Some(desired) = self.wanted(name) else { return Ok(Released::Outdated) };
         let plan = plan_for(&desired, name, Some(found));
-        // A tag has no room for every name, so the object of the step may have another name.
+        // A tag cannot hold every name, so the object of the step may have another name.
         let lets_go =
             |it: &Step| it.object.kind == self.object.kind && matches!(it.action, Action::Retain | Action::Delete);
         let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(Released::Nothing) };

@@ -1,7 +1,7 @@
 //! Caches the last results of each policy in its repositories, so that a reconcile asks only for
 //! what may have changed.
 //!
-//! A status has room for a hundred repositories; the cache holds all. After a start it is filled
+//! A status lists at most a hundred repositories; the cache holds all. After a start it is filled
 //! from the status.
 
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ pub(super) struct LastResult {
     pub(super) begun: Option<Instant>,
     /// The handled request to reconcile.
     pub(super) requested: Option<String>,
-    /// Whether drift could not be corrected.
+    /// True if drift could not be corrected.
     pub(super) differs: bool,
 }
 

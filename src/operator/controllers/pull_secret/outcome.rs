@@ -35,7 +35,7 @@ pub(super) struct Secrets {
     pub(super) why_not: Option<ConditionSet>,
     /// The delay after which the registry may be asked again.
     pub(super) retry: Option<Duration>,
-    /// Whether something changed concurrently, so that it must be reconciled again.
+    /// True if something changed concurrently, so that it must be reconciled again.
     pub(super) unsettled: bool,
 }
 

@@ -46,7 +46,7 @@ pub(crate) const RULES: &[PolicyRule] = &[
         "root keys of managed registries, and what opens their stores",
     ),
     rule("networking.k8s.io", &["networkpolicies"], KEEP, "who may reach managed registries"),
-    // Some clusters ask for this of whoever names an owner that is to wait for what it owns.
+    // Some clusters require this of a client that sets an owner reference which blocks deletion.
     rule("wharfage.dev", &["registries/finalizers"], &["update"], "the owner of what goes with a Registry"),
     rule("policy", &["poddisruptionbudgets"], KEEP, "how many replicas a drain may take"),
     rule("", &["persistentvolumeclaims"], &["get", "patch"], "volumes that grow, or want a StorageClass"),

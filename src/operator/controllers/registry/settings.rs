@@ -20,7 +20,7 @@ use wharfage_plan::{Desired, FieldChange, Observed, Step, contested, desired_set
 pub(super) struct SettingsState {
     /// The state of the Registry, if the registry or the plan refuses the settings.
     pub(super) refused: Option<ReadyState>,
-    /// Whether another party changed them; nothing if the Registry sets none.
+    /// True if another party changed them; nothing if the Registry sets none.
     pub(super) drifted: Option<(bool, Cause)>,
 }
 

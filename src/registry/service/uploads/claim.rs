@@ -11,9 +11,9 @@ use crate::service::Registry;
 use wharfage_store::Handover;
 use wharfage_store::uploads::UploadError;
 
-/// How long a claim lasts without a heartbeat: a client whose replica has died waits as long.
+/// The duration of a claim without a heartbeat: a client whose replica has died waits as long.
 pub(super) const CLAIM_DURATION: Duration = Duration::from_secs(30);
-/// How often a claim is renewed.
+/// The time between two renewals of a claim.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A claim of this process, renewed until it is dropped.

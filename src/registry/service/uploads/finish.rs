@@ -9,7 +9,8 @@ use wharfage_domain::names::{Algorithm, Digest};
 use wharfage_store::uploads::{CommitOutcome, CommitUpload, KnownBlob, UploadError};
 use wharfage_store::{BlobKey, Sealed, StoreError};
 
-/// How often a commit checks an existing blob, which others may replace at the same time.
+/// The number of times a commit checks an existing blob, which others may replace at the same
+/// time.
 const COMMIT_ATTEMPTS: usize = 8;
 
 /// A finished upload.

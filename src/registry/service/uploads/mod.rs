@@ -28,8 +28,8 @@ use wharfage_store::repositories::RepositoryId;
 use wharfage_store::uploads::{Upload, UploadClaim, UploadError, UploadProgress};
 use wharfage_store::{Generation, StoreError, WriterState};
 
-/// How long a blob without references is kept after a push, a mount or a response that reports it
-/// as present. It is longer than any push takes from its first layer to its manifest.
+/// The time that a blob without references is kept after a push, a mount or a response that
+/// reports it as present. It is longer than any push takes from its first layer to its manifest.
 pub(crate) const LEASE: SignedDuration = SignedDuration::from_hours(24);
 
 /// Returns the end of the lease of a blob that is reported as present at `now`. The lease lasts at
@@ -41,10 +41,10 @@ pub(crate) fn lease_of_present(now: Timestamp) -> Timestamp {
     Timestamp::from_second(steps * step).unwrap_or(Timestamp::MAX)
 }
 
-/// How long a request waits for another request to release the session.
-/// A client that lost its connection often returns before this side has noticed.
+/// The time that a request waits for another request to release the session. A client that lost
+/// its connection often returns before this side has noticed.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a waiting request checks whether another replica has released the session.
+/// The time between two checks of whether another replica has released the session.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The reason why an upload failed.

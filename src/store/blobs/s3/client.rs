@@ -12,8 +12,8 @@ use crate::{StoreError, StoreResult};
 /// Timeouts of connecting and of reading. [`Deadlines`] is stricter where possible.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const READ_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long a failed request is retried: long enough for a gateway's restart, short enough for a
-/// client.
+/// The time for which a failed request is retried: long enough for a gateway's restart, short
+/// enough for a client.
 const RETRY_BUDGET: Duration = Duration::from_secs(12);
 /// First and longest pause before a retry, both jittered.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -20,15 +20,15 @@ use object_store::client::{
 };
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-/// How long the response's head may take where the server has little to do: reads and deletions.
+/// The timeout of the response's head where the server has little to do: reads and deletions.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the server may answer no request at all before it is pinged.
+/// The time for which the server may answer no request at all before it is pinged.
 const PING_AFTER: Duration = Duration::from_secs(5);
-/// How long the response to a ping may take.
+/// The timeout of the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a response's body may pause.
+/// The longest pause in a response's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request with a body, or one that assembles parts, may take while the server answers
+/// The timeout of a request with a body, or one that assembles parts, while the server answers
 /// others.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
 

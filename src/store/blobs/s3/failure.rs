@@ -21,7 +21,7 @@ const CREDENTIALS: [&str; 9] = [
     "InvalidClientTokenId",
 ];
 
-/// What an error says is missing.
+/// The missing object, as an error reports it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Missing {
     /// The object.
@@ -34,7 +34,7 @@ pub(super) enum Missing {
     None,
 }
 
-/// What an error says is missing.
+/// Returns the object that an error reports as missing.
 pub(super) fn missing(error: &Error) -> Missing {
     let Error::NotFound { .. } = error else { return Missing::None };
     match code(&error.to_string()) {

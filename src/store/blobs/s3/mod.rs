@@ -35,7 +35,7 @@ use self::state::{ObjectProgress, TailLocation};
 use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
 use crate::{StoreError, StoreResult};
 
-/// How long the readiness check may take.
+/// The timeout of the readiness check.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Memory of the HTTP client for a response that is not read: the last chunk and the buffer for the

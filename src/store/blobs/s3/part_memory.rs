@@ -13,7 +13,7 @@ use wharfage_process::budget::{Account, Budget, Limits};
 const SIZE: usize = 128 * 1024 * 1024;
 /// Bytes per part that are not charged, so that small blobs never wait for large ones.
 const FREE: usize = 256 * 1024;
-/// How long a push waits for memory. Within that time slow clients are disconnected.
+/// The time that a push waits for memory. Within that time slow clients are disconnected.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The memory budget of parts.

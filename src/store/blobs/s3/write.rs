@@ -1,7 +1,7 @@
 //! Writing. Bytes are collected into parts, and each full part is sent by its own task while the
 //! next one fills. A blob smaller than a part is a single PUT.
 //!
-//! At a checkpoint the bytes that do not fill a part become an object of their own, which the next
+//! At a checkpoint the bytes that do not fill a part become a separate object, which the next
 //! writer reads back. Without any part, that object is already the whole blob.
 
 use std::sync::Arc;
